@@ -1,0 +1,64 @@
+// fovblur._cpu: the CPU kernels, in the variant that suits the processor this runs on.
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "bind_params.h"
+#include "build_info.h"
+#include "foveated_blur/cpu.h"
+
+namespace py = pybind11;
+
+namespace {
+
+struct Variant {
+  const char* name;
+  void (*foveated_blur)(const fovblur::BlurParams&, int threads);
+};
+
+// Best first.
+std::vector<Variant> supported_variants() {
+  std::vector<Variant> variants;
+#ifdef __x86_64__
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    variants.push_back({"avx512", fovblur::avx512::foveated_blur});
+  if (avx2) variants.push_back({"avx2", fovblur::avx2::foveated_blur});
+#endif
+  variants.push_back({"baseline", fovblur::baseline::foveated_blur});
+  return variants;
+}
+
+const std::vector<Variant> supported = supported_variants();
+const Variant* in_use = &supported.front();
+
+std::vector<std::string> variant_names() {
+  std::vector<std::string> names;
+  for (const Variant& variant : supported) names.push_back(variant.name);
+  return names;
+}
+
+void use_variant(const std::string& name) {
+  for (const Variant& variant : supported)
+    if (name == variant.name) {
+      in_use = &variant;
+      return;
+    }
+  throw std::invalid_argument("no variant '" + name + "' for this processor");
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+  fovblur::bind_blur_params(m);
+  m.attr("build_info") = FOVBLUR_BUILD_INFO;
+  m.def("variants", variant_names, "Variants this processor can run, best first.");
+  m.def("variant", [] { return std::string(in_use->name); }, "The variant in use.");
+  m.def("use_variant", use_variant, py::arg("name"), "Use another variant, for tests and comparisons.");
+  m.def(
+      "foveated_blur", [](const fovblur::BlurParams& params, int threads) { in_use->foveated_blur(params, threads); },
+      py::arg("params"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+}

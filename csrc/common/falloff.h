@@ -1,0 +1,99 @@
+// How visual acuity falls from 1 at the fixation (u = 0) to its value at the farthest pixel (u = 1).
+#pragma once
+
+#include <cmath>
+
+#include "dtype.h"
+#include "host_device.h"
+
+namespace fovblur {
+
+enum class Falloff : int { exp = 0, linear = 1, quadratic = 2, log = 3, brachistochrone = 4 };
+
+// exp(x) for x <= 0. On the host a polynomial that compilers vectorise (2 ulp), which libm's call is not.
+FOVBLUR_HD float exp_of_negative(float x) {
+#ifdef __CUDA_ARCH__
+  return expf(x);
+#else
+  x = x < -87.0f ? -87.0f : x;
+  const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits
+  const float n = shifted - 12582912.0f;
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const uint32_t power = (bit_cast<uint32_t>(shifted) + 127u) << 23;
+  return p * bit_cast<float>(power);
+#endif
+}
+FOVBLUR_HD double exp_of_negative(double x) { return ::exp(x); }
+
+// s - sin s and 1 - cos s for s in [0, 2.5], by their series: exact near 0, where the closed forms cancel.
+template <class Real>
+FOVBLUR_HD Real cycloid_series(Real z, int first) {  // 1 - z / (first (first + 1)) (1 - z / ((first + 2) (first + 3)) (...))
+  Real sum = 1;
+#pragma unroll
+  for (int k = 11; k >= 0; --k) sum = Real(1) - z * (Real(1) / Real((first + 2 * k) * (first + 2 * k + 1))) * sum;
+  return sum;
+}
+template <class Real>
+FOVBLUR_HD Real s_minus_sin(Real s) {
+  return s * s * s / Real(6) * cycloid_series(s * s, 4);
+}
+template <class Real>
+FOVBLUR_HD Real one_minus_cos(Real s) {
+  return s * s / Real(2) * cycloid_series(s * s, 3);
+}
+
+// The cycloid from (0, 1) to (1, 0): x = r (s - sin s), y = 1 - r (1 - cos s).
+template <class Real>
+FOVBLUR_HD Real brachistochrone(Real u) {
+  const Real r = Real(0.5729);
+  const Real target = u / r;
+  Real s = cbrt(Real(6) * target);  // exact as s -> 0, and at most 10 % below the root on [0, 1]
+  for (int i = 0; i < 5 && s > Real(0); ++i) s -= (s_minus_sin(s) - target) / one_minus_cos(s);  // Newton
+  return Real(1) - r * one_minus_cos(s);
+}
+
+template <class Real>
+FOVBLUR_HD Real falloff(Falloff kind, Real decay, Real u) {
+  switch (kind) {
+    case Falloff::exp:
+      return exp_of_negative(-decay * u);
+    case Falloff::linear:
+      return Real(1) - u;
+    case Falloff::quadratic:
+      return Real(1) - u * u;
+    case Falloff::log: {
+      const Real b = Real(0.58197670686932642438);  // 1 / (e - 1): the curve ends in 0
+      return Real(1) - ::log1p(u / b);
+    }
+    default:
+      return brachistochrone(u);
+  }
+}
+
+// Distance over which acuity falls, for a fixation in an H x W image. The default fixation keeps the published
+// formula, which measures to the last pixel; any other one measures to the farthest.
+template <class Real>
+FOVBLUR_HD Real falloff_distance(Real cy, Real cx, Real height, Real width) {
+  Real dy = height - Real(1) - cy, dx = width - Real(1) - cx;
+  if (cy != floor(height / 2) || cx != floor(width / 2)) {
+    dy = fmax(fabs(cy), fabs(dy));
+    dx = fmax(fabs(cx), fabs(dx));
+  }
+  return sqrt(dy * dy + dx * dx);
+}
+
+// u = min(1, d / D), with 0 / 0 = 0 (a 1 x 1 image).
+template <class Real>
+FOVBLUR_HD Real eccentricity(Real dy, Real dx, Real distance) {
+  const Real d = sqrt(dy * dy + dx * dx);
+  return d < distance ? d / distance : (d > Real(0) ? Real(1) : Real(0));
+}
+
+}  // namespace fovblur

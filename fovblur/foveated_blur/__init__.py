@@ -1,0 +1,1 @@
+"""The foveated Gaussian blur: api -> op -> one backend module -> kernel."""

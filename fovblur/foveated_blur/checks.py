@@ -1,0 +1,173 @@
+"""What the public functions accept, and what they say to the rest."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fovblur import backends
+
+# In the order of csrc/common's enums DType and Falloff, which pass their index.
+DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FALLOFFS = ("exp", "linear", "quadratic", "log", "brachistochrone")
+LARGEST_KERNEL_SIZE = 65535
+LARGEST_SIGMA = (LARGEST_KERNEL_SIZE - 1) / 8 - 1
+
+_RANGES = {
+    "sigma": (f"a finite number of pixels, from 0 to {LARGEST_SIGMA:g}", lambda v: (v >= 0) & (v <= LARGEST_SIGMA)),
+    "kernel_size": (f"odd, from 1 to {LARGEST_KERNEL_SIZE}", lambda v: (v >= 1) & (v <= LARGEST_KERNEL_SIZE) & (v % 2 == 1)),
+    "gain": ("within [0, 1]", lambda v: (v >= 0) & (v <= 1)),
+    "fixation": ("finite (y, x) pixels", lambda v: abs(v) <= 1e9),
+    "mean": ("finite", lambda v: abs(v) <= 3e38),
+    "std": ("finite and not 0", lambda v: (abs(v) <= 3e38) & (v != 0)),
+}
+_constants: dict[tuple, Tensor] = {}
+
+
+def check_images(images: Tensor) -> None:
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images is a {type(images).__name__}; pass a torch.Tensor of shape (B, C, H, W)")
+    if images.ndim != 4:
+        hint = "; add the batch dimension with images[None]" if images.ndim == 3 else ""
+        raise ValueError(f"images has shape {tuple(images.shape)}; it must be (B, C, H, W){hint}")
+    if images.dtype not in DTYPES:
+        raise TypeError(f"images is {images.dtype}; it must be one of {_names(DTYPES)}")
+    if images.is_sparse or images.is_quantized:
+        raise TypeError("images must be a dense tensor; pass images.to_dense() or images.dequantize()")
+
+
+def accumulation_dtype(images: Tensor) -> torch.dtype:
+    return torch.float64 if images.dtype == torch.float64 else torch.float32
+
+
+def per_sample(name: str, value: float | Tensor, images: Tensor, dtype: torch.dtype) -> Tensor:
+    """A number or a tensor (B,) as a tensor (B,) on the images' device."""
+    batch = images.shape[0]
+    if isinstance(value, Tensor):
+        _check_tensor(name, value, images, integer=dtype == torch.int32)
+        if value.ndim > 1 or (value.ndim == 1 and value.shape[0] != batch):
+            raise ValueError(f"{name} has shape {tuple(value.shape)}; it must be a number or ({batch},), one for each image")
+        return value.to(dtype).expand(batch)
+    _check_number(name, value, integer=dtype == torch.int32)
+    return constant((value,), dtype, images.device).expand(batch)
+
+
+def per_channel(name: str, value: float | Sequence[float] | Tensor, images: Tensor, dtype: torch.dtype) -> Tensor:
+    """A number, C numbers or a tensor (C,) as a contiguous tensor (C,) on the images' device."""
+    channels = images.shape[1]
+    if isinstance(value, Tensor):
+        _check_tensor(name, value, images, integer=False)
+        if value.ndim > 1 or (value.ndim == 1 and value.shape[0] != channels):
+            raise ValueError(f"{name} has shape {tuple(value.shape)}; it must be a number or ({channels},), one for each channel")
+        return value.to(dtype).expand(channels).contiguous()
+    values = tuple(value) if isinstance(value, Sequence) else (value,) * channels
+    if len(values) != channels:
+        raise ValueError(f"{name} has {len(values)} values; images has {channels} channels")
+    for each in values:
+        _check_number(name, each, integer=False)
+    return constant(values, dtype, images.device)
+
+
+def fixation(value: Sequence[float] | Tensor, images: Tensor, dtype: torch.dtype) -> Tensor:
+    """(y, x), (2,) or (B, 2) as a tensor (B, 2) on the images' device."""
+    batch = images.shape[0]
+    if isinstance(value, Tensor):
+        _check_tensor("fixation", value, images, integer=False)
+        if tuple(value.shape) not in ((2,), (batch, 2)):
+            raise ValueError(f"fixation has shape {tuple(value.shape)}; it must be (2,) or ({batch}, 2), as (y, x) pixels")
+        value = value.to(dtype)
+        return value.expand(batch, 2) if value.ndim == 1 else value.contiguous()
+    if not isinstance(value, Sequence) or len(value) != 2:
+        raise TypeError(f"fixation is {value!r}; it must be two numbers (y, x) or a tensor of shape (2,) or ({batch}, 2)")
+    for each in value:
+        _check_number("fixation", each, integer=False)
+    return constant(tuple(value), dtype, images.device).expand(batch, 2)
+
+
+def decay(value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"decay is a {type(value).__name__}; it must be a number")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"decay is {value}; it must be finite and at least 0")
+    return float(value)
+
+
+def check_falloff(value: str) -> None:
+    if value not in FALLOFFS:
+        raise ValueError(f"falloff is {value!r}; it must be one of {', '.join(FALLOFFS)}")
+
+
+def out_dtype(value: torch.dtype | None, images: Tensor, normalise: bool) -> torch.dtype:
+    if value is None:
+        return torch.float32 if normalise and images.dtype == torch.uint8 else images.dtype
+    if value not in DTYPES:
+        raise TypeError(f"out_dtype is {value!r}; it must be one of {_names(DTYPES)}")
+    if value == torch.uint8 and (normalise or images.dtype != torch.uint8):
+        raise ValueError("out_dtype uint8 is for uint8 images without mean and std; choose a floating-point out_dtype")
+    if value == torch.float64 and images.dtype != torch.float64:
+        raise ValueError("out_dtype float64 is for float64 images, as others are blurred in float32; pass images.double()")
+    return value
+
+
+def check_backend(value: str | None) -> None:
+    if value not in (None, "auto", *backends.NAMES):
+        raise ValueError(f"backend is {value!r}; choose one of auto, {', '.join(backends.NAMES)}")
+
+
+def check_values(**parameters: Tensor | None) -> None:
+    """The ranges of parameters that lie in CPU memory; the op calls it, where the values are real."""
+    for name, value in parameters.items():
+        if value is None or value.device.type != "cpu":
+            continue
+        meaning, allowed = _RANGES[name]
+        inside = allowed(value)
+        if not inside.all():
+            where = (~inside).nonzero()[0].tolist()
+            place = f"[{', '.join(map(str, where))}]" if value.numel() > 1 else ""
+            raise ValueError(f"{name}{place} is {value[tuple(where)].item():g}; it must be {meaning}")
+
+
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A small tensor of numbers, made once: a copy to the GPU on every call would stall it and break graph capture."""
+    if torch.compiler.is_compiling():
+        return torch.stack([torch.full((), value, dtype=dtype, device=device) for value in values])
+    key = (values, dtype, device)
+    found = _constants.get(key)
+    if found is None:
+        with torch.inference_mode(False):
+            found = torch.tensor(values, dtype=dtype, device=device)
+        if type(found) is Tensor:  # not the fake tensor of a tracer
+            if len(_constants) >= 4096:
+                _constants.clear()
+            _constants[key] = found
+    return found
+
+
+def _check_tensor(name: str, value: Tensor, images: Tensor, integer: bool) -> None:
+    if value.device != images.device:
+        raise ValueError(f"{name} is on {value.device} and images on {images.device}; move it with {name}.to(images.device)")
+    is_integer = not value.is_floating_point() and not value.is_complex() and value.dtype != torch.bool
+    if integer and not is_integer:
+        raise TypeError(f"{name} is a tensor of {value.dtype}; it must hold integers")
+    if not is_integer and not value.is_floating_point():
+        raise TypeError(f"{name} is a tensor of {value.dtype}; it must hold real numbers")
+
+
+def _check_number(name: str, value: float, integer: bool) -> None:
+    kind = numbers.Integral if integer else numbers.Real
+    if isinstance(value, (bool, torch.SymBool)) or not isinstance(value, (kind, torch.SymInt, torch.SymFloat)):
+        wanted = "an int or an integer tensor" if integer else "a number or a tensor"
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it must be {wanted}")
+    if isinstance(value, (torch.SymInt, torch.SymFloat)):
+        return
+    meaning, allowed = _RANGES[name]
+    if not allowed(value):
+        raise ValueError(f"{name} is {value}; it must be {meaning}")
+
+
+def _names(dtypes: Sequence[torch.dtype]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

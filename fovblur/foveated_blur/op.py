@@ -1,0 +1,81 @@
+"""The op ``fovblur::foveated_blur``: declaration, fake, gradient, and the choice of the backend that runs it."""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+from torch import Tensor
+
+from fovblur import backends
+from fovblur.foveated_blur import checks
+
+_MODULES = {"reference": "reference", "cpu": "native", "cuda": "native", "triton": "triton"}
+
+
+@torch.library.custom_op("fovblur::foveated_blur", mutates_args=())
+def foveated_blur_op(
+    images: Tensor,
+    sigma: Tensor,
+    kernel_size: Tensor,
+    gain: Tensor,
+    fixation: Tensor,
+    mean: Tensor | None,
+    std: Tensor | None,
+    falloff: str,
+    decay: float,
+    out_dtype: torch.dtype,
+    backend: str,
+) -> Tensor:
+    checks.check_values(sigma=sigma, kernel_size=kernel_size, gain=gain, fixation=fixation, mean=mean, std=std)
+    name = backends.choose(backend or None, images.device, images.dtype)
+    out = torch.empty_like(images, dtype=out_dtype)
+    if out.numel() == 0:
+        return out
+    module = importlib.import_module(f"fovblur.foveated_blur.{_MODULES[name]}")
+    getattr(module, f"{name}_forward")(images, out, sigma, kernel_size, gain, fixation, mean, std, falloff, decay)
+    return out
+
+
+@foveated_blur_op.register_fake
+def _(images, sigma, kernel_size, gain, fixation, mean, std, falloff, decay, out_dtype, backend):
+    return torch.empty_like(images, dtype=out_dtype)
+
+
+@torch.library.custom_op("fovblur::foveated_blur_backward", mutates_args=())
+def foveated_blur_backward_op(
+    grad: Tensor,
+    images: Tensor,
+    sigma: Tensor,
+    kernel_size: Tensor,
+    gain: Tensor,
+    fixation: Tensor,
+    std: Tensor | None,
+    falloff: str,
+    decay: float,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of images, sigma and gain; those that are not needed come back empty."""
+    from fovblur.foveated_blur.reference import reference_backward
+
+    return reference_backward(grad, images, sigma, kernel_size, gain, fixation, std, falloff, decay, needs)
+
+
+@foveated_blur_backward_op.register_fake
+def _(grad, images, sigma, kernel_size, gain, fixation, std, falloff, decay, needs):
+    return tuple(torch.empty_like(x) if needed else x.new_empty(0) for x, needed in zip((images, sigma, gain), needs))
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    images, sigma, kernel_size, gain, fixation, mean, std, ctx.falloff, ctx.decay, _, _ = inputs
+    ctx.save_for_backward(images, sigma, kernel_size, gain, fixation, std)
+
+
+def _backward(ctx, grad):
+    needs = [ctx.needs_input_grad[i] for i in (0, 1, 3)]
+    grads = foveated_blur_backward_op(grad, *ctx.saved_tensors, ctx.falloff, ctx.decay, needs)
+    grad_images, grad_sigma, grad_gain = (g if needed else None for g, needed in zip(grads, needs))
+    return grad_images, grad_sigma, None, grad_gain, None, None, None, None, None, None, None
+
+
+foveated_blur_op.register_autograd(_backward, setup_context=_setup_context)

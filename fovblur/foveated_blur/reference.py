@@ -1,0 +1,173 @@
+"""The blur in plain PyTorch, as its formula is written: slow, differentiable, the oracle of every test."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def foveated_blur(
+    images: Tensor,
+    sigma: Tensor,
+    kernel_size: Tensor,
+    gain: Tensor,
+    fixation: Tensor,
+    mean: Tensor | None,
+    std: Tensor | None,
+    falloff: str,
+    decay: float,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """y = W x + (1 - W) G(x, sigma), normalised and converted; sigma's dtype is the one it is computed in."""
+    _, _, height, width = images.shape
+    x = images.to(sigma.dtype)
+    weight = gain[:, None, None] * acuity(falloff, decay, fixation, height, width)
+    samples = []
+    for i, size in enumerate(kernel_size.tolist()):
+        radius = 0 if sigma[i] == 0 else size // 2
+        if radius == 0:
+            samples.append(x[i])
+            continue
+        blurred = gaussian(x[i], sigma[i], radius)
+        blended = weight[i] * x[i] + (1 - weight[i]) * blurred
+        samples.append(torch.where((weight[i] == 0) & ~x[i].isfinite(), blurred, blended))  # 0 * inf is not NaN here
+    y = torch.stack(samples)
+    if mean is not None:
+        scale = 255.0 if images.dtype == torch.uint8 else 1.0
+        y = (y / scale - mean[:, None, None]) / std[:, None, None]
+    if out_dtype == torch.uint8:
+        y = y.nan_to_num(0.0).round().clamp(0, 255)
+    return y.to(out_dtype)
+
+
+def gaussian(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    """Separable Gaussian of (C, H, W), weights normalised to sum 1, border REFLECT_101."""
+    taps = gaussian_taps(sigma, radius)
+    return correlate(correlate(x, taps, -2), taps, -1)
+
+
+def gaussian_taps(sigma: Tensor, radius: int) -> Tensor:
+    offsets = torch.arange(-radius, radius + 1, dtype=sigma.dtype, device=sigma.device)
+    taps = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    return taps / taps.sum()
+
+
+def correlate(x: Tensor, taps: Tensor, dim: int) -> Tensor:
+    """Weighted sum of the neighbours along one dimension of (C, H, W), border REFLECT_101."""
+    n, radius = x.shape[dim], len(taps) // 2
+    padded = x.index_select(dim, reflected_indices(n, radius, x.device))
+    return sum(tap * padded.narrow(dim, t, n) for t, tap in enumerate(taps))
+
+
+def reflected_indices(n: int, radius: int, device: torch.device) -> Tensor:
+    """Which pixel of n each position of -radius .. n - 1 + radius shows under REFLECT_101."""
+    if n == 1:
+        return torch.zeros(2 * radius + 1, dtype=torch.int64, device=device)
+    folded = torch.arange(-radius, n + radius, device=device).remainder(2 * n - 2)
+    return torch.minimum(folded, 2 * n - 2 - folded)
+
+
+def acuity(falloff: str, decay: float, fixation: Tensor, height: int, width: int) -> Tensor:
+    """f(min(1, d / D)) for every pixel, (B, H, W)."""
+    cy, cx = fixation[:, 0, None, None], fixation[:, 1, None, None]
+    y = torch.arange(height, dtype=fixation.dtype, device=fixation.device)[:, None]
+    x = torch.arange(width, dtype=fixation.dtype, device=fixation.device)
+    distance = torch.hypot(y - cy, x - cx)
+    is_default = (cy == height // 2) & (cx == width // 2)
+    farthest_y = torch.where(is_default, height - 1 - cy, torch.maximum(cy.abs(), (height - 1 - cy).abs()))
+    farthest_x = torch.where(is_default, width - 1 - cx, torch.maximum(cx.abs(), (width - 1 - cx).abs()))
+    reach = torch.hypot(farthest_y, farthest_x)
+    u = torch.where(distance < reach, distance / reach, (distance > 0).to(distance.dtype))
+    return falloff_curve(falloff, decay, u)
+
+
+def falloff_curve(falloff: str, decay: float, u: Tensor) -> Tensor:
+    """f(u), from 1 at u = 0 down to its least at u = 1."""
+    if falloff == "exp":
+        return torch.exp(-decay * u)
+    if falloff == "linear":
+        return 1 - u
+    if falloff == "quadratic":
+        return 1 - u**2
+    if falloff == "log":
+        b = 1 / (math.e - 1)
+        return math.log(b) + 1 - torch.log(u + b)
+    return brachistochrone(u)
+
+
+def brachistochrone(u: Tensor) -> Tensor:
+    """The cycloid from (0, 1) to (1, 0), by bisection in float64: x = r (s - sin s), y = 1 - r (1 - cos s)."""
+    r = 0.5729
+    x = u.double()
+    low, high = torch.zeros_like(x), torch.full_like(x, math.pi)
+    for _ in range(60):
+        s = (low + high) / 2
+        below = r * (s - s.sin()) < x
+        low, high = torch.where(below, s, low), torch.where(below, high, s)
+    return (1 - r * (1 - low.cos())).to(u.dtype)
+
+
+def reference_forward(images, out, *parameters) -> None:
+    out.copy_(foveated_blur(images, *parameters, out.dtype))
+
+
+def reference_backward(
+    grad: Tensor,
+    images: Tensor,
+    sigma: Tensor,
+    kernel_size: Tensor,
+    gain: Tensor,
+    fixation: Tensor,
+    std: Tensor | None,
+    falloff: str,
+    decay: float,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of images, sigma and gain for a gradient of the result; empty tensors for those not needed."""
+    _, _, height, width = images.shape
+    x, grad = images.to(sigma.dtype), grad.to(sigma.dtype)
+    if std is not None:
+        grad = grad / (std[:, None, None] * (255.0 if images.dtype == torch.uint8 else 1.0))
+    f = acuity(falloff, decay, fixation, height, width)
+    grads = tuple(torch.zeros_like(of) if needed else of.new_empty(0) for of, needed in zip((x, sigma, gain), needs))
+    for i, size in enumerate(kernel_size.tolist()):
+        radius = 0 if sigma[i] == 0 else size // 2
+        if radius == 0:
+            if needs[0]:
+                grads[0][i] = grad[i]
+            continue
+        weight = gain[i] * f[i]
+        through_blur = (1 - weight) * grad[i]
+        if needs[0]:
+            grads[0][i] = weight * grad[i] + gaussian_adjoint(through_blur, sigma[i], radius)
+        if needs[1]:
+            grads[1][i] = (through_blur * gaussian_derivative(x[i], sigma[i], radius)).sum()
+        if needs[2]:
+            grads[2][i] = (grad[i] * f[i] * (x[i] - gaussian(x[i], sigma[i], radius))).sum()
+    return (grads[0].to(images.dtype) if needs[0] else images.new_empty(0), *grads[1:])
+
+
+def gaussian_adjoint(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    """The transpose of :func:`gaussian`.
+
+    Under REFLECT_101 a border pixel stands for itself and an inner one for itself and its mirror image, so that the blur
+    is symmetric once border pixels count half: A^T = E A E^-1 with E = diag(1/2, 1, ..., 1, 1/2).
+    """
+    share = border_share(x.shape[-2], x)[:, None] * border_share(x.shape[-1], x)
+    return share * gaussian(x / share, sigma, radius)
+
+
+def border_share(n: int, like: Tensor) -> Tensor:
+    share = torch.ones(n, dtype=like.dtype, device=like.device)
+    share[0] = share[-1] = 0.5
+    return share
+
+
+def gaussian_derivative(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    """The derivative of :func:`gaussian` in sigma: t_i' = t_i (i^2 - sum_j t_j j^2) / sigma^3 in either direction."""
+    taps = gaussian_taps(sigma, radius)
+    squares = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device) ** 2
+    slopes = taps * (squares - (taps * squares).sum()) / sigma**3
+    return correlate(correlate(x, taps, -2), slopes, -1) + correlate(correlate(x, slopes, -2), taps, -1)

@@ -1,0 +1,42 @@
+"""``python -m fovblur.info``: what was built, and which backend would serve which tensors. Belongs in a bug report."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+
+from fovblur import backends
+
+
+def report() -> str:
+    """The text that ``python -m fovblur.info`` prints."""
+    lines = [f"python {platform.python_version()} on {platform.machine()}, torch {torch.__version__}"]
+    try:
+        info = backends.build_info()
+    except ImportError as error:
+        lines.append(f"built: nothing; {error}")
+    else:
+        native = backends.load_native("cpu")
+        lines.append(f"compiler: {info['compiler']}")
+        lines.append(f"CPU module: variants {', '.join(info['cpu_variants'])}; in use here: {native.variant()}")
+        cuda = info["cuda"]
+        built = cuda.get("skipped") and f"not built: {cuda['skipped']}"
+        lines.append(f"CUDA module: {built or cuda['compiler'] + ', architectures ' + ', '.join(cuda['architectures'])}")
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            major, minor = torch.cuda.get_device_capability(index)
+            lines.append(f"cuda:{index}: {torch.cuda.get_device_name(index)}, compute capability {major}.{minor}")
+    lines.append("backends:")
+    lines += [f"  {name:<10} {reason or 'can run'}" for name, reason in backends.available_backends().items()]
+    for device in ("cpu", "cuda"):
+        try:
+            serving = backends.choose(None, torch.device(device), torch.float32)
+        except (RuntimeError, ValueError) as error:
+            serving = f"nothing: {error}"
+        lines.append(f"{device.upper()} tensors would be served by {serving}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(report())

@@ -1,0 +1,101 @@
+"""Choosing a backend: by argument, by environment, automatically; and why one cannot run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from backends_under_test import ON_GPU
+
+import fovblur
+from fovblur import backends, info
+
+
+@pytest.fixture(autouse=True)
+def forget_reasons():
+    backends.why_not.cache_clear()
+    yield
+    backends.why_not.cache_clear()
+
+
+def test_auto_serves_cpu_tensors_with_the_compiled_module():
+    assert backends.choose(None, torch.device("cpu"), torch.float32) == "cpu"
+    assert backends.choose("auto", torch.device("cpu"), torch.float64) == "cpu"
+
+
+def test_auto_prefers_compiled_backends_for_cuda_tensors(monkeypatch):
+    monkeypatch.setattr(backends, "why_not", lambda name: None)
+    monkeypatch.setattr(backends, "triton_is_interpreted", lambda: False)
+    cuda = torch.device("cuda")
+    assert backends.choose(None, cuda, torch.float16) in ("cuda", "triton")
+    assert backends.choose(None, cuda, torch.float64) == "reference"
+
+
+def test_environment_variable_chooses_and_the_argument_overrides_it(monkeypatch):
+    monkeypatch.setenv("FOVBLUR_BACKEND", "reference")
+    assert backends.choose(None, torch.device("cpu"), torch.float32) == "reference"
+    assert backends.choose("cpu", torch.device("cpu"), torch.float32) == "cpu"
+    monkeypatch.setenv("FOVBLUR_BACKEND", "fast")
+    with pytest.raises(ValueError, match="FOVBLUR_BACKEND is 'fast'"):
+        fovblur.gaussian_blur(torch.rand(1, 1, 4, 4), 1.0)
+
+
+def test_a_backend_that_cannot_run_raises_with_the_reason(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    if ON_GPU:
+        with pytest.raises(RuntimeError, match="'triton' cannot run: it serves CUDA tensors, not cpu ones"):
+            fovblur.gaussian_blur(torch.rand(1, 1, 4, 4), 1.0, backend="triton")
+        return
+    with pytest.raises(RuntimeError, match="'triton' cannot run: no CUDA device is available"):
+        fovblur.gaussian_blur(torch.rand(1, 1, 4, 4), 1.0, backend="triton")
+    with pytest.raises(RuntimeError, match="'cuda' cannot run: (no CUDA device|the CUDA module was not built)"):
+        fovblur.gaussian_blur(torch.rand(1, 1, 4, 4), 1.0, backend="cuda")
+
+
+def test_available_backends_names_all_and_says_why_not():
+    reasons = fovblur.available_backends()
+    assert tuple(reasons) == ("reference", "cpu", "triton", "cuda")
+    assert reasons["reference"] is None and reasons["cpu"] is None
+    assert ON_GPU or isinstance(reasons["cuda"], str)
+
+
+def test_info_tells_what_was_built_and_what_would_serve():
+    text = info.report()
+    for part in ("compiler:", "CPU module: variants baseline", "CUDA module:", "CPU tensors would be served by cpu"):
+        assert part in text
+    printed = subprocess.run([sys.executable, "-m", "fovblur.info"], capture_output=True, text=True, check=True).stdout
+    assert "CUDA tensors would be served by" in printed
+
+
+BLOCKED_IMPORT = """
+import sys, torch
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name in {blocked!r} or name.split(".")[0] in {blocked!r}:
+            raise ImportError(f"{{name}} is blocked")
+sys.meta_path.insert(0, Block())
+import fovblur
+{then}
+"""
+
+
+@pytest.mark.parametrize(
+    ("blocked", "then"),
+    [
+        (["triton", "fovblur._cuda"], "assert fovblur.gaussian_blur(torch.rand(1, 1, 8, 8), 1.0).shape == (1, 1, 8, 8)"),
+        (["triton"], "assert 'triton is blocked' in fovblur.available_backends()['triton']"),
+        (["fovblur._cuda"], "assert 'not built' in fovblur.available_backends()['cuda']"),
+        (["scipy", "torchvision", "lightning_fabric", "jsonargparse", "open_clip", "cv2"], "fovblur.available_backends()"),
+    ],
+    ids=str,
+)
+def test_imports_and_runs_without(blocked, then):
+    code = BLOCKED_IMPORT.format(blocked=blocked, then=then)
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_import_loads_neither_triton_nor_the_training_package():
+    code = "import sys, fovblur; assert not {'triton', 'bvsa_core', 'fovblur._cuda'} & set(sys.modules), 'loaded too much'"
+    subprocess.run([sys.executable, "-c", code], check=True)

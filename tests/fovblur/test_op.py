@@ -1,0 +1,119 @@
+"""The op as PyTorch sees it: schema, fake, autograd, torch.compile, threads and streams of callers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from backends_under_test import IMAGE_DTYPES
+
+import fovblur
+from fovblur.foveated_blur.op import foveated_blur_backward_op, foveated_blur_op
+
+
+def op_arguments(dtype: torch.dtype, requires_grad: bool = False) -> tuple:
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    images = (torch.rand(2, 3, 9, 10) * 200).to(dtype)
+    sigma, gain = torch.tensor([1.0, 3.0], dtype=real), torch.tensor([0.2, 0.9], dtype=real)
+    if requires_grad:
+        images, sigma, gain = (x.requires_grad_(x.is_floating_point()) for x in (images, sigma, gain))
+    fixation = torch.tensor([[4.0, 5.0], [1.0, 2.0]], dtype=real)
+    mean, std = torch.tensor([0.5, 0.4, 0.3], dtype=real), torch.tensor([0.2, 0.3, 0.4], dtype=real)
+    out_dtype = torch.float32 if dtype == torch.uint8 else dtype
+    return images, sigma, torch.tensor([9, 25], dtype=torch.int32), gain, fixation, mean, std, "exp", 3.0, out_dtype, "auto"
+
+
+@pytest.mark.parametrize("dtype", IMAGE_DTYPES, ids=str)
+def test_opcheck(dtype, seed):
+    torch.library.opcheck(foveated_blur_op, op_arguments(dtype))
+    torch.library.opcheck(foveated_blur_op, op_arguments(dtype, requires_grad=dtype != torch.uint8))
+
+
+def test_opcheck_of_the_backward(seed):
+    images, sigma, kernel_size, gain, fixation, _, std, falloff, decay, *_ = op_arguments(torch.float32)
+    for needs in ([True, True, True], [True, False, False]):
+        arguments = (torch.rand_like(images), images, sigma, kernel_size, gain, fixation, std, falloff, decay, needs)
+        torch.library.opcheck(foveated_blur_backward_op, arguments)
+
+
+@pytest.mark.parametrize("grad_layout", ["contiguous", "expanded", "transposed"])
+def test_gradients_arrive_in_any_layout(grad_layout, seed):
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    y = fovblur.foveated_blur(images, torch.tensor([1.0, 2.0]).double())
+    grad = {
+        "contiguous": torch.rand(2, 3, 8, 8).double(),
+        "expanded": torch.rand(()).double().expand(2, 3, 8, 8),
+        "transposed": torch.rand(8, 8, 3, 2).double().permute(3, 2, 1, 0),
+    }[grad_layout]
+    (ours,) = torch.autograd.grad(y, images, grad, retain_graph=True)
+    (again,) = torch.autograd.grad(y, images, grad)
+    plain = fovblur.foveated_blur(images, torch.tensor([1.0, 2.0]).double(), backend="reference")
+    (expected,) = torch.autograd.grad(plain, images, grad.contiguous())
+    torch.testing.assert_close(ours, expected)
+    assert torch.equal(ours, again)
+
+
+def test_compiles_whole_with_a_dynamic_batch_and_changing_parameters(seed):
+    @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
+    def pipeline(images, sigma, gain):
+        features = fovblur.foveated_blur(images * 2, sigma, gain=gain, mean=(0.5, 0.4, 0.3), std=0.2)
+        return features + fovblur.gaussian_blur(images, kernel_size=5)
+
+    for batch in (2, 5, 3):
+        images, sigma = torch.rand(batch, 3, 12, 11, requires_grad=True), torch.rand(batch) * 3
+        ours = pipeline(images, sigma, 0.3)
+        expected = fovblur.foveated_blur(images * 2, sigma, gain=0.3, mean=(0.5, 0.4, 0.3), std=0.2)
+        expected = expected + fovblur.gaussian_blur(images, kernel_size=5)
+        torch.testing.assert_close(ours, expected)
+        ours.sum().backward()
+        assert images.grad.isfinite().all()
+
+
+def test_bad_values_raise_in_a_compiled_function_too():
+    compiled = torch.compile(lambda images, sigma: fovblur.gaussian_blur(images, sigma), backend="eager", fullgraph=True)
+    with pytest.raises(ValueError, match=r"sigma\[1\] is -1"):
+        compiled(torch.rand(2, 1, 4, 4), torch.tensor([1.0, -1.0]))
+
+
+def test_fake_tensors_leave_no_trace():
+    with torch._subclasses.FakeTensorMode():
+        fake = fovblur.foveated_blur(torch.empty(2, 3, 8, 8), 1.25, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0))
+    assert fake.shape == (2, 3, 8, 8)
+    real = fovblur.foveated_blur(torch.rand(2, 3, 8, 8), 1.25, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0))
+    assert type(real) is torch.Tensor
+
+
+def test_constants_made_in_inference_mode_serve_training():
+    with torch.inference_mode():
+        fovblur.foveated_blur(torch.rand(1, 1, 8, 8), 1.375)
+    images = torch.rand(1, 1, 8, 8, requires_grad=True)
+    fovblur.foveated_blur(images, 1.375).sum().backward()
+    assert images.grad is not None
+
+
+def test_autocast_leaves_the_dtype_alone():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert fovblur.gaussian_blur(torch.rand(1, 1, 8, 8), 1.0).dtype == torch.float32
+
+
+def test_calls_from_many_threads_agree(seed):
+    from concurrent.futures import ThreadPoolExecutor
+
+    images = torch.rand(8, 3, 40, 40)
+    expected = fovblur.gaussian_blur(images, 2.0)
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda _: fovblur.gaussian_blur(images, 2.0), range(32)))
+    assert all(torch.equal(result, expected) for result in results)
+
+
+def test_works_in_a_forked_worker_after_use_in_the_parent():
+    fovblur.gaussian_blur(torch.rand(64, 3, 64, 64), 2.0)
+    loader = torch.utils.data.DataLoader(_Blurred(), batch_size=2, num_workers=2, multiprocessing_context="fork")
+    assert sum(len(batch) for batch in loader) == 6
+
+
+class _Blurred(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return fovblur.gaussian_blur(torch.rand(1, 3, 64, 64), 2.0)[0]
