@@ -1,0 +1,1 @@
+"""Brain-to-image retrieval with blur-aligned image features, built on fovblur."""

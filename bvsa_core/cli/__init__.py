@@ -1,0 +1,57 @@
+"""The command `bvsa`: one module a command, each with `add_arguments(parser, arguments)` and `run(config)`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+from bvsa_core.errors import UserError, unknown_name
+
+COMMANDS = {
+    "demo": "the embedded default end to end: data, features, training, table",
+    "data": "make or check a data set",
+    "features": "fill the feature bank",
+    "train": "train one method on one or all subjects",
+    "evaluate": "score a run, or embeddings made elsewhere",
+}
+_NEEDED = ("jsonargparse", "open_clip", "lightning_fabric", "safetensors", "scipy", "PIL", "rich", "torchvision")
+_USAGE = "\n".join(
+    ["usage: bvsa COMMAND [options]      bvsa COMMAND --help", "", *(f"  {name:<10} {text}" for name, text in COMMANDS.items())]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, or 2 after one line that says what was wrong."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        print(f"bvsa: error: {error}", file=sys.stderr)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"bvsa: error: {where}{error.strerror or error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("bvsa: stopped; the same command continues", file=sys.stderr)
+        return 130
+    return 2
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_USAGE)
+        return 0
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"{', '.join(missing)} not installed; the command needs: pip install 'fovblur[train]'")
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        raise UserError(unknown_name("command", name, COMMANDS))
+    command = importlib.import_module(f"{__name__}.{name}")
+    from bvsa_core.cli.arguments import Parser
+
+    parser = Parser(prog=f"bvsa {name}", description=command.__doc__)
+    command.add_arguments(parser, rest)
+    command.run(parser.parse_args(rest))
+    return 0

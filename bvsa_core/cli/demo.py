@@ -1,0 +1,58 @@
+"""The embedded default end to end: synthetic data, features, training of every method with several seeds, one table."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import jsonargparse
+from rich.console import Console
+
+from bvsa_core import methods
+from bvsa_core.cli.arguments import Parser, make
+from bvsa_core.cli.progress import Display
+from bvsa_core.data.synthetic import SyntheticConfig, make_dataset
+from bvsa_core.experiments.grid import cells, run_grid
+from bvsa_core.files import write_atomically
+from bvsa_core.report.tables import rows, to_markdown, to_rich
+from bvsa_core.training.config import RunConfig
+from bvsa_core.training.run import Materials
+
+
+@dataclass
+class DemoConfig:
+    """How much of a demonstration."""
+
+    data: Path = Path("bvsa_data/demo")
+    """Where the synthetic data go, or are."""
+    out: Path = Path("bvsa_runs/demo")
+    """Where runs and the table go."""
+    seeds: int = 3
+    """Seeds of every method."""
+
+
+def add_arguments(parser: Parser, arguments: list[str]) -> None:
+    parser.add_class_arguments(DemoConfig)
+    parser.add_class_arguments(SyntheticConfig, "synthetic")
+    parser.add_class_arguments(RunConfig, skip={"data", "method", "method_options", "encoder_options", "subject", "preset", "channels", "window"})
+    parser.set_defaults({"synthetic.subjects": 1})
+
+
+def run(parsed: jsonargparse.Namespace) -> None:
+    demo = make(DemoConfig, parsed)
+    synthetic = make(SyntheticConfig, parsed.synthetic)
+    base = make(RunConfig, parsed)
+    started = time.perf_counter()
+    with Display() as display:
+        make_dataset(demo.data, synthetic, display)
+        materials = Materials(base, display)
+        grid = cells(base, methods.names(), materials.dataset.subjects, demo.seeds)
+        results = run_grid(grid, demo.out, materials, lambda _, done, of: display("runs", done, of))
+    table = rows(results)
+    demo.out.mkdir(parents=True, exist_ok=True)
+    write_atomically(demo.out / "table.md", to_markdown(table).encode())
+    write_atomically(demo.out / "results.json", json.dumps(results).encode())
+    Console().print(to_rich(table))
+    print(f"{time.perf_counter() - started:.0f} s; table, runs and their settings are in {demo.out}")

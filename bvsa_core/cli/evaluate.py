@@ -1,0 +1,113 @@
+"""Score a run, or embeddings made elsewhere: row i of each file belongs together, FILE:KEY picks an entry of a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonargparse
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from bvsa_core.cli.arguments import Parser
+from bvsa_core.data.recording import read_arrays
+from bvsa_core.errors import UserError
+from bvsa_core.files import write_atomically
+from bvsa_core.report.tables import rows, to_rich
+from bvsa_core.retrieval.evaluate import Embeddings, Protocol, ranks, score, similarity
+from bvsa_core.retrieval.gates import INFORMATION, gates
+from bvsa_core.training.checkpoint import RunFolder
+
+
+def add_arguments(parser: Parser, arguments: list[str]) -> None:
+    parser.add_argument("run", nargs="?", type=Path, default=None, help="folder of a finished run")
+    parser.add_argument("--brain", help="brain embeddings (N, D): .pt, .npy, .npz or .safetensors, FILE or FILE:KEY")
+    parser.add_argument("--image", help="embeddings (N, D) of the pictures, row i that of recording i")
+    parser.add_argument("--text", help="embeddings (N, E) of the texts, for gates")
+    parser.add_argument("--brain_text", "--brain-text", help="brain embeddings (N, E) to compare with the texts; --brain where left out")
+    parser.add_argument("--gate", default=None, help=f"{', '.join(INFORMATION)}; none, or the run's own, where left out")
+    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
+
+
+def run(parsed: jsonargparse.Namespace) -> None:
+    if (parsed.run is None) == (parsed.brain is None):
+        raise UserError("give either the folder of a run, or --brain and --image")
+    if parsed.gate is not None:
+        gates(parsed.gate, torch.eye(2))  # refuse an unknown name before any file is read
+    result = score_run(parsed.run, parsed.gate) if parsed.run else score_files(parsed)
+    if parsed.json:
+        write_atomically(parsed.json, json.dumps(result, indent=2).encode() + b"\n")
+    if parsed.run:
+        Console().print(to_rich(rows([{**RunFolder(parsed.run).result(), **result}])))
+        return
+    shown = f"Top-1 {100 * result['top1']:.2f} %  Top-5 {100 * result['top5']:.2f} %  mAP {100 * result['map']:.2f} %"
+    print(f"{shown}  median rank {result['median_rank']:g}  of {result['n']} queries")
+    print("protocol: " + ", ".join(f"{key} {value}" for key, value in result["protocol"].items()))
+
+
+def score_run(folder: Path, gate: str | None) -> dict:
+    """Figures of a run under a gate, with the ranks they are made of."""
+    saved = RunFolder(folder).result()
+    gate = gate or saved["protocol"]["gate"]
+    rank = ranks(similarity(RunFolder(folder).embeddings(), gate))
+    protocol = Protocol(**{**saved["protocol"], "gate": gate, "information": INFORMATION[gate]})
+    return {**score(rank).to_json(protocol), "ranks": rank.tolist()}
+
+
+def score_files(parsed: jsonargparse.Namespace) -> dict:
+    """Figures of embeddings in files."""
+    gate = parsed.gate or "none"
+    if parsed.image is None:
+        raise UserError("--image is missing: the embeddings of the pictures, row i that of recording i")
+    if gate != "none" and parsed.text is None:
+        raise UserError(f"--gate {gate} compares recordings with texts; give their embeddings with --text")
+    brain, image = (read_embeddings(flag, getattr(parsed, flag)) for flag in ("brain", "image"))
+    text = read_embeddings("text", parsed.text) if parsed.text else image
+    brain_text = read_embeddings("brain_text", parsed.brain_text) if parsed.brain_text else brain if parsed.text else image
+    for name, one, other in (("image", brain, image), ("text", brain_text, text)):
+        if one.shape[1] != other.shape[1]:
+            raise UserError(f"--{name} has {other.shape[1]} dimensions and the brain embeddings {one.shape[1]}; they must agree")
+    counts = {"brain": len(brain), "image": len(image), "text": len(text), "brain_text": len(brain_text)}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"--{name} {count}" for name, count in counts.items())
+        raise UserError(f"row i of each file belongs together, but the numbers of rows differ: {told}")
+    rank = ranks(similarity(Embeddings(brain, image, brain_text, text), gate))
+    protocol = Protocol(dataset=Path(parsed.brain).name, selection="not stated", information=INFORMATION[gate], gate=gate, gallery=len(image))
+    return score(rank).to_json(protocol)
+
+
+def read_embeddings(flag: str, where: str) -> Tensor:
+    """Unit-norm float32 embeddings (N, D) from FILE or FILE:KEY.
+
+    Raises:
+        UserError: the file or entry is not there, or is not a matrix of finite numbers.
+    """
+    path, _, key = (where, "", "") if Path(where).exists() else where.rpartition(":") if ":" in where else (where, "", "")
+    content = read_arrays(path)
+    if isinstance(content, dict):
+        content = _entry(flag, path, key, content)
+    elif key:
+        raise UserError(f"--{flag} {where}: {path} holds a single array, without the entry {key!r}")
+    if not isinstance(content, (np.ndarray, Tensor)) or content.ndim != 2 or 0 in content.shape:
+        described = tuple(content.shape) if hasattr(content, "shape") else type(content).__name__
+        raise UserError(f"--{flag} {where}: is {described}; embeddings are a matrix (rows, dimensions)")
+    tensor = torch.as_tensor(content)
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise UserError(f"--{flag} {where}: holds {tensor.dtype}; embeddings are real numbers")
+    tensor = tensor.float()
+    if not tensor.isfinite().all():
+        raise UserError(f"--{flag} {where}: row {int((~tensor.isfinite()).any(1).int().argmax())} has NaN or infinite values")
+    return normalize(tensor, dim=1)
+
+
+def _entry(flag: str, path: str, key: str, content: dict) -> np.ndarray | Tensor:
+    for name in (key, flag) if not key else (key,):
+        if name in content:
+            return content[name]
+    if not key and len(content) == 1:
+        return next(iter(content.values()))
+    held = ", ".join(map(str, content)) or "nothing"
+    raise UserError(f"--{flag} {path}: holds {held}; pick an entry with --{flag} {path}:KEY")

@@ -1,0 +1,56 @@
+"""Fill the feature bank: features of every picture at every blur level, so that runs only look them up."""
+
+from __future__ import annotations
+
+import re
+
+import jsonargparse
+
+from bvsa_core import encoders, methods
+from bvsa_core.cli.arguments import Parser, add_dataclass, make
+from bvsa_core.cli.progress import Display
+from bvsa_core.errors import UserError
+from bvsa_core.training.config import MaterialsConfig, method_options
+from bvsa_core.training.run import Materials
+from bvsa_core.vision.views import Level
+
+
+def add_arguments(parser: Parser, arguments: list[str]) -> None:
+    add_dataclass(parser, MaterialsConfig, {"views", "channels", "window", "average"})
+    parser.add_argument("--levels", type=list[str], default=None, help="levels as KERNEL:GAIN, such as '[51:0.5, 1:0]'; those of all methods where left out")
+
+
+def run(parsed: jsonargparse.Namespace) -> None:
+    config = make(MaterialsConfig, parsed)
+    levels = levels_of_all_methods() if parsed.levels is None else [parse_level(text) for text in parsed.levels]
+    with Display() as display:
+        materials = Materials(config, display)
+        for split in ("train", "test"):
+            recordings = materials.dataset.load(materials.dataset.subjects[0], split)
+            pictures = list(dict.fromkeys(recordings.images))
+            bank = materials.bank(pictures)
+            bank.fill(levels, lambda done, total: display(f"features of {split}", done, total))  # noqa: B023
+            materials.texts(pictures, [dict(zip(recordings.images, recordings.concepts))[picture] for picture in pictures])
+            print(f"{split}: {len(pictures)} pictures at {len(levels)} levels in {bank.folder}")
+
+
+def levels_of_all_methods() -> list[Level]:
+    """Every level that some method asks for under its default options."""
+    shape = encoders.Shape(channels=17, time=250, embedding=2)
+    found = {}
+    for name in methods.names():
+        method = methods.method_class(name)(method_options(name, "corrected"), lambda: encoders.build("eeg_project", shape), 1)
+        found |= dict.fromkeys([*method.levels(), *method.gallery_levels()])
+    return list(found)
+
+
+def parse_level(text: str) -> Level:
+    """A level written KERNEL:GAIN.
+
+    Raises:
+        UserError: it is written otherwise, or out of range.
+    """
+    match = re.fullmatch(r"(\d+):([\d.]+)", text)
+    if not match or int(match[1]) % 2 == 0 or not 0 <= float(match[2]) <= 1:
+        raise UserError(f"level {text!r}; write an odd kernel size and a gain in [0, 1], such as 51:0.5")
+    return Level(int(match[1]), float(match[2]))

@@ -1,0 +1,1 @@
+"""Recordings and pictures: readers, layouts, and the synthetic data set."""

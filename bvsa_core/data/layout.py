@@ -1,0 +1,176 @@
+"""The folder that UBP and BVSA publish: recordings in train.pt and test.pt, one folder a subject, beside the pictures.
+
+    ROOT/Preprocessed_data_250Hz_whiten/sub-01/{train,test}.pt
+    ROOT/Image_set_Resize/training_images/00001_aardvark/aardvark_01b.jpg     (or Image_set, or train_images)
+    ROOT/Image_set_Resize/test_images/00001_aircraft_carrier/aircraft_carrier_06s.jpg
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bvsa_core.data.recording import read_arrays
+from bvsa_core.errors import UserError
+
+SPLITS = ("train", "test")
+RECORDINGS_FOLDER = "Preprocessed_data_250Hz_whiten"
+IMAGE_FOLDERS = ("Image_set_Resize", "Image_set")
+_TRAINING_NAMES = ("training_images", "train_images")
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """One split of one subject. A condition is one picture, shown repeatedly."""
+
+    data: np.ndarray  # (conditions, repetitions, channels, time), float16 or float32
+    images: list[str]  # (conditions,) picture paths as the file gives them
+    concepts: list[str]  # (conditions,) names of what they show, such as "aircraft_carrier"
+    channels: list[str]  # (channels,)
+    times: np.ndarray  # (time,) seconds after the picture appears
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
+class Dataset:
+    """A folder in the published layout.
+
+    Raises:
+        UserError: the folder does not exist or holds no recordings.
+    """
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise UserError(f"{root}: no such folder; make the synthetic data with 'bvsa data synthetic {root}'")
+        candidates = [self.root, *sorted(self.root.glob("Preprocessed_data*"))]
+        found = [folder for folder in candidates if any(folder.glob("sub-*/train.pt")) or any(folder.glob("sub-*/test.pt"))]
+        if not found:
+            wanted = f"{RECORDINGS_FOLDER}/sub-XX/train.pt"
+            raise UserError(f"{root}: no recordings inside; expected {wanted}, as UBP and BVSA publish them")
+        self.recordings_folder = found[0]
+        beside = self.root if found[0] != self.root else self.root.parent
+        self.image_folders = [beside / name for name in IMAGE_FOLDERS if (beside / name).is_dir()]
+
+    @property
+    def name(self) -> str:
+        """What tables call the data set: the name its maker wrote into dataset.json, else that of the folder."""
+        description = self.root / "dataset.json"
+        return json.loads(description.read_text())["name"] if description.exists() else self.root.resolve().name
+
+    @property
+    def subjects(self) -> list[str]:
+        """Subject names such as "sub-01"."""
+        return sorted(folder.name for folder in self.recordings_folder.glob("sub-*") if folder.is_dir())
+
+    def path(self, subject: str, split: str) -> Path:
+        return self.recordings_folder / subject / f"{split}.pt"
+
+    def load(self, subject: str, split: str) -> Recordings:
+        """Read and check one file.
+
+        Raises:
+            UserError: naming the file, what is wrong with it and what to do.
+        """
+        if subject not in self.subjects:
+            raise UserError(f"{self.recordings_folder}: no subject {subject!r}; there are {', '.join(self.subjects)}")
+        return read_recordings(self.path(subject, split))
+
+    def image_path(self, image: str) -> Path:
+        """Where a picture named in a recordings file lies.
+
+        Raises:
+            UserError: it is nowhere, or its name points outside the image folders.
+        """
+        parts = Path(image).parts
+        if Path(image).is_absolute() or ".." in parts:
+            raise UserError(f"{self.recordings_folder}: the picture name {image!r} points outside the image folders")
+        names = [image]
+        if parts and parts[0] in _TRAINING_NAMES:
+            names = [str(Path(training, *parts[1:])) for training in (parts[0], *_TRAINING_NAMES)]
+        for folder in self.image_folders:
+            for name in names:
+                if (folder / name).is_file():
+                    return folder / name
+        looked = " and ".join(map(str, self.image_folders)) or f"{' or '.join(IMAGE_FOLDERS)}, which do not exist,"
+        raise UserError(f"picture {image} is missing: not in {looked} for {self.recordings_folder}; copy the image set there")
+
+
+def read_recordings(path: Path) -> Recordings:
+    """One train.pt or test.pt.
+
+    Raises:
+        UserError: it is missing, damaged, or its parts do not fit together.
+    """
+    content = read_arrays(path)
+    if not isinstance(content, dict) or not {"eeg", "img"} <= content.keys():
+        raise UserError(f"{path}: not a recordings file; it must hold at least 'eeg' and 'img'")
+    data = np.asarray(content["eeg"])
+    if data.ndim != 4 or data.dtype.kind != "f" or data.size == 0:
+        shape = "conditions, repetitions, channels, time"
+        raise UserError(f"{path}: 'eeg' is {data.dtype} of shape {data.shape}; it must be floats of shape ({shape})")
+    conditions, _, channels, time = data.shape
+    images = _per_condition(path, "img", content["img"], conditions)
+    names = content.get("text")
+    concepts = [concept_of(image) for image in images] if names is None else _per_condition(path, "text", names, conditions)
+    channel_names = [str(name) for name in content.get("ch_names", [])] or [f"channel {i + 1}" for i in range(channels)]
+    if len(channel_names) != channels:
+        raise UserError(f"{path}: 'ch_names' has {len(channel_names)} names for {channels} channels")
+    times = np.asarray(content.get("times", np.arange(time)), dtype=np.float64)
+    if times.ndim != 1 or len(times) < time:
+        raise UserError(f"{path}: 'times' has shape {times.shape} for {time} time points")
+    # The published files keep the times of the whole epoch beside its last second.
+    recordings = Recordings(data, images, concepts, channel_names, times[-time:])
+    if (where := first_bad_condition(data)) is not None:
+        raise UserError(f"{path}: condition {where} ({images[where]}) has NaN or infinite samples; make the file again")
+    return recordings
+
+
+def write_recordings(path: Path, recordings: Recordings, labels: np.ndarray, sessions: np.ndarray) -> None:
+    """Write one file as the published ones are: numpy arrays in a torch archive, float16.
+
+    Args:
+        labels: (conditions,) concept number of each condition.
+        sessions: (conditions, repetitions) session number of each repetition.
+    """
+    repetitions = recordings.data.shape[1]
+    repeat = lambda values: np.repeat(np.asarray(values)[:, None], repetitions, axis=1)  # noqa: E731
+    content = {
+        "eeg": recordings.data.astype(np.float16, copy=False),
+        "label": repeat(labels),
+        "img": repeat(recordings.images),
+        "text": repeat(recordings.concepts),
+        "session": sessions,
+        "ch_names": list(recordings.channels),
+        "times": recordings.times,
+    }
+    torch.save(content, path, pickle_protocol=5)
+
+
+def concept_of(image: str) -> str:
+    """The concept a picture path names: training_images/00001_aardvark/aardvark_01b.jpg shows an aardvark."""
+    folder = Path(image).parent.name
+    number, _, name = folder.partition("_")
+    return name if number.isdigit() and name else Path(image).stem.rsplit("_", 1)[0]
+
+
+def first_bad_condition(data: np.ndarray) -> int | None:
+    """Index of the first condition with a NaN or infinite sample, read in pieces to spare memory."""
+    step = max(1, 2**24 // data[0].size)
+    for start in range(0, len(data), step):
+        bad = ~np.isfinite(data[start : start + step]).all(axis=(1, 2, 3))
+        if bad.any():
+            return start + int(bad.argmax())
+    return None
+
+
+def _per_condition(path: Path, key: str, values: object, conditions: int) -> list[str]:
+    values = np.asarray(values)
+    if values.dtype.kind != "U" or values.ndim not in (1, 2) or len(values) != conditions:
+        raise UserError(f"{path}: {key!r} has shape {values.shape}; it must name something for each of {conditions} conditions")
+    return [str(value) for value in (values[:, 0] if values.ndim == 2 else values)]

@@ -1,0 +1,101 @@
+"""Recordings as training and evaluation take them: chosen channels and times, repetitions averaged, on one device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bvsa_core.data.layout import Dataset, Recordings
+from bvsa_core.data.things_eeg import OCCIPITAL_CHANNELS
+from bvsa_core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples of one split, of one or several subjects. Sample i is recordings[i], of picture images[image_of[i]]."""
+
+    recordings: Tensor  # (samples, channels, time) float32
+    image_of: Tensor  # (samples,) int64, into images
+    images: list[str]  # distinct pictures, in the order of the file
+    concepts: list[str]  # (images,) what each picture shows
+    channels: list[str]
+    repetitions: int  # averaged into one sample; 1 where single trials are samples
+
+    def __len__(self) -> int:
+        return len(self.recordings)
+
+    def to(self, device: torch.device) -> Split:
+        return Split(
+            self.recordings.to(device), self.image_of.to(device), self.images, self.concepts, self.channels, self.repetitions
+        )
+
+
+def load_split(
+    dataset: Dataset,
+    subjects: list[str],
+    split: str,
+    channels: str | list[str] = "standard",
+    window: tuple[float, float] | None = None,
+    average: bool = True,
+) -> Split:
+    """Load one split.
+
+    Args:
+        subjects: names such as "sub-01"; samples of several are put one after another.
+        channels: "standard" (the 17 occipital and parietal ones of THINGS-EEG), "all", or names.
+        window: first and last time to keep, in seconds after the picture appears; None keeps all.
+        average: whether the repetitions of a picture are averaged into one sample.
+
+    Raises:
+        UserError: a subject, channel or time that is not there, or subjects that do not fit together.
+    """
+    parts = [(subject, dataset.load(subject, split)) for subject in subjects]
+    samples, images_of = [], []
+    first = parts[0][1]
+    images = list(dict.fromkeys(image for _, part in parts for image in part.images))
+    number = {image: i for i, image in enumerate(images)}
+    concept = {image: name for _, part in parts for image, name in zip(part.images, part.concepts)}
+    for subject, part in parts:
+        path = dataset.path(subject, split)
+        chosen = part.data[:, :, _channel_indices(part, channels, path)][..., _time_slice(part, window, path)]
+        conditions, repetitions = chosen.shape[:2]
+        index = np.array([number[image] for image in part.images])
+        if average:
+            samples.append(chosen.mean(axis=1, dtype=np.float32))
+        else:
+            samples.append(chosen.reshape(conditions * repetitions, *chosen.shape[2:]).astype(np.float32))
+            index = np.repeat(index, repetitions)
+        images_of.append(index)
+        if samples[-1].shape[1:] != samples[0].shape[1:]:
+            raise UserError(f"{path}: recordings are {samples[-1].shape[1:]} and those of {parts[0][0]} {samples[0].shape[1:]}")
+    return Split(
+        recordings=torch.from_numpy(np.concatenate(samples)),
+        image_of=torch.from_numpy(np.concatenate(images_of)),
+        images=images,
+        concepts=[concept[image] for image in images],
+        channels=[first.channels[i] for i in _channel_indices(first, channels, dataset.path(parts[0][0], split))],
+        repetitions=first.data.shape[1] if average else 1,
+    )
+
+
+def _channel_indices(part: Recordings, channels: str | list[str], path: object) -> list[int]:
+    if channels == "all":
+        return list(range(len(part.channels)))
+    wanted = list(OCCIPITAL_CHANNELS) if channels == "standard" else [channels] if isinstance(channels, str) else channels
+    missing = [name for name in wanted if name not in part.channels]
+    if missing:
+        raise UserError(f"{path}: no channel {', '.join(missing)}; there are {', '.join(part.channels)}")
+    return [part.channels.index(name) for name in wanted]
+
+
+def _time_slice(part: Recordings, window: tuple[float, float] | None, path: object) -> slice:
+    if window is None:
+        return slice(None)
+    tolerance = 1e-6
+    inside = np.flatnonzero((part.times >= window[0] - tolerance) & (part.times <= window[1] + tolerance))
+    if not len(inside):
+        raise UserError(f"{path}: no sample between {window[0]} and {window[1]} s; times run {part.times[0]:g} to {part.times[-1]:g}")
+    return slice(int(inside[0]), int(inside[-1]) + 1)

@@ -1,0 +1,22 @@
+"""EEGProject: one projection of the flattened recording (UBP, CVPR 2025)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from bvsa_core.encoders import Shape
+from bvsa_core.encoders._projection import ResidualProjection
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of EEGProject."""
+
+    dropout: float = 0.3
+
+
+def build(shape: Shape, options: Options) -> nn.Module:
+    features = shape.channels * shape.time
+    return nn.Sequential(nn.Flatten(), *ResidualProjection(features, shape.embedding, options.dropout))

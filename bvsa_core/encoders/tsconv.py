@@ -1,0 +1,39 @@
+"""TSConv: temporal, then spatial convolution (NICE, ICLR 2024)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from bvsa_core.encoders import Shape
+from bvsa_core.encoders._projection import ResidualProjection
+
+FILTERS, KERNEL, POOL, STRIDE = 40, 25, 51, 5
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of TSConv."""
+
+    dropout: float = 0.5
+
+
+def build(shape: Shape, options: Options) -> nn.Module:
+    steps = (shape.time - KERNEL + 1 - POOL) // STRIDE + 1
+    if steps < 1:
+        raise ValueError(f"needs at least {KERNEL + POOL - 1} time points, not {shape.time}; choose a longer window")
+    return nn.Sequential(
+        nn.Unflatten(1, (1, shape.channels)),  # (B, 1, channels, time)
+        nn.Conv2d(1, FILTERS, (1, KERNEL)),
+        nn.AvgPool2d((1, POOL), (1, STRIDE)),
+        nn.BatchNorm2d(FILTERS),
+        nn.ELU(),
+        nn.Conv2d(FILTERS, FILTERS, (shape.channels, 1)),
+        nn.BatchNorm2d(FILTERS),
+        nn.ELU(),
+        nn.Dropout(options.dropout),
+        nn.Conv2d(FILTERS, FILTERS, (1, 1)),  # (B, filters, 1, steps)
+        nn.Flatten(),
+        *ResidualProjection(FILTERS * steps, shape.embedding, options.dropout),
+    )

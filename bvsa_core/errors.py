@@ -1,0 +1,18 @@
+"""The error a person caused and can mend."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something outside the program is wrong; the message says what, where, and what to do about it, in one line."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that is not one of those known, with the likeliest one meant."""
+    known = list(known)
+    close = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1)
+    meant = f"; did you mean {close[0]!r}?" if close else ";"
+    return f"unknown {kind} {name!r}{meant} choose one of {', '.join(known)}"

@@ -1,0 +1,115 @@
+"""What a method is: the part between encoders and the training loop."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize, softplus
+
+from bvsa_core.retrieval.evaluate import Embeddings
+from bvsa_core.vision.views import SHARP, Level
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training samples with the features they are aligned to."""
+
+    samples: Tensor  # (B,) int64, numbers of the samples in the training set
+    recordings: Tensor  # (B, channels, time)
+    images: Tensor  # (B, D) unit-norm features of the pictures, each under the blur the method asked for
+    texts: Tensor  # (B, D) unit-norm features of the prompts that name what the pictures show
+
+
+class Method(nn.Module, ABC):
+    """A brain encoder with its loss, its per-sample state, and what it retrieves with.
+
+    Args:
+        options: an instance of the method's `Options`.
+        build_encoder: makes a brain encoder, recordings (B, channels, time) -> (B, D).
+        samples: number of training samples, for per-sample state.
+    """
+
+    Options: ClassVar[type]
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"corrected": {}}
+    default_gate: str = "none"  # how retrieval uses the texts unless it is told otherwise
+
+    def __init__(self, options: Any, build_encoder: Callable[[], nn.Module], samples: int):
+        super().__init__()
+        self.options = options
+        self.encoder = build_encoder()
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def levels(self) -> list[Level]:
+        """Every blur level that `blur` may ask for."""
+        return [SHARP]
+
+    def gallery_levels(self) -> list[Level]:
+        """The blur levels under which the pictures to retrieve are seen."""
+        return [SHARP]
+
+    def blur(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Gain and kernel size (B,) under which these training samples are seen next."""
+        return torch.full(samples.shape, SHARP.gain), torch.full(samples.shape, SHARP.kernel_size)
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Tensor:
+        """The loss of a batch; updates per-sample state in training mode."""
+
+    def embed(self, recordings: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit-norm embeddings (B, D) of recordings: one to compare with images, one to compare with texts."""
+        brain = normalize(self.encoder(recordings), dim=-1)
+        return brain, brain
+
+    def retrieval_embeddings(self, recordings: Tensor, images: Tensor, texts: Tensor) -> Embeddings:
+        """Embeddings of test recordings (N, channels, time), of pictures (levels, M, D) and of texts (M, D).
+
+        The features of several gallery levels are put side by side, and brain and text features repeated to match.
+        """
+        brain_image, brain_text = self.embed(recordings)
+        levels = len(images)
+        image = images.transpose(0, 1).flatten(1)
+        return Embeddings(brain_image.repeat(1, levels), image, brain_text.repeat(1, levels), texts.repeat(1, levels))
+
+
+def symmetric_contrastive(brain: Tensor, other: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of the two cross-entropies between (B, D) embeddings whose rows belong together, and the logits (B, B)."""
+    logits = scale * brain @ other.T
+    labels = torch.arange(len(logits), device=logits.device)
+    return (cross_entropy(logits, labels) + cross_entropy(logits.T, labels)) / 2, logits
+
+
+def positive_scale(raw: Tensor, kind: str) -> Tensor:
+    """The learnable factor of the logits: exp(raw), as CLIP has it, or softplus(raw), as UBP's code has it."""
+    return softplus(raw) if kind == "softplus" else raw.exp()
+
+
+class Interval(nn.Module):
+    """Which samples of a batch stand out: beyond mean -+ z(1 - alpha / 2) * std of their similarities.
+
+    With gamma, the mean and the unbiased standard deviation are those of similarities smoothed over epochs,
+    s <- gamma * similarity + (1 - gamma) * s, starting at 1 (UBP); the similarity compared is always the raw one.
+    """
+
+    def __init__(self, samples: int, alpha: float, gamma: float | None):
+        super().__init__()
+        self.z = NormalDist().inv_cdf(1 - alpha / 2)
+        self.gamma = gamma
+        self.register_buffer("smoothed", torch.ones(samples if gamma is not None else 0))
+
+    @torch.no_grad()
+    def forward(self, samples: Tensor, similarity: Tensor) -> Tensor:
+        """-1 below the interval, +1 above it, 0 inside, for similarities (B,) of the samples (B,)."""
+        similarity = similarity.detach().float()
+        fitted = similarity
+        if self.gamma is not None:
+            fitted = self.gamma * similarity + (1 - self.gamma) * self.smoothed[samples]
+            self.smoothed[samples] = fitted
+        mean, reach = fitted.mean(), self.z * fitted.std()
+        return (similarity > mean + reach).int() - (similarity < mean - reach).int()

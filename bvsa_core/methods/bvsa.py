@@ -1,0 +1,120 @@
+"""BVSA: blur-guided visual-semantic alignment (CVPR 2026). Three parts, each with a switch of its own.
+
+1. Text-guided decoupling (`decouple`): a sample whose similarity to its text stands out upwards is seen with a sharper
+   centre in the next epoch, one that stands out downwards uniformly blurred. Gain = 0.5 + c, 0.5 or 0.5 - c.
+2. Dynamic alignment (`dynamic`): a sample whose similarity to its picture stands out upwards is seen with a smaller kernel
+   in the next epoch, one that stands out downwards with a larger one.
+3. Similarity modulation (`enhancement`): retrieval by M_bv * (1 + gate * M_bt); the name of the gate, see retrieval.gates.
+
+With the first two switched off, pictures are sharp and BVSA is the vanilla system.
+
+Presets. `paper`: one brain head, trained on brain-image pairs, normal fits of the batch at hand, gate m m^T. `code`: two
+brain heads, one for images and one for texts, the mean of four cross-entropies, UBP's smoothed similarities, a gate on
+rows, and a gallery of three views side by side. `corrected`: the code's two heads and smoothing, the paper's single
+gallery view, and no gate, since both published ones read which text belongs to which test recording.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from bvsa_core.methods.base import Batch, Interval, Method, symmetric_contrastive
+from bvsa_core.vision.views import SHARP, Level
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of BVSA."""
+
+    decouple: bool = True
+    """Whether the gain of the blur follows the similarity to the text."""
+    dynamic: bool = True
+    """Whether the kernel size follows the similarity to the picture."""
+    enhancement: str = "none"
+    """Gate of the similarity modulation at retrieval: none, always, paper or code."""
+    heads: int = 2
+    """1: one brain head for images and texts, trained on images; 2: one for each, both trained."""
+    c: float = 0.5
+    """How far the gain moves from 0.5."""
+    kernel_size: int = 51
+    """Kernel size of a sample that does not stand out, in pixels."""
+    shift: int = 6
+    """How far the kernel size moves, in pixels."""
+    alpha: float = 0.10
+    """Significance level of the intervals."""
+    gamma: float | None = 0.3
+    """Weight of the newest similarity in the smoothed one; None fits the batch at hand."""
+    gallery_views: int = 1
+    """1: pictures to retrieve are seen at gain 0.5; 3: at gains 0.5 - c, 0.5 and 0.5 + c, side by side."""
+
+
+class BVSA(Method):
+    """One or two heads; per sample a gain and a kernel size."""
+
+    Options = Options
+    PRESETS = {
+        "corrected": {},
+        "paper": {"heads": 1, "gamma": None, "enhancement": "paper"},
+        "code": {"gallery_views": 3, "enhancement": "code"},
+    }
+
+    def __init__(self, options: Options, build_encoder, samples: int):
+        super().__init__(options, build_encoder, samples)
+        self.text_encoder = build_encoder() if options.heads == 2 else None
+        self.default_gate = options.enhancement
+        self.text_interval = Interval(samples, options.alpha, options.gamma)
+        self.image_interval = Interval(samples, options.alpha, options.gamma)
+        self.register_buffer("gain", torch.full((samples,), 0.5))
+        self.register_buffer("kernel_size", torch.full((samples,), options.kernel_size if self._blurs else SHARP.kernel_size))
+
+    @property
+    def _blurs(self) -> bool:
+        return self.options.decouple or self.options.dynamic
+
+    def levels(self) -> list[Level]:
+        if not self._blurs:
+            return [SHARP]
+        c, size, shift = self.options.c, self.options.kernel_size, self.options.shift
+        gains = (0.5 - c, 0.5, 0.5 + c) if self.options.decouple else (0.5,)
+        sizes = (size - shift, size, size + shift) if self.options.dynamic else (size,)
+        return [Level(k, gain) for k in sizes for gain in gains]
+
+    def gallery_levels(self) -> list[Level]:
+        if not self._blurs:
+            return [SHARP]
+        c = self.options.c
+        gains = (0.5 - c, 0.5, 0.5 + c) if self.options.gallery_views == 3 else (0.5,)
+        return [Level(self.options.kernel_size, gain) for gain in gains]
+
+    def blur(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        return self.gain[samples], self.kernel_size[samples]
+
+    def embed(self, recordings: Tensor) -> tuple[Tensor, Tensor]:
+        for_images = normalize(self.encoder(recordings), dim=-1)
+        for_texts = for_images if self.text_encoder is None else normalize(self.text_encoder(recordings), dim=-1)
+        return for_images, for_texts
+
+    def forward(self, batch: Batch) -> Tensor:
+        for_images, for_texts = self.embed(batch.recordings)
+        scale = self.logit_scale.exp()
+        loss, image_logits = symmetric_contrastive(for_images, batch.images, scale)
+        text_loss, text_logits = symmetric_contrastive(for_texts, batch.texts, scale)
+        if self.text_encoder is not None:
+            loss = (loss + text_loss) / 2
+        if self.training:
+            self._choose_blur(batch.samples, text_logits.diagonal(), image_logits.diagonal())
+        return loss
+
+    def _choose_blur(self, samples: Tensor, to_text: Tensor, to_image: Tensor) -> None:
+        if self.options.decouple:
+            self.gain[samples] = 0.5 + self.options.c * self.text_interval(samples, to_text)
+        if self.options.dynamic:
+            change = self.options.shift * self.image_interval(samples, to_image)
+            self.kernel_size[samples] = self.options.kernel_size - change
+
+
+METHOD = BVSA

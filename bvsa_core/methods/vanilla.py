@@ -1,0 +1,28 @@
+"""Vanilla: the symmetric contrastive loss between recordings and sharp pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bvsa_core.methods.base import Batch, Method, symmetric_contrastive
+
+
+@dataclass(frozen=True)
+class Options:
+    """Vanilla has none."""
+
+
+class Vanilla(Method):
+    """No blur, no state."""
+
+    Options = Options
+
+    def forward(self, batch: Batch) -> Tensor:
+        brain, _ = self.embed(batch.recordings)
+        loss, _ = symmetric_contrastive(brain, batch.images, self.logit_scale.exp())
+        return loss
+
+
+METHOD = Vanilla

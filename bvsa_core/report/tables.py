@@ -1,0 +1,104 @@
+"""Results as tables: means with intervals, and the protocol of every number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from bvsa_core.retrieval.bootstrap import crossed_bootstrap
+from bvsa_core.retrieval.evaluate import score
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a method under one protocol, over subjects and seeds."""
+
+    method: str
+    top1: float  # fractions
+    top1_interval: tuple[float, float]
+    top5: float
+    top5_interval: tuple[float, float]
+    map: float
+    median_rank: float
+    subjects: int
+    seeds: int
+    protocol: dict
+
+
+def rows(results: Sequence[dict]) -> list[Row]:
+    """Results of runs, joined by method and protocol; every method needs the same seeds for each of its subjects."""
+    groups: dict[tuple, list[dict]] = {}
+    for result in results:
+        groups.setdefault((result["method"], result["preset"], tuple(result["protocol"].items())), []).append(result)
+    return [_row(group) for group in groups.values()]
+
+
+def _row(group: list[dict]) -> Row:
+    subjects = sorted({result["subject"] for result in group})
+    seeds = sorted({result["seed"] for result in group})
+    by_cell = {(result["subject"], result["seed"]): result["ranks"] for result in group}
+    ranks = np.array([[by_cell[subject, seed] for seed in seeds] for subject in subjects])  # (subjects, seeds, pictures)
+    scores = score(torch.from_numpy(ranks.ravel()))
+    return Row(
+        method=f"{group[0]['method']} ({group[0]['preset']})",
+        top1=scores.top1,
+        top1_interval=crossed_bootstrap(ranks <= 1),
+        top5=scores.top5,
+        top5_interval=crossed_bootstrap(ranks <= 5),
+        map=scores.map,
+        median_rank=scores.median_rank,
+        subjects=len(subjects),
+        seeds=len(seeds),
+        protocol=group[0]["protocol"],
+    )
+
+
+COLUMNS = ("method", "Top-1 %", "Top-5 %", "mAP %", "median rank", "selection", "information", "gate")
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row as the text of its columns."""
+    interval = lambda value, bounds: f"{100 * value:.1f} [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"  # noqa: E731
+    return (
+        row.method,
+        interval(row.top1, row.top1_interval),
+        interval(row.top5, row.top5_interval),
+        f"{100 * row.map:.1f}",
+        f"{row.median_rank:g}",
+        row.protocol["selection"],
+        row.protocol["information"],
+        row.protocol["gate"],
+    )
+
+
+def caption(table: Sequence[Row]) -> str:
+    """What holds for all rows: data, gallery, channels, repetitions, encoder, subjects and seeds."""
+    first = table[0]
+    protocol = first.protocol
+    chance = 100 / protocol["gallery"]
+    return (
+        f"{protocol['dataset']} data, {protocol['gallery']}-way retrieval (chance {chance:g} %), "
+        f"{protocol['channels']} channels, {protocol['repetitions']} repetitions averaged, pictures by {protocol['encoder']}; "
+        f"{first.subjects} subject(s) x {first.seeds} seed(s), 95 % crossed bootstrap intervals"
+    )
+
+
+def to_rich(table: Sequence[Row]) -> Table:
+    """For the terminal."""
+    shown = Table(caption=caption(table), caption_justify="left")
+    for i, column in enumerate(COLUMNS):
+        shown.add_column(column, justify="right" if 0 < i < 5 else "left", no_wrap=i < 5)
+    for row in table:
+        shown.add_row(*cells(row))
+    return shown
+
+
+def to_markdown(table: Sequence[Row]) -> str:
+    """For a file."""
+    lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
+    lines += [f"| {' | '.join(cells(row))} |" for row in table]
+    return "\n".join([*lines, "", f"{caption(table)}.", ""])

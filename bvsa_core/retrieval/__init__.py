@@ -1,0 +1,1 @@
+"""Scores of a ranking, the gates of similarity modulation, and intervals."""

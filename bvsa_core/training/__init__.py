@@ -1,0 +1,1 @@
+"""Configuration, the loop, and what a run leaves on disk."""

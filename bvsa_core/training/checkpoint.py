@@ -1,0 +1,78 @@
+"""What a run leaves on disk.
+
+    RUN/run.yaml               the configuration, which 'bvsa train --config' takes
+    RUN/metrics.jsonl          one line an epoch
+    RUN/weights.safetensors    encoder, scale and per-sample state
+    RUN/embeddings.safetensors what retrieval compares, of the test set
+    RUN/result.json            the figures; a run is complete when it is there
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import safetensors.torch
+import yaml
+from torch import nn
+
+from bvsa_core.data.recording import read_arrays
+from bvsa_core.errors import UserError
+from bvsa_core.retrieval.evaluate import Embeddings
+from bvsa_core.training.config import RunConfig, to_dict
+from bvsa_core.files import write_atomically
+
+
+class RunFolder:
+    """A folder that holds one run."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def start(self, config: RunConfig) -> bool:
+        """Claim the folder for a configuration. Returns whether the run is already complete there.
+
+        Raises:
+            UserError: the folder holds another run, or something else.
+        """
+        described = to_dict(config)
+        known = self.path / "run.yaml"
+        if known.exists():
+            if yaml.safe_load(known.read_text()) != described:
+                raise UserError(f"{self.path}: holds a run with other settings (see run.yaml); choose another folder with --out")
+            if (self.path / "result.json").exists():
+                return True
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise UserError(f"{self.path}: not empty and not a run; choose another folder with --out")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(known, yaml.safe_dump(described, sort_keys=False).encode())
+        (self.path / "metrics.jsonl").unlink(missing_ok=True)
+        return False
+
+    def add_metrics(self, metrics: dict) -> None:
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def finish(self, module: nn.Module, embeddings: Embeddings, result: dict) -> None:
+        tensors = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+        write_atomically(self.path / "weights.safetensors", safetensors.torch.save(tensors))
+        compared = {name: value.detach().float().cpu().contiguous().clone() for name, value in vars(embeddings).items()}
+        write_atomically(self.path / "embeddings.safetensors", safetensors.torch.save(compared))
+        write_atomically(self.path / "result.json", json.dumps(result, indent=2).encode() + b"\n")
+
+    def result(self) -> dict:
+        """The figures of a complete run.
+
+        Raises:
+            UserError: the folder holds no complete run.
+        """
+        path = self.path / "result.json"
+        if not path.is_file():
+            raise UserError(f"{self.path}: no finished run there (result.json is missing); train one with 'bvsa train --out'")
+        return json.loads(path.read_text())
+
+    def embeddings(self) -> Embeddings:
+        """What retrieval compares, as the run left it."""
+        return Embeddings(**read_arrays(self.path / "embeddings.safetensors"))
+
+

@@ -1,0 +1,108 @@
+"""What a run is told: flags over a YAML file over defaults, each key known and typed."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from bvsa_core import encoders, methods
+from bvsa_core.errors import UserError
+
+PRESETS = ("corrected", "paper", "code")
+
+
+@dataclass
+class MaterialsConfig:
+    """Recordings, pictures and their features."""
+
+    data: Path = Path("bvsa_data")
+    """Folder in the layout of UBP and BVSA, as 'bvsa data synthetic' makes one."""
+    channels: str | list[str] = "standard"
+    """'standard' (17 occipital and parietal), 'all', or a list of names."""
+    window: tuple[float, float] | None = None
+    """First and last second after picture onset to keep; all where it is left out."""
+    average: bool = True
+    """Average the repetitions of a training picture; otherwise each is a sample. Test recordings are always averaged."""
+    vision: str = "tiny"
+    """Picture encoder: 'tiny' (shipped) or a model of open_clip, such as RN50, RN101, ViT-B-16, ViT-B-32."""
+    weights: str | None = None
+    """Pretrained tag of open_clip, a local weights file, or 'random'; the field's usual ones where it is left out."""
+    cache_dir: Path | None = None
+    """Where open_clip keeps downloaded weights."""
+    views: Literal["banked", "online"] = "banked"
+    """'banked' computes every blur level once and keeps it; 'online' blurs and encodes inside each training step."""
+    bank: Path | None = None
+    """Folder of the feature bank; Image_feature in the data folder where it is left out."""
+    decay: float = 3.0
+    """Rate at which acuity falls with eccentricity."""
+    falloff: Literal["exp", "linear", "quadratic", "log", "brachistochrone"] = "exp"
+    """Curve along which it falls."""
+    prompt: str = "A photo of a {object}."
+    """Text that names a picture; {object} is replaced by its concept."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    def __post_init__(self) -> None:
+        if "{object}" not in self.prompt:
+            raise UserError(f"prompt is {self.prompt!r}; it must contain {{object}}")
+
+
+@dataclass
+class RunConfig(MaterialsConfig):
+    """One run: one method, one subject, one seed."""
+
+    method: str = "bvsa"
+    """vanilla, ubp or bvsa."""
+    preset: str = "corrected"
+    """Version of the method: 'corrected', 'paper' or 'code'."""
+    method_options: Any = None
+    encoder: str = "eeg_project"
+    """Brain encoder: eeg_project or tsconv."""
+    encoder_options: Any = None
+    subject: str = "sub-01"
+    """Who trains and tests."""
+    epochs: int = 50
+    batch_size: int = 1024
+    lr: float = 1e-4
+    """Learning rate of AdamW."""
+    weight_decay: float = 1e-4
+    seed: int = 0
+    precision: str = "32-true"
+    """Lightning's name of the precision: 32-true, bf16-mixed, ..."""
+    shuffle_pairs: bool = False
+    """Control: pair training recordings with the pictures of others, after which nothing can be learnt."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.method_options = self.method_options or method_options(self.method, self.preset)
+        self.encoder_options = self.encoder_options or encoders.options_class(self.encoder)()
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.lr > 0:
+            raise UserError(f"lr is {self.lr}; it must be positive")
+
+
+def method_options(method: str, preset: str, **changes: Any) -> Any:
+    """Options of a method under a preset, with changes.
+
+    Raises:
+        UserError: no such method or preset.
+    """
+    known = methods.method_class(method)
+    if preset not in PRESETS:
+        raise UserError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
+    return known.Options(**{**known.PRESETS.get(preset, {}), **changes})
+
+
+def to_dict(config: Any) -> Any:
+    """A config as plain data, for run.yaml: paths as text, tuples as lists."""
+    if dataclasses.is_dataclass(config):
+        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Path):
+        return str(config)
+    return list(map(to_dict, config)) if isinstance(config, (list, tuple)) else config
+
+

@@ -1,0 +1,183 @@
+"""One run from configuration to figures, and the data that many runs share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from lightning_fabric import Fabric, seed_everything
+from torch import Tensor
+
+from bvsa_core import encoders, methods
+from bvsa_core.data.layout import Dataset
+from bvsa_core.data.split import Split, load_split
+from bvsa_core.errors import UserError
+from bvsa_core.methods.base import Method
+from bvsa_core.retrieval.evaluate import Embeddings, Protocol, ranks, score, similarity
+from bvsa_core.retrieval.gates import INFORMATION
+from bvsa_core.training.checkpoint import RunFolder
+from bvsa_core.training.config import MaterialsConfig, RunConfig
+from bvsa_core.training.loop import fit
+from bvsa_core.vision.bank import FeatureBank
+from bvsa_core.vision.clip import Clip, load_clip
+from bvsa_core.vision.images import read_images
+from bvsa_core.vision.views import BankedViews, Falloff, Level, OnlineViews, Views
+
+Progress = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
+
+
+def choose_device(name: str) -> torch.device:
+    """The device a run goes to.
+
+    Raises:
+        UserError: an unknown device, or a GPU that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"unknown device {name!r}; choose auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise UserError(f"device {name!r} is not there ({torch.cuda.device_count()} GPUs are visible); use --device cpu")
+    return device
+
+
+class Materials:
+    """Recordings, pictures and features, loaded once and shared by runs that use the same data and encoder.
+
+    Raises:
+        UserError: data or weights that are missing or damaged.
+    """
+
+    def __init__(self, config: MaterialsConfig, progress: Progress = lambda *_: None):
+        self.config, self.progress = config, progress
+        self.device = choose_device(config.device)
+        self.dataset = Dataset(config.data)
+        self.split = functools.cache(self._split)
+        self._bank_of = functools.cache(self._make_bank)
+        self._online = functools.cache(self._make_online)
+
+    @functools.cached_property
+    def clip(self) -> Clip:
+        return load_clip(self.config.vision, self.config.weights, self.config.cache_dir, self.device)
+
+    @property
+    def falloff(self) -> Falloff:
+        return Falloff(self.config.decay, self.config.falloff)
+
+    def _split(self, subject: str, split: str) -> Split:
+        average = self.config.average or split == "test"
+        return load_split(self.dataset, [subject], split, self.config.channels, self.config.window, average).to(self.device)
+
+    def views(self, pictures: Sequence[str], levels: Sequence[Level]) -> Views:
+        """Features of pictures, at least at these levels."""
+        if self.config.views == "online":
+            return self._online(tuple(pictures))
+        bank = self.bank(pictures)
+        bank.fill(levels, lambda done, total: self.progress("features", done, total))
+        return BankedViews(bank.load(levels).to(self.device), levels)
+
+    def texts(self, pictures: Sequence[str], concepts: Sequence[str]) -> Tensor:
+        """Features (pictures, D) of the prompts that name what pictures show."""
+        distinct = list(dict.fromkeys(concepts))
+        prompts = [self.config.prompt.format(object=name.replace("_", " ")) for name in distinct]
+        features = self.bank(pictures).texts(prompts).to(self.device)
+        row = {name: i for i, name in enumerate(distinct)}
+        return features[torch.tensor([row[name] for name in concepts], device=self.device)]
+
+    def bank(self, pictures: Sequence[str]) -> FeatureBank:
+        """The feature bank of pictures."""
+        return self._bank_of(tuple(pictures))
+
+    def _make_bank(self, pictures: tuple[str, ...]) -> FeatureBank:
+        folder = self.config.bank or self.config.data / "Image_feature"
+        return FeatureBank(folder, self.clip, [self.dataset.image_path(picture) for picture in pictures], self.falloff)
+
+    def _make_online(self, pictures: tuple[str, ...]) -> OnlineViews:
+        paths = [self.dataset.image_path(picture) for picture in pictures]
+        images = read_images(paths, self.clip.image_size, lambda done: self.progress("pictures", done, len(paths)))
+        return OnlineViews(self.clip, images, self.falloff)
+
+
+def run(config: RunConfig, materials: Materials, folder: RunFolder, progress: Progress = lambda *_: None) -> dict:
+    """Train, embed the test set, score, and leave everything in the folder. A complete run is not repeated.
+
+    Returns the content of result.json.
+
+    Raises:
+        UserError: data, options or the folder do not fit.
+    """
+    if folder.start(config):
+        return folder.result()
+    seed_everything(config.seed, verbose=False)
+    devices = [materials.device.index or 0] if materials.device.type == "cuda" else 1
+    fabric = Fabric(accelerator=materials.device.type, devices=devices, precision=config.precision)
+    train = materials.split(config.subject, "train")
+    texts = materials.texts(train.images, train.concepts)
+    method = build_method(config, train, texts.shape[1])
+    views = materials.views(train.images, method.levels())
+    if config.shuffle_pairs:
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed)).to(materials.device)
+        train = Split(train.recordings, train.image_of[order], train.images, train.concepts, train.channels, train.repetitions)
+
+    def report(metrics: dict) -> None:
+        folder.add_metrics(metrics)
+        progress("epochs", metrics["epoch"], config.epochs)
+
+    fit(method, train, views, texts, config, fabric, report)
+    embeddings, test = embed_test_set(method, config.subject, materials)
+    protocol = protocol_of(materials, test, method.default_gate)
+    rank = ranks(similarity(embeddings, method.default_gate))
+    result = {
+        "method": config.method,
+        "preset": config.preset,
+        "subject": config.subject,
+        "seed": config.seed,
+        **score(rank).to_json(protocol),
+        "ranks": rank.tolist(),
+        "images": test.images,
+    }
+    folder.finish(method, embeddings, result)
+    return result
+
+
+def build_method(config: RunConfig, train: Split, embedding: int) -> Method:
+    """The method of a configuration, for the shape of its training data, on their device."""
+    shape = encoders.Shape(channels=train.recordings.shape[1], time=train.recordings.shape[2], embedding=embedding)
+    build_encoder = functools.partial(encoders.build, config.encoder, shape, config.encoder_options)
+    method = methods.method_class(config.method)(config.method_options, build_encoder, len(train))
+    return method.to(train.recordings.device)
+
+
+@torch.inference_mode()
+def embed_test_set(method: Method, subject: str, materials: Materials) -> tuple[Embeddings, Split]:
+    """What retrieval compares, for the test recordings of a subject and all test pictures."""
+    test = materials.split(subject, "test")
+    levels = method.gallery_levels()
+    views = materials.views(test.images, levels)
+    pictures = torch.arange(len(test.images), device=materials.device)
+    gallery = []
+    for level in levels:
+        gain = torch.full(pictures.shape, level.gain, device=materials.device)
+        gallery.append(views(pictures, gain, torch.full_like(pictures, level.kernel_size)))
+    method.eval()
+    images = torch.stack(gallery)
+    texts = materials.texts(test.images, test.concepts)
+    embeddings = method.retrieval_embeddings(test.recordings, images[:, test.image_of], texts[test.image_of])
+    return embeddings, test
+
+
+def protocol_of(materials: Materials, test: Split, gate: str) -> Protocol:
+    """The conditions of a run's figures."""
+    return Protocol(
+        dataset=materials.dataset.name,
+        selection="last",
+        information=INFORMATION[gate],
+        gate=gate,
+        gallery=len(test.images),
+        channels=len(test.channels),
+        repetitions=test.repetitions,
+        encoder=materials.clip.name,
+    )

@@ -1,0 +1,1 @@
+"""Images and texts to features: encoders, views and the feature bank."""

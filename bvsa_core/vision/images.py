@@ -1,0 +1,61 @@
+"""Pictures from disk, as uint8 tensors of one size."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from bvsa_core.errors import UserError
+
+
+def read_images(paths: Sequence[Path], size: int, progress: Callable[[int], None] = lambda done: None) -> Tensor:
+    """Decode pictures to (N, 3, size, size) uint8; others are resized, as UBP does, to size x size.
+
+    Raises:
+        UserError: naming the picture that is missing or damaged.
+    """
+    images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
+
+    def read_into(index: int) -> None:
+        images[index] = torch.from_numpy(_read(paths[index], size)).permute(2, 0, 1)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done, _ in enumerate(pool.map(read_into, range(len(paths))), start=1):
+            progress(done)
+    return images
+
+
+def _read(path: Path, size: int) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            picture = image.convert("RGB")
+    except FileNotFoundError as error:
+        raise UserError(f"picture {path} is missing; copy the image set there") from error
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        raise UserError(f"picture {path} cannot be read ({error}); fetch or make it again") from error
+    if picture.size != (size, size):
+        picture = picture.resize((size, size), Image.Resampling.BILINEAR)
+    return np.array(picture)
+
+
+def hash_files(paths: Sequence[Path]) -> str:
+    """SHA-256 over the contents of files, in order.
+
+    Raises:
+        UserError: naming the file that is missing.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        except OSError as error:
+            raise UserError(f"picture {path} is missing or unreadable ({error.strerror}); copy the image set there") from error
+    return digest.hexdigest()

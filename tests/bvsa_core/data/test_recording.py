@@ -1,0 +1,154 @@
+"""Safe readers: everything published reads, nothing runs, damage is told in one line."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from bvsa_core.data.recording import read_arrays
+from bvsa_core.errors import UserError
+
+CONTENT = {
+    "eeg": np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float16),
+    "img": np.array([["a/b.jpg", "c"], ["d", "é"]]),
+    "names": ["Oz", "O1"],
+    "times": np.arange(3.0),
+    "text in objects": np.array(["x", "yy"], dtype=object),
+    "fortran": np.asfortranarray(np.arange(12.0).reshape(3, 4)),
+    "big endian": np.arange(4, dtype=">i4"),
+    "empty": np.zeros((0, 3)),
+    "scalar": np.float64(3.5),
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_reads_numpy_arrays_of_every_pickle_protocol(tmp_path, protocol):
+    torch.save(CONTENT, tmp_path / "train.pt", pickle_protocol=protocol)
+    read = read_arrays(tmp_path / "train.pt")
+    assert read.keys() == CONTENT.keys()
+    for key, value in CONTENT.items():
+        np.testing.assert_array_equal(np.asarray(read[key]), np.asarray(value))
+    assert read["eeg"].dtype == np.float16 and isinstance(read["names"], list)
+
+
+def test_reads_tensors_and_state_dicts(tmp_path):
+    tensors = {"half": torch.rand(3).half(), "transposed": torch.rand(3, 4).t(), "long": torch.arange(5), "bool": torch.tensor([True])}
+    torch.save(tensors, tmp_path / "x.pt")
+    for key, value in read_arrays(tmp_path / "x.pt").items():
+        assert torch.equal(value, tensors[key])
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "y.pt")
+    assert read_arrays(tmp_path / "y.pt").keys() == {"weight", "bias"}
+    torch.save(torch.eye(3), tmp_path / "z.pt")
+    assert torch.equal(read_arrays(tmp_path / "z.pt"), torch.eye(3))
+
+
+def test_reads_npy_npz_and_safetensors(tmp_path):
+    np.save(tmp_path / "a.npy", np.eye(2))
+    np.savez(tmp_path / "b.npz", one=np.eye(2))
+    safetensors.torch.save_file({"one": torch.eye(2)}, tmp_path / "c.safetensors")
+    assert np.array_equal(read_arrays(tmp_path / "a.npy"), np.eye(2))
+    assert read_arrays(tmp_path / "b.npz").keys() == read_arrays(tmp_path / "c.safetensors").keys() == {"one"}
+
+
+class _Payload:
+    """Unpickles to a call that would leave a mark."""
+
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+def payloads(mark: Path) -> list:
+    touch = f"open({str(mark)!r}, 'w').close()"
+    return [
+        _Payload(os.system, f"touch {mark}"),
+        _Payload(exec, touch),
+        _Payload(eval, touch),
+        _Payload(getattr, [], "append"),
+        _Payload(np.save, str(mark), np.eye(2)),
+        _Payload(torch.save, 1, str(mark)),
+        _Payload(Path, mark),
+        [{"deep": _Payload(os.mkdir, str(mark))}],
+    ]
+
+
+@pytest.mark.parametrize("which", range(8))
+def test_a_hostile_file_raises_and_runs_nothing(tmp_path, which):
+    mark = tmp_path / "mark"
+    payload = payloads(mark)[which]
+    torch.save({"eeg": payload, "img": np.array(["x"])}, tmp_path / "train.pt")
+    with pytest.raises(UserError, match="not data; it was not run"):
+        read_arrays(tmp_path / "train.pt")
+    np.save(tmp_path / "x.npy", np.array([payload], dtype=object), allow_pickle=True)
+    with pytest.raises(UserError, match="x.npy: damaged or incomplete"):
+        read_arrays(tmp_path / "x.npy")
+    assert not mark.exists()
+
+
+def write_pickle(path: Path, code: bytes) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", code)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        b"\x80\x02cnumpy\ndtype\n(X\x02\x00\x00\x00O8K\x00K\x01tR.",  # a bare dtype
+        b"\x80\x02cnumpy._core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R.",  # an array without state
+        pickle.dumps([[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]),
+        b"\x80\x02.",
+        b"",
+        b"\x80\x02ctorch\nload\n.",
+    ],
+)
+def test_an_odd_pickle_is_refused(tmp_path, code):
+    write_pickle(tmp_path / "x.pt", code)
+    with pytest.raises(UserError):
+        read_arrays(tmp_path / "x.pt")
+
+
+def test_a_tensor_cannot_reach_beyond_its_storage(tmp_path):
+    torch.save(torch.arange(4.0), tmp_path / "x.pt")
+    with zipfile.ZipFile(tmp_path / "x.pt") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    parts["x/data.pkl"] = parts["x/data.pkl"].replace(b"K\x04\x85", b"K\x09\x85")  # size (4,) becomes (9,)
+    with zipfile.ZipFile(tmp_path / "y.pt", "w") as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data)
+    with pytest.raises(UserError, match="reaches beyond its storage"):
+        read_arrays(tmp_path / "y.pt")
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_told_from_a_good_one(tmp_path, keep):
+    torch.save(CONTENT, tmp_path / "whole.pt")
+    data = (tmp_path / "whole.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(data[: int(len(data) * keep)])
+    with pytest.raises(UserError, match="cut.pt: damaged or incomplete"):
+        read_arrays(tmp_path / "cut.pt")
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    torch.save({"eeg": np.zeros((50, 50))}, tmp_path / "x.pt")
+    data = bytearray((tmp_path / "x.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "x.pt").write_bytes(data)
+    with pytest.raises(UserError, match="damaged"):
+        read_arrays(tmp_path / "x.pt")
+
+
+def test_missing_and_unknown_files_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"nothing.pt: no such file"):
+        read_arrays(tmp_path / "nothing.pt")
+    with pytest.raises(UserError, match=r"notes.txt: unknown kind of file; give one of .pt"):
+        read_arrays(tmp_path / "notes.txt")
