@@ -105,11 +105,13 @@ class Interval(nn.Module):
 
     @torch.no_grad()
     def forward(self, samples: Tensor, similarity: Tensor) -> Tensor:
-        """-1 below the interval, +1 above it, 0 inside, for similarities (B,) of the samples (B,)."""
+        """-1 below the interval, +1 above it, 0 inside, for similarities (B,) of the samples (B,); int64."""
         similarity = similarity.detach().float()
         fitted = similarity
         if self.gamma is not None:
             fitted = self.gamma * similarity + (1 - self.gamma) * self.smoothed[samples]
             self.smoothed[samples] = fitted
+        if len(fitted) < 2:  # has no spread
+            return torch.zeros_like(samples)
         mean, reach = fitted.mean(), self.z * fitted.std()
-        return (similarity > mean + reach).int() - (similarity < mean - reach).int()
+        return (similarity > mean + reach).long() - (similarity < mean - reach).long()
