@@ -14,7 +14,8 @@ namespace {
 
 struct Variant {
   const char* name;
-  void (*foveated_blur)(const fovblur::BlurParams&, int threads);
+  void (*foveated_blur)(const fovblur::BlurParams&, const fovblur::Images& out, int threads);
+  void (*foveated_blur_backward)(const fovblur::BlurParams&, const fovblur::BlurGradients&, int threads);
 };
 
 // Best first.
@@ -25,10 +26,10 @@ std::vector<Variant> supported_variants() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    variants.push_back({"avx512", fovblur::avx512::foveated_blur});
-  if (avx2) variants.push_back({"avx2", fovblur::avx2::foveated_blur});
+    variants.push_back({"avx512", fovblur::avx512::foveated_blur, fovblur::avx512::foveated_blur_backward});
+  if (avx2) variants.push_back({"avx2", fovblur::avx2::foveated_blur, fovblur::avx2::foveated_blur_backward});
 #endif
-  variants.push_back({"baseline", fovblur::baseline::foveated_blur});
+  variants.push_back({"baseline", fovblur::baseline::foveated_blur, fovblur::baseline::foveated_blur_backward});
   return variants;
 }
 
@@ -53,12 +54,21 @@ void use_variant(const std::string& name) {
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
-  fovblur::bind_blur_params(m);
+  fovblur::bind_params(m);
   m.attr("build_info") = FOVBLUR_BUILD_INFO;
   m.def("variants", variant_names, "Variants this processor can run, best first.");
   m.def("variant", [] { return std::string(in_use->name); }, "The variant in use.");
   m.def("use_variant", use_variant, py::arg("name"), "Use another variant, for tests and comparisons.");
   m.def(
-      "foveated_blur", [](const fovblur::BlurParams& params, int threads) { in_use->foveated_blur(params, threads); },
-      py::arg("params"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+      "foveated_blur",
+      [](const fovblur::BlurParams& params, const fovblur::Images& out, int threads) {
+        in_use->foveated_blur(params, out, threads);
+      },
+      py::arg("params"), py::arg("out"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "foveated_blur_backward",
+      [](const fovblur::BlurParams& params, const fovblur::BlurGradients& gradients, int threads) {
+        in_use->foveated_blur_backward(params, gradients, threads);
+      },
+      py::arg("params"), py::arg("gradients"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
 }

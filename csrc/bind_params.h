@@ -11,31 +11,27 @@
 
 namespace fovblur {
 
-using ImageArgument = std::tuple<uintptr_t, int, std::array<int64_t, 4>>;  // address, DType, strides
-using PerSampleArgument = std::tuple<uintptr_t, int64_t>;                  // address, stride
+using PerSampleArgument = std::tuple<uintptr_t, int64_t>;                   // address, stride
 
-inline PerSample per_sample(const PerSampleArgument& argument) {
+inline Images make_images(uintptr_t data, int dtype, const std::array<int64_t, 4>& strides) {
+  return {reinterpret_cast<void*>(data), DType(dtype), {strides[0], strides[1], strides[2], strides[3]}};
+}
+
+inline PerSample make_per_sample(const PerSampleArgument& argument) {
   return {reinterpret_cast<const void*>(std::get<0>(argument)), std::get<1>(argument)};
 }
 
-inline BlurParams make_blur_params(const std::array<int64_t, 4>& shape, const ImageArgument& images, const ImageArgument& out,
-                                   const PerSampleArgument& sigma, const PerSampleArgument& kernel_size,
-                                   const PerSampleArgument& gain, const PerSampleArgument& fixation, int falloff, double decay,
-                                   uintptr_t mean, uintptr_t std, double scale) {
+inline BlurParams make_blur_params(const std::array<int64_t, 4>& shape, const Images& images, const PerSampleArgument& sigma,
+                                   const PerSampleArgument& kernel_size, const PerSampleArgument& gain,
+                                   const PerSampleArgument& fixation, int falloff, double decay, uintptr_t mean, uintptr_t std,
+                                   double scale) {
   BlurParams p{};
-  p.images = reinterpret_cast<const void*>(std::get<0>(images));
-  p.out = reinterpret_cast<void*>(std::get<0>(out));
-  p.in_dtype = DType(std::get<1>(images));
-  p.out_dtype = DType(std::get<1>(out));
-  for (int i = 0; i < 4; ++i) {
-    p.shape[i] = shape[i];
-    p.in_strides[i] = std::get<2>(images)[i];
-    p.out_strides[i] = std::get<2>(out)[i];
-  }
-  p.sigma = per_sample(sigma);
-  p.kernel_size = per_sample(kernel_size);
-  p.gain = per_sample(gain);
-  p.fixation = per_sample(fixation);
+  for (int i = 0; i < 4; ++i) p.shape[i] = shape[i];
+  p.images = images;
+  p.sigma = make_per_sample(sigma);
+  p.kernel_size = make_per_sample(kernel_size);
+  p.gain = make_per_sample(gain);
+  p.fixation = make_per_sample(fixation);
   p.falloff = Falloff(falloff);
   p.decay = decay;
   p.mean = reinterpret_cast<const void*>(mean);
@@ -44,12 +40,19 @@ inline BlurParams make_blur_params(const std::array<int64_t, 4>& shape, const Im
   return p;
 }
 
-inline void bind_blur_params(pybind11::module_& m) {
-  using pybind11::arg;
-  pybind11::class_<BlurParams>(m, "BlurParams", pybind11::module_local())
-      .def(pybind11::init(&make_blur_params), pybind11::kw_only(), arg("shape"), arg("images"), arg("out"), arg("sigma"),
-           arg("kernel_size"), arg("gain"), arg("fixation"), arg("falloff"), arg("decay"), arg("mean"), arg("std"),
-           arg("scale"));
+inline BlurGradients make_blur_gradients(const Images& grad, const Images& grad_images, uintptr_t grad_sigma,
+                                         uintptr_t grad_gain) {
+  return {grad, grad_images, reinterpret_cast<void*>(grad_sigma), reinterpret_cast<void*>(grad_gain)};
+}
+
+inline void bind_params(pybind11::module_& m) {
+  using namespace pybind11;
+  class_<Images>(m, "Images", module_local()).def(init(&make_images), arg("data"), arg("dtype"), arg("strides"));
+  class_<BlurParams>(m, "BlurParams", module_local())
+      .def(init(&make_blur_params), kw_only(), arg("shape"), arg("images"), arg("sigma"), arg("kernel_size"), arg("gain"),
+           arg("fixation"), arg("falloff"), arg("decay"), arg("mean"), arg("std"), arg("scale"));
+  class_<BlurGradients>(m, "BlurGradients", module_local())
+      .def(init(&make_blur_gradients), kw_only(), arg("grad"), arg("grad_images"), arg("grad_sigma"), arg("grad_gain"));
 }
 
 }  // namespace fovblur

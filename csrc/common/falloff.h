@@ -36,7 +36,6 @@ FOVBLUR_HD double exp_of_negative(double x) { return ::exp(x); }
 template <class Real>
 FOVBLUR_HD Real cycloid_series(Real z, int first) {  // 1 - z / (first (first + 1)) (1 - z / ((first + 2) (first + 3)) (...))
   Real sum = 1;
-#pragma unroll
   for (int k = 11; k >= 0; --k) sum = Real(1) - z * (Real(1) / Real((first + 2 * k) * (first + 2 * k + 1))) * sum;
   return sum;
 }

@@ -1,18 +1,19 @@
-// The CPU blur is compiled once per instruction set; each variant is a namespace with the same entry.
+// The CPU blur is compiled once per instruction set; each variant is a namespace with the same entries.
 #pragma once
 
 #include "params.h"
 
 namespace fovblur {
 
-namespace baseline {
-void foveated_blur(const BlurParams& params, int threads);
-}
-namespace avx2 {
-void foveated_blur(const BlurParams& params, int threads);
-}
-namespace avx512 {
-void foveated_blur(const BlurParams& params, int threads);
-}
+#define FOVBLUR_DECLARE_VARIANT(variant)                                                              \
+  namespace variant {                                                                                 \
+  void foveated_blur(const BlurParams& params, const Images& out, int threads);                       \
+  void foveated_blur_backward(const BlurParams& params, const BlurGradients& gradients, int threads); \
+  }
+
+FOVBLUR_DECLARE_VARIANT(baseline)
+FOVBLUR_DECLARE_VARIANT(avx2)
+FOVBLUR_DECLARE_VARIANT(avx512)
+#undef FOVBLUR_DECLARE_VARIANT
 
 }  // namespace fovblur

@@ -1,10 +1,14 @@
-// Launches the CUDA blur on `stream` of the current device. Returns null, or what went wrong.
+// Launches the CUDA blur on `stream` of the current device. Both return null, or what went wrong.
 #pragma once
 
 #include "params.h"
 
 namespace fovblur {
 
-const char* foveated_blur_cuda(const BlurParams& params, void* stream);
+const char* foveated_blur_cuda(const BlurParams& params, const Images& out, void* stream);
+
+// grad_sigma and grad_gain get one partial sum for each tile of a sample, [B, parameter_gradient_tiles]; float32.
+const char* foveated_blur_backward_cuda(const BlurParams& params, const BlurGradients& gradients, void* stream);
+int64_t parameter_gradient_tiles(const int64_t (&shape)[4]);
 
 }  // namespace fovblur

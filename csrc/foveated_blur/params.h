@@ -8,19 +8,25 @@
 
 namespace fovblur {
 
-// A per-sample parameter: element i of the batch is at data[i * stride]; stride 0 shares one value.
-// Its element type is the one the blur accumulates in (float, or double for float64 images), int32 for kernel sizes.
+// Images [B, C, H, W] of any strides, in elements; those written to do not overlap.
+struct Images {
+  void* data;
+  DType dtype;
+  int64_t strides[4];
+
+  FOVBLUR_HD int64_t plane(int64_t sample, int64_t channel) const { return sample * strides[0] + channel * strides[1]; }
+};
+
+// A per-sample parameter: that of sample i is at data[i * stride]; stride 0 shares one value. Its element type is the one
+// the blur accumulates in (float, or double for float64 images), int32 for kernel sizes.
 struct PerSample {
   const void* data;
   int64_t stride;
 };
 
 struct BlurParams {
-  const void* images;  // [B, C, H, W], any strides (in elements)
-  void* out;           // [B, C, H, W], any strides without overlap
-  DType in_dtype, out_dtype;
-  int64_t shape[4];
-  int64_t in_strides[4], out_strides[4];
+  int64_t shape[4];  // [B, C, H, W]
+  Images images;
   PerSample sigma;        // [B] pixels
   PerSample kernel_size;  // [B] odd
   PerSample gain;         // [B]
@@ -31,6 +37,14 @@ struct BlurParams {
   const void* mean;
   const void* std;
   double scale;
+};
+
+// Where the gradients of a call go; null pointers are not wanted. Those of sigma and gain are [B], contiguous.
+struct BlurGradients {
+  Images grad;         // of the result
+  Images grad_images;  // data may be null
+  void* grad_sigma;
+  void* grad_gain;
 };
 
 }  // namespace fovblur

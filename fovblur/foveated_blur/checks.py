@@ -53,7 +53,7 @@ def per_sample(name: str, value: float | Tensor, images: Tensor, dtype: torch.dt
             raise ValueError(f"{name} has shape {tuple(value.shape)}; it must be a number or ({batch},), one for each image")
         return value.to(dtype).expand(batch)
     _check_number(name, value, integer=dtype == torch.int32)
-    return constant((value,), dtype, images.device).expand(batch)
+    return constant((value,), dtype, images).expand(batch)
 
 
 def per_channel(name: str, value: float | Sequence[float] | Tensor, images: Tensor, dtype: torch.dtype) -> Tensor:
@@ -69,7 +69,7 @@ def per_channel(name: str, value: float | Sequence[float] | Tensor, images: Tens
         raise ValueError(f"{name} has {len(values)} values; images has {channels} channels")
     for each in values:
         _check_number(name, each, integer=False)
-    return constant(values, dtype, images.device)
+    return constant(values, dtype, images)
 
 
 def fixation(value: Sequence[float] | Tensor, images: Tensor, dtype: torch.dtype) -> Tensor:
@@ -85,7 +85,7 @@ def fixation(value: Sequence[float] | Tensor, images: Tensor, dtype: torch.dtype
         raise TypeError(f"fixation is {value!r}; it must be two numbers (y, x) or a tensor of shape (2,) or ({batch}, 2)")
     for each in value:
         _check_number("fixation", each, integer=False)
-    return constant(tuple(value), dtype, images.device).expand(batch, 2)
+    return constant(tuple(value), dtype, images).expand(batch, 2)
 
 
 def decay(value: float) -> float:
@@ -131,20 +131,19 @@ def check_values(**parameters: Tensor | None) -> None:
             raise ValueError(f"{name}{place} is {value[tuple(where)].item():g}; it must be {meaning}")
 
 
-def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A small tensor of numbers, made once: a copy to the GPU on every call would stall it and break graph capture."""
+def constant(values: tuple[float, ...], dtype: torch.dtype, images: Tensor) -> Tensor:
+    """A small tensor of numbers beside images, made once: copying it on every call would stall a GPU and break capture."""
     if torch.compiler.is_compiling():
-        return torch.stack([torch.full((), value, dtype=dtype, device=device) for value in values])
-    key = (values, dtype, device)
-    found = _constants.get(key)
-    if found is None:
+        return torch.stack([torch.full((), value, dtype=dtype, device=images.device) for value in values])
+    if type(images) not in (Tensor, torch.nn.Parameter):  # a tracer's fake tensor, which cached real ones do not mix with
+        return torch.tensor(values, dtype=dtype, device=images.device)
+    key = (values, dtype, images.device)
+    if key not in _constants:
+        if len(_constants) >= 4096:
+            _constants.clear()
         with torch.inference_mode(False):
-            found = torch.tensor(values, dtype=dtype, device=device)
-        if type(found) is Tensor:  # not the fake tensor of a tracer
-            if len(_constants) >= 4096:
-                _constants.clear()
-            _constants[key] = found
-    return found
+            _constants[key] = torch.tensor(values, dtype=dtype, device=images.device)
+    return _constants[key]
 
 
 def _check_tensor(name: str, value: Tensor, images: Tensor, integer: bool) -> None:

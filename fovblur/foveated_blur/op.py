@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -32,8 +33,7 @@ def foveated_blur_op(
     out = torch.empty_like(images, dtype=out_dtype)
     if out.numel() == 0:
         return out
-    module = importlib.import_module(f"fovblur.foveated_blur.{_MODULES[name]}")
-    getattr(module, f"{name}_forward")(images, out, sigma, kernel_size, gain, fixation, mean, std, falloff, decay)
+    _function(f"{name}_forward")(images, out, sigma, kernel_size, gain, fixation, mean, std, falloff, decay)
     return out
 
 
@@ -50,30 +50,54 @@ def foveated_blur_backward_op(
     kernel_size: Tensor,
     gain: Tensor,
     fixation: Tensor,
+    mean: Tensor | None,
     std: Tensor | None,
     falloff: str,
     decay: float,
+    backend: str,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of images, sigma and gain; those that are not needed come back empty."""
-    from fovblur.foveated_blur.reference import reference_backward
-
-    return reference_backward(grad, images, sigma, kernel_size, gain, fixation, std, falloff, decay, needs)
+    name = backends.choose(backend or None, images.device, images.dtype)
+    grads = _empty_gradients(images, sigma, gain, needs)
+    wanted = tuple(grad if needed else None for grad, needed in zip(grads, needs))
+    if images.numel() == 0:
+        for each in grads:
+            each.zero_()
+    elif any(needs):
+        parameters = (sigma, kernel_size, gain, fixation, mean, std, falloff, decay)
+        _function(f"{name}_backward")(grad, images, wanted, *parameters)
+    return grads
 
 
 @foveated_blur_backward_op.register_fake
-def _(grad, images, sigma, kernel_size, gain, fixation, std, falloff, decay, needs):
-    return tuple(torch.empty_like(x) if needed else x.new_empty(0) for x, needed in zip((images, sigma, gain), needs))
+def _(grad, images, sigma, kernel_size, gain, fixation, mean, std, falloff, decay, backend, needs):
+    return _empty_gradients(images, sigma, gain, needs)
+
+
+def _empty_gradients(images: Tensor, sigma: Tensor, gain: Tensor, needs: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = (images.shape, sigma.shape, gain.shape)
+    likes = (images, sigma, gain)
+    return tuple(
+        (torch.empty_like(like) if like is images else like.new_empty(shape)) if needed else like.new_empty(0)
+        for like, shape, needed in zip(likes, shapes, needs)
+    )
+
+
+def _function(name: str) -> Callable:
+    """A backend's entry, such as cpu_forward; its module is imported now and not before."""
+    backend = name.partition("_")[0]
+    return getattr(importlib.import_module(f"fovblur.foveated_blur.{_MODULES[backend]}"), name)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    images, sigma, kernel_size, gain, fixation, mean, std, ctx.falloff, ctx.decay, _, _ = inputs
-    ctx.save_for_backward(images, sigma, kernel_size, gain, fixation, std)
+    images, sigma, kernel_size, gain, fixation, mean, std, ctx.falloff, ctx.decay, _, ctx.backend = inputs
+    ctx.save_for_backward(images, sigma, kernel_size, gain, fixation, mean, std)
 
 
 def _backward(ctx, grad):
     needs = [ctx.needs_input_grad[i] for i in (0, 1, 3)]
-    grads = foveated_blur_backward_op(grad, *ctx.saved_tensors, ctx.falloff, ctx.decay, needs)
+    grads = foveated_blur_backward_op(grad, *ctx.saved_tensors, ctx.falloff, ctx.decay, ctx.backend, needs)
     grad_images, grad_sigma, grad_gain = (g if needed else None for g, needed in zip(grads, needs))
     return grad_images, grad_sigma, None, grad_gain, None, None, None, None, None, None, None
 

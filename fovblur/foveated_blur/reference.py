@@ -116,37 +116,33 @@ def reference_forward(images, out, *parameters) -> None:
 def reference_backward(
     grad: Tensor,
     images: Tensor,
+    grads: tuple[Tensor | None, Tensor | None, Tensor | None],
     sigma: Tensor,
     kernel_size: Tensor,
     gain: Tensor,
     fixation: Tensor,
+    mean: Tensor | None,
     std: Tensor | None,
     falloff: str,
     decay: float,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of images, sigma and gain for a gradient of the result; empty tensors for those not needed."""
+) -> None:
+    """Write the gradients of images, sigma and gain for a gradient of the result into `grads`; None is not wanted."""
+    grad_images, grad_sigma, grad_gain = grads
     _, _, height, width = images.shape
     x, grad = images.to(sigma.dtype), grad.to(sigma.dtype)
     if std is not None:
         grad = grad / (std[:, None, None] * (255.0 if images.dtype == torch.uint8 else 1.0))
     f = acuity(falloff, decay, fixation, height, width)
-    grads = tuple(torch.zeros_like(of) if needed else of.new_empty(0) for of, needed in zip((x, sigma, gain), needs))
     for i, size in enumerate(kernel_size.tolist()):
         radius = 0 if sigma[i] == 0 else size // 2
-        if radius == 0:
-            if needs[0]:
-                grads[0][i] = grad[i]
-            continue
-        weight = gain[i] * f[i]
-        through_blur = (1 - weight) * grad[i]
-        if needs[0]:
-            grads[0][i] = weight * grad[i] + gaussian_adjoint(through_blur, sigma[i], radius)
-        if needs[1]:
-            grads[1][i] = (through_blur * gaussian_derivative(x[i], sigma[i], radius)).sum()
-        if needs[2]:
-            grads[2][i] = (grad[i] * f[i] * (x[i] - gaussian(x[i], sigma[i], radius))).sum()
-    return (grads[0].to(images.dtype) if needs[0] else images.new_empty(0), *grads[1:])
+        through_blur = (1 - gain[i] * f[i]) * grad[i]
+        if grad_images is not None:
+            spread = through_blur if radius == 0 else gaussian_adjoint(through_blur, sigma[i], radius)
+            grad_images[i] = grad[i] - through_blur + spread
+        if grad_sigma is not None:
+            grad_sigma[i] = 0 if radius == 0 else (through_blur * gaussian_derivative(x[i], sigma[i], radius)).sum()
+        if grad_gain is not None:
+            grad_gain[i] = 0 if radius == 0 else (grad[i] * f[i] * (x[i] - gaussian(x[i], sigma[i], radius))).sum()
 
 
 def gaussian_adjoint(x: Tensor, sigma: Tensor, radius: int) -> Tensor:

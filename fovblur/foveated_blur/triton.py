@@ -231,3 +231,9 @@ def triton_forward(
             *images.stride(), *out.stride(), sigma.stride(0), kernel_size.stride(0), gain.stride(0), fixation.stride(0),
             FALLOFF=falloff, NORMALISE=mean is not None, **configuration,
         )  # fmt: skip
+
+
+def triton_backward(*arguments) -> None:
+    from fovblur.foveated_blur.reference import reference_backward
+
+    reference_backward(*arguments)

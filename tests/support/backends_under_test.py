@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 
 import pytest
 import torch
@@ -64,10 +65,8 @@ def run_cuda_on_host(monkeypatch, tmp_path_factory, thread_order: int = 1) -> No
     module = cuda_on_host.build(tmp_path_factory.getbasetemp())
     ctypes.CDLL(module.__file__).set_fovblur_thread_order(thread_order)
 
-    def forward(images, out, *parameters):
-        module.foveated_blur(native.blur_params(module, images, out, *parameters), 0)
-
-    monkeypatch.setattr(native, "cuda_forward", forward)
+    monkeypatch.setattr(native, "cuda_forward", functools.partial(native.launch_forward, module, 0))
+    monkeypatch.setattr(native, "cuda_backward", functools.partial(native.launch_backward, module, 0))
     why_not_for = backends.why_not_for
     monkeypatch.setattr(backends, "why_not", lambda name: None)
     monkeypatch.setattr(backends, "why_not_for", lambda name, _, dtype: why_not_for(name, torch.device("cuda"), dtype))

@@ -1,0 +1,66 @@
+// Rows of images of any element type and stride, to and from the type the CPU blur computes in.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/dtype.h"
+
+namespace fovblur {
+namespace FOVBLUR_VARIANT {
+
+template <class T, class Element>
+inline void load_elements(const Element* source, int64_t stride, int64_t count, T* row) {
+  if (stride == 1)  // its own loop, so that it vectorises
+    for (int64_t j = 0; j < count; ++j) row[j] = T(to_float(source[j]));
+  else
+    for (int64_t j = 0; j < count; ++j) row[j] = T(to_float(source[j * stride]));
+}
+
+template <class T>
+void load_row(DType dtype, const void* base, int64_t offset, int64_t stride, int64_t count, T* row) {
+  switch (dtype) {
+    case DType::uint8:
+      return load_elements(static_cast<const uint8_t*>(base) + offset, stride, count, row);
+    case DType::float16:
+      return load_elements(static_cast<const Half*>(base) + offset, stride, count, row);
+    case DType::bfloat16:
+      return load_elements(static_cast<const BFloat16*>(base) + offset, stride, count, row);
+    case DType::float32:
+      return load_elements(static_cast<const float*>(base) + offset, stride, count, row);
+    case DType::float64: {
+      const double* source = static_cast<const double*>(base) + offset;
+      for (int64_t j = 0; j < count; ++j) row[j] = T(source[j * stride]);
+      return;
+    }
+  }
+}
+
+template <class T, class Element>
+inline void store_elements(const T* row, int64_t count, Element* target, int64_t stride) {
+  if (stride == 1)
+    for (int64_t j = 0; j < count; ++j) target[j] = Convert<Element>::from(float(row[j]));
+  else
+    for (int64_t j = 0; j < count; ++j) target[j * stride] = Convert<Element>::from(float(row[j]));
+}
+
+template <class T>
+void store_row(DType dtype, const T* row, int64_t count, void* base, int64_t offset, int64_t stride) {
+  switch (dtype) {
+    case DType::uint8:
+      return store_elements(row, count, static_cast<uint8_t*>(base) + offset, stride);
+    case DType::float16:
+      return store_elements(row, count, static_cast<Half*>(base) + offset, stride);
+    case DType::bfloat16:
+      return store_elements(row, count, static_cast<BFloat16*>(base) + offset, stride);
+    case DType::float32:
+      return store_elements(row, count, static_cast<float*>(base) + offset, stride);
+    case DType::float64: {
+      double* target = static_cast<double*>(base) + offset;
+      for (int64_t j = 0; j < count; ++j) target[j * stride] = double(row[j]);
+      return;
+    }
+  }
+}
+
+}  // namespace FOVBLUR_VARIANT
+}  // namespace fovblur

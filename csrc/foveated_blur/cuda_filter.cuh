@@ -1,0 +1,213 @@
+// A tile of one plane filtered in both directions, direct form: exact in float32, any radius.
+//
+// A block of 256 threads makes 32 kSubRuns x 64 outputs. It walks down the rows the outputs reach, kChunk at a time: a
+// chunk is staged in shared memory, filtered along its rows (a thread makes eight neighbours), and added to the vertical
+// sums, which stay in registers until the tile is done. So shared memory does not grow with the radius, and nothing but
+// the result is written to device memory.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "../common/gaussian.h"
+#include "../common/reflect.h"
+#include "params.h"
+
+namespace fovblur {
+
+constexpr int kThreads = 256;
+constexpr int kTileColumns = 64;
+constexpr int kChunk = 32;    // rows filtered along x at a time
+constexpr int kSegment = 64;  // taps of the horizontal filter staged at a time
+constexpr int kRun = 8;       // neighbouring outputs of a thread, in either direction
+constexpr int kStagedColumns = kTileColumns + kSegment;
+constexpr int kStagedStride = kStagedColumns + 4;  // 16-byte loads of eight lanes meet 32 different banks
+constexpr int kFilteredStride = kTileColumns + 4;
+constexpr int kTapsHeld = 1088;  // taps of a radius up to 500 stay in shared memory; beyond that they are recomputed
+constexpr int kMargin = 32;      // zeros around them, so that blocks of taps may overhang the band
+
+__device__ inline float per_sample(const PerSample& parameter, int64_t sample, int element = 0) {
+  return static_cast<const float*>(parameter.data)[sample * parameter.stride + element];
+}
+
+// The normalised Gaussian of one sample and its derivative in sigma.
+struct Taps {
+  float sigma, inverse_sum, moment, inverse_cube;
+  int radius;
+  __device__ bool reaches(int offset) const { return offset >= -radius && offset <= radius; }
+  __device__ float tap(int offset) const { return gaussian_window(offset, sigma) * inverse_sum; }
+  __device__ float slope(int offset) const { return tap(offset) * (float(offset) * float(offset) - moment) * inverse_cube; }
+};
+
+// kKernels is 1, or 2 where the derivative is filtered with as well.
+template <int kKernels>
+struct FilterMemory {
+  alignas(16) float staged[kChunk * kStagedStride];
+  alignas(16) float filtered[kKernels][kChunk * kFilteredStride];
+  alignas(16) float weights[kKernels][kTapsHeld];  // weights[k][kMargin + radius + offset]
+  float partial[2][kThreads];
+};
+
+// Sums of `first` and `second` over the block, in partial[0][0] and partial[1][0]; ends with a barrier.
+__device__ inline void block_sum(float first, float second, float (&partial)[2][kThreads]) {
+  partial[0][threadIdx.x] = first;
+  partial[1][threadIdx.x] = second;
+  for (int half = kThreads / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (int(threadIdx.x) < half) {
+      partial[0][threadIdx.x] += partial[0][threadIdx.x + half];
+      partial[1][threadIdx.x] += partial[1][threadIdx.x + half];
+    }
+  }
+  __syncthreads();
+}
+
+// Makes the sample's taps and puts them in shared memory, with zero margins; all threads of the block take part.
+template <int kKernels>
+__device__ Taps make_taps(const BlurParams& p, int64_t sample, FilterMemory<kKernels>& shared) {
+  Taps taps;
+  taps.sigma = per_sample(p.sigma, sample);
+  taps.radius = gaussian_radius(taps.sigma, static_cast<const int32_t*>(p.kernel_size.data)[sample * p.kernel_size.stride]);
+  float sum = 0.0f, moment = 0.0f;
+  for (int t = 1 + int(threadIdx.x); t <= taps.radius; t += kThreads) {
+    const float weight = 2.0f * gaussian_window(t, taps.sigma);
+    sum += weight;
+    moment += weight * float(t) * float(t);
+  }
+  block_sum(sum, moment, shared.partial);
+  taps.inverse_sum = 1.0f / (1.0f + shared.partial[0][0]);
+  taps.moment = shared.partial[1][0] * taps.inverse_sum;
+  taps.inverse_cube = 1.0f / (taps.sigma * taps.sigma * taps.sigma);
+  for (int k = int(threadIdx.x); k < kTapsHeld; k += kThreads) {
+    const int offset = k - kMargin - taps.radius;
+    const bool inside = taps.radius == 0 ? offset == 0 : taps.reaches(offset);
+    shared.weights[0][k] = !inside ? 0.0f : (taps.radius == 0 ? 1.0f : taps.tap(offset));
+    if (kKernels == 2) shared.weights[kKernels - 1][k] = inside && taps.radius > 0 ? taps.slope(offset) : 0.0f;
+  }
+  return taps;
+}
+
+// Adds kRun rows to the sums of a run of rows. `weights` are those of the first row for the run's last output and on.
+// Multiplies by the zero margins too, which is only right while every filtered value is finite.
+__device__ inline void add_rows(const float* weights, const float* filtered, float (&sums)[kRun]) {
+  float w[2 * kRun - 1];
+#pragma unroll
+  for (int k = 0; k < 2 * kRun - 1; ++k) w[k] = weights[k];
+#pragma unroll
+  for (int s = 0; s < kRun; ++s) {
+    const float x = filtered[s * kFilteredStride];
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) sums[i] += w[s - i + kRun - 1] * x;
+  }
+}
+
+// The same for any values and any radius: the first row lies `distance` below the run's first output.
+template <bool kSlope>
+__device__ void add_rows_carefully(const Taps& taps, int distance, const float* filtered, float (&sums)[kRun]) {
+#pragma unroll 1
+  for (int s = 0; s < kRun; ++s) {
+    const float x = filtered[s * kFilteredStride];
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) {
+      const int offset = distance + s - i;
+      if (taps.reaches(offset)) sums[i] += (kSlope ? taps.slope(offset) : taps.tap(offset)) * x;
+    }
+  }
+}
+
+// A run of eight neighbours filtered along a staged row with `count` weights, rounded up to four.
+__device__ inline void filter_run(const float* weights, int count, const float* x, float (&sums)[kRun]) {
+  float4 low = *reinterpret_cast<const float4*>(x), high = *reinterpret_cast<const float4*>(x + 4);
+#pragma unroll 4
+  for (int t = 0; t < count; t += 4) {
+    const float4 next = *reinterpret_cast<const float4*>(x + t + kRun);
+    const float window[12] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w, next.x, next.y, next.z, next.w};
+#pragma unroll
+    for (int u = 0; u < 4; ++u)
+#pragma unroll
+      for (int i = 0; i < kRun; ++i) sums[i] += weights[t + u] * window[i + u];
+    low = high;
+    high = next;
+  }
+}
+
+// Filters the tile that starts at (first_row, first_column). load(i, j) gives the pixel at (i, j) of the plane; `blurred`
+// and, with kKernels 2, `slope` (the derivative in sigma) get the thread's sums: kSubRuns runs of eight rows, 32 rows
+// apart, of one column. Starts and ends without a barrier.
+template <int kSubRuns, int kKernels, class Load>
+__device__ void filter_tile(const Load& load, const Taps& taps, int height, int width, int first_row, int first_column,
+                            FilterMemory<kKernels>& shared, float (&blurred)[kSubRuns][kRun],
+                            float (&slope)[kKernels == 2 ? kSubRuns : 1][kRun]) {
+  const int radius = taps.radius;
+  const bool held = 2 * (radius + kMargin) < kTapsHeld;
+  // Horizontal: eight lanes of a warp cover two rows and four runs.
+  const int run_row = int(threadIdx.x) / 4 % kChunk;
+  const int run_column = (int(threadIdx.x) % 4 + int(threadIdx.x) / (4 * kChunk) * 4) * kRun;
+  const int column = int(threadIdx.x) % kTileColumns, run = int(threadIdx.x) / kTileColumns * kRun;
+
+  const int rows_end = min(first_row + 4 * kRun * kSubRuns, height) + radius;
+  for (int chunk = first_row - radius; chunk < rows_end; chunk += kChunk) {
+    float along[kKernels][kRun] = {};
+    bool finite = true;
+    for (int segment = -radius; segment <= radius; segment += kSegment) {
+      __syncthreads();  // the readers of the previous chunk or segment are done
+      const int k = int(threadIdx.x) % kStagedColumns;
+      const int j = reflect(first_column + segment + k, width);
+      for (int s = int(threadIdx.x) / kStagedColumns; s < kChunk; s += kThreads / kStagedColumns) {
+        const float x = load(reflect(chunk + s, height), j);
+        shared.staged[s * kStagedStride + k] = x;
+        finite = finite && isfinite(x);
+      }
+      finite = !__syncthreads_or(!finite);
+      const float* x = shared.staged + run_row * kStagedStride + run_column;
+      const int count = min(kSegment, radius - segment + 1);
+      if (finite && held) {
+#pragma unroll
+        for (int kernel = 0; kernel < kKernels; ++kernel)
+          filter_run(shared.weights[kernel] + kMargin + radius + segment, count, x, along[kernel]);
+      } else {
+        for (int t = 0; t < count; ++t) {
+          const float tap = radius == 0 ? 1.0f : taps.tap(segment + t);
+          const float its_slope = kKernels == 2 && radius > 0 ? taps.slope(segment + t) : 0.0f;
+#pragma unroll
+          for (int i = 0; i < kRun; ++i) {
+            along[0][i] += tap * x[t + i];
+            if (kKernels == 2) along[kKernels - 1][i] += its_slope * x[t + i];
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int kernel = 0; kernel < kKernels; ++kernel) {
+      float4* filtered = reinterpret_cast<float4*>(shared.filtered[kernel] + run_row * kFilteredStride + run_column);
+      const float(&sums)[kRun] = along[kernel];
+      filtered[0] = make_float4(sums[0], sums[1], sums[2], sums[3]);
+      filtered[1] = make_float4(sums[4], sums[5], sums[6], sums[7]);
+    }
+    __syncthreads();
+#pragma unroll
+    for (int sub = 0; sub < kSubRuns; ++sub) {
+      for (int s = 0; s < kChunk; s += kRun) {
+        const int distance = chunk + s - (first_row + sub * 4 * kRun + run);
+        if (distance + kRun <= -radius || distance - kRun >= radius) continue;
+        const float* rows = shared.filtered[0] + s * kFilteredStride + column;
+        const float* slope_rows = shared.filtered[kKernels - 1] + s * kFilteredStride + column;
+        const int first_weight = kMargin + radius + distance - (kRun - 1);
+        if (finite && held) {
+          add_rows(shared.weights[0] + first_weight, rows, blurred[sub]);
+          if (kKernels == 2) {
+            add_rows(shared.weights[0] + first_weight, slope_rows, slope[sub]);
+            add_rows(shared.weights[kKernels - 1] + first_weight, rows, slope[sub]);
+          }
+        } else {
+          add_rows_carefully<false>(taps, distance, rows, blurred[sub]);
+          if (kKernels == 2) {
+            add_rows_carefully<false>(taps, distance, slope_rows, slope[sub]);
+            add_rows_carefully<true>(taps, distance, rows, slope[sub]);
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace fovblur

@@ -1,0 +1,126 @@
+"""Gradients of every backend against autograd through the float64 reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from backends_under_test import IMAGE_DTYPES, ON_GPU
+
+import fovblur
+from fovblur.foveated_blur import reference
+
+FLOATS = [dtype for dtype in IMAGE_DTYPES if dtype != torch.uint8]
+RELATIVE_ERROR = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+SHAPES = [(1, 1), (2, 2), (5, 7), (33, 40), (70, 67)]
+
+
+def exact_gradients(images, sigma, kernel_size, gain, grad, **options):
+    """By autograd through the reference's formula, in float64."""
+    leaves = [x.detach().double().requires_grad_() for x in (images, sigma, gain)]
+    batch, channels, height, width = images.shape
+    fixation = torch.tensor([[height // 2, width // 2]], dtype=torch.float64).expand(batch, 2)
+    mean, std = (torch.full((channels,), options.get(*default), dtype=torch.float64) for default in (("mean", 0.0), ("std", 1.0)))
+    y = reference.foveated_blur(leaves[0], leaves[1], kernel_size, leaves[2], fixation, mean, std, "exp", 3.0, torch.float64)
+    return torch.autograd.grad(y, leaves, grad.double(), allow_unused=True, materialize_grads=True)
+
+
+def gradients(implementation, images, sigma, kernel_size, gain, grad, **options):
+    device = implementation.device
+    leaves = [x.detach().to(device).requires_grad_() for x in (images, sigma, gain)]
+    y = fovblur.foveated_blur(
+        leaves[0], leaves[1], kernel_size=kernel_size.to(device), gain=leaves[2], backend=implementation.backend, **options
+    )
+    return tuple(x.cpu() for x in torch.autograd.grad(y, leaves, grad.to(device, y.dtype)))
+
+
+def assert_close(ours, expected, tolerance, grad):
+    """Image gradients relative to the largest; those of parameters, sums in which signs cancel, to what they sum."""
+    scales = (expected[0].abs().max().item(), *2 * (grad.double().abs().sum().item() / len(grad),))
+    for name, one, other, scale in zip(("images", "sigma", "gain"), ours, expected, scales):
+        error = (one.double() - other).abs().max().item() / scale
+        assert error < tolerance, f"gradient of {name}: relative error {error:.2e}"
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_all_gradients(implementation, dtype, shape, seed):
+    if not implementation.serves(dtype):
+        dtype = torch.float32
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    images, grad = torch.rand(3, 2, *shape).to(dtype), torch.rand(3, 2, *shape).to(dtype) - 0.3
+    sigma, kernel_size = torch.tensor([2.0, 8.0, 0.0], dtype=real), torch.tensor([17, 51, 9])
+    gain = torch.tensor([0.5, 1.0, 0.7], dtype=real)
+    arguments = (images, sigma, kernel_size, gain, grad)
+    expected = exact_gradients(*arguments, std=0.25)
+    assert_close(gradients(implementation, *arguments, std=0.25), expected, RELATIVE_ERROR[dtype], 4 * grad)
+
+
+def test_the_adjoint_is_exact_at_the_border(implementation, seed):
+    for shape in ((1, 9), (2, 3), (6, 5), (40, 35)):
+        x, g = torch.rand(1, 1, *shape), torch.rand(1, 1, *shape)
+        sigma, size, gain = torch.tensor([3.0]), torch.tensor([25]), torch.tensor([0.4])
+        y = implementation.foveated_blur(x, sigma, kernel_size=size, gain=gain)
+        back, _, _ = gradients(implementation, x, sigma, size, gain, g)
+        assert (y.double() * g).sum().item() == pytest.approx((x.double() * back).sum().item(), rel=1e-5)
+
+
+def test_gradcheck_in_float64(seed):
+    images = torch.rand(2, 2, 6, 5, dtype=torch.float64, requires_grad=True)
+    sigma = torch.tensor([1.1, 2.5], dtype=torch.float64, requires_grad=True)
+    gain = torch.tensor([0.3, 0.8], dtype=torch.float64, requires_grad=True)
+    for backend in ("cpu", "reference"):
+        blur = lambda *x: fovblur.foveated_blur(x[0], x[1], kernel_size=9, gain=x[2], mean=0.5, std=0.3, backend=backend)  # noqa: B023, E731
+        assert torch.autograd.gradcheck(blur, (images, sigma, gain))
+
+
+@pytest.mark.parametrize("layout", ["expanded", "transposed", "sliced", "channels_last"])
+def test_gradients_arrive_in_any_layout(implementation, layout, seed):
+    images, sigma, size = torch.rand(2, 3, 20, 20), torch.tensor([1.0, 4.0]), torch.tensor([9, 33])
+    gain = torch.tensor([0.5, 0.9])
+    grad = {
+        "expanded": torch.rand(()).expand(2, 3, 20, 20),
+        "transposed": torch.rand(20, 20, 3, 2).permute(3, 2, 1, 0),
+        "sliced": torch.rand(4, 3, 40, 20)[::2, :, ::2],
+        "channels_last": torch.rand(2, 3, 20, 20).contiguous(memory_format=torch.channels_last),
+    }[layout]
+    ours = gradients(implementation, images, sigma, size, gain, grad)
+    contiguous = gradients(implementation, images, sigma, size, gain, grad.contiguous())
+    assert_close(ours, [expected.double() for expected in contiguous], 1e-6, grad)
+
+
+def test_a_retained_graph_can_go_backward_twice(implementation, seed):
+    images = torch.rand(2, 1, 12, 12).to(implementation.device).requires_grad_()
+    y = fovblur.foveated_blur(images, 2.0, backend=implementation.backend)
+    (first,) = torch.autograd.grad(y.sum(), images, retain_graph=True)
+    (second,) = torch.autograd.grad(y.sum(), images)
+    assert torch.equal(first, second)
+
+
+def test_sigma_and_gain_learn_from_uint8_images(implementation, seed):
+    images = (torch.rand(2, 3, 16, 16) * 255).to(torch.uint8).to(implementation.device)
+    sigma = torch.tensor([2.0, 4.0], device=implementation.device, requires_grad=True)
+    y = fovblur.foveated_blur(images, sigma, mean=0.5, std=0.5, backend=implementation.backend)
+    y.square().sum().backward()
+    assert sigma.grad.isfinite().all() and (sigma.grad != 0).all()
+
+
+def test_gradients_of_nothing(implementation):
+    images = torch.rand(0, 3, 8, 8, device=implementation.device, requires_grad=True)
+    sigma = torch.rand(0, device=implementation.device, requires_grad=True)
+    fovblur.foveated_blur(images, sigma, kernel_size=5, backend=implementation.backend).sum().backward()
+    assert images.grad.shape == (0, 3, 8, 8) and sigma.grad.shape == (0,)
+
+
+def test_many_strips_and_threads_sum_alike(seed):
+    """The sums over a sample do not depend on how many threads share it."""
+    side = 600 if not ON_GPU else 900
+    images, grad = torch.rand(1, 2, side, side), torch.rand(1, 2, side, side)
+    results = []
+    threads = torch.get_num_threads()
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        sigma, gain = torch.tensor([5.0], requires_grad=True), torch.tensor([0.5], requires_grad=True)
+        fovblur.foveated_blur(images, sigma, gain=gain, backend="cpu").backward(grad)
+        results.append((sigma.grad.item(), gain.grad.item()))
+    torch.set_num_threads(threads)
+    assert results[1] == pytest.approx(results[0], rel=1e-5) and results[2] == pytest.approx(results[0], rel=1e-5)
