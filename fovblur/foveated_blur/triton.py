@@ -1,7 +1,8 @@
 """The blur as two small matrix products a tile, A_h X A_w^T, in Triton.
 
 A is banded, row-stochastic, and has the reflecting border folded in: a tap that falls outside is added to the column it
-mirrors to. Its tiles are made in registers from sigma, so any radius is served by the same code, one launch a batch.
+mirrors to. Its tiles are made in registers from sigma, so any radius is served by the same code, one launch a batch. The
+adjoint is the same product between border pixels that count half, A^T = E A E^-1; the derivative in sigma is another band.
 """
 
 from __future__ import annotations
@@ -20,21 +21,27 @@ _PRODUCTS = {
     torch.float32: (tl.float32, "tf32x3"),
 }
 _LARGEST_GRID = 2**31 - 1
+_TAP, _SLOPE, _SUPPORT = (tl.constexpr(kind) for kind in range(3))  # what a band is made of
 
 
 @triton.jit
-def _tap(offset, sigma, radius):
-    """Gaussian window at an integer offset, 0 beyond the radius; not normalised."""
-    u = offset.to(tl.float32) / sigma
-    return tl.where(tl.abs(offset) <= radius, tl.exp(-0.5 * u * u), 0.0)
+def _window(offset, sigma, radius, moment, KIND: tl.constexpr):
+    """The Gaussian at integer offsets, not normalised; its slope in sigma; or 1: in any case 0 beyond the radius."""
+    inside = tl.abs(offset) <= radius
+    if KIND == _SUPPORT:
+        value = tl.where(inside, 1.0, 0.0)
+    else:
+        x = offset.to(tl.float32)
+        u = x / sigma
+        value = tl.where(inside, tl.exp(-0.5 * u * u), 0.0)
+        if KIND == _SLOPE:
+            value *= (x * x - moment) / (sigma * sigma * sigma)
+    return value
 
 
 @triton.jit
-def _fold(i, p, n, sigma, radius, INDICATOR: tl.constexpr):
-    """A[i, p] for index tiles i and p that broadcast: all taps of output i that land on pixel p of n under REFLECT_101.
-
-    With INDICATOR, 1 where any does: the support, in which underflowed taps count.
-    """
+def _band(i, p, n, sigma, radius, moment, KIND: tl.constexpr):
+    """A[i, p] for index tiles i and p that broadcast: all taps of output i that land on pixel p of n under REFLECT_101."""
     period = tl.maximum(2 * (n - 1), 1)
     total = tl.zeros_like(i + p).to(tl.float32)
     # Positions that show pixel p are p + m period and, but for the two border pixels, -p + m period. Positions lie in
@@ -45,59 +52,40 @@ def _fold(i, p, n, sigma, radius, INDICATOR: tl.constexpr):
     first, last = tl.min(p), tl.max(p)
     mirrors = (p > 0) & (p < n - 1)
     for m in range(-wraps, wraps + 1):
-        if (first + m * period <= highest) & (last + m * period >= lowest):
-            offset = p + m * period - i
-            if INDICATOR:
-                total += tl.where(tl.abs(offset) <= radius, 1.0, 0.0)
-            else:
-                total += _tap(offset, sigma, radius)
-        if (m * period - last <= highest) & (m * period - first >= lowest):
-            offset = m * period - p - i
-            if INDICATOR:
-                total += tl.where(mirrors & (tl.abs(offset) <= radius), 1.0, 0.0)
-            else:
-                total += tl.where(mirrors, _tap(offset, sigma, radius), 0.0)
+        shift = m * period
+        if (first + shift <= highest) & (last + shift >= lowest):
+            total += _window(p + shift - i, sigma, radius, moment, KIND)
+        if (shift - last <= highest) & (shift - first >= lowest):
+            total += tl.where(mirrors, _window(shift - p - i, sigma, radius, moment, KIND), 0.0)
     return total
+
+
+@triton.jit
+def _sums(sigma, radius, OPERAND: tl.constexpr):
+    """Sum of the taps, rounded as the products see them so that a constant image stays constant, and of taps times i^2."""
+    t = tl.arange(0, 64)
+    total = 0.0
+    moment = 0.0
+    for start in range(0, radius + 1, 64):
+        tap = _window(start + t, sigma, radius, 0.0, _TAP)
+        total += tl.sum(tap.to(OPERAND).to(tl.float32))
+        moment += tl.sum(tap * (start + t) * (start + t))
+    return 2.0 * total - 1.0, 2.0 * moment
 
 
 @triton.jit
 def _load(plane, i, j, stride_h, stride_w, height, width):
     where = i.to(tl.int64)[:, None] * stride_h + j.to(tl.int64)[None, :] * stride_w
-    return tl.load(plane + where, mask=(i < height)[:, None] & (j < width)[None, :], other=0)
+    return tl.load(plane + where, mask=(i < height)[:, None] & (j < width)[None, :], other=0).to(tl.float32)
 
 
 @triton.jit
-def _is_finite(x):
-    return tl.abs(x) < float("inf")
-
-
-@triton.jit
-def _window_sum(n, sigma, radius, OPERAND: tl.constexpr):
-    """Sum of the taps, rounded as the products see them, so that a constant image stays constant."""
-    t = tl.arange(0, 64)
-    total = 0.0
-    for start in range(0, radius + 1, 64):
-        total += tl.sum(_tap(start + t, sigma, radius).to(OPERAND).to(tl.float32))
-    return 2.0 * total - 1.0
-
-
-@triton.jit
-def _spread(plane, i, j, first_row, first_column, stride_h, stride_w, height, width, radius_h, radius_w, NEGATIVE: tl.constexpr, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
-    """How many NaN or infinite pixels, of one sign, lie in the support of each output of a tile."""
-    count = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
-    for p_start in range(tl.maximum(first_row - radius_h, 0), tl.minimum(first_row + BLOCK + radius_h, height), DEPTH):
-        p = p_start + tl.arange(0, DEPTH)
-        along = tl.zeros((DEPTH, BLOCK), dtype=tl.float32)
-        for q_start in range(tl.maximum(first_column - radius_w, 0), tl.minimum(first_column + BLOCK + radius_w, width), DEPTH):
-            q = q_start + tl.arange(0, DEPTH)
-            x = _load(plane, p, q, stride_h, stride_w, height, width).to(tl.float32)
-            infinite = x == (float("-inf") if NEGATIVE else float("inf"))
-            bad = tl.where(infinite | (x != x), 1.0, 0.0)
-            support = _fold(j[None, :], q[:, None], width, 1.0, radius_w, True)
-            along += tl.dot(bad, tl.where(support > 0, 1.0, 0.0), input_precision="tf32")
-        support = _fold(i[:, None], p[None, :], height, 1.0, radius_h, True)
-        count += tl.dot(tl.where(support > 0, 1.0, 0.0), tl.where(along > 0, 1.0, 0.0), input_precision="tf32")
-    return count
+def _store(plane, i, j, stride_h, stride_w, height, width, y):
+    if plane.dtype.element_ty == tl.uint8:
+        y = tl.where(y > 0.0, tl.minimum(y, 255.0), 0.0)  # NaN becomes 0
+        y = ((y + 12582912.0) - 12582912.0).to(tl.int32)  # 1.5 * 2^23: rounds to nearest, ties to even
+    where = i.to(tl.int64)[:, None] * stride_h + j.to(tl.int64)[None, :] * stride_w
+    tl.store(plane + where, y.to(plane.dtype.element_ty), mask=(i < height)[:, None] & (j < width)[None, :])
 
 
 @triton.jit
@@ -107,7 +95,16 @@ def _one_minus_cos(s):
 
 
 @triton.jit
-def _acuity(u, decay, FALLOFF: tl.constexpr):
+def _acuity(i, j, cy, cx, height, width, decay, FALLOFF: tl.constexpr):
+    """f(min(1, d / D)) at the pixels of a tile."""
+    reach_y, reach_x = height - 1 - cy, width - 1 - cx
+    is_default = (cy == (height // 2).to(tl.float32)) & (cx == (width // 2).to(tl.float32))
+    reach_y = tl.where(is_default, reach_y, tl.maximum(tl.abs(cy), tl.abs(reach_y)))
+    reach_x = tl.where(is_default, reach_x, tl.maximum(tl.abs(cx), tl.abs(reach_x)))
+    reach = tl.sqrt(reach_y * reach_y + reach_x * reach_x)
+    dy, dx = i.to(tl.float32)[:, None] - cy, j.to(tl.float32)[None, :] - cx
+    distance = tl.sqrt(dy * dy + dx * dx)
+    u = tl.where(distance < reach, distance / tl.maximum(reach, 1e-30), tl.where(distance > 0, 1.0, 0.0))
     if FALLOFF == "exp":
         f = tl.exp(-decay * u)
     elif FALLOFF == "linear":
@@ -126,114 +123,246 @@ def _acuity(u, decay, FALLOFF: tl.constexpr):
 
 
 @triton.jit
-def _kernel(
-    images, out, sigma_of, kernel_size_of, gain_of, fixation_of, mean_of, std_of,
-    decay, scale, channels, height, width, row_tiles, column_tiles, tiles,
+def _border_share(i, n):
+    return tl.where((i == 0) | (i == n - 1), 0.5, 1.0)
+
+
+@triton.jit
+def _count_of_sign(plane, i, j, p_first, p_end, q_first, q_end, stride_h, stride_w, height, width, radius_h, radius_w,
+                   NEGATIVE: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
+    """How many NaN or infinite pixels, of one sign, lie in the support of each output of a tile."""
+    count = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
+    for p_start in range(p_first, p_end, ROWS):
+        p = p_start + tl.arange(0, ROWS)
+        along = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
+        for q_start in range(q_first, q_end, DEPTH):
+            q = q_start + tl.arange(0, DEPTH)
+            x = _load(plane, p, q, stride_h, stride_w, height, width)
+            bad = tl.where((x == (float("-inf") if NEGATIVE else float("inf"))) | (x != x), 1.0, 0.0)
+            support = _band(j[None, :], q[:, None], width, 1.0, radius_w, 0.0, _SUPPORT)
+            along += tl.dot(bad, tl.minimum(support, 1.0), input_precision="tf32")
+        support = _band(i[:, None], p[None, :], height, 1.0, radius_h, 0.0, _SUPPORT)
+        count += tl.dot(tl.minimum(support, 1.0), tl.minimum(along, 1.0), input_precision="tf32")
+    return count
+
+
+@triton.jit
+def _spread_non_finite(y, plane, i, j, p_first, p_end, q_first, q_end, stride_h, stride_w, height, width, radius_h, radius_w,
+                       BLOCK: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
+    """Non-finite pixels were left out of the products of y; they take over their support, and no more."""
+    above = _count_of_sign(plane, i, j, p_first, p_end, q_first, q_end, stride_h, stride_w, height, width,
+                           radius_h, radius_w, False, BLOCK, ROWS, DEPTH) > 0  # fmt: skip
+    below = _count_of_sign(plane, i, j, p_first, p_end, q_first, q_end, stride_h, stride_w, height, width,
+                           radius_h, radius_w, True, BLOCK, ROWS, DEPTH) > 0  # fmt: skip
+    return tl.where(above & below, float("nan"), tl.where(above, float("inf"), tl.where(below, float("-inf"), y)))
+
+
+@triton.jit
+def _blur_kernel(
+    source, target, sigma_of, kernel_size_of, gain_of, fixation_of, mean_of, std_of,
+    decay, scale, channels, height, width, row_tiles, column_tiles,
     in_b, in_c, in_h, in_w, out_b, out_c, out_h, out_w, sigma_b, kernel_size_b, gain_b, fixation_b,
-    FALLOFF: tl.constexpr, NORMALISE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr, DEPTH: tl.constexpr,
+    ADJOINT: tl.constexpr, FALLOFF: tl.constexpr, NORMALISE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
+    """One tile of y = w x + (1 - w) A_h x A_w^T, normalised; or with ADJOINT of w g + A_h^T (1 - w) g A_w."""
     tile = tl.program_id(0).to(tl.int64)
     column_tile = (tile % column_tiles).to(tl.int32)
     row_tile = (tile // column_tiles % row_tiles).to(tl.int32)
     plane = tile // (column_tiles * row_tiles)
-    channel = plane % channels
-    sample = plane // channels
+    channel, sample = plane % channels, plane // channels
     first_row, first_column = row_tile * BLOCK, column_tile * BLOCK
-    i = first_row + tl.arange(0, BLOCK)
-    j = first_column + tl.arange(0, BLOCK)
-    source = images + sample * in_b + channel * in_c
-    target = out + sample * out_b + channel * out_c
+    i, j = first_row + tl.arange(0, BLOCK), first_column + tl.arange(0, BLOCK)
+    source += sample * in_b + channel * in_c
+    target += sample * out_b + channel * out_c
 
     sigma = tl.load(sigma_of + sample * sigma_b)
+    gain = tl.load(gain_of + sample * gain_b)
+    cy, cx = tl.load(fixation_of + sample * fixation_b), tl.load(fixation_of + sample * fixation_b + 1)
     radius = tl.where(sigma == 0.0, 0, tl.load(kernel_size_of + sample * kernel_size_b) // 2)
     sigma = tl.where(sigma == 0.0, 1.0, sigma)
     radius_h = tl.where(height == 1, 0, radius)  # along a side of one pixel the blur is the identity
     radius_w = tl.where(width == 1, 0, radius)
-    sum_h = _window_sum(height, sigma, radius_h, OPERAND)
-    sum_w = _window_sum(width, sigma, radius_w, OPERAND)
+    sum_h, _ = _sums(sigma, radius_h, OPERAND)
+    sum_w, _ = _sums(sigma, radius_w, OPERAND)
+    p_first, p_end = tl.maximum(first_row - radius_h, 0), tl.minimum(first_row + BLOCK + radius_h, height)
+    q_first, q_end = tl.maximum(first_column - radius_w, 0), tl.minimum(first_column + BLOCK + radius_w, width)
 
     y = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
     bad = 0.0
-    for p_start in range(tl.maximum(first_row - radius_h, 0), tl.minimum(first_row + BLOCK + radius_h, height), DEPTH):
-        p = p_start + tl.arange(0, DEPTH)
-        along = tl.zeros((DEPTH, BLOCK), dtype=tl.float32)  # rows p of the image, filtered along x
-        for q_start in range(tl.maximum(first_column - radius_w, 0), tl.minimum(first_column + BLOCK + radius_w, width), DEPTH):
+    for p_start in range(p_first, p_end, ROWS):
+        p = p_start + tl.arange(0, ROWS)
+        along = tl.zeros((ROWS, BLOCK), dtype=tl.float32)  # rows p of the image, filtered along x
+        for q_start in range(q_first, q_end, DEPTH):
             q = q_start + tl.arange(0, DEPTH)
-            x = _load(source, p, q, in_h, in_w, height, width).to(tl.float32)
-            finite = _is_finite(x)
+            x = _load(source, p, q, in_h, in_w, height, width)
+            if ADJOINT:
+                x *= 1.0 - gain * _acuity(p, q, cy, cx, height, width, decay, FALLOFF)
+                x /= _border_share(p, height)[:, None] * _border_share(q, width)[None, :]
+            finite = tl.abs(x) < float("inf")
             bad = tl.maximum(bad, tl.max(tl.where(finite, 0.0, 1.0)))
-            x = tl.where(finite, x, 0.0).to(OPERAND)
-            across = _fold(j[None, :], q[:, None], width, sigma, radius_w, False).to(OPERAND)
-            along = tl.dot(x, across, along, input_precision=PRECISION)
-        down = _fold(i[:, None], p[None, :], height, sigma, radius_h, False).to(OPERAND)
+            across = _band(j[None, :], q[:, None], width, sigma, radius_w, 0.0, _TAP).to(OPERAND)
+            along = tl.dot(tl.where(finite, x, 0.0).to(OPERAND), across, along, input_precision=PRECISION)
+        down = _band(i[:, None], p[None, :], height, sigma, radius_h, 0.0, _TAP).to(OPERAND)
         y = tl.dot(down, (along / sum_w).to(OPERAND), y, input_precision=PRECISION)
-    y = y / sum_h
-    if bad > 0.0:  # non-finite pixels were left out of the products; they take over their support, and no more
-        above = _spread(source, i, j, first_row, first_column, in_h, in_w, height, width, radius_h, radius_w, False, BLOCK, DEPTH) > 0
-        below = _spread(source, i, j, first_row, first_column, in_h, in_w, height, width, radius_h, radius_w, True, BLOCK, DEPTH) > 0
-        y = tl.where(above & below, float("nan"), tl.where(above, float("inf"), tl.where(below, float("-inf"), y)))
+    y /= sum_h
+    if bad > 0.0:
+        y = _spread_non_finite(y, source, i, j, p_first, p_end, q_first, q_end, in_h, in_w, height, width,
+                               radius_h, radius_w, BLOCK, ROWS, DEPTH)  # fmt: skip
 
-    x = _load(source, i, j, in_h, in_w, height, width).to(tl.float32)
-    cy = tl.load(fixation_of + sample * fixation_b)
-    cx = tl.load(fixation_of + sample * fixation_b + 1)
-    reach_y, reach_x = height - 1 - cy, width - 1 - cx
-    is_default = (cy == (height // 2).to(tl.float32)) & (cx == (width // 2).to(tl.float32))
-    reach_y = tl.where(is_default, reach_y, tl.maximum(tl.abs(cy), tl.abs(reach_y)))
-    reach_x = tl.where(is_default, reach_x, tl.maximum(tl.abs(cx), tl.abs(reach_x)))
-    reach = tl.sqrt(reach_y * reach_y + reach_x * reach_x)
-    dy, dx = i.to(tl.float32)[:, None] - cy, j.to(tl.float32)[None, :] - cx
-    distance = tl.sqrt(dy * dy + dx * dx)
-    u = tl.where(distance < reach, distance / tl.maximum(reach, 1e-30), tl.where(distance > 0, 1.0, 0.0))
-    weight = tl.load(gain_of + sample * gain_b) * _acuity(u, decay, FALLOFF)
-    y = tl.where(weight == 0.0, y, weight * x + (1.0 - weight) * y)
+    x = _load(source, i, j, in_h, in_w, height, width)
+    weight = gain * _acuity(i, j, cy, cx, height, width, decay, FALLOFF)
+    if ADJOINT:
+        y = weight * x + _border_share(i, height)[:, None] * _border_share(j, width)[None, :] * y
+    else:
+        y = tl.where(weight == 0.0, y, weight * x + (1.0 - weight) * y)
     y = tl.where(radius == 0, x, y)
     if NORMALISE:
-        y = (y * scale - tl.load(mean_of + channel)) / tl.load(std_of + channel)
-    if out.dtype.element_ty == tl.uint8:
-        y = tl.where(y > 0.0, tl.minimum(y, 255.0), 0.0)  # NaN becomes 0
-        y = (y + 12582912.0) - 12582912.0  # 1.5 * 2^23: rounds to nearest, ties to even
-        y = y.to(tl.int32)
-    where = i.to(tl.int64)[:, None] * out_h + j.to(tl.int64)[None, :] * out_w
-    tl.store(target + where, y.to(out.dtype.element_ty), mask=(i < height)[:, None] & (j < width)[None, :])
+        if ADJOINT:
+            y = y * scale / tl.load(std_of + channel)
+        else:
+            y = (y * scale - tl.load(mean_of + channel)) / tl.load(std_of + channel)
+    _store(target, i, j, out_h, out_w, height, width, y)
+
+
+@triton.jit
+def _parameter_gradient_kernel(
+    grad, images, of_sigma, of_gain, sigma_of, kernel_size_of, gain_of, fixation_of, std_of,
+    decay, scale, channels, height, width, row_tiles, column_tiles,
+    grad_b, grad_c, grad_h, grad_w, in_b, in_c, in_h, in_w, sigma_b, kernel_size_b, gain_b, fixation_b,
+    FALLOFF: tl.constexpr, NORMALISE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """One tile's part of dL/dsigma = sum g (1 - w) (A' x A^T + A x A'^T) and of dL/dgain = sum g f (x - A x A^T)."""
+    tile = tl.program_id(0).to(tl.int64)
+    column_tile = (tile % column_tiles).to(tl.int32)
+    row_tile = (tile // column_tiles % row_tiles).to(tl.int32)
+    plane = tile // (column_tiles * row_tiles)
+    channel, sample = plane % channels, plane // channels
+    first_row, first_column = row_tile * BLOCK, column_tile * BLOCK
+    i, j = first_row + tl.arange(0, BLOCK), first_column + tl.arange(0, BLOCK)
+    images += sample * in_b + channel * in_c
+    grad += sample * grad_b + channel * grad_c
+
+    sigma = tl.load(sigma_of + sample * sigma_b)
+    gain = tl.load(gain_of + sample * gain_b)
+    cy, cx = tl.load(fixation_of + sample * fixation_b), tl.load(fixation_of + sample * fixation_b + 1)
+    radius = tl.where(sigma == 0.0, 0, tl.load(kernel_size_of + sample * kernel_size_b) // 2)
+    sigma = tl.where(sigma == 0.0, 1.0, sigma)
+    radius_h = tl.where(height == 1, 0, radius)
+    radius_w = tl.where(width == 1, 0, radius)
+    sum_h, moment_h = _sums(sigma, radius_h, OPERAND)
+    sum_w, moment_w = _sums(sigma, radius_w, OPERAND)
+    moment_h /= sum_h
+    moment_w /= sum_w
+    q_first, q_end = tl.maximum(first_column - radius_w, 0), tl.minimum(first_column + BLOCK + radius_w, width)
+
+    y = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
+    slope = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
+    for p_start in range(tl.maximum(first_row - radius_h, 0), tl.minimum(first_row + BLOCK + radius_h, height), ROWS):
+        p = p_start + tl.arange(0, ROWS)
+        along = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
+        along_slope = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
+        for q_start in range(q_first, q_end, DEPTH):
+            q = q_start + tl.arange(0, DEPTH)
+            x = _load(images, p, q, in_h, in_w, height, width).to(OPERAND)
+            across = _band(j[None, :], q[:, None], width, sigma, radius_w, 0.0, _TAP).to(OPERAND)
+            across_slope = _band(j[None, :], q[:, None], width, sigma, radius_w, moment_w, _SLOPE).to(OPERAND)
+            along = tl.dot(x, across, along, input_precision=PRECISION)
+            along_slope = tl.dot(x, across_slope, along_slope, input_precision=PRECISION)
+        along = (along / sum_w).to(OPERAND)
+        along_slope = (along_slope / sum_w).to(OPERAND)
+        down = _band(i[:, None], p[None, :], height, sigma, radius_h, 0.0, _TAP).to(OPERAND)
+        down_slope = _band(i[:, None], p[None, :], height, sigma, radius_h, moment_h, _SLOPE).to(OPERAND)
+        y = tl.dot(down, along, y, input_precision=PRECISION)
+        slope = tl.dot(down_slope, along, slope, input_precision=PRECISION)
+        slope = tl.dot(down, along_slope, slope, input_precision=PRECISION)
+
+    g = _load(grad, i, j, grad_h, grad_w, height, width)
+    if NORMALISE:
+        g = g * scale / tl.load(std_of + channel)
+    acuity = _acuity(i, j, cy, cx, height, width, decay, FALLOFF)
+    x = _load(images, i, j, in_h, in_w, height, width)
+    inside = (i < height)[:, None] & (j < width)[None, :] & (radius > 0)
+    tl.store(of_sigma + tile, tl.sum(tl.where(inside, g * (1.0 - gain * acuity) * slope / sum_h, 0.0)))
+    tl.store(of_gain + tile, tl.sum(tl.where(inside, g * acuity * (x - y / sum_h), 0.0)))
 
 
 def launch_configuration(dtype: torch.dtype) -> dict:
-    """Compile-time constants of the kernel and its warps, for images of one dtype."""
+    """Compile-time constants and warps of the kernels, for sources of one dtype.
+
+    Chosen for sm_86 by compilation: no spills, two blocks resident a multiprocessor, and within that the fewest
+    exponentials a pixel, since every product makes its part of the band anew.
+    """
     operand, precision = _PRODUCTS[dtype]
-    half = operand == tl.float16
-    return {"OPERAND": operand, "PRECISION": precision, "BLOCK": 64, "DEPTH": 64 if half else 32, "num_warps": 8 if half else 4}
+    block = 32 if dtype == torch.float32 else 64
+    return {"OPERAND": operand, "PRECISION": precision, "BLOCK": block, "ROWS": 64, "DEPTH": 16, "num_warps": 4}
 
 
-def triton_forward(
-    images: Tensor,
-    out: Tensor,
-    sigma: Tensor,
-    kernel_size: Tensor,
-    gain: Tensor,
-    fixation: Tensor,
-    mean: Tensor | None,
-    std: Tensor | None,
-    falloff: str,
-    decay: float,
-) -> None:
+def parameter_gradient_configuration(dtype: torch.dtype) -> dict:
+    """The same for the gradients of sigma and gain."""
+    operand, precision = _PRODUCTS[dtype]
+    return {"OPERAND": operand, "PRECISION": precision, "BLOCK": 32, "ROWS": 32, "DEPTH": 16, "num_warps": 4}
+
+
+def triton_forward(images, out, sigma, kernel_size, gain, fixation, mean, std, falloff, decay) -> None:
+    _blur(images, out, False, sigma, kernel_size, gain, fixation, mean, std, falloff, decay)
+
+
+def triton_backward(grad, images, grads, sigma, kernel_size, gain, fixation, mean, std, falloff, decay) -> None:
+    grad_images, grad_sigma, grad_gain = grads
+    parameters = (sigma, kernel_size, gain, fixation, mean, std, falloff, decay)
+    if grad_images is not None:
+        _blur(grad, grad_images, True, *parameters)
+    if grad_sigma is None and grad_gain is None:
+        return
     batch, channels, height, width = images.shape
-    configuration = launch_configuration(images.dtype)
-    row_tiles, column_tiles = (triton.cdiv(side, configuration["BLOCK"]) for side in (height, width))
-    tiles = batch * channels * row_tiles * column_tiles
-    if tiles > _LARGEST_GRID:
-        raise ValueError(f"images of shape {tuple(images.shape)} need {tiles} blocks; split the batch to stay below 2^31")
-    device = torch.cuda.device(images.device) if images.is_cuda else torch.cuda.device(-1)
-    with device:
-        _kernel[(tiles,)](
-            images, out, sigma, kernel_size, gain, fixation, sigma if mean is None else mean, sigma if std is None else std,
-            decay, 1 / 255 if images.dtype == torch.uint8 else 1.0, channels, height, width, row_tiles, column_tiles, tiles,
-            *images.stride(), *out.stride(), sigma.stride(0), kernel_size.stride(0), gain.stride(0), fixation.stride(0),
-            FALLOFF=falloff, NORMALISE=mean is not None, **configuration,
+    configuration = parameter_gradient_configuration(images.dtype)
+    row_tiles, column_tiles, tiles = _tiles(images, configuration["BLOCK"])
+    of_sigma, of_gain = (sigma.new_empty(batch, tiles // batch) for _ in range(2))
+    with _device_of(images):
+        _parameter_gradient_kernel[(tiles,)](
+            grad, images, of_sigma, of_gain, sigma, kernel_size, gain, fixation, sigma if std is None else std,
+            decay, _scale(images.dtype), channels, height, width, row_tiles, column_tiles, *grad.stride(), *images.stride(),
+            sigma.stride(0), kernel_size.stride(0), gain.stride(0), fixation.stride(0),
+            FALLOFF=falloff, NORMALISE=std is not None, **configuration,
+        )  # fmt: skip
+    for total, part in ((grad_sigma, of_sigma), (grad_gain, of_gain)):
+        if total is not None:
+            torch.sum(part, dim=1, out=total)
+
+
+def _blur(
+    source: Tensor, target: Tensor, adjoint: bool,
+    sigma: Tensor, kernel_size: Tensor, gain: Tensor, fixation: Tensor, mean: Tensor | None, std: Tensor | None,
+    falloff: str, decay: float,
+) -> None:  # fmt: skip
+    """Launch the blur of images, or its adjoint on gradients."""
+    _, channels, height, width = source.shape
+    configuration = launch_configuration(source.dtype)
+    row_tiles, column_tiles, tiles = _tiles(source, configuration["BLOCK"])
+    with _device_of(source):
+        _blur_kernel[(tiles,)](
+            source, target, sigma, kernel_size, gain, fixation, sigma if mean is None else mean, sigma if std is None else std,
+            decay, _scale(source.dtype), channels, height, width, row_tiles, column_tiles, *source.stride(), *target.stride(),
+            sigma.stride(0), kernel_size.stride(0), gain.stride(0), fixation.stride(0),
+            ADJOINT=adjoint, FALLOFF=falloff, NORMALISE=mean is not None, **configuration,
         )  # fmt: skip
 
 
-def triton_backward(*arguments) -> None:
-    from fovblur.foveated_blur.reference import reference_backward
+def _tiles(images: Tensor, block: int) -> tuple[int, int, int]:
+    """Tiles along a column, along a row, and in all."""
+    batch, channels, height, width = images.shape
+    row_tiles, column_tiles = triton.cdiv(height, block), triton.cdiv(width, block)
+    tiles = batch * channels * row_tiles * column_tiles
+    if tiles > _LARGEST_GRID:
+        raise ValueError(f"images of shape {tuple(images.shape)} need {tiles} blocks; split the batch to stay below 2^31")
+    return row_tiles, column_tiles, tiles
 
-    reference_backward(*arguments)
+
+def _device_of(images: Tensor) -> torch.cuda.device:
+    return torch.cuda.device(images.device if images.is_cuda else -1)
+
+
+def _scale(dtype: torch.dtype) -> float:
+    return 1 / 255 if dtype == torch.uint8 else 1.0
