@@ -1,0 +1,184 @@
+"""The blur beside what a user would pick instead, on the same inputs, each output checked against ours first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import kornia
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+import torchvision.transforms.v2.functional as tvf
+from torch import Tensor
+
+import fovblur
+from benchmarks.harness import largest_difference
+from fovblur import backends
+from fovblur.foveated_blur import reference
+
+SUITE = "blur"
+GAIN = 0.5
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
+FMA_A_PIXEL_AND_TAP = 2  # one in either direction
+OURS = ("cpu", "cuda", "triton")
+
+
+def kernel_sizes(batch: int, sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor([sizes[i % len(sizes)] for i in range(batch)], device=device)
+
+
+def weight_of(images: Tensor) -> Tensor:
+    """Weight of the sharp image, (1, 1, H, W), which all providers but ours and OpenCV's share."""
+    _, _, height, width = images.shape
+    fixation = torch.tensor([[height // 2, width // 2]], dtype=torch.float32, device=images.device)
+    return GAIN * reference.acuity("exp", 3.0, fixation, height, width)[:, None]
+
+
+def by_torchvision(images: Tensor, sizes: Tensor) -> Callable[[], Tensor]:
+    weight, sizes = weight_of(images), sizes.tolist()
+
+    def blur() -> Tensor:
+        sigma = fovblur.sigma_from_kernel_size
+        blurred = [tvf.gaussian_blur(image, [k, k], [sigma(k), sigma(k)]) for image, k in zip(images, sizes)]
+        return weight * images + (1 - weight) * torch.stack(blurred)
+
+    return blur
+
+
+def by_kornia(images: Tensor, sizes: Tensor) -> Callable[[], Tensor]:
+    weight, largest = weight_of(images), int(sizes.max())
+    sigma = fovblur.sigma_from_kernel_size(sizes.float())[:, None].expand(-1, 2).contiguous()
+
+    def blur() -> Tensor:  # one kernel size for the batch is all it takes; sigma differs
+        blurred = kornia.filters.gaussian_blur2d(images, (largest, largest), sigma, border_type="reflect")
+        return weight * images + (1 - weight) * blurred
+
+    return blur
+
+
+def by_opencv(images: Tensor, sizes: Tensor) -> Callable[[], Tensor]:
+    """The path of UBP and BVSA: one uint8 picture at a time, blurred and blended in 8 bits, then to a tensor."""
+    pictures = [image.permute(1, 2, 0).mul(255).round().to(torch.uint8).cpu().numpy() for image in images.float() / images.float().max()]
+    weight, sizes = weight_of(images)[0, 0].cpu().numpy()[..., None], sizes.tolist()
+
+    def blur() -> Tensor:
+        results = []
+        for picture, k in zip(pictures, sizes):
+            blurred = cv2.GaussianBlur(picture, (k, k), 0)
+            results.append(cv2.convertScaleAbs(picture * weight + blurred * (1 - weight)))
+        return torch.from_numpy(np.stack(results)).permute(0, 3, 1, 2)
+
+    return blur
+
+
+def by_scipy(images: Tensor, sizes: Tensor) -> Callable[[], Tensor]:
+    arrays, weight, sizes = images.numpy(), weight_of(images).numpy(), sizes.tolist()
+
+    def blur() -> Tensor:
+        sigma = fovblur.sigma_from_kernel_size
+        blurred = [
+            scipy.ndimage.gaussian_filter(image, sigma(k), mode="mirror", radius=k // 2, axes=(1, 2)) for image, k in zip(arrays, sizes)
+        ]
+        return torch.from_numpy(weight * arrays + (1 - weight) * np.stack(blurred))
+
+    return blur
+
+
+PEERS = {"torchvision loop": by_torchvision, "kornia": by_kornia, "OpenCV 8-bit, as UBP": by_opencv, "scipy": by_scipy}
+
+
+def peer_names(device_name: str) -> list[str]:
+    return [name for name in PEERS if device_name == "cpu" or name not in ("scipy", "OpenCV 8-bit, as UBP")]
+
+
+# (case, batch, side, kernel sizes, dtype, options of ours)
+FORWARD = [
+    ("64 x 3 x 224 x 224 float32, k 45 51 57", 64, 224, (45, 51, 57), torch.float32, {}),
+    ("64 x 3 x 224 x 224 uint8, k 45 51 57", 64, 224, (45, 51, 57), torch.uint8, {}),
+    ("64 x 3 x 224 x 224 uint8 to normalised float32", 64, 224, (45, 51, 57), torch.uint8, {"mean": MEAN, "std": STD}),
+    ("64 x 3 x 224 x 224 uint8 to normalised float16", 64, 224, (45, 51, 57), torch.uint8, {"mean": MEAN, "std": STD, "out_dtype": torch.float16}),
+    ("64 x 3 x 224 x 224 float16, k 45 51 57", 64, 224, (45, 51, 57), torch.float16, {}),
+    ("64 x 3 x 96 x 96 float32, k 21 23 25", 64, 96, (21, 23, 25), torch.float32, {}),
+    ("4 x 3 x 1024 x 1024 float32, k 51", 4, 1024, (51,), torch.float32, {}),
+    ("1 x 3 x 224 x 224 float32, k 51", 1, 224, (51,), torch.float32, {}),
+    *((f"16 x 3 x 224 x 224 float32, k {k}", 16, 224, (k,), torch.float32, {}) for k in (3, 5, 9, 21, 101)),
+]
+ON_CUDA = [  # the batch of the published training, and the radius twice as large
+    ("1024 x 3 x 224 x 224 float32, k 45 51 57", 1024, 224, (45, 51, 57), torch.float32, {}),
+    ("1024 x 3 x 224 x 224 float16, k 45 51 57", 1024, 224, (45, 51, 57), torch.float16, {}),
+    ("1024 x 3 x 224 x 224 uint8 to normalised float16", 1024, 224, (45, 51, 57), torch.uint8, {"mean": MEAN, "std": STD, "out_dtype": torch.float16}),
+    ("1024 x 3 x 224 x 224 float32, k 51", 1024, 224, (51,), torch.float32, {}),
+    ("1024 x 3 x 224 x 224 float32, k 101", 1024, 224, (101,), torch.float32, {}),
+]
+CASES = {case[0]: case for case in FORWARD + ON_CUDA}
+
+
+def cases_of(device_name: str) -> list[str]:
+    return [case[0] for case in FORWARD + (ON_CUDA if device_name == "cuda" else [])]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    device_name = metafunc.config.getoption("--device")
+    if "case" in metafunc.fixturenames:
+        chosen = cases_of(device_name) if metafunc.function is bench_forward else [FORWARD[0][0], FORWARD[5][0]]
+        providers = [name for name in OURS if backends.why_not(name) is None and (name == "cpu") == (device_name == "cpu")]
+        peers = peer_names(device_name) if metafunc.function is bench_forward else ["torchvision loop", "kornia"]
+        extra = ["device copy of the same bytes"] if device_name == "cuda" and metafunc.function is bench_forward else []
+        metafunc.parametrize(("case", "provider"), [(case, name) for case in chosen for name in providers + peers + extra])
+
+
+def make_images(case: str, device: torch.device) -> tuple[Tensor, Tensor, dict]:
+    _, batch, side, sizes, dtype, options = CASES[case]
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(batch, 3, side, side, generator=generator)
+    images = (images * 255).round().to(torch.uint8) if dtype == torch.uint8 else images.to(dtype)
+    return images.to(device), kernel_sizes(batch, sizes, device), options
+
+
+def moved_and_multiplied(images: Tensor, out: Tensor, sizes: Tensor) -> tuple[int, int]:
+    """Bytes a forward pass must read and write, and the multiply-adds of the direct separable form."""
+    pixels = images[0].numel()
+    return images.nbytes + out.nbytes, FMA_A_PIXEL_AND_TAP * pixels * int(sizes.sum())
+
+
+def bench_forward(case, provider, device, limits, time_provider):
+    images, sizes, options = make_images(case, device)
+    ours = fovblur.foveated_blur(images, kernel_size=sizes, gain=GAIN, **options)
+    bytes_moved, fma = moved_and_multiplied(images, ours, sizes)
+    if provider in OURS:
+        function = lambda: fovblur.foveated_blur(images, kernel_size=sizes, gain=GAIN, backend=provider, **options)  # noqa: E731
+        reference_on_few = fovblur.foveated_blur(images[:4], kernel_size=sizes[:4], gain=GAIN, backend="reference", **options)
+        assert largest_difference(function()[:4], reference_on_few) < 2e-2
+    elif provider == "device copy of the same bytes":
+        source = torch.empty(bytes_moved // 2, dtype=torch.uint8, device=device)
+        target = torch.empty_like(source)
+        function = lambda: target.copy_(source)  # noqa: E731
+    else:
+        as_float = images.float()
+        function = PEERS[provider](images if provider.startswith("OpenCV") else as_float, sizes)
+        expected = fovblur.foveated_blur(as_float, kernel_size=sizes, gain=GAIN)
+        if provider.startswith("OpenCV"):
+            expected = expected / as_float.max() * 255
+        different = largest_difference(function(), expected)
+        one_kernel = len(set(sizes.tolist())) > 1 and provider == "kornia"  # a wider cut-off for the smaller sigmas
+        assert different < (2e-2 if one_kernel or provider.startswith("OpenCV") else 1e-4), (provider, different)
+    limit = limits.seconds(bytes_moved, fma if device.type == "cpu" or images.dtype == torch.float32 else 0)
+    info = {"suite": SUITE, "case": f"forward, {case}", "provider": provider, "ours": provider in OURS, "limit_s": limit}
+    time_provider(function, **info)
+
+
+def bench_backward(case, provider, device, limits, time_provider):
+    """Gradient of the images alone, and for ours of sigma and gain as well; the forward pass is not timed."""
+    images, sizes, _ = make_images(case, device)
+    leaf = images.clone().requires_grad_()
+    if provider in OURS:
+        out = fovblur.foveated_blur(leaf, kernel_size=sizes, gain=GAIN, backend=provider)
+    else:
+        out = PEERS[provider](leaf, sizes)()
+    grad = torch.rand_like(out)
+    bytes_moved, fma = moved_and_multiplied(grad, images, sizes)
+    info = {"suite": SUITE, "case": f"backward, {case}", "provider": provider, "ours": provider in OURS}
+    function = lambda: torch.autograd.grad(out, leaf, grad, retain_graph=True)  # noqa: E731
+    time_provider(function, limit_s=limits.seconds(bytes_moved, fma), **info)

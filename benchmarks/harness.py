@@ -1,0 +1,183 @@
+"""What every suite shares: the rows that come of it, memory, and what the machine can do at best."""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Row:
+    """One provider on one case."""
+
+    suite: str
+    case: str
+    provider: str
+    median_s: float
+    spread: float  # interquartile range over the median
+    peak_bytes: int  # beside the inputs
+    ratio_to_best_of_ours: float  # above 1: slower than the fastest of ours on this case
+    limit_s: float | None  # the time that memory or arithmetic allows at best on this machine, measured in the same run
+    times_limit: float | None
+    machine: dict
+    versions: dict
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What this machine can do at best, measured in the same run."""
+
+    copy_bytes_per_s: float  # read plus written
+    fma_per_s: float  # float32 multiply-adds of a large matrix product
+
+    def seconds(self, bytes_moved: int, fma: int) -> float:
+        """The least time for moving these bytes and doing these multiply-adds."""
+        return max(bytes_moved / self.copy_bytes_per_s, fma / self.fma_per_s)
+
+
+def measure_limits(device: torch.device) -> Limits:
+    """Copy a buffer well beyond any cache, and multiply two matrices in float32."""
+    source = torch.rand((64 if device.type == "cpu" else 1024) * 2**20, device=device)
+    target = torch.empty_like(source)
+    n = 2048 if device.type == "cpu" else 8192
+    a, b = torch.rand(n, n, device=device), torch.rand(n, n, device=device)
+    return Limits(2 * source.nbytes / _best(lambda: target.copy_(source), device), n**3 / _best(lambda: a @ b, device))
+
+
+def _best(function: Callable[[], object], device: torch.device) -> float:
+    times = []
+    for _ in range(12):
+        start = clock_of(device)()
+        function()
+        times.append(clock_of(device)() - start)
+    return min(times)
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Seconds, read when the device is done with what it was given."""
+    if device.type == "cpu":
+        return time.perf_counter
+
+    def synchronised() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return synchronised
+
+
+def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
+    """Largest memory a call takes beside what is there before it, its result included; -1 where it cannot be told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    if not os.path.exists("/proc/self/statm"):
+        return -1
+    before, peak, done = _resident(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, _resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        result = function()
+        peak = max(peak, _resident())
+        del result
+    finally:
+        done.set()
+        watcher.join()
+    return max(0, peak - before)
+
+
+def _resident() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def machine(device: torch.device) -> dict:
+    """Where the figures come from."""
+    found = {"processor": _processor(), "threads": torch.get_num_threads()}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found |= {"gpu": properties.name, "gpu_memory_bytes": properties.total_memory}
+    return found
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def versions() -> dict:
+    """Versions of everything that is timed."""
+    found = {"python": platform.python_version()}
+    for name in ("fovblur", "torch", "torchvision", "triton", "kornia", "opencv-python-headless", "scipy", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def rows_of(report: dict, device: torch.device) -> list[Row]:
+    """Rows from pytest-benchmark's report, whose benchmarks recorded suite, case, provider, ours, peak_bytes, limit_s."""
+    here, with_versions = machine(device), versions()
+    timed = [(benchmark["extra_info"], benchmark["stats"]) for benchmark in report["benchmarks"]]
+    best: dict[tuple[str, str], float] = {}
+    for info, stats in timed:
+        if info["ours"]:
+            key = (info["suite"], info["case"])
+            best[key] = min(best.get(key, stats["median"]), stats["median"])
+    return [
+        Row(
+            suite=info["suite"],
+            case=info["case"],
+            provider=info["provider"],
+            median_s=stats["median"],
+            spread=stats["iqr"] / stats["median"],
+            peak_bytes=info["peak_bytes"],
+            ratio_to_best_of_ours=stats["median"] / best[info["suite"], info["case"]],
+            limit_s=info["limit_s"],
+            times_limit=stats["median"] / info["limit_s"] if info["limit_s"] else None,
+            machine=here,
+            versions=with_versions,
+        )
+        for info, stats in timed
+    ]
+
+
+def largest_difference(one: Tensor, other: Tensor) -> float:
+    """Relative to the largest value of the other."""
+    return ((one.double() - other.double()).abs().max() / other.double().abs().max()).item()
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows as aligned text, a block a case, the fastest first."""
+    lines = []
+    for suite, case in dict.fromkeys((row.suite, row.case) for row in rows):
+        lines += ["", f"{suite}: {case}"]
+        for row in sorted((r for r in rows if (r.suite, r.case) == (suite, case)), key=lambda r: r.median_s):
+            limit = f"{row.times_limit:6.2f} x limit" if row.times_limit else " " * 14
+            memory = f"{row.peak_bytes / 2**20:8.1f} MiB" if row.peak_bytes >= 0 else " " * 12
+            lines.append(
+                f"  {row.provider:<28} {1e3 * row.median_s:10.3f} ms  +-{100 * row.spread:4.0f} %  "
+                f"{row.ratio_to_best_of_ours:8.2f} x ours  {limit}  {memory}"
+            )
+    return "\n".join(lines)
