@@ -7,10 +7,12 @@
 
 namespace fovblur {
 
+// Never quite 0: an infinite pixel stays infinite all over the support, where 0 * infinity would be NaN.
 template <class Real>
 FOVBLUR_HD Real gaussian_window(int offset, Real sigma) {
   const Real u = Real(offset) / sigma;
-  return exp(Real(-0.5) * u * u);
+  const Real window = exp(Real(-0.5) * u * u);
+  return window < Real(1.17549435e-38) ? Real(1.17549435e-38) : window;
 }
 
 // A sigma of 0 is the identity, whatever kernel size it comes with.

@@ -51,6 +51,7 @@ def gaussian(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
 def gaussian_taps(sigma: Tensor, radius: int) -> Tensor:
     offsets = torch.arange(-radius, radius + 1, dtype=sigma.dtype, device=sigma.device)
     taps = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    taps = taps.clamp(min=torch.finfo(torch.float32).tiny)  # an infinite pixel stays so: 0 * inf would be NaN
     return taps / taps.sum()
 
 

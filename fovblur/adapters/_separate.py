@@ -1,0 +1,24 @@
+"""A Gaussian whose width differs between rows and columns."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fovblur.foveated_blur.api import gaussian_blur
+
+
+def gaussian_blur_separately(
+    images: Tensor, sigma_y: float | Tensor, sigma_x: float | Tensor, kernel_y: int, kernel_x: int, same: bool
+) -> Tensor:
+    """Blur (B, C, H, W); one call where both directions are the `same`, else one a direction.
+
+    Along a side of one pixel the blur is the identity, so that (B, C H, 1, W) is blurred along x alone.
+    """
+    if same:
+        return gaussian_blur(images, sigma_y, kernel_size=kernel_y)
+    batch, channels, height, width = images.shape
+    floats = images if images.is_floating_point() else images.float()
+    along_x = gaussian_blur(floats.reshape(batch, channels * height, 1, width), sigma_x, kernel_size=kernel_x)
+    turned = along_x.reshape(batch, channels, height, width).transpose(2, 3).reshape(batch, channels * width, 1, height)
+    blurred = gaussian_blur(turned, sigma_y, kernel_size=kernel_y).reshape(batch, channels, width, height).transpose(2, 3)
+    return blurred if images.is_floating_point() else blurred.round().to(images.dtype)

@@ -1,0 +1,43 @@
+"""``from fovblur.adapters.kornia import gaussian_blur2d`` in place of kornia.filters'."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fovblur.adapters._separate import gaussian_blur_separately
+
+
+def gaussian_blur2d(
+    input: Tensor,
+    kernel_size: tuple[int, int] | int,
+    sigma: tuple[float, float] | Tensor,
+    border_type: str = "reflect",
+    separable: bool = True,
+) -> Tensor:
+    """Blur images, each with a Gaussian of its own where sigma is a tensor.
+
+    Args:
+        input: (B, C, H, W).
+        kernel_size: odd width, or (along y, along x).
+        sigma: standard deviations in pixels, (along y, along x), or a tensor (B, 2) of them.
+        border_type: "reflect", the only one there is.
+        separable: for compatibility; the result is the same.
+
+    Returns:
+        (B, C, H, W). Differentiable in input and sigma.
+
+    >>> gaussian_blur2d(torch.rand(2, 3, 8, 8), (3, 3), torch.tensor([[1.0, 1.0], [2.0, 2.0]])).shape
+    torch.Size([2, 3, 8, 8])
+    """
+    if border_type != "reflect":
+        raise ValueError(f"border_type is {border_type!r}; only 'reflect' is supported")
+    kernel_y, kernel_x = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+    if not isinstance(sigma, Tensor):
+        same = kernel_y == kernel_x and sigma[0] == sigma[1]
+        return gaussian_blur_separately(input, sigma[0], sigma[1], kernel_y, kernel_x, same)
+    if sigma.ndim != 2 or sigma.shape[1] != 2 or sigma.shape[0] not in (1, len(input)):
+        raise ValueError(f"sigma has shape {tuple(sigma.shape)}; it must be ({len(input)}, 2), along y and along x")
+    sigma_y, sigma_x = sigma.expand(len(input), 2).unbind(1)
+    same = kernel_y == kernel_x and not torch.compiler.is_compiling() and torch.equal(sigma_y, sigma_x) and not sigma.requires_grad
+    return gaussian_blur_separately(input, sigma_y, sigma_x, kernel_y, kernel_x, same)

@@ -1,0 +1,131 @@
+"""The foveated blur as torchvision v2 transforms: tensors, tv_tensors and PIL images. Needs torchvision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import PIL.Image
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from fovblur.foveated_blur.api import foveated_blur
+from fovblur.modules import FoveatedBlur2d, GaussianBlur2d
+
+__all__ = ["FoveatedBlur", "FoveatedBlur2d", "GaussianBlur2d", "RandomFoveatedBlur"]
+
+_NOT_PICTURES = (tv_tensors.BoundingBoxes, tv_tensors.Mask)
+
+
+class FoveatedBlur(v2.Transform):
+    """Blur pictures with :func:`fovblur.foveated_blur`.
+
+    Takes tensors (..., C, H, W), tv_tensors.Image and Video, and PIL images, and returns the same; boxes and masks pass.
+
+    Args:
+        sigma, kernel_size, gain, decay, falloff, fixation: numbers, as for the function.
+
+    >>> FoveatedBlur(kernel_size=5)(torch.rand(3, 16, 16)).shape
+    torch.Size([3, 16, 16])
+    """
+
+    def __init__(
+        self,
+        sigma: float | None = None,
+        *,
+        kernel_size: int | None = None,
+        gain: float = 0.5,
+        decay: float = 3.0,
+        falloff: str = "exp",
+        fixation: Sequence[float] | None = None,
+    ):
+        super().__init__()
+        self.sigma, self.kernel_size, self.gain = sigma, kernel_size, gain
+        self.decay, self.falloff, self.fixation = decay, falloff, fixation
+        self.blur(torch.zeros(1, 1, 1, 1), {})  # refuse what the function refuses, now
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if isinstance(inpt, _NOT_PICTURES):
+            return inpt
+        if isinstance(inpt, PIL.Image.Image):
+            rgb_or_grey = inpt if inpt.mode in ("L", "RGB") else inpt.convert("RGB")
+            return F.to_pil_image(self.blur(F.pil_to_tensor(rgb_or_grey)[None], params)[0])
+        pictures = inpt.as_subclass(Tensor)
+        blurred = self.blur(pictures.reshape(-1, *pictures.shape[-3:]), params).reshape(pictures.shape)
+        return tv_tensors.wrap(blurred, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else blurred
+
+    def blur(self, images: Tensor, params: dict[str, Any]) -> Tensor:
+        """Blur (B, C, H, W)."""
+        return foveated_blur(
+            images,
+            self.sigma,
+            kernel_size=self.kernel_size,
+            gain=self.gain,
+            decay=self.decay,
+            falloff=self.falloff,
+            fixation=self.fixation,
+        )
+
+
+class RandomFoveatedBlur(FoveatedBlur):
+    """Blur pictures with a random strength, sharpness and fixation, each image of a batch with its own.
+
+    The frames of a tv_tensors.Video share one, as do pictures that go through the transform together.
+
+    Args:
+        sigma: least and largest standard deviation in pixels, drawn uniformly.
+        gain: least and largest weight of the sharp picture at the fixation.
+        fixation: None for the centre; "uniform" for anywhere in the picture.
+        decay, falloff: as for the function.
+
+    >>> RandomFoveatedBlur((0.5, 8.0), fixation="uniform")(torch.rand(4, 3, 16, 16)).shape
+    torch.Size([4, 3, 16, 16])
+    """
+
+    def __init__(
+        self,
+        sigma: tuple[float, float] = (0.1, 8.0),
+        *,
+        gain: tuple[float, float] = (0.0, 1.0),
+        decay: float = 3.0,
+        falloff: str = "exp",
+        fixation: str | None = None,
+    ):
+        for name, (low, high), largest in (("sigma", sigma, 1e3), ("gain", gain, 1.0)):
+            if not 0 <= low <= high <= largest:
+                raise ValueError(f"{name} is ({low}, {high}); it must be (least, largest) within [0, {largest:g}]")
+        if fixation not in (None, "uniform"):
+            raise ValueError(f"fixation is {fixation!r}; it must be None or 'uniform'")
+        super().__init__(sigma[1], gain=gain[1], decay=decay, falloff=falloff)
+        self.sigma_range, self.gain_range, self.random_fixation = tuple(sigma), tuple(gain), fixation == "uniform"
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Uniform numbers: a row for every image of the largest batch, of sigma, gain, and the fixation's y and x."""
+        counts = [x.shape[:-3].numel() for x in flat_inputs if isinstance(x, Tensor) and x.ndim > 3 and not self._shares(x)]
+        return {"uniform": torch.rand(max(counts, default=1), 4)}
+
+    @staticmethod
+    def _shares(inpt: Any) -> bool:
+        return isinstance(inpt, (tv_tensors.Video, *_NOT_PICTURES))
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return super().transform(inpt, {"uniform": params["uniform"][:1]} if self._shares(inpt) else params)
+
+    def blur(self, images: Tensor, params: dict[str, Any]) -> Tensor:
+        if not params:
+            return super().blur(images, params)
+        drawn = params["uniform"][: len(images)].to(images.device)
+        drawn = drawn.expand(len(images), 4) if len(drawn) == 1 else drawn
+        between = lambda column, bounds: bounds[0] + (bounds[1] - bounds[0]) * drawn[:, column]  # noqa: E731
+        extent = torch.tensor([images.shape[2] - 1, images.shape[3] - 1], device=images.device)
+        return foveated_blur(
+            images,
+            between(0, self.sigma_range),
+            gain=between(1, self.gain_range),
+            decay=self.decay,
+            falloff=self.falloff,
+            fixation=drawn[:, 2:] * extent if self.random_fixation else None,
+        )

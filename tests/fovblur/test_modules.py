@@ -1,0 +1,140 @@
+"""Modules, transforms, and the adapters that let users of torchvision and kornia change an import."""
+
+from __future__ import annotations
+
+import kornia
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from torch import nn
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+import fovblur
+from fovblur.adapters.kornia import gaussian_blur2d
+from fovblur.adapters.torchvision import gaussian_blur
+from fovblur.transforms import FoveatedBlur, FoveatedBlur2d, GaussianBlur2d, RandomFoveatedBlur
+
+
+def test_modules_do_what_the_functions_do(seed):
+    images = torch.rand(3, 2, 20, 21)
+    sigma, gain = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.1, 0.5, 1.0])
+    module = FoveatedBlur2d(sigma, gain=gain, fixation=(3, 4), falloff="linear", mean=0.5, std=0.2)
+    expected = fovblur.foveated_blur(images, sigma, gain=gain, fixation=(3, 4), falloff="linear", mean=0.5, std=0.2)
+    assert torch.equal(module(images), expected)
+    assert torch.equal(GaussianBlur2d(kernel_size=5)(images), fovblur.gaussian_blur(images, kernel_size=5))
+    assert repr(GaussianBlur2d(2.0, kernel_size=5)) == "GaussianBlur2d(sigma=2.0, kernel_size=5)"
+    assert "sigma=tensor(3,)" in repr(module) and set(module.state_dict()) == {"sigma", "gain"}
+
+
+def test_a_module_learns_the_sigma_and_gain_it_should(seed):
+    images = torch.rand(4, 1, 24, 24)
+    target = fovblur.foveated_blur(images, 3.0, kernel_size=25, gain=0.8)
+    module = FoveatedBlur2d(nn.Parameter(torch.tensor(1.5)), kernel_size=25, gain=nn.Parameter(torch.tensor(0.3)))
+    optimiser = torch.optim.Adam(module.parameters(), lr=0.05)
+    for _ in range(250):
+        optimiser.zero_grad()
+        (module(images) - target).square().mean().backward()
+        optimiser.step()
+    assert module.sigma.item() == pytest.approx(3.0, abs=0.1) and module.gain.item() == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.mark.parametrize("shape", [(3, 20, 30), (2, 3, 20, 30), (2, 4, 3, 20, 30)], ids=str)
+@pytest.mark.parametrize(("kernel_size", "sigma"), [([9, 9], [2.0, 2.0]), ([5, 9], [0.7, 2.5]), ([7, 7], None), (5, 1.1)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
+def test_torchvision_users_change_an_import(shape, kernel_size, sigma, dtype, seed):
+    images = torch.rand(shape) if dtype == torch.float32 else (torch.rand(shape) * 255).to(dtype)
+    theirs, ours = (blur(images, kernel_size, sigma) for blur in (F.gaussian_blur, gaussian_blur))
+    assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+    tolerance = 1e-5 if dtype == torch.float32 else 1
+    assert (ours.double() - theirs.double()).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "sigma"),
+    [
+        ((9, 9), (2.0, 2.0)),
+        (7, (1.5, 1.5)),
+        ((5, 11), (0.8, 2.0)),
+        ((9, 9), torch.tensor([[1.0, 1.0], [2.0, 2.0]])),
+        ((9, 7), torch.tensor([[1.0, 0.5], [2.0, 1.5]])),
+    ],
+    ids=str,
+)
+def test_kornia_users_change_an_import(kernel_size, sigma, seed):
+    images = torch.rand(2, 3, 20, 25)
+    theirs, ours = (blur(images, kernel_size, sigma) for blur in (kornia.filters.gaussian_blur2d, gaussian_blur2d))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_kornia_users_keep_their_gradients(seed):
+    images = torch.rand(2, 1, 12, 13, requires_grad=True)
+    sigma = torch.tensor([[1.0, 1.0], [2.0, 1.5]], requires_grad=True)
+    weight = torch.rand(2, 1, 12, 13)
+    theirs = torch.autograd.grad((kornia.filters.gaussian_blur2d(images, (9, 9), sigma) * weight).sum(), (images, sigma))
+    ours = torch.autograd.grad((gaussian_blur2d(images, (9, 9), sigma) * weight).sum(), (images, sigma))
+    for one, other in zip(ours, theirs):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_adapters_refuse_what_they_cannot_do():
+    with pytest.raises(ValueError, match="border_type is 'circular'; only 'reflect'"):
+        gaussian_blur2d(torch.rand(1, 1, 8, 8), 3, (1.0, 1.0), "circular")
+    with pytest.raises(ValueError, match=r"sigma has shape \(3, 2\); it must be \(1, 2\)"):
+        gaussian_blur2d(torch.rand(1, 1, 8, 8), 3, torch.rand(3, 2))
+    with pytest.raises(ValueError, match="inpt is str"):
+        gaussian_blur("picture.png", 3)
+
+
+def test_transform_takes_every_kind_of_picture(seed):
+    array = (np.random.rand(24, 20, 3) * 255).astype(np.uint8)
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    transform = FoveatedBlur(kernel_size=9, gain=0.7, fixation=(5, 6))
+    expected = fovblur.foveated_blur(tensor[None], kernel_size=9, gain=0.7, fixation=(5, 6))[0]
+    assert torch.equal(transform(tensor), expected)
+    image = transform(tv_tensors.Image(tensor))
+    assert isinstance(image, tv_tensors.Image) and torch.equal(image.as_subclass(torch.Tensor), expected)
+    video = transform(tv_tensors.Video(tensor.expand(5, -1, -1, -1)))
+    assert isinstance(video, tv_tensors.Video) and torch.equal(video[3].as_subclass(torch.Tensor), expected)
+    picture = transform(PIL.Image.fromarray(array))
+    assert isinstance(picture, PIL.Image.Image) and np.array_equal(np.array(picture), expected.permute(1, 2, 0).numpy())
+    grey = transform(PIL.Image.fromarray(array[..., 0]))
+    assert grey.mode == "L" and grey.size == (20, 24)
+
+
+def test_transform_leaves_boxes_and_masks_alone(seed):
+    box = tv_tensors.BoundingBoxes([[1, 2, 3, 4]], format="XYXY", canvas_size=(24, 20))
+    mask = tv_tensors.Mask(torch.ones(24, 20, dtype=torch.uint8))
+    picture = tv_tensors.Image(torch.rand(3, 24, 20))
+    blurred, box_after, mask_after = v2.Compose([FoveatedBlur(2.0)])(picture, box, mask)
+    assert torch.equal(box_after, box) and torch.equal(mask_after, mask) and not torch.equal(blurred, picture)
+
+
+def test_random_transform_draws_for_every_image_and_shares_within_a_video(seed):
+    same = torch.rand(1, 3, 32, 32).expand(6, -1, -1, -1)
+    transform = RandomFoveatedBlur((1.0, 6.0), gain=(0.0, 1.0), fixation="uniform")
+    blurred = transform(same)
+    assert len({tuple(image.flatten()[:50].tolist()) for image in blurred}) == 6
+    frames = transform(tv_tensors.Video(same)).as_subclass(torch.Tensor)
+    assert all(torch.equal(frame, frames[0]) for frame in frames)
+    torch.manual_seed(3)
+    first = transform(same)
+    torch.manual_seed(3)
+    assert torch.equal(first, transform(same))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FoveatedBlur(), "sigma and kernel_size are both missing"),
+        (lambda: FoveatedBlur(-1.0), "sigma is -1.0"),
+        (lambda: RandomFoveatedBlur((3.0, 1.0)), r"sigma is \(3.0, 1.0\); it must be \(least, largest\)"),
+        (lambda: RandomFoveatedBlur(gain=(0.0, 2.0)), "gain is"),
+        (lambda: RandomFoveatedBlur(fixation="corner"), "fixation is 'corner'"),
+    ],
+)
+def test_transforms_refuse_bad_arguments_when_they_are_made(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,118 @@
+"""Anything goes: random shapes, types, strides, sigmas, fixations, gains and broken pixels, against the float64 reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from backends_under_test import IMAGE_DTYPES, ON_GPU, exact
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import fovblur
+from fovblur.foveated_blur.checks import FALLOFFS
+
+RELATIVE_ERROR = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 2e-3, torch.bfloat16: 1.2e-2, torch.uint8: 2.6e-3}
+
+
+@st.composite
+def calls(draw, largest_side: int):
+    """Images and parameters of one call."""
+    batch = draw(st.integers(1, 4))
+    shape = (batch, draw(st.integers(1, 3)), draw(st.integers(1, largest_side)), draw(st.integers(1, largest_side)))
+    dtype = draw(st.sampled_from(IMAGE_DTYPES))
+    layout = draw(st.sampled_from(["contiguous", "channels_last", "sliced", "transposed", "expanded"]))
+    numbers = lambda low, high: st.lists(st.floats(low, high, width=32), min_size=batch, max_size=batch)  # noqa: E731
+    sigma = torch.tensor(draw(numbers(0, 60)))
+    kernel_size = draw(st.none() | st.lists(st.integers(0, 70), min_size=batch, max_size=batch))
+    fixation = draw(st.none() | st.lists(st.tuples(st.floats(-50, 90, width=32), st.floats(-50, 90, width=32)), min_size=batch, max_size=batch))
+    options = {
+        "sigma": sigma,
+        "kernel_size": None if kernel_size is None else 2 * torch.tensor(kernel_size) + 1,
+        "gain": torch.tensor(draw(numbers(0, 1))),
+        "decay": draw(st.floats(0, 20)),
+        "falloff": draw(st.sampled_from(FALLOFFS)),
+        "fixation": None if fixation is None else torch.tensor(fixation),
+    }
+    broken = draw(st.lists(st.sampled_from([float("nan"), float("inf"), float("-inf")]), max_size=2))
+    return shape, dtype, layout, options, broken, draw(st.integers(0, 2**31))
+
+
+def images_of(shape, dtype, layout, broken, seed) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    batch, channels, height, width = shape
+    random = lambda *sides: torch.rand(*sides, generator=generator)  # noqa: E731
+    images = {
+        "contiguous": lambda: random(*shape),
+        "channels_last": lambda: random(batch, height, width, channels).permute(0, 3, 1, 2),
+        "sliced": lambda: random(2 * batch, channels + 1, height + 3, 2 * width)[::2, 1:, 3:, ::2],
+        "transposed": lambda: random(batch, channels, width, height).transpose(2, 3),
+        "expanded": lambda: random(1, 1, height, width).expand(shape),
+    }[layout]()
+    if dtype == torch.uint8:
+        return (images * 255).round().to(dtype)
+    if layout != "expanded":
+        for value in broken:
+            place = [int(torch.randint(side, (), generator=generator)) for side in shape]
+            images[tuple(place)] = value
+    return images.to(dtype)
+
+
+def check(implementation, call) -> None:
+    shape, dtype, layout, options, broken, seed = call
+    if not implementation.serves(dtype):
+        dtype = torch.float32
+    images = images_of(shape, dtype, layout, broken, seed)
+    options = dict(options)
+    sigma = options.pop("sigma")
+    expected = exact(images, sigma, **options)
+    ours = implementation.foveated_blur(images, sigma, **options)
+    assert ours.dtype == dtype and ours.shape == images.shape
+    finite = expected.isfinite()
+    assert torch.equal(ours.isfinite(), finite) if dtype != torch.uint8 else True
+    assert torch.equal(ours[~finite].double().nan_to_num(7.0), expected[~finite].nan_to_num(7.0))
+    if finite.any():
+        scale = expected[finite].abs().max().clamp(min=1e-3)
+        error = ((ours.double() - expected)[finite].abs().max() / scale).item()
+        rounding = 0.501 / 255 if dtype == torch.uint8 else 0
+        assert error <= RELATIVE_ERROR[dtype] + (rounding * 255 / scale.item() if dtype == torch.uint8 else 0), error
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], print_blob=True)
+@given(call=calls(largest_side=40))
+def test_any_call_on_the_cpu(call):
+    from backends_under_test import Implementation
+
+    check(Implementation("cpu"), call)
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_any_call_on_the_gpu_backends(name, monkeypatch, tmp_path_factory):
+    from backends_under_test import Implementation, run_cuda_on_host
+
+    if name == "cuda" and not ON_GPU:
+        run_cuda_on_host(monkeypatch, tmp_path_factory)
+    examples = 200 if ON_GPU else {"cuda": 60, "triton": 12}[name]
+
+    @settings(deadline=None, max_examples=examples, print_blob=True)
+    @given(call=calls(largest_side=90 if name == "cuda" else 20))
+    def run(call):
+        check(Implementation(name), call)
+
+    run()
+
+
+def test_unwritten_outputs_would_show(monkeypatch):
+    """torch.empty is filled with NaN, so that a pixel nobody wrote is not finite."""
+    genuine = torch.empty_like
+
+    def poisoned(*arguments, **options):
+        empty = genuine(*arguments, **options)
+        return empty.fill_(float("nan")) if empty.is_floating_point() else empty.fill_(77)
+
+    monkeypatch.setattr(torch, "empty_like", poisoned)
+    for shape in ((2, 3, 33, 47), (1, 1, 5, 3), (5, 2, 16, 16), (1, 3, 1, 70)):
+        images = torch.rand(shape).transpose(2, 3)
+        assert fovblur.foveated_blur(images, 3.0).isfinite().all()
+        leaf = images.clone().requires_grad_()
+        fovblur.foveated_blur(leaf, 3.0).sum().backward()
+        assert leaf.grad.isfinite().all()
