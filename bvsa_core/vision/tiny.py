@@ -1,0 +1,53 @@
+"""The tiny CLIP that ships with the package: it stands in where pretrained weights cannot be downloaded.
+
+It knows nothing but the pictures of :mod:`bvsa_core.data.pictures`; ``scripts/train_tiny_clip.py`` trained it and
+``tiny_clip_training.json`` is the record of that.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+import open_clip
+from open_clip.tokenizer import SimpleTokenizer, default_bpe
+from safetensors.torch import load_file
+
+CONFIG = Path(__file__).with_name("tiny_clip.json")
+WEIGHTS = Path(__file__).with_name("tiny_clip.safetensors")
+LOG = Path(__file__).with_name("tiny_clip_training.json")
+
+
+def load_tiny() -> tuple[open_clip.CLIP, SimpleTokenizer]:
+    """The trained model, in float32, in evaluation mode and without gradients, and its tokenizer.
+
+    The model takes (B, 3, 224, 224) images normalised by ``model.visual.image_mean`` and ``image_std``, and (B, 24)
+    tokens.
+    """
+    model = create_tiny()
+    model.load_state_dict({name: weight.float() for name, weight in load_file(WEIGHTS).items()})
+    return model.eval().requires_grad_(False), tiny_tokenizer()
+
+
+def create_tiny() -> open_clip.CLIP:
+    """The model as ``tiny_clip.json`` describes it, with random weights."""
+    open_clip.add_model_config(CONFIG)
+    return open_clip.create_model(CONFIG.stem)
+
+
+@lru_cache(maxsize=1)
+def tiny_tokenizer() -> SimpleTokenizer:
+    """CLIP's tokenizer with the first merges of its byte-pair encoding only, as many as the model has embeddings for.
+
+    The full vocabulary of 49,408 words would be most of the weight file. The end-of-text token keeps the highest id,
+    which open_clip's pooling of texts needs.
+    """
+    text = json.loads(CONFIG.read_text())["text_cfg"]
+    merges = text["vocab_size"] - 512 - 2  # 256 bytes, alone and as the end of a word; start and end of text
+    with gzip.open(default_bpe()) as lines:
+        kept = b"".join(islice(lines, 1 + merges))
+    return SimpleTokenizer(io.BytesIO(gzip.compress(kept.rstrip(b"\n"))), context_length=text["context_length"])
