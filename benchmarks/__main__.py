@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.figure import draw
 from benchmarks.harness import rows_of, table
 
 HERE = Path(__file__).parent
@@ -42,7 +43,8 @@ def main() -> int:
         chosen.json.parent.mkdir(parents=True, exist_ok=True)
         content = {"date": date.today().isoformat(), "device": chosen.device, "rows": [asdict(row) for row in rows]}
         chosen.json.write_text(json.dumps(content, indent=1) + "\n")
-        print(f"\nwritten to {chosen.json}")
+        draw(rows, chosen.json.with_suffix(".png"))
+        print(f"\nwritten to {chosen.json} and {chosen.json.with_suffix('.png')}")
     return int(code)
 
 

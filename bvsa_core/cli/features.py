@@ -17,7 +17,8 @@ from bvsa_core.vision.views import Level
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
     add_dataclass(parser, MaterialsConfig, {"views", "channels", "window", "average"})
-    parser.add_argument("--levels", type=list[str], default=None, help="levels as KERNEL:GAIN, such as '[51:0.5, 1:0]'; those of all methods where left out")
+    levels = "levels as KERNEL:GAIN, such as 51:0.5 1:0; those of all methods where left out"
+    parser.add_argument("--levels", type=str, nargs="+", default=None, help=levels)
 
 
 def run(parsed: jsonargparse.Namespace) -> None:

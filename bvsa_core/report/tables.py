@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from rich import box
 from rich.table import Table
 
 from bvsa_core.retrieval.bootstrap import crossed_bootstrap
@@ -88,12 +89,14 @@ def caption(table: Sequence[Row]) -> str:
 
 
 def to_rich(table: Sequence[Row]) -> Table:
-    """For the terminal."""
-    shown = Table(caption=caption(table), caption_justify="left")
-    for i, column in enumerate(COLUMNS):
-        shown.add_column(column, justify="right" if 0 < i < 5 else "left", no_wrap=i < 5)
+    """For the terminal, 80 columns wide: every row in two lines, its protocol in the last column."""
+    shown = Table(caption=caption(table), caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("method", "Top-1 %", "Top-5 %", "mAP %", "median\nrank", "protocol"):
+        shown.add_column(column, justify="left" if column in ("method", "protocol") else "right", no_wrap=True)
     for row in table:
-        shown.add_row(*cells(row))
+        method, top1, top5, mean_precision, rank, selection, information, gate = cells(row)
+        in_two_lines = [text.replace(" ", "\n", 1) for text in (method, top1, top5)]
+        shown.add_row(*in_two_lines, mean_precision, rank, f"{selection}, {information}\ngate {gate}")
     return shown
 
 

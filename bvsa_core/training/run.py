@@ -151,7 +151,7 @@ def build_method(config: RunConfig, train: Split, embedding: int) -> Method:
     return method.to(train.recordings.device)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def embed_test_set(method: Method, subject: str, materials: Materials) -> tuple[Embeddings, Split]:
     """What retrieval compares, for the test recordings of a subject and all test pictures."""
     test = materials.split(subject, "test")

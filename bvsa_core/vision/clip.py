@@ -44,12 +44,12 @@ class Clip:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """Unit-norm features (B, D) float32 of normalised images (B, 3, image_size, image_size)."""
         return normalize(self.model.encode_image(images).float(), dim=-1)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Unit-norm features (B, D) float32 of texts."""
         batches = [list(texts[start : start + batch_size]) for start in range(0, len(texts), batch_size)]

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import open_clip
 from open_clip.tokenizer import SimpleTokenizer, default_bpe
-from safetensors.torch import load_file
 
 CONFIG = Path(__file__).with_name("tiny_clip.json")
 WEIGHTS = Path(__file__).with_name("tiny_clip.safetensors")
@@ -25,11 +24,11 @@ LOG = Path(__file__).with_name("tiny_clip_training.json")
 def load_tiny() -> tuple[open_clip.CLIP, SimpleTokenizer]:
     """The trained model, in float32, in evaluation mode and without gradients, and its tokenizer.
 
-    The model takes (B, 3, 224, 224) images normalised by ``model.visual.image_mean`` and ``image_std``, and (B, 24)
+    The model takes (B, 3, 224, 224) images normalised by ``model.visual.image_mean`` and ``image_std``, and (B, 20)
     tokens.
     """
-    model = create_tiny()
-    model.load_state_dict({name: weight.float() for name, weight in load_file(WEIGHTS).items()})
+    open_clip.add_model_config(CONFIG)
+    model = open_clip.create_model(CONFIG.stem, pretrained=str(WEIGHTS))
     return model.eval().requires_grad_(False), tiny_tokenizer()
 
 

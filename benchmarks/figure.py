@@ -1,0 +1,53 @@
+"""The rows of a run as a picture: every provider's time as a multiple of ours, and time over kernel size."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from benchmarks.harness import Row
+
+BY_KERNEL_SIZE = re.compile(r"forward, (?P<what>16 x 3 x \d+ x \d+ float32), k (?P<k>\d+)")
+COLOURS = ("#1b6ca8", "#d1495b", "#edae49", "#66a182", "#7d5ba6", "#6c757d", "#2e4057")
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Save the figure as PNG."""
+    swept = {row: int(found["k"]) for row in rows if (found := BY_KERNEL_SIZE.fullmatch(row.case))}
+    single = [row for row in rows if row not in swept]
+    cases = list(dict.fromkeys(row.case for row in single))
+    providers = list(dict.fromkeys(row.provider for row in rows))
+    colour = dict(zip(providers, COLOURS * 3))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 1.6 + 0.42 * max(len(cases), 8)), width_ratios=(3, 2), layout="constrained")
+    for provider in providers:
+        mine = [row for row in single if row.provider == provider]
+        places = [cases.index(row.case) for row in mine]
+        left.scatter([row.ratio_to_best_of_ours for row in mine], places, color=colour[provider], label=provider, s=36, zorder=3)
+        along = sorted((k, row) for row, k in swept.items() if row.provider == provider)
+        if along:
+            right.plot([k for k, _ in along], [1e3 * row.median_s for _, row in along], "o-", color=colour[provider], label=provider, ms=4)
+    left.set(xscale="log", yticks=range(len(cases)), yticklabels=cases, xlabel="time, as a multiple of ours (log scale)")
+    left.invert_yaxis()
+    left.axvline(1, color="black", lw=0.8)
+    left.legend(fontsize=8, loc="lower right")
+    if swept:
+        right.set(xscale="log", yscale="log", xlabel="kernel size / pixels", ylabel="median time / ms")
+        ticks = sorted(set(swept.values()))
+        right.set_xticks(ticks, [str(k) for k in ticks])
+        right.minorticks_off()
+        right.set_title(BY_KERNEL_SIZE.fullmatch(next(iter(swept)).case)["what"], fontsize=10)
+        right.legend(fontsize=8)
+    else:
+        right.set_visible(False)
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    here = rows[0].machine
+    figure.suptitle(f"{here.get('gpu', here['processor'])}, {here['threads']} threads, torch {rows[0].versions['torch']}", fontsize=10)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

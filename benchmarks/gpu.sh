@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Everything that only a GPU can show, in one run of less than nine minutes and without network: benchmarks/gpu.sh OUTDIR
+#
+# Builds in place, runs the tests marked gpu and the blur's own tests on both GPU backends, compute-sanitizer on the tests
+# marked sanitize, the CUDA benchmarks, and BVSA's decoupling step at batch 1024 under 10 GB. What it measured is in OUTDIR.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=$(mkdir -p "${1:?usage: benchmarks/gpu.sh OUTDIR}" && cd "$1" && pwd)
+failed=0
+
+step() {  # step NAME SECONDS COMMAND...: its output goes to OUTDIR/NAME.log and its last lines to the screen
+  local name=$1 limit=$2
+  shift 2
+  echo "== $name"
+  if timeout "$limit" "$@" >"$out/$name.log" 2>&1; then tail -n 3 "$out/$name.log"; else
+    echo "failed ($?)"
+    tail -n 30 "$out/$name.log"
+    failed=1
+  fi
+}
+
+step build 150 python3 -m pip install --no-build-isolation --no-deps -e .
+step info 15 python3 -m fovblur.info
+step tests 110 python3 -m pytest -q tests/fovblur -m "gpu or not gpu" -k "gpu or cuda or triton or large" -x --no-header -p no:cacheprovider
+for tool in memcheck racecheck; do
+  step "$tool" 50 compute-sanitizer --tool "$tool" --error-exitcode 1 python3 -m pytest -q tests/fovblur/test_on_gpu.py -m sanitize -k cuda -p no:cacheprovider
+done
+step benchmarks 120 python3 -m benchmarks --device cuda --suite blur --json "$out/blur_cuda.json"
+step pipeline 40 python3 -m benchmarks.pipeline --device cuda --vision RN50 --memory-gb 10 --json "$out/pipeline_cuda.json"
+nvidia-smi --query-gpu=name,driver_version --format=csv,noheader >"$out/gpu.txt"
+git rev-parse HEAD >"$out/commit.txt" 2>/dev/null
+exit $failed

@@ -1,0 +1,110 @@
+"""BVSA's whole decoupling step with views online: blur every picture its own way, encode it, train on it.
+
+    python -m benchmarks.pipeline --device cuda --vision RN50 --memory-gb 10 --json FILE
+
+Random weights serve for time and memory. With --memory-gb the process may use no more of the GPU than that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.harness import clock_of, machine, peak_bytes, versions
+from bvsa_core import encoders, methods
+from bvsa_core.methods.base import Batch
+from bvsa_core.training.config import method_options
+from bvsa_core.vision.clip import load_clip
+from bvsa_core.vision.views import OnlineViews
+
+CHANNELS, SAMPLES = 17, 250
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One pipeline on one machine."""
+
+    vision: str
+    batch: int
+    step_s: float  # median of a whole training step
+    blur_s: float  # of it, the blur: measured alone on the same pictures
+    peak_bytes: int
+    memory_cap_bytes: int | None
+    machine: dict
+    versions: dict
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pipeline", description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda", type=torch.device)
+    parser.add_argument("--vision", default="RN50", help="a model of open_clip, or tiny")
+    parser.add_argument("--batch", default=1024, type=int)
+    parser.add_argument("--steps", default=5, type=int)
+    parser.add_argument("--memory-gb", default=None, type=float, help="of GPU memory, 10^9 bytes each")
+    parser.add_argument("--json", type=Path)
+    told = parser.parse_args()
+    cap = None
+    if told.memory_gb is not None:
+        cap = int(told.memory_gb * 1e9)
+        torch.cuda.set_per_process_memory_fraction(cap / torch.cuda.get_device_properties(told.device).total_memory, told.device)
+    measured = measure(told.device, told.vision, told.batch, told.steps, cap)
+    text = json.dumps(asdict(measured), indent=1)
+    print(text)
+    if told.json:
+        told.json.write_text(text + "\n")
+
+
+def measure(device: torch.device, vision: str, batch: int, steps: int, cap: int | None = None) -> Measured:
+    """Time the steps of a batch whose pictures all have their own blur."""
+    torch.manual_seed(0)
+    clip = load_clip(vision, None if vision == "tiny" else "random", device=device)
+    images = torch.randint(0, 256, (batch, 3, clip.image_size, clip.image_size), dtype=torch.uint8, device=device)
+    views = OnlineViews(clip, images)
+    texts = clip.encode_texts(["A photo of a banana."]).expand(batch, -1)
+    shape = encoders.Shape(CHANNELS, SAMPLES, texts.shape[1])
+    method = methods.method_class("bvsa")(method_options("bvsa", "corrected"), lambda: encoders.build("eeg_project", shape), batch).to(device)
+    optimiser = torch.optim.AdamW(method.parameters())
+    recordings, samples = torch.randn(batch, CHANNELS, SAMPLES, device=device), torch.arange(batch, device=device)
+    gain = torch.rand(batch, device=device)
+    kernel_size = torch.randint(22, 29, (batch,), device=device) * 2 + 1
+
+    def step() -> None:
+        loss = method(Batch(samples, recordings, views(samples, gain, kernel_size), texts))
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    sees_all = OnlineViews(clip, images)
+    sees_all.clip = _BlursOnly(clip)
+    whole = _median(step, steps, device)
+    blur = _median(lambda: sees_all(samples, gain, kernel_size), steps, device)
+    return Measured(clip.name, batch, whole, blur, peak_bytes(step, device), cap, machine(device), versions())
+
+
+class _BlursOnly:
+    """Stands for an encoder that takes no time."""
+
+    def __init__(self, clip):
+        self.device, self.mean, self.std = clip.device, clip.mean, clip.std
+
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        return images[:, 0, 0]
+
+
+def _median(function: Callable[[], object], rounds: int, device: torch.device) -> float:
+    function()
+    clock, times = clock_of(device), []
+    for _ in range(rounds):
+        start = clock()
+        function()
+        times.append(clock() - start)
+    return sorted(times)[len(times) // 2]
+
+
+if __name__ == "__main__":
+    main()

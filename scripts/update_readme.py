@@ -1,0 +1,57 @@
+"""Write the README's tables from what runs have left: python scripts/update_readme.py
+
+A test fails where the README says anything else. The sources are kept by the runs themselves:
+
+    demo    docs/demo_table.md, the table.md of `bvsa demo`
+    tiny    bvsa_core/vision/tiny_clip_training.json, by scripts/train_tiny_clip.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def demo() -> str:
+    return (ROOT / "docs" / "demo_table.md").read_text().strip()
+
+
+def tiny() -> str:
+    log = json.loads((ROOT / "bvsa_core" / "vision" / "tiny_clip_training.json").read_text())
+    lines = [f"| held-out pictures ({log['held_out_renderings_of_a_concept']} of each concept) | Top-1 % | Top-5 % |", "|---|---|---|"]
+    for condition, found in log["accuracy_on_held_out"].items():
+        lines.append(f"| {condition} | {100 * found['top1']:.1f} | {100 * found['top5']:.1f} |")
+    trained = log["trained_on"]
+    pictures = trained["concepts"] * trained["renderings_of_a_concept"]
+    minutes = log["seconds_of_training"] / 60
+    about = (
+        f"{log['parameters']:,} parameters, trained on {pictures:,} pictures of {trained['concepts']} concepts "
+        f"for {log['steps']:,} steps of {log['batch_size']} in {minutes:.0f} minutes on {log['machine']}."
+    )
+    return "\n".join([*lines, "", about])
+
+
+SECTIONS = {"demo": demo, "tiny": tiny}
+
+
+def updated(text: str) -> str:
+    """The README with every section written anew.
+
+    Raises:
+        ValueError: a section's marks are missing.
+    """
+    for name, write in SECTIONS.items():
+        section = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not section.search(text):
+            raise ValueError(f"README.md has no section '<!-- {name} -->' to '<!-- /{name} -->'")
+        content = write()
+        text = section.sub(lambda found: f"{found[1]}\n{content}\n\n{found[2]}", text)  # noqa: B023
+    return text
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(updated(readme.read_text()))

@@ -1,0 +1,187 @@
+"""The command line: what each command does, and one clear line with exit code 2 for what is wrong."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bvsa_core.cli import main
+
+SUBJECT = Path("Preprocessed_data_250Hz_whiten", "sub-01")
+QUICK = ["--epochs", "2", "--batch_size", "64"]
+
+
+def succeed(capsys, *arguments: object) -> str:
+    code = main([str(argument) for argument in arguments])
+    told = capsys.readouterr()
+    assert code == 0, told.err
+    return told.out
+
+
+@pytest.fixture(scope="module")
+def finished(small_data, tmp_path_factory) -> Path:
+    """A finished run of BVSA."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["train", "--data", str(small_data), "--out", str(folder), *QUICK]) == 0
+    return folder
+
+
+def test_demo_goes_from_nothing_to_a_table_and_the_second_time_trains_nothing(tmp_path, capsys):
+    small = {"train_concepts": 20, "images_per_concept": 2, "test_concepts": 8, "test_repetitions": 4, "samples": 80}
+    sizes = [f"--synthetic.{name}={value}" for name, value in small.items()]
+    command = ["demo", "--data", tmp_path / "data", "--out", tmp_path / "runs", "--seeds", 2, *QUICK, *sizes]
+    shown = succeed(capsys, *command)
+    for part in ("vanilla", "ubp", "bvsa", "(corrected)", "last, inductive", "gate none", "synthetic data, 8-way retrieval"):
+        assert part in shown
+    table = (tmp_path / "runs" / "table.md").read_text()
+    assert table.count("\n| ") == 3 and "(chance 12.5 %)" in table and "1 subject(s) x 2 seed(s)" in table
+    weights = sorted((tmp_path / "runs").rglob("weights.safetensors"))
+    written = [path.stat().st_mtime_ns for path in weights]
+    assert len(weights) == 6
+    succeed(capsys, *command)
+    assert [path.stat().st_mtime_ns for path in weights] == written and (tmp_path / "runs" / "table.md").read_text() == table
+
+
+def test_demo_with_online_views_gives_the_same_table(tmp_path, capsys):
+    small = {"train_concepts": 8, "images_per_concept": 2, "test_concepts": 4, "test_repetitions": 2, "samples": 80}
+    sizes = [f"--synthetic.{name}={value}" for name, value in small.items()]
+    tables = []
+    for views in ("banked", "online"):
+        out = tmp_path / views
+        succeed(
+            capsys, "demo", "--data", tmp_path / "data", "--out", out, "--vision=tiny", "--views", views, "--seeds", 1, *QUICK, *sizes
+        )
+        tables.append((out / "table.md").read_text())
+    assert tables[0] == tables[1]
+
+
+def test_synthetic_data_are_made_and_checked(tmp_path, capsys):
+    sizes = ["--train_concepts=3", "--images_per_concept=2", "--test_concepts=2", "--test_repetitions=2", "--samples=60", "--subjects=1"]
+    assert "synthetic data of 1 subject(s)" in succeed(capsys, "data", "synthetic", tmp_path / "data", *sizes)
+    shown = succeed(capsys, "data", "check", tmp_path / "data")
+    assert "6 conditions x 4 repetitions x 17 channels x 60 samples" in shown and "8 pictures named" in shown and "nothing wrong" in shown
+
+
+def test_features_fill_the_bank_that_runs_then_only_read(small_data, tmp_path, capsys):
+    shown = succeed(capsys, "features", "--data", small_data, "--bank", tmp_path / "bank")
+    assert "train: 90 pictures at 10 levels" in shown and "test: 12 pictures at 10 levels" in shown
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "bank").rglob("*") if path.is_file()}
+    assert sum(path.name.startswith("k") for path in files) == 20
+    for method in ("vanilla", "ubp", "bvsa"):
+        run = ["--bank", tmp_path / "bank", "--out", tmp_path / method, "--method", method, *QUICK]
+        succeed(capsys, "train", "--data", small_data, *run)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "bank").rglob("*") if path.is_file()} == files
+    chosen = succeed(capsys, "features", "--data", small_data, "--bank", tmp_path / "two", "--levels", "51:0.5", "1:0")
+    assert "90 pictures at 2 levels" in chosen
+
+
+def test_all_subjects_are_trained_one_after_another(small_data, tmp_path, capsys):
+    out = ["--subject", "all", "--out", tmp_path / "runs", "--method", "vanilla"]
+    assert "2 subject(s) x 1 seed(s)" in succeed(capsys, "train", "--data", small_data, *out, *QUICK).replace("\n", " ")
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"sub-01", "sub-02"}
+
+
+def test_a_run_repeats_from_its_own_settings(finished, tmp_path, capsys):
+    succeed(capsys, "train", "--config", finished / "run.yaml", "--out", tmp_path / "again")
+    assert (tmp_path / "again" / "result.json").read_text() == (finished / "result.json").read_text()
+    succeed(capsys, "train", "--config", finished / "run.yaml", "--out", tmp_path / "other", "--seed", 3, "--method_options.c", 0.25)
+    assert json.loads((tmp_path / "other" / "result.json").read_text())["seed"] == 3
+    assert "c: 0.25" in (tmp_path / "other" / "run.yaml").read_text()
+
+
+def test_a_run_is_scored_again_under_another_gate(finished, tmp_path, capsys):
+    assert "last, inductive" in succeed(capsys, "evaluate", finished)
+    shown = succeed(capsys, "evaluate", finished, "--gate", "paper", "--json", tmp_path / "figures.json")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert "last, uses labels" in shown and "gate paper" in shown and figures["protocol"]["information"] == "uses labels"
+    assert {"top1", "top5", "map", "median_rank", "n", "protocol"} <= set(figures)
+
+
+@pytest.mark.parametrize("command", ["demo", "data", "features", "train", "evaluate"])
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0 and f"usage: bvsa {command}" in capsys.readouterr().out
+
+
+@pytest.fixture
+def broken(small_data, tmp_path) -> Path:
+    """A data set with a train.pt cut short for sub-01, and a NaN in the test.pt of sub-02."""
+    folder = tmp_path / "broken"
+    shutil.copytree(small_data, folder)
+    train = folder / SUBJECT / "train.pt"
+    train.write_bytes(train.read_bytes()[:-5000])
+    test = folder / SUBJECT.with_name("sub-02") / "test.pt"
+    content = torch.load(test, weights_only=False)
+    content["eeg"][7, 2, 3, 4] = np.nan
+    torch.save(content, test)
+    next((folder / "Image_set_Resize" / "training_images").rglob("*_01b.jpg")).unlink()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    (tmp_path / "unknown.yaml").write_text("epochz: 3\n")
+    (tmp_path / "noise.bin").write_bytes(bytes(range(256)))
+    return folder
+
+
+WRONG = [
+    ("trane", "unknown command 'trane'; did you mean 'train'?"),
+    ("train --data {t}/nowhere", "{t}/nowhere: no such folder; make the synthetic data with 'bvsa data synthetic {t}/nowhere'"),
+    ("train --data {t}/empty", "no recordings inside; expected Preprocessed_data_250Hz_whiten/sub-XX/train.pt"),
+    ("train --data {d}", "sub-01/train.pt: damaged or incomplete"),
+    ("train --data {d} --subject sub-02 --method vanilla", "_01b.jpg is missing"),
+    ("train --data {d} --subject sub-07", "no subject 'sub-07'; there are sub-01, sub-02"),
+    ("data check {d}", "{d}: 3 problem(s), listed above"),
+    ("data check {t}/nowhere", "{t}/nowhere: no such folder"),
+    ("data synthetic {t}/new --subjects 0", "subjects is 0; it must be at least 1"),
+    ("data synthetic {d}/..", "not empty and not a synthetic data set"),
+    ("train --data {d} --method bsva", "unknown method 'bsva'; did you mean 'bvsa'? choose one of bvsa, ubp, vanilla"),
+    ("train --data {d} --encoder EEGproject", "unknown encoder 'EEGproject'; did you mean 'eeg_project'?"),
+    ("train --data {d} --preset papr", "unknown preset 'papr'"),
+    ("train --data {s} --vision RN51", "unknown vision encoder 'RN51'"),
+    ("train --data {s} --vision RN50 --weights {t}/noise.bin", "weights '{t}/noise.bin' of RN50 cannot be loaded"),
+    ("train --data {s} --vision RN50 --weights opanai", "weights 'opanai' of RN50: neither a file nor one of openai"),
+    ("train --data {d} --device cuda:99", "device 'cuda:99' is not there"),
+    ("train --data {d} --epochs 0", "epochs is 0; it must be at least 1"),
+    ("train --data {d} --epochs many", "epochs"),
+    ("train --data {d} --lr -1", "lr is -1.0; it must be positive"),
+    ("train --data {d} --epochz 3", "epochz"),
+    ("train --data {d} --prompt photo", "it must contain {{object}}"),
+    ("train --config {t}/nothing.yaml", "--config {t}/nothing.yaml: no such file"),
+    ("train --config {t}/list.yaml", "must hold settings as 'name: value'"),
+    ("train --config {t}/unknown.yaml", "epochz"),
+    ("features --data {d} --levels 50:0.5", "level '50:0.5'; write an odd kernel size and a gain in [0, 1]"),
+    ("evaluate {t}/empty", "no finished run there (result.json is missing)"),
+    ("demo --data {d}", "holds a synthetic data set made with other settings"),
+    ("demo --data {d}/Image_set_Resize", "not empty and not a synthetic data set"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=[arguments for arguments, _ in WRONG])
+def test_what_is_wrong_is_one_line_and_exit_code_2(small_data, broken, tmp_path, arguments, message, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([word.format(t=tmp_path, d=broken, s=small_data) for word in arguments.split()]) == 2
+    told = capsys.readouterr().err
+    assert message.format(t=tmp_path, d=broken) in told
+    assert told.count("\n") == 1 and told.startswith("bvsa: error: ") and "Traceback" not in told
+
+
+def test_a_nan_recording_is_named(broken, capsys):
+    assert main(["data", "check", str(broken)]) == 2
+    assert "sub-02/test.pt: condition 7" in capsys.readouterr().out
+
+
+def test_the_command_runs_as_a_program_and_names_the_extra_it_lacks(monkeypatch, capsys):
+    done = subprocess.run([sys.executable, "-m", "bvsa_core.cli", "trian"], capture_output=True, text=True)
+    assert done.returncode == 2 and "did you mean 'train'?" in done.stderr and "Traceback" not in done.stderr
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "open_clip" else found(name))
+    assert main(["train"]) == 2
+    assert "open_clip not installed; the command needs: pip install 'fovblur[train]'" in capsys.readouterr().err

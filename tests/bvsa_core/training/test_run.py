@@ -1,0 +1,153 @@
+"""Whole runs: what they leave behind, that they repeat, and that they learn what is there to be learnt and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from bvsa_core.data.synthetic import SyntheticConfig, make_dataset
+from bvsa_core.errors import UserError
+from bvsa_core.training.checkpoint import RunFolder
+from bvsa_core.training.config import MaterialsConfig, RunConfig
+from bvsa_core.training.run import Materials, choose_device, run
+
+METHODS = ("vanilla", "ubp", "bvsa")
+PRESETS = ("corrected", "paper", "code")
+
+
+@pytest.fixture(scope="module")
+def materials(small_data) -> Materials:
+    return Materials(MaterialsConfig(data=small_data))
+
+
+def config(materials: Materials, **changes) -> RunConfig:
+    shared = {field.name: getattr(materials.config, field.name) for field in dataclasses.fields(MaterialsConfig)}
+    return RunConfig(**{**shared, "epochs": 2, "batch_size": 32, **changes})
+
+
+@pytest.mark.parametrize("encoder", ["eeg_project", "tsconv"])
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_from_recordings_to_figures(materials, tmp_path, method, preset, encoder):
+    folder = tmp_path / "run"
+    heard = []
+    result = run(
+        config(materials, method=method, preset=preset, encoder=encoder), materials, RunFolder(folder), lambda *told: heard.append(told)
+    )
+    files = {"run.yaml", "metrics.jsonl", "weights.safetensors", "embeddings.safetensors", "result.json"}
+    assert {path.name for path in folder.iterdir()} == files
+    assert json.loads((folder / "result.json").read_text()) == result
+    assert result["n"] == 12 and len(result["ranks"]) == 12 and 0 <= result["top1"] <= result["top5"] <= 1
+    protocol = result["protocol"]
+    assert protocol["dataset"] == "synthetic" and protocol["selection"] == "last" and protocol["encoder"] == "tiny"
+    assert (protocol["gallery"], protocol["channels"], protocol["repetitions"]) == (12, 17, 6)
+    uses_labels = method == "bvsa" and preset != "corrected"
+    assert protocol["information"] == ("uses labels" if uses_labels else "inductive")
+    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in epochs] == [1, 2] and all(sum(line["blur"].values()) == 90 for line in epochs)
+    assert ("epochs", 2, 2) in heard
+    settings = yaml.safe_load((folder / "run.yaml").read_text())
+    assert settings["method"] == method and settings["encoder"] == encoder and settings["seed"] == 0
+
+
+def test_a_run_repeats_to_the_byte_and_another_seed_differs(materials, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(config(materials, method="bvsa", seed=seed), materials, RunFolder(tmp_path / name))
+    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in "abc"]
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_blur_follows_the_similarities(materials, tmp_path):
+    run(config(materials, method="bvsa", epochs=6, lr=1e-3), materials, RunFolder(tmp_path / "run"))
+    lines = [json.loads(line)["blur"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all("k51 gain 0.5" in line for line in lines)
+    assert len({level for line in lines for level in line}) > 3
+    state = load_file(tmp_path / "run" / "weights.safetensors")
+    assert state["gain"].unique().tolist() == [0.0, 0.5, 1.0] and set(state["kernel_size"].tolist()) <= {45, 51, 57}
+
+
+def test_a_complete_run_is_not_repeated_and_an_interrupted_one_is(materials, tmp_path):
+    folder = tmp_path / "run"
+    first = run(config(materials, method="ubp"), materials, RunFolder(folder))
+    written = (folder / "weights.safetensors").stat().st_mtime_ns
+    assert run(config(materials, method="ubp"), materials, RunFolder(folder)) == first
+    assert (folder / "weights.safetensors").stat().st_mtime_ns == written
+    (folder / "result.json").unlink()
+    assert run(config(materials, method="ubp"), materials, RunFolder(folder)) == first
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_folder_of_something_else_is_left_alone(materials, tmp_path):
+    run(config(materials, method="vanilla"), materials, RunFolder(tmp_path / "run"))
+    with pytest.raises(UserError, match="holds a run with other settings"):
+        run(config(materials, method="vanilla", seed=1), materials, RunFolder(tmp_path / "run"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="not empty and not a run"):
+        run(config(materials, method="vanilla"), materials, RunFolder(tmp_path / "mine"))
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_online_and_banked_runs_agree(materials, small_data, tmp_path):
+    online = Materials(MaterialsConfig(data=small_data, views="online"))
+    for name, used in (("banked", materials), ("online", online)):
+        run(config(used, method="bvsa", batch_size=1024), used, RunFolder(tmp_path / name))
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("banked", "online")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def many_ways(tmp_path_factory) -> Materials:
+    """200 test concepts, and enough to learn from."""
+    folder = tmp_path_factory.mktemp("data") / "many"
+    make_dataset(
+        folder,
+        SyntheticConfig(
+            subjects=1, train_concepts=400, images_per_concept=3, train_repetitions=2, test_repetitions=20, samples=100, signal_to_noise=0.6
+        ),
+    )
+    return Materials(MaterialsConfig(data=folder))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_retrieval_is_above_chance_and_at_chance_once_pairs_are_shuffled(many_ways, tmp_path, method):
+    settings = {"method": method, "epochs": 20, "batch_size": 256, "lr": 3e-4}
+    found = run(config(many_ways, **settings), many_ways, RunFolder(tmp_path / "true"))
+    shuffled = run(config(many_ways, **settings, shuffle_pairs=True), many_ways, RunFolder(tmp_path / "shuffled"))
+    assert found["n"] == 200 and found["top1"] >= 0.03 and found["top5"] >= 0.1  # chance: 0.005 and 0.025
+    # Beyond these, a run at chance falls once in ten thousand: binomial, 200 queries.
+    assert shuffled["top1"] <= 6 / 200 and shuffled["top5"] <= 15 / 200 and 60 < shuffled["median_rank"] < 140
+
+
+def test_what_cannot_be_run_is_refused(materials, tmp_path):
+    with pytest.raises(UserError, match=r"no subject 'sub-09'; there are sub-01, sub-02"):
+        run(config(materials, subject="sub-09"), materials, RunFolder(tmp_path / "a"))
+    with pytest.raises(UserError, match="lower the learning rate"):
+        run(config(materials, method="vanilla", lr=1e30), materials, RunFolder(tmp_path / "b"))
+    with pytest.raises(UserError, match="needs at least 75 time points, not 25; choose a longer window"):
+        short = Materials(MaterialsConfig(data=materials.config.data, window=(0.0, 0.096)))
+        run(config(short, encoder="tsconv"), short, RunFolder(tmp_path / "c"))
+    with pytest.raises(UserError, match="unknown device 'gpu0'"):
+        choose_device("gpu0")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match=r"device 'cuda' is not there \(0 GPUs are visible\); use --device cpu"):
+            choose_device("cuda")
+
+
+def test_a_missing_picture_is_named(small_data, tmp_path):
+    copy = tmp_path / "data"
+    shutil.copytree(small_data, copy)
+    picture = next((copy / "Image_set_Resize").rglob("*_02b.jpg"))
+    picture.unlink()
+    broken = Materials(MaterialsConfig(data=copy))
+    with pytest.raises(UserError, match=f"{picture.name} is missing"):
+        run(config(broken), broken, RunFolder(tmp_path / "run"))

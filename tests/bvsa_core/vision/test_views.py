@@ -1,0 +1,140 @@
+"""View sources: online and banked agree, and the bank is never stale."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import normalize
+
+from bvsa_core.data.layout import Dataset
+from bvsa_core.errors import UserError
+from bvsa_core.vision.bank import FeatureBank
+from bvsa_core.vision.clip import load_clip
+from bvsa_core.vision.images import read_images
+from bvsa_core.vision.views import SHARP, BankedViews, Falloff, Level, OnlineViews
+
+LEVELS = [SHARP, Level(45, 0.0), Level(51, 0.5), Level(57, 1.0)]
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return load_clip("tiny")
+
+
+@pytest.fixture(scope="module")
+def paths(small_data):
+    dataset = Dataset(small_data)
+    return [dataset.image_path(image) for image in dataset.load("sub-01", "train").images[:40]]
+
+
+@pytest.fixture
+def bank(tmp_path, clip, paths) -> FeatureBank:
+    return FeatureBank(tmp_path / "bank", clip, paths)
+
+
+def test_online_and_banked_views_agree(clip, paths, bank):
+    online = OnlineViews(clip, read_images(paths, clip.image_size), encode_batch=7)
+    bank.fill(LEVELS, batch_size=16)
+    banked = BankedViews(bank.load(LEVELS), LEVELS)
+    rng = torch.Generator().manual_seed(0)
+    indices = torch.randint(40, (100,), generator=rng)
+    chosen = torch.randint(len(LEVELS), (100,), generator=rng)
+    gain, kernel_size = (torch.tensor([LEVELS[i][field] for i in chosen]) for field in (1, 0))
+    one, other = online(indices, gain, kernel_size), banked(indices, gain, kernel_size)
+    torch.testing.assert_close(one, other, rtol=0, atol=2e-5)
+    torch.testing.assert_close(one.norm(dim=1), torch.ones(100))
+    sharp, blurred = banked(indices, torch.zeros(100), torch.full((100,), 1)), banked(indices, torch.zeros(100), torch.full((100,), 45))
+    assert (sharp * blurred).sum(1).mean() < 0.999  # so that levels could not be mixed up unnoticed
+
+
+def test_features_are_those_of_the_published_pipeline(clip, paths, bank):
+    """uint8 picture, OpenCV's blur and blend in 8 bits, then the encoder."""
+    bank.fill([Level(51, 0.5)])
+    features = bank.load([Level(51, 0.5)])[0]
+    y, x = np.mgrid[:224, :224]
+    distance = np.hypot(y - 112, x - 112)
+    weight = 0.5 * np.exp(-3 * np.minimum(1, distance / np.hypot(111, 111)))[..., None]
+    for path, feature in zip(paths[:5], features):
+        picture = np.array(Image.open(path).convert("RGB"))
+        blurred = cv2.GaussianBlur(picture, (51, 51), 0, borderType=cv2.BORDER_REFLECT_101)
+        seen = np.round(weight * picture + (1 - weight) * blurred) / 255
+        normalised = torch.from_numpy((seen - clip.mean) / clip.std).permute(2, 0, 1).float()
+        expected = normalize(clip.model.encode_image(normalised[None]), dim=-1)[0]
+        assert feature @ expected > 0.999
+
+
+def test_a_level_that_the_bank_lacks_is_named(bank):
+    bank.fill([SHARP])
+    banked = BankedViews(bank.load([SHARP]), [SHARP])
+    one = torch.zeros(1, dtype=torch.int64)
+    assert banked(one, torch.tensor([0.3]), torch.tensor([1])).shape == (1, 128)  # one pixel is sharp at any gain
+    with pytest.raises(UserError, match=r"does not hold \(k=1 gain=0\); use --views online"):
+        banked(one, torch.tensor([0.5]), torch.tensor([51]))
+
+
+def test_what_shapes_a_feature_changes_the_key(tmp_path, clip, paths, bank):
+    other_weights = dataclasses.replace(clip, fingerprint="0" * 64)
+    changed = tmp_path / "changed.jpg"
+    changed.write_bytes(paths[0].read_bytes()[:-2] + b"\xff\xd9")
+    Image.new("RGB", (224, 224)).save(changed)
+    keys = [
+        made.folder
+        for made in (
+            bank,
+            FeatureBank(tmp_path / "bank", clip, paths),
+            FeatureBank(tmp_path / "bank", other_weights, paths),
+            FeatureBank(tmp_path / "bank", clip, [changed, *paths[1:]]),
+            FeatureBank(tmp_path / "bank", clip, paths[::-1]),
+            FeatureBank(tmp_path / "bank", clip, paths, Falloff(decay=2.0)),
+            FeatureBank(tmp_path / "bank", clip, paths, Falloff(curve="linear")),
+        )
+    ]
+    assert keys[0] == keys[1] and len(set(keys)) == 6
+    assert json.loads((keys[0] / "about.json").read_text())["encoder"] == "tiny"
+
+
+def test_only_missing_levels_are_computed_and_nothing_unfinished_is_kept(clip, paths, bank, monkeypatch):
+    bank.fill([SHARP])
+    before = {path.name: path.stat().st_mtime_ns for path in bank.folder.iterdir()}
+    heard = []
+    bank.fill([SHARP, Level(51, 0.5)], lambda done, total: heard.append((done, total)))
+    assert heard[-1] == (40, 40)
+    assert {name: (bank.folder / name).stat().st_mtime_ns for name in before} == before
+    monkeypatch.setattr(OnlineViews, "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        bank.fill([Level(57, 0.5)])
+    assert bank.missing([SHARP, Level(51, 0.5), Level(57, 0.5)]) == [Level(57, 0.5)]
+    assert not [path for path in bank.folder.iterdir() if "partial" in path.name]
+
+
+def test_damage_is_named(bank, paths, tmp_path, clip):
+    bank.fill([SHARP])
+    file = bank.folder / "k1_gain0.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match="k1_gain0.safetensors: damaged or incomplete"):
+        bank.load([SHARP])
+    with pytest.raises(UserError, match="gone.jpg is missing or unreadable"):
+        FeatureBank(tmp_path / "other", clip, [tmp_path / "gone.jpg"])
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(paths[0].read_bytes()[:600])
+    with pytest.raises(UserError, match=r"cut.jpg cannot be read .*; fetch or make it again"):
+        FeatureBank(tmp_path / "other", clip, [cut]).fill([SHARP])
+
+
+def test_texts_are_encoded_once(bank, clip, monkeypatch):
+    texts = ["A photo of a banana.", "A photo of a dog face."]
+    features = bank.texts(texts)
+    monkeypatch.setattr(type(clip), "encode_texts", None)
+    assert torch.equal(bank.texts(texts), features)
+
+
+def test_other_sizes_are_resized(tmp_path):
+    Image.fromarray(np.full((50, 80, 3), 77, np.uint8)).save(tmp_path / "small.png")
+    images = read_images([tmp_path / "small.png"], 224)
+    assert images.shape == (1, 3, 224, 224) and (images == 77).all()

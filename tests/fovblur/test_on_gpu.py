@@ -1,0 +1,108 @@
+"""What only a GPU can show: graphs, streams, devices, compilation, memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fovblur
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.fixture(params=["cuda", "triton"])
+def backend(request) -> str:
+    return request.param
+
+
+def batch(device: str = "cuda", count: int = 16, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, dict]:
+    images = torch.rand(count, 3, 96, 96, device=device).mul(255).to(dtype)
+    kernel_size = torch.randint(0, 40, (count,), device=device) * 2 + 1
+    return images, {"kernel_size": kernel_size, "gain": torch.rand(count, device=device)}
+
+
+def test_a_graph_replays_on_changed_input(backend, seed):
+    images, parameters = batch()
+    fovblur.foveated_blur(images, **parameters, backend=backend)  # compiles
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        fovblur.foveated_blur(images, **parameters, backend=backend)
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = fovblur.foveated_blur(images, **parameters, backend=backend)
+    images.copy_(torch.rand_like(images))
+    parameters["kernel_size"].copy_(torch.randint(0, 40, (16,), device="cuda") * 2 + 1)
+    parameters["gain"].copy_(torch.rand(16, device="cuda"))
+    graph.replay()
+    torch.testing.assert_close(out, fovblur.foveated_blur(images, **parameters, backend="reference"), rtol=1e-5, atol=1e-3)
+
+
+def test_work_is_queued_on_the_current_stream(backend, seed):
+    images, parameters = batch()
+    expected = fovblur.foveated_blur(images, **parameters, backend=backend)
+    late = torch.empty_like(images)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(200_000_000)  # a launch on another stream would read what is not there yet
+        late.copy_(images)
+        out = fovblur.foveated_blur(late, **parameters, backend=backend)
+    torch.cuda.current_stream().wait_stream(stream)
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second CUDA device")
+def test_the_second_device_serves_while_the_first_is_current(backend, seed):
+    images, parameters = batch("cuda:1")
+    with torch.cuda.device(0):
+        out = fovblur.foveated_blur(images, **parameters, backend=backend)
+    assert out.device == torch.device("cuda:1")
+    torch.testing.assert_close(out, fovblur.foveated_blur(images, **parameters, backend="reference"), rtol=1e-5, atol=1e-3)
+
+
+def test_inductor_compiles_it_whole(backend, seed):
+    @torch.compile(fullgraph=True, dynamic=True)
+    def pipeline(images, kernel_size, gain):
+        return fovblur.foveated_blur(images * 2, kernel_size=kernel_size, gain=gain, backend=backend) + 1
+
+    for count in (4, 7):
+        images, parameters = batch(count=count)
+        expected = fovblur.foveated_blur(images * 2, **parameters, backend=backend) + 1
+        torch.testing.assert_close(pipeline(images, **parameters), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_both_backends_agree_and_take_no_memory_beside_the_result(dtype, seed):
+    images, parameters = batch(count=64, dtype=dtype)
+    results = []
+    for name in ("cuda", "triton"):
+        fovblur.foveated_blur(images, **parameters, backend=name)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        results.append(fovblur.foveated_blur(images, **parameters, backend=name))
+        torch.cuda.synchronize()
+        assert torch.cuda.max_memory_allocated() - before - results[-1].nbytes < 2**20, name
+    tolerance = {torch.uint8: 1.0, torch.float16: 0.3, torch.bfloat16: 2.0, torch.float32: 1e-3}[dtype]
+    torch.testing.assert_close(results[0].float(), results[1].float(), rtol=0, atol=tolerance)
+
+
+def test_autocast_leaves_the_dtype_alone(backend):
+    images, parameters = batch()
+    with torch.autocast("cuda", dtype=torch.float16):
+        assert fovblur.foveated_blur(images, **parameters, backend=backend).dtype == torch.float32
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_every_kernel_on_awkward_shapes(backend, dtype, seed):
+    """For compute-sanitizer, which slows everything down: few and small calls, each kernel once."""
+    for height, width, kernel_size in ((7, 5, 21), (33, 65, 9), (40, 48, 301)):
+        images = torch.rand(2, 2, height, width, device="cuda").mul(255).to(dtype)
+        sigma = torch.tensor([1.5, 4.0], device="cuda", requires_grad=True)
+        gain = torch.tensor([0.3, 0.9], device="cuda", requires_grad=True)
+        leaf = images.requires_grad_(dtype != torch.uint8)
+        out = fovblur.foveated_blur(leaf, sigma, kernel_size=kernel_size, gain=gain, mean=0.5, std=0.2, backend=backend)
+        out.float().sum().backward()
+        assert out.isfinite().all() and sigma.grad.isfinite().all() and gain.grad.isfinite().all()
