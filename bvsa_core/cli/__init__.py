@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
+import platform
 import sys
 from collections.abc import Sequence
 
@@ -48,6 +50,7 @@ def _dispatch(arguments: list[str]) -> int:
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         raise UserError(unknown_name("command", name, COMMANDS))
+    _keep_freed_memory()
     command = importlib.import_module(f"{__name__}.{name}")
     from bvsa_core.cli.arguments import Parser
 
@@ -55,3 +58,12 @@ def _dispatch(arguments: list[str]) -> int:
     command.add_arguments(parser, rest)
     command.run(parser.parse_args(rest))
     return 0
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep blocks of up to 32 MiB when they are freed; fetching fresh pages for every batch costs a tenth of a run."""
+    if platform.libc_ver()[0] == "glibc":
+        trim_threshold, mmap_threshold = -1, -3  # of malloc.h
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 32 * 2**20)
+        libc.mallopt(trim_threshold, 2**31 - 1)

@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.fft
@@ -29,6 +30,9 @@ from bvsa_core.data.layout import IMAGE_FOLDERS, RECORDINGS_FOLDER, Recordings, 
 from bvsa_core.data.things_eeg import CHANNELS, OCCIPITAL_CHANNELS, SAMPLING_RATE
 from bvsa_core.errors import UserError
 from bvsa_core.files import make_folder
+
+if TYPE_CHECKING:
+    from bvsa_core.data.pictures import Concept
 
 IMAGE_SIZE = 224  # pixels
 SCALES = ((2.0, 2, 16), (5.0, 4, 10), (10.0, 8, 6))  # (sigma in pixels, sampling in pixels, side of the grid), fine to coarse
@@ -45,7 +49,7 @@ class SyntheticConfig:
 
     subjects: int = 2
     """Number of subjects; they differ in topography, latencies and noise."""
-    train_concepts: int = 640
+    train_concepts: int = 600
     """Concepts with training pictures."""
     images_per_concept: int = 10
     """Training pictures of a concept."""
@@ -156,23 +160,26 @@ def plan_pictures(config: SyntheticConfig) -> dict[str, list[Picture]]:
 
 
 def _write_pictures(folder: Path, plan: dict[str, list[Picture]], seed: int, progress: Progress) -> None:
-    jobs = [(folder, picture, seed) for split in plan.values() for picture in split]
+    from bvsa_core.data import pictures
+
+    concepts = pictures.concepts()
+    jobs = [(folder, picture, concepts[picture.drawing], seed) for split in plan.values() for picture in split]
     jobs.sort(key=lambda job: job[1].drawing)  # a worker draws each concept once
-    for path in {folder / job[1].path for job in jobs}:
+    for path in {folder / picture.path for _, picture, _, _ in jobs}:
         path.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         for done, _ in enumerate(pool.map(_write_picture, jobs, chunksize=40), start=1):
             progress("pictures", done, len(jobs))
 
 
-def _write_picture(job: tuple[Path, Picture, int]) -> None:
+def _write_picture(job: tuple[Path, Picture, Concept, int]) -> None:
     from PIL import Image
 
     from bvsa_core.data import pictures
 
-    folder, picture, seed = job
+    folder, picture, concept, seed = job
     rng = np.random.default_rng([seed, _PICTURES, picture.drawing, picture.take])
-    image = pictures.render(pictures.concepts()[picture.drawing], rng, IMAGE_SIZE)
+    image = pictures.render(concept, rng, IMAGE_SIZE)
     Image.fromarray(image).save(folder / picture.path, quality=95)
 
 
@@ -185,10 +192,10 @@ def _drive_of_pictures(folder: Path, pictures: list[Picture], seed: int, progres
 
     weights = _cortex(seed)
     drives = []
-    for start in range(0, len(pictures), 256):
+    for start in range(0, len(pictures), 64):
         progress("responses", start, len(pictures))
-        batch = [np.asarray(Image.open(folder / picture.path)) for picture in pictures[start : start + 256]]
-        drives.append(visual_drive(torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2), weights))
+        batch = np.stack([np.asarray(Image.open(folder / picture.path)) for picture in pictures[start : start + 64]])
+        drives.append(visual_drive(torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous(), weights))
     progress("responses", len(pictures), len(pictures))
     return np.concatenate(drives)
 

@@ -111,11 +111,11 @@ def run(config: RunConfig, materials: Materials, folder: RunFolder, progress: Pr
     """
     if folder.start(config):
         return folder.result()
-    seed_everything(config.seed, verbose=False)
     devices = [materials.device.index or 0] if materials.device.type == "cuda" else 1
     fabric = Fabric(accelerator=materials.device.type, devices=devices, precision=config.precision)
     train = materials.split(config.subject, "train")
     texts = materials.texts(train.images, train.concepts)
+    seed_everything(config.seed, verbose=False)  # not before the picture encoder is loaded, which draws random numbers
     method = build_method(config, train, texts.shape[1])
     views = materials.views(train.images, method.levels())
     if config.shuffle_pairs:

@@ -28,6 +28,7 @@ from bvsa_core.vision.images import hash_files, read_images
 from bvsa_core.vision.views import Falloff, Level, OnlineViews
 
 FORMAT = 1  # of the files; part of every key
+Progress = Callable[[int, int], None]
 
 
 class FeatureBank:
@@ -53,8 +54,10 @@ class FeatureBank:
         """Levels not computed yet."""
         return [level for level in dict.fromkeys(levels) if not self._path(level).exists()]
 
-    def fill(self, levels: Sequence[Level], progress: Callable[[int, int], None] = lambda *_: None, batch_size: int = 256) -> None:
+    def fill(self, levels: Sequence[Level], progress: Progress = lambda *_: None, batch_size: int | None = None) -> None:
         """Compute the levels that are missing; progress hears of (features done, features in all).
+
+        Left out, batch_size is 256 on a GPU, and on the CPU 32, whose results an allocator can still reuse.
 
         Raises:
             UserError: naming a picture that is missing or damaged.
@@ -62,6 +65,7 @@ class FeatureBank:
         missing = self.missing(levels)
         if not missing:
             return
+        batch_size = batch_size or (32 if self.clip.device.type == "cpu" else 256)
         features = {level: [] for level in missing}
         total = len(missing) * len(self.paths)
         for start in range(0, len(self.paths), batch_size):

@@ -15,6 +15,22 @@ namespace fovblur {
 
 enum class DType : int { uint8 = 0, float16 = 1, bfloat16 = 2, float32 = 3, float64 = 4 };
 
+// Bytes of an element.
+FOVBLUR_HD int64_t size_of(DType dtype) {
+  switch (dtype) {
+    case DType::uint8:
+      return 1;
+    case DType::float16:
+    case DType::bfloat16:
+      return 2;
+    case DType::float32:
+      return 4;
+    case DType::float64:
+      return 8;
+  }
+  return 0;
+}
+
 // IEEE binary16 and bfloat16 by their bits, so that host code needs no half type of the compiler's.
 struct Half {
   uint16_t bits;
