@@ -1,0 +1,185 @@
+// What the CUDA kernels read, write and know of a pixel.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "../common/reflect.h"
+#include "params.h"
+
+namespace fovblur {
+
+constexpr int kVector = 8;  // pixels read or written at a time where they lie side by side
+
+__device__ inline float load_element(const Images& images, int64_t offset) {
+  switch (images.dtype) {
+    case DType::uint8:
+      return to_float(static_cast<const uint8_t*>(images.data)[offset]);
+    case DType::float16:
+      return to_float(static_cast<const Half*>(images.data)[offset]);
+    case DType::bfloat16:
+      return to_float(static_cast<const BFloat16*>(images.data)[offset]);
+    default:
+      return static_cast<const float*>(images.data)[offset];
+  }
+}
+
+__device__ inline void store_element(const Images& images, int64_t offset, float y) {
+  switch (images.dtype) {
+    case DType::uint8:
+      static_cast<uint8_t*>(images.data)[offset] = Convert<uint8_t>::from(y);
+      break;
+    case DType::float16:
+      static_cast<Half*>(images.data)[offset] = Convert<Half>::from(y);
+      break;
+    case DType::bfloat16:
+      static_cast<BFloat16*>(images.data)[offset] = Convert<BFloat16>::from(y);
+      break;
+    default:
+      static_cast<float*>(images.data)[offset] = y;
+  }
+}
+
+// Eight elements side by side, aligned to their size together.
+template <class Element>
+struct alignas(sizeof(Element) * kVector < 16 ? sizeof(Element) * kVector : 16) EightOf {
+  Element values[kVector];
+};
+
+template <class Element>
+__device__ void load_eight_of(const void* data, int64_t offset, float (&x)[kVector]) {
+  const EightOf<Element> eight = *reinterpret_cast<const EightOf<Element>*>(static_cast<const Element*>(data) + offset);
+#pragma unroll
+  for (int k = 0; k < kVector; ++k) x[k] = to_float(eight.values[k]);
+}
+
+template <class Element>
+__device__ void store_eight_of(void* data, int64_t offset, const float (&y)[kVector]) {
+  EightOf<Element> eight;
+#pragma unroll
+  for (int k = 0; k < kVector; ++k) eight.values[k] = Convert<Element>::from(y[k]);
+  *reinterpret_cast<EightOf<Element>*>(static_cast<Element*>(data) + offset) = eight;
+}
+
+// One plane of a batch of images.
+struct Plane {
+  const Images& images;
+  int64_t offset;
+  bool vectors;  // whether eight pixels from a column that is a multiple of eight can be read at a time
+
+  __device__ Plane(const Images& images, int64_t sample, int64_t channel)
+      : images(images), offset(images.plane(sample, channel)) {
+    const int64_t bytes = images.dtype == DType::uint8 ? 1 : (images.dtype == DType::float32 ? 4 : 2);
+    const int64_t alignment = bytes * kVector < 16 ? bytes * kVector : 16;
+    vectors = images.strides[3] == 1 && (reinterpret_cast<uintptr_t>(images.data) + offset * bytes) % alignment == 0 &&
+              images.strides[2] * bytes % alignment == 0;
+  }
+
+  __device__ int64_t at(int i, int j) const { return offset + i * images.strides[2] + j * images.strides[3]; }
+  __device__ float load(int i, int j) const { return load_element(images, at(i, j)); }
+  __device__ void store(int i, int j, float y) const { store_element(images, at(i, j), y); }
+
+  // Pixels (i, j..j+7) for j a multiple of eight, with the border reflected.
+  __device__ void load_eight(int i, int j, int height, int width, float (&x)[kVector]) const {
+    i = reflect(i, height);
+    if (vectors && j >= 0 && j + kVector <= width) {
+      switch (images.dtype) {
+        case DType::uint8:
+          return load_eight_of<uint8_t>(images.data, at(i, j), x);
+        case DType::float16:
+          return load_eight_of<Half>(images.data, at(i, j), x);
+        case DType::bfloat16:
+          return load_eight_of<BFloat16>(images.data, at(i, j), x);
+        default:
+          return load_eight_of<float>(images.data, at(i, j), x);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kVector; ++k) x[k] = load(i, reflect(j + k, width));
+  }
+
+  // Those of (i, j..j+7) that lie inside the image, for j a multiple of eight.
+  __device__ void store_eight(int i, int j, int width, const float (&y)[kVector]) const {
+    if (vectors && j + kVector <= width) {
+      switch (images.dtype) {
+        case DType::uint8:
+          return store_eight_of<uint8_t>(images.data, at(i, j), y);
+        case DType::float16:
+          return store_eight_of<Half>(images.data, at(i, j), y);
+        case DType::bfloat16:
+          return store_eight_of<BFloat16>(images.data, at(i, j), y);
+        default:
+          return store_eight_of<float>(images.data, at(i, j), y);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kVector; ++k)
+      if (j + k < width) store(i, j + k, y[k]);
+  }
+};
+
+// Weight of the sharp image at each pixel of one sample.
+struct Weight {
+  Falloff kind;
+  float gain, decay, cy, cx, distance;
+  __device__ Weight(const BlurParams& p, int64_t sample)
+      : kind(p.falloff), gain(per_sample(p.gain, sample)), decay(float(p.decay)), cy(per_sample(p.fixation, sample, 0)),
+        cx(per_sample(p.fixation, sample, 1)), distance(falloff_distance(cy, cx, float(p.shape[2]), float(p.shape[3]))) {}
+  __device__ float acuity(int i, int j) const {
+    return falloff(kind, decay, eccentricity(float(i) - cy, float(j) - cx, distance));
+  }
+};
+
+// y -> y * factor - offset: the normalisation of one channel.
+struct Normalisation {
+  float factor = 1.0f, offset = 0.0f;
+  __device__ Normalisation(const BlurParams& p, int64_t channel) {
+    if (!p.mean) return;
+    const float inverse_std = 1.0f / static_cast<const float*>(p.std)[channel];
+    factor = float(p.scale) * inverse_std;
+    offset = static_cast<const float*>(p.mean)[channel] * inverse_std;
+  }
+};
+
+// A border pixel's share: under REFLECT_101 the blur is symmetric once border pixels count half, A^T = E A E^-1.
+__device__ inline float border_share(int i, int n) { return i == 0 || i == n - 1 ? 0.5f : 1.0f; }
+
+// What is filtered and what follows, for the blur itself: y = w x + (1 - w) blurred, normalised.
+struct Forward {
+  Plane source, target;
+  Weight weight;
+  Normalisation normalisation;
+  bool identity;
+  __device__ Forward(const BlurParams& p, const Images& out, int64_t sample, int64_t channel, bool identity)
+      : source(p.images, sample, channel), target(out, sample, channel), weight(p, sample), normalisation(p, channel),
+        identity(identity) {}
+
+  __device__ float prepare(int, int, int, int, float x) const { return x; }
+  __device__ float finish(int i, int j, int, int, float x, float blurred) const {
+    const float w = weight.gain * weight.acuity(i, j);
+    float y = blurred;
+    if (w != 0.0f) y = w * x + (1.0f - w) * y;  // an infinite pixel under weight 0 is not NaN
+    if (identity) y = x;
+    return y * normalisation.factor - normalisation.offset;
+  }
+};
+
+// The same for the gradient of the images: w g + A^T (1 - w) g A, with the normalisation's factor.
+struct Adjoint {
+  Plane source, target;
+  Weight weight;
+  float factor;
+  bool identity;
+  __device__ Adjoint(const BlurParams& p, const BlurGradients& gradients, int64_t sample, int64_t channel, bool identity)
+      : source(gradients.grad, sample, channel), target(gradients.grad_images, sample, channel), weight(p, sample),
+        factor(Normalisation(p, channel).factor), identity(identity) {}
+
+  __device__ float prepare(int i, int j, int height, int width, float g) const {
+    return (1.0f - weight.gain * weight.acuity(i, j)) * g / (border_share(i, height) * border_share(j, width));
+  }
+  __device__ float finish(int i, int j, int height, int width, float g, float blurred) const {
+    const float y = border_share(i, height) * border_share(j, width) * blurred + weight.gain * weight.acuity(i, j) * g;
+    return factor * (identity ? g : y);
+  }
+};
+
+}  // namespace fovblur
