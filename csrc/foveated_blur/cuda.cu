@@ -2,6 +2,8 @@
 
 #include "cuda.h"
 
+#include <type_traits>
+
 #include "cuda_filter.cuh"
 #include "cuda_pixels.cuh"
 #include "cuda_products.cuh"
@@ -43,12 +45,14 @@ template <int kThreads, int kSubRuns, class Pass>
 __device__ void direct_tile(const Pass& pass, const Taps& taps, int height, int width, int first_row, int first_column,
                             FilterMemory<kThreads, 1>& shared) {
   float blurred[kSubRuns][kRun] = {}, unused[1][kRun];
-  auto load = [&](int i, int j) { return pass.prepare(i, j, height, width, pass.source.load(i, j)); };
+  auto load = [&](int i, int j) { return pass.prepare(i, j, height, width, pass.weight.at(i, j), pass.source.load(i, j)); };
   filter_tile<kThreads, kSubRuns, 1>(load, taps, height, width, first_row, first_column, shared, blurred, unused);
   for_each_output<kThreads>(blurred, height, width, first_row, first_column, shared.filtered[0], [&](int i, int j, float y) {
-    pass.target.store(i, j, pass.finish(i, j, height, width, pass.source.load(i, j), y));
+    pass.target.store(i, j, pass.finish(i, j, height, width, pass.weight.at(i, j), pass.source.load(i, j), y));
   });
 }
+
+constexpr int kFallbackSubRuns = 2;
 
 template <class Operand>
 union StripMemory {
@@ -56,44 +60,31 @@ union StripMemory {
   FilterMemory<kStripThreads, 1> direct;
 };
 
-// A strip of 64 columns by matrix products; where they do not serve (a radius beyond their reach, pixels that are not
-// finite), in the direct form.
-template <class Operand, class Pass>
-__device__ void product_strip(const Pass& pass, const Taps& taps, int height, int width, int first_row, int end_row,
-                              int first_column, StripMemory<Operand>& shared) {
+// A strip by matrix products; where they do not serve (a radius beyond their reach, pixels that are not finite), directly.
+template <class Source, class Pass>
+__device__ void product_strip(const Pass& pass, const Taps& taps, const Strip& strip,
+                              StripMemory<typename OperandOf<Source>::Type>& shared) {
+  using Operand = typename OperandOf<Source>::Type;
   bool done = false;
   if (taps.radius <= kTile * kMostReach) {
     const float scale = stage_taps(taps, shared.products);
-    auto fetch = [&](int i, int j, float(&x)[kVector]) {
-      pass.source.load_eight(i, j, height, width, x);
-#pragma unroll
-      for (int k = 0; k < kVector; ++k) x[k] = pass.prepare(reflect(i, height), reflect(j + k, width), height, width, x[k]);
-    };
-    auto finish = [&](int i, int j, const float* sums) {
-      float x[kVector], y[kVector];
-      pass.source.load_eight(i, j, height, width, x);
-#pragma unroll
-      for (int k = 0; k < kVector; ++k) y[k] = pass.finish(i, j + k, height, width, x[k], sums[k]);
-      pass.target.store_eight(i, j, width, y);
-    };
-    auto filter = [&](auto reach) {
-      return filter_products<Operand, decltype(reach)::value>(fetch, finish, scale, height, width, first_row, end_row,
-                                                              first_column, shared.products);
-    };
     if (taps.radius <= kTile) {
-      done = filter(std::integral_constant<int, 1>());
+      done = filter_strip<Operand, Source, 1>(pass, strip, scale, shared.products);
     } else if (taps.radius <= 2 * kTile) {
-      done = filter(std::integral_constant<int, 2>());
+      done = filter_strip<Operand, Source, 2>(pass, strip, scale, shared.products);
     } else {
-      done = filter(std::integral_constant<int, kMostReach>());
+      done = filter_strip<Operand, Source, kMostReach>(pass, strip, scale, shared.products);
     }
   }
   if (done) return;
   __syncthreads();
   hold_taps(taps, shared.direct);
-  for (int row = first_row; row < end_row; row += 4 * kRun)
-    for (int column = first_column; column < min(first_column + kStripColumns, width); column += Shape<kStripThreads>::kColumns)
-      direct_tile<kStripThreads, 1>(pass, taps, min(height, end_row), width, row, column, shared.direct);
+  const int end_column = min(strip.first_column + kStripColumns, strip.width);
+  for (int row = strip.first_row; row < strip.end_row; row += 4 * kRun * kFallbackSubRuns)
+    for (int column = strip.first_column; column < end_column; column += Shape<kStripThreads>::kColumns) {
+      direct_tile<kStripThreads, kFallbackSubRuns>(pass, taps, strip.height, strip.width, row, column, shared.direct);
+      __syncthreads();
+    }
 }
 
 // The tile's part of dL/dsigma = sum g (1 - w) (A' x A^T + A x A'^T) and of dL/dgain = sum g f (x - A x A^T).
@@ -116,7 +107,6 @@ __device__ void parameter_gradient_tile(const BlurParams& p, const BlurGradients
   for_each_output<kThreads>(blurred, height, width, first_row, first_column, shared.filtered[0], [&](int i, int j, float y) {
     of_gain += grad.load(i, j) * weight.acuity(i, j) * (source.load(i, j) - y);
   });
-  __syncthreads();
   block_sum<kThreads>(of_sigma, of_gain, shared.partial);
   if (threadIdx.x != 0) return;
   if (gradients.grad_sigma) static_cast<float*>(gradients.grad_sigma)[place] = factor == 0.0f ? 0.0f : factor * shared.partial[0][0];
@@ -150,15 +140,15 @@ __global__ void __launch_bounds__(kDirectThreads, 2)
   });
 }
 
-template <class Operand, class Destination>
-__global__ void __launch_bounds__(kStripThreads, 3)
+template <class Source, class Destination>
+__global__ void __launch_bounds__(kStripThreads, OperandOf<Source>::Type::kBlocks)
     blur_products(const BlurParams p, const Destination destination, const Tiling tiling) {
-  __shared__ StripMemory<Operand> shared;
+  __shared__ StripMemory<typename OperandOf<Source>::Type> shared;
   tiling.for_own_tiles([&](int64_t sample, int64_t channel, int row, int column, int64_t) {
     const Taps taps = make_taps<kStripThreads>(p, sample, shared.products.partial);
     const typename PassOf<Destination>::Type pass(p, destination, sample, channel, taps.radius == 0);
-    const int height = int(p.shape[2]);
-    product_strip<Operand>(pass, taps, height, int(p.shape[3]), row, min(row + tiling.tile_rows, height), column, shared);
+    const int height = int(p.shape[2]), width = int(p.shape[3]);
+    product_strip<Source>(pass, taps, {height, width, row, min(row + tiling.tile_rows, height), column}, shared);
   });
 }
 
@@ -181,20 +171,35 @@ cudaError_t launch(void (*kernel)(Parameters...), int threads, int64_t tiles, vo
   return cudaLaunchKernel(kernel, grid, dim3(static_cast<unsigned>(threads)), arguments, 0, static_cast<cudaStream_t>(stream));
 }
 
-enum class Form { direct, half_products, tf32_products };
+enum class Form { direct, products };
 
-// Which form serves a source: products where they lose nothing that the result would show. bfloat16's range and float32's
-// precision are beyond half operands; float32 takes tf32 ones where PyTorch's matmul precision allows it.
-Form choose_form(const Images& source, DType result, const BlurParams& p) {
-  const bool rounds = result == DType::uint8 || result == DType::float16 || result == DType::bfloat16;
-  if ((source.dtype == DType::uint8 || source.dtype == DType::float16) && rounds) return Form::half_products;
-  if (source.dtype == DType::float32 && p.allow_tf32) return Form::tf32_products;
-  return Form::direct;
+// Which form filters a source of this type: products where they lose less than the source's own precision has lost, and in
+// float32 where PyTorch's matmul precision allows tf32. Radii beyond their reach only the device knows: product_strip
+// filters those directly.
+Form choose_form(DType source, const BlurParams& p) {
+  return source != DType::float32 || p.allow_tf32 ? Form::products : Form::direct;
 }
 
 template <class Destination>
-cudaError_t launch_pass(const BlurParams& p, const Destination& destination, Form form, void* stream) {
-  if (form == Form::direct) {
+using Kernel = void (*)(BlurParams, Destination, Tiling);
+
+template <class Destination>
+Kernel<Destination> products_kernel(DType source) {
+  if constexpr (std::is_same_v<Destination, Images>)  // a gradient is never uint8
+    if (source == DType::uint8) return blur_products<uint8_t, Images>;
+  switch (source) {
+    case DType::float16:
+      return blur_products<Half, Destination>;
+    case DType::bfloat16:
+      return blur_products<BFloat16, Destination>;
+    default:
+      return blur_products<float, Destination>;
+  }
+}
+
+template <class Destination>
+cudaError_t launch_pass(const BlurParams& p, const Destination& destination, DType source, void* stream) {
+  if (choose_form(source, p) == Form::direct) {
     const bool low = p.shape[2] <= 32;
     const Tiling tiling(p.shape, low ? 32 : 128, Shape<kDirectThreads>::kColumns);
     const auto kernel = low ? blur_direct<1, Destination> : blur_direct<4, Destination>;
@@ -202,10 +207,8 @@ cudaError_t launch_pass(const BlurParams& p, const Destination& destination, For
   }
   const int64_t columns = (p.shape[3] + kStripColumns - 1) / kStripColumns;
   const bool few = p.shape[0] * p.shape[1] * columns < 512;  // strips: cut them, so that every multiprocessor has some
-  const int tile_rows = few ? 64 : 256;
-  const Tiling tiling(p.shape, tile_rows, kStripColumns);
-  const auto kernel = form == Form::half_products ? blur_products<HalfOperand, Destination> : blur_products<Tf32Operand, Destination>;
-  return launch(kernel, kStripThreads, tiling.tiles, stream, p, destination, tiling);
+  const Tiling tiling(p.shape, few ? 64 : 256, kStripColumns);
+  return launch(products_kernel<Destination>(source), kStripThreads, tiling.tiles, stream, p, destination, tiling);
 }
 
 bool is_empty(const int64_t (&shape)[4]) { return shape[0] * shape[1] * shape[2] * shape[3] == 0; }
@@ -226,7 +229,7 @@ const char* message(cudaError_t error) { return error == cudaSuccess ? nullptr :
 const char* foveated_blur_cuda(const BlurParams& p, const Images& out, void* stream) {
   if (is_empty(p.shape)) return nullptr;
   if (const char* reason = why_not(p.shape)) return reason;
-  return message(launch_pass(p, out, choose_form(p.images, out.dtype, p), stream));
+  return message(launch_pass(p, out, p.images.dtype, stream));
 }
 
 const char* foveated_blur_backward_cuda(const BlurParams& p, const BlurGradients& gradients, void* stream) {
@@ -234,7 +237,7 @@ const char* foveated_blur_backward_cuda(const BlurParams& p, const BlurGradients
   if (const char* reason = why_not(p.shape)) return reason;
   cudaError_t error = cudaSuccess;
   if (gradients.grad_images.data)
-    error = launch_pass(p, gradients, choose_form(gradients.grad, gradients.grad_images.dtype, p), stream);
+    error = launch_pass(p, gradients, gradients.grad.dtype, stream);
   if (error == cudaSuccess && (gradients.grad_sigma || gradients.grad_gain)) {
     const Tiling tiling = parameter_tiling(p.shape);
     error = launch(blur_parameter_gradient, kDirectThreads, tiling.tiles, stream, p, gradients, tiling);

@@ -3,12 +3,21 @@
 
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #include "../common/reflect.h"
+#include "cuda_taps.cuh"
 #include "params.h"
 
 namespace fovblur {
 
 constexpr int kVector = 8;  // pixels read or written at a time where they lie side by side
+
+// The same number, hidden from the optimiser: what follows from it is not kept in registers from one round of a loop to the next.
+__device__ inline int recomputed(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 
 __device__ inline float load_element(const Images& images, int64_t offset) {
   switch (images.dtype) {
@@ -39,25 +48,29 @@ __device__ inline void store_element(const Images& images, int64_t offset, float
   }
 }
 
-// Eight elements side by side, aligned to their size together.
+// Eight elements side by side as one or two loads bring them: unpacked where they are used, so that no load is waited for
+// before.
 template <class Element>
-struct alignas(sizeof(Element) * kVector < 16 ? sizeof(Element) * kVector : 16) EightOf {
-  Element values[kVector];
+struct alignas(sizeof(Element) * kVector < 16 ? sizeof(Element) * kVector : 16) Eight {
+  static constexpr int kAWord = 4 / int(sizeof(Element)), kBits = 8 * int(sizeof(Element));
+  using Bits = std::conditional_t<kBits == 8, uint8_t, std::conditional_t<kBits == 16, uint16_t, uint32_t>>;
+  uint32_t words[kVector / kAWord];
+
+  __device__ void clear() {
+#pragma unroll
+    for (int k = 0; k < kVector / kAWord; ++k) words[k] = 0;
+  }
+  __device__ void add(int k, Element x) { words[k / kAWord] |= uint32_t(bit_cast<Bits>(x)) << k % kAWord * kBits; }
+  __device__ float get(int k) const { return to_float(bit_cast<Element>(Bits(words[k / kAWord] >> k % kAWord * kBits))); }
 };
 
 template <class Element>
-__device__ void load_eight_of(const void* data, int64_t offset, float (&x)[kVector]) {
-  const EightOf<Element> eight = *reinterpret_cast<const EightOf<Element>*>(static_cast<const Element*>(data) + offset);
-#pragma unroll
-  for (int k = 0; k < kVector; ++k) x[k] = to_float(eight.values[k]);
-}
-
-template <class Element>
 __device__ void store_eight_of(void* data, int64_t offset, const float (&y)[kVector]) {
-  EightOf<Element> eight;
+  Eight<Element> eight;
+  eight.clear();
 #pragma unroll
-  for (int k = 0; k < kVector; ++k) eight.values[k] = Convert<Element>::from(y[k]);
-  *reinterpret_cast<EightOf<Element>*>(static_cast<Element*>(data) + offset) = eight;
+  for (int k = 0; k < kVector; ++k) eight.add(k, Convert<Element>::from(y[k]));
+  *reinterpret_cast<Eight<Element>*>(static_cast<Element*>(data) + offset) = eight;
 }
 
 // One plane of a batch of images.
@@ -78,23 +91,16 @@ struct Plane {
   __device__ float load(int i, int j) const { return load_element(images, at(i, j)); }
   __device__ void store(int i, int j, float y) const { store_element(images, at(i, j), y); }
 
-  // Pixels (i, j..j+7) for j a multiple of eight, with the border reflected.
-  __device__ void load_eight(int i, int j, int height, int width, float (&x)[kVector]) const {
-    i = reflect(i, height);
-    if (vectors && j >= 0 && j + kVector <= width) {
-      switch (images.dtype) {
-        case DType::uint8:
-          return load_eight_of<uint8_t>(images.data, at(i, j), x);
-        case DType::float16:
-          return load_eight_of<Half>(images.data, at(i, j), x);
-        case DType::bfloat16:
-          return load_eight_of<BFloat16>(images.data, at(i, j), x);
-        default:
-          return load_eight_of<float>(images.data, at(i, j), x);
-      }
-    }
+  // Pixels (i, j..j+7) for j a multiple of eight, with the border reflected; Element is that of the images.
+  template <class Element>
+  __device__ Eight<Element> load_eight(int i, int j, int height, int width) const {
+    const Element* row = static_cast<const Element*>(images.data) + offset + reflect(i, height) * images.strides[2];
+    if (vectors && j >= 0 && j + kVector <= width) return *reinterpret_cast<const Eight<Element>*>(row + j);
+    Eight<Element> eight;
+    eight.clear();
 #pragma unroll
-    for (int k = 0; k < kVector; ++k) x[k] = load(i, reflect(j + k, width));
+    for (int k = 0; k < kVector; ++k) eight.add(k, row[reflect(j + k, width) * images.strides[3]]);
+    return eight;
   }
 
   // Those of (i, j..j+7) that lie inside the image, for j a multiple of eight.
@@ -124,9 +130,26 @@ struct Weight {
   __device__ Weight(const BlurParams& p, int64_t sample)
       : kind(p.falloff), gain(per_sample(p.gain, sample)), decay(float(p.decay)), cy(per_sample(p.fixation, sample, 0)),
         cx(per_sample(p.fixation, sample, 1)), distance(falloff_distance(cy, cx, float(p.shape[2]), float(p.shape[3]))) {}
-  __device__ float acuity(int i, int j) const {
-    return falloff(kind, decay, eccentricity(float(i) - cy, float(j) - cx, distance));
+  __device__ float acuity(int i, int j) const { return falloff(kind, decay, eccentricity_of(i, j)); }
+  __device__ float at(int i, int j) const { return gain * acuity(i, j); }
+
+  // The weights of (i, j..j+7), the border reflected. What is rare shares one copy of its code.
+  __device__ void of_eight(int i, int j, int width, float (&weights)[kVector]) const {
+    if (kind == Falloff::exp && j >= 0 && j + kVector <= width) {
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) weights[k] = gain * falloff(Falloff::exp, decay, eccentricity_of(i, j + k));
+      return;
+    }
+#pragma unroll 1
+    for (int k = 0; k < kVector; ++k) {
+      const float weight = at(i, reflect(j + k, width));
+#pragma unroll
+      for (int place = 0; place < kVector; ++place) weights[place] = place == k ? weight : weights[place];
+    }
   }
+
+ private:
+  __device__ float eccentricity_of(int i, int j) const { return eccentricity(float(i) - cy, float(j) - cx, distance); }
 };
 
 // y -> y * factor - offset: the normalisation of one channel.
@@ -140,11 +163,17 @@ struct Normalisation {
   }
 };
 
-// A border pixel's share: under REFLECT_101 the blur is symmetric once border pixels count half, A^T = E A E^-1.
-__device__ inline float border_share(int i, int n) { return i == 0 || i == n - 1 ? 0.5f : 1.0f; }
+// How often a pixel counts: under REFLECT_101 the blur is symmetric once border pixels count half, A^T = E A E^-1.
+__device__ inline float share(int i, int j, int height, int width) {
+  return (i == 0 || i == height - 1 ? 0.5f : 1.0f) * (j == 0 || j == width - 1 ? 0.5f : 1.0f);
+}
+__device__ inline float inverse_share(int i, int j, int height, int width) {
+  return (i == 0 || i == height - 1 ? 2.0f : 1.0f) * (j == 0 || j == width - 1 ? 2.0f : 1.0f);
+}
 
 // What is filtered and what follows, for the blur itself: y = w x + (1 - w) blurred, normalised.
 struct Forward {
+  static constexpr bool kPrepares = false;  // filters the source as it is
   Plane source, target;
   Weight weight;
   Normalisation normalisation;
@@ -153,9 +182,8 @@ struct Forward {
       : source(p.images, sample, channel), target(out, sample, channel), weight(p, sample), normalisation(p, channel),
         identity(identity) {}
 
-  __device__ float prepare(int, int, int, int, float x) const { return x; }
-  __device__ float finish(int i, int j, int, int, float x, float blurred) const {
-    const float w = weight.gain * weight.acuity(i, j);
+  __device__ float prepare(int, int, int, int, float, float x) const { return x; }
+  __device__ float finish(int, int, int, int, float w, float x, float blurred) const {
     float y = blurred;
     if (w != 0.0f) y = w * x + (1.0f - w) * y;  // an infinite pixel under weight 0 is not NaN
     if (identity) y = x;
@@ -165,6 +193,7 @@ struct Forward {
 
 // The same for the gradient of the images: w g + A^T (1 - w) g A, with the normalisation's factor.
 struct Adjoint {
+  static constexpr bool kPrepares = true;
   Plane source, target;
   Weight weight;
   float factor;
@@ -173,12 +202,11 @@ struct Adjoint {
       : source(gradients.grad, sample, channel), target(gradients.grad_images, sample, channel), weight(p, sample),
         factor(Normalisation(p, channel).factor), identity(identity) {}
 
-  __device__ float prepare(int i, int j, int height, int width, float g) const {
-    return (1.0f - weight.gain * weight.acuity(i, j)) * g / (border_share(i, height) * border_share(j, width));
+  __device__ float prepare(int i, int j, int height, int width, float w, float g) const {
+    return (1.0f - w) * g * inverse_share(i, j, height, width);
   }
-  __device__ float finish(int i, int j, int height, int width, float g, float blurred) const {
-    const float y = border_share(i, height) * border_share(j, width) * blurred + weight.gain * weight.acuity(i, j) * g;
-    return factor * (identity ? g : y);
+  __device__ float finish(int i, int j, int height, int width, float w, float g, float blurred) const {
+    return factor * (identity ? g : share(i, j, height, width) * blurred + w * g);
   }
 };
 

@@ -1,245 +1,193 @@
 // A strip of one plane filtered as products of small matrices on the tensor cores: Y = A_h X A_w^T.
 //
 // A block of four warps makes 64 columns and walks down the rows, 16 at a time. With the border reflected when pixels are
-// read, A_h and A_w are Toeplitz: A[i, p] = tap(p - i). So every operand the filters need, for both directions and all
-// tiles, is one of 4 D + 3 register pairs of taps, where 16 D is the radius rounded up (v below): a lane's part of the 16 x 16
-// tile d of A_h is {v(2d), v(2d - 1), v(2d + 1), v(2d)}, and its part of the 16 x 8 halves of the same tile of A_w^T
-// {v(2d), v(2d + 1)} and {v(2d - 1), v(2d)}. A chunk of rows is filtered along x, and added to the 2 D + 1 tiles of outputs
-// it reaches, which move up one place a chunk and leave when they are done. Nothing but pixels passes through shared memory.
+// read, A_h and A_w are one Toeplitz band: A[i, p] = tap(p - i). So the left operands of both products, of every tile and
+// every step, are the same 2 D + 1 tiles of taps in registers, 16 D being the radius rounded up. Rows are filtered first and
+// transposed: A_w X^T leaves the tensor cores just as A_h (X A_w^T) wants its right operand, so the filtered rows of the last
+// 2 D + 1 chunks stay in registers too. Only pixels pass through shared memory, and only the result is written to device
+// memory.
 #pragma once
 
-#include "../common/mma.cuh"
-#include "cuda_filter.cuh"
+#include "cuda_operands.cuh"
+#include "cuda_pixels.cuh"
 
 namespace fovblur {
 
 constexpr int kStripThreads = 128;
 constexpr int kStripColumns = 64;
-constexpr int kTile = 16;
 constexpr int kMostReach = 4;  // D: radii up to 64
-constexpr int kFetchColumns = 8;
-constexpr int kFetches = 3;  // 16 rows of kStripColumns + 32 kMostReach columns, by groups of 8, for 128 threads
-constexpr int kSpan = kStripColumns + 2 * kTile * kMostReach;
-constexpr int kSumsStride = kTile + 4;
-
-// Half-precision operands, for uint8 and float16 images, whose pixels they hold exactly.
-struct HalfOperand {
-  using Element = uint16_t;
-  static constexpr int kStride = kSpan + 8;  // rows of eight lanes meet different banks
-  static constexpr int kTapRegisters = 1;
-  static __device__ void store(const float (&x)[kFetchColumns], Element* target) {
-    uint4 packed;
-    packed.x = pack_halves(x[0], x[1]);
-    packed.y = pack_halves(x[2], x[3]);
-    packed.z = pack_halves(x[4], x[5]);
-    packed.w = pack_halves(x[6], x[7]);
-    *reinterpret_cast<uint4*>(target) = packed;
-  }
-  static __device__ float round(float x) { return to_float(Convert<Half>::from(x)); }
-
-  // v(m) for the lane: taps 8 m + 2 t - g and the next.
-  static __device__ void load_taps(const float* taps_at_zero, int m, int g, int t, uint32_t (&v)[kTapRegisters]) {
-    v[0] = pack_halves(taps_at_zero[8 * m + 2 * t - g], taps_at_zero[8 * m + 2 * t + 1 - g]);
-  }
-
-  // along[n] += X A_w^T: the 16 x 16 pixels at `x` with tile d of A_w^T, m = 2 d; v is indexed from m - 1.
-  static __device__ void filter_along(const Element* x, int g, int t, const uint32_t (*v)[kTapRegisters], float (&along)[2][4]) {
-    uint32_t a[4];
-#pragma unroll
-    for (int k = 0; k < 4; ++k)
-      a[k] = *reinterpret_cast<const uint32_t*>(x + (g + k % 2 * 8) * kStride + 2 * t + k / 2 * 8);
-    mma_half(along[0], a, v[1][0], v[2][0]);
-    mma_half(along[1], a, v[0][0], v[1][0]);
-  }
-
-  // The filtered rows as the right operand of the second product.
-  struct Filtered {
-    uint32_t b[2][2];
-  };
-  static __device__ Filtered turn(const float (&along)[2][4], int, int, float*) {
-    Filtered filtered;
-#pragma unroll
-    for (int n = 0; n < 2; ++n)
-#pragma unroll
-      for (int k = 0; k < 2; ++k) filtered.b[n][k] = transpose_8x8(pack_halves(along[n][2 * k], along[n][2 * k + 1]));
-    return filtered;
-  }
-
-  // sums[n] += A_h T for tile d of A_h.
-  static __device__ void filter_down(const uint32_t (*v)[kTapRegisters], const Filtered& filtered, float (&sums)[2][4]) {
-    const uint32_t a[4] = {v[1][0], v[0][0], v[2][0], v[1][0]};
-#pragma unroll
-    for (int n = 0; n < 2; ++n) mma_half(sums[n], a, filtered.b[n][0], filtered.b[n][1]);
-  }
-};
-
-// Operands of 10 mantissa bits, for float32 images where PyTorch's matmul precision is "high" or "medium".
-struct Tf32Operand {
-  using Element = float;
-  static constexpr int kStride = kSpan + 4;
-  static constexpr int kTapRegisters = 2;
-  static __device__ void store(const float (&x)[kFetchColumns], Element* target) {
-    reinterpret_cast<float4*>(target)[0] = make_float4(round(x[0]), round(x[1]), round(x[2]), round(x[3]));
-    reinterpret_cast<float4*>(target)[1] = make_float4(round(x[4]), round(x[5]), round(x[6]), round(x[7]));
-  }
-  static __device__ float round(float x) { return bit_cast<float>(to_tf32(x)); }
-
-  // Taps 8 m + t - g and 8 m + 4 + t - g.
-  static __device__ void load_taps(const float* taps_at_zero, int m, int g, int t, uint32_t (&v)[kTapRegisters]) {
-    v[0] = to_tf32(taps_at_zero[8 * m + t - g]);
-    v[1] = to_tf32(taps_at_zero[8 * m + 4 + t - g]);
-  }
-
-  static __device__ void filter_along(const Element* x, int g, int t, const uint32_t (*v)[kTapRegisters], float (&along)[2][4]) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      uint32_t a[4];
-#pragma unroll
-      for (int k = 0; k < 4; ++k) a[k] = bit_cast<uint32_t>(x[(g + k % 2 * 8) * kStride + half * 8 + t + k / 2 * 4]);
-      mma_tf32(along[0], a, v[1 + half][0], v[1 + half][1]);
-      mma_tf32(along[1], a, v[half][0], v[half][1]);
-    }
-  }
-
-  struct Filtered {
-    uint32_t b[2][2][2];  // [n][half of the rows][register]
-  };
-  // Through 16 x kSumsStride floats of the warp's own shared memory.
-  static __device__ Filtered turn(const float (&along)[2][4], int g, int t, float* memory) {
-    __syncwarp();
-#pragma unroll
-    for (int n = 0; n < 2; ++n)
-#pragma unroll
-      for (int k = 0; k < 4; ++k) memory[(g + k / 2 * 8) * kSumsStride + n * 8 + 2 * t + k % 2] = round(along[n][k]);
-    __syncwarp();
-    Filtered filtered;
-#pragma unroll
-    for (int n = 0; n < 2; ++n)
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-#pragma unroll
-        for (int k = 0; k < 2; ++k)
-          filtered.b[n][half][k] = bit_cast<uint32_t>(memory[(half * 8 + k * 4 + t) * kSumsStride + n * 8 + g]);
-    __syncwarp();
-    return filtered;
-  }
-
-  static __device__ void filter_down(const uint32_t (*v)[kTapRegisters], const Filtered& filtered, float (&sums)[2][4]) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const uint32_t a[4] = {v[1 + half][0], v[half][0], v[1 + half][1], v[half][1]};
-#pragma unroll
-      for (int n = 0; n < 2; ++n) mma_tf32(sums[n], a, filtered.b[n][half][0], filtered.b[n][half][1]);
-    }
-  }
-};
+constexpr int kStagedStride = kStripColumns + 2 * kTile * kMostReach + 8;  // eight rows meet different banks
+constexpr int kMiddle = kTile * (kMostReach + 1), kTapPairs = 2 * kMiddle;
+constexpr int kSumsStride = kTile + 8;
 
 template <class Operand>
 struct ProductMemory {
-  alignas(16) typename Operand::Element staged[2][kTile * Operand::kStride];
+  alignas(16) typename Operand::Element staged[2][kTile * kStagedStride];
   alignas(16) float sums[kStripThreads / 32][kTile * kSumsStride];
-  float taps[2 * kTile * (kMostReach + 1) + 1];  // tap(offset) at the middle, 0 beyond the radius
+  typename Operand::Pair taps[kTapPairs];  // taps `offset` and `offset` + 1 at kMiddle + offset, 0 beyond the radius
   float partial[2][kStripThreads];
+};
+
+// Where a block works: rows [first_row, end_row) of 64 columns of an image.
+struct Strip {
+  int height, width, first_row, end_row, first_column;
 };
 
 // Writes the sample's taps, rounded to the operand's type, with zeros around; returns 1 / the square of their sum, which
 // both passes leave in the result.
 template <class Operand>
 __device__ float stage_taps(const Taps& taps, ProductMemory<Operand>& shared) {
-  constexpr int kMiddle = kTile * (kMostReach + 1);
+  auto tap = [&](int offset) {
+    const bool inside = taps.radius == 0 ? offset == 0 : taps.reaches(offset);
+    return inside ? Operand::round(taps.radius == 0 ? 1.0f : taps.tap(offset)) : 0.0f;
+  };
   float sum = 0.0f;
-  for (int k = int(threadIdx.x); k <= 2 * kMiddle; k += kStripThreads) {
-    const int offset = k - kMiddle;
-    const float tap = taps.radius == 0 ? float(offset == 0) : (taps.reaches(offset) ? taps.tap(offset) : 0.0f);
-    shared.taps[k] = Operand::round(tap);
-    sum += shared.taps[k];
+  for (int k = int(threadIdx.x); k < kTapPairs; k += kStripThreads) {
+    const float first = tap(k - kMiddle);
+    shared.taps[k] = Operand::pair(first, tap(k - kMiddle + 1));
+    sum += first;
   }
   block_sum<kStripThreads>(sum, 0.0f, shared.partial);
   return 1.0f / (shared.partial[0][0] * shared.partial[0][0]);
 }
 
-// Filters rows [first_row, end_row) of the 64 columns from first_column on. fetch(i, j, x) gives the eight pixels (i, j..j+7)
-// of the plane with the border reflected; finish(i, j, sums) takes eight outputs. Returns whether all pixels were finite: a
-// product spreads others over its whole tile, so that the caller has to filter the strip again in another way.
-template <class Operand, int D, class Fetch, class Finish>
-__device__ bool filter_products(const Fetch& fetch, const Finish& finish, float scale, int height, int width, int first_row,
-                                int end_row, int first_column, ProductMemory<Operand>& shared) {
-  constexpr int kGroups = kTile * (kStripColumns + 2 * kTile * D) / kFetchColumns;
-  constexpr int kGroupsOfRow = kGroups / kTile;
-  constexpr int kOwnFetches = (kGroups + kStripThreads - 1) / kStripThreads;
-  static_assert(kOwnFetches <= kFetches, "more to fetch than the registers are counted for");
-  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
-  const int columns_from = first_column - kTile * D;
+// The pixels that a chunk of 16 rows needs, from device memory through registers to shared memory.
+template <class Operand, class Source, int D>
+struct Chunk {
+  static constexpr int kRowGroups = (kStripColumns + 2 * kTile * D) / kVector;
+  static constexpr int kGroups = kTile * kRowGroups, kOwn = (kGroups + kStripThreads - 1) / kStripThreads;
+  Eight<Source> pixels[kOwn];
 
-  uint32_t v[4 * D + 3][Operand::kTapRegisters];  // v[m + 2 D + 1]
+  // Calls each(pixels, row, column) for the thread's groups of eight.
+  template <class Each>
+  __device__ void for_own_groups(const Each& each) {
+    const int thread = recomputed(int(threadIdx.x));
 #pragma unroll
-  for (int m = -2 * D - 1; m <= 2 * D + 1; ++m)
-    Operand::load_taps(shared.taps + kTile * (kMostReach + 1), m, g, t, v[m + 2 * D + 1]);
-  float sums[2 * D + 1][2][4] = {};  // of the output tiles that the next chunk reaches, the one that leaves first last
-
-  float fetched[kOwnFetches][kFetchColumns];
-  auto fetch_chunk = [&](int rows_from) {
-#pragma unroll
-    for (int k = 0; k < kOwnFetches; ++k) {
-      const int group = int(threadIdx.x) + k * kStripThreads;
-      if (kGroups % kStripThreads == 0 || group < kGroups)
-        fetch(rows_from + group / kGroupsOfRow, columns_from + group % kGroupsOfRow * kFetchColumns, fetched[k]);
+    for (int k = 0; k < kOwn; ++k) {
+      const int group = thread + k * kStripThreads;
+      if (kGroups % kStripThreads == 0 || group < kGroups) each(pixels[k], group / kRowGroups, group % kRowGroups * kVector);
     }
-  };
-  auto commit_chunk = [&](typename Operand::Element* staged) {
-    bool finite = true;
-#pragma unroll
-    for (int k = 0; k < kOwnFetches; ++k) {
-      const int group = int(threadIdx.x) + k * kStripThreads;
-      if (kGroups % kStripThreads != 0 && group >= kGroups) continue;
-      Operand::store(fetched[k], staged + group / kGroupsOfRow * Operand::kStride + group % kGroupsOfRow * kFetchColumns);
-#pragma unroll
-      for (int c = 0; c < kFetchColumns; ++c) finite = finite && fabsf(fetched[k][c]) < INFINITY;
-    }
-    return finite;
-  };
-
-  const int rows_begin = first_row - kTile * D, rows_end = (end_row - first_row + kTile - 1) / kTile * kTile + first_row + kTile * D;
-  fetch_chunk(rows_begin);
-  bool finite = commit_chunk(shared.staged[0]);
-  for (int chunk = rows_begin, stage = 0; chunk < rows_end; chunk += kTile, stage ^= 1) {
-    if (__syncthreads_or(!finite)) return false;
-    if (chunk + kTile < rows_end) fetch_chunk(chunk + kTile);  // in flight while this chunk is multiplied
-
-    float along[2][4] = {};
-#pragma unroll
-    for (int d = -D; d <= D; ++d)
-      Operand::filter_along(shared.staged[stage] + warp * kTile + (d + D) * kTile, g, t, v + 2 * d + 2 * D, along);
-    const typename Operand::Filtered filtered = Operand::turn(along, g, t, shared.sums[warp]);
-#pragma unroll
-    for (int d = -D; d <= D; ++d) Operand::filter_down(v + 2 * d + 2 * D, filtered, sums[d + D]);
-
-    const int done = chunk - kTile * D;  // first row of the tile that no later chunk reaches
-    if (done >= first_row) {
-      float* memory = shared.sums[warp];
-      __syncwarp();
-#pragma unroll
-      for (int n = 0; n < 2; ++n)
-#pragma unroll
-        for (int k = 0; k < 4; ++k) memory[(g + k / 2 * 8) * kSumsStride + n * 8 + 2 * t + k % 2] = sums[2 * D][n][k] * scale;
-      __syncwarp();
-      const int i = done + lane / 2, j = first_column + warp * kTile + lane % 2 * 8;
-      if (i < end_row && j < width) finish(i, j, memory + lane / 2 * kSumsStride + lane % 2 * 8);
-      __syncwarp();
-    }
-#pragma unroll
-    for (int s = 2 * D; s > 0; --s)
-#pragma unroll
-      for (int n = 0; n < 2; ++n)
-#pragma unroll
-        for (int k = 0; k < 4; ++k) sums[s][n][k] = sums[s - 1][n][k];
-#pragma unroll
-    for (int n = 0; n < 2; ++n)
-#pragma unroll
-      for (int k = 0; k < 4; ++k) sums[0][n][k] = 0.0f;
-    finite = chunk + kTile >= rows_end || commit_chunk(shared.staged[stage ^ 1]);
   }
-  __syncthreads();
+
+  __device__ void fetch(const Plane& source, const Strip& strip, int row) {
+    for_own_groups([&](Eight<Source>& eight, int i, int j) {
+      eight = source.load_eight<Source>(row + i, strip.first_column - kTile * D + j, strip.height, strip.width);
+    });
+  }
+
+  // Returns whether the operands hold all of the thread's pixels; infinities and NaN they do not.
+  template <class Pass>
+  __device__ bool commit(const Pass& pass, const Strip& strip, int row, typename Operand::Element* staged) {
+    bool held = true;
+    for_own_groups([&](const Eight<Source>& eight, int i, int j) {
+      float x[kVector], w[kVector];
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) x[k] = eight.get(k);
+      if constexpr (Pass::kPrepares) {
+        const int from_row = reflect(row + i, strip.height), from_column = strip.first_column - kTile * D + j;
+        pass.weight.of_eight(from_row, from_column, strip.width, w);
+#pragma unroll
+        for (int k = 0; k < kVector; ++k)
+          x[k] = pass.prepare(from_row, reflect(from_column + k, strip.width), strip.height, strip.width, w[k], x[k]);
+      }
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) held = held && fabsf(x[k]) <= Operand::kLargest;
+      Operand::store_eight(x, staged + i * kStagedStride + j);
+    });
+    return held;
+  }
+};
+
+// Puts a warp's 16 x 16 sums in rows, and finishes and stores each lane's eight outputs of row i from column j on.
+template <class Pass, class Source>
+__device__ void finish_tile(const Pass& pass, const Strip& strip, const float (&sums)[2][4], float scale, int i, int j,
+                            bool inside, const Eight<Source>& sharp, float* memory) {
+  const int lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+  __syncwarp();
+#pragma unroll
+  for (int n = 0; n < 2; ++n)
+#pragma unroll
+    for (int k = 0; k < 2; ++k)
+      *reinterpret_cast<float2*>(memory + (g + 8 * k) * kSumsStride + 8 * n + 2 * t) = make_float2(sums[n][2 * k], sums[n][2 * k + 1]);
+  __syncwarp();
+  if (!inside) return;
+  float w[kVector], y[kVector];
+  pass.weight.of_eight(i, j, strip.width, w);
+  const float* own = memory + lane / 2 * kSumsStride + lane % 2 * kVector;
+#pragma unroll
+  for (int k = 0; k < kVector; ++k)
+    y[k] = pass.finish(i, j + k, strip.height, strip.width, w[k], sharp.get(k), own[k] * scale);
+  pass.target.store_eight(i, j, strip.width, y);
+}
+
+// Filters a strip with taps that reach 16 D pixels. Returns whether the operands held all pixels: a product spreads an
+// infinity over its whole tile, so that the caller has to filter the strip again in another way.
+template <class Operand, class Source, int D, class Pass>
+__device__ bool filter_strip(const Pass& pass, const Strip& strip, float scale, ProductMemory<Operand>& shared) {
+  using Pair = typename Operand::Pair;
+  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+  const int own_column = strip.first_column + warp * kTile;
+
+  const Pair* middle = shared.taps + kMiddle + 2 * t - g;
+  constexpr bool kHeld = D < kMostReach;  // whether there are registers for the taps
+  Pair v[kHeld ? 4 * D + 3 : 1];
+  if constexpr (kHeld)
+#pragma unroll
+    for (int m = 0; m < 4 * D + 3; ++m) v[m] = middle[8 * (m - 2 * D - 1)];
+  auto multiply = [&](int d, float(&c)[2][4], const Pair(&b)[2][2]) {  // c[..] += tile d of the band times b[..]
+    Pair own[3];
+#pragma unroll
+    for (int k = 0; k < 3; ++k) own[k] = kHeld ? v[kHeld ? 2 * (d + D) + k : 0] : middle[16 * d + 8 * (k - 1)];
+#pragma unroll
+    for (int k = 0; k < 2; ++k) Operand::multiply(c[k], own, b[k]);
+  };
+  Pair filtered[2 * D + 1][2][2] = {};  // rows of the last chunks, oldest first, as right operands of 8 columns each
+  Chunk<Operand, Source, D> next;
+
+  // Loads are in flight while the chunk before is multiplied, where there are registers for both.
+  constexpr bool kEarly = true;
+  const int rows = (strip.end_row - strip.first_row + kTile - 1) / kTile * kTile;
+  const int begin = strip.first_row - kTile * D, end = strip.first_row + rows + kTile * D;
+  bool held = true;
+  for (int row = begin - kTile, stage = 0; row < end; row += kTile, stage ^= 1) {
+    if (__syncthreads_or(!held)) return false;
+    const bool more = row + kTile < end;
+    if (kEarly && more) next.fetch(pass.source, strip, row + kTile);
+    if (row >= begin && own_column < strip.width) {
+      const int done = row - kTile * D, i = done + lane / 2;  // of the outputs
+      const int j = recomputed(own_column + lane % 2 * kVector);
+      const bool inside = done >= strip.first_row && i < strip.end_row && j < strip.width;
+      Eight<Source> sharp = {};
+      if (kEarly && inside) sharp = pass.source.template load_eight<Source>(i, j, strip.height, strip.width);
+
+      float along[2][4] = {};  // [eight rows][columns g, g + 8 x rows 2t, 2t + 1]
+#pragma unroll(kHeld ? 2 * D + 1 : 3)
+      for (int d = -D; d <= D; ++d) {
+        Pair x[2][2];
+        Operand::template load_tile<kStagedStride>(shared.staged[stage] + (warp + d + D) * kTile, x);
+        multiply(d, along, x);
+      }
+#pragma unroll
+      for (int d = 0; d < 2 * D; ++d)
+#pragma unroll
+        for (int n = 0; n < 2; ++n)
+#pragma unroll
+          for (int h = 0; h < 2; ++h) filtered[d][n][h] = filtered[d + 1][n][h];
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) filtered[2 * D][n][h] = Operand::pair(along[h][2 * n], along[h][2 * n + 1]);
+      if (done >= strip.first_row) {
+        float sums[2][4] = {};  // [eight columns][rows g, g + 8 x columns 2t, 2t + 1]
+#pragma unroll
+        for (int d = -D; d <= D; ++d) multiply(d, sums, filtered[d + D]);
+        if (!kEarly && inside) sharp = pass.source.template load_eight<Source>(i, j, strip.height, strip.width);
+        finish_tile(pass, strip, sums, scale, i, j, inside, sharp, shared.sums[warp]);
+      }
+    }
+    if (!kEarly && more) next.fetch(pass.source, strip, row + kTile);
+    if (more) held = next.commit(pass, strip, row + kTile, shared.staged[stage ^ 1]);
+  }
   return true;
 }
 
