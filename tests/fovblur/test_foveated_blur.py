@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from backends_under_test import IMAGE_DTYPES, ON_GPU, exact
+from comparisons import random_images, relative_error
 
 import fovblur
 from fovblur.foveated_blur import reference
@@ -21,17 +22,6 @@ if ON_GPU:
 # backends multiply them, and uint8, in half precision.
 HALF_PRODUCTS = ("triton", "cuda")
 RELATIVE_ERROR = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
-
-
-def random_images(shape, dtype: torch.dtype) -> torch.Tensor:
-    images = torch.rand(shape)
-    return (images * 255).round().to(torch.uint8) if dtype == torch.uint8 else images.to(dtype)
-
-
-def relative_error(ours: torch.Tensor, expected: torch.Tensor) -> float:
-    if expected.numel() == 0:
-        return 0.0
-    return ((ours.double() - expected).abs().max() / expected.abs().max()).item()
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -45,7 +45,9 @@ void mma16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   auto of_a = [](const Exchange& x, int row, int k) {  // a[0] rows g, a[1] rows g + 8; a[2], a[3] columns 8 and on
     return half_of<Type>(x.words[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2], k % 2);
   };
-  auto of_b = [](const Exchange& x, int k, int column) { return half_of<Type>(x.words[column * 4 + k % 8 / 2][4 + k / 8], k % 2); };
+  auto of_b = [](const Exchange& x, int k, int column) {
+    return half_of<Type>(x.words[column * 4 + k % 8 / 2][4 + k / 8], k % 2);
+  };
   multiply<16>(c, all, of_a, of_b);
 }
 
@@ -58,13 +60,18 @@ inline void __syncwarp() { cuda_on_host::warp_barrier(); }
 
 namespace fovblur {
 
-inline void mma_half(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { cuda_on_host::mma16<Half>(c, a, b); }
-inline void mma_bfloat16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { cuda_on_host::mma16<BFloat16>(c, a, b); }
+inline void mma_half(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  cuda_on_host::mma16<Half>(c, a, b);
+}
+inline void mma_bfloat16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  cuda_on_host::mma16<BFloat16>(c, a, b);
+}
 inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   using cuda_on_host::Exchange;
+  using cuda_on_host::tf32_of;
   const Exchange& all = cuda_on_host::exchange({a[0], a[1], a[2], a[3], b[0], b[1]});
-  auto of_a = [](const Exchange& x, int row, int k) { return cuda_on_host::tf32_of(x.words[row % 8 * 4 + k % 4][row / 8 + k / 4 * 2]); };
-  auto of_b = [](const Exchange& x, int k, int column) { return cuda_on_host::tf32_of(x.words[column * 4 + k % 4][4 + k / 4]); };
+  auto of_a = [](const Exchange& x, int row, int k) { return tf32_of(x.words[row % 8 * 4 + k % 4][row / 8 + k / 4 * 2]); };
+  auto of_b = [](const Exchange& x, int k, int column) { return tf32_of(x.words[column * 4 + k % 4][4 + k / 4]); };
   cuda_on_host::multiply<8>(c, all, of_a, of_b);
 }
 
@@ -76,10 +83,12 @@ inline void load_matrices(const void* row, uint32_t (&m)[4]) {
     std::memcpy(&m[k], reinterpret_cast<const char*>(all.words[8 * k + g][0]) + 4 * t, sizeof(uint32_t));
 }
 
-inline uint32_t pack_half(float low, float high) { return Convert<Half>::from(low).bits | uint32_t(Convert<Half>::from(high).bits) << 16; }
-inline uint32_t pack_bfloat16(float low, float high) {
-  return Convert<BFloat16>::from(low).bits | uint32_t(Convert<BFloat16>::from(high).bits) << 16;
+template <class Type>
+uint32_t pack(float low, float high) {
+  return Convert<Type>::from(low).bits | uint32_t(Convert<Type>::from(high).bits) << 16;
 }
+inline uint32_t pack_half(float low, float high) { return pack<Half>(low, high); }
+inline uint32_t pack_bfloat16(float low, float high) { return pack<BFloat16>(low, high); }
 inline uint32_t to_tf32(float x) {
   const uint32_t bits = bit_cast<uint32_t>(x);
   return std::isfinite(x) ? (bits + 0x1000u) & 0xffffe000u : bits;
