@@ -109,8 +109,11 @@ __device__ void parameter_gradient_tile(const BlurParams& p, const BlurGradients
   });
   block_sum<kThreads>(of_sigma, of_gain, shared.partial);
   if (threadIdx.x != 0) return;
-  if (gradients.grad_sigma) static_cast<float*>(gradients.grad_sigma)[place] = factor == 0.0f ? 0.0f : factor * shared.partial[0][0];
-  if (gradients.grad_gain) static_cast<float*>(gradients.grad_gain)[place] = factor == 0.0f ? 0.0f : factor * shared.partial[1][0];
+  auto store = [&](void* target, float sum) {
+    if (target) static_cast<float*>(target)[place] = factor == 0.0f ? 0.0f : factor * sum;
+  };
+  store(gradients.grad_sigma, shared.partial[0][0]);
+  store(gradients.grad_gain, shared.partial[1][0]);
 }
 
 // ---- kernels; `Destination` is Images for the blur and BlurGradients for the gradient of the images ----
@@ -165,7 +168,8 @@ __global__ void __launch_bounds__(kDirectThreads, 2)
 // ---- launches ----
 
 template <class... Parameters>
-cudaError_t launch(void (*kernel)(Parameters...), int threads, int64_t tiles, void* stream, std::decay_t<Parameters>... parameters) {
+cudaError_t launch(void (*kernel)(Parameters...), int threads, int64_t tiles, void* stream,
+                   std::decay_t<Parameters>... parameters) {
   void* arguments[] = {static_cast<void*>(&parameters)...};
   const dim3 grid(static_cast<unsigned>(tiles < INT32_MAX ? tiles : INT32_MAX));
   return cudaLaunchKernel(kernel, grid, dim3(static_cast<unsigned>(threads)), arguments, 0, static_cast<cudaStream_t>(stream));
@@ -215,7 +219,8 @@ bool is_empty(const int64_t (&shape)[4]) { return shape[0] * shape[1] * shape[2]
 
 const char* why_not(const int64_t (&shape)[4]) {
   constexpr int64_t kLargestSide = INT32_MAX / 4;
-  return shape[2] > kLargestSide || shape[3] > kLargestSide ? "an image side above 536,870,911 pixels is not supported" : nullptr;
+  const bool fits = shape[2] <= kLargestSide && shape[3] <= kLargestSide;
+  return fits ? nullptr : "an image side above 536,870,911 pixels is not supported";
 }
 
 Tiling parameter_tiling(const int64_t (&shape)[4]) {

@@ -13,7 +13,8 @@ namespace fovblur {
 
 constexpr int kVector = 8;  // pixels read or written at a time where they lie side by side
 
-// The same number, hidden from the optimiser: what follows from it is not kept in registers from one round of a loop to the next.
+// The same number, hidden from the optimiser: what follows from it is not kept in registers from one round of a loop to
+// the next.
 __device__ inline int recomputed(int x) {
   asm volatile("" : "+r"(x));
   return x;

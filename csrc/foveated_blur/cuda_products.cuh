@@ -107,8 +107,10 @@ __device__ void finish_tile(const Pass& pass, const Strip& strip, const float (&
 #pragma unroll
   for (int n = 0; n < 2; ++n)
 #pragma unroll
-    for (int k = 0; k < 2; ++k)
-      *reinterpret_cast<float2*>(memory + (g + 8 * k) * kSumsStride + 8 * n + 2 * t) = make_float2(sums[n][2 * k], sums[n][2 * k + 1]);
+    for (int k = 0; k < 2; ++k) {
+      const float2 both = make_float2(sums[n][2 * k], sums[n][2 * k + 1]);
+      *reinterpret_cast<float2*>(memory + (g + 8 * k) * kSumsStride + 8 * n + 2 * t) = both;
+    }
   __syncwarp();
   if (!inside) return;
   float w[kVector], y[kVector];
