@@ -7,17 +7,16 @@
 // 2 D + 1 chunks stay in registers too. Only pixels pass through shared memory, and only the result is written to device
 // memory.
 //
-// Counts for 1024 x 3 x 224 x 224 and D = 2 (radii 17 to 32), with the limits they imply; estimates, nothing here is measured:
-//                                                                                   H200       RTX 3080
-//   device memory   each pixel read once, its halo and its sharp value from L2:
-//                   0.62 GB for 16-bit images, 1.23 GB in float32              0.14, 0.29 ms   0.81, 1.6 ms
-//   tensor cores    20 16-bit products (40 in tf32) of 2048 (1024) multiply-adds for 256 outputs, 160 an output, and the
-//                   halo's rows: 56 GFLOP; with mma.sync at 60 % of the peak       0.1 ms         0.95 ms
-//                   in tf32                                                        0.2 ms         1.9 ms
-//   instructions    590 (830 in tf32) a warp for 256 outputs, halo included 85 (120) an output
-//                                                                              0.45, 0.65 ms   0.9, 1.2 ms
-// So issuing instructions limits 16-bit images on both, and tf32 does not pay on sm_86 and sm_89 GeForce cards, whose direct
-// form has as many multiply-adds a clock.
+// Counts for 1024 x 3 x 224 x 224 and D = 2 (radii 17 to 32), and the times they imply. Estimates: nothing here is measured.
+//                                                                           H200              RTX 3080
+//   16-bit   0.62 GB: a pixel is read once, its halo and sharp value from L2   0.14 ms           0.8 ms
+//            20 mma of 16 x 8 x 16 for 256 outputs, with the halo 56 GFLOP     0.1 ms            0.95 ms
+//            590 instructions a warp for 256 outputs, with the halo 85 each    0.45 ms           0.9 ms
+//   float32  1.23 GB                                                           0.29 ms           1.6 ms
+//            40 mma of 16 x 8 x 8 in tf32, 56 GFLOP                            0.2 ms            1.9 ms
+//            830 instructions, with the halo 120 each                          0.65 ms           1.2 ms
+// (mma.sync at 60 % of the H200's dense peak.) So issuing instructions limits on the H200, products on GeForce cards, where
+// tf32 does not pay: the direct form has as many multiply-adds a clock there and wastes none outside the band.
 #pragma once
 
 #include "cuda_operands.cuh"
