@@ -24,7 +24,7 @@ inline PerSample make_per_sample(const PerSampleArgument& argument) {
 inline BlurParams make_blur_params(const std::array<int64_t, 4>& shape, const Images& images, const PerSampleArgument& sigma,
                                    const PerSampleArgument& kernel_size, const PerSampleArgument& gain,
                                    const PerSampleArgument& fixation, int falloff, double decay, uintptr_t mean, uintptr_t std,
-                                   double scale) {
+                                   double scale, bool allow_tf32) {
   BlurParams p{};
   for (int i = 0; i < 4; ++i) p.shape[i] = shape[i];
   p.images = images;
@@ -37,6 +37,7 @@ inline BlurParams make_blur_params(const std::array<int64_t, 4>& shape, const Im
   p.mean = reinterpret_cast<const void*>(mean);
   p.std = reinterpret_cast<const void*>(std);
   p.scale = scale;
+  p.allow_tf32 = allow_tf32;
   return p;
 }
 
@@ -50,7 +51,7 @@ inline void bind_params(pybind11::module_& m) {
   class_<Images>(m, "Images", module_local()).def(init(&make_images), arg("data"), arg("dtype"), arg("strides"));
   class_<BlurParams>(m, "BlurParams", module_local())
       .def(init(&make_blur_params), kw_only(), arg("shape"), arg("images"), arg("sigma"), arg("kernel_size"), arg("gain"),
-           arg("fixation"), arg("falloff"), arg("decay"), arg("mean"), arg("std"), arg("scale"));
+           arg("fixation"), arg("falloff"), arg("decay"), arg("mean"), arg("std"), arg("scale"), arg("allow_tf32"));
   class_<BlurGradients>(m, "BlurGradients", module_local())
       .def(init(&make_blur_gradients), kw_only(), arg("grad"), arg("grad_images"), arg("grad_sigma"), arg("grad_gain"));
 }

@@ -10,10 +10,13 @@ namespace fovblur {
 
 enum class Falloff : int { exp = 0, linear = 1, quadratic = 2, log = 3, brachistochrone = 4 };
 
-// exp(x) for x <= 0. On the host a polynomial that compilers vectorise (2 ulp), which libm's call is not.
+// exp(x) for x <= 0. On CUDA two instructions, with an absolute error below 3e-7; on the host a polynomial that compilers
+// vectorise (2 ulp), which libm's call is not.
 FOVBLUR_HD float exp_of_negative(float x) {
 #ifdef __CUDA_ARCH__
-  return expf(x);
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * 1.44269504f));
+  return power;
 #else
   x = x < -87.0f ? -87.0f : x;
   const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits

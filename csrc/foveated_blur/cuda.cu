@@ -2,179 +2,27 @@
 
 #include "cuda.h"
 
+#include <type_traits>
+
 #include "cuda_filter.cuh"
+#include "cuda_pixels.cuh"
+#include "cuda_products.cuh"
 
 namespace fovblur {
 namespace {
 
-__device__ float load_element(const Images& images, int64_t offset) {
-  switch (images.dtype) {
-    case DType::uint8:
-      return to_float(static_cast<const uint8_t*>(images.data)[offset]);
-    case DType::float16:
-      return to_float(static_cast<const Half*>(images.data)[offset]);
-    case DType::bfloat16:
-      return to_float(static_cast<const BFloat16*>(images.data)[offset]);
-    default:
-      return static_cast<const float*>(images.data)[offset];
-  }
-}
+// ---- how the planes are cut ----
 
-__device__ void store_element(const Images& images, int64_t offset, float y) {
-  switch (images.dtype) {
-    case DType::uint8:
-      static_cast<uint8_t*>(images.data)[offset] = Convert<uint8_t>::from(y);
-      break;
-    case DType::float16:
-      static_cast<Half*>(images.data)[offset] = Convert<Half>::from(y);
-      break;
-    case DType::bfloat16:
-      static_cast<BFloat16*>(images.data)[offset] = Convert<BFloat16>::from(y);
-      break;
-    default:
-      static_cast<float*>(images.data)[offset] = y;
-  }
-}
-
-// One plane of a batch of images.
-struct Plane {
-  const Images& images;
-  int64_t offset;
-  __device__ Plane(const Images& images, int64_t sample, int64_t channel)
-      : images(images), offset(images.plane(sample, channel)) {}
-  __device__ int64_t at(int i, int j) const { return offset + i * images.strides[2] + j * images.strides[3]; }
-  __device__ float load(int i, int j) const { return load_element(images, at(i, j)); }
-  __device__ void store(int i, int j, float y) const { store_element(images, at(i, j), y); }
-};
-
-// Weight of the sharp image at each pixel of one sample.
-struct Weight {
-  Falloff kind;
-  float gain, decay, cy, cx, distance;
-  __device__ Weight(const BlurParams& p, int64_t sample)
-      : kind(p.falloff), gain(per_sample(p.gain, sample)), decay(float(p.decay)), cy(per_sample(p.fixation, sample, 0)),
-        cx(per_sample(p.fixation, sample, 1)), distance(falloff_distance(cy, cx, float(p.shape[2]), float(p.shape[3]))) {}
-  __device__ float acuity(int i, int j) const {
-    return falloff(kind, decay, eccentricity(float(i) - cy, float(j) - cx, distance));
-  }
-};
-
-// y -> y * factor - offset: the normalisation of one channel.
-struct Normalisation {
-  float factor = 1.0f, offset = 0.0f;
-  __device__ Normalisation(const BlurParams& p, int64_t channel) {
-    if (!p.mean) return;
-    const float inverse_std = 1.0f / static_cast<const float*>(p.std)[channel];
-    factor = float(p.scale) * inverse_std;
-    offset = static_cast<const float*>(p.mean)[channel] * inverse_std;
-  }
-};
-
-// A border pixel's share: under REFLECT_101 the blur is symmetric once border pixels count half, A^T = E A E^-1.
-__device__ float border_share(int i, int n) { return i == 0 || i == n - 1 ? 0.5f : 1.0f; }
-
-// The sums pass through shared memory, so that what follows the blur, with every falloff and type, is compiled once:
-// each(i, j, sum) for every pixel of the tile inside the image.
-template <int kSubRuns, class Each>
-__device__ void for_each_output(const float (&sums)[kSubRuns][kRun], int height, int width, int first_row, int first_column,
-                                float* memory, const Each& each) {
-  const int column = int(threadIdx.x) % kTileColumns, group = int(threadIdx.x) / kTileColumns;
-#pragma unroll
-  for (int sub = 0; sub < kSubRuns; ++sub) {
-    __syncthreads();
-#pragma unroll
-    for (int r = 0; r < kRun; ++r) memory[(group * kRun + r) * kFilteredStride + column] = sums[sub][r];
-    __syncthreads();
-#pragma unroll 1
-    for (int r = group; r < 4 * kRun; r += kThreads / kTileColumns) {
-      const int i = first_row + sub * 4 * kRun + r, j = first_column + column;
-      if (i < height && j < width) each(i, j, memory[r * kFilteredStride + column]);
-    }
-  }
-}
-
-// ---- tiles ----
-
-template <int kSubRuns>
-__device__ void forward_tile(const BlurParams& p, const Images& out, int64_t sample, int64_t channel, int first_row,
-                             int first_column, FilterMemory<1>& shared) {
-  const int height = int(p.shape[2]), width = int(p.shape[3]);
-  const Plane source(p.images, sample, channel), target(out, sample, channel);
-  const Taps taps = make_taps(p, sample, shared);
-  float blurred[kSubRuns][kRun] = {}, unused[1][kRun];
-  filter_tile<kSubRuns, 1>([&](int i, int j) { return source.load(i, j); }, taps, height, width, first_row, first_column,
-                           shared, blurred, unused);
-  const Weight weight(p, sample);
-  const Normalisation normalisation(p, channel);
-  for_each_output(blurred, height, width, first_row, first_column, shared.filtered[0], [&](int i, int j, float y) {
-    const float x = source.load(i, j);
-    const float w = weight.gain * weight.acuity(i, j);
-    if (w != 0.0f) y = w * x + (1.0f - w) * y;  // an infinite pixel under weight 0 is not NaN
-    if (taps.radius == 0) y = x;
-    if (p.mean) y = y * normalisation.factor - normalisation.offset;
-    target.store(i, j, y);
-  });
-}
-
-// The gradient of the images: w g + A^T (1 - w) g A, with the normalisation's factor in g.
-template <int kSubRuns>
-__device__ void image_gradient_tile(const BlurParams& p, const BlurGradients& gradients, int64_t sample, int64_t channel,
-                                    int first_row, int first_column, FilterMemory<1>& shared) {
-  const int height = int(p.shape[2]), width = int(p.shape[3]);
-  const Plane source(gradients.grad, sample, channel), target(gradients.grad_images, sample, channel);
-  const Taps taps = make_taps(p, sample, shared);
-  const Weight weight(p, sample);
-  const float factor = Normalisation(p, channel).factor;
-  auto load = [&](int i, int j) {
-    const float through_blur = 1.0f - weight.gain * weight.acuity(i, j);
-    return through_blur * source.load(i, j) / (border_share(i, height) * border_share(j, width));
-  };
-  float blurred[kSubRuns][kRun] = {}, unused[1][kRun];
-  filter_tile<kSubRuns, 1>(load, taps, height, width, first_row, first_column, shared, blurred, unused);
-  for_each_output(blurred, height, width, first_row, first_column, shared.filtered[0], [&](int i, int j, float y) {
-    const float g = source.load(i, j);
-    y = border_share(i, height) * border_share(j, width) * y + weight.gain * weight.acuity(i, j) * g;
-    target.store(i, j, factor * (taps.radius == 0 ? g : y));
-  });
-}
-
-// The tile's part of dL/dsigma = sum g (1 - w) (A' x A^T + A x A'^T) and of dL/dgain = sum g f (x - A x A^T).
-template <int kSubRuns>
-__device__ void parameter_gradient_tile(const BlurParams& p, const BlurGradients& gradients, int64_t sample, int64_t channel,
-                                        int first_row, int first_column, int64_t place, FilterMemory<2>& shared) {
-  const int height = int(p.shape[2]), width = int(p.shape[3]);
-  const Plane source(p.images, sample, channel), grad(gradients.grad, sample, channel);
-  const Taps taps = make_taps(p, sample, shared);
-  float blurred[kSubRuns][kRun] = {}, slope[kSubRuns][kRun] = {};
-  filter_tile<kSubRuns, 2>([&](int i, int j) { return source.load(i, j); }, taps, height, width, first_row, first_column,
-                           shared, blurred, slope);
-  const Weight weight(p, sample);
-  const float factor = taps.radius == 0 ? 0.0f : Normalisation(p, channel).factor;
-  float of_sigma = 0.0f, of_gain = 0.0f;
-  for_each_output(slope, height, width, first_row, first_column, shared.filtered[0], [&](int i, int j, float y) {
-    of_sigma += grad.load(i, j) * (1.0f - weight.gain * weight.acuity(i, j)) * y;
-  });
-  for_each_output(blurred, height, width, first_row, first_column, shared.filtered[0], [&](int i, int j, float y) {
-    of_gain += grad.load(i, j) * weight.acuity(i, j) * (source.load(i, j) - y);
-  });
-  __syncthreads();
-  block_sum(of_sigma, of_gain, shared.partial);
-  if (threadIdx.x != 0) return;
-  if (gradients.grad_sigma) static_cast<float*>(gradients.grad_sigma)[place] = factor == 0.0f ? 0.0f : factor * shared.partial[0][0];
-  if (gradients.grad_gain) static_cast<float*>(gradients.grad_gain)[place] = factor == 0.0f ? 0.0f : factor * shared.partial[1][0];
-}
-
-// ---- kernels: a block takes tiles of planes until none is left ----
-
-// How an image is cut; tiles of one sample are consecutive.
+// Tiles of one sample are consecutive; a block takes tiles until none is left.
 struct Tiling {
-  int row_tiles, column_tiles, tile_rows;
+  int row_tiles, column_tiles, tile_rows, tile_columns;
   int64_t channels, tiles;
 
-  Tiling(const int64_t (&shape)[4], int sub_runs)
-      : row_tiles(int((shape[2] + 4 * kRun * sub_runs - 1) / (4 * kRun * sub_runs))),
-        column_tiles(int((shape[3] + kTileColumns - 1) / kTileColumns)),
-        tile_rows(4 * kRun * sub_runs),
+  Tiling(const int64_t (&shape)[4], int tile_rows, int tile_columns)
+      : row_tiles(int((shape[2] + tile_rows - 1) / tile_rows)),
+        column_tiles(int((shape[3] + tile_columns - 1) / tile_columns)),
+        tile_rows(tile_rows),
+        tile_columns(tile_columns),
         channels(shape[1]),
         tiles(shape[0] * shape[1] * row_tiles * column_tiles) {}
 
@@ -184,51 +32,199 @@ struct Tiling {
     for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
       const int64_t plane = tile / (int64_t(row_tiles) * column_tiles);
       const int within = int(tile - plane * row_tiles * column_tiles);
-      each(plane / channels, plane % channels, within / column_tiles * tile_rows, within % column_tiles * kTileColumns, tile);
+      each(plane / channels, plane % channels, within / column_tiles * tile_rows, within % column_tiles * tile_columns, tile);
       __syncthreads();
     }
   }
 };
 
-template <int kSubRuns>
-__global__ void __launch_bounds__(kThreads, 2) blur_forward(const BlurParams p, const Images out, const Tiling tiling) {
-  __shared__ FilterMemory<1> shared;
-  tiling.for_own_tiles([&](int64_t sample, int64_t channel, int row, int column, int64_t) {
-    forward_tile<kSubRuns>(p, out, sample, channel, row, column, shared);
+// ---- tiles ----
+
+// One tile of the direct form; `pass` is Forward or Adjoint.
+template <int kThreads, int kSubRuns, class Pass>
+__device__ void direct_tile(const Pass& pass, const Taps& taps, int height, int width, int first_row, int first_column,
+                            FilterMemory<kThreads, 1>& shared) {
+  float blurred[kSubRuns][kRun] = {}, unused[1][kRun];
+  auto load = [&](int i, int j) { return pass.prepare(i, j, height, width, pass.weight.at(i, j), pass.source.load(i, j)); };
+  filter_tile<kThreads, kSubRuns, 1>(load, taps, height, width, first_row, first_column, shared, blurred, unused);
+  for_each_output<kThreads>(blurred, height, width, first_row, first_column, shared.filtered[0], [&](int i, int j, float y) {
+    pass.target.store(i, j, pass.finish(i, j, height, width, pass.weight.at(i, j), pass.source.load(i, j), y));
   });
 }
 
-template <int kSubRuns>
-__global__ void __launch_bounds__(kThreads, 2)
-    blur_image_gradient(const BlurParams p, const BlurGradients gradients, const Tiling tiling) {
-  __shared__ FilterMemory<1> shared;
+constexpr int kFallbackSubRuns = 2;
+
+template <class Operand>
+union StripMemory {
+  ProductMemory<Operand> products;
+  FilterMemory<kStripThreads, 1> direct;
+};
+
+// A strip by matrix products; where they do not serve (a radius beyond their reach, pixels that are not finite), directly.
+template <class Source, class Pass>
+__device__ void product_strip(const Pass& pass, const Taps& taps, const Strip& strip,
+                              StripMemory<typename OperandOf<Source>::Type>& shared) {
+  using Operand = typename OperandOf<Source>::Type;
+  bool done = false;
+  if (taps.radius <= kTile * kMostReach) {
+    const float scale = stage_taps(taps, shared.products);
+    if (taps.radius <= kTile) {
+      done = filter_strip<Operand, Source, 1>(pass, strip, scale, shared.products);
+    } else if (taps.radius <= 2 * kTile) {
+      done = filter_strip<Operand, Source, 2>(pass, strip, scale, shared.products);
+    } else {
+      done = filter_strip<Operand, Source, kMostReach>(pass, strip, scale, shared.products);
+    }
+  }
+  if (done) return;
+  __syncthreads();
+  hold_taps(taps, shared.direct);
+  const int end_column = min(strip.first_column + kStripColumns, strip.width);
+  for (int row = strip.first_row; row < strip.end_row; row += 4 * kRun * kFallbackSubRuns)
+    for (int column = strip.first_column; column < end_column; column += Shape<kStripThreads>::kColumns) {
+      direct_tile<kStripThreads, kFallbackSubRuns>(pass, taps, strip.height, strip.width, row, column, shared.direct);
+      __syncthreads();
+    }
+}
+
+// The tile's part of dL/dsigma = sum g (1 - w) (A' x A^T + A x A'^T) and of dL/dgain = sum g f (x - A x A^T).
+template <int kThreads, int kSubRuns>
+__device__ void parameter_gradient_tile(const BlurParams& p, const BlurGradients& gradients, int64_t sample, int64_t channel,
+                                        int first_row, int first_column, int64_t place, FilterMemory<kThreads, 2>& shared) {
+  const int height = int(p.shape[2]), width = int(p.shape[3]);
+  const Plane source(p.images, sample, channel), grad(gradients.grad, sample, channel);
+  const Taps taps = make_taps<kThreads>(p, sample, shared.partial);
+  hold_taps(taps, shared);
+  float blurred[kSubRuns][kRun] = {}, slope[kSubRuns][kRun] = {};
+  filter_tile<kThreads, kSubRuns, 2>([&](int i, int j) { return source.load(i, j); }, taps, height, width, first_row,
+                                     first_column, shared, blurred, slope);
+  const Weight weight(p, sample);
+  const float factor = taps.radius == 0 ? 0.0f : Normalisation(p, channel).factor;
+  float of_sigma = 0.0f, of_gain = 0.0f;
+  for_each_output<kThreads>(slope, height, width, first_row, first_column, shared.filtered[0], [&](int i, int j, float y) {
+    of_sigma += grad.load(i, j) * (1.0f - weight.gain * weight.acuity(i, j)) * y;
+  });
+  for_each_output<kThreads>(blurred, height, width, first_row, first_column, shared.filtered[0], [&](int i, int j, float y) {
+    of_gain += grad.load(i, j) * weight.acuity(i, j) * (source.load(i, j) - y);
+  });
+  block_sum<kThreads>(of_sigma, of_gain, shared.partial);
+  if (threadIdx.x != 0) return;
+  auto store = [&](void* target, float sum) {
+    if (target) static_cast<float*>(target)[place] = factor == 0.0f ? 0.0f : factor * sum;
+  };
+  store(gradients.grad_sigma, shared.partial[0][0]);
+  store(gradients.grad_gain, shared.partial[1][0]);
+}
+
+// ---- kernels; `Destination` is Images for the blur and BlurGradients for the gradient of the images ----
+
+template <class Destination>
+struct PassOf;
+template <>
+struct PassOf<Images> {
+  using Type = Forward;
+};
+template <>
+struct PassOf<BlurGradients> {
+  using Type = Adjoint;
+};
+
+constexpr int kDirectThreads = 256;
+
+template <int kSubRuns, class Destination>
+__global__ void __launch_bounds__(kDirectThreads, 2)
+    blur_direct(const BlurParams p, const Destination destination, const Tiling tiling) {
+  __shared__ FilterMemory<kDirectThreads, 1> shared;
   tiling.for_own_tiles([&](int64_t sample, int64_t channel, int row, int column, int64_t) {
-    image_gradient_tile<kSubRuns>(p, gradients, sample, channel, row, column, shared);
+    const Taps taps = make_taps<kDirectThreads>(p, sample, shared.partial);
+    hold_taps(taps, shared);
+    const typename PassOf<Destination>::Type pass(p, destination, sample, channel, taps.radius == 0);
+    direct_tile<kDirectThreads, kSubRuns>(pass, taps, int(p.shape[2]), int(p.shape[3]), row, column, shared);
+  });
+}
+
+template <class Source, class Destination>
+__global__ void __launch_bounds__(kStripThreads, OperandOf<Source>::Type::kBlocks)
+    blur_products(const BlurParams p, const Destination destination, const Tiling tiling) {
+  __shared__ StripMemory<typename OperandOf<Source>::Type> shared;
+  tiling.for_own_tiles([&](int64_t sample, int64_t channel, int row, int column, int64_t) {
+    const Taps taps = make_taps<kStripThreads>(p, sample, shared.products.partial);
+    const typename PassOf<Destination>::Type pass(p, destination, sample, channel, taps.radius == 0);
+    const int height = int(p.shape[2]), width = int(p.shape[3]);
+    product_strip<Source>(pass, taps, {height, width, row, min(row + tiling.tile_rows, height), column}, shared);
   });
 }
 
 constexpr int kParameterSubRuns = 2;
 
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kDirectThreads, 2)
     blur_parameter_gradient(const BlurParams p, const BlurGradients gradients, const Tiling tiling) {
-  __shared__ FilterMemory<2> shared;
+  __shared__ FilterMemory<kDirectThreads, 2> shared;
   tiling.for_own_tiles([&](int64_t sample, int64_t channel, int row, int column, int64_t tile) {
-    parameter_gradient_tile<kParameterSubRuns>(p, gradients, sample, channel, row, column, tile, shared);
+    parameter_gradient_tile<kDirectThreads, kParameterSubRuns>(p, gradients, sample, channel, row, column, tile, shared);
   });
 }
 
+// ---- launches ----
+
 template <class... Parameters>
-cudaError_t launch(void (*kernel)(Parameters...), int64_t tiles, void* stream, Parameters... parameters) {
-  void* arguments[] = {const_cast<void*>(static_cast<const void*>(&parameters))...};
+cudaError_t launch(void (*kernel)(Parameters...), int threads, int64_t tiles, void* stream,
+                   std::decay_t<Parameters>... parameters) {
+  void* arguments[] = {static_cast<void*>(&parameters)...};
   const dim3 grid(static_cast<unsigned>(tiles < INT32_MAX ? tiles : INT32_MAX));
-  return cudaLaunchKernel(kernel, grid, dim3(kThreads), arguments, 0, static_cast<cudaStream_t>(stream));
+  return cudaLaunchKernel(kernel, grid, dim3(static_cast<unsigned>(threads)), arguments, 0, static_cast<cudaStream_t>(stream));
+}
+
+enum class Form { direct, products };
+
+// Which form filters a source of this type: products where they lose less than the source's own precision has lost, and in
+// float32 where PyTorch's matmul precision allows tf32. Radii beyond their reach only the device knows: product_strip
+// filters those directly.
+Form choose_form(DType source, const BlurParams& p) {
+  return source != DType::float32 || p.allow_tf32 ? Form::products : Form::direct;
+}
+
+template <class Destination>
+using Kernel = void (*)(BlurParams, Destination, Tiling);
+
+template <class Destination>
+Kernel<Destination> products_kernel(DType source) {
+  if constexpr (std::is_same_v<Destination, Images>)  // a gradient is never uint8
+    if (source == DType::uint8) return blur_products<uint8_t, Images>;
+  switch (source) {
+    case DType::float16:
+      return blur_products<Half, Destination>;
+    case DType::bfloat16:
+      return blur_products<BFloat16, Destination>;
+    default:
+      return blur_products<float, Destination>;
+  }
+}
+
+template <class Destination>
+cudaError_t launch_pass(const BlurParams& p, const Destination& destination, DType source, void* stream) {
+  if (choose_form(source, p) == Form::direct) {
+    const bool low = p.shape[2] <= 32;
+    const Tiling tiling(p.shape, low ? 32 : 128, Shape<kDirectThreads>::kColumns);
+    const auto kernel = low ? blur_direct<1, Destination> : blur_direct<4, Destination>;
+    return launch(kernel, kDirectThreads, tiling.tiles, stream, p, destination, tiling);
+  }
+  const int64_t columns = (p.shape[3] + kStripColumns - 1) / kStripColumns;
+  const bool few = p.shape[0] * p.shape[1] * columns < 512;  // strips: cut them, so that every multiprocessor has some
+  const Tiling tiling(p.shape, few ? 64 : 256, kStripColumns);
+  return launch(products_kernel<Destination>(source), kStripThreads, tiling.tiles, stream, p, destination, tiling);
 }
 
 bool is_empty(const int64_t (&shape)[4]) { return shape[0] * shape[1] * shape[2] * shape[3] == 0; }
 
 const char* why_not(const int64_t (&shape)[4]) {
   constexpr int64_t kLargestSide = INT32_MAX / 4;
-  return shape[2] > kLargestSide || shape[3] > kLargestSide ? "an image side above 536,870,911 pixels is not supported" : nullptr;
+  const bool fits = shape[2] <= kLargestSide && shape[3] <= kLargestSide;
+  return fits ? nullptr : "an image side above 536,870,911 pixels is not supported";
+}
+
+Tiling parameter_tiling(const int64_t (&shape)[4]) {
+  return Tiling(shape, 4 * kRun * kParameterSubRuns, Shape<kDirectThreads>::kColumns);
 }
 
 const char* message(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
@@ -238,29 +234,24 @@ const char* message(cudaError_t error) { return error == cudaSuccess ? nullptr :
 const char* foveated_blur_cuda(const BlurParams& p, const Images& out, void* stream) {
   if (is_empty(p.shape)) return nullptr;
   if (const char* reason = why_not(p.shape)) return reason;
-  const bool low = p.shape[2] <= 32;
-  const Tiling tiling(p.shape, low ? 1 : 4);
-  return message(launch(low ? blur_forward<1> : blur_forward<4>, tiling.tiles, stream, p, out, tiling));
+  return message(launch_pass(p, out, p.images.dtype, stream));
 }
 
 const char* foveated_blur_backward_cuda(const BlurParams& p, const BlurGradients& gradients, void* stream) {
   if (is_empty(p.shape)) return nullptr;
   if (const char* reason = why_not(p.shape)) return reason;
   cudaError_t error = cudaSuccess;
-  if (gradients.grad_images.data) {
-    const bool low = p.shape[2] <= 32;
-    const Tiling tiling(p.shape, low ? 1 : 4);
-    error = launch(low ? blur_image_gradient<1> : blur_image_gradient<4>, tiling.tiles, stream, p, gradients, tiling);
-  }
+  if (gradients.grad_images.data)
+    error = launch_pass(p, gradients, gradients.grad.dtype, stream);
   if (error == cudaSuccess && (gradients.grad_sigma || gradients.grad_gain)) {
-    const Tiling tiling(p.shape, kParameterSubRuns);
-    error = launch(blur_parameter_gradient, tiling.tiles, stream, p, gradients, tiling);
+    const Tiling tiling = parameter_tiling(p.shape);
+    error = launch(blur_parameter_gradient, kDirectThreads, tiling.tiles, stream, p, gradients, tiling);
   }
   return message(error);
 }
 
 int64_t parameter_gradient_tiles(const int64_t (&shape)[4]) {
-  return shape[0] == 0 ? 0 : Tiling(shape, kParameterSubRuns).tiles / shape[0];
+  return shape[0] == 0 ? 0 : parameter_tiling(shape).tiles / shape[0];
 }
 
 }  // namespace fovblur

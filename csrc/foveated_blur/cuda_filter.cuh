@@ -1,111 +1,72 @@
 // A tile of one plane filtered in both directions, direct form: exact in float32, any radius.
 //
-// A block of 256 threads makes 32 kSubRuns x 64 outputs. It walks down the rows the outputs reach, kChunk at a time: a
+// A block makes 32 kSubRuns x kThreads / 4 outputs. It walks down the rows the outputs reach, kChunk at a time: a
 // chunk is staged in shared memory, filtered along its rows (a thread makes eight neighbours), and added to the vertical
 // sums, which stay in registers until the tile is done. So shared memory does not grow with the radius, and nothing but
 // the result is written to device memory.
 #pragma once
 
-#include <cuda_runtime.h>
-
-#include "../common/gaussian.h"
 #include "../common/reflect.h"
-#include "params.h"
+#include "cuda_taps.cuh"
 
 namespace fovblur {
 
-constexpr int kThreads = 256;
-constexpr int kTileColumns = 64;
-constexpr int kChunk = 32;    // rows filtered along x at a time
-constexpr int kSegment = 64;  // taps of the horizontal filter staged at a time
-constexpr int kRun = 8;       // neighbouring outputs of a thread, in either direction
-constexpr int kStagedColumns = kTileColumns + kSegment;
-constexpr int kStagedStride = kStagedColumns + 4;  // 16-byte loads of eight lanes meet 32 different banks
-constexpr int kFilteredStride = kTileColumns + 4;
+constexpr int kChunk = 32;       // rows filtered along x at a time
+constexpr int kSegment = 64;     // taps of the horizontal filter staged at a time
+constexpr int kRun = 8;          // neighbouring outputs of a thread, in either direction
 constexpr int kTapsHeld = 1088;  // taps of a radius up to 500 stay in shared memory; beyond that they are recomputed
 constexpr int kMargin = 32;      // zeros around them, so that blocks of taps may overhang the band
 
-__device__ inline float per_sample(const PerSample& parameter, int64_t sample, int element = 0) {
-  return static_cast<const float*>(parameter.data)[sample * parameter.stride + element];
-}
-
-// The normalised Gaussian of one sample and its derivative in sigma.
-struct Taps {
-  float sigma, inverse_sum, moment, inverse_cube;
-  int radius;
-  __device__ bool reaches(int offset) const { return offset >= -radius && offset <= radius; }
-  __device__ float tap(int offset) const { return gaussian_window(offset, sigma) * inverse_sum; }
-  __device__ float slope(int offset) const { return tap(offset) * (float(offset) * float(offset) - moment) * inverse_cube; }
+// Shapes that follow from the threads of a block.
+template <int kThreads>
+struct Shape {
+  static constexpr int kColumns = kThreads / 4;  // of a tile
+  static constexpr int kStagedColumns = kColumns + kSegment;
+  static constexpr int kStagedStride = kStagedColumns + 4;  // 16-byte loads of eight lanes meet 32 different banks
+  static constexpr int kFilteredStride = kColumns + 4;
 };
 
 // kKernels is 1, or 2 where the derivative is filtered with as well.
-template <int kKernels>
+template <int kThreads, int kKernels>
 struct FilterMemory {
-  alignas(16) float staged[kChunk * kStagedStride];
-  alignas(16) float filtered[kKernels][kChunk * kFilteredStride];
+  alignas(16) float staged[kChunk * Shape<kThreads>::kStagedStride];
+  alignas(16) float filtered[kKernels][kChunk * Shape<kThreads>::kFilteredStride];
   alignas(16) float weights[kKernels][kTapsHeld];  // weights[k][kMargin + radius + offset]
   float partial[2][kThreads];
 };
 
-// Sums of `first` and `second` over the block, in partial[0][0] and partial[1][0]; ends with a barrier.
-__device__ inline void block_sum(float first, float second, float (&partial)[2][kThreads]) {
-  partial[0][threadIdx.x] = first;
-  partial[1][threadIdx.x] = second;
-  for (int half = kThreads / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (int(threadIdx.x) < half) {
-      partial[0][threadIdx.x] += partial[0][threadIdx.x + half];
-      partial[1][threadIdx.x] += partial[1][threadIdx.x + half];
-    }
-  }
-  __syncthreads();
-}
-
-// Makes the sample's taps and puts them in shared memory, with zero margins; all threads of the block take part.
-template <int kKernels>
-__device__ Taps make_taps(const BlurParams& p, int64_t sample, FilterMemory<kKernels>& shared) {
-  Taps taps;
-  taps.sigma = per_sample(p.sigma, sample);
-  taps.radius = gaussian_radius(taps.sigma, static_cast<const int32_t*>(p.kernel_size.data)[sample * p.kernel_size.stride]);
-  float sum = 0.0f, moment = 0.0f;
-  for (int t = 1 + int(threadIdx.x); t <= taps.radius; t += kThreads) {
-    const float weight = 2.0f * gaussian_window(t, taps.sigma);
-    sum += weight;
-    moment += weight * float(t) * float(t);
-  }
-  block_sum(sum, moment, shared.partial);
-  taps.inverse_sum = 1.0f / (1.0f + shared.partial[0][0]);
-  taps.moment = shared.partial[1][0] * taps.inverse_sum;
-  taps.inverse_cube = 1.0f / (taps.sigma * taps.sigma * taps.sigma);
+// Puts taps, and with kKernels 2 their slopes, into shared memory, with zero margins.
+template <int kThreads, int kKernels>
+__device__ void hold_taps(const Taps& taps, FilterMemory<kThreads, kKernels>& shared) {
   for (int k = int(threadIdx.x); k < kTapsHeld; k += kThreads) {
     const int offset = k - kMargin - taps.radius;
     const bool inside = taps.radius == 0 ? offset == 0 : taps.reaches(offset);
     shared.weights[0][k] = !inside ? 0.0f : (taps.radius == 0 ? 1.0f : taps.tap(offset));
     if (kKernels == 2) shared.weights[kKernels - 1][k] = inside && taps.radius > 0 ? taps.slope(offset) : 0.0f;
   }
-  return taps;
 }
 
 // Adds kRun rows to the sums of a run of rows. `weights` are those of the first row for the run's last output and on.
 // Multiplies by the zero margins too, which is only right while every filtered value is finite.
-__device__ inline void add_rows(const float* weights, const float* filtered, float (&sums)[kRun]) {
+template <int kStride>
+__device__ void add_rows(const float* weights, const float* filtered, float (&sums)[kRun]) {
   float w[2 * kRun - 1];
 #pragma unroll
   for (int k = 0; k < 2 * kRun - 1; ++k) w[k] = weights[k];
 #pragma unroll
   for (int s = 0; s < kRun; ++s) {
-    const float x = filtered[s * kFilteredStride];
+    const float x = filtered[s * kStride];
 #pragma unroll
     for (int i = 0; i < kRun; ++i) sums[i] += w[s - i + kRun - 1] * x;
   }
 }
 
 // The same for any values and any radius: the first row lies `distance` below the run's first output.
-template <bool kSlope>
+template <int kStride, bool kSlope>
 __device__ void add_rows_carefully(const Taps& taps, int distance, const float* filtered, float (&sums)[kRun]) {
 #pragma unroll 1
   for (int s = 0; s < kRun; ++s) {
-    const float x = filtered[s * kFilteredStride];
+    const float x = filtered[s * kStride];
 #pragma unroll
     for (int i = 0; i < kRun; ++i) {
       const int offset = distance + s - i;
@@ -132,17 +93,18 @@ __device__ inline void filter_run(const float* weights, int count, const float* 
 
 // Filters the tile that starts at (first_row, first_column). load(i, j) gives the pixel at (i, j) of the plane; `blurred`
 // and, with kKernels 2, `slope` (the derivative in sigma) get the thread's sums: kSubRuns runs of eight rows, 32 rows
-// apart, of one column. Starts and ends without a barrier.
-template <int kSubRuns, int kKernels, class Load>
+// apart, of one column. hold_taps comes before; ends without a barrier.
+template <int kThreads, int kSubRuns, int kKernels, class Load>
 __device__ void filter_tile(const Load& load, const Taps& taps, int height, int width, int first_row, int first_column,
-                            FilterMemory<kKernels>& shared, float (&blurred)[kSubRuns][kRun],
+                            FilterMemory<kThreads, kKernels>& shared, float (&blurred)[kSubRuns][kRun],
                             float (&slope)[kKernels == 2 ? kSubRuns : 1][kRun]) {
+  using S = Shape<kThreads>;
   const int radius = taps.radius;
   const bool held = 2 * (radius + kMargin) < kTapsHeld;
   // Horizontal: eight lanes of a warp cover two rows and four runs.
   const int run_row = int(threadIdx.x) / 4 % kChunk;
   const int run_column = (int(threadIdx.x) % 4 + int(threadIdx.x) / (4 * kChunk) * 4) * kRun;
-  const int column = int(threadIdx.x) % kTileColumns, run = int(threadIdx.x) / kTileColumns * kRun;
+  const int column = int(threadIdx.x) % S::kColumns, run = int(threadIdx.x) / S::kColumns * kRun;
 
   const int rows_end = min(first_row + 4 * kRun * kSubRuns, height) + radius;
   for (int chunk = first_row - radius; chunk < rows_end; chunk += kChunk) {
@@ -150,15 +112,14 @@ __device__ void filter_tile(const Load& load, const Taps& taps, int height, int 
     bool finite = true;
     for (int segment = -radius; segment <= radius; segment += kSegment) {
       __syncthreads();  // the readers of the previous chunk or segment are done
-      const int k = int(threadIdx.x) % kStagedColumns;
-      const int j = reflect(first_column + segment + k, width);
-      for (int s = int(threadIdx.x) / kStagedColumns; s < kChunk; s += kThreads / kStagedColumns) {
-        const float x = load(reflect(chunk + s, height), j);
-        shared.staged[s * kStagedStride + k] = x;
+      for (int place = int(threadIdx.x); place < kChunk * S::kStagedColumns; place += kThreads) {
+        const int s = place / S::kStagedColumns, k = place % S::kStagedColumns;
+        const float x = load(reflect(chunk + s, height), reflect(first_column + segment + k, width));
+        shared.staged[s * S::kStagedStride + k] = x;
         finite = finite && isfinite(x);
       }
       finite = !__syncthreads_or(!finite);
-      const float* x = shared.staged + run_row * kStagedStride + run_column;
+      const float* x = shared.staged + run_row * S::kStagedStride + run_column;
       const int count = min(kSegment, radius - segment + 1);
       if (finite && held) {
 #pragma unroll
@@ -178,7 +139,7 @@ __device__ void filter_tile(const Load& load, const Taps& taps, int height, int 
     }
 #pragma unroll
     for (int kernel = 0; kernel < kKernels; ++kernel) {
-      float4* filtered = reinterpret_cast<float4*>(shared.filtered[kernel] + run_row * kFilteredStride + run_column);
+      float4* filtered = reinterpret_cast<float4*>(shared.filtered[kernel] + run_row * S::kFilteredStride + run_column);
       const float(&sums)[kRun] = along[kernel];
       filtered[0] = make_float4(sums[0], sums[1], sums[2], sums[3]);
       filtered[1] = make_float4(sums[4], sums[5], sums[6], sums[7]);
@@ -189,23 +150,44 @@ __device__ void filter_tile(const Load& load, const Taps& taps, int height, int 
       for (int s = 0; s < kChunk; s += kRun) {
         const int distance = chunk + s - (first_row + sub * 4 * kRun + run);
         if (distance + kRun <= -radius || distance - kRun >= radius) continue;
-        const float* rows = shared.filtered[0] + s * kFilteredStride + column;
-        const float* slope_rows = shared.filtered[kKernels - 1] + s * kFilteredStride + column;
+        const float* rows = shared.filtered[0] + s * S::kFilteredStride + column;
+        const float* slope_rows = shared.filtered[kKernels - 1] + s * S::kFilteredStride + column;
         const int first_weight = kMargin + radius + distance - (kRun - 1);
         if (finite && held) {
-          add_rows(shared.weights[0] + first_weight, rows, blurred[sub]);
+          add_rows<S::kFilteredStride>(shared.weights[0] + first_weight, rows, blurred[sub]);
           if (kKernels == 2) {
-            add_rows(shared.weights[0] + first_weight, slope_rows, slope[sub]);
-            add_rows(shared.weights[kKernels - 1] + first_weight, rows, slope[sub]);
+            add_rows<S::kFilteredStride>(shared.weights[0] + first_weight, slope_rows, slope[sub]);
+            add_rows<S::kFilteredStride>(shared.weights[kKernels - 1] + first_weight, rows, slope[sub]);
           }
         } else {
-          add_rows_carefully<false>(taps, distance, rows, blurred[sub]);
+          add_rows_carefully<S::kFilteredStride, false>(taps, distance, rows, blurred[sub]);
           if (kKernels == 2) {
-            add_rows_carefully<false>(taps, distance, slope_rows, slope[sub]);
-            add_rows_carefully<true>(taps, distance, rows, slope[sub]);
+            add_rows_carefully<S::kFilteredStride, false>(taps, distance, slope_rows, slope[sub]);
+            add_rows_carefully<S::kFilteredStride, true>(taps, distance, rows, slope[sub]);
           }
         }
       }
+    }
+  }
+}
+
+// The sums pass through shared memory, so that what follows the blur, with every falloff and type, is compiled once:
+// each(i, j, sum) for every pixel of the tile inside the image.
+template <int kThreads, int kSubRuns, class Each>
+__device__ void for_each_output(const float (&sums)[kSubRuns][kRun], int height, int width, int first_row, int first_column,
+                                float* memory, const Each& each) {
+  using S = Shape<kThreads>;
+  const int column = int(threadIdx.x) % S::kColumns, group = int(threadIdx.x) / S::kColumns;
+#pragma unroll
+  for (int sub = 0; sub < kSubRuns; ++sub) {
+    __syncthreads();
+#pragma unroll
+    for (int r = 0; r < kRun; ++r) memory[(group * kRun + r) * S::kFilteredStride + column] = sums[sub][r];
+    __syncthreads();
+#pragma unroll 1
+    for (int r = group; r < 4 * kRun; r += kThreads / S::kColumns) {
+      const int i = first_row + sub * 4 * kRun + r, j = first_column + column;
+      if (i < height && j < width) each(i, j, memory[r * S::kFilteredStride + column]);
     }
   }
 }

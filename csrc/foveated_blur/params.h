@@ -37,6 +37,7 @@ struct BlurParams {
   const void* mean;
   const void* std;
   double scale;
+  bool allow_tf32;  // float32 images may be multiplied with 10 mantissa bits
 };
 
 // Where the gradients of a call go; null pointers are not wanted. Those of sigma and gain are [B], contiguous.

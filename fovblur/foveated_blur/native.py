@@ -87,6 +87,7 @@ def blur_params(
         mean=0 if mean is None else mean.data_ptr(),
         std=0 if std is None else std.data_ptr(),
         scale=1 / 255 if images.dtype == torch.uint8 else 1.0,
+        allow_tf32=torch.get_float32_matmul_precision() != "highest",
     )
 
 

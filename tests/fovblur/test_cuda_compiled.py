@@ -1,7 +1,8 @@
-"""What ptxas reports of the CUDA kernels for the architectures they ship for."""
+"""What ptxas reports of the CUDA kernels for the architectures they ship for, and which instructions it chose."""
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 import subprocess
@@ -9,24 +10,49 @@ from pathlib import Path
 
 import pytest
 
-CSRC = Path(__file__).parents[2] / "csrc"
+SOURCE = Path(__file__).parents[2] / "csrc" / "foveated_blur" / "cuda.cu"
+ARCHITECTURES = (86, 90)
 REGISTERS_OF_A_MULTIPROCESSOR = 65_536
 SHARED_BYTES = {86: (101_376, 102_400), 90: (232_448, 233_472)}  # of a block, of a multiprocessor
 RESERVED_BYTES = 1024  # of shared memory, for each resident block
-THREADS = 256
+
+# By the mangled type of the source: the matrix product of the kernel, and the widest load that eight pixels allow.
+PRODUCTS = {
+    "h": ("HMMA.16816.F32", "LDG.E.64"),
+    "NS_4HalfE": ("HMMA.16816.F32", "LDG.E.128"),
+    "NS_8BFloat16E": ("HMMA.16816.F32.BF16", "LDG.E.128"),
+    "f": ("HMMA.1688.F32.TF32", "LDG.E.128"),
+}
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 
 
-def resource_report(source: Path, architecture: int, directory: Path) -> dict[str, dict[str, int]]:
-    """Registers, shared memory, stack and spills of every kernel in a .cu file, as ptxas -v prints them."""
-    target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
-    command = ["nvcc", "-std=c++17", "-O3", target, "-Xptxas=-v", "-cubin", "-o", str(directory / "kernels.cubin"), str(source)]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """compiled(architecture): ptxas's report, and the directory of kernels.cubin."""
+
+    @functools.cache
+    def compile_for(architecture: int) -> tuple[dict[str, dict[str, int]], Path]:
+        directory = tmp_path_factory.mktemp(f"sm_{architecture}")
+        target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+        options = ["-std=c++17", "-O3", target, "-Xptxas=-v", "--keep", f"--keep-dir={directory}", "-cubin"]
+        command = ["nvcc", *options, "-o", str(directory / "kernels.cubin"), str(SOURCE)]
+        report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+        (assembly,) = directory.glob("*.ptx")
+        return resources(report, assembly.read_text()), directory
+
+    return compile_for
+
+
+def resources(report: str, assembly: str) -> dict[str, dict[str, int]]:
+    """Threads, registers, shared memory, stack and spills of every kernel, as PTX declares and ptxas -v prints them."""
+    threads = dict(re.findall(r"\.entry (\w+)\([^{]*?\.maxntid (\d+)", assembly))
     kernels = {}
-    for block in text.split("Compiling entry function '")[1:]:
+    for block in report.split("Compiling entry function '")[1:]:
         number = lambda pattern: int((re.search(pattern, block) or [0, 0])[1])  # noqa: B023, E731
-        kernels[block.split("'")[0]] = {
+        name = block.split("'")[0]
+        kernels[name] = {
+            "threads": int(threads[name]),
             "registers": number(r"Used (\d+) registers"),
             "shared": number(r"(\d+) bytes smem"),
             "stack": number(r"(\d+) bytes stack frame"),
@@ -35,13 +61,41 @@ def resource_report(source: Path, architecture: int, directory: Path) -> dict[st
     return kernels
 
 
-@pytest.mark.parametrize("architecture", [86, 90])
-def test_kernels_do_not_spill_and_two_blocks_share_a_multiprocessor(architecture, tmp_path):
-    kernels = resource_report(CSRC / "foveated_blur" / "cuda.cu", architecture, tmp_path)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_kernels_do_not_spill_and_two_blocks_share_a_multiprocessor(compiled, architecture):
+    kernels, _ = compiled(architecture)
     assert kernels, "no kernel found in ptxas's report"
     of_block, of_multiprocessor = SHARED_BYTES[architecture]
     for name, used in kernels.items():
         assert used["stack"] == 0 and used["spills"] == 0, (name, used)
         assert used["shared"] <= of_block, (name, used)
         assert 2 * (used["shared"] + RESERVED_BYTES) <= of_multiprocessor, (name, used)
-        assert 0 < 2 * used["registers"] * THREADS <= REGISTERS_OF_A_MULTIPROCESSOR, (name, used)
+        registers = (used["registers"] + 7) // 8 * 8  # as they are handed out
+        assert 0 < 2 * registers * used["threads"] <= REGISTERS_OF_A_MULTIPROCESSOR, (name, used)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_products_use_tensor_cores_and_wide_loads(compiled, architecture):
+    cuobjdump = find_cuobjdump()
+    if cuobjdump is None:
+        pytest.skip("cuobjdump is neither installed nor part of triton")
+    kernels, directory = compiled(architecture)
+    command = [cuobjdump, "-sass", str(directory / "kernels.cubin")]
+    functions = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("Function : ")[1:]
+    instructions = {text.split()[0]: set(re.findall(r"\s([A-Z][A-Z0-9]*(?:\.[A-Z0-9]+)+)\s", text)) for text in functions}
+    assert instructions.keys() == kernels.keys()
+    products = {name: used for name, used in instructions.items() if "blur_products" in name}
+    assert len(products) == 7  # four types of images, three of gradients
+    for name, used in products.items():
+        source = re.search(r"blur_productsI(h|f|NS_4HalfE|NS_8BFloat16E)", name)[1]
+        for instruction in (*PRODUCTS[source], "STG.E.128"):
+            assert instruction in used, (name, instruction)
+        assert source == "f" or any(instruction.startswith("LDSM") for instruction in used), name
+
+
+def find_cuobjdump() -> str | None:
+    if found := shutil.which("cuobjdump"):
+        return found
+    triton = pytest.importorskip("triton")
+    bundled = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return str(bundled) if bundled.is_file() else None

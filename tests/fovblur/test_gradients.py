@@ -5,40 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from backends_under_test import IMAGE_DTYPES, ON_GPU
+from comparisons import assert_close, exact_gradients, gradients
 
 import fovblur
-from fovblur.foveated_blur import reference
 
 FLOATS = [dtype for dtype in IMAGE_DTYPES if dtype != torch.uint8]
 RELATIVE_ERROR = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 SHAPES = [(1, 1), (2, 2), (5, 7), (33, 40), (70, 67)]
-
-
-def exact_gradients(images, sigma, kernel_size, gain, grad, **options):
-    """By autograd through the reference's formula, in float64."""
-    leaves = [x.detach().double().requires_grad_() for x in (images, sigma, gain)]
-    batch, channels, height, width = images.shape
-    fixation = torch.tensor([[height // 2, width // 2]], dtype=torch.float64).expand(batch, 2)
-    mean, std = (torch.full((channels,), options.get(*default), dtype=torch.float64) for default in (("mean", 0.0), ("std", 1.0)))
-    y = reference.foveated_blur(leaves[0], leaves[1], kernel_size, leaves[2], fixation, mean, std, "exp", 3.0, torch.float64)
-    return torch.autograd.grad(y, leaves, grad.double(), allow_unused=True, materialize_grads=True)
-
-
-def gradients(implementation, images, sigma, kernel_size, gain, grad, **options):
-    device = implementation.device
-    leaves = [x.detach().to(device).requires_grad_() for x in (images, sigma, gain)]
-    y = fovblur.foveated_blur(
-        leaves[0], leaves[1], kernel_size=kernel_size.to(device), gain=leaves[2], backend=implementation.backend, **options
-    )
-    return tuple(x.cpu() for x in torch.autograd.grad(y, leaves, grad.to(device, y.dtype)))
-
-
-def assert_close(ours, expected, tolerance, grad):
-    """Image gradients relative to the largest; those of parameters, sums in which signs cancel, to what they sum."""
-    scales = (expected[0].abs().max().item(), *2 * (grad.double().abs().sum().item() / len(grad),))
-    for name, one, other, scale in zip(("images", "sigma", "gain"), ours, expected, scales):
-        error = (one.double() - other).abs().max().item() / scale
-        assert error < tolerance, f"gradient of {name}: relative error {error:.2e}"
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -1,7 +1,7 @@
 // Runs .cu files on the CPU, for tests: the C++ compiler finds this header in place of CUDA's.
 //
-// A block's threads are fibers that take turns between barriers. `fovblur_thread_order` sets the order of the turns:
-// a kernel whose result depends on it has a race.
+// A block's threads are fibers that take turns between barriers, those of the block and those of a warp.
+// `fovblur_thread_order` sets the order of the turns: a kernel whose result depends on it has a race.
 #pragma once
 
 #include <ucontext.h>
@@ -32,6 +32,14 @@ struct alignas(16) float4 {
   float x, y, z, w;
 };
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+struct alignas(8) float2 {
+  float x, y;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 template <class T>
 T min(T a, T b) {
   return b < a ? b : a;
@@ -57,8 +65,8 @@ struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   dim3 index;
-  long barriers = 0;
-  bool done = false;
+  long barriers = 0, warp_barriers = 0;  // met so far
+  bool at_block_barrier = false, done = false;
 };
 
 inline ucontext_t scheduler;
@@ -67,6 +75,13 @@ inline Fiber* running = nullptr;
 inline void (*body)(void*) = nullptr;
 inline void* body_argument = nullptr;
 inline int votes = 0, last_votes = 0;
+
+// What the lanes of a warp tell one another: eight words each, in turn in one of two places, so that a lane may go on
+// before the others have read.
+struct Exchange {
+  uint64_t words[32][8];
+};
+inline std::vector<Exchange> exchanges;  // two of each warp
 
 inline void fail(const char* message) {
   std::fprintf(stderr, "cuda_on_host: %s\n", message);
@@ -78,11 +93,43 @@ inline void start() {
   running->done = true;
 }
 
-inline void barrier() {
-  ++running->barriers;
+inline void wait() {
   Fiber* self = running;
   swapcontext(&self->context, &scheduler);
   threadIdx = self->index;
+}
+
+inline void barrier() {
+  ++running->barriers;
+  running->at_block_barrier = true;
+  wait();
+}
+
+inline void warp_barrier() {
+  ++running->warp_barriers;
+  wait();
+}
+
+inline unsigned flat_thread() { return threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z); }
+
+// Lets a warp's threads run until all of them are done or wait for the block.
+inline void run_warp(int first, int last) {
+  for (bool waiting = true; waiting;) {
+    for (int turn = 0; turn < last - first; ++turn) {
+      Fiber& fiber = fibers[size_t(fovblur_thread_order > 0 ? first + turn : last - 1 - turn)];
+      if (fiber.done) continue;
+      running = &fiber;
+      threadIdx = fiber.index;
+      swapcontext(&scheduler, &fiber.context);
+    }
+    const Fiber& one = fibers[size_t(first)];
+    waiting = !one.done && !one.at_block_barrier;
+    for (int i = first; i < last; ++i) {
+      const Fiber& fiber = fibers[size_t(i)];
+      if (fiber.warp_barriers != one.warp_barriers || waiting != (!fiber.done && !fiber.at_block_barrier))
+        fail("lanes of a warp met different barriers");
+    }
+  }
 }
 
 inline void run_block() {
@@ -91,7 +138,7 @@ inline void run_block() {
     Fiber& fiber = fibers[size_t(i)];
     const unsigned n = unsigned(i);
     fiber.index = dim3(n % blockDim.x, n / blockDim.x % blockDim.y, n / (blockDim.x * blockDim.y));
-    fiber.barriers = 0;
+    fiber.barriers = fiber.warp_barriers = 0;
     fiber.done = false;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
@@ -99,21 +146,18 @@ inline void run_block() {
     fiber.context.uc_link = &scheduler;
     makecontext(&fiber.context, start, 0);
   }
+  const int warps = (count + 31) / 32;
   for (bool any = true; any;) {
-    any = false;
     votes = 0;
-    for (int turn = 0; turn < count; ++turn) {
-      Fiber& fiber = fibers[size_t(fovblur_thread_order > 0 ? turn : count - 1 - turn)];
-      if (fiber.done) continue;
-      running = &fiber;
-      threadIdx = fiber.index;
-      swapcontext(&scheduler, &fiber.context);
-      any = any || !fiber.done;
+    for (Fiber& fiber : fibers) fiber.at_block_barrier = false;
+    for (int turn = 0; turn < warps; ++turn) {
+      const int warp = fovblur_thread_order > 0 ? turn : warps - 1 - turn;
+      run_warp(32 * warp, min(32 * warp + 32, count));
     }
     last_votes = votes;
-    if (any)
-      for (const Fiber& fiber : fibers)
-        if (fiber.done || fiber.barriers != fibers[0].barriers) fail("threads of a block met different barriers");
+    any = !fibers[0].done;
+    for (const Fiber& fiber : fibers)
+      if (fiber.done == any || fiber.barriers != fibers[0].barriers) fail("threads of a block met different barriers");
   }
 }
 
@@ -125,6 +169,7 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, void** argumen
   gridDim = grid;
   blockDim = block;
   fibers.resize(size_t(block.x) * block.y * block.z);
+  exchanges.resize(2 * ((fibers.size() + 31) / 32));
   for (unsigned z = 0; z < grid.z; ++z)
     for (unsigned y = 0; y < grid.y; ++y)
       for (unsigned x = 0; x < grid.x; ++x) {
@@ -147,3 +192,5 @@ cudaError_t cudaLaunchKernel(void (*kernel)(Parameters...), dim3 grid, dim3 bloc
   cuda_on_host::launch(kernel, grid, block, arguments, std::index_sequence_for<Parameters...>());
   return cudaSuccess;
 }
+
+#include "warp.h"

@@ -1,0 +1,104 @@
+// The operand types of the banded products, each with the same operations.
+//
+// A pair is two neighbours along the dimension that a product sums over, rounded to the operand's type. A lane's part of a
+// 16 x 16 tile of a Toeplitz matrix A[i, p] = tap(p - i) is three pairs, from 2t - g - 8, 2t - g and 2t - g + 8 on, for lane
+// 4 g + t; its part of a 16 x 8 right operand is two: rows 2t, 2t + 1 and 2t + 8, 2t + 9 of column g.
+#pragma once
+
+#include "../common/dtype.h"
+#include "../common/mma.cuh"
+
+namespace fovblur {
+
+constexpr int kTile = 16;
+
+template <class Type>
+struct Mma16;
+template <>
+struct Mma16<Half> {
+  static constexpr float kLargest = 65408.0f;  // a sum whose rounded taps exceed 1 by 2^-11 stays below the largest half
+  static __device__ uint32_t pack(float low, float high) { return pack_half(low, high); }
+  static __device__ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_half(c, a, b); }
+};
+template <>
+struct Mma16<BFloat16> {
+  static constexpr float kLargest = 3.3e38f;
+  static __device__ uint32_t pack(float low, float high) { return pack_bfloat16(low, high); }
+  static __device__ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_bfloat16(c, a, b); }
+};
+
+template <class Type>
+struct Operand16 : Mma16<Type> {
+  using Element = uint16_t;
+  using Pair = uint32_t;
+  static constexpr int kBlocks = 3;  // of a multiprocessor, by registers
+  static __device__ Pair pair(float low, float high) { return Mma16<Type>::pack(low, high); }
+  static __device__ float round(float x) { return to_float(Convert<Type>::from(x)); }
+
+  static __device__ void store_eight(const float (&x)[8], Element* target) {
+    *reinterpret_cast<uint4*>(target) = make_uint4(pair(x[0], x[1]), pair(x[2], x[3]), pair(x[4], x[5]), pair(x[6], x[7]));
+  }
+
+  // b[h][k]: rows 8 h.. of the 16 x 16 elements at `x`, columns 8 k.., transposed as right operands.
+  template <int kStride>
+  static __device__ void load_tile(const Element* x, Pair (&b)[2][2]) {
+    const int lane = int(threadIdx.x) % 32;
+    uint32_t m[4];
+    load_matrices(x + (lane / 16 * 8 + lane % 8) * kStride + lane / 8 % 2 * 8, m);
+    b[0][0] = m[0], b[0][1] = m[1], b[1][0] = m[2], b[1][1] = m[3];
+  }
+
+  // c += the tile of pairs v[0..2] times b.
+  static __device__ void multiply(float (&c)[4], const Pair* v, const Pair (&b)[2]) {
+    Mma16<Type>::mma(c, {v[1], v[0], v[2], v[1]}, b);
+  }
+};
+
+// Ten bits of mantissa and float's range, for float32 images where PyTorch's matmul precision is "high" or "medium".
+struct Operand32 {
+  using Element = float;
+  struct alignas(8) Pair {
+    uint32_t low, high;
+  };
+  static constexpr int kBlocks = 2;
+  static constexpr float kLargest = 3.3e38f;
+  static __device__ Pair pair(float low, float high) { return {to_tf32(low), to_tf32(high)}; }
+  static __device__ float round(float x) { return bit_cast<float>(to_tf32(x)); }
+
+  static __device__ void store_eight(const float (&x)[8], Element* target) {
+    reinterpret_cast<float4*>(target)[0] = make_float4(round(x[0]), round(x[1]), round(x[2]), round(x[3]));
+    reinterpret_cast<float4*>(target)[1] = make_float4(round(x[4]), round(x[5]), round(x[6]), round(x[7]));
+  }
+
+  template <int kStride>
+  static __device__ void load_tile(const Element* x, Pair (&b)[2][2]) {
+    const int lane = int(threadIdx.x) % 32;
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+#pragma unroll
+      for (int k = 0; k < 2; ++k)
+        b[h][k] = *reinterpret_cast<const Pair*>(x + (h * 8 + lane / 4) * kStride + k * 8 + lane % 4 * 2);
+  }
+
+  // The hardware's columns t and t + 4 of a tile are our 2t and 2t + 1, as its rows of b: a sum has no order.
+  static __device__ void multiply(float (&c)[4], const Pair* v, const Pair (&b)[2]) {
+    mma_tf32(c, {v[1].low, v[0].low, v[1].high, v[0].high}, {b[0].low, b[0].high});
+    mma_tf32(c, {v[2].low, v[1].low, v[2].high, v[1].high}, {b[1].low, b[1].high});
+  }
+};
+
+// Which operands serve a source: uint8 and float16 pixels are exact in binary16, bfloat16 ones need its range.
+template <class Source>
+struct OperandOf {
+  using Type = Operand16<Half>;
+};
+template <>
+struct OperandOf<BFloat16> {
+  using Type = Operand16<BFloat16>;
+};
+template <>
+struct OperandOf<float> {
+  using Type = Operand32;
+};
+
+}  // namespace fovblur

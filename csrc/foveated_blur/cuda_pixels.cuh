@@ -1,0 +1,234 @@
+// What the CUDA kernels read, write and know of a pixel.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cfloat>
+#include <cmath>
+#include <type_traits>
+
+#include "../common/reflect.h"
+#include "cuda_taps.cuh"
+#include "params.h"
+
+namespace fovblur {
+
+constexpr int kVector = 8;  // pixels read or written at a time where they lie side by side
+
+// The same number, hidden from the optimiser: what follows from it is not kept in registers from one round of a loop to
+// the next.
+__device__ inline int recomputed(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
+__device__ inline float load_element(const Images& images, int64_t offset) {
+  switch (images.dtype) {
+    case DType::uint8:
+      return to_float(static_cast<const uint8_t*>(images.data)[offset]);
+    case DType::float16:
+      return to_float(static_cast<const Half*>(images.data)[offset]);
+    case DType::bfloat16:
+      return to_float(static_cast<const BFloat16*>(images.data)[offset]);
+    default:
+      return static_cast<const float*>(images.data)[offset];
+  }
+}
+
+__device__ inline void store_element(const Images& images, int64_t offset, float y) {
+  switch (images.dtype) {
+    case DType::uint8:
+      static_cast<uint8_t*>(images.data)[offset] = Convert<uint8_t>::from(y);
+      break;
+    case DType::float16:
+      static_cast<Half*>(images.data)[offset] = Convert<Half>::from(y);
+      break;
+    case DType::bfloat16:
+      static_cast<BFloat16*>(images.data)[offset] = Convert<BFloat16>::from(y);
+      break;
+    default:
+      static_cast<float*>(images.data)[offset] = y;
+  }
+}
+
+// Eight elements side by side as one or two loads bring them: unpacked where they are used, so that no load is waited for
+// before.
+template <class Element>
+struct alignas(sizeof(Element) * kVector < 16 ? sizeof(Element) * kVector : 16) Eight {
+  static constexpr int kAWord = 4 / int(sizeof(Element)), kBits = 8 * int(sizeof(Element));
+  using Bits = std::conditional_t<kBits == 8, uint8_t, std::conditional_t<kBits == 16, uint16_t, uint32_t>>;
+  uint32_t words[kVector / kAWord];
+
+  __device__ void clear() {
+#pragma unroll
+    for (int k = 0; k < kVector / kAWord; ++k) words[k] = 0;
+  }
+  __device__ void add(int k, Element x) { words[k / kAWord] |= uint32_t(bit_cast<Bits>(x)) << k % kAWord * kBits; }
+  __device__ float get(int k) const { return to_float(bit_cast<Element>(Bits(words[k / kAWord] >> k % kAWord * kBits))); }
+};
+
+template <class Element>
+__device__ void store_eight_of(void* data, int64_t offset, const float (&y)[kVector]) {
+  Eight<Element> eight;
+  eight.clear();
+#pragma unroll
+  for (int k = 0; k < kVector; ++k) eight.add(k, Convert<Element>::from(y[k]));
+  *reinterpret_cast<Eight<Element>*>(static_cast<Element*>(data) + offset) = eight;
+}
+
+// One plane of a batch of images.
+struct Plane {
+  const Images& images;
+  int64_t offset;
+  bool vectors;  // whether eight pixels from a column that is a multiple of eight can be read at a time
+
+  __device__ Plane(const Images& images, int64_t sample, int64_t channel)
+      : images(images), offset(images.plane(sample, channel)) {
+    const int64_t bytes = images.dtype == DType::uint8 ? 1 : (images.dtype == DType::float32 ? 4 : 2);
+    const int64_t alignment = bytes * kVector < 16 ? bytes * kVector : 16;
+    vectors = images.strides[3] == 1 && (reinterpret_cast<uintptr_t>(images.data) + offset * bytes) % alignment == 0 &&
+              images.strides[2] * bytes % alignment == 0;
+  }
+
+  __device__ int64_t at(int i, int j) const { return offset + i * images.strides[2] + j * images.strides[3]; }
+  __device__ float load(int i, int j) const { return load_element(images, at(i, j)); }
+  __device__ void store(int i, int j, float y) const { store_element(images, at(i, j), y); }
+
+  // Pixels (i, j..j+7) for j a multiple of eight, with the border reflected; Element is that of the images.
+  template <class Element>
+  __device__ Eight<Element> load_eight(int i, int j, int height, int width) const {
+    const Element* row = static_cast<const Element*>(images.data) + offset + reflect(i, height) * images.strides[2];
+    if (vectors && j >= 0 && j + kVector <= width) return *reinterpret_cast<const Eight<Element>*>(row + j);
+    Eight<Element> eight;
+    eight.clear();
+#pragma unroll
+    for (int k = 0; k < kVector; ++k) eight.add(k, row[reflect(j + k, width) * images.strides[3]]);
+    return eight;
+  }
+
+  // Those of (i, j..j+7) that lie inside the image, for j a multiple of eight.
+  __device__ void store_eight(int i, int j, int width, const float (&y)[kVector]) const {
+    if (vectors && j + kVector <= width) {
+      switch (images.dtype) {
+        case DType::uint8:
+          return store_eight_of<uint8_t>(images.data, at(i, j), y);
+        case DType::float16:
+          return store_eight_of<Half>(images.data, at(i, j), y);
+        case DType::bfloat16:
+          return store_eight_of<BFloat16>(images.data, at(i, j), y);
+        default:
+          return store_eight_of<float>(images.data, at(i, j), y);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kVector; ++k)
+      if (j + k < width) store(i, j + k, y[k]);
+  }
+};
+
+// Within 2 ulp on the device, where the correctly rounded root takes ten times as long.
+__device__ inline float square_root(float x) {
+#ifdef __CUDA_ARCH__
+  float root;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(x));
+  return root;
+#else
+  return sqrtf(x);
+#endif
+}
+
+// Weight of the sharp image at each pixel of one sample.
+struct Weight {
+  Falloff kind;
+  float gain, decay, cy, cx, inverse_distance;
+  __device__ Weight(const BlurParams& p, int64_t sample)
+      : kind(p.falloff), gain(per_sample(p.gain, sample)), decay(float(p.decay)), cy(per_sample(p.fixation, sample, 0)),
+        cx(per_sample(p.fixation, sample, 1)) {
+    const float distance = falloff_distance(cy, cx, float(p.shape[2]), float(p.shape[3]));
+    inverse_distance = distance > 0.0f ? 1.0f / distance : FLT_MAX;  // of a 1 x 1 image
+  }
+  __device__ float acuity(int i, int j) const { return falloff(kind, decay, eccentricity_of(i, j)); }
+  __device__ float at(int i, int j) const { return gain * acuity(i, j); }
+
+  // The weights of (i, j..j+7), the border reflected. What is rare shares one copy of its code.
+  __device__ void of_eight(int i, int j, int width, float (&weights)[kVector]) const {
+    if (kind == Falloff::exp && j >= 0 && j + kVector <= width) {
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) weights[k] = gain * falloff(Falloff::exp, decay, eccentricity_of(i, j + k));
+      return;
+    }
+#pragma unroll 1
+    for (int k = 0; k < kVector; ++k) {
+      const float weight = at(i, reflect(j + k, width));
+#pragma unroll
+      for (int place = 0; place < kVector; ++place) weights[place] = place == k ? weight : weights[place];
+    }
+  }
+
+ private:
+  // min(1, d / D)
+  __device__ float eccentricity_of(int i, int j) const {
+    const float dy = float(i) - cy, dx = float(j) - cx;
+    return fminf(square_root(dy * dy + dx * dx) * inverse_distance, 1.0f);
+  }
+};
+
+// y -> y * factor - offset: the normalisation of one channel.
+struct Normalisation {
+  float factor = 1.0f, offset = 0.0f;
+  __device__ Normalisation(const BlurParams& p, int64_t channel) {
+    if (!p.mean) return;
+    const float inverse_std = 1.0f / static_cast<const float*>(p.std)[channel];
+    factor = float(p.scale) * inverse_std;
+    offset = static_cast<const float*>(p.mean)[channel] * inverse_std;
+  }
+};
+
+// How often a pixel counts: under REFLECT_101 the blur is symmetric once border pixels count half, A^T = E A E^-1.
+__device__ inline float share(int i, int j, int height, int width) {
+  return (i == 0 || i == height - 1 ? 0.5f : 1.0f) * (j == 0 || j == width - 1 ? 0.5f : 1.0f);
+}
+__device__ inline float inverse_share(int i, int j, int height, int width) {
+  return (i == 0 || i == height - 1 ? 2.0f : 1.0f) * (j == 0 || j == width - 1 ? 2.0f : 1.0f);
+}
+
+// What is filtered and what follows, for the blur itself: y = w x + (1 - w) blurred, normalised.
+struct Forward {
+  static constexpr bool kPrepares = false;  // filters the source as it is
+  Plane source, target;
+  Weight weight;
+  Normalisation normalisation;
+  bool identity;
+  __device__ Forward(const BlurParams& p, const Images& out, int64_t sample, int64_t channel, bool identity)
+      : source(p.images, sample, channel), target(out, sample, channel), weight(p, sample), normalisation(p, channel),
+        identity(identity) {}
+
+  __device__ float prepare(int, int, int, int, float, float x) const { return x; }
+  __device__ float finish(int, int, int, int, float w, float x, float blurred) const {
+    float y = blurred;
+    if (w != 0.0f) y = w * x + (1.0f - w) * y;  // an infinite pixel under weight 0 is not NaN
+    if (identity) y = x;
+    return y * normalisation.factor - normalisation.offset;
+  }
+};
+
+// The same for the gradient of the images: w g + A^T (1 - w) g A, with the normalisation's factor.
+struct Adjoint {
+  static constexpr bool kPrepares = true;
+  Plane source, target;
+  Weight weight;
+  float factor;
+  bool identity;
+  __device__ Adjoint(const BlurParams& p, const BlurGradients& gradients, int64_t sample, int64_t channel, bool identity)
+      : source(gradients.grad, sample, channel), target(gradients.grad_images, sample, channel), weight(p, sample),
+        factor(Normalisation(p, channel).factor), identity(identity) {}
+
+  __device__ float prepare(int i, int j, int height, int width, float w, float g) const {
+    return (1.0f - w) * g * inverse_share(i, j, height, width);
+  }
+  __device__ float finish(int i, int j, int height, int width, float w, float g, float blurred) const {
+    return factor * (identity ? g : share(i, j, height, width) * blurred + w * g);
+  }
+};
+
+}  // namespace fovblur

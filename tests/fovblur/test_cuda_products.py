@@ -1,0 +1,170 @@
+"""The CUDA kernels' matrix products: half, bfloat16 and tf32 operands, what they cannot hold, and when they are used."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from backends_under_test import exact, run_cuda_on_host
+from comparisons import assert_close, exact_gradients, gradients, random_images, relative_error
+
+import fovblur
+
+KERNEL_SIZES = (1, 3, 45, 51, 57, 101, 129)  # 129 reaches 64 pixels, the most that products serve
+TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
+TF32 = 5e-4  # relative error of ten bits of mantissa, 2^-11
+IMAGE_GRADIENT = {torch.float32: 1e-3, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+
+only_cuda = pytest.mark.parametrize("implementation", ["cuda"], indirect=True)
+pytestmark = only_cuda
+
+
+@pytest.fixture(autouse=True)
+def float32_products():
+    """float32 images are multiplied in tf32, which PyTorch's default precision forbids."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def assert_rounds_like_pytorch(ours: torch.Tensor, expected: torch.Tensor) -> None:
+    """The error against the exact result is below twice that of rounding it once, plus half an epsilon."""
+    largest = expected.abs().max().item()
+    error = (ours.double() - expected).abs().max().item()
+    if ours.dtype == torch.uint8:
+        assert error <= 0.65
+    elif ours.dtype == torch.float32:
+        assert error <= TF32 * largest
+    else:
+        rounding = (expected.to(ours.dtype).double() - expected).abs().max().item()
+        assert error <= 2 * rounding + torch.finfo(ours.dtype).eps / 2 * largest
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (5, 7), (16, 64), (33, 81), (70, 130)], ids=str)
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_products_agree_with_the_float64_reference(implementation, dtype, shape, seed):
+    images = random_images((len(KERNEL_SIZES), 2, *shape), dtype)
+    kernel_size, gain = torch.tensor(KERNEL_SIZES), torch.linspace(0, 1, len(KERNEL_SIZES))
+    ours = implementation.foveated_blur(images, kernel_size=kernel_size, gain=gain)
+    expected = exact(images, kernel_size=kernel_size, gain=gain)
+    for one, other in zip(ours, expected):
+        assert_rounds_like_pytorch(one, other)
+    assert torch.equal(ours[0], images[0])  # a kernel of one pixel
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_radii_beyond_the_products_in_one_batch_with_others(implementation, dtype, seed):
+    images = random_images((3, 1, 75, 70), dtype)
+    kernel_size = torch.tensor([131, 9, 201])
+    ours = implementation.gaussian_blur(images, kernel_size=kernel_size)
+    for one, other in zip(ours, exact(images, kernel_size=kernel_size, gain=0.0)):
+        assert_rounds_like_pytorch(one, other)
+
+
+def test_many_planes_are_not_cut_into_short_strips(implementation, seed):
+    images = random_images((512, 1, 70, 8), torch.uint8)
+    kernel_size = torch.randint(0, 3, (512,)) * 2 + 1
+    assert_rounds_like_pytorch(
+        implementation.gaussian_blur(images, kernel_size=kernel_size), exact(images, kernel_size=kernel_size, gain=0.0)
+    )
+
+
+@pytest.mark.parametrize("out_dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_normalised_and_converted(implementation, dtype, out_dtype, seed):
+    images = random_images((2, 3, 20, 40), dtype)
+    options = {"kernel_size": torch.tensor([5, 51]), "mean": (0.48, 0.45, 0.4), "std": (0.27, 0.26, 0.28)}
+    ours = implementation.foveated_blur(images, out_dtype=out_dtype, **options)
+    unit = images / 255 if dtype == torch.uint8 else images
+    expected = exact(unit.double(), gain=0.5, **options)
+    coarsest = max(torch.finfo(kind).eps for kind in (dtype, out_dtype, torch.float16) if kind.is_floating_point)
+    assert ours.dtype == out_dtype and relative_error(ours, expected) < 1.5 * coarsest
+
+
+@pytest.mark.parametrize("falloff", ["linear", "brachistochrone"])
+def test_falloffs_off_centre(implementation, falloff, seed):
+    images = random_images((2, 1, 30, 77), torch.float16)
+    options = {"kernel_size": 17, "gain": 0.9, "falloff": falloff, "fixation": torch.tensor([[3.0, 60.5], [40.0, -9.0]])}
+    assert_rounds_like_pytorch(implementation.foveated_blur(images, **options), exact(images, **options))
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "sliced", "expanded", "transposed", "offset"])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_layouts_give_the_same_result(implementation, dtype, layout, seed):
+    whole = random_images((4, 3, 26, 88), dtype)
+    images = {
+        "channels_last": whole.contiguous(memory_format=torch.channels_last),
+        "sliced": whole[::2, 1:, 3:20, ::3],
+        "expanded": whole[:1, :1].expand(3, 3, -1, -1),
+        "transposed": whole.transpose(2, 3),
+        "offset": whole[..., 1:81],  # rows that are not aligned for wide loads
+    }[layout]
+    options = {"kernel_size": torch.tensor([51, 3, 101, 9])[: len(images)]}
+    ours = implementation.foveated_blur(images, **options)
+    assert torch.equal(ours, implementation.foveated_blur(images.contiguous(), **options))
+
+
+@pytest.mark.parametrize("kernel_size", [1, 9, 51, 129])
+@pytest.mark.parametrize("dtype", TYPES[1:], ids=str)
+def test_non_finite_pixels_spread_over_the_support_only(implementation, dtype, kernel_size, seed):
+    images = torch.rand(2, 1, 90, 150).to(dtype)
+    images[0, 0, 5, 6], images[0, 0, 60, 30], images[0, 0, 66, 90] = float("nan"), float("inf"), float("-inf")
+    ours = implementation.foveated_blur(images, kernel_size=kernel_size, gain=0.5)
+    expected = fovblur.foveated_blur(images.float(), kernel_size=kernel_size, gain=0.5, backend="reference")
+    tolerance = 2 * TF32 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
+    torch.testing.assert_close(ours.float(), expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+    assert ours[1].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", TYPES[1:], ids=str)
+def test_the_largest_values_do_not_overflow(implementation, dtype):
+    largest = torch.finfo(dtype).max
+    for value in (largest, 0.999 * largest, 0.99 * largest):
+        images = torch.full((1, 1, 20, 30), value).to(dtype)
+        ours = implementation.gaussian_blur(images.clone(), kernel_size=torch.tensor([9]))
+        torch.testing.assert_close(ours.double() / largest, images.double() / largest, rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (33, 81)], ids=str)
+@pytest.mark.parametrize("dtype", TYPES[1:], ids=str)
+def test_gradients(implementation, dtype, shape, seed):
+    images, grad = torch.rand(4, 2, *shape).to(dtype), torch.rand(4, 2, *shape).to(dtype) - 0.3
+    sigma, kernel_size = torch.tensor([2.0, 8.0, 0.0, 19.0]), torch.tensor([17, 51, 9, 129])
+    arguments = (images, sigma, kernel_size, torch.tensor([0.5, 1.0, 0.7, 0.2]), grad)
+    ours = gradients(implementation, *arguments, std=0.25)
+    assert_close(ours, exact_gradients(*arguments, std=0.25), IMAGE_GRADIENT[dtype], 4 * grad)
+
+
+def test_a_border_gradient_beyond_half_precision(implementation):
+    """A corner counts four times in the adjoint's product, which a half does not hold for gradients above 16376."""
+    images, grad = torch.rand(1, 1, 20, 30).half(), torch.full((1, 1, 20, 30), 30000.0).half()
+    arguments = (images, torch.tensor([2.0]), torch.tensor([9]), torch.tensor([0.3]), grad)
+    assert_close(gradients(implementation, *arguments)[:1], exact_gradients(*arguments)[:1], 4e-3, grad)
+
+
+def test_matmul_precision_chooses_the_form_of_float32(implementation, seed):
+    images = random_images((3, 1, 40, 70), torch.float32)
+    options = {"kernel_size": torch.tensor([3, 51, 129])}
+    results = {}
+    for precision in ("highest", "high", "medium"):
+        torch.set_float32_matmul_precision(precision)
+        results[precision] = implementation.foveated_blur(images, **options)
+    expected = exact(images, **options)
+    assert relative_error(results["highest"], expected) < 1e-5
+    assert 1e-5 < relative_error(results["high"], expected) < TF32
+    assert torch.equal(results["high"], results["medium"])
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_threads_may_take_turns_in_any_order(implementation, monkeypatch, tmp_path_factory, dtype, seed):
+    images = random_images((3, 1, 40, 90), dtype)
+    options = {"kernel_size": torch.tensor([45, 3, 129]), "gain": 0.4}
+    results = []
+    for order in (1, -1):
+        run_cuda_on_host(monkeypatch, tmp_path_factory, order)
+        leaf = images.clone().requires_grad_(dtype.is_floating_point)
+        results.append([fovblur.foveated_blur(leaf, **options, backend="cuda")])
+        if leaf.requires_grad:
+            results[-1] += torch.autograd.grad(results[-1][0].sum(), leaf)
+    run_cuda_on_host(monkeypatch, tmp_path_factory)
+    assert all(torch.equal(one, other) for one, other in zip(*results))

@@ -1,0 +1,97 @@
+// What the 32 lanes of a warp do together, for cuda_runtime.h: barriers, and the functions of csrc/common/mma.cuh.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "common/dtype.h"
+
+namespace cuda_on_host {
+
+inline unsigned lane() { return flat_thread() % 32; }
+
+// Publishes this lane's words and returns those of all lanes, until the next barrier.
+template <size_t kCount>
+const Exchange& exchange(const uint64_t (&words)[kCount]) {
+  static_assert(kCount <= 8, "a lane contributes eight words at most");
+  Exchange& all = exchanges[2 * (flat_thread() / 32) + size_t(running->warp_barriers % 2)];
+  for (size_t k = 0; k < kCount; ++k) all.words[lane()][k] = words[k];
+  warp_barrier();
+  return all;
+}
+
+// c += a b for A 16 x kDepth and B kDepth x 8; of_a and of_b find an element in the lanes' words, by the fragment layouts of
+// the PTX ISA.
+template <int kDepth, class OfA, class OfB>
+void multiply(float (&c)[4], const Exchange& all, const OfA& of_a, const OfB& of_b) {
+  const int g = int(lane()) / 4, t = int(lane()) % 4;
+  for (int place = 0; place < 4; ++place) {
+    const int row = g + place / 2 * 8, column = 2 * t + place % 2;
+    float sum = c[place];
+    for (int k = 0; k < kDepth; ++k) sum += of_a(all, row, k) * of_b(all, k, column);
+    c[place] = sum;
+  }
+}
+
+template <class Type>
+float half_of(uint64_t word, int which) {
+  return fovblur::to_float(Type{uint16_t(word >> (16 * which))});
+}
+
+template <class Type>
+void mma16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  const Exchange& all = exchange({a[0], a[1], a[2], a[3], b[0], b[1]});
+  auto of_a = [](const Exchange& x, int row, int k) {  // a[0] rows g, a[1] rows g + 8; a[2], a[3] columns 8 and on
+    return half_of<Type>(x.words[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2], k % 2);
+  };
+  auto of_b = [](const Exchange& x, int k, int column) {
+    return half_of<Type>(x.words[column * 4 + k % 8 / 2][4 + k / 8], k % 2);
+  };
+  multiply<16>(c, all, of_a, of_b);
+}
+
+// The 13 low bits that tf32 has not are ignored.
+inline float tf32_of(uint64_t word) { return fovblur::bit_cast<float>(uint32_t(word) & 0xffffe000u); }
+
+}  // namespace cuda_on_host
+
+inline void __syncwarp() { cuda_on_host::warp_barrier(); }
+
+namespace fovblur {
+
+inline void mma_half(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  cuda_on_host::mma16<Half>(c, a, b);
+}
+inline void mma_bfloat16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  cuda_on_host::mma16<BFloat16>(c, a, b);
+}
+inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  using cuda_on_host::Exchange;
+  using cuda_on_host::tf32_of;
+  const Exchange& all = cuda_on_host::exchange({a[0], a[1], a[2], a[3], b[0], b[1]});
+  auto of_a = [](const Exchange& x, int row, int k) { return tf32_of(x.words[row % 8 * 4 + k % 4][row / 8 + k / 4 * 2]); };
+  auto of_b = [](const Exchange& x, int k, int column) { return tf32_of(x.words[column * 4 + k % 4][4 + k / 4]); };
+  cuda_on_host::multiply<8>(c, all, of_a, of_b);
+}
+
+inline void load_matrices(const void* row, uint32_t (&m)[4]) {
+  if (reinterpret_cast<uintptr_t>(row) % 16) cuda_on_host::fail("a row of load_matrices is not aligned to 16 bytes");
+  const cuda_on_host::Exchange& all = cuda_on_host::exchange({reinterpret_cast<uint64_t>(row)});
+  const unsigned g = cuda_on_host::lane() / 4, t = cuda_on_host::lane() % 4;
+  for (unsigned k = 0; k < 4; ++k)
+    std::memcpy(&m[k], reinterpret_cast<const char*>(all.words[8 * k + g][0]) + 4 * t, sizeof(uint32_t));
+}
+
+template <class Type>
+uint32_t pack(float low, float high) {
+  return Convert<Type>::from(low).bits | uint32_t(Convert<Type>::from(high).bits) << 16;
+}
+inline uint32_t pack_half(float low, float high) { return pack<Half>(low, high); }
+inline uint32_t pack_bfloat16(float low, float high) { return pack<BFloat16>(low, high); }
+inline uint32_t to_tf32(float x) {
+  const uint32_t bits = bit_cast<uint32_t>(x);
+  return std::isfinite(x) ? (bits + 0x1000u) & 0xffffe000u : bits;
+}
+
+}  // namespace fovblur
