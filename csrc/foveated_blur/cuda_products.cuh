@@ -157,21 +157,19 @@ __device__ bool filter_strip(const Pass& pass, const Strip& strip, float scale, 
   Pair filtered[2 * D + 1][2][2] = {};  // rows of the last chunks, oldest first, as right operands of 8 columns each
   Chunk<Operand, Source, D> next;
 
-  // Loads are in flight while the chunk before is multiplied, where there are registers for both.
-  constexpr bool kEarly = true;
   const int rows = (strip.end_row - strip.first_row + kTile - 1) / kTile * kTile;
   const int begin = strip.first_row - kTile * D, end = strip.first_row + rows + kTile * D;
   bool held = true;
   for (int row = begin - kTile, stage = 0; row < end; row += kTile, stage ^= 1) {
     if (__syncthreads_or(!held)) return false;
     const bool more = row + kTile < end;
-    if (kEarly && more) next.fetch(pass.source, strip, row + kTile);
+    if (more) next.fetch(pass.source, strip, row + kTile);  // in flight while this chunk is multiplied
     if (row >= begin && own_column < strip.width) {
       const int done = row - kTile * D, i = done + lane / 2;  // of the outputs
       const int j = recomputed(own_column + lane % 2 * kVector);
       const bool inside = done >= strip.first_row && i < strip.end_row && j < strip.width;
       Eight<Source> sharp = {};
-      if (kEarly && inside) sharp = pass.source.template load_eight<Source>(i, j, strip.height, strip.width);
+      if (inside) sharp = pass.source.template load_eight<Source>(i, j, strip.height, strip.width);
 
       float along[2][4] = {};  // [eight rows][columns g, g + 8 x rows 2t, 2t + 1]
 #pragma unroll(kHeld ? 2 * D + 1 : 3)
@@ -194,11 +192,9 @@ __device__ bool filter_strip(const Pass& pass, const Strip& strip, float scale, 
         float sums[2][4] = {};  // [eight columns][rows g, g + 8 x columns 2t, 2t + 1]
 #pragma unroll
         for (int d = -D; d <= D; ++d) multiply(d, sums, filtered[d + D]);
-        if (!kEarly && inside) sharp = pass.source.template load_eight<Source>(i, j, strip.height, strip.width);
         finish_tile(pass, strip, sums, scale, i, j, inside, sharp, shared.sums[warp]);
       }
     }
-    if (!kEarly && more) next.fetch(pass.source, strip, row + kTile);
     if (more) held = next.commit(pass, strip, row + kTile, shared.staged[stage ^ 1]);
   }
   return true;
