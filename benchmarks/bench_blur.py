@@ -21,6 +21,8 @@ from fovblur.foveated_blur import reference
 SUITE = "blur"
 GAIN = 0.5
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
+NORMALISED = {"mean": MEAN, "std": STD}
+TO_HALF = {**NORMALISED, "out_dtype": torch.float16}
 FMA_A_PIXEL_AND_TAP = 2  # one in either direction
 OURS = ("cpu", "cuda", "triton")
 
@@ -97,8 +99,8 @@ def peer_names(device_name: str) -> list[str]:
 FORWARD = [
     ("64 x 3 x 224 x 224 float32, k 45 51 57", 64, 224, (45, 51, 57), torch.float32, {}),
     ("64 x 3 x 224 x 224 uint8, k 45 51 57", 64, 224, (45, 51, 57), torch.uint8, {}),
-    ("64 x 3 x 224 x 224 uint8 to normalised float32", 64, 224, (45, 51, 57), torch.uint8, {"mean": MEAN, "std": STD}),
-    ("64 x 3 x 224 x 224 uint8 to normalised float16", 64, 224, (45, 51, 57), torch.uint8, {"mean": MEAN, "std": STD, "out_dtype": torch.float16}),
+    ("64 x 3 x 224 x 224 uint8 to normalised float32", 64, 224, (45, 51, 57), torch.uint8, NORMALISED),
+    ("64 x 3 x 224 x 224 uint8 to normalised float16", 64, 224, (45, 51, 57), torch.uint8, TO_HALF),
     ("64 x 3 x 224 x 224 float16, k 45 51 57", 64, 224, (45, 51, 57), torch.float16, {}),
     ("64 x 3 x 96 x 96 float32, k 21 23 25", 64, 96, (21, 23, 25), torch.float32, {}),
     ("4 x 3 x 1024 x 1024 float32, k 51", 4, 1024, (51,), torch.float32, {}),
@@ -108,7 +110,7 @@ FORWARD = [
 ON_CUDA = [  # the batch of the published training, and the radius twice as large
     ("1024 x 3 x 224 x 224 float32, k 45 51 57", 1024, 224, (45, 51, 57), torch.float32, {}),
     ("1024 x 3 x 224 x 224 float16, k 45 51 57", 1024, 224, (45, 51, 57), torch.float16, {}),
-    ("1024 x 3 x 224 x 224 uint8 to normalised float16", 1024, 224, (45, 51, 57), torch.uint8, {"mean": MEAN, "std": STD, "out_dtype": torch.float16}),
+    ("1024 x 3 x 224 x 224 uint8 to normalised float16", 1024, 224, (45, 51, 57), torch.uint8, TO_HALF),
     ("1024 x 3 x 224 x 224 float32, k 51", 1024, 224, (51,), torch.float32, {}),
     ("1024 x 3 x 224 x 224 float32, k 101", 1024, 224, (101,), torch.float32, {}),
 ]

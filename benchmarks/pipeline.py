@@ -8,6 +8,7 @@ Random weights serve for time and memory. With --memory-gb the process may use n
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -67,7 +68,8 @@ def measure(device: torch.device, vision: str, batch: int, steps: int, cap: int 
     views = OnlineViews(clip, images)
     texts = clip.encode_texts(["A photo of a banana."]).expand(batch, -1)
     shape = encoders.Shape(CHANNELS, SAMPLES, texts.shape[1])
-    method = methods.method_class("bvsa")(method_options("bvsa", "corrected"), lambda: encoders.build("eeg_project", shape), batch).to(device)
+    build_encoder = functools.partial(encoders.build, "eeg_project", shape)
+    method = methods.method_class("bvsa")(method_options("bvsa", "corrected"), build_encoder, batch).to(device)
     optimiser = torch.optim.AdamW(method.parameters())
     recordings, samples = torch.randn(batch, CHANNELS, SAMPLES, device=device), torch.arange(batch, device=device)
     gain = torch.rand(batch, device=device)

@@ -4,6 +4,7 @@ A test fails where the README says anything else. The sources are kept by the ru
 
     demo    docs/demo_table.md, the table.md of `bvsa demo`
     tiny    bvsa_core/vision/tiny_clip_training.json, by scripts/train_tiny_clip.py
+    speed   benchmarks/results/blur_cpu.json, by python -m benchmarks --suite blur --json
 """
 
 from __future__ import annotations
@@ -34,7 +35,21 @@ def tiny() -> str:
     return "\n".join([*lines, "", about])
 
 
-SECTIONS = {"demo": demo, "tiny": tiny}
+def speed() -> str:
+    kept = json.loads((ROOT / "benchmarks" / "results" / "blur_cpu.json").read_text())
+    rows = {(row["case"], row["provider"]): row for row in kept["rows"]}
+    peers = [name for name in dict.fromkeys(provider for _, provider in rows) if name != "cpu"]
+    lines = [f"| case | ours / ms | times the limit | {' | '.join(peers)} |", f"|---|---|---|{'---|' * len(peers)}"]
+    for case in dict.fromkeys(case for case, _ in rows):
+        ours = rows[case, "cpu"]
+        others = [f"{rows[case, peer]['ratio_to_best_of_ours']:.2g} x" if (case, peer) in rows else "" for peer in peers]
+        lines.append(f"| {case} | {1e3 * ours['median_s']:.3g} | {ours['times_limit']:.1f} | {' | '.join(others)} |")
+    here, versions = kept["rows"][0]["machine"], kept["rows"][0]["versions"]
+    about = ", ".join(f"{name} {versions[name]}" for name in ("torch", "torchvision", "kornia", "opencv-python-headless", "scipy"))
+    return "\n".join([*lines, "", f"{here['processor']}, {here['threads']} threads, {kept['date']}; {about}."])
+
+
+SECTIONS = {"demo": demo, "tiny": tiny, "speed": speed}
 
 
 def updated(text: str) -> str:

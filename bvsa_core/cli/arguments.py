@@ -69,7 +69,7 @@ def _read_ahead(arguments: list[str], defaults: dict[str, str]) -> dict[str, str
 def make(config_class: type[Config], parsed: jsonargparse.Namespace, **changes: Any) -> Config:
     """A dataclass from parsed flags; flags of other classes are left alone."""
     values = parsed.as_dict() | changes
-    for group, options in (("method_options", None), ("encoder_options", None)):
+    for group in ("method_options", "encoder_options"):
         if isinstance(values.get(group), dict):
             values[group] = _options(group, values)
     names = {field.name for field in dataclasses.fields(config_class)}

@@ -36,7 +36,8 @@ class DemoConfig:
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
     parser.add_class_arguments(DemoConfig)
     parser.add_class_arguments(SyntheticConfig, "synthetic")
-    parser.add_class_arguments(RunConfig, skip={"data", "method", "method_options", "encoder_options", "subject", "preset", "channels", "window"})
+    settled = {"data", "method", "method_options", "encoder_options", "subject", "preset", "channels", "window"}
+    parser.add_class_arguments(RunConfig, skip=settled)
     parser.set_defaults({"synthetic.subjects": 1, "epochs": 20})  # as much as fits a few minutes on two cores
 
 

@@ -75,7 +75,7 @@ def score_files(parsed: jsonargparse.Namespace) -> dict:
         told = ", ".join(f"--{name} {count}" for name, count in counts.items())
         raise UserError(f"row i of each file belongs together, but the numbers of rows differ: {told}")
     rank = ranks(similarity(Embeddings(brain, image, brain_text, text), gate))
-    protocol = Protocol(dataset=Path(parsed.brain).name, selection="not stated", information=INFORMATION[gate], gate=gate, gallery=len(image))
+    protocol = Protocol(Path(parsed.brain).name, "not stated", INFORMATION[gate], gate, gallery=len(image))
     return score(rank).to_json(protocol)
 
 

@@ -13,12 +13,14 @@ from bvsa_core.cli.progress import Display
 from bvsa_core.report.tables import rows, to_rich
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig
-from bvsa_core.training.run import Materials, run as run_one
+from bvsa_core.training.run import Materials
+from bvsa_core.training.run import run as run_one
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
     add_run_arguments(parser, arguments)
-    parser.add_argument("--out", type=Path, default=Path("bvsa_runs/train"), help="folder of the run; one folder a subject with --subject all")
+    out = "folder of the run; one folder a subject with --subject all"
+    parser.add_argument("--out", type=Path, default=Path("bvsa_runs/train"), help=out)
 
 
 def run(parsed: jsonargparse.Namespace) -> None:

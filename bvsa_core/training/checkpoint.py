@@ -18,9 +18,9 @@ from torch import nn
 
 from bvsa_core.data.recording import read_arrays
 from bvsa_core.errors import UserError
+from bvsa_core.files import write_atomically
 from bvsa_core.retrieval.evaluate import Embeddings
 from bvsa_core.training.config import RunConfig, to_dict
-from bvsa_core.files import write_atomically
 
 
 class RunFolder:

@@ -91,7 +91,7 @@ def foveated_blur(
     torch.Size([2, 3, 32, 32])
     """
     checks.check_images(images)
-    batch, channels, height, width = images.shape
+    height, width = images.shape[-2:]
     dtype = checks.accumulation_dtype(images)
     if sigma is None and kernel_size is None:
         raise ValueError("sigma and kernel_size are both missing; give at least one of them")

@@ -24,7 +24,8 @@ def calls(draw, largest_side: int):
     numbers = lambda low, high: st.lists(st.floats(low, high, width=32), min_size=batch, max_size=batch)  # noqa: E731
     sigma = torch.tensor(draw(numbers(0, 60)))
     kernel_size = draw(st.none() | st.lists(st.integers(0, 70), min_size=batch, max_size=batch))
-    fixation = draw(st.none() | st.lists(st.tuples(st.floats(-50, 90, width=32), st.floats(-50, 90, width=32)), min_size=batch, max_size=batch))
+    point = st.tuples(*[st.floats(-50, 90, width=32)] * 2)
+    fixation = draw(st.none() | st.lists(point, min_size=batch, max_size=batch))
     options = {
         "sigma": sigma,
         "kernel_size": None if kernel_size is None else 2 * torch.tensor(kernel_size) + 1,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 import functools
 
+import cuda_on_host
 import pytest
 import torch
 from torch import Tensor
 
-import cuda_on_host
 import fovblur
 from fovblur import backends
 from fovblur.foveated_blur import native

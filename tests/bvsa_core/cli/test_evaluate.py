@@ -89,7 +89,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG, ids=[case[1][:40] for case in WRONG])
 def test_what_is_wrong_is_one_line_and_exit_code_2(files, arguments, message, capsys):
-    brain, image = noisy_pairs()
+    brain, _ = noisy_pairs()
     np.save(files / "short.npy", brain[:7])
     np.save(files / "narrow.npy", brain[:, :3])
     broken = brain.copy()

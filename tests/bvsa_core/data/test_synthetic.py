@@ -37,7 +37,8 @@ def test_the_files_are_those_ubp_publishes(small_data):
     image = content["img"][0, 0]
     assert image.startswith("training_images/00001_") and (small_data / "Image_set_Resize" / image).is_file()
     # and torch itself reads them, as the published code does
-    assert torch.load(small_data / "Preprocessed_data_250Hz_whiten" / "sub-02" / "test.pt", weights_only=False)["eeg"].shape == (12, 6, 17, 100)
+    test = torch.load(small_data / "Preprocessed_data_250Hz_whiten" / "sub-02" / "test.pt", weights_only=False)
+    assert test["eeg"].shape == (12, 6, 17, 100)
 
 
 def test_the_same_seed_makes_the_same_bytes_and_another_seed_others(tmp_path):
@@ -122,7 +123,8 @@ def test_check_names_everything_that_is_wrong(small_data, tmp_path):
     (copy / "Preprocessed_data_250Hz_whiten" / "sub-02" / "test.pt").unlink()
     problems = check_dataset(copy).problems
     assert len(problems) == 4
-    for part in ("sub-01/train.pt: damaged", "sub-02/test.pt: no such file", f"{pictures[0].name} is missing", f"{pictures[1].name} cannot be read"):
+    of_pictures = (f"{pictures[0].name} is missing", f"{pictures[1].name} cannot be read")
+    for part in ("sub-01/train.pt: damaged", "sub-02/test.pt: no such file", *of_pictures):
         assert any(part in problem for problem in problems), part
 
 

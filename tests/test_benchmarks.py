@@ -1,0 +1,56 @@
+"""The benchmark entries run and write what they promise; no time is asserted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+ROW = {
+    "suite", "case", "provider", "median_s", "spread", "peak_bytes", "ratio_to_best_of_ours", "limit_s", "times_limit", "machine", "versions",
+}  # fmt: skip
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_blur_suite_writes_rows_a_table_and_a_figure(tmp_path):
+    done = run("benchmarks", "--device", "cpu", "--suite", "blur", "--select", "96 and forward", "--json", tmp_path / "rows.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert {row["provider"] for row in rows} == {"cpu", "torchvision loop", "kornia", "OpenCV 8-bit, as UBP", "scipy"}
+    for row in rows:
+        assert set(row) == ROW and row["median_s"] > 0 and row["limit_s"] > 0
+        assert row["ratio_to_best_of_ours"] == pytest.approx(1.0) if row["provider"] == "cpu" else row["ratio_to_best_of_ours"] > 0
+        assert row["provider"] in done.stdout
+    assert (tmp_path / "rows.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
+def test_a_gpu_that_is_not_there_is_one_clear_error():
+    done = run("benchmarks", "--device", "cuda")
+    assert done.returncode == 2 and "--device cuda: no CUDA device is available" in done.stderr
+
+
+def test_the_decoupling_pipeline_is_timed(tmp_path):
+    options = ["--device", "cpu", "--vision", "tiny", "--batch", 8, "--steps", 1, "--json", tmp_path / "pipeline.json"]
+    done = run("benchmarks.pipeline", *options)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads((tmp_path / "pipeline.json").read_text())
+    assert measured["batch"] == 8 and 0 < measured["blur_s"] < measured["step_s"] and measured["vision"] == "tiny"
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_the_gpu_run_is_a_valid_script_of_less_than_nine_minutes():
+    script = ROOT / "benchmarks" / "gpu.sh"
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
+    limits = [line.split()[2] for line in script.read_text().splitlines() if line.strip().startswith("step ")]
+    assert sum(map(int, limits)) + int(limits[3]) <= 540  # compute-sanitizer's step runs twice
