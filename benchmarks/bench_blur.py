@@ -68,7 +68,7 @@ def by_opencv(images: Tensor, sizes: Tensor) -> Callable[[], Tensor]:
     def blur() -> Tensor:
         results = []
         for picture, k in zip(pictures, sizes):
-            blurred = cv2.GaussianBlur(picture, (k, k), 0)
+            blurred = cv2.GaussianBlur(picture, (k, k), fovblur.sigma_from_kernel_size(k))  # for 0 and k < 10: a table
             results.append(cv2.convertScaleAbs(picture * weight + blurred * (1 - weight)))
         return torch.from_numpy(np.stack(results)).permute(0, 3, 1, 2)
 

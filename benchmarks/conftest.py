@@ -28,7 +28,7 @@ def limits(device) -> Limits:
 def time_provider(benchmark, device) -> Callable:
     """time_provider(function, suite=, case=, provider=, ours=, limit_s=): time it by pytest-benchmark and record it."""
 
-    def run(function: Callable[[], object], *, seconds: float = 1.0, **info) -> None:
+    def run(function: Callable[[], object], *, seconds: float = 2.0, **info) -> None:
         clock = clock_of(device)
         function()  # compiles, tunes, allocates
         start = clock()

@@ -35,14 +35,13 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     left.set(xscale="log", yticks=range(len(cases)), yticklabels=cases, xlabel="time, as a multiple of ours (log scale)")
     left.invert_yaxis()
     left.axvline(1, color="black", lw=0.8)
-    left.legend(fontsize=8, loc="lower right")
+    (right if swept else left).legend(handles=left.collections[: len(providers)], labels=providers, fontsize=8)
     if swept:
         right.set(xscale="log", yscale="log", xlabel="kernel size / pixels", ylabel="median time / ms")
         ticks = sorted(set(swept.values()))
         right.set_xticks(ticks, [str(k) for k in ticks])
         right.minorticks_off()
         right.set_title(BY_KERNEL_SIZE.fullmatch(next(iter(swept)).case)["what"], fontsize=10)
-        right.legend(fontsize=8)
     else:
         right.set_visible(False)
     for axis in (left, right):

@@ -42,8 +42,9 @@ def speed() -> str:
     lines = [f"| case | ours / ms | times the limit | {' | '.join(peers)} |", f"|---|---|---|{'---|' * len(peers)}"]
     for case in dict.fromkeys(case for case, _ in rows):
         ours = rows[case, "cpu"]
-        others = [f"{rows[case, peer]['ratio_to_best_of_ours']:.2g} x" if (case, peer) in rows else "" for peer in peers]
-        lines.append(f"| {case} | {1e3 * ours['median_s']:.3g} | {ours['times_limit']:.1f} | {' | '.join(others)} |")
+        ratios = [rows[case, peer]["ratio_to_best_of_ours"] if (case, peer) in rows else None for peer in peers]
+        others = ["" if ratio is None else f"{ratio:.0f} x" if ratio >= 10 else f"{ratio:.1f} x" for ratio in ratios]
+        lines.append(f"| {case} | {1e3 * ours['median_s']:.1f} | {ours['times_limit']:.1f} | {' | '.join(others)} |")
     here, versions = kept["rows"][0]["machine"], kept["rows"][0]["versions"]
     about = ", ".join(f"{name} {versions[name]}" for name in ("torch", "torchvision", "kornia", "opencv-python-headless", "scipy"))
     return "\n".join([*lines, "", f"{here['processor']}, {here['threads']} threads, {kept['date']}; {about}."])

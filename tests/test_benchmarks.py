@@ -13,7 +13,8 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 ROW = {
-    "suite", "case", "provider", "median_s", "spread", "peak_bytes", "ratio_to_best_of_ours", "limit_s", "times_limit", "machine", "versions",
+    "suite", "case", "provider", "median_s", "spread", "peak_bytes", "ratio_to_best_of_ours",
+    "limit_s", "times_limit", "machine", "versions",
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from backends_under_test import ON_GPU
 
@@ -18,6 +19,7 @@ def test_planes_may_lie_more_than_two_to_the_31_elements_apart(implementation, s
     assert torch.equal(implementation.foveated_blur(apart, sigma), implementation.foveated_blur(images, sigma))
 
 
+@pytest.mark.large
 def test_a_batch_of_more_than_two_to_the_31_elements():
     """The images are one, expanded; their results take 2 GiB."""
     image = torch.randint(0, 256, (1, 1, 1024, 1024), dtype=torch.uint8, device="cuda" if ON_GPU else "cpu")
