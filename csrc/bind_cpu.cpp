@@ -22,7 +22,7 @@ struct Variant {
   void (*enhanced_topk)(const fovblur::SimilarityParams&, const fovblur::TopK&, int threads);
 };
 
-#define FOVBLUR_ENTRIES(variant) \
+#define FOVBLUR_ENTRIES(variant)                                                       \
   #variant, fovblur::variant::foveated_blur, fovblur::variant::foveated_blur_backward, \
   fovblur::variant::enhanced_similarity, fovblur::variant::enhanced_topk
 

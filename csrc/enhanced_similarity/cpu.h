@@ -6,9 +6,9 @@
 namespace fovblur {
 
 // out [N, M] is contiguous, in the dtype of the embeddings.
-#define FOVBLUR_DECLARE_VARIANT(variant)                                            \
-  namespace variant {                                                               \
-  void enhanced_similarity(const SimilarityParams& params, void* out, int threads); \
+#define FOVBLUR_DECLARE_VARIANT(variant)                                             \
+  namespace variant {                                                                \
+  void enhanced_similarity(const SimilarityParams& params, void* out, int threads);  \
   void enhanced_topk(const SimilarityParams& params, const TopK& best, int threads); \
   }
 

@@ -32,8 +32,8 @@ def enhanced_similarity(
         row_gate: (N,) of real numbers or booleans on the same device, r above; without it, 1.
         column_gate: (M,), c above; without it, 1. Where either gate is 0, M_bt has no say, be it infinite or NaN, and where
             all of one are, it is not computed by the compiled backends.
-        backend: ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"`` or ``"auto"``; without it, the environment
-            variable FOVBLUR_BACKEND, else auto: the fastest that serves the embeddings' device.
+        backend: ``"reference"``, ``"cpu"`` or ``"auto"``; without it, the environment variable FOVBLUR_BACKEND, else auto:
+            cpu for CPU tensors and the reference for others, as this op has no GPU kernel.
 
     Returns:
         (N, M) in the dtype of the embeddings, as a matrix product has it: accumulated and modulated in float32 (float64
