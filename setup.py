@@ -153,9 +153,10 @@ class BuildKernels(build_ext):
             ninja.compile(
                 self.cxx,
                 [*kernel_flags, *flags, f"-DFOVBLUR_VARIANT={name}", f"-DFOVBLUR_VECTOR_BYTES={vector_bytes}"],
-                CSRC / "foveated_blur" / "cpu.cpp",
-                f"foveated_blur_{name}.o",
+                CSRC / op / "cpu.cpp",
+                f"{op}_{name}.o",
             )
+            for op in ("foveated_blur", "enhanced_similarity")
             for name, vector_bytes, flags in CPU_VARIANTS
         ]
         objects.append(ninja.compile(self.cxx, [*self.bind_flags(), f"-I{directory}"], CSRC / "bind_cpu.cpp", "bind_cpu.o"))

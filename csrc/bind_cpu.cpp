@@ -5,7 +5,9 @@
 #include <vector>
 
 #include "bind_params.h"
+#include "bind_similarity.h"
 #include "build_info.h"
+#include "enhanced_similarity/cpu.h"
 #include "foveated_blur/cpu.h"
 
 namespace py = pybind11;
@@ -16,7 +18,13 @@ struct Variant {
   const char* name;
   void (*foveated_blur)(const fovblur::BlurParams&, const fovblur::Images& out, int threads);
   void (*foveated_blur_backward)(const fovblur::BlurParams&, const fovblur::BlurGradients&, int threads);
+  void (*enhanced_similarity)(const fovblur::SimilarityParams&, void* out, int threads);
+  void (*enhanced_topk)(const fovblur::SimilarityParams&, const fovblur::TopK&, int threads);
 };
+
+#define FOVBLUR_ENTRIES(variant)                                                       \
+  #variant, fovblur::variant::foveated_blur, fovblur::variant::foveated_blur_backward, \
+  fovblur::variant::enhanced_similarity, fovblur::variant::enhanced_topk
 
 // Best first.
 std::vector<Variant> supported_variants() {
@@ -26,10 +34,10 @@ std::vector<Variant> supported_variants() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    variants.push_back({"avx512", fovblur::avx512::foveated_blur, fovblur::avx512::foveated_blur_backward});
-  if (avx2) variants.push_back({"avx2", fovblur::avx2::foveated_blur, fovblur::avx2::foveated_blur_backward});
+    variants.push_back({FOVBLUR_ENTRIES(avx512)});
+  if (avx2) variants.push_back({FOVBLUR_ENTRIES(avx2)});
 #endif
-  variants.push_back({"baseline", fovblur::baseline::foveated_blur, fovblur::baseline::foveated_blur_backward});
+  variants.push_back({FOVBLUR_ENTRIES(baseline)});
   return variants;
 }
 
@@ -55,6 +63,7 @@ void use_variant(const std::string& name) {
 
 PYBIND11_MODULE(_cpu, m) {
   fovblur::bind_params(m);
+  fovblur::bind_similarity(m);
   m.attr("build_info") = FOVBLUR_BUILD_INFO;
   m.def("variants", variant_names, "Variants this processor can run, best first.");
   m.def("variant", [] { return std::string(in_use->name); }, "The variant in use.");
@@ -71,4 +80,16 @@ PYBIND11_MODULE(_cpu, m) {
         in_use->foveated_blur_backward(params, gradients, threads);
       },
       py::arg("params"), py::arg("gradients"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "enhanced_similarity",
+      [](const fovblur::SimilarityParams& params, uintptr_t out, int threads) {
+        in_use->enhanced_similarity(params, reinterpret_cast<void*>(out), threads);
+      },
+      py::arg("params"), py::arg("out"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "enhanced_topk",
+      [](const fovblur::SimilarityParams& params, const fovblur::TopK& best, int threads) {
+        in_use->enhanced_topk(params, best, threads);
+      },
+      py::arg("params"), py::arg("best"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
 }

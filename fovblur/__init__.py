@@ -1,10 +1,13 @@
-"""Foveated Gaussian blur, one radius a sample, compiled for CPUs and GPUs."""
+"""Foveated Gaussian blur and text-enhanced similarity of recordings to images, compiled for CPUs and GPUs."""
 
 from fovblur.backends import available_backends
+from fovblur.enhanced_similarity.api import enhanced_similarity, enhanced_topk
 from fovblur.foveated_blur.api import foveated_blur, gaussian_blur, kernel_size_from_sigma, sigma_from_kernel_size
 
 __all__ = [
     "available_backends",
+    "enhanced_similarity",
+    "enhanced_topk",
     "foveated_blur",
     "gaussian_blur",
     "kernel_size_from_sigma",

@@ -11,8 +11,8 @@
 #include <memory>
 #include <vector>
 
+#include "../common/cpu_rows.h"
 #include "cpu_pages.h"
-#include "cpu_rows.h"
 #include "cpu_strip.h"
 
 namespace fovblur {

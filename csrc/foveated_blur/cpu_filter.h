@@ -5,17 +5,10 @@
 #include <cstdint>
 #include <utility>
 
+#include "../common/cpu_vector.h"
+
 namespace fovblur {
 namespace FOVBLUR_VARIANT {
-
-template <class T>
-struct VecOf {
-  typedef T type __attribute__((vector_size(FOVBLUR_VECTOR_BYTES), aligned(alignof(T)), may_alias));
-};
-template <class T>
-using Vec = typename VecOf<T>::type;
-template <class T>
-constexpr int kLanes = FOVBLUR_VECTOR_BYTES / sizeof(T);
 
 // Accumulators of a block, kRows x kVecs vectors: as many as the register file holds.
 #if FOVBLUR_VECTOR_BYTES == 64

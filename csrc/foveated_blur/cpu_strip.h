@@ -4,10 +4,10 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../common/cpu_parallel.h"
 #include "../common/gaussian.h"
 #include "../common/reflect.h"
 #include "cpu_filter.h"
-#include "cpu_parallel.h"
 #include "params.h"
 
 namespace fovblur {

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fovblur import backends
 from fovblur.foveated_blur import checks
 from fovblur.foveated_blur.op import foveated_blur_op
 
@@ -112,7 +113,7 @@ def foveated_blur(
         mean = checks.per_channel("mean", 0.0 if mean is None else mean, images, dtype)
         std = checks.per_channel("std", 1.0 if std is None else std, images, dtype)
     out_dtype = checks.out_dtype(out_dtype, images, normalise)
-    checks.check_backend(backend)
+    backends.check_name(backend)
     return foveated_blur_op(images, sigma, kernel_size, gain, fixation, mean, std, falloff, decay, out_dtype, backend or "")
 
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fovblur import backends
+from fovblur.dtypes import DTYPES
+from fovblur.dtypes import names as _names
 
-# In the order of csrc/common's enums DType and Falloff, which pass their index.
-DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# In the order of csrc/common's enum Falloff, which passes their index.
 FALLOFFS = ("exp", "linear", "quadratic", "log", "brachistochrone")
 LARGEST_KERNEL_SIZE = 65535
 LARGEST_SIGMA = (LARGEST_KERNEL_SIZE - 1) / 8 - 1
@@ -113,11 +113,6 @@ def out_dtype(value: torch.dtype | None, images: Tensor, normalise: bool) -> tor
     return value
 
 
-def check_backend(value: str | None) -> None:
-    if value not in (None, "auto", *backends.NAMES):
-        raise ValueError(f"backend is {value!r}; choose one of auto, {', '.join(backends.NAMES)}")
-
-
 def check_values(**parameters: Tensor | None) -> None:
     """The ranges of parameters that lie in CPU memory; the op calls it, where the values are real."""
     for name, value in parameters.items():
@@ -166,7 +161,3 @@ def _check_number(name: str, value: float, integer: bool) -> None:
     meaning, allowed = _RANGES[name]
     if not allowed(value):
         raise ValueError(f"{name} is {value}; it must be {meaning}")
-
-
-def _names(dtypes: Sequence[torch.dtype]) -> str:
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

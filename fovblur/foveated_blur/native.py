@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fovblur import backends
+from fovblur.dtypes import DTYPES
 from fovblur.foveated_blur import checks
 
 
@@ -59,7 +60,7 @@ def launch_backward(
 
 def describe(module: ModuleType, images: Tensor):
     """Address, dtype and strides of (B, C, H, W) images."""
-    return module.Images(images.data_ptr(), checks.DTYPES.index(images.dtype), images.stride())
+    return module.Images(images.data_ptr(), DTYPES.index(images.dtype), images.stride())
 
 
 def blur_params(

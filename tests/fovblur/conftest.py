@@ -1,1 +1,2 @@
 from backends_under_test import implementation  # noqa: F401  (a fixture)
+from similarity_under_test import similarity  # noqa: F401  (likewise)

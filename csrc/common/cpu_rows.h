@@ -1,9 +1,9 @@
-// Rows of images of any element type and stride, to and from the type the CPU blur computes in.
+// Rows of any element type and stride, to and from the type the CPU kernels compute in.
 #pragma once
 
 #include <cstdint>
 
-#include "../common/dtype.h"
+#include "dtype.h"
 
 namespace fovblur {
 namespace FOVBLUR_VARIANT {

@@ -1,0 +1,99 @@
+"""The public functions: checks, and one call of an op."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fovblur import backends
+from fovblur.enhanced_similarity import checks
+from fovblur.enhanced_similarity.op import enhanced_similarity_op, enhanced_topk_op
+
+
+def enhanced_similarity(
+    brain_image: Tensor,
+    image: Tensor,
+    brain_text: Tensor,
+    text: Tensor,
+    *,
+    row_gate: Tensor | None = None,
+    column_gate: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Similarity of N recordings to M images, enhanced where the recording also agrees with the image's text.
+
+    ``M = M_bi * (1 + r_i c_j M_bt)`` with ``M_bi = brain_image @ image.T`` and ``M_bt = brain_text @ text.T``, r and c
+    the row and column gates. The similarity modulation of BVSA (CVPR 2026).
+
+    Args:
+        brain_image: (N, D) float16, bfloat16, float32 or float64, of any strides: image embeddings of the recordings.
+        image: (M, D), same dtype and device: embeddings of the images. All four are used as they are; normalise them first.
+        brain_text: (N, E), same dtype and device: text embeddings of the recordings.
+        text: (M, E), same dtype and device: embeddings of the images' texts.
+        row_gate: (N,) of real numbers or booleans on the same device, r above; without it, 1.
+        column_gate: (M,), c above; without it, 1. Where either gate is 0, M_bt has no say, be it infinite or NaN, and where
+            all of one are, it is not computed by the compiled backends.
+        backend: ``"reference"``, ``"cpu"`` or ``"auto"``; without it, the environment variable FOVBLUR_BACKEND, else auto:
+            cpu for CPU tensors and the reference for others, as this op has no GPU kernel.
+
+    Returns:
+        (N, M) in the dtype of the embeddings, as a matrix product has it: accumulated and modulated in float32 (float64
+        for float64), rounded once. For float32 values of half embeddings see :func:`enhanced_topk`.
+
+    Raises:
+        TypeError, ValueError: a wrong type, shape, dtype or device; the message names the argument.
+        RuntimeError: a backend asked for by name cannot run; the message says why.
+
+    Differentiable, any number of times, in the four embeddings and the gates.
+
+    >>> recordings, images = torch.eye(2, 4), torch.eye(3, 4)
+    >>> enhanced_similarity(recordings, images, recordings, images)
+    tensor([[2., 0., 0.],
+            [0., 2., 0.]])
+    """
+    checks.check_embeddings(brain_image, image, brain_text, text)
+    row_gate = checks.gate("row_gate", row_gate, "brain_image", brain_image)
+    column_gate = checks.gate("column_gate", column_gate, "image", image)
+    backends.check_name(backend)
+    return enhanced_similarity_op(brain_image, image, brain_text, text, row_gate, column_gate, backend or "")
+
+
+def enhanced_topk(
+    brain_image: Tensor,
+    image: Tensor,
+    brain_text: Tensor,
+    text: Tensor,
+    k: int,
+    *,
+    row_gate: Tensor | None = None,
+    column_gate: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The k images of the largest :func:`enhanced_similarity` to each recording. The N x M matrix is never formed.
+
+    Args:
+        brain_image, image, brain_text, text, row_gate, column_gate, backend: as for :func:`enhanced_similarity`.
+        k: how many, from 1 to M.
+
+    Returns:
+        values: (N, k) float32 (float64 for float64 embeddings), descending.
+        indices: (N, k) int64, rows of ``image``. Of equal values the lower index comes first, always: neither threads nor
+            tiles show. NaN ranks below -inf, and -0 equals 0, so that the index decides there too.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as for :func:`enhanced_similarity`, and for a k that does not fit.
+
+    Not differentiable: gather the rows and call :func:`enhanced_similarity` on them.
+
+    >>> recordings, images = torch.eye(2, 4), torch.eye(3, 4)
+    >>> values, indices = enhanced_topk(recordings, images, recordings, images, 2)
+    >>> indices
+    tensor([[0, 1],
+            [1, 0]])
+    """
+    checks.check_embeddings(brain_image, image, brain_text, text)
+    checks.check_k(k, image)
+    row_gate = checks.gate("row_gate", row_gate, "brain_image", brain_image)
+    column_gate = checks.gate("column_gate", column_gate, "image", image)
+    backends.check_name(backend)
+    tensors = (brain_image, image, brain_text, text, row_gate, column_gate)
+    return enhanced_topk_op(*(None if tensor is None else tensor.detach() for tensor in tensors), k, backend or "")

@@ -1,0 +1,118 @@
+"""The similarity in plain PyTorch, as its formula is written: the oracle of every test, and the gradient of every backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fovblur.enhanced_similarity.checks import accumulation_dtype
+
+GALLERY_CHUNK = 16_384  # rows of image that top-k scores at once
+
+
+def enhanced_similarity(
+    brain_image: Tensor, image: Tensor, brain_text: Tensor, text: Tensor, row_gate: Tensor | None, column_gate: Tensor | None
+) -> Tensor:
+    """M_bi * (1 + r_i c_j M_bt) in the dtype that is accumulated in; where a gate is 0 the factor is 1, whatever M_bt."""
+    with torch.autocast(brain_image.device.type, enabled=False):
+        image_similarity, text_similarity = _product(brain_image, image), _product(brain_text, text)
+    return image_similarity * _factor(text_similarity, row_gate, column_gate)
+
+
+def gradients(
+    grad: Tensor,
+    brain_image: Tensor,
+    image: Tensor,
+    brain_text: Tensor,
+    text: Tensor,
+    row_gate: Tensor | None,
+    column_gate: Tensor | None,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the four embeddings and the gates where `needs` says so, by matrix products; differentiable again."""
+    inputs = (brain_image, image, brain_text, text, row_gate, column_gate)
+    real = accumulation_dtype(brain_image.dtype)
+    with torch.autocast(brain_image.device.type, enabled=False):
+        grad = grad.to(real)
+        of_image = of_text = of_gates = None
+        if any(needs[:2]):
+            of_image = grad * _factor(_product(brain_text, text), row_gate, column_gate)
+        if any(needs[2:]):
+            of_factor = grad * _product(brain_image, image)
+            of_text = _gated(of_factor, row_gate, column_gate)
+        if any(needs[4:6]):
+            of_gates = of_factor * _product(brain_text, text)
+        wanted = (
+            lambda: of_image @ image.to(real),
+            lambda: of_image.T @ brain_image.to(real),
+            lambda: of_text @ text.to(real),
+            lambda: of_text.T @ brain_text.to(real),
+            lambda: _gated(of_gates, None, column_gate).sum(1),
+            lambda: _gated(of_gates, row_gate, None).sum(0),
+        )
+        return tuple(make().to(x.dtype) if needed else None for x, make, needed in zip(inputs, wanted, needs))
+
+
+def enhanced_topk(
+    brain_image: Tensor,
+    image: Tensor,
+    brain_text: Tensor,
+    text: Tensor,
+    row_gate: Tensor | None,
+    column_gate: Tensor | None,
+    k: int,
+) -> tuple[Tensor, Tensor]:
+    """Values and indices (N, k), chunk by chunk of the gallery. What came before has lower indices, so sorting is stable."""
+    best, indices = brain_image.new_empty(0), brain_image.new_empty(0, dtype=torch.int64)
+    for first in range(0, len(image), GALLERY_CHUNK):
+        chunk = slice(first, first + GALLERY_CHUNK)
+        gate = None if column_gate is None else column_gate[chunk]
+        scores = enhanced_similarity(brain_image, image[chunk], brain_text, text[chunk], row_gate, gate) + 0.0  # -0 becomes 0
+        chunk_indices = torch.arange(first, first + scores.shape[1], device=scores.device).expand(scores.shape)
+        if first > 0:
+            scores, chunk_indices = torch.cat([best, scores], 1), torch.cat([indices, chunk_indices], 1)
+        order = sort_key(scores).sort(dim=1, descending=True, stable=True).indices[:, :k]
+        best, indices = scores.gather(1, order), chunk_indices.gather(1, order)
+    return best, indices
+
+
+def sort_key(scores: Tensor) -> Tensor:
+    """Integers in the order of floats, NaN below all of them."""
+    integer = {torch.float32: torch.int32, torch.float64: torch.int64}[scores.dtype]
+    bits = scores.view(integer)
+    limits = torch.iinfo(integer)
+    key = torch.where(bits >= 0, bits, bits ^ limits.max)
+    return torch.where(scores.isnan(), limits.min, key)
+
+
+def reference_similarity(out: Tensor, *inputs: Tensor | None) -> None:
+    out.copy_(enhanced_similarity(*inputs))
+
+
+def reference_topk(values: Tensor, indices: Tensor, *inputs: Tensor | None) -> None:
+    best, where = enhanced_topk(*inputs, values.shape[1])
+    values.copy_(best)
+    indices.copy_(where)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    real = accumulation_dtype(left.dtype)
+    return left.to(real) @ right.to(real).T
+
+
+def _factor(text_similarity: Tensor, row_gate: Tensor | None, column_gate: Tensor | None) -> Tensor:
+    return 1 + _gated(text_similarity, row_gate, column_gate)
+
+
+def _gated(x: Tensor, row_gate: Tensor | None, column_gate: Tensor | None) -> Tensor:
+    """r_i c_j x, and 0 where either gate is 0, were x infinite or NaN."""
+    if row_gate is None and column_gate is None:
+        return x
+    rows = 1 if row_gate is None else row_gate[:, None]
+    gates = rows if column_gate is None else rows * column_gate
+    closed = gates == 0
+    if row_gate is not None and column_gate is not None:
+        closed = (row_gate == 0)[:, None] | (column_gate == 0)
+    return torch.where(closed, 0.0, gates * x)

@@ -1,0 +1,69 @@
+"""Holding the similarity wrong: each way gets an error that names the argument, what it got and what is allowed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import fovblur
+from fovblur import backends
+
+GOOD = dict(zip(("brain_image", "image", "brain_text", "text"), map(torch.rand, ((2, 4), (3, 4), (2, 5), (3, 5)))))
+CASES = [
+    (dict(image=np.zeros((3, 4))), TypeError, r"image is a ndarray; pass a torch.Tensor of shape \(M, D\)"),
+    (dict(brain_text=torch.rand(5)), ValueError, r"brain_text has shape \(5,\); it must be \(N, E\); add a dimension with"),
+    (dict(brain_image=torch.zeros(2, 4, dtype=torch.int32)), TypeError, "brain_image is torch.int32; it must be one of float16"),
+    (dict(text=torch.rand(3, 5).double()), TypeError, "text is torch.float64 and brain_image torch.float32; all must be of one"),
+    (dict(image=torch.rand(3, 4, device="meta")), ValueError, "image is on meta and brain_image on cpu; they must"),
+    (dict(image=torch.rand(3, 4).to_sparse()), TypeError, "image must be a dense tensor"),
+    (dict(image=torch.rand(3, 6)), ValueError, r"image has shape \(3, 6\) and brain_image \(2, 4\); their numbers of columns"),
+    (dict(brain_text=torch.rand(1, 5)), ValueError, r"brain_text has shape .* and brain_image .*; their numbers of rows"),
+    (dict(text=torch.rand(1, 5)), ValueError, "text has shape .* and image .*; their numbers of rows"),
+    (dict(text=torch.rand(3, 6)), ValueError, "text has shape .* and brain_text .*; their numbers of columns"),
+    (dict(row_gate=1.0), TypeError, r"row_gate is a float; pass None or a torch.Tensor of shape \(2,\)"),
+    (dict(row_gate=torch.ones(3)), ValueError, r"row_gate has shape \(3,\); it must be \(2,\), one for each row of brain_image"),
+    (dict(column_gate=torch.ones(1, 3)), ValueError, r"column_gate has shape \(1, 3\); it must be \(3,\)"),
+    (dict(column_gate=torch.ones(3) * 1j), TypeError, "real numbers or booleans"),
+    (dict(column_gate=torch.ones(3, device="meta")), ValueError, "column_gate is on meta and image on cpu"),
+    (dict(backend="fast"), ValueError, "backend is 'fast'; choose one of auto, reference"),
+]
+CASES_OF_K = [
+    (0, ValueError, "k is 0; it must be from 1 to 3, the number of rows of image"),
+    (-1, ValueError, "k is -1"),
+    (4, ValueError, "k is 4; it must be from 1 to 3"),
+    (2.0, TypeError, r"k is 2.0 \(float\); it must be an int"),
+    (True, TypeError, "k is True"),
+    (None, TypeError, "k is None"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), CASES, ids=lambda case: str(case)[:40])
+def test_wrong_arguments(change, error, message):
+    arguments = {**GOOD, **change}
+    with pytest.raises(error, match=message):
+        fovblur.enhanced_similarity(**arguments)
+    with pytest.raises(error, match=message):
+        fovblur.enhanced_topk(**arguments, k=1)
+
+
+@pytest.mark.parametrize(("k", "error", "message"), CASES_OF_K, ids=lambda case: str(case)[:20])
+def test_wrong_k(k, error, message):
+    with pytest.raises(error, match=message):
+        fovblur.enhanced_topk(**GOOD, k=k)
+
+
+def test_an_empty_gallery_has_no_best():
+    with pytest.raises(ValueError, match="k is 1; it must be from 1 to 0"):
+        fovblur.enhanced_topk(torch.rand(2, 4), torch.rand(0, 4), torch.rand(2, 4), torch.rand(0, 4), 1)
+
+
+def test_a_backend_without_the_op_says_so_and_is_never_chosen(monkeypatch):
+    monkeypatch.setattr(backends, "why_not_for", lambda name, device, dtype: None)
+    cuda, options = torch.device("cuda"), {"op": "enhanced_similarity", "implemented": ("reference", "cpu")}
+    with pytest.raises(RuntimeError, match="backend 'cuda' cannot run: it has no enhanced_similarity"):
+        backends.choose("cuda", cuda, torch.float32, **options)
+    assert backends.choose(None, cuda, torch.float32, **options) == "reference"
+    assert backends.choose(None, cuda, torch.float32, **{**options, "implemented": ("reference", "triton")}) == "triton"
+    options["implemented"] = ("reference",)
+    assert backends.choose("auto", torch.device("cpu"), torch.float32, **options) == "reference"

@@ -1,0 +1,77 @@
+"""Anything goes: random shapes, types, strides, gates and broken embeddings, every backend against the float64 formula."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from similarity_under_test import DTYPES, NAMES, Similarity, check_topk, exact, random_embeddings
+
+RELATIVE_ERROR = {torch.float32: 4e-6, torch.float64: 1e-13, torch.float16: 2**-10, torch.bfloat16: 2**-7}
+BACKENDS = sorted({name.partition("-")[0] for name in NAMES})
+
+
+@st.composite
+def calls(draw, largest: int):
+    n, m = draw(st.integers(1, largest)), draw(st.integers(1, 4 * largest))
+    d, e = draw(st.integers(0, 80)), draw(st.integers(0, 80))
+    layouts = draw(st.lists(st.sampled_from(["contiguous", "transposed", "strided", "sliced"]), min_size=4, max_size=4))
+    gates = [draw(st.sampled_from([None, "zeros", "some", "random"])) for _ in range(2)]
+    broken = draw(st.none() | st.sampled_from([float("nan"), float("inf"), float("-inf")]))
+    k, dtype, seed = draw(st.integers(1, m)), draw(st.sampled_from(DTYPES)), draw(st.integers(0, 2**31))
+    return (n, m, d, e), k, dtype, layouts, gates, broken, seed
+
+
+def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
+    return {
+        "contiguous": lambda: x,
+        "transposed": lambda: x.T.contiguous().T,
+        "strided": lambda: torch.stack([x, x], 2)[:, :, 1],
+        "sliced": lambda: torch.cat([x, x], 1)[:, x.shape[1] :],
+    }[layout]()
+
+
+def gate_of(kind: str | None, rows: int) -> torch.Tensor | None:
+    return {
+        None: lambda: None,
+        "zeros": lambda: torch.zeros(rows),
+        "some": lambda: (torch.rand(rows) > 0.5).float(),
+        "random": lambda: torch.randn(rows),
+    }[kind]()
+
+
+def check(similarity, call) -> None:
+    shape, k, dtype, layouts, gates, broken, seed = call
+    torch.manual_seed(seed)
+    if not similarity.serves(dtype):
+        dtype = torch.float32
+    embeddings = [laid_out(x, layout) for x, layout in zip(random_embeddings(*shape, dtype), layouts)]
+    gates = dict(zip(("row_gate", "column_gate"), map(gate_of, gates, shape)))
+    if broken is not None and shape[2] > 0:
+        embeddings[1][shape[1] // 2, 0] = broken
+    expected = exact(*embeddings, **gates)
+    ours = similarity.matrix(*embeddings, **gates)
+    values, indices = similarity.topk(*embeddings, k, **gates)
+    finite = expected.isfinite()
+    assert torch.equal(ours.isfinite(), finite)
+    scale = max(1.0, expected[finite].abs().max().item() if finite.any() else 1.0)
+    assert ((ours.double() - expected)[finite].abs() <= RELATIVE_ERROR[dtype] * scale).all()
+    if finite.all():
+        check_topk(values, indices, expected, RELATIVE_ERROR[torch.float64 if dtype == torch.float64 else torch.float32])
+    else:
+        assert torch.equal(values.isnan(), expected.gather(1, indices).isnan())
+        ranked = values.nan_to_num(float("-inf"), float("inf"), float("-inf"))
+        assert (ranked[:, :-1] >= ranked[:, 1:]).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_call(backend):
+    slow = backend == "triton" and Similarity(backend).device.type == "cpu"
+
+    @settings(deadline=None, max_examples=15 if slow else 150, print_blob=True)
+    @given(call=calls(largest=20 if slow else 80))
+    def run(call):
+        check(Similarity(backend), call)
+
+    run()

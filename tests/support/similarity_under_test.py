@@ -1,0 +1,78 @@
+"""Every implementation of the similarity as a pytest parameter, random embeddings, and the float64 oracle."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from backends_under_test import IMPLEMENTATIONS, Implementation
+from torch import Tensor
+
+import fovblur
+from fovblur import backends
+from fovblur.enhanced_similarity.checks import EMBEDDING_DTYPES
+from fovblur.enhanced_similarity.op import _MODULES
+
+DTYPES = EMBEDDING_DTYPES
+NAMES = [name for name in IMPLEMENTATIONS if name.partition("-")[0] in _MODULES]
+
+
+class Similarity(Implementation):
+    """Calls the public functions on one backend; tensors go to the device it runs on and come back."""
+
+    def matrix(self, *embeddings: Tensor, **gates: Tensor | None) -> Tensor:
+        return fovblur.enhanced_similarity(*self.move(embeddings), backend=self.backend, **self.move_all(gates)).cpu()
+
+    def topk(self, *arguments: Tensor | int, **gates: Tensor | None) -> tuple[Tensor, Tensor]:
+        values, indices = fovblur.enhanced_topk(*self.move(arguments), backend=self.backend, **self.move_all(gates))
+        return values.cpu(), indices.cpu()
+
+    def move(self, values):
+        return [value.to(self.device) if isinstance(value, Tensor) else value for value in values]
+
+    def move_all(self, values: dict) -> dict:
+        return dict(zip(values, self.move(values.values())))
+
+
+@pytest.fixture(params=NAMES)
+def similarity(request):
+    """One implementation after another."""
+    chosen = Similarity(request.param)
+    if not chosen.variant:
+        yield chosen
+        return
+    cpu = backends.load_native("cpu")
+    before = cpu.variant()
+    cpu.use_variant(chosen.variant)
+    yield chosen
+    cpu.use_variant(before)
+
+
+def random_embeddings(n: int, m: int, d: int, e: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+    """brain_image, image, brain_text and text with rows of about unit length."""
+    scaled = lambda rows, columns: (torch.randn(rows, columns) / max(columns, 1) ** 0.5).to(dtype)  # noqa: E731
+    return scaled(n, d), scaled(m, d), scaled(n, e), scaled(m, e)
+
+
+def random_gates(n: int, m: int) -> dict[str, Tensor]:
+    return {"row_gate": torch.rand(n) * (torch.rand(n) > 0.3), "column_gate": torch.rand(m) * (torch.rand(m) > 0.3)}
+
+
+def exact(brain_image, image, brain_text, text, row_gate=None, column_gate=None) -> Tensor:
+    """The formula in float64, written apart from the reference; open gates only, or finite texts."""
+    image_similarity = torch.einsum("nd,md->nm", brain_image.double(), image.double())
+    text_similarity = torch.einsum("ne,me->nm", brain_text.double(), text.double())
+    rows = torch.ones(len(brain_image)) if row_gate is None else row_gate
+    columns = torch.ones(len(image)) if column_gate is None else column_gate
+    return image_similarity * (1 + torch.outer(rows.double(), columns.double()) * text_similarity)
+
+
+def check_topk(values: Tensor, indices: Tensor, scores: Tensor, tolerance: float) -> None:
+    """The k best of float64 scores, but for those that rounding cannot tell apart."""
+    best = scores.sort(dim=1, descending=True).values[:, : values.shape[1]]
+    scale = max(1.0, scores.abs().max().item())
+    assert (values.double() - best).abs().max() <= tolerance * scale
+    assert (values.double() - scores.gather(1, indices)).abs().max() <= tolerance * scale
+    assert (values[:, :-1] >= values[:, 1:]).all()
+    assert all(len(set(row)) == len(row) for row in indices.tolist())
+    equal = values[:, :-1] == values[:, 1:]
+    assert (indices[:, :-1] < indices[:, 1:])[equal].all()
