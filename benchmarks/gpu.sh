@@ -3,6 +3,7 @@
 #
 # Builds in place, runs the tests marked gpu and the blur's own tests on both GPU backends, compute-sanitizer on the tests
 # marked sanitize, the CUDA benchmarks, and BVSA's decoupling step at batch 1024 under 10 GB. What it measured is in OUTDIR.
+# Takes the packages of the extra `test` as they are; those that are missing have to be installed before, from wheels.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(mkdir -p "${1:?usage: benchmarks/gpu.sh OUTDIR}" && cd "$1" && pwd)
