@@ -177,11 +177,14 @@ cudaError_t launch(void (*kernel)(Parameters...), int threads, int64_t tiles, vo
 
 enum class Form { direct, products };
 
-// Which form filters a source of this type: products where they lose less than the source's own precision has lost, and in
-// float32 where PyTorch's matmul precision allows tf32. Radii beyond their reach only the device knows: product_strip
-// filters those directly.
-Form choose_form(DType source, const BlurParams& p) {
-  return source != DType::float32 || p.allow_tf32 ? Form::products : Form::direct;
+bool is_half(DType dtype) { return dtype == DType::float16 || dtype == DType::bfloat16; }
+
+// Which form takes a source of this type to a result of that: products where they lose less than either's own precision
+// does, elsewhere only where PyTorch's matmul precision allows tf32. Radii beyond their reach only the device knows:
+// product_strip filters those directly.
+Form choose_form(DType source, DType result, const BlurParams& p) {
+  const bool exact_enough = is_half(source) || (source == DType::uint8 && is_half(result));
+  return exact_enough || p.allow_tf32 ? Form::products : Form::direct;
 }
 
 template <class Destination>
@@ -202,8 +205,8 @@ Kernel<Destination> products_kernel(DType source) {
 }
 
 template <class Destination>
-cudaError_t launch_pass(const BlurParams& p, const Destination& destination, DType source, void* stream) {
-  if (choose_form(source, p) == Form::direct) {
+cudaError_t launch_pass(const BlurParams& p, const Destination& destination, DType source, DType result, void* stream) {
+  if (choose_form(source, result, p) == Form::direct) {
     const bool low = p.shape[2] <= 32;
     const Tiling tiling(p.shape, low ? 32 : 128, Shape<kDirectThreads>::kColumns);
     const auto kernel = low ? blur_direct<1, Destination> : blur_direct<4, Destination>;
@@ -234,7 +237,7 @@ const char* message(cudaError_t error) { return error == cudaSuccess ? nullptr :
 const char* foveated_blur_cuda(const BlurParams& p, const Images& out, void* stream) {
   if (is_empty(p.shape)) return nullptr;
   if (const char* reason = why_not(p.shape)) return reason;
-  return message(launch_pass(p, out, p.images.dtype, stream));
+  return message(launch_pass(p, out, p.images.dtype, out.dtype, stream));
 }
 
 const char* foveated_blur_backward_cuda(const BlurParams& p, const BlurGradients& gradients, void* stream) {
@@ -242,7 +245,7 @@ const char* foveated_blur_backward_cuda(const BlurParams& p, const BlurGradients
   if (const char* reason = why_not(p.shape)) return reason;
   cudaError_t error = cudaSuccess;
   if (gradients.grad_images.data)
-    error = launch_pass(p, gradients, gradients.grad.dtype, stream);
+    error = launch_pass(p, gradients, gradients.grad.dtype, gradients.grad_images.dtype, stream);
   if (error == cudaSuccess && (gradients.grad_sigma || gradients.grad_gain)) {
     const Tiling tiling = parameter_tiling(p.shape);
     error = launch(blur_parameter_gradient, kDirectThreads, tiling.tiles, stream, p, gradients, tiling);

@@ -77,8 +77,9 @@ def foveated_blur(
 
     Returns:
         (B, C, H, W) in ``out_dtype``. Accumulation is in float32 (float64 for float64 images).
-        The triton and cuda backends multiply uint8 and half types in half precision or tf32; cuda multiplies float32 in
-        tf32 where ``torch.set_float32_matmul_precision`` allows it, which it does not by default.
+        The triton and cuda backends multiply half types in half precision or tf32, and uint8 too: triton always, cuda on
+        the way to a half type. Where ``torch.set_float32_matmul_precision`` allows tf32, which it does not by default,
+        cuda multiplies float32 in it and uint8 in half precision.
 
     Raises:
         TypeError, ValueError: a wrong type, shape, device or range; the message names the argument. Values of CUDA

@@ -9,7 +9,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import triton
 
+CUOBJDUMP_OF_TRITON = str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
 SOURCE = Path(__file__).parents[2] / "csrc" / "foveated_blur" / "cuda.cu"
 ARCHITECTURES = (86, 90)
 REGISTERS_OF_A_MULTIPROCESSOR = 65_536
@@ -76,9 +78,7 @@ def test_kernels_do_not_spill_and_two_blocks_share_a_multiprocessor(compiled, ar
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_products_use_tensor_cores_and_wide_loads(compiled, architecture):
-    cuobjdump = find_cuobjdump()
-    if cuobjdump is None:
-        pytest.skip("cuobjdump is neither installed nor part of triton")
+    cuobjdump = shutil.which("cuobjdump") or CUOBJDUMP_OF_TRITON
     kernels, directory = compiled(architecture)
     command = [cuobjdump, "-sass", str(directory / "kernels.cubin")]
     functions = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("Function : ")[1:]
@@ -91,11 +91,3 @@ def test_products_use_tensor_cores_and_wide_loads(compiled, architecture):
         for instruction in (*PRODUCTS[source], "STG.E.128"):
             assert instruction in used, (name, instruction)
         assert source == "f" or any(instruction.startswith("LDSM") for instruction in used), name
-
-
-def find_cuobjdump() -> str | None:
-    if found := shutil.which("cuobjdump"):
-        return found
-    triton = pytest.importorskip("triton")
-    bundled = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    return str(bundled) if bundled.is_file() else None

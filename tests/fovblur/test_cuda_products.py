@@ -21,7 +21,7 @@ pytestmark = only_cuda
 @pytest.fixture(autouse=True)
 def float32_products():
     """float32 images are multiplied in tf32, which PyTorch's default precision forbids."""
-    before = torch.get_float32_matmul_precision()
+    before = torch.get_float32_matmul_precision()  # which forbids products of uint8 as well, but for half results
     torch.set_float32_matmul_precision("high")
     yield
     torch.set_float32_matmul_precision(before)
@@ -153,6 +153,17 @@ def test_matmul_precision_chooses_the_form_of_float32(implementation, seed):
     assert relative_error(results["highest"], expected) < 1e-5
     assert 1e-5 < relative_error(results["high"], expected) < TF32
     assert torch.equal(results["high"], results["medium"])
+
+
+def test_uint8_is_exact_in_float32_and_rounded_in_half_precision(implementation, seed):
+    torch.set_float32_matmul_precision("highest")
+    images = random_images((3, 1, 40, 70), torch.uint8)
+    options = {"kernel_size": torch.tensor([3, 51, 129]), "mean": 0.5, "std": 0.25}
+    expected = exact(images.double() / 255, **options)
+    results = {kind: implementation.foveated_blur(images, out_dtype=kind, **options) for kind in (torch.float32, torch.float16)}
+    assert relative_error(results[torch.float32], expected) < 1e-5
+    rounded_once = relative_error(expected.half(), expected)
+    assert rounded_once < relative_error(results[torch.float16], expected) < 2e-3
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
