@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
+import fovblur
 from bvsa_core.errors import UserError
-from bvsa_core.retrieval.gates import gates, modulate
+from bvsa_core.retrieval.gates import gates
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,9 @@ class Scores:
 
 def similarity(embeddings: Embeddings, gate: str) -> Tensor:
     """Scores (N, M) of every picture for every recording."""
-    to_image = embeddings.brain_image.float() @ embeddings.image.float().T
-    if gate == "none":
-        return to_image
-    to_text = embeddings.brain_text.float() @ embeddings.text.float().T
-    return modulate(to_image, to_text, *gates(gate, to_text))
+    compared = [x.float() for x in (embeddings.brain_image, embeddings.image, embeddings.brain_text, embeddings.text)]
+    row_gate, column_gate = gates(gate, compared[2] @ compared[3].T)
+    return fovblur.enhanced_similarity(*compared, row_gate=row_gate, column_gate=column_gate)
 
 
 def ranks(scores: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Gates of similarity modulation: M = M_bv * (1 + r_i c_j M_bt), with row gates r and column gates c of 0 or 1.
+"""Gates of similarity modulation (fovblur.enhanced_similarity): row gates r and column gates c of 0 or 1.
 
 `paper` and `code` read the diagonal of M_bt, that is, which text belongs to which test recording; every number they make
 is labelled "uses labels".
@@ -45,8 +45,3 @@ def gates(name: str, brain_to_text: Tensor, alpha: float = 0.10) -> tuple[Tensor
         return open_rows, open_rows
     open_rows = (true_pairs >= true_pairs.mean() - 1.96 * spread / math.sqrt(rows)).float()
     return open_rows, torch.ones_like(open_rows)
-
-
-def modulate(brain_to_image: Tensor, brain_to_text: Tensor, row_gate: Tensor, column_gate: Tensor) -> Tensor:
-    """M_bv * (1 + r_i c_j M_bt), for similarities (N, M)."""
-    return brain_to_image * (1 + row_gate[:, None] * column_gate * brain_to_text)

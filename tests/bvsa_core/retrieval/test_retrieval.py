@@ -9,7 +9,7 @@ import torch
 from bvsa_core.errors import UserError
 from bvsa_core.retrieval.bootstrap import crossed_bootstrap
 from bvsa_core.retrieval.evaluate import Embeddings, ranks, score, similarity
-from bvsa_core.retrieval.gates import INFORMATION, gates, modulate
+from bvsa_core.retrieval.gates import INFORMATION, gates
 
 
 def random_embeddings(n: int = 30, m: int = 30, d: int = 8) -> Embeddings:
@@ -57,7 +57,6 @@ def test_modulation_is_the_published_product(gate, seed):
     rows, columns = gates(gate, to_text)
     expected = to_image + torch.outer(rows, columns) * to_image * to_text
     torch.testing.assert_close(similarity(e, gate), expected)
-    torch.testing.assert_close(modulate(to_image, to_text, rows, columns), expected)
 
 
 @pytest.mark.parametrize("gate", [name for name, information in INFORMATION.items() if information == "inductive"])
