@@ -67,15 +67,24 @@ class Method(nn.Module, ABC):
         brain = normalize(self.encoder(recordings), dim=-1)
         return brain, brain
 
-    def retrieval_embeddings(self, recordings: Tensor, images: Tensor, texts: Tensor) -> Embeddings:
-        """Embeddings of test recordings (N, channels, time), of pictures (levels, M, D) and of texts (M, D).
-
-        The features of several gallery levels are put side by side, and brain and text features repeated to match.
-        """
+    def query_embeddings(self, recordings: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings of test recordings (N, channels, time), to compare with those of pictures and of texts."""
+        levels = len(self.gallery_levels())
         brain_image, brain_text = self.embed(recordings)
-        levels = len(images)
-        image = images.transpose(0, 1).flatten(1)
-        return Embeddings(brain_image.repeat(1, levels), image, brain_text.repeat(1, levels), texts.repeat(1, levels))
+        return brain_image.repeat(1, levels), brain_text.repeat(1, levels)
+
+    def image_embeddings(self, features: Tensor) -> Tensor:
+        """Embeddings of pictures to retrieve, from features (levels, M, D): those of several levels side by side."""
+        return features.transpose(0, 1).flatten(1)
+
+    def text_embeddings(self, features: Tensor) -> Tensor:
+        """Embeddings of texts, from features (M, D): repeated as those of recordings are."""
+        return features.repeat(1, len(self.gallery_levels()))
+
+    def retrieval_embeddings(self, recordings: Tensor, images: Tensor, texts: Tensor) -> Embeddings:
+        """Embeddings of test recordings (N, channels, time), of features of pictures (levels, M, D) and of texts (M, D)."""
+        brain_image, brain_text = self.query_embeddings(recordings)
+        return Embeddings(brain_image, self.image_embeddings(images), brain_text, self.text_embeddings(texts))
 
 
 def symmetric_contrastive(brain: Tensor, other: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
