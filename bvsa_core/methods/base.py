@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, softplus
 
+from bvsa_core.encoders import Shape, encode
 from bvsa_core.retrieval.evaluate import Embeddings
 from bvsa_core.vision.views import SHARP, Level
 
@@ -25,6 +26,7 @@ class Batch:
     recordings: Tensor  # (B, channels, time)
     images: Tensor  # (B, D) unit-norm features of the pictures, each under the blur the method asked for
     texts: Tensor  # (B, D) unit-norm features of the prompts that name what the pictures show
+    subjects: Tensor | None = None  # (B,) int64, whose recordings these are; -1 for someone not trained on
 
 
 class Method(nn.Module, ABC):
@@ -32,19 +34,26 @@ class Method(nn.Module, ABC):
 
     Args:
         options: an instance of the method's `Options`.
-        build_encoder: makes a brain encoder, recordings (B, channels, time) -> (B, D).
+        build_encoder: makes a brain encoder for a shape, recordings (B, channels, time) -> (B, embedding).
         samples: number of training samples, for per-sample state.
+        shape: of the recordings and of the features of pictures and texts, whose width is shape.embedding.
     """
 
     Options: ClassVar[type]
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"corrected": {}}
+    TRAINING: ClassVar[dict[str, Any]] = {}  # how its authors train it: fields of RunConfig, which flags and YAML override
+    NOTE: ClassVar[str] = ""  # what a reader of its figures has to know; printed in every table
     default_gate: str = "none"  # how retrieval uses the texts unless it is told otherwise
 
-    def __init__(self, options: Any, build_encoder: Callable[[], nn.Module], samples: int):
+    def __init__(self, options: Any, build_encoder: Callable[[Shape], nn.Module], samples: int, shape: Shape):
         super().__init__()
         self.options = options
-        self.encoder = build_encoder()
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.encoder = build_encoder(shape)
+        self.fusion: nn.Module | None = None  # of multi-level targets, trained along with the method
+        self.epoch, self.epochs = 0, 1  # the one being trained, counted from 0, and how many there will be
+
+    def prepare(self, everything: Callable[[], Batch]) -> None:
+        """Called once before training. `everything` makes one batch of the whole training set."""
 
     def levels(self) -> list[Level]:
         """Every blur level that `blur` may ask for."""
@@ -62,20 +71,33 @@ class Method(nn.Module, ABC):
     def forward(self, batch: Batch) -> Tensor:
         """The loss of a batch; updates per-sample state in training mode."""
 
-    def embed(self, recordings: Tensor) -> tuple[Tensor, Tensor]:
+    def embed(self, recordings: Tensor, subjects: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Unit-norm embeddings (B, D) of recordings: one to compare with images, one to compare with texts."""
-        brain = normalize(self.encoder(recordings), dim=-1)
+        brain = normalize(encode(self.encoder, recordings, subjects), dim=-1)
         return brain, brain
 
-    def retrieval_embeddings(self, recordings: Tensor, images: Tensor, texts: Tensor) -> Embeddings:
+    def embed_gallery(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """What recordings are compared with, for features of pictures (levels, M, D) and of texts (M, D)."""
+        return images, texts
+
+    def retrieval_embeddings(self, recordings: Tensor, images: Tensor, texts: Tensor, subjects: Tensor | None = None) -> Embeddings:
         """Embeddings of test recordings (N, channels, time), of pictures (levels, M, D) and of texts (M, D).
 
         The features of several gallery levels are put side by side, and brain and text features repeated to match.
         """
-        brain_image, brain_text = self.embed(recordings)
+        brain_image, brain_text = self.embed(recordings, subjects)
+        images, texts = self.embed_gallery(images, texts)
         levels = len(images)
         image = images.transpose(0, 1).flatten(1)
         return Embeddings(brain_image.repeat(1, levels), image, brain_text.repeat(1, levels), texts.repeat(1, levels))
+
+
+class Contrastive(Method):
+    """A method whose logits are cosines times a learnable scale."""
+
+    def __init__(self, options: Any, build_encoder: Callable[[Shape], nn.Module], samples: int, shape: Shape):
+        super().__init__(options, build_encoder, samples, shape)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
 
 def symmetric_contrastive(brain: Tensor, other: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,12 +128,22 @@ class Interval(nn.Module):
     @torch.no_grad()
     def forward(self, samples: Tensor, similarity: Tensor) -> Tensor:
         """-1 below the interval, +1 above it, 0 inside, for similarities (B,) of the samples (B,); int64."""
+        similarity, mean, std = self._fit(samples, similarity)
+        reach = self.z * std
+        return (similarity > mean + reach).long() - (similarity < mean - reach).long()
+
+    @torch.no_grad()
+    def position(self, samples: Tensor, similarity: Tensor) -> Tensor:
+        """Where in the interval similarities (B,) lie: 0 in its middle, -1 and 1 at its ends; float32."""
+        similarity, mean, std = self._fit(samples, similarity)
+        return ((similarity - mean) / (self.z * std).clamp(min=torch.finfo(torch.float32).tiny)).nan_to_num()
+
+    def _fit(self, samples: Tensor, similarity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         similarity = similarity.detach().float()
         fitted = similarity
         if self.gamma is not None:
             fitted = self.gamma * similarity + (1 - self.gamma) * self.smoothed[samples]
             self.smoothed[samples] = fitted
         if len(fitted) < 2:  # has no spread
-            return torch.zeros_like(samples)
-        mean, reach = fitted.mean(), self.z * fitted.std()
-        return (similarity > mean + reach).long() - (similarity < mean - reach).long()
+            return similarity, similarity, torch.zeros_like(similarity)
+        return similarity, fitted.mean(), fitted.std()

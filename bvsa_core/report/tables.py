@@ -28,6 +28,7 @@ class Row:
     subjects: int
     seeds: int
     protocol: dict
+    note: str = ""  # what a reader of the figures has to know of the method
 
 
 def rows(results: Sequence[dict]) -> list[Row]:
@@ -55,6 +56,7 @@ def _row(group: list[dict]) -> Row:
         subjects=len(subjects),
         seeds=len(seeds),
         protocol=group[0]["protocol"],
+        note=group[0].get("note", ""),
     )
 
 
@@ -65,7 +67,7 @@ def cells(row: Row) -> tuple[str, ...]:
     """A row as the text of its columns."""
     interval = lambda value, bounds: f"{100 * value:.1f} [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"  # noqa: E731
     return (
-        row.method,
+        f"{row.method}, {row.note}" if row.note else row.method,
         interval(row.top1, row.top1_interval),
         interval(row.top5, row.top5_interval),
         f"{100 * row.map:.1f}",
@@ -94,9 +96,10 @@ def to_rich(table: Sequence[Row]) -> Table:
     for column in ("method", "Top-1 %", "Top-5 %", "mAP %", "median\nrank", "protocol"):
         shown.add_column(column, justify="left" if column in ("method", "protocol") else "right", no_wrap=True)
     for row in table:
-        method, top1, top5, mean_precision, rank, selection, information, gate = cells(row)
-        in_two_lines = [text.replace(" ", "\n", 1) for text in (method, top1, top5)]
-        shown.add_row(*in_two_lines, mean_precision, rank, f"{selection}, {information}\ngate {gate}")
+        _, top1, top5, mean_precision, rank, selection, information, gate = cells(row)
+        in_two_lines = [text.replace(" ", "\n", 1) for text in (row.method, top1, top5)]
+        note = f"\n{row.note}" if row.note else ""
+        shown.add_row(*in_two_lines, mean_precision, rank, f"{selection}, {information}\ngate {gate}{note}")
     return shown
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from lightning_fabric import Fabric, seed_everything
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from bvsa_core import encoders, methods
 from bvsa_core.data.layout import Dataset
-from bvsa_core.data.split import Split, load_split
+from bvsa_core.data.split import Split, hold_out, load_split
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Method
 from bvsa_core.retrieval.evaluate import Embeddings, Protocol, ranks, score, similarity
@@ -22,6 +23,7 @@ from bvsa_core.training.loop import fit
 from bvsa_core.vision.bank import FeatureBank
 from bvsa_core.vision.clip import Clip, load_clip
 from bvsa_core.vision.images import read_images
+from bvsa_core.vision.multilevel import Fusion, MultiLevelViews
 from bvsa_core.vision.views import BankedViews, Falloff, Level, OnlineViews, Views
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
@@ -61,7 +63,14 @@ class Materials:
 
     @functools.cached_property
     def clip(self) -> Clip:
-        return load_clip(self.config.vision, self.config.weights, self.config.cache_dir, self.device)
+        clip = load_clip(self.config.vision, self.config.weights, self.config.cache_dir, self.device)
+        return clip.with_layers(self.config.target_layers)
+
+    def fusion(self) -> Fusion | None:
+        """Learnt weights of multi-level targets, where the configuration asks for them."""
+        if not self.config.target_levels and not self.config.target_layers:
+            return None
+        return Fusion(self.clip.widths(), 1 + len(self.config.target_levels)).to(self.device)
 
     @property
     def falloff(self) -> Falloff:
@@ -71,8 +80,12 @@ class Materials:
         average = self.config.average or split == "test"
         return load_split(self.dataset, [subject], split, self.config.channels, self.config.window, average).to(self.device)
 
-    def views(self, pictures: Sequence[str], levels: Sequence[Level]) -> Views:
-        """Features of pictures, at least at these levels."""
+    def views(self, pictures: Sequence[str], levels: Sequence[Level], fusion: Fusion | None = None) -> Views:
+        """Features of pictures, at least at these levels; with a fusion, multi-level ones."""
+        if fusion is not None:
+            fixed = [Level(*level) for level in self.config.target_levels]
+            at_fixed = self.views(pictures, fixed) if fixed else None
+            return MultiLevelViews(fusion, self.views(pictures, levels), at_fixed, fixed)
         if self.config.views == "online":
             return self._online(tuple(pictures))
         bank = self.bank(pictures)
@@ -114,25 +127,31 @@ def run(config: RunConfig, materials: Materials, folder: RunFolder, progress: Pr
     devices = [materials.device.index or 0] if materials.device.type == "cuda" else 1
     fabric = Fabric(accelerator=materials.device.type, devices=devices, precision=config.precision)
     train = materials.split(config.subject, "train")
+    train, validation = hold_out(train, config.validation, config.seed) if config.validation else (train, None)
     texts = materials.texts(train.images, train.concepts)
     seed_everything(config.seed, verbose=False)  # not before the picture encoder is loaded, which draws random numbers
     method = build_method(config, train, texts.shape[1])
-    views = materials.views(train.images, method.levels())
+    method.fusion = materials.fusion()
+    views = materials.views(train.images, method.levels(), method.fusion)
+    held_out = None
+    if validation is not None:
+        held_out = validation, materials.views(train.images, method.gallery_levels(), method.fusion)
     if config.shuffle_pairs:
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed)).to(materials.device)
-        train = Split(train.recordings, train.image_of[order], train.images, train.concepts, train.channels, train.repetitions)
+        train = replace(train, image_of=train.image_of[order])
 
     def report(metrics: dict) -> None:
         folder.add_metrics(metrics)
         progress("epochs", metrics["epoch"], config.epochs)
 
-    fit(method, train, views, texts, config, fabric, report)
-    embeddings, test = embed_test_set(method, config.subject, materials)
+    fit(method, train, views, texts, config, fabric, report, held_out)
+    embeddings, test = embed_test_set(method, config.subject, materials, train.subjects)
     protocol = protocol_of(materials, test, method.default_gate)
     rank = ranks(similarity(embeddings, method.default_gate))
     result = {
         "method": config.method,
         "preset": config.preset,
+        "note": method.NOTE,
         "subject": config.subject,
         "seed": config.seed,
         **score(rank).to_json(protocol),
@@ -145,18 +164,25 @@ def run(config: RunConfig, materials: Materials, folder: RunFolder, progress: Pr
 
 def build_method(config: RunConfig, train: Split, embedding: int) -> Method:
     """The method of a configuration, for the shape of its training data, on their device."""
-    shape = encoders.Shape(channels=train.recordings.shape[1], time=train.recordings.shape[2], embedding=embedding)
-    build_encoder = functools.partial(encoders.build, config.encoder, shape, config.encoder_options)
-    method = methods.method_class(config.method)(config.method_options, build_encoder, len(train))
+    _, channels, time = train.recordings.shape
+    shape = encoders.Shape(channels, time, embedding, len(train.subjects))
+
+    def build_encoder(shape: encoders.Shape) -> torch.nn.Module:
+        encoder = encoders.build(config.encoder, shape, config.encoder_options)
+        if config.initial_std is not None:
+            encoders.initialise(encoder, config.initial_std)
+        return encoder
+
+    method = methods.method_class(config.method)(config.method_options, build_encoder, len(train), shape)
     return method.to(train.recordings.device)
 
 
 @torch.no_grad()
-def embed_test_set(method: Method, subject: str, materials: Materials) -> tuple[Embeddings, Split]:
-    """What retrieval compares, for the test recordings of a subject and all test pictures."""
+def embed_test_set(method: Method, subject: str, materials: Materials, trained: list[str]) -> tuple[Embeddings, Split]:
+    """What retrieval compares, for the test recordings of a subject and all test pictures, after training on some subjects."""
     test = materials.split(subject, "test")
     levels = method.gallery_levels()
-    views = materials.views(test.images, levels)
+    views = materials.views(test.images, levels, method.fusion)
     pictures = torch.arange(len(test.images), device=materials.device)
     gallery = []
     for level in levels:
@@ -165,7 +191,8 @@ def embed_test_set(method: Method, subject: str, materials: Materials) -> tuple[
     method.eval()
     images = torch.stack(gallery)
     texts = materials.texts(test.images, test.concepts)
-    embeddings = method.retrieval_embeddings(test.recordings, images[:, test.image_of], texts[test.image_of])
+    whose = test.numbers_among(trained)
+    embeddings = method.retrieval_embeddings(test.recordings, images[:, test.image_of], texts[test.image_of], whose)
     return embeddings, test
 
 
