@@ -9,6 +9,7 @@ import scipy.stats
 import torch
 
 from bvsa_core import methods
+from bvsa_core.encoders import Shape
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Batch
 from bvsa_core.training.config import PRESETS, method_options
@@ -18,8 +19,9 @@ SAMPLES, BATCH, CHANNELS, TIME, WIDTH = 40, 24, 3, 10, 16
 
 
 def make(name: str, preset: str = "corrected", **changes):
-    build = lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(CHANNELS * TIME, WIDTH))  # noqa: E731
-    return methods.method_class(name)(method_options(name, preset, **changes), build, SAMPLES)
+    build = lambda shape: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(CHANNELS * TIME, shape.embedding))  # noqa: E731
+    shape = Shape(CHANNELS, TIME, WIDTH)
+    return methods.method_class(name)(method_options(name, preset, **changes), build, SAMPLES, shape)
 
 
 def random_batch() -> Batch:
@@ -154,7 +156,7 @@ def test_three_gallery_views_stand_side_by_side(seed):
 
 
 def test_unknown_names_are_told():
-    with pytest.raises(UserError, match="unknown method 'UBPP'; did you mean 'ubp'. choose one of bvsa, ubp, vanilla"):
+    with pytest.raises(UserError, match="unknown method 'UBPP'; did you mean 'ubp'. choose one of atm, bravl, bvsa, mcdb, nice, ubp, vanilla"):
         methods.method_class("UBPP")
     with pytest.raises(UserError, match="unknown preset 'mine'; choose one of corrected, paper, code"):
         method_options("ubp", "mine")
