@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -163,7 +164,9 @@ class BraVL(Method):
         if len(latents) < 2:
             raise UserError("method bravl tells pictures apart, and the gallery has one; give it two or more")
         classifier = SVC(C=self.options.cost, kernel="rbf", gamma=self.options.gamma, decision_function_shape="ovr")
-        classifier.fit(latents.double().cpu().numpy(), range(len(latents)))
+        with warnings.catch_warnings():  # that so many classes might be a regression
+            warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+            classifier.fit(latents.double().cpu().numpy(), range(len(latents)))
         scores = torch.from_numpy(classifier.decision_function(queries.double().cpu().numpy()))
         scores = torch.stack([-scores, scores], dim=1) if scores.ndim == 1 else scores  # of two classes it gives one
         return scores.float().to(queries.device)
