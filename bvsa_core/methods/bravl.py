@@ -129,7 +129,7 @@ class BraVL(Method):
         elbo = likelihood - min(1.0, self.options.annealing * self.epoch) * divergence
         intra = sum(gaussian(z, *estimator(expected).chunk(2, dim=-1)).mean() for estimator, expected in zip(self.estimators, decoded))
         loss = -elbo - self.options.intra * intra
-        if len(z) > 1:  # else there is nobody to be taken for
+        if self.options.inter and len(z) > 1:  # one sample has nobody to be taken for
             loss = loss - self.options.inter * (elbo - self._bound_of_negatives(x, mean, log_variance))
         return loss
 
@@ -166,8 +166,8 @@ class BraVL(Method):
         classifier = SVC(C=self.options.cost, kernel="rbf", gamma=self.options.gamma, decision_function_shape="ovr")
         with warnings.catch_warnings():  # that so many classes might be a regression
             warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
-            classifier.fit(latents.double().cpu().numpy(), range(len(latents)))
-        scores = torch.from_numpy(classifier.decision_function(queries.double().cpu().numpy()))
+            classifier.fit(latents.detach().double().cpu().numpy(), range(len(latents)))
+        scores = torch.from_numpy(classifier.decision_function(queries.detach().double().cpu().numpy()))
         scores = torch.stack([-scores, scores], dim=1) if scores.ndim == 1 else scores  # of two classes it gives one
         return scores.float().to(queries.device)
 

@@ -143,7 +143,7 @@ WRONG = [
     ("data check {t}/nowhere", "{t}/nowhere: no such folder"),
     ("data synthetic {t}/new --subjects 0", "subjects is 0; it must be at least 1"),
     ("data synthetic {d}/..", "not empty and not a synthetic data set"),
-    ("train --data {d} --method bsva", "unknown method 'bsva'; did you mean 'bvsa'? choose one of atm, bravl, bvsa, mcdb, nice, ubp, vanilla"),
+    ("train --data {d} --method bsva", "unknown method 'bsva'; did you mean 'bvsa'? choose one of atm, bravl, bvsa, mcdb, nice"),
     ("train --data {d} --encoder EEGproject", "unknown encoder 'EEGproject'; did you mean 'eeg_project'?"),
     ("train --data {d} --preset papr", "unknown preset 'papr'"),
     ("train --data {s} --vision RN51", "unknown vision encoder 'RN51'"),
