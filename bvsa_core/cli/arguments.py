@@ -12,7 +12,7 @@ import yaml
 
 from bvsa_core import encoders
 from bvsa_core.errors import UserError
-from bvsa_core.training.config import RunConfig, method_options
+from bvsa_core.training.config import RunConfig, method_options, training_of
 
 Config = TypeVar("Config")
 
@@ -34,10 +34,14 @@ def add_dataclass(parser: Parser, config_class: type, skip: set[str] = frozenset
 
 
 def add_run_arguments(parser: Parser, arguments: list[str], skip: set[str] = frozenset()) -> None:
-    """The flags of a RunConfig. Which options there are depends on method, preset and encoder, so these are read first."""
+    """The flags of a RunConfig. Options and defaults depend on method, preset and encoder, so these are read first."""
     parser.add_argument("--config", action="config", help="YAML file with any of these settings, such as a run's run.yaml")
     add_dataclass(parser, RunConfig, {"method_options", "encoder_options", *skip})
-    chosen = _read_ahead(arguments, {"method": RunConfig.method, "preset": RunConfig.preset, "encoder": RunConfig.encoder})
+    method = _read_ahead(arguments, {"method": RunConfig.method})["method"]
+    training = training_of(method)
+    parser.set_defaults({name: value for name, value in training.items() if name not in skip})
+    defaults = {"preset": RunConfig.preset, "encoder": training.get("encoder", RunConfig.encoder)}
+    chosen = {"method": method, **_read_ahead(arguments, defaults)}
     for group, options in (
         ("method_options", method_options(chosen["method"], chosen["preset"])),
         ("encoder_options", encoders.options_class(chosen["encoder"])()),

@@ -1,16 +1,15 @@
-"""The embedded default end to end: synthetic data, features, training of every method with several seeds, one table."""
+"""The embedded default end to end: synthetic data, features, training of methods with several seeds, one table."""
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jsonargparse
 from rich.console import Console
 
-from bvsa_core import methods
 from bvsa_core.cli.arguments import Parser, make
 from bvsa_core.cli.progress import Display
 from bvsa_core.data.synthetic import SyntheticConfig, make_dataset
@@ -29,6 +28,8 @@ class DemoConfig:
     """Where the synthetic data go, or are."""
     out: Path = Path("bvsa_runs/demo")
     """Where runs and the table go."""
+    methods: list[str] = field(default_factory=lambda: ["bvsa", "ubp", "vanilla"])
+    """Methods that are trained, all alike."""
     seeds: int = 3
     """Seeds of every method."""
 
@@ -49,7 +50,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
     with Display() as display:
         make_dataset(demo.data, synthetic, display)
         materials = Materials(base, display)
-        grid = cells(base, methods.names(), materials.dataset.subjects, demo.seeds)
+        grid = cells(base, demo.methods, materials.dataset.subjects, demo.seeds)
         results = run_grid(grid, demo.out, materials, lambda _, done, of: display("runs", done, of))
     table = rows(results)
     demo.out.mkdir(parents=True, exist_ok=True)

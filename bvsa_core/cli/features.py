@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import jsonargparse
 
@@ -40,7 +41,7 @@ def levels_of_all_methods() -> list[Level]:
     shape = encoders.Shape(channels=17, time=250, embedding=2)
     found = {}
     for name in methods.names():
-        method = methods.method_class(name)(method_options(name, "corrected"), lambda: encoders.build("eeg_project", shape), 1)
+        method = methods.method_class(name)(method_options(name, "corrected"), partial(encoders.build, "eeg_project"), 1, shape)
         found |= dict.fromkeys([*method.levels(), *method.gallery_levels()])
     return list(found)
 

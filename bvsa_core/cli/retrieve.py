@@ -69,6 +69,8 @@ def run(parsed: jsonargparse.Namespace) -> None:
     with processes() as (rank, device), Display(quiet=rank > 0) as display:
         materials = Materials(replace(config, device=device or parsed.device, **moved), display)
         method = load_method(folder, materials)
+        if method.classifies:
+            raise UserError(f"{parsed.run}: method {config.method} classifies test pictures and has no embeddings to search with")
         names, recordings = read_queries(parsed.recordings, folder, materials)
         with torch.no_grad(), one_thread():
             queries = Queries(*method.query_embeddings(recordings.to(materials.device)))
@@ -139,7 +141,7 @@ def read_queries(path: Path | None, folder: RunFolder, materials: Materials) -> 
         if path is None:
             split = materials.split(config.subject, "test")
         else:
-            split = make_split([(path, read_recordings(path))], config.channels, config.window)
+            split = make_split([(path, read_recordings(path))], [path.stem], config.channels, config.window)
         names, recordings = [split.images[i] for i in split.image_of.tolist()], split.recordings
     else:
         recordings = read_array(path)

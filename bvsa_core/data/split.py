@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +25,40 @@ class Split:
     concepts: list[str]  # (images,) what each picture shows
     channels: list[str]
     repetitions: int  # averaged into one sample; 1 where single trials are samples
+    subject_of: Tensor  # (samples,) int64, into subjects
+    subjects: list[str]
 
     def __len__(self) -> int:
         return len(self.recordings)
 
     def to(self, device: torch.device) -> Split:
-        return Split(
-            self.recordings.to(device), self.image_of.to(device), self.images, self.concepts, self.channels, self.repetitions
-        )
+        moved = {name: getattr(self, name).to(device) for name in ("recordings", "image_of", "subject_of")}
+        return replace(self, **moved)
+
+    def take(self, samples: Tensor) -> Split:
+        """Some of the samples, by number or mask; the lists stay as they are."""
+        return replace(self, **{name: getattr(self, name)[samples] for name in ("recordings", "image_of", "subject_of")})
+
+    def numbers_among(self, subjects: list[str]) -> Tensor:
+        """(samples,) int64: whose each sample is, as a number in another list of subjects; -1 for one that is not in it."""
+        number = [subjects.index(name) if name in subjects else -1 for name in self.subjects]
+        return torch.tensor(number, device=self.subject_of.device)[self.subject_of]
+
+
+def hold_out(split: Split, pictures: int, seed: int) -> tuple[Split, Split]:
+    """Samples to train on, and samples held out: those of whole concepts, drawn until they have that many pictures.
+
+    Raises:
+        UserError: nothing would be left to train on.
+    """
+    counts = Counter(split.concepts)
+    order = np.random.default_rng(seed).permutation(sorted(counts)).tolist()
+    drawn = int(np.searchsorted(np.cumsum([counts[concept] for concept in order]), pictures)) + 1
+    if drawn >= len(order):
+        raise UserError(f"validation is {pictures}; that leaves none of {len(split.images)} training pictures, hold out fewer")
+    chosen = set(order[:drawn])
+    held = torch.tensor([concept in chosen for concept in split.concepts], device=split.image_of.device)[split.image_of]
+    return split.take(~held), split.take(held)
 
 
 def load_split(
@@ -54,17 +81,18 @@ def load_split(
         UserError: a subject, channel or time that is not there, or subjects that do not fit together.
     """
     parts = [(dataset.path(subject, split), dataset.load(subject, split)) for subject in subjects]
-    return make_split(parts, channels, window, average)
+    return make_split(parts, list(subjects), channels, window, average)
 
 
 def make_split(
     parts: list[tuple[Path, Recordings]],
+    subjects: list[str],
     channels: str | list[str] = "standard",
     window: tuple[float, float] | None = None,
     average: bool = True,
 ) -> Split:
-    """A split from the contents of recordings files and the paths they are called by; see load_split."""
-    samples, images_of = [], []
+    """A split from the contents of recordings files, the paths they are called by, and whose they are; see load_split."""
+    samples, images_of, subject_of = [], [], []
     first_path, first = parts[0]
     images = list(dict.fromkeys(image for _, part in parts for image in part.images))
     number = {image: i for i, image in enumerate(images)}
@@ -79,6 +107,7 @@ def make_split(
             samples.append(chosen.reshape(conditions * repetitions, *chosen.shape[2:]).astype(np.float32))
             index = np.repeat(index, repetitions)
         images_of.append(index)
+        subject_of.append(np.full(len(index), len(subject_of)))
         if samples[-1].shape[1:] != samples[0].shape[1:]:
             raise UserError(f"{path}: recordings are {samples[-1].shape[1:]} and those of {first_path} {samples[0].shape[1:]}")
     return Split(
@@ -88,6 +117,8 @@ def make_split(
         concepts=[concept[image] for image in images],
         channels=[first.channels[i] for i in _channel_indices(first, channels, first_path)],
         repetitions=first.data.shape[1] if average else 1,
+        subject_of=torch.from_numpy(np.concatenate(subject_of)),
+        subjects=list(subjects),
     )
 
 

@@ -6,9 +6,12 @@ import importlib
 import pkgutil
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from bvsa_core.errors import UserError, unknown_name
+
+BRAINDECODE = "braindecode:"  # and the name of a class of braindecode.models
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,7 @@ class Shape:
     channels: int
     time: int  # samples
     embedding: int
+    subjects: int = 1  # whose recordings it is trained on
 
 
 def names() -> list[str]:
@@ -41,13 +45,36 @@ def build(name: str, shape: Shape, options: object | None = None) -> nn.Module:
         UserError: there is no such encoder, or it cannot take recordings of this shape.
     """
     module = _module(name)
+    for field in ("channels", "time", "embedding", "subjects"):
+        if getattr(shape, field) < 1:
+            raise UserError(f"encoder {name}: {field} is {getattr(shape, field)}; it must be at least 1")
     try:
         return module.build(shape, options or module.Options())
     except ValueError as error:
         raise UserError(f"encoder {name}: {error}") from error
 
 
+def encode(encoder: nn.Module, recordings: Tensor, subjects: Tensor | None = None) -> Tensor:
+    """Embeddings (B, embedding); encoders that tell subjects apart learn whose each recording is (B,), -1 for a stranger's."""
+    return encoder(recordings, subjects) if getattr(encoder, "takes_subjects", False) else encoder(recordings)
+
+
+@torch.no_grad()
+def initialise(encoder: nn.Module, std: float) -> None:
+    """Draw the weights of convolutions and linear maps from N(0, std^2), those of batch normalisation from N(1, std^2)."""
+    for module in encoder.modules():
+        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
+            module.weight.normal_(0.0, std)
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.weight.normal_(1.0, std)
+            module.bias.zero_()
+
+
 def _module(name: str):
+    if name.startswith(BRAINDECODE):
+        from bvsa_core.encoders import _braindecode
+
+        return _braindecode.encoder(name.removeprefix(BRAINDECODE))
     if name not in names():
-        raise UserError(unknown_name("encoder", name, names()))
+        raise UserError(unknown_name("encoder", name, [*names(), f"{BRAINDECODE}CLASS"]))
     return importlib.import_module(f"{__name__}.{name}")

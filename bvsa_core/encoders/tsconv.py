@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from bvsa_core.encoders import Shape
+from bvsa_core.encoders._convolutions import steps_after
 from bvsa_core.encoders._projection import ResidualProjection
 
 FILTERS, KERNEL, POOL, STRIDE = 40, 25, 51, 5
@@ -20,9 +21,7 @@ class Options:
 
 
 def build(shape: Shape, options: Options) -> nn.Module:
-    steps = (shape.time - KERNEL + 1 - POOL) // STRIDE + 1
-    if steps < 1:
-        raise ValueError(f"needs at least {KERNEL + POOL - 1} time points, not {shape.time}; choose a longer window")
+    steps = steps_after(shape.time, (KERNEL, 1), (POOL, STRIDE))
     return nn.Sequential(
         nn.Unflatten(1, (1, shape.channels)),  # (B, 1, channels, time)
         nn.Conv2d(1, FILTERS, (1, KERNEL)),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, softplus
 
+from bvsa_core.encoders import Shape, encode
 from bvsa_core.retrieval.evaluate import Embeddings
 from bvsa_core.vision.views import SHARP, Level
 
@@ -25,6 +26,7 @@ class Batch:
     recordings: Tensor  # (B, channels, time)
     images: Tensor  # (B, D) unit-norm features of the pictures, each under the blur the method asked for
     texts: Tensor  # (B, D) unit-norm features of the prompts that name what the pictures show
+    subjects: Tensor | None = None  # (B,) int64, whose recordings these are; -1 for someone not trained on
 
 
 class Method(nn.Module, ABC):
@@ -32,19 +34,27 @@ class Method(nn.Module, ABC):
 
     Args:
         options: an instance of the method's `Options`.
-        build_encoder: makes a brain encoder, recordings (B, channels, time) -> (B, D).
+        build_encoder: makes a brain encoder for a shape, recordings (B, channels, time) -> (B, embedding).
         samples: number of training samples, for per-sample state.
+        shape: of the recordings and of the features of pictures and texts, whose width is shape.embedding.
     """
 
     Options: ClassVar[type]
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"corrected": {}}
+    TRAINING: ClassVar[dict[str, Any]] = {}  # how its authors train it: fields of RunConfig, which flags and YAML override
+    NOTE: ClassVar[str] = ""  # what a reader of its figures has to know; printed in every table
+    classifies: ClassVar[bool] = False  # scores come from a classifier of the test pictures: nothing else can be searched
     default_gate: str = "none"  # how retrieval uses the texts unless it is told otherwise
 
-    def __init__(self, options: Any, build_encoder: Callable[[], nn.Module], samples: int):
+    def __init__(self, options: Any, build_encoder: Callable[[Shape], nn.Module], samples: int, shape: Shape):
         super().__init__()
         self.options = options
-        self.encoder = build_encoder()
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.encoder = build_encoder(shape)
+        self.fusion: nn.Module | None = None  # of multi-level targets, trained along with the method
+        self.epoch, self.epochs = 0, 1  # the one being trained, counted from 0, and how many there will be
+
+    def prepare(self, everything: Callable[[], Batch]) -> None:
+        """Called once before training. `everything` makes one batch of the whole training set."""
 
     def levels(self) -> list[Level]:
         """Every blur level that `blur` may ask for."""
@@ -62,29 +72,45 @@ class Method(nn.Module, ABC):
     def forward(self, batch: Batch) -> Tensor:
         """The loss of a batch; updates per-sample state in training mode."""
 
-    def embed(self, recordings: Tensor) -> tuple[Tensor, Tensor]:
+    def embed(self, recordings: Tensor, subjects: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Unit-norm embeddings (B, D) of recordings: one to compare with images, one to compare with texts."""
-        brain = normalize(self.encoder(recordings), dim=-1)
+        brain = normalize(encode(self.encoder, recordings, subjects), dim=-1)
         return brain, brain
 
-    def query_embeddings(self, recordings: Tensor) -> tuple[Tensor, Tensor]:
+    def embed_images(self, features: Tensor) -> Tensor:
+        """What recordings are compared with, for features (levels, M, D) of pictures."""
+        return features
+
+    def embed_texts(self, features: Tensor) -> Tensor:
+        """What recordings are compared with, for features (M, D) of texts."""
+        return features
+
+    def query_embeddings(self, recordings: Tensor, subjects: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Embeddings of test recordings (N, channels, time), to compare with those of pictures and of texts."""
         levels = len(self.gallery_levels())
-        brain_image, brain_text = self.embed(recordings)
+        brain_image, brain_text = self.embed(recordings, subjects)
         return brain_image.repeat(1, levels), brain_text.repeat(1, levels)
 
     def image_embeddings(self, features: Tensor) -> Tensor:
         """Embeddings of pictures to retrieve, from features (levels, M, D): those of several levels side by side."""
-        return features.transpose(0, 1).flatten(1)
+        return self.embed_images(features).transpose(0, 1).flatten(1)
 
     def text_embeddings(self, features: Tensor) -> Tensor:
         """Embeddings of texts, from features (M, D): repeated as those of recordings are."""
-        return features.repeat(1, len(self.gallery_levels()))
+        return self.embed_texts(features).repeat(1, len(self.gallery_levels()))
 
-    def retrieval_embeddings(self, recordings: Tensor, images: Tensor, texts: Tensor) -> Embeddings:
+    def retrieval_embeddings(self, recordings: Tensor, images: Tensor, texts: Tensor, subjects: Tensor | None = None) -> Embeddings:
         """Embeddings of test recordings (N, channels, time), of features of pictures (levels, M, D) and of texts (M, D)."""
-        brain_image, brain_text = self.query_embeddings(recordings)
+        brain_image, brain_text = self.query_embeddings(recordings, subjects)
         return Embeddings(brain_image, self.image_embeddings(images), brain_text, self.text_embeddings(texts))
+
+
+class Contrastive(Method):
+    """A method whose logits are cosines times a learnable scale."""
+
+    def __init__(self, options: Any, build_encoder: Callable[[Shape], nn.Module], samples: int, shape: Shape):
+        super().__init__(options, build_encoder, samples, shape)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
 
 def symmetric_contrastive(brain: Tensor, other: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,12 +141,22 @@ class Interval(nn.Module):
     @torch.no_grad()
     def forward(self, samples: Tensor, similarity: Tensor) -> Tensor:
         """-1 below the interval, +1 above it, 0 inside, for similarities (B,) of the samples (B,); int64."""
+        similarity, mean, std = self._fit(samples, similarity)
+        reach = self.z * std
+        return (similarity > mean + reach).long() - (similarity < mean - reach).long()
+
+    @torch.no_grad()
+    def position(self, samples: Tensor, similarity: Tensor) -> Tensor:
+        """Where in the interval similarities (B,) lie: 0 in its middle, -1 and 1 at its ends; float32."""
+        similarity, mean, std = self._fit(samples, similarity)
+        return ((similarity - mean) / (self.z * std).clamp(min=torch.finfo(torch.float32).tiny)).nan_to_num()
+
+    def _fit(self, samples: Tensor, similarity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         similarity = similarity.detach().float()
         fitted = similarity
         if self.gamma is not None:
             fitted = self.gamma * similarity + (1 - self.gamma) * self.smoothed[samples]
             self.smoothed[samples] = fitted
         if len(fitted) < 2:  # has no spread
-            return torch.zeros_like(samples)
-        mean, reach = fitted.mean(), self.z * fitted.std()
-        return (similarity > mean + reach).long() - (similarity < mean - reach).long()
+            return similarity, similarity, torch.zeros_like(similarity)
+        return similarity, fitted.mean(), fitted.std()

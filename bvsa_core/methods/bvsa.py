@@ -8,6 +8,9 @@
 
 With the first two switched off, pictures are sharp and BVSA is the vanilla system.
 
+Beyond the paper, whose own stated limit are its three strategies: `continuous` moves gain and kernel size smoothly, by
+tanh of where the similarity lies between the middle (0) and the ends (-1, 1) of the interval, instead of in three steps.
+
 Presets. `paper`: one brain head, trained on brain-image pairs, normal fits of the batch at hand, gate m m^T. `code`: two
 brain heads, one for images and one for texts, the mean of four cross-entropies, UBP's smoothed similarities, a gate on
 rows, and a gallery of three views side by side. `corrected`: the code's two heads and smoothing, the paper's single
@@ -22,7 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from bvsa_core.methods.base import Batch, Interval, Method, symmetric_contrastive
+from bvsa_core.encoders import Shape, encode
+from bvsa_core.methods.base import Batch, Contrastive, Interval, symmetric_contrastive
 from bvsa_core.vision.views import SHARP, Level
 
 
@@ -34,6 +38,8 @@ class Options:
     """Whether the gain of the blur follows the similarity to the text."""
     dynamic: bool = True
     """Whether the kernel size follows the similarity to the picture."""
+    continuous: bool = False
+    """Whether gain and kernel size move smoothly; a feature bank then holds a finer grid and is interpolated."""
     enhancement: str = "none"
     """Gate of the similarity modulation at retrieval: none, always, paper or code."""
     heads: int = 2
@@ -52,7 +58,7 @@ class Options:
     """1: pictures to retrieve are seen at gain 0.5; 3: at gains 0.5 - c, 0.5 and 0.5 + c, side by side."""
 
 
-class BVSA(Method):
+class BVSA(Contrastive):
     """One or two heads; per sample a gain and a kernel size."""
 
     Options = Options
@@ -62,14 +68,15 @@ class BVSA(Method):
         "code": {"gallery_views": 3, "enhancement": "code"},
     }
 
-    def __init__(self, options: Options, build_encoder, samples: int):
-        super().__init__(options, build_encoder, samples)
-        self.text_encoder = build_encoder() if options.heads == 2 else None
+    def __init__(self, options: Options, build_encoder, samples: int, shape: Shape):
+        super().__init__(options, build_encoder, samples, shape)
+        self.text_encoder = build_encoder(shape) if options.heads == 2 else None
         self.default_gate = options.enhancement
         self.text_interval = Interval(samples, options.alpha, options.gamma)
         self.image_interval = Interval(samples, options.alpha, options.gamma)
         self.register_buffer("gain", torch.full((samples,), 0.5))
-        self.register_buffer("kernel_size", torch.full((samples,), options.kernel_size if self._blurs else SHARP.kernel_size))
+        kernel_size = torch.full((samples,), options.kernel_size if self._blurs else SHARP.kernel_size)
+        self.register_buffer("kernel_size", kernel_size.float() if self._blurs and options.continuous else kernel_size)
 
     @property
     def _blurs(self) -> bool:
@@ -79,8 +86,13 @@ class BVSA(Method):
         if not self._blurs:
             return [SHARP]
         c, size, shift = self.options.c, self.options.kernel_size, self.options.shift
-        gains = (0.5 - c, 0.5, 0.5 + c) if self.options.decouple else (0.5,)
-        sizes = (size - shift, size, size + shift) if self.options.dynamic else (size,)
+        gains = (0.5 - c, 0.5, 0.5 + c)
+        sizes = (size - shift, size, size + shift)
+        if self.options.continuous:
+            gains = tuple(0.5 + c * part / 2 for part in range(-2, 3))
+            sizes = (*range(size - shift, size, 2), *range(size, size + shift + 1, 2))
+        gains = gains if self.options.decouple else (0.5,)
+        sizes = sizes if self.options.dynamic else (size,)
         return [Level(k, gain) for k in sizes for gain in gains]
 
     def gallery_levels(self) -> list[Level]:
@@ -93,13 +105,14 @@ class BVSA(Method):
     def blur(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         return self.gain[samples], self.kernel_size[samples]
 
-    def embed(self, recordings: Tensor) -> tuple[Tensor, Tensor]:
-        for_images = normalize(self.encoder(recordings), dim=-1)
-        for_texts = for_images if self.text_encoder is None else normalize(self.text_encoder(recordings), dim=-1)
-        return for_images, for_texts
+    def embed(self, recordings: Tensor, subjects: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        for_images = normalize(encode(self.encoder, recordings, subjects), dim=-1)
+        if self.text_encoder is None:
+            return for_images, for_images
+        return for_images, normalize(encode(self.text_encoder, recordings, subjects), dim=-1)
 
     def forward(self, batch: Batch) -> Tensor:
-        for_images, for_texts = self.embed(batch.recordings)
+        for_images, for_texts = self.embed(batch.recordings, batch.subjects)
         scale = self.logit_scale.exp()
         loss, image_logits = symmetric_contrastive(for_images, batch.images, scale)
         text_loss, text_logits = symmetric_contrastive(for_texts, batch.texts, scale)
@@ -111,10 +124,13 @@ class BVSA(Method):
 
     def _choose_blur(self, samples: Tensor, to_text: Tensor, to_image: Tensor) -> None:
         if self.options.decouple:
-            self.gain[samples] = 0.5 + self.options.c * self.text_interval(samples, to_text)
+            self.gain[samples] = 0.5 + self.options.c * self._change(self.text_interval, samples, to_text)
         if self.options.dynamic:
-            change = self.options.shift * self.image_interval(samples, to_image)
+            change = self.options.shift * self._change(self.image_interval, samples, to_image)
             self.kernel_size[samples] = self.options.kernel_size - change
+
+    def _change(self, interval: Interval, samples: Tensor, similarity: Tensor) -> Tensor:
+        return interval.position(samples, similarity).tanh() if self.options.continuous else interval(samples, similarity)
 
 
 METHOD = BVSA

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from bvsa_core.methods.base import Batch, Interval, Method, positive_scale, symmetric_contrastive
+from bvsa_core.encoders import Shape, encode
+from bvsa_core.methods.base import Batch, Contrastive, Interval, positive_scale, symmetric_contrastive
 from bvsa_core.vision.views import Level
 
 
@@ -38,7 +39,7 @@ class Options:
     """exp or softplus: how the learnable scale is kept positive."""
 
 
-class UBP(Method):
+class UBP(Contrastive):
     """One head; per sample a kernel size."""
 
     Options = Options
@@ -48,8 +49,8 @@ class UBP(Method):
         "code": {"kernel_sizes": (45, 45, 51), "unit_norm": False, "scale": "softplus"},
     }
 
-    def __init__(self, options: Options, build_encoder, samples: int):
-        super().__init__(options, build_encoder, samples)
+    def __init__(self, options: Options, build_encoder, samples: int, shape: Shape):
+        super().__init__(options, build_encoder, samples, shape)
         self.interval = Interval(samples, options.alpha, options.gamma)
         self.register_buffer("level_sizes", torch.tensor(options.kernel_sizes), persistent=False)
         self.register_buffer("kernel_size", torch.full((samples,), options.kernel_sizes[1]))
@@ -65,7 +66,7 @@ class UBP(Method):
         return torch.full_like(kernel_size, self.options.gain, dtype=torch.float32), kernel_size
 
     def forward(self, batch: Batch) -> Tensor:
-        brain = self.encoder(batch.recordings)
+        brain = encode(self.encoder, batch.recordings, batch.subjects)
         if self.options.unit_norm:
             brain = normalize(brain, dim=-1)
         loss, logits = symmetric_contrastive(brain, batch.images, positive_scale(self.logit_scale, self.options.scale))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bvsa_core.methods.base import Batch, Method, symmetric_contrastive
+from bvsa_core.methods.base import Batch, Contrastive, symmetric_contrastive
 
 
 @dataclass(frozen=True)
@@ -14,13 +14,13 @@ class Options:
     """Vanilla has none."""
 
 
-class Vanilla(Method):
+class Vanilla(Contrastive):
     """No blur, no state."""
 
     Options = Options
 
     def forward(self, batch: Batch) -> Tensor:
-        brain, _ = self.embed(batch.recordings)
+        brain, _ = self.embed(batch.recordings, batch.subjects)
         loss, _ = symmetric_contrastive(brain, batch.images, self.logit_scale.exp())
         return loss
 

@@ -29,6 +29,7 @@ class Row:
     subjects: int
     seeds: int
     protocol: dict
+    note: str = ""  # what a reader of the figures has to know of the method
 
 
 def rows(results: Sequence[dict]) -> list[Row]:
@@ -56,6 +57,7 @@ def _row(group: list[dict]) -> Row:
         subjects=len(subjects),
         seeds=len(seeds),
         protocol=group[0]["protocol"],
+        note=group[0].get("note", ""),
     )
 
 
@@ -66,7 +68,7 @@ def cells(row: Row) -> tuple[str, ...]:
     """A row as the text of its columns."""
     interval = lambda value, bounds: f"{100 * value:.1f} [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"  # noqa: E731
     return (
-        row.method,
+        f"{row.method}, {row.note}" if row.note else row.method,
         interval(row.top1, row.top1_interval),
         interval(row.top5, row.top5_interval),
         f"{100 * row.map:.1f}",
@@ -101,11 +103,11 @@ def to_rich(table: Sequence[Row]) -> Table:
     for column in ("method", "Top-1 %", "Top-5 %", "mAP %", "median\nrank", "protocol"):
         shown.add_column(column, justify="left" if column in ("method", "protocol") else "right", no_wrap=True)
     for row in table:
-        method, top1, top5, mean_precision, rank, selection, information, gate = cells(row)
-        in_two_lines = [text.replace(" ", "\n", 1) for text in (method, top1, top5)]
+        _, top1, top5, mean_precision, rank, selection, information, gate = cells(row)
+        in_two_lines = [text.replace(" ", "\n", 1) for text in (row.method, top1, top5)]
         made_by = f"gate {gate}".replace(" + ", "\n+ ").replace(", ", "\n")
         protocol = [*textwrap.wrap(f"{selection}, {information}", 20, break_on_hyphens=False), made_by]
-        shown.add_row(*in_two_lines, mean_precision, rank, "\n".join(protocol))
+        shown.add_row(*in_two_lines, mean_precision, rank, "\n".join([*protocol, *([row.note] if row.note else [])]))
     return shown
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +39,10 @@ class MaterialsConfig:
     """Rate at which acuity falls with eccentricity."""
     falloff: Literal["exp", "linear", "quadratic", "log", "brachistochrone"] = "exp"
     """Curve along which it falls."""
+    target_levels: list[tuple[int, float]] = field(default_factory=list)
+    """Blur levels (kernel size, gain) whose features are fused with those a method asks for, by learnt weights."""
+    target_layers: list[int] = field(default_factory=list)
+    """Layers of the picture encoder whose features are fused too; 0 is the first, -1 the last."""
     prompt: str = "A photo of a {object}."
     """Text that names a picture; {object} is replaced by its concept."""
     device: str = "auto"
@@ -47,6 +51,9 @@ class MaterialsConfig:
     def __post_init__(self) -> None:
         if "{object}" not in self.prompt:
             raise UserError(f"prompt is {self.prompt!r}; it must contain {{object}}")
+        for size, gain in self.target_levels:
+            if size < 1 or size % 2 == 0 or not 0 <= gain <= 1:
+                raise UserError(f"target_levels has ({size}, {gain}); give an odd kernel size and a gain in [0, 1]")
 
 
 @dataclass
@@ -54,20 +61,27 @@ class RunConfig(MaterialsConfig):
     """One run: one method, one subject, one seed."""
 
     method: str = "bvsa"
-    """vanilla, ubp or bvsa."""
+    """vanilla, nice, atm, bravl, ubp, mcdb or bvsa; each brings the training its authors chose, which flags override."""
     preset: str = "corrected"
     """Version of the method: 'corrected', 'paper' or 'code'."""
     method_options: Any = None
     encoder: str = "eeg_project"
-    """Brain encoder: eeg_project or tsconv."""
+    """Brain encoder: eeg_project, tsconv, atm, shallownet, deepnet, eegnet, or braindecode:CLASS."""
     encoder_options: Any = None
     subject: str = "sub-01"
     """Who trains and tests."""
     epochs: int = 50
     batch_size: int = 1024
+    optimiser: Literal["adamw", "adam"] = "adamw"
     lr: float = 1e-4
-    """Learning rate of AdamW."""
+    """Learning rate."""
     weight_decay: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the optimiser's two moments."""
+    initial_std: float | None = None
+    """Standard deviation of the weights that brain encoders start from; PyTorch's own where it is left out."""
+    validation: int = 0
+    """Training pictures held out, by whole concepts, whose loss is told after every epoch."""
     seed: int = 0
     precision: str = "32-true"
     """Lightning's name of the precision: 32-true, bf16-mixed, ..."""
@@ -83,6 +97,19 @@ class RunConfig(MaterialsConfig):
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not self.lr > 0:
             raise UserError(f"lr is {self.lr}; it must be positive")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"betas are {self.betas}; each must be at least 0 and below 1")
+        if self.validation < 0:
+            raise UserError(f"validation is {self.validation}; it must be at least 0")
+
+
+def training_of(method: str) -> dict[str, Any]:
+    """How the authors of a method train it: fields of RunConfig, to be defaults.
+
+    Raises:
+        UserError: no such method.
+    """
+    return dict(methods.method_class(method).TRAINING)
 
 
 def method_options(method: str, preset: str, **changes: Any) -> Any:

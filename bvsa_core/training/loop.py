@@ -23,6 +23,7 @@ def fit(
     config: RunConfig,
     fabric: Fabric,
     report: Callable[[dict], None] = lambda metrics: None,
+    held_out: tuple[Split, Views] | None = None,
 ) -> None:
     """Train a method in place.
 
@@ -31,20 +32,22 @@ def fit(
         views: gives the features of train's pictures.
         texts: (pictures, D) features of the prompts of train's pictures.
         report: called after every epoch with its metrics.
+        held_out: samples not trained on, whose loss is among the metrics, with views of the same pictures as the gallery's.
 
     Raises:
         UserError: the loss is no longer finite.
     """
-    optimiser = torch.optim.AdamW(method.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    method.prepare(lambda: make_batch(method, train, torch.arange(len(train), device=train.image_of.device), views, texts))
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimiser]
+    optimiser = kind(method.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
     module, optimiser = fabric.setup(method, optimiser)
-    module.train()
+    method.epochs = config.epochs
     for epoch in range(config.epochs):
+        module.train()
+        method.epoch = epoch
         total = torch.zeros((), device=train.recordings.device)
         for samples in batches(len(train), config.batch_size, config.seed, epoch, train.recordings.device):
-            pictures = train.image_of[samples]
-            gain, kernel_size = method.blur(samples)
-            images = views(pictures, gain.to(samples.device), kernel_size.to(samples.device))
-            loss = module(Batch(samples, train.recordings[samples], images, texts[pictures]))
+            loss = module(make_batch(method, train, samples, views, texts))
             fabric.backward(loss)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
@@ -52,7 +55,34 @@ def fit(
         mean = (total / len(train)).item()
         if not mean < float("inf"):
             raise UserError(f"the loss of epoch {epoch + 1} is {mean}; lower the learning rate (now {config.lr:g})")
-        report({"epoch": epoch + 1, "loss": mean, **blur_census(method, len(train))})
+        metrics = {"epoch": epoch + 1, "loss": mean, **blur_census(method, len(train))}
+        if held_out is not None:
+            metrics["validation_loss"] = validate(module, method, *held_out, texts, config.batch_size)
+        report(metrics)
+
+
+def make_batch(method: Method, split: Split, samples: Tensor, views: Views, texts: Tensor) -> Batch:
+    """Training samples (B,) with the features the method asks to see them with."""
+    pictures = split.image_of[samples]
+    gain, kernel_size = method.blur(samples)
+    images = views(pictures, gain.to(samples.device), kernel_size.to(samples.device))
+    return Batch(samples, split.recordings[samples], images, texts[pictures], split.subject_of[samples])
+
+
+@torch.no_grad()
+def validate(module: torch.nn.Module, method: Method, split: Split, views: Views, texts: Tensor, batch_size: int) -> float:
+    """Mean loss of held-out samples, seen as the gallery is; leaves the method's state and the stream of random numbers alone."""
+    module.eval()
+    level = method.gallery_levels()[0]
+    total = 0.0
+    with torch.random.fork_rng():
+        for samples in torch.arange(len(split), device=split.image_of.device).split(batch_size):
+            pictures = split.image_of[samples]
+            gain = torch.full(pictures.shape, level.gain, device=pictures.device)
+            images = views(pictures, gain, torch.full_like(pictures, level.kernel_size))
+            batch = Batch(samples, split.recordings[samples], images, texts[pictures], split.subject_of[samples])
+            total += module(batch).item() * len(samples)
+    return total / len(split)
 
 
 def batches(count: int, size: int, seed: int, epoch: int, device: torch.device) -> Iterator[Tensor]:
@@ -62,8 +92,10 @@ def batches(count: int, size: int, seed: int, epoch: int, device: torch.device) 
 
 
 def blur_census(method: Method, samples: int) -> dict[str, dict[str, int]]:
-    """How many training samples will be seen at each blur level next."""
-    gain, kernel_size = method.blur(torch.arange(samples, device=method.logit_scale.device))
+    """How many training samples will be seen at each blur level next; levels between the steps are rounded."""
+    gain, kernel_size = method.blur(torch.arange(samples, device=next(method.parameters()).device))
+    if kernel_size.is_floating_point():
+        gain, kernel_size = (gain * 10).round() / 10, kernel_size.round()
     pairs = torch.stack([kernel_size.float().cpu(), gain.float().cpu()], dim=1)
     levels, counts = pairs.unique(dim=0, return_counts=True)
     return {"blur": {f"k{int(k)} gain {g:g}": n for (k, g), n in zip(levels.tolist(), counts.tolist())}}

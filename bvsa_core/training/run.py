@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bvsa_core import encoders, methods
 from bvsa_core.data.layout import Dataset
-from bvsa_core.data.split import Split, load_split
+from bvsa_core.data.split import Split, hold_out, load_split
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Method
 from bvsa_core.retrieval.evaluate import Embeddings, Protocol, Scoring, ranks, score, similarity
@@ -24,6 +24,7 @@ from bvsa_core.training.loop import fit
 from bvsa_core.vision.bank import FeatureBank
 from bvsa_core.vision.clip import Clip, load_clip
 from bvsa_core.vision.images import read_images
+from bvsa_core.vision.multilevel import Fusion, MultiLevelViews
 from bvsa_core.vision.views import BankedViews, Falloff, Level, OnlineViews, Views
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
@@ -66,7 +67,14 @@ class Materials:
 
     @functools.cached_property
     def clip(self) -> Clip:
-        return load_clip(self.config.vision, self.config.weights, self.config.cache_dir, self.device)
+        clip = load_clip(self.config.vision, self.config.weights, self.config.cache_dir, self.device)
+        return clip.with_layers(self.config.target_layers)
+
+    def fusion(self) -> Fusion | None:
+        """Learnt weights of multi-level targets, where the configuration asks for them."""
+        if not self.config.target_levels and not self.config.target_layers:
+            return None
+        return Fusion(self.clip.widths(), 1 + len(self.config.target_levels)).to(self.device)
 
     @property
     def falloff(self) -> Falloff:
@@ -76,8 +84,12 @@ class Materials:
         average = self.config.average or split == "test"
         return load_split(self.dataset, [subject], split, self.config.channels, self.config.window, average).to(self.device)
 
-    def views(self, pictures: Sequence[str], levels: Sequence[Level]) -> Views:
-        """Features of pictures, at least at these levels."""
+    def views(self, pictures: Sequence[str], levels: Sequence[Level], fusion: Fusion | None = None) -> Views:
+        """Features of pictures, at least at these levels; with a fusion, multi-level ones."""
+        if fusion is not None:
+            fixed = [Level(*level) for level in self.config.target_levels]
+            at_fixed = self.views(pictures, fixed) if fixed else None
+            return MultiLevelViews(fusion, self.views(pictures, levels), at_fixed, fixed)
         if self.config.views == "online":
             return self._online(tuple(pictures))
         bank = self.bank(pictures)
@@ -122,10 +134,14 @@ def run(config: RunConfig, materials: Materials, folder: RunFolder, progress: Pr
     devices = [materials.device.index or 0] if materials.device.type == "cuda" else 1
     fabric = Fabric(accelerator=materials.device.type, devices=devices, precision=config.precision)
     train = materials.split(config.subject, "train")
+    train, validation = hold_out(train, config.validation, config.seed) if config.validation else (train, None)
     texts = materials.texts(train.images, train.concepts)
     seed_everything(config.seed, verbose=False)  # not before the picture encoder is loaded, which draws random numbers
-    method = build_method(config, shape_of(train, texts.shape[1]), len(train)).to(materials.device)
-    views = materials.views(train.images, method.levels())
+    method = build_method(config, shape_of(train, texts.shape[1]), len(train), materials)
+    views = materials.views(train.images, method.levels(), method.fusion)
+    held_out = None
+    if validation is not None:
+        held_out = validation, materials.views(train.images, method.gallery_levels(), method.fusion)
     if config.shuffle_pairs:
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed)).to(materials.device)
         train = replace(train, image_of=train.image_of[order])
@@ -134,21 +150,26 @@ def run(config: RunConfig, materials: Materials, folder: RunFolder, progress: Pr
         folder.add_metrics(metrics)
         progress("epochs", metrics["epoch"], config.epochs)
 
-    fit(method, train, views, texts, config, fabric, report)
+    fit(method, train, views, texts, config, fabric, report, held_out)
     test = materials.split(config.subject, "test")
-    embeddings = embed(method, test, materials)
-    reliability = learn_gate(method, train, materials, gallery=len(test.images), seed=config.seed)
+    embeddings = embed(method, test, materials, train.subjects)
+    reliability = None
+    if not method.classifies:
+        known = train if validation is None else validation
+        reliability = learn_gate(method, known, materials, train.subjects, gallery=len(test.images), seed=config.seed)
     scoring = Scoring(method.default_gate, reliability)
     protocol = protocol_of(materials, test, scoring)
     rank = ranks(similarity(embeddings, scoring))
     result = {
         "method": config.method,
         "preset": config.preset,
+        "note": method.NOTE,
         "subject": config.subject,
         "seed": config.seed,
         **score(rank).to_json(protocol),
-        "reliability": asdict(reliability),
-        "shape": {"samples": len(train), **asdict(shape_of(train, texts.shape[1]))},
+        "reliability": asdict(reliability) if reliability else None,
+        "samples": len(train),
+        "shape": asdict(shape_of(train, texts.shape[1])),
         "ranks": rank.tolist(),
         "images": test.images,
     }
@@ -158,13 +179,22 @@ def run(config: RunConfig, materials: Materials, folder: RunFolder, progress: Pr
 
 def shape_of(train: Split, embedding: int) -> encoders.Shape:
     """What a brain encoder takes and gives."""
-    return encoders.Shape(channels=train.recordings.shape[1], time=train.recordings.shape[2], embedding=embedding)
+    _, channels, time = train.recordings.shape
+    return encoders.Shape(channels, time, embedding, len(train.subjects))
 
 
-def build_method(config: RunConfig, shape: encoders.Shape, samples: int) -> Method:
-    """The method of a configuration, for the shape and number of its training data."""
-    build_encoder = functools.partial(encoders.build, config.encoder, shape, config.encoder_options)
-    return methods.method_class(config.method)(config.method_options, build_encoder, samples)
+def build_method(config: RunConfig, shape: encoders.Shape, samples: int, materials: Materials) -> Method:
+    """The method of a configuration, for the shape and number of its training data, on their device."""
+
+    def build_encoder(shape: encoders.Shape) -> torch.nn.Module:
+        encoder = encoders.build(config.encoder, shape, config.encoder_options)
+        if config.initial_std is not None:
+            encoders.initialise(encoder, config.initial_std)
+        return encoder
+
+    method = methods.method_class(config.method)(config.method_options, build_encoder, samples, shape)
+    method.fusion = materials.fusion()
+    return method.to(materials.device)
 
 
 def load_method(folder: RunFolder, materials: Materials) -> Method:
@@ -173,41 +203,40 @@ def load_method(folder: RunFolder, materials: Materials) -> Method:
     Raises:
         UserError: the folder holds no complete run, one of an earlier version, or weights that do not fit its configuration.
     """
-    shape = folder.result().get("shape")
-    if shape is None:
+    result = folder.result()
+    if "shape" not in result:
         raise UserError(f"{folder.path}: a run of an earlier version; train it again")
-    sizes = {field: shape[field] for field in ("channels", "time", "embedding")}
-    method = build_method(folder.config(), encoders.Shape(**sizes), shape["samples"])
+    method = build_method(folder.config(), encoders.Shape(**result["shape"]), result["samples"], materials)
     folder.load_weights(method)
-    return method.to(materials.device).eval()
+    return method.eval()
 
 
 @torch.no_grad()
-def embed(method: Method, split: Split, materials: Materials) -> Embeddings:
-    """What retrieval compares, for recordings and the pictures they are of: row i of everything belongs to sample i."""
+def embed(method: Method, split: Split, materials: Materials, trained: list[str]) -> Embeddings:
+    """What retrieval compares, after training on some subjects: row i of everything belongs to sample i of a split."""
     levels = method.gallery_levels()
-    views = materials.views(split.images, levels)
+    views = materials.views(split.images, levels, method.fusion)
     gallery = []
     for level in levels:
         gain = torch.full(split.image_of.shape, level.gain, device=materials.device)
         gallery.append(views(split.image_of, gain, torch.full_like(split.image_of, level.kernel_size)))
     texts = materials.texts(split.images, split.concepts)[split.image_of]
     method.eval()
-    return method.retrieval_embeddings(split.recordings, torch.stack(gallery), texts)
+    whose = split.numbers_among(trained)
+    return method.retrieval_embeddings(split.recordings, torch.stack(gallery), texts, whose)
 
 
-def learn_gate(method: Method, train: Split, materials: Materials, gallery: int, seed: int) -> Reliability:
-    """When the gate label_free opens: learnt on training recordings, in galleries as large as the test one.
+def learn_gate(method: Method, known: Split, materials: Materials, trained: list[str], gallery: int, seed: int) -> Reliability:
+    """When the gate label_free opens: learnt on recordings whose pictures are known, in galleries as large as the test one.
 
-    A gallery has one picture a concept, as the test set has; every training concept is in one of them.
+    A gallery has one picture a concept, as the test set has; every known concept is in one of them.
     """
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-    of_concept = {train.concepts[train.image_of[sample]]: sample for sample in order.tolist()}
+    order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))
+    of_concept = {known.concepts[known.image_of[sample]]: sample for sample in order.tolist()}
     samples = torch.tensor(list(of_concept.values()), device=materials.device)
     examples = []
     for part in samples.tensor_split(max(1, len(samples) // gallery)):
-        chosen = replace(train, recordings=train.recordings[part], image_of=train.image_of[part])
-        embeddings = embed(method, chosen, materials)
+        embeddings = embed(method, known.take(part), materials, trained)
         closed, opened = (ranks(similarity(embeddings, Scoring(gate))) for gate in ("none", "always"))
         examples.append((closed, opened, reliabilities(embeddings.brain_text, embeddings.text)))
     return learn_reliability(examples)

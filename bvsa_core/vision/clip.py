@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -39,15 +39,53 @@ class Clip:
     mean: tuple[float, float, float]  # of the pixels it was trained on, in [0, 1]
     std: tuple[float, float, float]
     fingerprint: str  # of everything that shapes a feature: equal only for equal models
+    layers: tuple[int, ...] = ()  # stages of the image encoder whose features stand beside its output
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """Unit-norm features (B, D) float32 of normalised images (B, 3, image_size, image_size)."""
-        return normalize(self.model.encode_image(images).float(), dim=-1)
+        """Features (B, D) float32 of normalised images (B, 3, image_size, image_size).
+
+        Unit-norm; with layers, the output and the mean over space of each of these stages, all unit-norm, side by side.
+        """
+        return torch.cat(self._encode(images), dim=-1)
+
+    def widths(self) -> list[int]:
+        """Widths of what stands side by side in a feature."""
+        blank = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
+        return [part.shape[1] for part in self._encode(blank)]
+
+    @torch.no_grad()
+    def _encode(self, images: Tensor) -> list[Tensor]:
+        seen = {}
+        hooks = [
+            stages(self.model.visual)[layer].register_forward_hook(lambda _, __, output, layer=layer: seen.update({layer: output}))
+            for layer in self.layers
+        ]
+        try:
+            parts = [self.model.encode_image(images)]
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for layer in self.layers:  # of a transformer (B, tokens, width), of a ResNet (B, width, height, width)
+            parts.append(seen[layer].mean(1) if seen[layer].ndim == 3 else seen[layer].mean((2, 3)))
+        return [normalize(part.float(), dim=-1) for part in parts]
+
+    def with_layers(self, layers: Sequence[int]) -> Clip:
+        """The same encoder, with features of some of its stages beside its output: 0 is the first, -1 the last.
+
+        Raises:
+            UserError: it has no such stage.
+        """
+        count = len(stages(self.model.visual))
+        for layer in layers:
+            if not -count <= layer < count:
+                raise UserError(f"vision encoder {self.name} has no layer {layer}; it has {count}, from 0 or from -{count} to -1")
+        chosen = tuple(layer % count for layer in layers)
+        digest = hashlib.sha256(f"{self.fingerprint} {chosen}".encode()).hexdigest()
+        return replace(self, layers=chosen, fingerprint=digest) if chosen else self
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
@@ -55,6 +93,19 @@ class Clip:
         batches = [list(texts[start : start + batch_size]) for start in range(0, len(texts), batch_size)]
         features = [self.model.encode_text(self.tokenize(batch).to(self.device)).float() for batch in batches]
         return normalize(torch.cat(features), dim=-1)
+
+
+def stages(visual: nn.Module) -> list[nn.Module]:
+    """The blocks of an image encoder, first to last.
+
+    Raises:
+        UserError: it is neither open_clip's transformer nor its ResNet.
+    """
+    if hasattr(visual, "transformer"):
+        return list(visual.transformer.resblocks)
+    if hasattr(visual, "layer4"):
+        return [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
+    raise UserError(f"a vision encoder of kind {type(visual).__name__} shows no layers; leave target_layers out, or take a ViT or RN")
 
 
 def load_clip(

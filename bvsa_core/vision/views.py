@@ -38,7 +38,10 @@ class Falloff:
 
 
 class Views(Protocol):
-    """Unit-norm features (B, D) of images by index (B,), blurred with gains (B,) and odd kernel sizes (B,)."""
+    """Unit-norm features (B, D) of images by index (B,), blurred with gains (B,) and odd kernel sizes (B,).
+
+    Kernel sizes that are floating point need not be odd or whole: they stand for the sigma that OpenCV's rule gives them.
+    """
 
     def __call__(self, indices: Tensor, gain: Tensor, kernel_size: Tensor) -> Tensor: ...
 
@@ -57,9 +60,13 @@ class OnlineViews:
     def __call__(self, indices: Tensor, gain: Tensor, kernel_size: Tensor) -> Tensor:
         device = self.clip.device
         images = self.images[indices.to(self.images.device)].to(device, non_blocking=True)
+        sigma, kernel_size = None, kernel_size.to(device)
+        if kernel_size.is_floating_point():
+            sigma, kernel_size = fovblur.sigma_from_kernel_size(kernel_size), 2 * ((kernel_size - 1) / 2).ceil().int() + 1
         blurred = fovblur.foveated_blur(
             images,
-            kernel_size=kernel_size.to(device),
+            sigma,
+            kernel_size=kernel_size,
             gain=gain.to(device),
             decay=self.falloff.decay,
             falloff=self.falloff.curve,
@@ -70,7 +77,7 @@ class OnlineViews:
 
 
 class BankedViews:
-    """Looks features up that were computed before, for a fixed set of levels.
+    """Looks features up that were computed before, for a fixed set of levels; between levels, on a grid, it interpolates.
 
     Args:
         features: (levels, N, D) unit-norm, on the device of the run.
@@ -85,11 +92,36 @@ class BankedViews:
         self._gains = torch.tensor([level.gain for level in levels], device=device)
 
     def __call__(self, indices: Tensor, gain: Tensor, kernel_size: Tensor) -> Tensor:
+        """Floating-point kernel sizes are interpolated, integer ones must be held."""
+        if kernel_size.is_floating_point():
+            return self._interpolate(indices, gain, kernel_size)
+        return self.features[self._find(gain, kernel_size), indices]
+
+    def _find(self, gain: Tensor, kernel_size: Tensor) -> Tensor:
         same_kernel = kernel_size[:, None] == self._kernel_sizes
         same_gain = (gain[:, None] - self._gains).abs() < 1e-6
         matches = same_kernel & (same_gain | (self._kernel_sizes == 1))  # a kernel of one pixel is sharp at any gain
-        level = matches.int().argmax(dim=1)
         if not matches.any(dim=1).all():
             held = ", ".join(f"k={level.kernel_size} gain={level.gain:g}" for level in self.levels)
             raise UserError(f"a blur level is asked for that the feature bank does not hold ({held}); use --views online")
-        return self.features[level, indices]
+        return matches.int().argmax(dim=1)
+
+    def _interpolate(self, indices: Tensor, gain: Tensor, kernel_size: Tensor) -> Tensor:
+        """Bilinear between the four levels around each (B,), which must be held, scaled to the length of a feature."""
+        mixed, length = 0.0, 0.0
+        for size, size_part in _neighbours(kernel_size, self._kernel_sizes):
+            for at, gain_part in _neighbours(gain, self._gains):
+                corner = self.features[self._find(at, size), indices]
+                part = (size_part * gain_part)[:, None]
+                mixed, length = mixed + part * corner, length + part * corner.norm(dim=1, keepdim=True)
+        return mixed * (length / mixed.norm(dim=1, keepdim=True))
+
+
+def _neighbours(value: Tensor, held: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The held values below and above each value (B,), or the nearest outside their range, each with its part (B,)."""
+    held = held.unique().float()  # ascending
+    value = value.float().clamp(held[0], held[-1])
+    above = torch.searchsorted(held, value)
+    below = (above - 1).clamp(min=0)
+    part = (value - held[below]) / (held[above] - held[below]).where(above > below, 1.0)
+    return [(held[below], 1 - part), (held[above], part)]

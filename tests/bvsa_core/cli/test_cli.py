@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from bvsa_core.cli import main
 from bvsa_core.data.recording import read_arrays
@@ -83,6 +84,20 @@ def test_a_run_repeats_from_its_own_settings(finished, tmp_path, succeed):
     assert "c: 0.25" in (tmp_path / "other" / "run.yaml").read_text()
 
 
+def test_a_method_brings_its_training_and_flags_and_files_override_it(small_data, tmp_path, capsys, succeed):
+    (tmp_path / "mine.yaml").write_text("method: nice\nlr: 0.001\nbatch_size: 40\n")
+    given = ["--config", tmp_path / "mine.yaml", "--data", small_data, "--batch_size", "30", "--epochs", "1", "--validation", "6"]
+    succeed("train", *given, "--out", tmp_path / "run", "--target_levels", "[[51,0.5]]")
+    settings = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
+    from_nice = {"encoder": "tsconv", "optimiser": "adam", "betas": [0.5, 0.999], "initial_std": 0.02, "weight_decay": 0.0}
+    assert {**from_nice, "lr": 0.001, "batch_size": 30, "validation": 6, "target_levels": [[51, 0.5]]}.items() <= settings.items()
+    again = succeed("train", "--config", tmp_path / "run" / "run.yaml", "--out", tmp_path / "again")
+    assert "nice" in again and (tmp_path / "again" / "result.json").read_text() == (tmp_path / "run" / "result.json").read_text()
+    short = ["--data", small_data, "--out", tmp_path / "other", "--method", "nice"]
+    assert main([str(word) for word in ("train", *short)]) == 2
+    assert "validation is 740; that leaves none of 90 training pictures, hold out fewer" in capsys.readouterr().err
+
+
 def test_a_run_is_scored_again_under_another_gate(finished, tmp_path, succeed):
     assert "last, inductive" in succeed("evaluate", finished)
     shown = succeed("evaluate", finished, "--gate", "paper", "--json", tmp_path / "figures.json")
@@ -131,7 +146,7 @@ WRONG = [
     ("data check {t}/nowhere", "{t}/nowhere: no such folder"),
     ("data synthetic {t}/new --subjects 0", "subjects is 0; it must be at least 1"),
     ("data synthetic {d}/..", "not empty and not a synthetic data set"),
-    ("train --data {d} --method bsva", "unknown method 'bsva'; did you mean 'bvsa'? choose one of bvsa, ubp, vanilla"),
+    ("train --data {d} --method bsva", "unknown method 'bsva'; did you mean 'bvsa'? choose one of atm, bravl, bvsa, mcdb, nice"),
     ("train --data {d} --encoder EEGproject", "unknown encoder 'EEGproject'; did you mean 'eeg_project'?"),
     ("train --data {d} --preset papr", "unknown preset 'papr'"),
     ("train --data {s} --vision RN51", "unknown vision encoder 'RN51'"),

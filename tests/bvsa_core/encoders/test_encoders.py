@@ -1,6 +1,11 @@
-"""Parameter counts of methods.md, and what an encoder says to recordings it cannot take."""
+"""Parameter counts of methods.md, tokens of ATM, and what an encoder says to recordings it cannot take."""
 
 from __future__ import annotations
+
+import importlib.util
+import sys
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,9 +20,16 @@ def count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+OPTIONS = {"atm": encoders.options_class("atm")(subject_token="subject")}
+
+
+def projection(features: int) -> int:
+    """Parameters of the head from so many features to 1024: two linear maps and a layer norm."""
+    return features * 1024 + 1024 + 1024 * 1024 + 1024 + 2 * 1024
+
+
 def with_scale(method: str, preset: str, shape: Shape) -> torch.nn.Module:
-    build = lambda: encoders.build("eeg_project", shape)  # noqa: E731
-    return methods.method_class(method)(method_options(method, preset), build, 10)
+    return methods.method_class(method)(method_options(method, preset), partial(encoders.build, "eeg_project"), 10, shape)
 
 
 @pytest.mark.parametrize(
@@ -28,8 +40,14 @@ def with_scale(method: str, preset: str, shape: Shape) -> torch.nn.Module:
         (lambda: with_scale("bvsa", "paper", Shape(17, 250, 1024)), 5_404_673),
         (lambda: with_scale("bvsa", "code", Shape(17, 250, 1024)), 10_809_345),
         (lambda: encoders.build("tsconv", Shape(63, 250, 768)), 1_802_496),
+        # attention of 4 heads of 250 // 4, tokens of ten subjects; methods.md says "about 3.08M"
+        (lambda: encoders.build("atm", Shape(63, 250, 1024, 10), OPTIONS["atm"]), 3_075_162),
+        # (convolutions with biases) + (batch norms) + projection of 40 * 36, 200 * 7 and 16 * 78 features
+        (lambda: encoders.build("shallownet", Shape(17, 250, 1024)), 1040 + 27_240 + 80 + projection(1440)),
+        (lambda: encoders.build("deepnet", Shape(17, 250, 1024)), 275 + 10_650 + 12_550 + 50_100 + 200_200 + 750 + projection(1400)),
+        (lambda: encoders.build("eegnet", Shape(17, 250, 1024)), 520 + 2_192 + 4_112 + 80 + projection(1248)),
     ],
-    ids=["EEGProject", "EEGProject MEG", "BVSA one head", "BVSA two heads", "TSConv"],
+    ids=["EEGProject", "EEGProject MEG", "BVSA one head", "BVSA two heads", "TSConv", "ATM-S", "ShallowNet", "DeepNet", "EEGNet"],
 )
 def test_parameter_counts_are_the_published_ones(module, parameters):
     assert count(module()) == parameters
@@ -37,15 +55,93 @@ def test_parameter_counts_are_the_published_ones(module, parameters):
 
 @pytest.mark.parametrize("name", encoders.names())
 def test_every_encoder_maps_recordings_to_embeddings_with_gradients(name):
-    encoder = encoders.build(name, Shape(5, 120, 16))
-    embedding = encoder(torch.randn(4, 5, 120))
+    encoder = encoders.build(name, Shape(5, 151, 16))
+    embedding = encoder(torch.randn(4, 5, 151))
     assert embedding.shape == (4, 16)
     embedding.square().sum().backward()
     assert all(parameter.grad is not None for parameter in encoder.parameters())
 
 
+@pytest.mark.parametrize("name", encoders.names())
+def test_every_encoder_reads_every_channel(name, seed):
+    """The released ATM does not: the token it prepends pushes the last electrode out."""
+    encoder = encoders.build(name, Shape(5, 151, 16)).eval()
+    recordings = torch.randn(2, 5, 151, requires_grad=True)
+    (encoder(recordings) * torch.randn(2, 16)).sum().backward()
+    assert (recordings.grad.abs().amax(dim=(0, 2)) > 0).all()
+
+
+def test_atm_knows_its_subjects_and_takes_the_mean_for_strangers(seed):
+    shape = Shape(3, 80, 8, subjects=2)
+    recordings = torch.randn(1, 3, 80).expand(4, -1, -1)
+    whose = torch.tensor([0, 1, -1, 7])
+    encoder = encoders.build("atm", shape, OPTIONS["atm"]).eval()
+    first, second, stranger, other = encoders.encode(encoder, recordings, whose)
+    close = partial(torch.testing.assert_close, rtol=0, atol=1e-3)  # of unit variance, after some ten float32 layers
+    close(stranger, other)
+    assert (first - second).abs().max() > 1e-2
+    with torch.no_grad():
+        encoder.subject_tokens[:] = encoder.subject_tokens.mean(0)
+    close(encoders.encode(encoder, recordings, whose)[0], stranger)
+    alike = encoders.encode(encoder, recordings, whose)
+    close(alike, alike[:1].expand(4, -1))
+    close(alike, encoders.encode(encoder, recordings))
+    joint = encoders.build("atm", shape).eval()
+    assert len(joint.subject_tokens) == 1
+    close(encoders.encode(joint, recordings, whose), joint(recordings))
+
+
+def test_weights_can_start_from_a_given_normal(seed):
+    encoder = encoders.build("tsconv", Shape(17, 250, 64))
+    encoders.initialise(encoder, 0.02)
+    linear, norm = encoder[11], encoder[3]
+    # 92,160 and 40 draws: six standard errors of a mean and of a standard deviation
+    for weight, mean in ((linear.weight, 0.0), (norm.weight, 1.0)):
+        error = 6 * 0.02 / weight.numel() ** 0.5
+        assert abs(weight.mean().item() - mean) < error and abs(weight.std().item() - 0.02) < error
+
+
 def test_unknown_names_and_impossible_shapes_are_told():
-    with pytest.raises(UserError, match="unknown encoder 'TS-Conv'; did you mean 'tsconv'. choose one of eeg_project, tsconv"):
+    known = "atm, deepnet, eeg_project, eegnet, shallownet, tsconv, braindecode:CLASS"
+    with pytest.raises(UserError, match=f"unknown encoder 'TS-Conv'; did you mean 'tsconv'. choose one of {known}"):
         encoders.build("TS-Conv", Shape(17, 250, 8))
-    with pytest.raises(UserError, match="encoder tsconv: needs at least 75 time points, not 60"):
-        encoders.build("tsconv", Shape(17, 60, 8))
+    for name, least in {"atm": 75, "tsconv": 75, "shallownet": 75, "deepnet": 151, "eegnet": 95}.items():
+        encoders.build(name, Shape(1, least, 8))
+        with pytest.raises(UserError, match=f"encoder {name}: needs at least {least} time points, not {least - 1}; choose a longer window"):
+            encoders.build(name, Shape(17, least - 1, 8))
+    with pytest.raises(UserError, match="encoder eeg_project: channels is 0; it must be at least 1"):
+        encoders.build("eeg_project", Shape(0, 250, 8))
+
+
+class FakeNet(torch.nn.Module):
+    """Has the arguments of a class of braindecode.models."""
+
+    def __init__(self, n_outputs, n_chans, n_times, sfreq, drop_prob=0.5):
+        super().__init__()
+        if n_times < 100:
+            raise AssertionError("n_times is too small")
+        self.sfreq, self.drop_prob = sfreq, drop_prob
+        self.layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(n_chans * n_times, n_outputs))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_classes_of_braindecode_are_encoders_by_name(monkeypatch):
+    fake = SimpleNamespace(FakeNet=FakeNet, __spec__=SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "braindecode", SimpleNamespace(models=fake, __spec__=SimpleNamespace()))
+    monkeypatch.setitem(sys.modules, "braindecode.models", fake)
+    options = encoders.options_class("braindecode:FakeNet")(sampling_rate=200.0, arguments={"drop_prob": 0.1})
+    encoder = encoders.build("braindecode:FakeNet", Shape(5, 120, 16), options)
+    assert encoder(torch.randn(4, 5, 120)).shape == (4, 16) and (encoder.sfreq, encoder.drop_prob) == (200.0, 0.1)
+    with pytest.raises(UserError, match=r"encoder braindecode:FakeNet: n_times is too small \(built for 5 channels, 50 time points"):
+        encoders.build("braindecode:FakeNet", Shape(5, 50, 16))
+    with pytest.raises(UserError, match="unknown class of braindecode.models 'NoNet'.* choose one of FakeNet"):
+        encoders.build("braindecode:NoNet", Shape(5, 120, 16))
+
+
+def test_without_braindecode_the_extra_is_named(monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "braindecode" else found(name))
+    with pytest.raises(UserError, match=r"encoder braindecode:EEGNetv4 needs braindecode; pip install 'fovblur\[braindecode\]'"):
+        encoders.build("braindecode:EEGNetv4", Shape(17, 250, 8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 
 import pytest
@@ -11,8 +12,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from bvsa_core import methods
 from bvsa_core.data.synthetic import SyntheticConfig, make_dataset
 from bvsa_core.errors import UserError
+from bvsa_core.training import loop
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import MaterialsConfig, RunConfig
 from bvsa_core.training.run import Materials, choose_device, run
@@ -54,6 +57,63 @@ def test_every_method_runs_from_recordings_to_figures(materials, tmp_path, metho
     assert ("epochs", 2, 2) in heard
     settings = yaml.safe_load((folder / "run.yaml").read_text())
     assert settings["method"] == method and settings["encoder"] == encoder and settings["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "note"),
+    [
+        ("nice", {"optimiser": "adam", "betas": (0.5, 0.999), "initial_std": 0.02, "validation": 6}, ""),
+        ("atm", {"average": False, "encoder": "atm", "epochs": 1}, ""),
+        ("bravl", {"method_options": methods.method_class("bravl").Options(draws=2), "validation": 1}, "fitted on the gallery"),
+        ("mcdb", {}, "reconstruction"),
+    ],
+)
+def test_comparison_systems_run_as_they_were_trained(materials, small_data, tmp_path, method, changes, note):
+    used = Materials(MaterialsConfig(data=small_data, average=False)) if "average" in changes else materials
+    result = run(config(used, method=method, **changes), used, RunFolder(tmp_path / "run"))
+    assert result["note"] == note and result["n"] == 12 and result["protocol"]["information"] == "inductive"
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    held = {0: 0, 1: 3, 6: 6}[changes.get("validation", 0)]  # whole concepts of three pictures
+    samples = (90 - held) * (2 if "average" in changes else 1)
+    for line in lines:
+        assert line["blur"] == {"k1 gain 0": samples}
+        assert ("validation_loss" in line) == (held > 0) and line.get("validation_loss", 0) < float("inf")
+    weights = load_file(tmp_path / "run" / "weights.safetensors")
+    if method == "nice":
+        assert weights["logit_scale"].item() == pytest.approx(math.log(1 / 0.07))
+    assert ("adapters.image.branch.3.weight" in weights) == (method == "mcdb")
+
+
+def test_holding_out_for_validation_changes_nothing_but_the_samples(materials, tmp_path, monkeypatch):
+    """The loss of held-out samples draws no random number of training and leaves no trace in the state."""
+    for name, changed in (("told", False), ("quiet", True)):
+        if changed:
+            monkeypatch.setattr(loop, "validate", lambda *_: 0.0)
+        run(config(materials, method="bvsa", validation=6), materials, RunFolder(tmp_path / name))
+    assert (tmp_path / "told" / "weights.safetensors").read_bytes() == (tmp_path / "quiet" / "weights.safetensors").read_bytes()
+
+
+def test_multi_level_targets_are_trained_and_kept(small_data, tmp_path):
+    fused = {"target_levels": [(51, 0.5)], "target_layers": [0]}
+    materials = Materials(MaterialsConfig(data=small_data, **fused))
+    first = run(config(materials, method="vanilla"), materials, RunFolder(tmp_path / "a"))
+    weights = load_file(tmp_path / "a" / "weights.safetensors")
+    assert weights["fusion.weights"].shape == (2, 2) and weights["fusion.weights"].abs().max() > 0
+    assert weights["fusion.maps.0.weight"].shape == (128, 128) and weights["fusion.maps.0.weight"].abs().max() > 0
+    assert load_file(tmp_path / "a" / "embeddings.safetensors")["image"].shape == (12, 128)
+    assert run(config(materials, method="vanilla"), materials, RunFolder(tmp_path / "b")) == first
+    with pytest.raises(UserError, match=r"target_levels has \(50, 0.5\); give an odd kernel size"):
+        MaterialsConfig(target_levels=[(50, 0.5)])
+
+
+def test_continuous_decoupling_runs_online(small_data, tmp_path):
+    online = Materials(MaterialsConfig(data=small_data, views="online"))
+    options = methods.method_class("bvsa").Options(continuous=True)
+    run(config(online, method="bvsa", method_options=options, batch_size=1024), online, RunFolder(tmp_path / "run"))
+    state = load_file(tmp_path / "run" / "weights.safetensors")
+    assert len(state["gain"].unique()) > 10 and len(state["kernel_size"].unique()) > 10
+    lines = [json.loads(line)["blur"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(sum(line.values()) == 90 and len(line) > 1 for line in lines)
 
 
 def test_a_run_repeats_to_the_byte_and_another_seed_differs(materials, small_data, tmp_path):

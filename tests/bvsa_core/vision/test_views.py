@@ -53,6 +53,44 @@ def test_online_and_banked_views_agree(clip, paths, bank):
     assert (sharp * blurred).sum(1).mean() < 0.999  # so that levels could not be mixed up unnoticed
 
 
+def test_between_levels_banked_views_interpolate(seed):
+    levels = [Level(size, gain) for size in (45, 51, 57) for gain in (0.0, 0.5, 1.0)]
+    features = normalize(torch.randn(9, 7, 12), dim=-1)
+    banked = BankedViews(features, levels)
+    held = [banked(torch.arange(7), torch.full((7,), gain), torch.full((7,), float(size))) for size, gain in levels]
+    torch.testing.assert_close(torch.stack(held), features)  # where a level lies, it is that level
+    gain, size = torch.tensor([0.0, 0.3, 0.9, 2.0]), torch.tensor([47.0, 51.0, 56.2, 80.0])
+    of = lambda size, gain: features[levels.index((size, gain)), :4].double()  # noqa: E731
+    expected = [
+        (2 * of(45, 0.0)[0] + of(51, 0.0)[0]) / 3,
+        0.4 * of(51, 0.0)[1] + 0.6 * of(51, 0.5)[1],
+        (0.8 * (0.2 * of(51, 0.5)[2] + 0.8 * of(51, 1.0)[2]) + 5.2 * (0.2 * of(57, 0.5)[2] + 0.8 * of(57, 1.0)[2])) / 6,
+        of(57, 1.0)[3],  # beyond the last level
+    ]
+    # kernel sizes of 45 to 57 in float32: parts right to 57 * 2^-24 / 6, features of opposite sign grow that by their length
+    found = banked(torch.arange(4), gain, size)
+    torch.testing.assert_close(found.double(), normalize(torch.stack(expected), dim=1), rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(4))
+    with pytest.raises(UserError, match="does not hold"):
+        BankedViews(features[:2], [Level(45, 0.0), Level(51, 1.0)])(torch.arange(1), torch.tensor([0.5]), torch.tensor([48.0]))
+
+
+def test_real_kernel_sizes_are_interpolated_close_to_what_online_views_see(clip, paths, bank):
+    levels = [Level(size, gain) for size in (45, 49) for gain in (0.25, 0.5)]
+    few = FeatureBank(bank.folder.parent, clip, paths[:3])
+    few.fill(levels)
+    online = OnlineViews(clip, read_images(paths[:3], clip.image_size))
+    indices, gain, size = torch.arange(3), torch.tensor([0.3, 0.375, 0.5]), torch.tensor([46.1, 47.0, 45.0])
+    seen = online(indices, gain, size)
+    banked = BankedViews(few.load(levels), levels)
+    between, corner = banked(indices, gain, size), banked(indices, torch.tensor([0.25, 0.25, 0.5]), torch.tensor([45, 45, 45]))
+    away = lambda features: (1 - (features * seen).sum(1)).sum()  # noqa: E731
+    assert away(between) < 0.3 * away(corner)
+    whole = online(indices, gain, torch.tensor([45, 47, 45]))
+    torch.testing.assert_close(seen[1:], whole[1:], rtol=0, atol=2e-5)
+    assert ((seen[0] - whole[0]).abs() > 1e-5).any()
+
+
 def test_features_are_those_of_the_published_pipeline(clip, paths, bank):
     """uint8 picture, OpenCV's blur and blend in 8 bits, then the encoder."""
     bank.fill([Level(51, 0.5)])

@@ -1,0 +1,34 @@
+"""DeepNet: four convolutions, each followed by max pooling (Schirrmeister et al., 2017), with the head that UBP gives it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from bvsa_core.encoders import Shape
+from bvsa_core.encoders._convolutions import steps_after
+from bvsa_core.encoders._projection import ResidualProjection
+
+FILTERS, KERNEL, POOL = (25, 50, 100, 200), 10, 2
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of DeepNet."""
+
+    dropout: float = 0.5
+
+
+def build(shape: Shape, options: Options) -> nn.Module:
+    first, *later = FILTERS
+    steps = steps_after(shape.time, *[(KERNEL, 1), (POOL, POOL)] * len(FILTERS))
+    blocks = [nn.Conv2d(1, first, (1, KERNEL)), nn.Conv2d(first, first, (shape.channels, 1)), *_after(first, options.dropout)]
+    for before, filters in zip(FILTERS, later):
+        blocks += [nn.Conv2d(before, filters, (1, KERNEL)), *_after(filters, options.dropout)]
+    projection = ResidualProjection(FILTERS[-1] * steps, shape.embedding, options.dropout)
+    return nn.Sequential(nn.Unflatten(1, (1, shape.channels)), *blocks, nn.Flatten(), *projection)
+
+
+def _after(filters: int, dropout: float) -> list[nn.Module]:
+    return [nn.BatchNorm2d(filters), nn.ELU(), nn.MaxPool2d((1, POOL)), nn.Dropout(dropout)]

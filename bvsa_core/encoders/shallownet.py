@@ -1,0 +1,38 @@
+"""ShallowNet: temporal and spatial convolution, then one pooling (Schirrmeister et al., 2017), with the head that UBP gives it.
+
+UBP's variant pools the ELU of the maps, where the original pools their squares and takes the logarithm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from bvsa_core.encoders import Shape
+from bvsa_core.encoders._convolutions import steps_after
+from bvsa_core.encoders._projection import ResidualProjection
+
+FILTERS, KERNEL, POOL, STRIDE = 40, 25, 51, 5
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of ShallowNet."""
+
+    dropout: float = 0.5
+
+
+def build(shape: Shape, options: Options) -> nn.Module:
+    steps = steps_after(shape.time, (KERNEL, 1), (POOL, STRIDE))
+    return nn.Sequential(
+        nn.Unflatten(1, (1, shape.channels)),  # (B, 1, channels, time)
+        nn.Conv2d(1, FILTERS, (1, KERNEL)),
+        nn.Conv2d(FILTERS, FILTERS, (shape.channels, 1)),
+        nn.BatchNorm2d(FILTERS),
+        nn.ELU(),
+        nn.AvgPool2d((1, POOL), (1, STRIDE)),  # (B, filters, 1, steps)
+        nn.Dropout(options.dropout),
+        nn.Flatten(),
+        *ResidualProjection(FILTERS * steps, shape.embedding, options.dropout),
+    )

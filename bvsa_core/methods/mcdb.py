@@ -1,0 +1,112 @@
+"""MCDB: modal consistency with dynamic balance (arXiv 2509.03433). A reconstruction: the full text was not at hand.
+
+Known of it, and done here: frozen features of pictures and texts, and the brain embedding, each pass a residual bottleneck
+into a shared space. The loss is a fifth of the four cross-entropies brain-image, image-brain, brain-text and text-brain,
+plus a cosine term. Balance: a modality's share s of a batch is the mean softmax probability of its true pairs,
+rho = s / mean of the others', and the gradient of one that dominates (rho > 1) is scaled by 1 - tanh(a * rho).
+Perturbation: to the scaled gradient comes zero-mean Gaussian noise of that gradient's standard deviation, times a factor
+that decays over training.
+
+Chosen here: the shape of the adapters; the cosine term, 1 - cos of brain with image and with text, averaged, and its
+weight, a fifth; that the gradients are those of a modality's adapter; a, the factor and its linear decay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from bvsa_core.encoders import Shape, encode
+from bvsa_core.methods.base import Batch, Contrastive
+
+MODALITIES = ("brain", "image", "text")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of MCDB."""
+
+    bottleneck: int = 4
+    """How many times narrower the middle of an adapter is."""
+    cosine: float = 0.2
+    """Weight of the cosine term."""
+    balance: float = 0.5
+    """a of the balance; 0 leaves a dominating modality its gradient."""
+    noise: float = 0.1
+    """Standard deviation of the perturbation at the start of training, as a part of the gradient's; 0 is none."""
+
+
+class Adapter(nn.Module):
+    """x + bottleneck(x), to unit norm: (..., D) to (..., D). It starts as the identity."""
+
+    def __init__(self, width: int, bottleneck: int):
+        super().__init__()
+        middle = max(1, width // bottleneck)
+        self.branch = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, middle), nn.GELU(), nn.Linear(middle, width))
+        nn.init.zeros_(self.branch[-1].weight)
+        nn.init.zeros_(self.branch[-1].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return normalize(x + self.branch(x), dim=-1)
+
+
+class MCDB(Contrastive):
+    """No blur; an adapter a modality, whose gradients are balanced and perturbed."""
+
+    Options = Options
+    NOTE = "reconstruction"
+
+    def __init__(self, options: Options, build_encoder, samples: int, shape: Shape):
+        super().__init__(options, build_encoder, samples, shape)
+        self.adapters = nn.ModuleDict({name: Adapter(shape.embedding, options.bottleneck) for name in MODALITIES})
+        self.register_buffer("factors", torch.ones(len(MODALITIES)), persistent=False)  # of the gradients of this batch
+        for number, name in enumerate(MODALITIES):
+            for parameter in self.adapters[name].parameters():
+                parameter.register_hook(lambda gradient, number=number: self._modulate(gradient, number))
+
+    def embed(self, recordings: Tensor, subjects: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        brain = self.adapters["brain"](normalize(encode(self.encoder, recordings, subjects), dim=-1))
+        return brain, brain
+
+    def embed_images(self, features: Tensor) -> Tensor:
+        return self.adapters["image"](features)
+
+    def embed_texts(self, features: Tensor) -> Tensor:
+        return self.adapters["text"](features)
+
+    def forward(self, batch: Batch) -> Tensor:
+        brain, _ = self.embed(batch.recordings, batch.subjects)
+        image, text = self.embed_images(batch.images), self.embed_texts(batch.texts)
+        scale = self.logit_scale.exp()
+        brain_image, brain_text = scale * brain @ image.T, scale * brain @ text.T
+        logits = (brain_image, brain_image.T, brain_text, brain_text.T)
+        labels = torch.arange(len(brain), device=brain.device)
+        if self.training:
+            self.factors.copy_(self.balance(*logits))
+        alignment = 1 - ((brain * image).sum(-1) + (brain * text).sum(-1)).mean() / 2
+        return sum(cross_entropy(each, labels) for each in logits) / 5 + self.options.cosine * alignment
+
+    @torch.no_grad()
+    def balance(self, brain_image: Tensor, image_brain: Tensor, brain_text: Tensor, text_brain: Tensor) -> Tensor:
+        """Factors (3,) of the gradients of brain, image and text, from logits (B, B) of queries by rows."""
+        image_share, text_share = true_pair_probability(image_brain), true_pair_probability(text_brain)
+        brain_share = (true_pair_probability(brain_image) + true_pair_probability(brain_text)) / 2
+        shares = torch.stack([brain_share, image_share, text_share])
+        rho = shares / ((shares.sum() - shares) / 2)
+        return torch.where(rho > 1, 1 - torch.tanh(self.options.balance * rho), 1.0)
+
+    def _modulate(self, gradient: Tensor, modality: int) -> Tensor:
+        gradient = gradient * self.factors[modality]
+        strength = self.options.noise * (1 - self.epoch / self.epochs)
+        return gradient + strength * gradient.std(correction=0) * torch.randn_like(gradient)
+
+
+def true_pair_probability(logits: Tensor) -> Tensor:
+    """Mean softmax probability, over the rows of (B, B) logits, of the diagonal."""
+    return logits.float().softmax(dim=1).diagonal().mean()
+
+
+METHOD = MCDB

@@ -1,0 +1,58 @@
+"""Multi-level targets: features of several blur levels and several encoder layers, fused by learnt weights.
+
+A view source like any other, so that every method can use it: the view the method asks for, views at fixed levels beside
+it, and of each of them the encoder's output and some of its layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from bvsa_core.vision.views import Level, Views
+
+
+class Fusion(nn.Module):
+    """A weighted sum of features, each layer's mapped to the width of the encoder's output; to unit norm.
+
+    It starts as the mean of the outputs: maps of layers start at zero.
+
+    Args:
+        widths: of the output and of the layers that stand side by side in a feature.
+        views: features that are fused, of the same picture under several blurs.
+    """
+
+    def __init__(self, widths: Sequence[int], views: int):
+        super().__init__()
+        self.widths = list(widths)
+        self.weights = nn.Parameter(torch.zeros(views, len(widths)))  # softmax over all of them
+        self.maps = nn.ModuleList(nn.Linear(width, widths[0], bias=False) for width in self.widths[1:])
+        for linear in self.maps:
+            nn.init.zeros_(linear.weight)
+
+    def forward(self, views: Sequence[Tensor]) -> Tensor:
+        """Fused features (B, widths[0]) of features (B, sum(widths)) of several views."""
+        weights = self.weights.flatten().softmax(0).view_as(self.weights)
+        fused = 0.0
+        for features, of_view in zip(views, weights):
+            output, *layers = (normalize(part, dim=-1) for part in features.split(self.widths, dim=-1))
+            for weight, part in zip(of_view, [output, *(linear(layer) for linear, layer in zip(self.maps, layers))]):
+                fused = fused + weight * part
+        return normalize(fused, dim=-1)
+
+
+class MultiLevelViews:
+    """Fuses the view that is asked for with views of the same pictures at fixed levels."""
+
+    def __init__(self, fusion: Fusion, views: Views, fixed: Views, levels: Sequence[Level]):
+        self.fusion, self.views, self.fixed, self.levels = fusion, views, fixed, list(levels)
+
+    def __call__(self, indices: Tensor, gain: Tensor, kernel_size: Tensor) -> Tensor:
+        seen = [self.views(indices, gain, kernel_size)]
+        for level in self.levels:
+            size = torch.full_like(indices, level.kernel_size)
+            seen.append(self.fixed(indices, torch.full(indices.shape, level.gain, device=indices.device), size))
+        return self.fusion(seen)

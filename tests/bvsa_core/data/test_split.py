@@ -1,0 +1,47 @@
+"""Whose samples are whose, and concepts held out whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bvsa_core.data.layout import Dataset
+from bvsa_core.data.split import Split, hold_out, load_split
+from bvsa_core.errors import UserError
+
+
+def make(concepts: int, pictures: int, repetitions: int) -> Split:
+    """So many pictures of each concept, each a sample so many times."""
+    count = concepts * pictures
+    image_of = torch.arange(count).repeat_interleave(repetitions)
+    names = [f"concept {i // pictures}" for i in range(count)]
+    recordings = image_of[:, None, None].float()
+    return Split(recordings, image_of, [str(i) for i in range(count)], names, ["Oz"], 1, torch.zeros_like(image_of), ["sub-01"])
+
+
+@pytest.mark.parametrize(("wanted", "held_pictures"), [(1, 3), (3, 3), (4, 6), (15, 15)])
+def test_whole_concepts_are_held_out(wanted, held_pictures, seed):
+    split = make(concepts=6, pictures=3, repetitions=2)
+    train, held = hold_out(split, wanted, seed)
+    assert len(held) == 2 * held_pictures and len(train) + len(held) == len(split)
+    concepts = [{split.concepts[i] for i in part.image_of} for part in (train, held)]
+    assert not concepts[0] & concepts[1]
+    for part in (train, held):
+        assert torch.equal(part.recordings.flatten(), part.image_of.float()) and part.images == split.images
+    again, _ = hold_out(split, wanted, seed)
+    assert torch.equal(again.image_of, train.image_of)
+    assert len({tuple(hold_out(split, wanted, other)[1].image_of.tolist()) for other in range(20)}) > 1
+
+
+def test_nothing_left_to_train_on_is_refused():
+    with pytest.raises(UserError, match="validation is 16; that leaves none of 18 training pictures, hold out fewer"):
+        hold_out(make(concepts=6, pictures=3, repetitions=1), 16, 0)
+
+
+def test_samples_know_their_subject(small_data):
+    dataset = Dataset(small_data)
+    split = load_split(dataset, ["sub-02", "sub-01"], "test")
+    assert split.subjects == ["sub-02", "sub-01"] and split.subject_of.tolist() == [0] * 12 + [1] * 12
+    assert split.numbers_among(["sub-01", "sub-09"]).tolist() == [-1] * 12 + [0] * 12
+    assert split.take(torch.arange(10, 14)).subject_of.tolist() == [0, 0, 1, 1]
+    assert len(load_split(dataset, ["sub-01"], "test", average=False).subject_of) == 72

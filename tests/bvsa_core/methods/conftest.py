@@ -1,0 +1,72 @@
+"""A tiny problem with an answer: recordings are a noisy linear image of the features of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch.nn.functional import normalize
+
+from bvsa_core import encoders, methods
+from bvsa_core.data.split import Split
+from bvsa_core.methods.base import Method
+from bvsa_core.retrieval.evaluate import Scores, ranks, score, similarity
+from bvsa_core.training.config import RunConfig
+from bvsa_core.training.loop import fit
+
+WIDTH, TRAINING, TEST = 16, 256, 40
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Pictures 0..TRAINING are trained on, the others tested."""
+
+    split: Split
+    features: torch.Tensor  # (pictures, WIDTH)
+    texts: torch.Tensor  # (pictures, WIDTH)
+
+    def make(self, config: RunConfig) -> Method:
+        _, channels, time = self.split.recordings.shape
+        shape = encoders.Shape(channels, time, WIDTH)
+        build = partial(encoders.build, config.encoder, options=config.encoder_options)
+        return methods.method_class(config.method)(config.method_options, build, TRAINING, shape)
+
+    def train(self, method: Method, config: RunConfig, samples: int = TRAINING) -> list[dict]:
+        """Metrics of the epochs."""
+        views = lambda indices, gain, kernel_size: self.features[indices]  # noqa: E731
+        heard = []
+        fit(method, self.split.take(torch.arange(samples)), views, self.texts, config, Fabric(accelerator="cpu"), heard.append)
+        return heard
+
+    @torch.no_grad()
+    def test(self, method: Method) -> Scores:
+        method.eval()
+        views = len(method.gallery_levels())
+        gallery = self.features[None, TRAINING:].expand(views, -1, -1)
+        embeddings = method.retrieval_embeddings(self.split.recordings[TRAINING:], gallery, self.texts[TRAINING:])
+        return score(ranks(similarity(embeddings, "none")))
+
+
+@pytest.fixture
+def planted(seed) -> Iterator[Callable[[int, int], Planted]]:
+    """Makes the problem with so many channels and time points; on one thread, which such small products are fastest on."""
+
+    def make(channels: int, time: int) -> Planted:
+        count = TRAINING + TEST
+        features = normalize(torch.randn(count, WIDTH), dim=1)
+        texts = normalize(features + 0.3 * normalize(torch.randn(count, WIDTH), dim=1), dim=1)
+        response = features @ torch.randn(WIDTH, channels * time)  # of unit variance
+        recordings = (response + 0.3 * torch.randn_like(response)).unflatten(1, (channels, time))
+        names = [str(i) for i in range(count)]
+        everyone = torch.zeros(count, dtype=torch.int64)
+        split = Split(recordings, torch.arange(count), names, names, [f"c{i}" for i in range(channels)], 1, everyone, ["sub-01"])
+        return Planted(split, features, texts)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield make
+    torch.set_num_threads(threads)

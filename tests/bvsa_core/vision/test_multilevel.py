@@ -1,0 +1,84 @@
+"""Fused targets: what they are made of, and layers of the picture encoder."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from bvsa_core.errors import UserError
+from bvsa_core.vision.clip import load_clip
+from bvsa_core.vision.multilevel import Fusion, MultiLevelViews
+from bvsa_core.vision.views import SHARP, BankedViews, Level
+
+WIDTHS, PICTURES = [6, 4, 3], 9
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def features(seed) -> torch.Tensor:
+    """(levels, pictures, sum of widths)"""
+    return torch.cat([normalize(torch.randn(3, PICTURES, width), dim=-1) for width in WIDTHS], dim=-1)
+
+
+def test_fusion_is_a_weighted_sum(features):
+    fusion = Fusion(WIDTHS, 3)
+    start = fusion(features.unbind())
+    torch.testing.assert_close(start, normalize(features[..., :6].mean(0), dim=-1))  # of the outputs alone
+    start[0, 0].backward()
+    assert fusion.weights.grad[:, 0].abs().max() > 0 and all(linear.weight.grad.abs().max() > 0 for linear in fusion.maps)
+    with torch.no_grad():
+        fusion.weights.copy_(torch.randn(3, 3))
+        for linear in fusion.maps:
+            linear.weight.copy_(torch.randn_like(linear.weight))
+    weights = np.exp(fusion.weights.detach().double().numpy())
+    expected = 0.0
+    for view, of_view in zip(features.double().numpy(), weights / weights.sum()):
+        parts = np.split(view, np.cumsum(WIDTHS)[:-1], axis=1)
+        maps = [np.eye(6), *(linear.weight.detach().double().numpy() for linear in fusion.maps)]
+        expected = expected + sum(weight * part @ matrix.T for weight, part, matrix in zip(of_view, parts, maps))
+    np.testing.assert_allclose(fusion(features.unbind()).detach().numpy(), unit(expected), atol=1e-5)
+
+
+def test_views_at_fixed_levels_join_the_one_asked_for(features):
+    asked = BankedViews(features[:2], [Level(51, 0.5), Level(57, 0.5)])
+    fixed = BankedViews(features[2:], [SHARP])
+    fusion = Fusion(WIDTHS, 2)
+    views = MultiLevelViews(fusion, asked, fixed, [SHARP])
+    indices, sizes = torch.tensor([4, 0, 4]), torch.tensor([51, 57, 57])
+    expected = fusion([features[[0, 1, 1], indices], features[2, indices]])
+    torch.testing.assert_close(views(indices, torch.full((3,), 0.5), sizes), expected)
+
+
+def test_layers_of_the_encoder_stand_beside_its_output(seed):
+    clip = load_clip("tiny")
+    pictures = torch.randn(2, 3, clip.image_size, clip.image_size)
+    layered = clip.with_layers([0, -1])
+    assert clip.with_layers([]) is clip and layered.layers == (0, 2) and layered.widths() == [128, 128, 128]
+    output, first, last = layered.encode_images(pictures).split(layered.widths(), dim=1)
+    torch.testing.assert_close(output, clip.encode_images(pictures))
+    tokens = clip.model.visual.forward_intermediates(pictures, indices=[0, 2], output_fmt="NLC", output_extra_tokens=True)
+    for part, patches, extra in zip((first, last), tokens["image_intermediates"], tokens["image_intermediates_prefix"]):
+        torch.testing.assert_close(part, normalize(torch.cat([extra, patches], dim=1).mean(1), dim=-1))
+    prints = {each.fingerprint for each in (clip, layered, clip.with_layers([0]), clip.with_layers([-1, 0]))}
+    assert len(prints) == 4 and clip.with_layers([2]).fingerprint == clip.with_layers([-1]).fingerprint
+    with pytest.raises(UserError, match="vision encoder tiny has no layer 3; it has 3, from 0 or from -3 to -1"):
+        clip.with_layers([3])
+
+
+def test_a_resnet_has_four_layers():
+    import open_clip
+
+    from bvsa_core.vision.clip import Clip
+
+    config = {"image_size": 32, "layers": (1, 1, 1, 1), "width": 8, "patch_size": None}
+    model = open_clip.CLIP(embed_dim=16, vision_cfg=config, text_cfg={"width": 16, "heads": 2, "layers": 1, "vocab_size": 8}).eval()
+    clip = Clip("RN", model, lambda texts: texts, 32, (0.5,) * 3, (0.25,) * 3, "print")
+    assert clip.with_layers([0, 1, 2, 3]).widths() == [16, 32, 64, 128, 256]
+    model.visual = torch.nn.Flatten()
+    with pytest.raises(UserError, match="of kind Flatten shows no layers"):
+        clip.with_layers([0])
