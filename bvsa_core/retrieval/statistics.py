@@ -1,0 +1,145 @@
+"""What else there is to know of a ranking: hubs, smaller galleries, and whether one method beats another.
+
+Everything here is a function of ranks, scores or accuracies; nothing is trained or drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.stats
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+GALLERIES = (2, 10, 50, 100, 200)  # sizes that the field reports
+LEVEL = 0.05  # of significance
+
+
+@dataclass(frozen=True)
+class Hubness:
+    """How unevenly pictures are retrieved (Radovanovic et al., JMLR 2010)."""
+
+    k: int  # pictures retrieved for a query
+    skewness: float  # of the k-occurrence; 0 where every picture is retrieved equally often
+    never_retrieved: float  # fraction of the pictures
+
+
+def hubness(scores: Tensor, k: int = 10) -> Hubness:
+    """Hubness of scores (N, M): N_k of a picture is the number of queries that have it among their k best.
+
+    >>> hubness(torch.eye(4), k=1)
+    Hubness(k=1, skewness=0.0, never_retrieved=0.0)
+    """
+    k = min(k, scores.shape[1])
+    best = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]  # ties go to the lower index
+    occurrence = np.bincount(best.flatten().cpu().numpy(), minlength=scores.shape[1])
+    skewness = 0.0 if (occurrence == occurrence[0]).all() else float(scipy.stats.skew(occurrence))
+    return Hubness(k, skewness, float((occurrence == 0).mean()))
+
+
+def small_gallery(ranks: ArrayLike, pictures: int, size: int, k: int) -> float:
+    """Expected top-k accuracy in a random gallery of `size` out of all `pictures` that holds the right one.
+
+    A right picture of rank r is found where fewer than k of the r - 1 ahead of it are drawn among the size - 1 others:
+    a hypergeometric probability, so nothing has to be drawn.
+
+    Args:
+        ranks: (N,) ranks, from 1, among all pictures.
+
+    >>> small_gallery([3], pictures=5, size=2, k=1)  # two of the four others are ahead
+    0.5
+    """
+    ahead = np.asarray(ranks) - 1
+    return float(scipy.stats.hypergeom.cdf(k - 1, pictures - 1, ahead, size - 1).mean())
+
+
+def small_galleries(ranks: ArrayLike, pictures: int) -> list[dict]:
+    """Expected Top-1 and Top-5 accuracy for each of GALLERIES that has no more than the pictures there are."""
+    return [
+        {"size": size, "top1": small_gallery(ranks, pictures, size, 1), "top5": small_gallery(ranks, pictures, size, 5)}
+        for size in GALLERIES
+        if size <= pictures
+    ]
+
+
+def wilcoxon(first: ArrayLike, second: ArrayLike) -> float:
+    """Two-sided p of the paired signed-rank test (Wilcoxon, 1945), exact also where differences tie or vanish.
+
+    Pairs that do not differ are dropped. The distribution is that of the sum of ranks when every sign is a fair coin,
+    counted over all 2^n outcomes.
+
+    Args:
+        first, second: (subjects,) accuracies of two methods.
+    """
+    differences = np.subtract(first, second, dtype=np.float64)
+    differences = differences[~np.isclose(differences, 0.0, rtol=0.0, atol=1e-12)]
+    # Accuracies are multiples of 1 / queries: what differs by less than that is rounding, and ties.
+    twice = (2 * scipy.stats.rankdata(np.abs(differences).round(12))).astype(int)
+    ways = np.ones(1)
+    for rank in twice:
+        ways = np.pad(ways, (0, rank)) + np.pad(ways, (rank, 0))
+    positive = int(twice[differences > 0].sum())
+    extreme = min(positive, int(twice.sum()) - positive)
+    return float(min(1.0, 2 * ways[: extreme + 1].sum() / ways.sum()))
+
+
+def least_p(subjects: int) -> float:
+    """The smallest p that `wilcoxon` can give: all subjects agree.
+
+    >>> least_p(5)
+    0.0625
+    """
+    return min(1.0, 2.0 ** (1 - subjects))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p adjusted for so many tests at once (Holm, 1979).
+
+    >>> holm([0.01, 0.5, 0.02])
+    [0.03, 0.5, 0.04]
+    """
+    adjusted = [0.0] * len(p)
+    largest = 0.0
+    for place, test in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+        largest = max(largest, min(1.0, (len(p) - place) * p[test]))
+        adjusted[test] = largest
+    return adjusted
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two methods on the same subjects."""
+
+    first: str
+    second: str
+    difference: float  # mean over subjects of the first's accuracy less the second's
+    p: float  # adjusted for all comparisons of the table
+
+
+def compare(accuracies: dict[str, Sequence[float]]) -> list[Comparison] | str:
+    """Every pair of methods by `wilcoxon`, adjusted by `holm`; or, where no p could reach LEVEL, a sentence that says so.
+
+    Args:
+        accuracies: of each method, one for each subject, in the same order.
+    """
+    names = list(accuracies)
+    pairs = [(one, other) for i, one in enumerate(names) for other in names[i + 1 :]]
+    if not pairs:
+        return "one row: nothing to compare"
+    subjects = len(accuracies[names[0]])
+    if least_p(subjects) * len(pairs) > LEVEL:
+        return (
+            f"no test: with {subjects} subject(s) and {len(pairs)} comparison(s) the least p that Wilcoxon's test can give "
+            f"is {min(1.0, least_p(subjects) * len(pairs)):.2g}, above {LEVEL:g} whatever the data"
+        )
+    adjusted = holm([wilcoxon(accuracies[one], accuracies[other]) for one, other in pairs])
+    difference = lambda one, other: float(np.mean(np.subtract(accuracies[one], accuracies[other])))  # noqa: E731
+    return [Comparison(one, other, difference(one, other), p) for (one, other), p in zip(pairs, adjusted)]
+
+
+def statistics_of(scores: Tensor, ranks: Tensor) -> dict:
+    """Hubness and smaller galleries of scores (N, M) with the ranks (N,) of the right pictures, as plain data."""
+    return {"hubness": vars(hubness(scores)), "galleries": small_galleries(ranks.cpu().numpy(), scores.shape[1])}
