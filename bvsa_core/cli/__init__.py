@@ -18,6 +18,7 @@ COMMANDS = {
     "features": "fill the feature bank",
     "train": "train one method on one or all subjects",
     "evaluate": "score a run, or embeddings made elsewhere",
+    "reproduce": "a grid of methods, subjects, seeds and settings beside the published table",
     "retrieve": "the best pictures of a gallery for given recordings",
 }
 _NEEDED = ("jsonargparse", "open_clip", "lightning_fabric", "safetensors", "scipy", "PIL", "rich", "torchvision")

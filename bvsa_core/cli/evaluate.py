@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jsonargparse
@@ -13,14 +14,18 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bvsa_core.cli.arguments import Parser
+from bvsa_core.cli.progress import Display
 from bvsa_core.data.recording import read_arrays
 from bvsa_core.errors import UserError
+from bvsa_core.experiments.repetitions import repetition_curves
 from bvsa_core.files import write_atomically
-from bvsa_core.report.tables import rows, to_rich
+from bvsa_core.report.tables import rows, statistics_lines, to_rich
 from bvsa_core.retrieval import rescoring
 from bvsa_core.retrieval.evaluate import Embeddings, Protocol, Scoring, ranks, score, similarity
 from bvsa_core.retrieval.gates import INFORMATION, Reliability
+from bvsa_core.retrieval.statistics import statistics_of
 from bvsa_core.training.checkpoint import RunFolder
+from bvsa_core.training.run import Materials
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
@@ -33,6 +38,10 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("--reliability", help="of the gate label_free, KIND:THRESHOLD such as margin:0.05; that of the run where left out")
     parser.add_argument("--rescoring", default="none", help=f"{', '.join(rescoring.INFORMATION)}: queries inform each other's ranking")
     parser.add_argument("--shuffle_texts", "--shuffle-texts", action="store_true", help="control: every picture has another's text")
+    full = "hubness and smaller galleries too; of a run also curves over test repetitions, for which its data are read"
+    parser.add_argument("--full", action="store_true", help=full)
+    parser.add_argument("--data", type=Path, help="data folder of the run, where it has moved; for --full")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; for --full")
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
 
 
@@ -44,10 +53,12 @@ def run(parsed: jsonargparse.Namespace) -> None:
         write_atomically(parsed.json, json.dumps(result, indent=2).encode() + b"\n")
     if parsed.run:
         Console().print(to_rich(rows([{**RunFolder(parsed.run).result(), **result}])))
-        return
-    shown = f"Top-1 {100 * result['top1']:.2f} %  Top-5 {100 * result['top5']:.2f} %  mAP {100 * result['map']:.2f} %"
-    print(f"{shown}  median rank {result['median_rank']:g}  of {result['n']} queries")
-    print("protocol: " + ", ".join(f"{key} {value}" for key, value in result["protocol"].items()))
+    else:
+        shown = f"Top-1 {100 * result['top1']:.2f} %  Top-5 {100 * result['top5']:.2f} %  mAP {100 * result['map']:.2f} %"
+        print(f"{shown}  median rank {result['median_rank']:g}  of {result['n']} queries")
+        print("protocol: " + ", ".join(f"{key} {value}" for key, value in result["protocol"].items()))
+    for line in statistics_lines(result.get("statistics", {})):
+        print(line)
 
 
 def score_run(parsed: jsonargparse.Namespace) -> dict:
@@ -55,9 +66,17 @@ def score_run(parsed: jsonargparse.Namespace) -> dict:
     folder = RunFolder(parsed.run)
     saved = folder.result()
     scoring = scoring_of(parsed, saved["protocol"]["gate"], saved.get("reliability"))
-    rank = ranks(similarity(folder.embeddings(), scoring))
+    scores = similarity(folder.embeddings(), scoring)
+    rank = ranks(scores)
     protocol = Protocol(**{**saved["protocol"], **scoring.protocol()})
-    return {**score(rank).to_json(protocol), "ranks": rank.tolist()}
+    figures = {**score(rank).to_json(protocol), "ranks": rank.tolist()}
+    if parsed.full:
+        moved = {"data": parsed.data} if parsed.data else {}
+        with Display() as display:
+            materials = Materials(replace(folder.config(), device=parsed.device, **moved), display)
+            (curve,) = repetition_curves(folder, materials, [scoring])
+        figures["statistics"] = {**statistics_of(scores, rank), "repetitions": curve}
+    return figures
 
 
 def scoring_of(parsed: jsonargparse.Namespace, gate: str, learnt: dict | None = None) -> Scoring:
@@ -83,9 +102,10 @@ def score_files(parsed: jsonargparse.Namespace) -> dict:
     if len(set(counts.values())) > 1:
         told = ", ".join(f"--{name} {count}" for name, count in counts.items())
         raise UserError(f"row i of each file belongs together, but the numbers of rows differ: {told}")
-    rank = ranks(similarity(Embeddings(brain, image, brain_text, text), scoring))
+    scores = similarity(Embeddings(brain, image, brain_text, text), scoring)
+    rank = ranks(scores)
     protocol = Protocol(Path(parsed.brain).name, "not stated", gallery=len(image), **scoring.protocol())
-    return score(rank).to_json(protocol)
+    return score(rank).to_json(protocol) | ({"statistics": statistics_of(scores, rank)} if parsed.full else {})
 
 
 def read_embeddings(flag: str, where: str) -> Tensor:

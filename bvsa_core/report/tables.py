@@ -116,3 +116,19 @@ def to_markdown(table: Sequence[Row]) -> str:
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
     lines += [f"| {' | '.join(cells(row))} |" for row in table]
     return "\n".join([*lines, "", f"{caption(table)}.", ""])
+
+
+def statistics_lines(statistics: dict) -> list[str]:
+    """What `retrieval.statistics` and curves over repetitions found, in words; accuracies in percent."""
+    both = lambda part: f"{100 * part['top1']:.1f} / {100 * part['top5']:.1f}"  # noqa: E731
+    lines = []
+    if hubs := statistics.get("hubness"):
+        never = f"{100 * hubs['never_retrieved']:.1f} % of pictures never"
+        lines.append(f"hubness: skewness {hubs['skewness']:.2f} of the {hubs['k']}-occurrence, {never} among the {hubs['k']} best")
+    if galleries := statistics.get("galleries"):
+        told = ", ".join(f"{part['size']}: {both(part)}" for part in galleries)
+        lines.append(f"Top-1 / Top-5 % expected in random galleries of size {told}")
+    if curve := statistics.get("repetitions"):
+        told = ", ".join(f"{point['averaged']}: {both(point)}" for point in curve)
+        lines.append(f"Top-1 / Top-5 % by test repetitions averaged, mean of {max(p['resamples'] for p in curve)} draws: {told}")
+    return lines

@@ -5,12 +5,12 @@ Everything here is a function of ranks, scores or accuracies; nothing is trained
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.stats
-import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -30,6 +30,7 @@ class Hubness:
 def hubness(scores: Tensor, k: int = 10) -> Hubness:
     """Hubness of scores (N, M): N_k of a picture is the number of queries that have it among their k best.
 
+    >>> import torch
     >>> hubness(torch.eye(4), k=1)
     Hubness(k=1, skewness=0.0, never_retrieved=0.0)
     """
@@ -119,21 +120,22 @@ class Comparison:
     p: float  # adjusted for all comparisons of the table
 
 
-def compare(accuracies: dict[str, Sequence[float]]) -> list[Comparison] | str:
-    """Every pair of methods by `wilcoxon`, adjusted by `holm`; or, where no p could reach LEVEL, a sentence that says so.
+def compare(accuracies: dict[str, Sequence[float]], baseline: str | None = None) -> list[Comparison] | str:
+    """Pairs of methods by `wilcoxon`, adjusted by `holm`; or, where no p could reach LEVEL, a sentence that says so.
 
     Args:
         accuracies: of each method, one for each subject, in the same order.
+        baseline: the method that all others are compared with; every pair where left out.
     """
     names = list(accuracies)
-    pairs = [(one, other) for i, one in enumerate(names) for other in names[i + 1 :]]
+    pairs = [(other, baseline) for other in names if other != baseline] if baseline in names else list(itertools.combinations(names, 2))
     if not pairs:
-        return "one row: nothing to compare"
+        return "no test: there is nothing to compare"
     subjects = len(accuracies[names[0]])
     if least_p(subjects) * len(pairs) > LEVEL:
         return (
-            f"no test: with {subjects} subject(s) and {len(pairs)} comparison(s) the least p that Wilcoxon's test can give "
-            f"is {min(1.0, least_p(subjects) * len(pairs)):.2g}, above {LEVEL:g} whatever the data"
+            f"no test: with {subjects} subject(s) and {len(pairs)} comparison(s) the least p of Wilcoxon's test with "
+            f"Holm's correction is {min(1.0, least_p(subjects) * len(pairs)):.2g}, above {LEVEL:g} whatever the data"
         )
     adjusted = holm([wilcoxon(accuracies[one], accuracies[other]) for one, other in pairs])
     difference = lambda one, other: float(np.mean(np.subtract(accuracies[one], accuracies[other])))  # noqa: E731

@@ -70,6 +70,8 @@ class RunConfig(MaterialsConfig):
     encoder_options: Any = None
     subject: str = "sub-01"
     """Who trains and tests."""
+    setting: Literal["intra", "inter"] = "intra"
+    """'intra' trains on the subject, 'inter' on all others."""
     epochs: int = 50
     batch_size: int = 1024
     optimiser: Literal["adamw", "adam"] = "adamw"

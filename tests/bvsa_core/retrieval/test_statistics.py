@@ -76,7 +76,9 @@ def test_holm_steps_down():
 def test_methods_are_compared_only_where_a_difference_could_show(seed):
     accuracy = {"a": np.arange(6) / 10 + 0.3, "b": np.arange(6) / 10, "c": np.arange(6) / 20}
     told = compare({name: values[:5] for name, values in accuracy.items() if name != "c"})
-    assert "with 5 subject(s) and 1 comparison(s)" in told and "is 0.062, above 0.05" in told
+    assert "with 5 subject(s) and 1 comparison(s)" in told and "correction is 0.062, above 0.05" in told
     assert "3 comparison(s)" in compare(accuracy) and "nothing to compare" in compare({"a": [0.1]})
     (one,) = compare({name: accuracy[name] for name in "ab"})
     assert (one.first, one.second) == ("a", "b") and one.difference == pytest.approx(0.3) and one.p == 2 / 2**6
+    longer = {name: np.append(values, [0.1, 0.2]) for name, values in accuracy.items()}
+    assert [(each.first, each.second) for each in compare(longer, "b")] == [("a", "b"), ("c", "b")] and len(compare(longer)) == 3

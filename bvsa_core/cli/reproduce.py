@@ -1,0 +1,119 @@
+"""Methods x encoders x subjects x seeds x settings from one YAML file, and one table with the published figures beside ours.
+
+GRID is main (the four settings), ablation (the parts of BVSA, every gate and the control), c-sweep, fidelity (presets side
+by side), or a YAML file like those in bvsa_core/experiments. Cells that are complete are not run again, so the same command
+continues a grid that was stopped. Under torchrun cells are dealt to the processes, each with the GPU of its LOCAL_RANK.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import jsonargparse
+from rich.console import Console
+
+from bvsa_core.cli.arguments import Parser, make
+from bvsa_core.cli.progress import Display
+from bvsa_core.data.synthetic import SyntheticConfig, make_dataset
+from bvsa_core.errors import UserError
+from bvsa_core.experiments.cell import Bench, complete, fill_banks
+from bvsa_core.experiments.deal import Team, run_here, run_in_workers, team
+from bvsa_core.experiments.plan import SETTLED, Cell, Grid, cells, choose, read_grid
+from bvsa_core.experiments.results import write
+from bvsa_core.report.reproduction import to_rich
+from bvsa_core.training.config import RunConfig
+
+DEMO = Path("bvsa_data/demo")  # where `bvsa demo` keeps its data
+
+
+def add_arguments(parser: Parser, arguments: list[str]) -> None:
+    add = parser.add_argument
+    parser.add_argument("--config", action="config", help="YAML file with any of these flags")
+    add("grid", help="main, ablation, c-sweep, fidelity, or a YAML file")
+    add("--eeg", type=Path | None, default=None, help="folder of EEG recordings; synthetic data are made where neither is given")
+    add("--meg", type=Path | None, default=None, help="folder of MEG recordings")
+    add("--out", type=Path | None, default=None, help="folder of the grid; bvsa_runs/GRID where left out")
+    add("--workers", type=int, default=1, help="processes of this machine that share the cells")
+    add("--threads", type=int | None, default=None, help="CPU threads of a cell; an equal share where left out. Same threads, same bytes")
+    add("--methods", type=str, nargs="+", default=None, help="only these of the grid, by name of method or row")
+    add("--seeds", type=int | None, default=None, help="seeds of every method; the grid's where left out")
+    add("--subjects", type=str, nargs="+", default=None, help="only these")
+    add("--vision", type=str, nargs="+", default=None, help="picture encoders")
+    add("--encoders", type=str, nargs="+", default=None, help="brain encoders, in place of each method's own")
+    add("--resamples", type=int | None, default=None, help="draws for curves over test repetitions; 0 leaves them out")
+    hints = get_type_hints(RunConfig)
+    for field in fields(RunConfig):
+        if field.name not in SETTLED:
+            add(f"--{field.name}", type=hints[field.name] | None, default=None, help="of every run; see bvsa train --help")
+    parser.add_class_arguments(SyntheticConfig, "synthetic")
+    parser.set_defaults({"synthetic.subjects": 1})
+
+
+def run(parsed: jsonargparse.Namespace) -> None:
+    started = time.perf_counter()
+    grid, systems = read_grid(parsed.grid)
+    given = {name: getattr(parsed, name) for name in ("seeds", "subjects", "vision", "resamples") if getattr(parsed, name) is not None}
+    grid = replace(grid, **given)
+    for name, least in (("seeds", 1), ("resamples", 0), ("workers", 1), ("threads", 1)):
+        value = getattr(parsed, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} is {value}; it must be at least {least}")
+    if parsed.methods:
+        systems = choose(systems, parsed.methods)
+    if parsed.encoders:
+        systems = [replace(system, encoders=parsed.encoders) for system in systems]
+    flags = {field.name: value for field in fields(RunConfig) if (value := getattr(parsed, field.name, None)) is not None}
+    flags = {name: value for name, value in flags.items() if name not in SETTLED}
+    root = parsed.out or Path("bvsa_runs", Path(parsed.grid).stem)
+    with team() as processes, Display(quiet=processes.rank > 0) as display:
+        if processes.size > 1 and parsed.workers > 1:
+            raise UserError("--workers is for one process; leave torchrun or it out")
+        data = data_folders(parsed, grid, display, processes)
+        todo, left_out = cells(grid, systems, data, flags)
+        failures = run_all(todo, root, parsed, display, processes)
+        if processes.rank == 0:
+            finish(grid, todo, left_out, failures, root, time.perf_counter() - started)
+    if failures:
+        raise UserError(f"{len(failures)} of {len(todo)} cells failed, as told above; the same command tries them again")
+
+
+def data_folders(parsed: jsonargparse.Namespace, grid: Grid, display: Display, processes: Team) -> dict[str, Path]:
+    """The folder of each modality; without flags the demo's, or one with more subjects where the grid trains between them."""
+    if given := {name: getattr(parsed, name) for name in ("eeg", "meg") if getattr(parsed, name)}:
+        return given
+    synthetic = make(SyntheticConfig, parsed.synthetic)
+    folder = DEMO
+    if "inter" in grid.settings:
+        synthetic = replace(synthetic, subjects=max(2, synthetic.subjects))
+        folder = DEMO.with_name(f"synthetic_{synthetic.subjects}_subjects")
+    if processes.rank == 0:
+        make_dataset(folder, synthetic, display)
+    processes.wait()
+    return {"eeg": folder}
+
+
+def run_all(todo: list[Cell], root: Path, parsed: jsonargparse.Namespace, display: Display, processes: Team) -> dict[str, str]:
+    """Fill the feature banks, then run every cell. Returns what was wrong with those that failed."""
+    bench = Bench(processes.device, display)
+    report = lambda done, of: display("cells", done, of)  # noqa: E731
+    if processes.rank == 0:
+        fill_banks([cell for cell in todo if not complete(cell, root)], bench)
+    processes.wait()
+    if parsed.workers > 1:
+        return run_in_workers(todo, root, parsed.workers, processes.device, report, parsed.threads)
+    return processes.gather(run_here(processes.share(todo), root, bench, report, parsed.threads))
+
+
+def finish(grid: Grid, todo: list[Cell], left_out: list[str], failures: dict[str, Any], root: Path, seconds: float) -> None:
+    """Write the files of the grid, and tell."""
+    entries = write(grid, todo, left_out, root)
+    Console().print(to_rich(grid.title, entries))
+    for sentence in left_out:
+        print(sentence)
+    for cell, told in failures.items():
+        print(f"failed: {cell}: {told}", file=sys.stderr)
+    print(f"{seconds:.0f} s; table.md, table.csv, table.tex, statistics.json and all runs are in {root}")

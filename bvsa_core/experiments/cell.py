@@ -1,0 +1,150 @@
+"""One cell of a grid: trained, scored in every way the grid asks for, and left on disk.
+
+    CELL/...            the run, see training.checkpoint
+    CELL/scores.json    figures and statistics of every scoring; the cell is complete when both are there
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import yaml
+
+from bvsa_core import encoders, methods
+from bvsa_core.data.layout import Dataset
+from bvsa_core.errors import UserError
+from bvsa_core.experiments.plan import Cell
+from bvsa_core.experiments.repetitions import repetition_curves
+from bvsa_core.files import write_atomically
+from bvsa_core.retrieval.evaluate import Protocol, Scoring, ranks, score, similarity
+from bvsa_core.retrieval.gates import Reliability
+from bvsa_core.retrieval.statistics import statistics_of
+from bvsa_core.training.checkpoint import RunFolder
+from bvsa_core.training.config import MaterialsConfig, RunConfig, to_dict
+from bvsa_core.training.run import Materials, run
+from bvsa_core.vision.views import Level
+
+SCORES = "scores.json"
+Progress = Callable[[str, int, int], None]
+
+
+class Bench:
+    """Materials kept from one cell to the next that needs the same; recordings only as long as the subject is the same.
+
+    Args:
+        device: where cells run, whatever their configuration says.
+    """
+
+    def __init__(self, device: str | None = None, progress: Progress = lambda *_: None):
+        self.device, self.progress = device, progress
+        self._key, self._subject, self._materials = None, None, None
+
+    def materials(self, config: RunConfig) -> Materials:
+        """The materials of a cell."""
+        shaping = {*(field.name for field in fields(MaterialsConfig)), "setting", "repetitions"}
+        key = {name: value for name, value in to_dict(config).items() if name in shaping}
+        if key != self._key:
+            self._materials = Materials(replace(config, device=self.device or config.device), self.progress)
+        elif config.subject != self._subject:
+            self._materials.split.cache_clear()
+        self._key, self._subject = key, config.subject
+        return self._materials
+
+
+def run_cell(cell: Cell, root: Path, bench: Bench, progress: Progress = lambda *_: None) -> None:
+    """Do what of a cell is not done yet.
+
+    Raises:
+        UserError: data, options or the folder do not fit.
+    """
+    if complete(cell, root):
+        return
+    folder = RunFolder(root / cell.folder)
+    materials = bench.materials(cell.config)
+    result = run(cell.config, materials, folder, progress)
+    learnt = Reliability(**result["reliability"]) if result["reliability"] else None
+    gates = [row.gate or result["protocol"]["gate"] for row in cell.rows]
+    scorings = [Scoring(gate, learnt, row.rescoring, row.shuffle_texts) for gate, row in zip(gates, cell.rows)]
+    curves = repetition_curves(folder, materials, scorings, cell.resamples) if cell.resamples else [None] * len(scorings)
+    scored = [_scored(result, folder, scoring, curve) for scoring, curve in zip(scorings, curves)]
+    write_atomically(folder.path / SCORES, json.dumps({"asked": asked(cell), "rows": scored}, indent=1).encode() + b"\n")
+
+
+def _scored(result: dict, folder: RunFolder, scoring: Scoring, curve: list[dict] | None) -> dict:
+    scores = similarity(folder.embeddings(), scoring)
+    rank = ranks(scores)
+    statistics = statistics_of(scores, rank) | ({"repetitions": curve} if curve else {})
+    described = {name: result[name] for name in ("method", "preset", "note", "subject", "seed")}
+    protocol = Protocol(**{**result["protocol"], **scoring.protocol()})
+    return {**described, **score(rank).to_json(protocol), "ranks": rank.tolist(), "statistics": statistics}
+
+
+def asked(cell: Cell) -> dict:
+    """What scores.json answers."""
+    return {"rows": [{**asdict(row), "name": None, "published": None} for row in cell.rows], "resamples": cell.resamples}
+
+
+def complete(cell: Cell, root: Path) -> bool:
+    """Whether run and scores are there, of these settings."""
+    folder = root / cell.folder
+    if not all((folder / name).is_file() for name in ("run.yaml", "result.json", SCORES)):
+        return False
+    if yaml.safe_load((folder / "run.yaml").read_text()) != to_dict(cell.config):
+        return False
+    return json.loads((folder / SCORES).read_text())["asked"] == asked(cell)
+
+
+def scores_of(cell: Cell, root: Path) -> list[dict]:
+    """Results of a complete cell, one for each of its rows."""
+    return json.loads((root / cell.folder / SCORES).read_text())["rows"]
+
+
+def fill_banks(cells: Iterable[Cell], bench: Bench) -> None:
+    """Compute every feature that cells will look up, so that no two of them compute the same.
+
+    Data that are missing or damaged are passed over: the cells that need them tell of it.
+
+    Raises:
+        UserError: a device that is not there, or no data folder.
+    """
+    pictures = functools.cache(_pictures)
+    wanted: dict[str, tuple[Materials, dict]] = {}
+    for cell in cells:
+        config = cell.config
+        plain = replace(config, channels="all", window=None, average=True, setting="intra")  # none of these shapes a feature
+        shaping = {field.name: getattr(plain, field.name) for field in fields(MaterialsConfig)}
+        key = json.dumps(to_dict(MaterialsConfig(**shaping)), sort_keys=True)
+        if key not in wanted:
+            wanted[key] = (bench.materials(plain), {})
+        materials, levels = wanted[key]
+        everyone = materials.dataset.subjects
+        trained = [subject for subject in everyone if subject != config.subject] if config.setting == "inter" else [config.subject]
+        asked_for = [*levels_of(config.method, config.method_options), *(Level(*each) for each in config.target_levels)]
+        for split, subjects in (("train", trained), ("test", [config.subject])):
+            with suppress(UserError):
+                shown = {image: concept for subject in subjects for image, concept in pictures(materials.dataset, subject, split)}
+                levels.setdefault(tuple(shown.items()), {}).update(dict.fromkeys(asked_for))
+    for materials, levels in wanted.values():
+        for shown, needed in levels.items():
+            images, concepts = zip(*shown)
+            with suppress(UserError):
+                if materials.config.views == "banked":
+                    materials.bank(images).fill(list(needed), lambda done, of, told=materials.progress: told("features", done, of))
+                materials.texts(images, concepts)
+
+
+def _pictures(dataset: Dataset, subject: str, split: str) -> list[tuple[str, str]]:
+    recordings = dataset.load(subject, split)
+    return list(zip(recordings.images, recordings.concepts))
+
+
+def levels_of(name: str, options: object) -> list[Level]:
+    """Every blur level that a method asks for, in training and at retrieval."""
+    shape = encoders.Shape(channels=17, time=250, embedding=2)  # of which none depends
+    method = methods.method_class(name)(options, functools.partial(encoders.build, "eeg_project"), 1, shape)
+    return list(dict.fromkeys([*method.levels(), *method.gallery_levels()]))

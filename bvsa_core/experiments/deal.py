@@ -1,0 +1,142 @@
+"""Cells dealt to processes: one, several of this machine, or those that torchrun started."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from bvsa_core.errors import UserError
+from bvsa_core.experiments.cell import Bench, complete, run_cell
+from bvsa_core.experiments.plan import Cell
+
+Progress = Callable[[float, int], None]  # cells done (with the part of one at work), cells in all
+
+
+@dataclass(frozen=True)
+class Team:
+    """Processes that torchrun started; one of one without it."""
+
+    rank: int = 0
+    size: int = 1
+    device: str | None = None  # this process's own GPU
+
+    def wait(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def share(self, cells: Sequence[Cell]) -> Sequence[Cell]:
+        """The cells of this process."""
+        return cells[self.rank :: self.size]
+
+    def gather(self, failures: dict[str, str]) -> dict[str, str]:
+        """The failures of all."""
+        if self.size == 1:
+            return failures
+        everyone = [None] * self.size
+        dist.all_gather_object(everyone, failures)
+        return {cell: told for part in everyone for cell, told in part.items()}
+
+
+@contextmanager
+def team() -> Iterator[Team]:
+    """This process among those of torchrun, by RANK, WORLD_SIZE and LOCAL_RANK."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield Team()
+        return
+    dist.init_process_group("gloo", timeout=timedelta(days=365))  # others wait for the slowest as long as it takes
+    try:
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        yield Team(dist.get_rank(), size, f"cuda:{local}" if torch.cuda.device_count() > local else None)
+    finally:
+        dist.destroy_process_group()
+
+
+def run_here(cells: Sequence[Cell], root: Path, bench: Bench, progress: Progress, threads: int | None = None) -> dict[str, str]:
+    """Run cells one after another. Returns what was wrong with those that failed, by cell."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    failures = {}
+    try:
+        for done, cell in enumerate(cells):
+            progress(done, len(cells))
+            part = lambda _, epoch, epochs, done=done: progress(done + epoch / epochs, len(cells))  # noqa: E731
+            if told := _attempt(cell, root, bench, part):
+                failures[str(cell)] = told
+    finally:
+        torch.set_num_threads(before)
+    progress(len(cells), len(cells))
+    return failures
+
+
+def run_in_workers(
+    cells: Sequence[Cell], root: Path, workers: int, device: str | None, progress: Progress, threads: int | None = None
+) -> dict[str, str]:
+    """Run cells in so many processes, which share the threads of this one. Returns what was wrong with those that failed."""
+    threads = threads or max(1, torch.get_num_threads() // workers)
+    failures = {}
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=(threads, device)) as pool:
+        waiting = [cell for cell in cells if not complete(cell, root)]
+        futures = {pool.submit(_work, cell, root): cell for cell in waiting}
+        done = len(cells) - len(waiting)
+        progress(done, len(cells))
+        try:
+            for future in as_completed(futures):
+                if told := _told(future):
+                    failures[str(futures[future])] = told
+                done += 1
+                progress(done, len(cells))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return {str(cell): failures[str(cell)] for cell in cells if str(cell) in failures}
+
+
+def _told(future: Future) -> str | None:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        return "a worker died, perhaps for lack of memory; use fewer --workers"
+
+
+_bench: Bench  # of a worker
+
+
+def _start_worker(threads: int, device: str | None) -> None:
+    global _bench
+    torch.set_num_threads(threads)
+    _bench = Bench(device)
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # the parent tells of it
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # workers do not outlive a killed grid
+
+
+def _work(cell: Cell, root: Path) -> str | None:
+    return _attempt(cell, root, _bench)
+
+
+def _attempt(cell: Cell, root: Path, bench: Bench, progress: Callable[[str, int, int], None] = lambda *_: None) -> str | None:
+    """Run a cell; returns what was wrong, the whole traceback where it is no fault of the user's."""
+    try:
+        run_cell(cell, root, bench, progress)
+    except UserError as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except Exception:
+        return traceback.format_exc()
+    return None

@@ -1,0 +1,119 @@
+"""From cells on disk to the files of a grid: table.md, table.csv, table.tex and statistics.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from bvsa_core.errors import UserError
+from bvsa_core.experiments import published
+from bvsa_core.experiments.cell import complete, scores_of
+from bvsa_core.experiments.plan import Cell, Grid
+from bvsa_core.files import write_atomically
+from bvsa_core.report.reproduction import (
+    Entry,
+    comparisons_text,
+    markdown_table,
+    mean_statistics,
+    subject_rows,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
+from bvsa_core.report.tables import rows, scoring, statistics_lines
+from bvsa_core.retrieval.statistics import Comparison, compare
+
+
+def entries_of(cells: Sequence[Cell], root: Path, list_others: bool) -> list[tuple[Entry, list[dict]]]:
+    """The lines of the table, each with the results it is made of: none where a cell is missing."""
+    groups: dict[tuple, list[Cell]] = {}
+    for cell in cells:
+        config = cell.config
+        groups.setdefault((cell.modality, config.setting, cell.system, config.vision, config.encoder), []).append(cell)
+    found: list[tuple[Entry, list[dict]]] = []
+    for number, ((modality, setting, system, _, encoder), group) in enumerate(groups.items()):
+        scored = [scores_of(cell, root) for cell in group if complete(cell, root)]
+        missing = len(group) - len(scored)
+        for place, row in enumerate(group[0].rows):
+            results = [] if missing else [each[place] for each in scored]
+            beside = published.find(row.published, modality, setting) if row.published else None
+            name = row.name or system
+            joined = rows(results) if results else [None]
+            if len(joined) > 1:
+                raise UserError(f"{name}: subjects differ in gallery, channels or repetitions, and have no mean; name those that agree")
+            (ours,) = joined
+            found.append((Entry(modality, setting, name, encoder, ours, missing, len(group), beside), results))
+        following = list(groups)[number + 1 : number + 2]
+        if list_others and (not following or following[0][:2] != (modality, setting)):
+            here = {row.published for cell in cells for row in cell.rows}
+            found += [(Entry(modality, setting, each.method, published=each), []) for each in published.others(modality, setting, here)]
+    return found
+
+
+def write(grid: Grid, cells: Sequence[Cell], left_out: Sequence[str], root: Path) -> list[Entry]:
+    """Write the files; returns the lines of the table. The same cells give the same bytes."""
+    found = entries_of(cells, root, grid.list_others)
+    entries = [entry for entry, _ in found]
+    tests = comparisons(found, grid.baseline)
+    sections = [to_markdown(grid.title, entries), *(f"{told}.\n" for told in left_out), _subjects(found), _statistics(found)]
+    sections += [f"## Comparisons, {data}\n\n{comparisons_text(told)}\n" for data, told in tests.items()]
+    content = {
+        "rows": [
+            {**_described(entry), "subjects": subject_rows(results), **mean_statistics(results)} for entry, results in found if results
+        ],
+        "comparisons": {data: told if isinstance(told, str) else [asdict(each) for each in told] for data, told in tests.items()},
+        "left_out": list(left_out),
+    }
+    root.mkdir(parents=True, exist_ok=True)
+    files = {
+        "table.md": "\n".join(sections),
+        "table.csv": to_csv(entries),
+        "table.tex": to_latex(grid.title, entries),
+        "statistics.json": json.dumps(content, indent=1) + "\n",
+    }
+    for name, text in files.items():
+        write_atomically(root / name, text.encode())
+    return entries
+
+
+def comparisons(found: Sequence[tuple[Entry, list[dict]]], baseline: str | None) -> dict[str, list[Comparison] | str]:
+    """Paired tests across subjects in every setting."""
+    settings: dict[str, dict[str, list[float]]] = {}
+    reference: dict[str, str] = {}
+    for entry, results in found:
+        if results:
+            name = _named(entry)
+            settings.setdefault(entry.data, {})[name] = [top1 for top1, _ in subject_rows(results).values()]
+            if entry.system == baseline:
+                reference.setdefault(entry.data, name)
+    return {data: compare(accuracies, reference.get(data)) for data, accuracies in settings.items()}
+
+
+def _named(entry: Entry) -> str:
+    protocol = entry.row.protocol
+    return f"{entry.system}, gate {scoring(protocol)} ({entry.encoder}, pictures by {protocol['encoder']})"
+
+
+def _described(entry: Entry) -> dict:
+    return {"data": entry.data, "row": _named(entry), "method": entry.row.method, "protocol": entry.row.protocol}
+
+
+def _subjects(found: Sequence[tuple[Entry, list[dict]]]) -> str:
+    table = []
+    for entry, results in found:
+        if results:
+            each = subject_rows(results)
+            parts = [*each.items(), ("mean", (entry.row.top1, entry.row.top5))]
+            table += [(entry.data, _named(entry), who, f"{100 * top1:.1f}", f"{100 * top5:.1f}") for who, (top1, top5) in parts]
+    return f"## Subjects, mean over seeds\n\n{markdown_table(('data', 'row', 'subject', 'Top-1 %', 'Top-5 %'), table)}\n"
+
+
+def _statistics(found: Sequence[tuple[Entry, list[dict]]]) -> str:
+    told = []
+    for entry, results in found:
+        if results:
+            told.append(f"- {entry.data}, {_named(entry)}")
+            told += [f"  - {line}" for line in statistics_lines(mean_statistics(results))]
+    return "\n".join(["## Statistics, mean over subjects and seeds", "", *told, ""])
