@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 
 import jsonargparse
 
-from bvsa_core import encoders, methods
+from bvsa_core import methods
 from bvsa_core.cli.arguments import Parser, add_dataclass, make
 from bvsa_core.cli.progress import Display
 from bvsa_core.errors import UserError
+from bvsa_core.experiments.cell import levels_of
 from bvsa_core.training.config import MaterialsConfig, method_options
 from bvsa_core.training.run import Materials
 from bvsa_core.vision.views import Level
@@ -38,12 +38,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
 
 def levels_of_all_methods() -> list[Level]:
     """Every level that some method asks for under its default options."""
-    shape = encoders.Shape(channels=17, time=250, embedding=2)
-    found = {}
-    for name in methods.names():
-        method = methods.method_class(name)(method_options(name, "corrected"), partial(encoders.build, "eeg_project"), 1, shape)
-        found |= dict.fromkeys([*method.levels(), *method.gallery_levels()])
-    return list(found)
+    return list(dict.fromkeys(level for name in methods.names() for level in levels_of(name, method_options(name, "corrected"))))
 
 
 def parse_level(text: str) -> Level:

@@ -109,7 +109,7 @@ def test_a_run_is_scored_again_under_another_gate(finished, tmp_path, succeed):
     assert "+ csls" in shown and "texts shuffled" in shown and protocol["information"] == "label-free transductive"
 
 
-@pytest.mark.parametrize("command", ["demo", "data", "features", "train", "evaluate", "retrieve"])
+@pytest.mark.parametrize("command", ["demo", "data", "features", "train", "evaluate", "reproduce", "retrieve"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])

@@ -1,0 +1,235 @@
+"""bvsa reproduce: a tiny grid from end to end, stopped, broken, continued, and shared by processes, to the same bytes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bvsa_core.cli import main
+from bvsa_core.data.layout import Dataset
+from bvsa_core.experiments import plan, results
+from bvsa_core.experiments.plan import BUILT_IN, cells, read_grid
+from bvsa_core.experiments.repetitions import averaged, repetition_curves, steps
+from bvsa_core.retrieval.evaluate import Scoring
+from bvsa_core.training.checkpoint import RunFolder
+from bvsa_core.training.run import Materials
+
+FILES = ("table.md", "table.csv", "table.tex", "statistics.json")
+GRID = """
+title: Two & a half
+methods:
+  - {method: vanilla, published: UBP}
+  - name: both_heads
+    method: bvsa
+    options: {decouple: false, dynamic: false}
+    scorings: [{gate: none}, {name: gated, gate: paper, published: BVSA}, {gate: always, shuffle_texts: true}]
+seeds: 1
+resamples: 2
+list_others: true
+"""
+QUICK = ("--epochs", 1, "--batch_size", 64, "--threads", 1)
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("grids") / "mine.yaml"
+    path.write_text(GRID)
+    return path
+
+
+@pytest.fixture(scope="module")
+def done(grid, small_data, tmp_path_factory) -> Path:
+    """The grid, complete, by two workers."""
+    out = tmp_path_factory.mktemp("grids") / "done"
+    command = ("reproduce", grid, "--eeg", small_data, "--out", out, *QUICK, "--workers", 2)
+    assert main([str(word) for word in command]) == 0
+    return out
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in FILES}
+
+
+def written(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("weights.safetensors")}
+
+
+def test_workers_and_one_process_give_the_same_bytes_and_a_stopped_grid_continues(grid, done, small_data, tmp_path, succeed):
+    """Of a copy of the finished grid, whose cells a stop had left half trained, half scored and not begun."""
+    out = tmp_path / "again"
+    shutil.copytree(done, out)
+    half_trained, half_scored, kept, lost = sorted(path.parent for path in out.rglob("run.yaml"))
+    (half_trained / "result.json").unlink()
+    (half_scored / "scores.json").unlink()
+    shutil.rmtree(lost)
+    for name in FILES:
+        (out / name).unlink()
+    before = written(out)
+    shown = succeed("reproduce", grid, "--eeg", small_data, "--out", out, *QUICK)
+    after = written(out)
+    assert content(out) == content(done)
+    unchanged = {path.parent for path in before if before[path] == after[path]}
+    assert unchanged == {half_scored, kept} and "synthetic EEG" in shown and "gated, gate paper" in shown
+
+
+def test_the_table_says_what_is_ours_and_what_differs(done):
+    text = (done / "table.md").read_text()
+    header, _, *body = [line.strip("| ").split(" | ") for line in text.split("\n\n")[0].splitlines()]
+    lines = [dict(zip(header, line)) for line in body]
+    ours = [line for line in lines if line["Top-1 %"] != "–"]  # noqa: RUF001
+    assert [line["gate"] for line in ours] == ["none", "none", "paper", "always, texts shuffled"]
+    assert all(line["data"] == "synthetic EEG intra-subject" and line["subjects x seeds"] == "2 x 1" for line in ours)
+    assert [line["published Top-1 %"] for line in ours] == ["50.9", "–", "58.2", "–"]  # noqa: RUF001
+    assert {line["published"] for line in lines[4:]} == {
+        "BraVL 2023", "NICE 2024", "ATM-S 2024", "NeuroBridge 2026", "VisualEEGDecoding 2026", "SAMGA 2026"
+    }  # fmt: skip
+    footnotes = dict(re.findall(r"^(\d+)\. (.*)$", text, re.MULTILINE))
+    told = lambda line: [footnotes[number] for number in line["notes"].split()]  # noqa: E731
+    assert all("not recorded from people" in told(line)[0] for line in ours)
+    assert "pictures by: ours tiny, published RN50" in told(ours[0])
+    assert "selection: ours last epoch, published best on test, Top-1 and Top-5 separately" in told(ours[2])
+    assert any("gate paper uses labels" in note for note in told(ours[2])) and any("control" in note for note in told(ours[3]))
+    assert any("disagree" in note for line in lines if line["published"].startswith("ATM-S") for note in told(line))
+    assert "no test: with 2 subject(s)" in text and "sub-02" in text and "hubness: skewness" in text
+
+
+def test_csv_and_latex_hold_the_same_table(done):
+    records = list(csv.DictReader((done / "table.csv").read_text().splitlines()))
+    assert [record["system"] for record in records[:4]] == ["vanilla", "both_heads", "gated", "both_heads"] and len(records) == 10
+    rows = json.loads((done / "statistics.json").read_text())["rows"]
+    for record, row in zip(records, rows):
+        top1 = np.mean([each[0] for each in row["subjects"].values()])
+        assert float(record["top1"]) == pytest.approx(100 * top1, abs=1e-4) and record["data"] == "synthetic"
+        assert float(record["top1_low"]) <= float(record["top1"]) <= float(record["top1_high"])
+    assert records[4]["top1"] == "" and float(records[4]["published_top1"]) == 5.8
+    latex = (done / "table.tex").read_text()
+    inside = latex.split(r"\toprule")[1].split(r"\bottomrule")[0]
+    lines = [line for line in inside.splitlines() if line.endswith(r"\\")]
+    assert len(lines) == 11 and all(len(re.findall(r"(?<!\\)&", line)) == 12 for line in lines)
+    assert r"Two \& a half." in latex and r"both\_heads" in latex and r"50.9" in latex
+    assert not re.search(r"(?<!\\)[%_#$]", latex.split("\n", 1)[1].replace(r"\_", "")) and latex.count("{") == latex.count("}")
+
+
+def test_every_cell_has_its_statistics(done, small_data):
+    rows = json.loads((done / "statistics.json").read_text())["rows"]
+    assert [part["size"] for part in rows[0]["galleries"]] == [2, 10] and rows[0]["hubness"]["k"] == 10
+    assert [(point["averaged"], point["resamples"]) for point in rows[0]["repetitions"]] == [(1, 2), (2, 2), (4, 2), (6, 1)]
+    for cell in done.rglob("scores.json"):
+        for row in json.loads(cell.read_text())["rows"]:  # all repetitions are what the run was scored by
+            last = row["statistics"]["repetitions"][-1]
+            assert (last["top1"], last["top5"]) == (row["top1"], row["top5"]) and last["top1_std"] == 0
+
+
+def test_a_failing_cell_is_told_and_the_others_go_on(grid, small_data, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(small_data, data)
+    test = data / "Preprocessed_data_250Hz_whiten" / "sub-02" / "test.pt"
+    whole = test.read_bytes()
+    test.write_bytes(whole[:-5000])
+    command = ["reproduce", grid, "--eeg", data, "--out", tmp_path / "out", *QUICK, "--methods", "vanilla", "--resamples", 0]
+    command = [str(word) for word in command]
+    assert main(command) == 2
+    told = capsys.readouterr()
+    assert "failed: vanilla, EEG intra-subject, eeg_project, tiny, sub-02, seed 0: " in told.err and "test.pt: damaged" in told.err
+    assert "bvsa: error: 1 of 2 cells failed" in told.err and "1 of 2 cells missing" in (tmp_path / "out" / "table.md").read_text()
+    test.write_bytes(whole)
+    assert main(command) == 0
+    assert "cells missing" not in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_a_run_is_evaluated_in_full(finished, tmp_path, succeed):
+    shown = succeed("evaluate", finished, "--full", "--json", tmp_path / "figures.json").replace("\n", " ")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert "hubness: skewness" in shown and "by test repetitions averaged, mean of 10 draws: 1: " in shown
+    assert figures["statistics"]["repetitions"][-1]["top5"] == figures["top5"]
+
+
+def test_repetitions_are_drawn_for_every_picture_and_averaged(finished, small_data):
+    recordings = Dataset(small_data).load("sub-01", "test")
+    chosen = np.array([[0, 3]] * 11 + [[1, 5]])
+    part = averaged(recordings, chosen).data
+    expected = recordings.data[11, [1, 5]].astype(np.float32).mean(0)
+    # float16 means in float32: one addition, one division, each rounded.
+    np.testing.assert_allclose(part[11, 0], expected, rtol=2**-22, atol=2**-22)
+    assert part.shape == (12, 1, *recordings.data.shape[2:]) and steps(1) == [1] and steps(80) == [1, 2, 4, 8, 16, 32, 64, 80]
+    folder = RunFolder(finished)
+    materials = Materials(folder.config())
+    first, second = repetition_curves(folder, materials, [Scoring("none"), Scoring("none")], resamples=2)
+    assert first == second == repetition_curves(folder, materials, [Scoring("none")], resamples=2)[0]
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_grids_have_cells(name, small_data):
+    grid, systems = read_grid(name)
+    found, left_out = cells(grid, systems, {"eeg": small_data}, {})
+    assert len({cell.folder for cell in found}) == len(found) == 2 * 3 * len(systems) * len(grid.settings)
+    assert (left_out == ["MEG is left out: no folder was given with --meg"]) == (name == "main")
+    if name == "ablation":
+        by_name = {cell.system: cell for cell in found}
+        assert not by_name["+ decouple"].config.method_options.dynamic and by_name["+ dynamic"].config.method_options.dynamic
+        assert {row.gate for row in by_name["+ dynamic"].rows} == {"none", "always", "label_free", "paper", "code"}
+    if name == "main":
+        assert {cell.config.lr for cell in found if cell.config.method == "bvsa"} == {1e-4, 1e-5}
+        assert {cell.config.encoder for cell in found if cell.config.method == "nice"} == {"tsconv"}
+
+
+WRONG = [
+    ("metods: [ubp]", "mine.yaml: unknown key 'metods'; did you mean 'methods'?"),
+    ("[ubp]", "mine.yaml: must hold settings as 'name: value'"),
+    ("methods: []", "mine.yaml: methods is empty"),
+    ("methods: [ubq]", "unknown method 'ubq'; did you mean 'ubp'?"),
+    ("methods: [{method: ubp, preset: papr}]", "unknown preset 'papr'"),
+    ("methods: [{method: ubp, options: {gains: 1}}]", "methods[0]: options: unknown key 'gains'; did you mean 'gain'?"),
+    ("methods: [{method: ubp, options: {gain: much}}]", 'methods[0]: options: Parser key "gain": Expected a <class \'float\'>'),
+    ("methods: [{method: vanilla, options: {gain: 1}}]", "methods[0]: options: 'gain', where no key is known"),
+    ("methods: [{method: ubp, published: UPB}]", "unknown published row 'UPB'"),
+    ("methods: [{method: ubp, scorings: [{gate: papr}]}]", "unknown gate 'papr'"),
+    ("methods: [{method: ubp, scorings: [{gait: none}]}]", "methods[0]: scorings[0]: unknown key 'gait'; did you mean 'gate'?"),
+    ("methods: [ubp, ubp]", "ubp and ubp are called alike"),
+    ("methods: [ubp]\nseeds: many", 'mine.yaml: Parser key "seeds": Expected a <class \'int\'>. Got value: many'),
+    ("methods: [ubp]\nseeds: 0", "seeds is 0 and resamples 10; they must be at least 1 and 0"),
+    ("methods: [ubp]\nsettings: [inner]", "Expected a typing.Literal['intra', 'inter']. Got value: inner"),
+    ("methods: [ubp]\nrun: {epochz: 3}", "mine.yaml: run: unknown key 'epochz'; did you mean 'epochs'?"),
+    ("methods: [ubp]\nrun: {seed: 3}", "mine.yaml: run: unknown key 'seed'"),
+    ("methods: [ubp]\nrun: {epochs: 0}", "epochs is 0; it must be at least 1"),
+    ("methods: [ubp]\nencoders: [lstm]", "unknown encoder 'lstm'"),
+    ("methods: [ubp]\nsubjects: [sub-09]", "no subject sub-09; there are sub-01, sub-02"),
+    ("methods: [ubp]\nbaseline: upb", "unknown baseline 'upb'; did you mean 'ubp'?"),
+    ("methods: [ubp]\nmodalities: [meg]", "MEG is left out: no folder was given with --meg"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG, ids=[text for text, _ in WRONG])
+def test_a_grid_that_is_wrong_is_one_line(text, message, small_data, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text(text)
+    assert main(["reproduce", str(tmp_path / "mine.yaml"), "--eeg", str(small_data), "--out", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1 and "Traceback" not in told and not (tmp_path / "out").exists()
+
+
+def test_flags_that_are_wrong_are_one_line(small_data, tmp_path, capsys):
+    for flags, message in (
+        (["mian"], "grid mian: no such file, nor built in; choose one of main, ablation"),
+        (["ablation", "--methods", "ubp"], "unknown method of the grid 'ubp'"),
+        (["ablation", "--workers", "0"], "--workers is 0; it must be at least 1"),
+        (["ablation", "--epochs", "0"], "epochs is 0"),
+    ):
+        assert main(["reproduce", *flags, "--eeg", str(small_data), "--out", str(tmp_path / "out")]) == 2
+        told = capsys.readouterr().err
+        assert message in told and told.count("\n") == 1
+
+
+def test_between_subjects_needs_two(small_data, tmp_path):
+    grid, systems = read_grid("main")
+    alone = tmp_path / "alone"
+    shutil.copytree(small_data, alone)
+    shutil.rmtree(alone / "Preprocessed_data_250Hz_whiten" / "sub-02")
+    found, left_out = plan.cells(grid, systems, {"eeg": alone}, {})
+    assert {cell.config.setting for cell in found} == {"intra"} and "inter-subject is left out" in left_out[0]
+    assert all(entry.row is None for entry, _ in results.entries_of(found, tmp_path, list_others=False))
