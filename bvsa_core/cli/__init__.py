@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ COMMANDS = {
     "features": "fill the feature bank",
     "train": "train one method on one or all subjects",
     "evaluate": "score a run, or embeddings made elsewhere",
+    "retrieve": "the best pictures of a gallery for given recordings",
 }
 _NEEDED = ("jsonargparse", "open_clip", "lightning_fabric", "safetensors", "scipy", "PIL", "rich", "torchvision")
 _USAGE = "\n".join(
@@ -31,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _dispatch(arguments)
     except UserError as error:
         print(f"bvsa: error: {error}", file=sys.stderr)
+    except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"bvsa: error: {where}{error.strerror or error}", file=sys.stderr)

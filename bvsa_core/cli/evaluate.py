@@ -17,8 +17,9 @@ from bvsa_core.data.recording import read_arrays
 from bvsa_core.errors import UserError
 from bvsa_core.files import write_atomically
 from bvsa_core.report.tables import rows, to_rich
-from bvsa_core.retrieval.evaluate import Embeddings, Protocol, ranks, score, similarity
-from bvsa_core.retrieval.gates import INFORMATION, gates
+from bvsa_core.retrieval import rescoring
+from bvsa_core.retrieval.evaluate import Embeddings, Protocol, Scoring, ranks, score, similarity
+from bvsa_core.retrieval.gates import INFORMATION, Reliability
 from bvsa_core.training.checkpoint import RunFolder
 
 
@@ -29,15 +30,16 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("--text", help="embeddings (N, E) of the texts, for gates")
     parser.add_argument("--brain_text", "--brain-text", help="brain embeddings (N, E) to compare with the texts; --brain where left out")
     parser.add_argument("--gate", default=None, help=f"{', '.join(INFORMATION)}; none, or the run's own, where left out")
+    parser.add_argument("--reliability", help="of the gate label_free, KIND:THRESHOLD such as margin:0.05; that of the run where left out")
+    parser.add_argument("--rescoring", default="none", help=f"{', '.join(rescoring.INFORMATION)}: queries inform each other's ranking")
+    parser.add_argument("--shuffle_texts", "--shuffle-texts", action="store_true", help="control: every picture has another's text")
     parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
 
 
 def run(parsed: jsonargparse.Namespace) -> None:
     if (parsed.run is None) == (parsed.brain is None):
         raise UserError("give either the folder of a run, or --brain and --image")
-    if parsed.gate is not None:
-        gates(parsed.gate, torch.eye(2))  # refuse an unknown name before any file is read
-    result = score_run(parsed.run, parsed.gate) if parsed.run else score_files(parsed)
+    result = score_run(parsed) if parsed.run else score_files(parsed)
     if parsed.json:
         write_atomically(parsed.json, json.dumps(result, indent=2).encode() + b"\n")
     if parsed.run:
@@ -48,22 +50,29 @@ def run(parsed: jsonargparse.Namespace) -> None:
     print("protocol: " + ", ".join(f"{key} {value}" for key, value in result["protocol"].items()))
 
 
-def score_run(folder: Path, gate: str | None) -> dict:
-    """Figures of a run under a gate, with the ranks they are made of."""
-    saved = RunFolder(folder).result()
-    gate = gate or saved["protocol"]["gate"]
-    rank = ranks(similarity(RunFolder(folder).embeddings(), gate))
-    protocol = Protocol(**{**saved["protocol"], "gate": gate, "information": INFORMATION[gate]})
+def score_run(parsed: jsonargparse.Namespace) -> dict:
+    """Figures of a run under the flags, with the ranks they are made of."""
+    folder = RunFolder(parsed.run)
+    saved = folder.result()
+    scoring = scoring_of(parsed, saved["protocol"]["gate"], saved.get("reliability"))
+    rank = ranks(similarity(folder.embeddings(), scoring))
+    protocol = Protocol(**{**saved["protocol"], **scoring.protocol()})
     return {**score(rank).to_json(protocol), "ranks": rank.tolist()}
+
+
+def scoring_of(parsed: jsonargparse.Namespace, gate: str, learnt: dict | None = None) -> Scoring:
+    """What the flags ask for, over a run's own gate and the reliability it learnt."""
+    reliability = Reliability.parse(parsed.reliability) if parsed.reliability else Reliability(**learnt) if learnt else None
+    return Scoring(parsed.gate or gate, reliability, parsed.rescoring, parsed.shuffle_texts)
 
 
 def score_files(parsed: jsonargparse.Namespace) -> dict:
     """Figures of embeddings in files."""
-    gate = parsed.gate or "none"
+    scoring = scoring_of(parsed, "none")
     if parsed.image is None:
         raise UserError("--image is missing: the embeddings of the pictures, row i that of recording i")
-    if gate != "none" and parsed.text is None:
-        raise UserError(f"--gate {gate} compares recordings with texts; give their embeddings with --text")
+    if scoring.gate != "none" and parsed.text is None:
+        raise UserError(f"--gate {scoring.gate} compares recordings with texts; give their embeddings with --text")
     brain, image = (read_embeddings(flag, getattr(parsed, flag)) for flag in ("brain", "image"))
     text = read_embeddings("text", parsed.text) if parsed.text else image
     brain_text = read_embeddings("brain_text", parsed.brain_text) if parsed.brain_text else brain if parsed.text else image
@@ -74,8 +83,8 @@ def score_files(parsed: jsonargparse.Namespace) -> dict:
     if len(set(counts.values())) > 1:
         told = ", ".join(f"--{name} {count}" for name, count in counts.items())
         raise UserError(f"row i of each file belongs together, but the numbers of rows differ: {told}")
-    rank = ranks(similarity(Embeddings(brain, image, brain_text, text), gate))
-    protocol = Protocol(Path(parsed.brain).name, "not stated", INFORMATION[gate], gate, gallery=len(image))
+    rank = ranks(similarity(Embeddings(brain, image, brain_text, text), scoring))
+    protocol = Protocol(Path(parsed.brain).name, "not stated", gallery=len(image), **scoring.protocol())
     return score(rank).to_json(protocol)
 
 

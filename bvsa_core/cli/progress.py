@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class Display:
     """Bars on standard error, one for each thing that `display(what, done, of)` is called with."""
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False) -> None:
         console = Console(stderr=True)
         self._bars = Progress(
             TextColumn("{task.description:<28}"),
@@ -20,7 +20,7 @@ class Display:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=quiet or not console.is_terminal,
         )
         self._tasks: dict[str, int] = {}
 

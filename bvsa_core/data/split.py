@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -79,14 +80,24 @@ def load_split(
     Raises:
         UserError: a subject, channel or time that is not there, or subjects that do not fit together.
     """
-    parts = [(subject, dataset.load(subject, split)) for subject in subjects]
+    parts = [(dataset.path(subject, split), dataset.load(subject, split)) for subject in subjects]
+    return make_split(parts, list(subjects), channels, window, average)
+
+
+def make_split(
+    parts: list[tuple[Path, Recordings]],
+    subjects: list[str],
+    channels: str | list[str] = "standard",
+    window: tuple[float, float] | None = None,
+    average: bool = True,
+) -> Split:
+    """A split from the contents of recordings files, the paths they are called by, and whose they are; see load_split."""
     samples, images_of, subject_of = [], [], []
-    first = parts[0][1]
+    first_path, first = parts[0]
     images = list(dict.fromkeys(image for _, part in parts for image in part.images))
     number = {image: i for i, image in enumerate(images)}
     concept = {image: name for _, part in parts for image, name in zip(part.images, part.concepts)}
-    for subject, part in parts:
-        path = dataset.path(subject, split)
+    for path, part in parts:
         chosen = part.data[:, :, _channel_indices(part, channels, path)][..., _time_slice(part, window, path)]
         conditions, repetitions = chosen.shape[:2]
         index = np.array([number[image] for image in part.images])
@@ -98,13 +109,13 @@ def load_split(
         images_of.append(index)
         subject_of.append(np.full(len(index), len(subject_of)))
         if samples[-1].shape[1:] != samples[0].shape[1:]:
-            raise UserError(f"{path}: recordings are {samples[-1].shape[1:]} and those of {parts[0][0]} {samples[0].shape[1:]}")
+            raise UserError(f"{path}: recordings are {samples[-1].shape[1:]} and those of {first_path} {samples[0].shape[1:]}")
     return Split(
         recordings=torch.from_numpy(np.concatenate(samples)),
         image_of=torch.from_numpy(np.concatenate(images_of)),
         images=images,
         concepts=[concept[image] for image in images],
-        channels=[first.channels[i] for i in _channel_indices(first, channels, dataset.path(parts[0][0], split))],
+        channels=[first.channels[i] for i in _channel_indices(first, channels, first_path)],
         repetitions=first.data.shape[1] if average else 1,
         subject_of=torch.from_numpy(np.concatenate(subject_of)),
         subjects=list(subjects),

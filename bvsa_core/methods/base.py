@@ -43,6 +43,7 @@ class Method(nn.Module, ABC):
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"corrected": {}}
     TRAINING: ClassVar[dict[str, Any]] = {}  # how its authors train it: fields of RunConfig, which flags and YAML override
     NOTE: ClassVar[str] = ""  # what a reader of its figures has to know; printed in every table
+    classifies: ClassVar[bool] = False  # scores come from a classifier of the test pictures: nothing else can be searched
     default_gate: str = "none"  # how retrieval uses the texts unless it is told otherwise
 
     def __init__(self, options: Any, build_encoder: Callable[[Shape], nn.Module], samples: int, shape: Shape):
@@ -76,20 +77,32 @@ class Method(nn.Module, ABC):
         brain = normalize(encode(self.encoder, recordings, subjects), dim=-1)
         return brain, brain
 
-    def embed_gallery(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-        """What recordings are compared with, for features of pictures (levels, M, D) and of texts (M, D)."""
-        return images, texts
+    def embed_images(self, features: Tensor) -> Tensor:
+        """What recordings are compared with, for features (levels, M, D) of pictures."""
+        return features
+
+    def embed_texts(self, features: Tensor) -> Tensor:
+        """What recordings are compared with, for features (M, D) of texts."""
+        return features
+
+    def query_embeddings(self, recordings: Tensor, subjects: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Embeddings of test recordings (N, channels, time), to compare with those of pictures and of texts."""
+        levels = len(self.gallery_levels())
+        brain_image, brain_text = self.embed(recordings, subjects)
+        return brain_image.repeat(1, levels), brain_text.repeat(1, levels)
+
+    def image_embeddings(self, features: Tensor) -> Tensor:
+        """Embeddings of pictures to retrieve, from features (levels, M, D): those of several levels side by side."""
+        return self.embed_images(features).transpose(0, 1).flatten(1)
+
+    def text_embeddings(self, features: Tensor) -> Tensor:
+        """Embeddings of texts, from features (M, D): repeated as those of recordings are."""
+        return self.embed_texts(features).repeat(1, len(self.gallery_levels()))
 
     def retrieval_embeddings(self, recordings: Tensor, images: Tensor, texts: Tensor, subjects: Tensor | None = None) -> Embeddings:
-        """Embeddings of test recordings (N, channels, time), of pictures (levels, M, D) and of texts (M, D).
-
-        The features of several gallery levels are put side by side, and brain and text features repeated to match.
-        """
-        brain_image, brain_text = self.embed(recordings, subjects)
-        images, texts = self.embed_gallery(images, texts)
-        levels = len(images)
-        image = images.transpose(0, 1).flatten(1)
-        return Embeddings(brain_image.repeat(1, levels), image, brain_text.repeat(1, levels), texts.repeat(1, levels))
+        """Embeddings of test recordings (N, channels, time), of features of pictures (levels, M, D) and of texts (M, D)."""
+        brain_image, brain_text = self.query_embeddings(recordings, subjects)
+        return Embeddings(brain_image, self.image_embeddings(images), brain_text, self.text_embeddings(texts))
 
 
 class Contrastive(Method):

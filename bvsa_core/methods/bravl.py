@@ -71,6 +71,7 @@ class BraVL(Method):
 
     Options = Options
     NOTE = "fitted on gallery"
+    classifies = True
     TRAINING = {
         "optimiser": "adam",
         "lr": 1e-4,

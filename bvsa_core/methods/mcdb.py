@@ -71,12 +71,15 @@ class MCDB(Contrastive):
         brain = self.adapters["brain"](normalize(encode(self.encoder, recordings, subjects), dim=-1))
         return brain, brain
 
-    def embed_gallery(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-        return self.adapters["image"](images), self.adapters["text"](texts)
+    def embed_images(self, features: Tensor) -> Tensor:
+        return self.adapters["image"](features)
+
+    def embed_texts(self, features: Tensor) -> Tensor:
+        return self.adapters["text"](features)
 
     def forward(self, batch: Batch) -> Tensor:
         brain, _ = self.embed(batch.recordings, batch.subjects)
-        image, text = self.embed_gallery(batch.images, batch.texts)
+        image, text = self.embed_images(batch.images), self.embed_texts(batch.texts)
         scale = self.logit_scale.exp()
         brain_image, brain_text = scale * brain @ image.T, scale * brain @ text.T
         logits = (brain_image, brain_image.T, brain_text, brain_text.T)

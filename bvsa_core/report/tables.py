@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -74,8 +75,14 @@ def cells(row: Row) -> tuple[str, ...]:
         f"{row.median_rank:g}",
         row.protocol["selection"],
         row.protocol["information"],
-        row.protocol["gate"],
+        scoring(row.protocol),
     )
+
+
+def scoring(protocol: dict) -> str:
+    """The gate, and whatever else made scores of embeddings."""
+    also = [protocol["rescoring"]] if "rescoring" in protocol else []
+    return " + ".join([protocol["gate"], *also]) + (", texts shuffled" if protocol.get("texts") == "shuffled" else "")
 
 
 def caption(table: Sequence[Row]) -> str:
@@ -91,15 +98,16 @@ def caption(table: Sequence[Row]) -> str:
 
 
 def to_rich(table: Sequence[Row]) -> Table:
-    """For the terminal, 80 columns wide: every row in two lines, its protocol in the last column."""
+    """For the terminal, 80 columns wide: every row in two lines or more, its protocol in the last column."""
     shown = Table(caption=caption(table), caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("method", "Top-1 %", "Top-5 %", "mAP %", "median\nrank", "protocol"):
         shown.add_column(column, justify="left" if column in ("method", "protocol") else "right", no_wrap=True)
     for row in table:
         _, top1, top5, mean_precision, rank, selection, information, gate = cells(row)
         in_two_lines = [text.replace(" ", "\n", 1) for text in (row.method, top1, top5)]
-        note = f"\n{row.note}" if row.note else ""
-        shown.add_row(*in_two_lines, mean_precision, rank, f"{selection}, {information}\ngate {gate}{note}")
+        made_by = f"gate {gate}".replace(" + ", "\n+ ").replace(", ", "\n")
+        protocol = [*textwrap.wrap(f"{selection}, {information}", 20, break_on_hyphens=False), made_by]
+        shown.add_row(*in_two_lines, mean_precision, rank, "\n".join([*protocol, *([row.note] if row.note else [])]))
     return shown
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+import torch
 from torch import Tensor
 
 import fovblur
-from bvsa_core.errors import UserError
-from bvsa_core.retrieval.gates import gates
+from bvsa_core.errors import UserError, unknown_name
+from bvsa_core.retrieval import gates, rescoring
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Protocol:
     information: str  # what scoring knew: inductive, label-free transductive, or uses labels
     gate: str
     gallery: int  # pictures to choose from
+    rescoring: str | None = None
+    texts: str | None = None  # "shuffled" in the control
     channels: int | None = None
     repetitions: int | None = None  # averaged into a test recording
     encoder: str | None = None  # of the pictures
@@ -49,11 +52,56 @@ class Scores:
         return {**asdict(self), "protocol": {key: value for key, value in asdict(protocol).items() if value is not None}}
 
 
-def similarity(embeddings: Embeddings, gate: str) -> Tensor:
+@dataclass(frozen=True)
+class Scoring:
+    """How embeddings become scores.
+
+    Raises:
+        UserError: an unknown gate or rescoring.
+    """
+
+    gate: str = "none"
+    reliability: gates.Reliability | None = None  # of the gate label_free
+    rescoring: str = "none"
+    shuffle_texts: bool = False  # control: what is left when every picture has another's text
+
+    def __post_init__(self) -> None:
+        for kind, known in (("gate", gates.INFORMATION), ("rescoring", rescoring.INFORMATION)):
+            if (name := getattr(self, kind)) not in known:
+                raise UserError(unknown_name(kind, name, known))
+
+    @property
+    def information(self) -> str:
+        """What the scores know: the most that gate or rescoring does."""
+        known = (gates.INFORMATION[self.gate], rescoring.INFORMATION[self.rescoring])
+        return max(known, key=(gates.INDUCTIVE, gates.TRANSDUCTIVE, gates.USES_LABELS).index)
+
+    def protocol(self) -> dict[str, str | None]:
+        """Its part of a Protocol."""
+        return {
+            "information": self.information,
+            "gate": self.gate,
+            "rescoring": None if self.rescoring == "none" else self.rescoring,
+            "texts": "shuffled" if self.shuffle_texts else None,
+        }
+
+
+def similarity(embeddings: Embeddings, scoring: Scoring) -> Tensor:
     """Scores (N, M) of every picture for every recording."""
-    compared = [x.float() for x in (embeddings.brain_image, embeddings.image, embeddings.brain_text, embeddings.text)]
-    row_gate, column_gate = gates(gate, compared[2] @ compared[3].T)
-    return fovblur.enhanced_similarity(*compared, row_gate=row_gate, column_gate=column_gate)
+    brain_image, image, brain_text, text = (
+        x.float() for x in (embeddings.brain_image, embeddings.image, embeddings.brain_text, embeddings.text)
+    )
+    if scoring.shuffle_texts:
+        text = text[another_text(text)]
+    row_gate, column_gate = gates.gates(scoring.gate, brain_text, text, scoring.reliability)
+    scores = fovblur.enhanced_similarity(brain_image, image, brain_text, text, row_gate=row_gate, column_gate=column_gate)
+    return rescoring.rescore(scoring.rescoring, scores)
+
+
+def another_text(text: Tensor, seed: int = 0) -> Tensor:
+    """For every row of texts (M, E) the number of another one, each used once: a random cycle through all."""
+    order = torch.randperm(len(text), generator=torch.Generator().manual_seed(seed))
+    return torch.empty_like(order).scatter_(0, order, order.roll(1)).to(text.device)
 
 
 def ranks(scores: Tensor) -> Tensor:

@@ -1,47 +1,123 @@
-"""Gates of similarity modulation (fovblur.enhanced_similarity): row gates r and column gates c of 0 or 1.
+"""Gates of similarity modulation (fovblur.enhanced_similarity): row gates r for recordings and column gates c for pictures.
 
 `paper` and `code` read the diagonal of M_bt, that is, which text belongs to which test recording; every number they make
-is labelled "uses labels".
+is labelled "uses labels". `label_free` opens where the recording itself speaks clearly to some text of the gallery, with a
+threshold learnt on training recordings: it looks at one query at a time.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
+import fovblur
 from bvsa_core.errors import UserError, unknown_name
 
 INDUCTIVE = "inductive"
+TRANSDUCTIVE = "label-free transductive"
 USES_LABELS = "uses labels"
-INFORMATION = {"none": INDUCTIVE, "always": INDUCTIVE, "paper": USES_LABELS, "code": USES_LABELS}
+INFORMATION = {"none": INDUCTIVE, "always": INDUCTIVE, "label_free": INDUCTIVE, "paper": USES_LABELS, "code": USES_LABELS}
+KINDS = ("margin", "max")
 
 
-def gates(name: str, brain_to_text: Tensor, alpha: float = 0.10) -> tuple[Tensor, Tensor]:
-    """Row gates (N,) and column gates (M,) for the similarities M_bt (N, M) of recordings to texts.
+@dataclass(frozen=True)
+class Reliability:
+    """When the gate `label_free` trusts a recording's agreement with texts."""
+
+    kind: str  # max: its largest similarity to a text of the gallery; margin: that less the second largest
+    threshold: float  # the least value that opens the gate
+
+    @classmethod
+    def parse(cls, text: str) -> Reliability:
+        """From KIND:THRESHOLD.
+
+        Raises:
+            UserError: it is written otherwise.
+        """
+        kind, _, threshold = text.partition(":")
+        try:
+            if kind in KINDS and math.isfinite(float(threshold)):
+                return cls(kind, float(threshold))
+        except ValueError:
+            pass
+        raise UserError(f"reliability {text!r}; write margin:THRESHOLD or max:THRESHOLD, such as margin:0.05")
+
+
+def gates(
+    name: str, brain_text: Tensor, text: Tensor, reliability: Reliability | None = None, alpha: float = 0.10
+) -> tuple[Tensor | None, Tensor | None]:
+    """Row gates (N,) and column gates (M,) for recordings (N, E) and texts (M, E); None where all are 1.
 
     - none: 0, the image similarity alone.
     - always: 1.
+    - label_free: rows only, 1 where the recording's reliability reaches the threshold learnt on training recordings.
     - paper: m m^T with m_i = 1 where M_bt[i, i] >= mean - z(1 - alpha / 2) * std (BVSA, CVPR 2026).
     - code: rows only, with the threshold mean - 1.96 * std / sqrt(n) (its released code).
 
     Raises:
-        UserError: an unknown name, or a gate that reads the diagonal of an M_bt that is not square.
+        UserError: an unknown name, label_free without its reliability, or a gate that reads the diagonal of an M_bt that is
+            not square.
     """
     if name not in INFORMATION:
         raise UserError(unknown_name("gate", name, INFORMATION))
-    rows, columns = brain_to_text.shape
-    if name in ("none", "always"):
-        value = float(name == "always")
-        return brain_to_text.new_full((rows,), value), brain_to_text.new_full((columns,), value)
+    rows, columns = len(brain_text), len(text)
+    if name == "none":
+        return brain_text.new_zeros(rows), None
+    if name == "always":
+        return None, None
+    if name == "label_free":
+        if reliability is None:
+            raise UserError("gate 'label_free' needs the reliability learnt on training recordings, such as margin:0.05")
+        return (reliabilities(brain_text, text)[reliability.kind] >= reliability.threshold).to(brain_text.dtype), None
     if rows != columns:
         raise UserError(f"gate {name!r} pairs each recording with one text; there are {rows} recordings and {columns} texts")
-    true_pairs = brain_to_text.diagonal()
+    true_pairs = (brain_text * text).sum(1)
     spread = true_pairs.std() if rows > 1 else true_pairs.new_zeros(())
-    if name == "paper":
-        open_rows = (true_pairs >= true_pairs.mean() - NormalDist().inv_cdf(1 - alpha / 2) * spread).float()
-        return open_rows, open_rows
-    open_rows = (true_pairs >= true_pairs.mean() - 1.96 * spread / math.sqrt(rows)).float()
-    return open_rows, torch.ones_like(open_rows)
+    reach = NormalDist().inv_cdf(1 - alpha / 2) if name == "paper" else 1.96 / math.sqrt(rows)
+    open_rows = (true_pairs >= true_pairs.mean() - reach * spread).to(brain_text.dtype)
+    return open_rows, open_rows if name == "paper" else None
+
+
+def reliabilities(brain_text: Tensor, text: Tensor) -> dict[str, Tensor]:
+    """How clearly each recording (N, E) speaks to some text (M, E), by each of KINDS: (N,)."""
+    return reliabilities_of(best_texts(brain_text, text))
+
+
+def best_texts(brain_text: Tensor, text: Tensor) -> Tensor:
+    """The largest similarities (N, 1 or 2) of every recording to texts, descending; texts that repeat count once."""
+    distinct = text.unique(dim=0)
+    closed = brain_text.new_zeros(len(brain_text))
+    return fovblur.enhanced_topk(brain_text, distinct, brain_text, distinct, min(2, len(distinct)), row_gate=closed)[0]
+
+
+def reliabilities_of(best: Tensor) -> dict[str, Tensor]:
+    """Reliability (N,) by each of KINDS, from the largest similarities to texts; equal ones are of the same text."""
+    largest = best.amax(1)
+    others = best.masked_fill(best == largest[:, None], -1)  # the least that a cosine can be
+    return {"margin": largest - others.amax(1), "max": largest}
+
+
+def learn_reliability(examples: Iterable[tuple[Tensor, Tensor, dict[str, Tensor]]]) -> Reliability:
+    """The kind and threshold whose gate ranks training recordings best, by mean reciprocal rank.
+
+    Args:
+        examples: galleries of training recordings: the rank (n,) of the right picture with the gate closed and with it
+            open, and the `reliabilities` of the recordings.
+    """
+    closed, opened, measured = zip(*examples)
+    gain = 1 / torch.cat(opened).double() - 1 / torch.cat(closed).double()
+    best = None
+    for kind in KINDS:
+        reliability, order = torch.cat([values[kind] for values in measured]).sort(descending=True, stable=True)
+        together = torch.cat([reliability[1:] == reliability[:-1], reliability.new_zeros(1, dtype=torch.bool)])
+        total = gain[order].cumsum(0).masked_fill(together, -math.inf)  # equal reliabilities open together
+        most, at = total.max(0)
+        threshold = reliability[at] if most > 0 else reliability[0].nextafter(reliability.new_tensor(math.inf))
+        if best is None or most > best[0]:
+            best = (most, Reliability(kind, threshold.item()))
+    return best[1]

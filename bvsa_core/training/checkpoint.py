@@ -20,7 +20,7 @@ from bvsa_core.data.recording import read_arrays
 from bvsa_core.errors import UserError
 from bvsa_core.files import write_atomically
 from bvsa_core.retrieval.evaluate import Embeddings
-from bvsa_core.training.config import RunConfig, to_dict
+from bvsa_core.training.config import RunConfig, from_dict, to_dict
 
 
 class RunFolder:
@@ -70,6 +70,32 @@ class RunFolder:
         if not path.is_file():
             raise UserError(f"{self.path}: no finished run there (result.json is missing); train one with 'bvsa train --out'")
         return json.loads(path.read_text())
+
+    def config(self) -> RunConfig:
+        """What the run was told.
+
+        Raises:
+            UserError: run.yaml is missing, damaged, or of another version.
+        """
+        path = self.path / "run.yaml"
+        if not path.is_file():
+            raise UserError(f"{self.path}: no run there (run.yaml is missing); train one with 'bvsa train --out'")
+        try:
+            return from_dict(yaml.safe_load(path.read_text()))
+        except (yaml.YAMLError, UnicodeDecodeError, UserError) as error:
+            raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+
+    def load_weights(self, module: nn.Module) -> None:
+        """Put the trained weights and per-sample state into a module.
+
+        Raises:
+            UserError: they are missing, damaged, or of another shape.
+        """
+        path = self.path / "weights.safetensors"
+        try:
+            module.load_state_dict(read_arrays(path))
+        except RuntimeError as error:
+            raise UserError(f"{path}: not the weights of this run ({str(error).splitlines()[-1].strip()}); train it again") from error
 
     def embeddings(self) -> Embeddings:
         """What retrieval compares, as the run left it."""

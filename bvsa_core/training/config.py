@@ -133,3 +133,19 @@ def to_dict(config: Any) -> Any:
     return list(map(to_dict, config)) if isinstance(config, (list, tuple)) else config
 
 
+def from_dict(values: dict[str, Any]) -> RunConfig:
+    """The inverse of `to_dict`.
+
+    Raises:
+        UserError: a setting that is not known, or does not fit.
+    """
+    values = dict(values)
+    try:
+        values["method_options"] = method_options(values["method"], values["preset"], **values["method_options"])
+        values["encoder_options"] = encoders.options_class(values["encoder"])(**values["encoder_options"])
+        for name in ("data", "cache_dir", "bank"):
+            values[name] = Path(values[name]) if values[name] is not None else None
+        values["window"] = tuple(values["window"]) if values["window"] else None
+        return RunConfig(**values)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"settings of another version ({error}); train the run again") from error

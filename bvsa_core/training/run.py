@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric, seed_everything
@@ -15,8 +16,8 @@ from bvsa_core.data.layout import Dataset
 from bvsa_core.data.split import Split, hold_out, load_split
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Method
-from bvsa_core.retrieval.evaluate import Embeddings, Protocol, ranks, score, similarity
-from bvsa_core.retrieval.gates import INFORMATION
+from bvsa_core.retrieval.evaluate import Embeddings, Protocol, Scoring, ranks, score, similarity
+from bvsa_core.retrieval.gates import Reliability, learn_reliability, reliabilities
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import MaterialsConfig, RunConfig
 from bvsa_core.training.loop import fit
@@ -56,10 +57,13 @@ class Materials:
     def __init__(self, config: MaterialsConfig, progress: Progress = lambda *_: None):
         self.config, self.progress = config, progress
         self.device = choose_device(config.device)
-        self.dataset = Dataset(config.data)
         self.split = functools.cache(self._split)
         self._bank_of = functools.cache(self._make_bank)
         self._online = functools.cache(self._make_online)
+
+    @functools.cached_property
+    def dataset(self) -> Dataset:
+        return Dataset(self.config.data)
 
     @functools.cached_property
     def clip(self) -> Clip:
@@ -94,19 +98,22 @@ class Materials:
 
     def texts(self, pictures: Sequence[str], concepts: Sequence[str]) -> Tensor:
         """Features (pictures, D) of the prompts that name what pictures show."""
-        distinct = list(dict.fromkeys(concepts))
-        prompts = [self.config.prompt.format(object=name.replace("_", " ")) for name in distinct]
-        features = self.bank(pictures).texts(prompts).to(self.device)
-        row = {name: i for i, name in enumerate(distinct)}
-        return features[torch.tensor([row[name] for name in concepts], device=self.device)]
+        return self.bank(pictures).texts(self.prompts(concepts)).to(self.device)
+
+    def prompts(self, concepts: Sequence[str]) -> list[str]:
+        """The texts that name concepts."""
+        return [self.config.prompt.format(object=name.replace("_", " ")) for name in concepts]
 
     def bank(self, pictures: Sequence[str]) -> FeatureBank:
         """The feature bank of pictures."""
         return self._bank_of(tuple(pictures))
 
     def _make_bank(self, pictures: tuple[str, ...]) -> FeatureBank:
-        folder = self.config.bank or self.config.data / "Image_feature"
-        return FeatureBank(folder, self.clip, [self.dataset.image_path(picture) for picture in pictures], self.falloff)
+        return self.bank_of_files([self.dataset.image_path(picture) for picture in pictures])
+
+    def bank_of_files(self, paths: Sequence[Path]) -> FeatureBank:
+        """The feature bank of pictures that need not be the data set's."""
+        return FeatureBank(self.config.bank or self.config.data / "Image_feature", self.clip, paths, self.falloff)
 
     def _make_online(self, pictures: tuple[str, ...]) -> OnlineViews:
         paths = [self.dataset.image_path(picture) for picture in pictures]
@@ -130,8 +137,7 @@ def run(config: RunConfig, materials: Materials, folder: RunFolder, progress: Pr
     train, validation = hold_out(train, config.validation, config.seed) if config.validation else (train, None)
     texts = materials.texts(train.images, train.concepts)
     seed_everything(config.seed, verbose=False)  # not before the picture encoder is loaded, which draws random numbers
-    method = build_method(config, train, texts.shape[1])
-    method.fusion = materials.fusion()
+    method = build_method(config, shape_of(train, texts.shape[1]), len(train), materials)
     views = materials.views(train.images, method.levels(), method.fusion)
     held_out = None
     if validation is not None:
@@ -145,9 +151,15 @@ def run(config: RunConfig, materials: Materials, folder: RunFolder, progress: Pr
         progress("epochs", metrics["epoch"], config.epochs)
 
     fit(method, train, views, texts, config, fabric, report, held_out)
-    embeddings, test = embed_test_set(method, config.subject, materials, train.subjects)
-    protocol = protocol_of(materials, test, method.default_gate)
-    rank = ranks(similarity(embeddings, method.default_gate))
+    test = materials.split(config.subject, "test")
+    embeddings = embed(method, test, materials, train.subjects)
+    reliability = None
+    if not method.classifies:
+        known = train if validation is None else validation
+        reliability = learn_gate(method, known, materials, train.subjects, gallery=len(test.images), seed=config.seed)
+    scoring = Scoring(method.default_gate, reliability)
+    protocol = protocol_of(materials, test, scoring)
+    rank = ranks(similarity(embeddings, scoring))
     result = {
         "method": config.method,
         "preset": config.preset,
@@ -155,6 +167,9 @@ def run(config: RunConfig, materials: Materials, folder: RunFolder, progress: Pr
         "subject": config.subject,
         "seed": config.seed,
         **score(rank).to_json(protocol),
+        "reliability": asdict(reliability) if reliability else None,
+        "samples": len(train),
+        "shape": asdict(shape_of(train, texts.shape[1])),
         "ranks": rank.tolist(),
         "images": test.images,
     }
@@ -162,10 +177,14 @@ def run(config: RunConfig, materials: Materials, folder: RunFolder, progress: Pr
     return result
 
 
-def build_method(config: RunConfig, train: Split, embedding: int) -> Method:
-    """The method of a configuration, for the shape of its training data, on their device."""
+def shape_of(train: Split, embedding: int) -> encoders.Shape:
+    """What a brain encoder takes and gives."""
     _, channels, time = train.recordings.shape
-    shape = encoders.Shape(channels, time, embedding, len(train.subjects))
+    return encoders.Shape(channels, time, embedding, len(train.subjects))
+
+
+def build_method(config: RunConfig, shape: encoders.Shape, samples: int, materials: Materials) -> Method:
+    """The method of a configuration, for the shape and number of its training data, on their device."""
 
     def build_encoder(shape: encoders.Shape) -> torch.nn.Module:
         encoder = encoders.build(config.encoder, shape, config.encoder_options)
@@ -173,38 +192,64 @@ def build_method(config: RunConfig, train: Split, embedding: int) -> Method:
             encoders.initialise(encoder, config.initial_std)
         return encoder
 
-    method = methods.method_class(config.method)(config.method_options, build_encoder, len(train), shape)
-    return method.to(train.recordings.device)
+    method = methods.method_class(config.method)(config.method_options, build_encoder, samples, shape)
+    method.fusion = materials.fusion()
+    return method.to(materials.device)
+
+
+def load_method(folder: RunFolder, materials: Materials) -> Method:
+    """The method of a complete run, as it was trained, on the device of the materials.
+
+    Raises:
+        UserError: the folder holds no complete run, one of an earlier version, or weights that do not fit its configuration.
+    """
+    result = folder.result()
+    if "shape" not in result:
+        raise UserError(f"{folder.path}: a run of an earlier version; train it again")
+    method = build_method(folder.config(), encoders.Shape(**result["shape"]), result["samples"], materials)
+    folder.load_weights(method)
+    return method.eval()
 
 
 @torch.no_grad()
-def embed_test_set(method: Method, subject: str, materials: Materials, trained: list[str]) -> tuple[Embeddings, Split]:
-    """What retrieval compares, for the test recordings of a subject and all test pictures, after training on some subjects."""
-    test = materials.split(subject, "test")
+def embed(method: Method, split: Split, materials: Materials, trained: list[str]) -> Embeddings:
+    """What retrieval compares, after training on some subjects: row i of everything belongs to sample i of a split."""
     levels = method.gallery_levels()
-    views = materials.views(test.images, levels, method.fusion)
-    pictures = torch.arange(len(test.images), device=materials.device)
+    views = materials.views(split.images, levels, method.fusion)
     gallery = []
     for level in levels:
-        gain = torch.full(pictures.shape, level.gain, device=materials.device)
-        gallery.append(views(pictures, gain, torch.full_like(pictures, level.kernel_size)))
+        gain = torch.full(split.image_of.shape, level.gain, device=materials.device)
+        gallery.append(views(split.image_of, gain, torch.full_like(split.image_of, level.kernel_size)))
+    texts = materials.texts(split.images, split.concepts)[split.image_of]
     method.eval()
-    images = torch.stack(gallery)
-    texts = materials.texts(test.images, test.concepts)
-    whose = test.numbers_among(trained)
-    embeddings = method.retrieval_embeddings(test.recordings, images[:, test.image_of], texts[test.image_of], whose)
-    return embeddings, test
+    whose = split.numbers_among(trained)
+    return method.retrieval_embeddings(split.recordings, torch.stack(gallery), texts, whose)
 
 
-def protocol_of(materials: Materials, test: Split, gate: str) -> Protocol:
+def learn_gate(method: Method, known: Split, materials: Materials, trained: list[str], gallery: int, seed: int) -> Reliability:
+    """When the gate label_free opens: learnt on recordings whose pictures are known, in galleries as large as the test one.
+
+    A gallery has one picture a concept, as the test set has; every known concept is in one of them.
+    """
+    order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))
+    of_concept = {known.concepts[known.image_of[sample]]: sample for sample in order.tolist()}
+    samples = torch.tensor(list(of_concept.values()), device=materials.device)
+    examples = []
+    for part in samples.tensor_split(max(1, len(samples) // gallery)):
+        embeddings = embed(method, known.take(part), materials, trained)
+        closed, opened = (ranks(similarity(embeddings, Scoring(gate))) for gate in ("none", "always"))
+        examples.append((closed, opened, reliabilities(embeddings.brain_text, embeddings.text)))
+    return learn_reliability(examples)
+
+
+def protocol_of(materials: Materials, test: Split, scoring: Scoring) -> Protocol:
     """The conditions of a run's figures."""
     return Protocol(
         dataset=materials.dataset.name,
         selection="last",
-        information=INFORMATION[gate],
-        gate=gate,
         gallery=len(test.images),
         channels=len(test.channels),
         repetitions=test.repetitions,
         encoder=materials.clip.name,
+        **scoring.protocol(),
     )

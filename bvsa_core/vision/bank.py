@@ -28,6 +28,7 @@ from bvsa_core.vision.images import hash_files, read_images
 from bvsa_core.vision.views import Falloff, Level, OnlineViews
 
 FORMAT = 1  # of the files; part of every key
+ABOUT = "about.json"
 Progress = Callable[[int, int], None]
 
 
@@ -47,12 +48,12 @@ class FeatureBank:
         }
         self.folder = Path(folder) / _key(about)
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / "about.json").exists():
-            write_atomically(self.folder / "about.json", json.dumps(about, indent=2).encode() + b"\n")
+        if not (self.folder / ABOUT).exists():
+            write_atomically(self.folder / ABOUT, json.dumps(about, indent=2).encode() + b"\n")
 
     def missing(self, levels: Sequence[Level]) -> list[Level]:
         """Levels not computed yet."""
-        return [level for level in dict.fromkeys(levels) if not self._path(level).exists()]
+        return [level for level in dict.fromkeys(levels) if not self.path(level).exists()]
 
     def fill(self, levels: Sequence[Level], progress: Progress = lambda *_: None, batch_size: int | None = None) -> None:
         """Compute the levels that are missing; progress hears of (features done, features in all).
@@ -78,7 +79,7 @@ class FeatureBank:
                 kernel_size = torch.full((len(images),), level.kernel_size)
                 features[level].append(views(everything, gain, kernel_size).cpu())
         for level, parts in features.items():
-            write_atomically(self._path(level), safetensors.torch.save({"features": torch.cat(parts)}))
+            write_atomically(self.path(level), safetensors.torch.save({"features": torch.cat(parts)}))
         progress(total, total)
 
     def load(self, levels: Sequence[Level]) -> Tensor:
@@ -87,23 +88,51 @@ class FeatureBank:
         Raises:
             UserError: a level is missing or its file is damaged.
         """
-        return torch.stack([self._load(self._path(level), len(self.paths)) for level in levels])
+        return torch.stack([self._load(self.path(level), len(self.paths)) for level in levels])
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Unit-norm features (texts, D) float32, computed at the first call."""
+        return self._load(self.texts_path(texts), len(texts))
+
+    def texts_path(self, texts: Sequence[str]) -> Path:
+        """The file of these texts' features, made where it is missing."""
         path = self.folder / f"texts_{_key(list(texts))}.safetensors"
         if not path.exists():
-            write_atomically(path, safetensors.torch.save({"features": self.clip.encode_texts(texts).cpu().clone()}))
-        return self._load(path, len(texts))
+            number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+            features = self.clip.encode_texts(list(number))[[number[text] for text in texts]]
+            write_atomically(path, safetensors.torch.save({"features": features.cpu().clone()}))
+        return path
 
-    def _path(self, level: Level) -> Path:
-        return self.folder / f"k{level.kernel_size}_gain{level.gain:g}.safetensors"
+    def path(self, level: Level) -> Path:
+        """The file of a level."""
+        return self.folder / file_name(level)
 
     def _load(self, path: Path, rows: int) -> Tensor:
         features = read_arrays(path).get("features")
         if features is None or features.ndim != 2 or len(features) != rows:
             raise UserError(f"{path}: not the features of {rows} items; delete it, and it is computed again")
         return features
+
+
+def file_name(level: Level) -> str:
+    """The file of a level in a bank's folder."""
+    return f"k{level.kernel_size}_gain{level.gain:g}.safetensors"
+
+
+def bank_made_by(folder: Path, clip: Clip) -> Path:
+    """The folder of a bank, once it is sure that this encoder made it.
+
+    Raises:
+        UserError: another encoder did, or about.json is damaged.
+    """
+    try:
+        about = json.loads((folder / ABOUT).read_text())
+        encoder, sha256 = about["encoder"], about["encoder_sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / ABOUT}: damaged; delete the folder, and its features are computed again") from error
+    if sha256 != clip.fingerprint:
+        raise UserError(f"{folder}: features by {encoder}; the run compares with those of {clip.name}")
+    return folder
 
 
 def _key(value: object) -> str:

@@ -22,26 +22,11 @@ SUBJECT = Path("Preprocessed_data_250Hz_whiten", "sub-01")
 QUICK = ["--epochs", "2", "--batch_size", "64"]
 
 
-def succeed(capsys, *arguments: object) -> str:
-    code = main([str(argument) for argument in arguments])
-    told = capsys.readouterr()
-    assert code == 0, told.err
-    return told.out
-
-
-@pytest.fixture(scope="module")
-def finished(small_data, tmp_path_factory) -> Path:
-    """A finished run of BVSA."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    assert main(["train", "--data", str(small_data), "--out", str(folder), *QUICK]) == 0
-    return folder
-
-
-def test_demo_goes_from_nothing_to_a_table_and_the_second_time_trains_nothing(tmp_path, capsys):
+def test_demo_goes_from_nothing_to_a_table_and_the_second_time_trains_nothing(tmp_path, succeed):
     small = {"train_concepts": 20, "images_per_concept": 2, "test_concepts": 8, "test_repetitions": 4, "samples": 80}
     sizes = [f"--synthetic.{name}={value}" for name, value in small.items()]
     command = ["demo", "--data", tmp_path / "data", "--out", tmp_path / "runs", "--seeds", 2, *QUICK, *sizes]
-    shown = succeed(capsys, *command)
+    shown = succeed(*command)
     for part in ("vanilla", "ubp", "bvsa", "(corrected)", "last, inductive", "gate none", "synthetic data, 8-way retrieval"):
         assert part in shown
     table = (tmp_path / "runs" / "table.md").read_text()
@@ -49,80 +34,83 @@ def test_demo_goes_from_nothing_to_a_table_and_the_second_time_trains_nothing(tm
     weights = sorted((tmp_path / "runs").rglob("weights.safetensors"))
     written = [path.stat().st_mtime_ns for path in weights]
     assert len(weights) == 6
-    succeed(capsys, *command)
+    succeed(*command)
     assert [path.stat().st_mtime_ns for path in weights] == written and (tmp_path / "runs" / "table.md").read_text() == table
 
 
-def test_demo_with_online_views_gives_the_same_table(tmp_path, capsys):
+def test_demo_with_online_views_gives_the_same_table(tmp_path, succeed):
     small = {"train_concepts": 8, "images_per_concept": 2, "test_concepts": 4, "test_repetitions": 2, "samples": 80}
     sizes = [f"--synthetic.{name}={value}" for name, value in small.items()]
     tables = []
     for views in ("banked", "online"):
         out = tmp_path / views
         succeed(
-            capsys, "demo", "--data", tmp_path / "data", "--out", out, "--vision=tiny", "--views", views, "--seeds", 1, *QUICK, *sizes
+            "demo", "--data", tmp_path / "data", "--out", out, "--vision=tiny", "--views", views, "--seeds", 1, *QUICK, *sizes
         )
         tables.append((out / "table.md").read_text())
     assert tables[0] == tables[1]
 
 
-def test_synthetic_data_are_made_and_checked(tmp_path, capsys):
+def test_synthetic_data_are_made_and_checked(tmp_path, succeed):
     sizes = ["--train_concepts=3", "--images_per_concept=2", "--test_concepts=2", "--test_repetitions=2", "--samples=60", "--subjects=1"]
-    assert "synthetic data of 1 subject(s)" in succeed(capsys, "data", "synthetic", tmp_path / "data", *sizes)
-    shown = succeed(capsys, "data", "check", tmp_path / "data")
+    assert "synthetic data of 1 subject(s)" in succeed("data", "synthetic", tmp_path / "data", *sizes)
+    shown = succeed("data", "check", tmp_path / "data")
     assert "6 conditions x 4 repetitions x 17 channels x 60 samples" in shown and "8 pictures named" in shown and "nothing wrong" in shown
 
 
-def test_features_fill_the_bank_that_runs_then_only_read(small_data, tmp_path, capsys):
-    shown = succeed(capsys, "features", "--data", small_data, "--bank", tmp_path / "bank")
+def test_features_fill_the_bank_that_runs_then_only_read(small_data, tmp_path, succeed):
+    shown = succeed("features", "--data", small_data, "--bank", tmp_path / "bank")
     assert "train: 90 pictures at 10 levels" in shown and "test: 12 pictures at 10 levels" in shown
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "bank").rglob("*") if path.is_file()}
     assert sum(path.name.startswith("k") for path in files) == 20
     for method in ("vanilla", "ubp", "bvsa"):
         run = ["--bank", tmp_path / "bank", "--out", tmp_path / method, "--method", method, *QUICK]
-        succeed(capsys, "train", "--data", small_data, *run)
+        succeed("train", "--data", small_data, *run)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "bank").rglob("*") if path.is_file()} == files
-    chosen = succeed(capsys, "features", "--data", small_data, "--bank", tmp_path / "two", "--levels", "51:0.5", "1:0")
+    chosen = succeed("features", "--data", small_data, "--bank", tmp_path / "two", "--levels", "51:0.5", "1:0")
     assert "90 pictures at 2 levels" in chosen
 
 
-def test_all_subjects_are_trained_one_after_another(small_data, tmp_path, capsys):
+def test_all_subjects_are_trained_one_after_another(small_data, tmp_path, succeed):
     out = ["--subject", "all", "--out", tmp_path / "runs", "--method", "vanilla"]
-    assert "2 subject(s) x 1 seed(s)" in succeed(capsys, "train", "--data", small_data, *out, *QUICK).replace("\n", " ")
+    assert "2 subject(s) x 1 seed(s)" in succeed("train", "--data", small_data, *out, *QUICK).replace("\n", " ")
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"sub-01", "sub-02"}
 
 
-def test_a_run_repeats_from_its_own_settings(finished, tmp_path, capsys):
-    succeed(capsys, "train", "--config", finished / "run.yaml", "--out", tmp_path / "again")
+def test_a_run_repeats_from_its_own_settings(finished, tmp_path, succeed):
+    succeed("train", "--config", finished / "run.yaml", "--out", tmp_path / "again")
     assert (tmp_path / "again" / "result.json").read_text() == (finished / "result.json").read_text()
-    succeed(capsys, "train", "--config", finished / "run.yaml", "--out", tmp_path / "other", "--seed", 3, "--method_options.c", 0.25)
+    succeed("train", "--config", finished / "run.yaml", "--out", tmp_path / "other", "--seed", 3, "--method_options.c", 0.25)
     assert json.loads((tmp_path / "other" / "result.json").read_text())["seed"] == 3
     assert "c: 0.25" in (tmp_path / "other" / "run.yaml").read_text()
 
 
-def test_a_method_brings_its_training_and_flags_and_files_override_it(small_data, tmp_path, capsys):
+def test_a_method_brings_its_training_and_flags_and_files_override_it(small_data, tmp_path, capsys, succeed):
     (tmp_path / "mine.yaml").write_text("method: nice\nlr: 0.001\nbatch_size: 40\n")
     given = ["--config", tmp_path / "mine.yaml", "--data", small_data, "--batch_size", "30", "--epochs", "1", "--validation", "6"]
-    succeed(capsys, "train", *given, "--out", tmp_path / "run", "--target_levels", "[[51,0.5]]")
+    succeed("train", *given, "--out", tmp_path / "run", "--target_levels", "[[51,0.5]]")
     settings = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
     from_nice = {"encoder": "tsconv", "optimiser": "adam", "betas": [0.5, 0.999], "initial_std": 0.02, "weight_decay": 0.0}
     assert {**from_nice, "lr": 0.001, "batch_size": 30, "validation": 6, "target_levels": [[51, 0.5]]}.items() <= settings.items()
-    again = succeed(capsys, "train", "--config", tmp_path / "run" / "run.yaml", "--out", tmp_path / "again")
+    again = succeed("train", "--config", tmp_path / "run" / "run.yaml", "--out", tmp_path / "again")
     assert "nice" in again and (tmp_path / "again" / "result.json").read_text() == (tmp_path / "run" / "result.json").read_text()
     short = ["--data", small_data, "--out", tmp_path / "other", "--method", "nice"]
     assert main([str(word) for word in ("train", *short)]) == 2
     assert "validation is 740; that leaves none of 90 training pictures, hold out fewer" in capsys.readouterr().err
 
 
-def test_a_run_is_scored_again_under_another_gate(finished, tmp_path, capsys):
-    assert "last, inductive" in succeed(capsys, "evaluate", finished)
-    shown = succeed(capsys, "evaluate", finished, "--gate", "paper", "--json", tmp_path / "figures.json")
+def test_a_run_is_scored_again_under_another_gate(finished, tmp_path, succeed):
+    assert "last, inductive" in succeed("evaluate", finished)
+    shown = succeed("evaluate", finished, "--gate", "paper", "--json", tmp_path / "figures.json")
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert "last, uses labels" in shown and "gate paper" in shown and figures["protocol"]["information"] == "uses labels"
     assert {"top1", "top5", "map", "median_rank", "n", "protocol"} <= set(figures)
+    shown = succeed("evaluate", finished, "--gate", "label_free", "--rescoring", "csls", "--shuffle_texts", "--json", tmp_path / "f.json")
+    protocol = json.loads((tmp_path / "f.json").read_text())["protocol"]
+    assert "+ csls" in shown and "texts shuffled" in shown and protocol["information"] == "label-free transductive"
 
 
-@pytest.mark.parametrize("command", ["demo", "data", "features", "train", "evaluate"])
+@pytest.mark.parametrize("command", ["demo", "data", "features", "train", "evaluate", "retrieve"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])

@@ -38,11 +38,14 @@ def test_everything_fits_a_terminal_of_80_columns():
     console = Console(width=80, record=True, file=io.StringIO())
     results = [result("vanilla", seed, list(range(1, 201))) for seed in range(3)]
     results += [result("bvsa", seed, [1] * 200, gate="paper") for seed in range(3)]
-    results += [{**result("bravl", 0, [1] * 200), "note": "fitted on gallery"}]
+    rescored = result("bvsa", 0, [1] * 200)
+    rescored["protocol"] |= {"information": "label-free transductive", "rescoring": "sinkhorn", "texts": "shuffled"}
+    results += [rescored, {**result("bravl", 0, [1] * 200), "note": "fitted on gallery"}]
     console.print(to_rich(rows(results)))
     shown = console.export_text()
     assert "…" not in shown and max(map(len, shown.splitlines())) <= 80
-    for part in ("last, inductive", "last, uses labels", "gate paper", "fitted on gallery", "100.0", "[100.0, 100.0]", "100.5"):
+    parts = ("last, inductive", "last, uses labels", "gate paper", "transductive", "+ sinkhorn", "shuffled", "fitted on gallery")
+    for part in (*parts, "[100.0, 100.0]", "100.5"):
         assert part in shown
 
 

@@ -8,8 +8,11 @@ import torch
 
 from bvsa_core.errors import UserError
 from bvsa_core.retrieval.bootstrap import crossed_bootstrap
-from bvsa_core.retrieval.evaluate import Embeddings, ranks, score, similarity
-from bvsa_core.retrieval.gates import INFORMATION, gates
+from bvsa_core.retrieval.evaluate import Embeddings, Scoring, ranks, score, similarity
+from bvsa_core.retrieval.gates import INFORMATION, Reliability, gates, learn_reliability
+from bvsa_core.retrieval.rescoring import csls, sinkhorn
+
+RELIABILITY = Reliability("margin", 0.1)
 
 
 def random_embeddings(n: int = 30, m: int = 30, d: int = 8) -> Embeddings:
@@ -39,41 +42,107 @@ def test_scores_that_mean_nothing_are_refused():
 
 
 def test_gates_follow_their_formulas(seed):
-    to_text = torch.randn(40, 40)
-    diagonal = to_text.diagonal().numpy()
-    rows, columns = gates("paper", to_text)
+    brain_text, text = torch.randn(40, 9), torch.randn(40, 9)
+    diagonal = (brain_text @ text.T).diagonal().numpy()
+    rows, columns = gates("paper", brain_text, text)
     expected = diagonal >= diagonal.mean() - 1.6448536 * diagonal.std(ddof=1)
     np.testing.assert_array_equal(rows.numpy().astype(bool), expected)
     assert torch.equal(rows, columns)
-    rows, columns = gates("code", to_text)
+    rows, columns = gates("code", brain_text, text)
     np.testing.assert_array_equal(rows.numpy().astype(bool), diagonal >= diagonal.mean() - 1.96 * diagonal.std(ddof=1) / np.sqrt(40))
-    assert (columns == 1).all()
+    assert columns is None
+
+
+@pytest.mark.parametrize("kind", ["margin", "max"])
+def test_label_free_opens_for_clear_recordings(kind, seed):
+    e = random_embeddings(20, 50)
+    repeated = torch.cat([e.text, e.text[:7]])  # pictures of one concept share a text, which is no doubt about it
+    sorted_ = np.sort((e.brain_text @ e.text.T).numpy(), axis=1)
+    value = sorted_[:, -1] - (sorted_[:, -2] if kind == "margin" else 0)
+    threshold = float(np.median(value))
+    rows, columns = gates("label_free", e.brain_text, repeated, Reliability(kind, threshold + 1e-4))
+    np.testing.assert_array_equal(rows.numpy(), value >= threshold + 1e-4)
+    assert columns is None
+    with pytest.raises(UserError, match="needs the reliability learnt on training recordings"):
+        gates("label_free", e.brain_text, e.text)
+
+
+def test_reliability_is_learnt_where_the_modulation_helps(seed):
+    """The gain of opening grows with the margin, and is negative below 0.3; the maximum says nothing."""
+    margin, largest = torch.rand(400), torch.rand(400)
+    helps = margin >= 0.3
+    closed, opened = torch.where(helps, 5, 1), torch.where(helps, 1, 5)
+    parts = [slice(0, 150), slice(150, 400)]
+    learnt = learn_reliability((closed[part], opened[part], {"margin": margin[part], "max": largest[part]}) for part in parts)
+    assert learnt.kind == "margin" and learnt.threshold == margin[helps].min().item()
+    never = learn_reliability([(torch.ones(9), torch.full((9,), 2), {"margin": margin[:9], "max": largest[:9]})])
+    assert not (margin[:9] >= never.threshold).any()
 
 
 @pytest.mark.parametrize("gate", INFORMATION)
 def test_modulation_is_the_published_product(gate, seed):
     e = random_embeddings()
     to_image, to_text = e.brain_image @ e.image.T, e.brain_text @ e.text.T
-    rows, columns = gates(gate, to_text)
+    rows, columns = (torch.ones(30) if x is None else x for x in gates(gate, e.brain_text, e.text, RELIABILITY))
     expected = to_image + torch.outer(rows, columns) * to_image * to_text
-    torch.testing.assert_close(similarity(e, gate), expected)
+    torch.testing.assert_close(similarity(e, Scoring(gate, RELIABILITY)), expected)
 
 
-@pytest.mark.parametrize("gate", [name for name, information in INFORMATION.items() if information == "inductive"])
-def test_inductive_scores_do_not_depend_on_the_other_queries(gate, seed):
-    e = random_embeddings()
+@pytest.mark.parametrize("rescoring", ["none", "csls", "sinkhorn"])
+@pytest.mark.parametrize("gate", INFORMATION)
+def test_scores_do_not_depend_on_the_other_queries_if_and_only_if_they_are_inductive(gate, rescoring, seed):
+    e, scoring = random_embeddings(), Scoring(gate, RELIABILITY, rescoring)
     chosen = torch.randperm(30)[:11]
     fewer = Embeddings(e.brain_image[chosen], e.image, e.brain_text[chosen], e.text)
-    torch.testing.assert_close(similarity(fewer, gate), similarity(e, gate)[chosen])
+    if gate in ("paper", "code"):
+        assert scoring.information == "uses labels"
+        return
+    same = torch.allclose(similarity(fewer, scoring), similarity(e, scoring)[chosen], rtol=1e-5, atol=1e-6)
+    assert same == (scoring.information == "inductive") == (rescoring == "none")
+    assert scoring.information in ("inductive", "label-free transductive")
 
 
 def test_gates_that_read_labels_say_so_and_need_a_square(seed):
     assert INFORMATION["paper"] == INFORMATION["code"] == "uses labels"
     for gate in ("paper", "code"):
         with pytest.raises(UserError, match="3 recordings and 5 texts"):
-            gates(gate, torch.randn(3, 5))
+            gates(gate, torch.randn(3, 4), torch.randn(5, 4))
     with pytest.raises(UserError, match="unknown gate 'papr'; did you mean 'paper'"):
-        gates("papr", torch.randn(3, 3))
+        Scoring("papr")
+    with pytest.raises(UserError, match="unknown rescoring 'cls'; did you mean 'csls'"):
+        Scoring(rescoring="cls")
+    with pytest.raises(UserError, match="write margin:THRESHOLD or max:THRESHOLD"):
+        Reliability.parse("margin:much")
+    assert Reliability.parse("max:0.25") == Reliability("max", 0.25)
+
+
+def test_shuffled_texts_are_all_those_of_others(seed):
+    e = random_embeddings()
+    scoring = Scoring("always", shuffle_texts=True)
+    to_image = e.brain_image @ e.image.T
+    to_text = similarity(e, scoring) / to_image - 1
+    texts = (e.brain_text @ e.text.T).T
+    given = [int((texts - column).abs().amax(1).argmin()) for column in to_text.T]
+    assert sorted(given) == list(range(30)) and all(own != other for own, other in enumerate(given))
+    assert scoring.protocol()["texts"] == "shuffled"
+
+
+def test_csls_and_sinkhorn_against_numpy(seed):
+    scores = torch.randn(12, 15)
+    s = scores.numpy().astype(np.float64)
+    nearest = lambda x: np.sort(x, axis=1)[:, -4:].mean(1)  # noqa: E731
+    np.testing.assert_allclose(csls(scores, 4), 2 * s - nearest(s)[:, None] - nearest(s.T), rtol=1e-5, atol=1e-6)
+    plan = np.exp(sinkhorn(scores.double(), temperature=0.5, iterations=500).numpy())
+    np.testing.assert_allclose(plan.sum(1), 1, rtol=1e-9)
+    np.testing.assert_allclose(plan.sum(0), 12 / 15, rtol=1e-6)
+    scaling = np.log(plan) - s / 0.5  # of the form u_i + v_j
+    np.testing.assert_allclose(scaling - scaling[:, :1] - scaling[:1] + scaling[0, 0], 0, atol=1e-9)
+
+
+def test_rescoring_lowers_a_picture_that_is_near_to_everyone(seed):
+    scores = torch.eye(20) + 0.1 * torch.rand(20, 20)
+    scores[:, 3] += 1.5
+    assert score(ranks(scores)).top1 == 0.05 and score(ranks(csls(scores))).top1 > 0.9 and score(ranks(sinkhorn(scores))).top1 > 0.9
 
 
 def test_bootstrap_intervals_cover_as_often_as_they_say():

@@ -1,0 +1,239 @@
+"""The best pictures of a gallery for given recordings, by a trained run. Under torchrun the gallery is shared out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import jsonargparse
+import numpy as np
+import torch
+import torch.distributed as dist
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from bvsa_core.cli.arguments import Parser
+from bvsa_core.cli.progress import Display
+from bvsa_core.data.layout import concept_of, read_recordings
+from bvsa_core.data.recording import read_arrays
+from bvsa_core.data.split import make_split
+from bvsa_core.errors import UserError
+from bvsa_core.files import write_atomically
+from bvsa_core.methods.base import Method
+from bvsa_core.retrieval.evaluate import Scoring
+from bvsa_core.retrieval.gallery import Gallery, Rows
+from bvsa_core.retrieval.gates import Reliability
+from bvsa_core.retrieval.index import Index, recall, search_candidates
+from bvsa_core.retrieval.search import Found, Queries, search
+from bvsa_core.training.checkpoint import RunFolder
+from bvsa_core.training.run import Materials, load_method
+from bvsa_core.vision.bank import ABOUT, bank_made_by, file_name
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+SHOWN = 20  # queries printed; the file has all
+RECALL_QUERIES = 256  # that are also searched exactly, where an index is used
+
+
+def add_arguments(parser: Parser, arguments: list[str]) -> None:
+    add = parser.add_argument
+    add("run", type=Path, help="folder of a finished run")
+    recordings = "published recordings file (.pt), or array (N, channels, time) as the run's; its test recordings where left out"
+    add("--recordings", type=Path, help=recordings)
+    gallery = "folder of pictures, folder of a feature bank, or features (M, D): .npy, .safetensors, .safetensors:KEY"
+    add("--gallery", help=f"{gallery}; the run's test pictures where left out")
+    add("--gallery_text", "--gallery-text", help="features (M, E) of the texts of a gallery of features, for gates")
+    add("--top", type=int, default=5, help="pictures for each recording")
+    add("--gate", default="none", help="none, always or label_free")
+    add("--index", type=Path, help="FAISS index that proposes pictures: a file to read, or to build and keep")
+    add("--index_type", "--index-type", help="what to build, in FAISS's words: IVF4096,SQ8 or HNSW32; by size where left out")
+    add("--candidates", type=int, default=100, help="pictures the index proposes for each recording")
+    add("--probes", type=int, default=64, help="cells of the index that are searched; more find more")
+    add("--data", type=Path, help="data folder, where it has moved since the run")
+    add("--bank", type=Path, help="where features of pictures are kept, where it has moved since the run")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--out", type=Path, help="file for the ranked pictures; retrieved.json in the run's folder where left out")
+
+
+def run(parsed: jsonargparse.Namespace) -> None:
+    folder = RunFolder(parsed.run)
+    learnt = folder.result().get("reliability")
+    scoring = Scoring(parsed.gate, Reliability(**learnt) if learnt else None)
+    config = folder.config()
+    moved = {name: getattr(parsed, name) for name in ("data", "bank") if getattr(parsed, name) is not None}
+    with processes() as (rank, device), Display(quiet=rank > 0) as display:
+        materials = Materials(replace(config, device=device or parsed.device, **moved), display)
+        method = load_method(folder, materials)
+        if method.classifies:
+            raise UserError(f"{parsed.run}: method {config.method} classifies test pictures and has no embeddings to search with")
+        names, recordings = read_queries(parsed.recordings, folder, materials)
+        with torch.no_grad(), one_thread():
+            queries = Queries(*method.query_embeddings(recordings.to(materials.device)))
+        if rank == 0:
+            gallery = open_gallery(parsed, method, materials, display)  # which may fill the feature bank
+        if dist.is_initialized():
+            dist.barrier()
+        if rank > 0:
+            gallery = open_gallery(parsed, method, materials, display)
+        report = lambda done, of: display("rows searched", done, of)  # noqa: E731
+        if parsed.index is None:
+            found, recalled = search(queries, gallery, parsed.top, scoring, progress=report), None
+        else:
+            found, recalled = search_by_index(parsed, queries, gallery, scoring, display)
+    if rank == 0:
+        tell(parsed, found, names, gallery, {**scoring.protocol(), "gallery": len(gallery), "recall": recalled})
+
+
+def search_by_index(
+    parsed: jsonargparse.Namespace, queries: Queries, gallery: Gallery, scoring: Scoring, display: Display
+) -> tuple[Found, float]:
+    """What the index leads to, and the share of the exact answer that is in it."""
+    if dist.is_initialized():
+        raise UserError("--index is for one process; leave torchrun or the index out")
+    if parsed.candidates < parsed.top:
+        raise UserError(f"--candidates {parsed.candidates} are fewer than --top {parsed.top}")
+    index = Index(parsed.index, gallery, parsed.index_type, lambda done, of: display("rows indexed", done, of))
+    candidates = index.propose(queries.brain_image, parsed.candidates, parsed.probes)
+    found = search_candidates(queries, gallery, candidates, parsed.top, scoring)
+    some = Queries(*(brain[:RECALL_QUERIES] for brain in queries))
+    exact = search(some, gallery, parsed.top, scoring, progress=lambda done, of: display("exact search for recall", done, of))
+    return found, recall(found.rows[:RECALL_QUERIES], exact.rows)
+
+
+@contextmanager
+def processes() -> Iterator[tuple[int, str | None]]:
+    """This process's rank, and its device where torchrun started several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield 0, None
+        return
+    dist.init_process_group("gloo")
+    try:
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        yield dist.get_rank(), f"cuda:{local}" if torch.cuda.device_count() > local else "cpu"
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """What is computed here does not depend on how many threads a process has, which differs under torchrun."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def read_queries(path: Path | None, folder: RunFolder, materials: Materials) -> tuple[list[str], Tensor]:
+    """Names and recordings (N, channels, time) to search for.
+
+    Raises:
+        UserError: the file is missing, damaged, or has other channels or times than the run.
+    """
+    config, shape = materials.config, folder.result()["shape"]
+    if path is None or path.suffix == ".pt":
+        if path is None:
+            split = materials.split(config.subject, "test")
+        else:
+            split = make_split([(path, read_recordings(path))], [path.stem], config.channels, config.window)
+        names, recordings = [split.images[i] for i in split.image_of.tolist()], split.recordings
+    else:
+        recordings = read_array(path)
+        names = [str(i) for i in range(len(recordings))]
+    if recordings.shape[1:] != (shape["channels"], shape["time"]):
+        raise UserError(
+            f"--recordings {path}: {recordings.shape[1]} channels x {recordings.shape[2]} samples; "
+            f"the run was trained on {shape['channels']} x {shape['time']}"
+        )
+    if (bad := ~recordings.isfinite().flatten(1).all(1)).any():
+        raise UserError(f"--recordings {path}: recording {int(bad.int().argmax())} has NaN or infinite samples")
+    return names, recordings
+
+
+def read_array(path: Path) -> Tensor:
+    """One array (N, channels, time) from a file.
+
+    Raises:
+        UserError: the file is missing or damaged, or holds something else.
+    """
+    content = read_arrays(path)
+    if isinstance(content, dict) and len(content) == 1:
+        content = next(iter(content.values()))
+    if not isinstance(content, (np.ndarray, Tensor)) or content.ndim != 3 or 0 in content.shape:
+        described = tuple(content.shape) if hasattr(content, "shape") else f"a {type(content).__name__}"
+        raise UserError(f"--recordings {path}: is {described}; it must be one array (N, channels, time)")
+    return torch.as_tensor(content).float()
+
+
+def open_gallery(parsed: jsonargparse.Namespace, method: Method, materials: Materials, display: Display) -> Gallery:
+    """The gallery of the flags: the run's test pictures, a folder of pictures, a feature bank, or files of features.
+
+    Raises:
+        UserError: it is missing, empty, damaged, or of another kind.
+    """
+    shared = {"image_embeddings": method.image_embeddings, "text_embeddings": method.text_embeddings, "device": materials.device}
+    where, levels = parsed.gallery, method.gallery_levels()
+    given_texts = Rows(parsed.gallery_text) if parsed.gallery_text else None
+    if where is not None and not Path(where).is_dir():
+        if not Path(where).suffix:
+            raise UserError(f"--gallery {where}: no such folder")
+        if len(levels) > 1:
+            raise UserError(f"--gallery {where}: the run sees pictures at {len(levels)} blur levels; give a folder of pictures or a bank")
+        return Gallery([Rows(where)], given_texts, **shared)
+    if where is not None and (Path(where) / ABOUT).is_file():
+        folder = bank_made_by(Path(where), materials.clip)
+        return Gallery([Rows(folder / file_name(level)) for level in levels], given_texts, **shared)
+    if given_texts:
+        raise UserError("--gallery_text belongs to a gallery of features; the texts of pictures are made from their names")
+    if where is None:
+        test = materials.split(materials.config.subject, "test")
+        names, concepts, bank = test.images, test.concepts, materials.bank(test.images)
+    else:
+        paths = sorted(path for path in Path(where).rglob("*") if path.suffix.lower() in PICTURES)
+        if not paths:
+            raise UserError(f"--gallery {where}: no picture inside ({', '.join(PICTURES)}), nor is it a feature bank")
+        names = [path.relative_to(where).as_posix() for path in paths]
+        concepts, bank = [concept_of(str(path)) for path in paths], materials.bank_of_files(paths)
+    bank.fill(levels, lambda done, of: display("features", done, of))
+    texts = Rows(bank.texts_path(materials.prompts(concepts)))
+    return Gallery([Rows(bank.path(level)) for level in levels], texts, names, **shared)
+
+
+def tell(parsed: jsonargparse.Namespace, found: Found, names: list[str], gallery: Gallery, protocol: dict) -> None:
+    """Write the ranked pictures to a file and print the first of them."""
+    ranked = [
+        [
+            {"rank": place, "row": row, "picture": gallery.names[row], "score": score}
+            for place, (row, score) in enumerate(zip(rows, scores), start=1)
+            if row >= 0
+        ]
+        for rows, scores in zip(found.rows.tolist(), found.values.tolist())
+    ]
+    protocol = {key: value for key, value in protocol.items() if value is not None}
+    content = {
+        "run": str(parsed.run),
+        "gallery": str(parsed.gallery or "test pictures"),
+        "protocol": protocol,
+        "queries": [{"recording": name, "pictures": best} for name, best in zip(names, ranked)],
+    }
+    out = parsed.out or parsed.run / "retrieved.json"
+    write_atomically(out, json.dumps(content, indent=1).encode() + b"\n")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("recording", "rank", "picture", "score"):
+        table.add_column(column, justify="right" if column in ("rank", "score") else "left", overflow="fold")
+    for name, best in list(zip(names, ranked))[:SHOWN]:
+        for picture in best:
+            shown = Path(name).name if picture["rank"] == 1 else ""
+            score = f"{picture['score']:.4f}"
+            table.add_row(shown, str(picture["rank"]), Path(picture["picture"]).name, score, end_section=picture is best[-1])
+    Console().print(table)
+    if len(names) > SHOWN:
+        print(f"and {len(names) - SHOWN} recordings more")
+    print("protocol: " + ", ".join(f"{key} {value:.3f}" if key == "recall" else f"{key} {value}" for key, value in protocol.items()))
+    print(f"all are in {out}")

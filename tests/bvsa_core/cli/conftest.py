@@ -1,0 +1,30 @@
+"""What tests of several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bvsa_core.cli import main
+
+
+@pytest.fixture(scope="session")
+def finished(small_data, tmp_path_factory) -> Path:
+    """A finished run of BVSA."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["train", "--data", str(small_data), "--out", str(folder), "--epochs", "2", "--batch_size", "64"]) == 0
+    return folder
+
+
+@pytest.fixture
+def succeed(capsys):
+    """Run a command that must succeed; returns what it printed."""
+
+    def run(*arguments: object) -> str:
+        code = main([str(argument) for argument in arguments])
+        told = capsys.readouterr()
+        assert code == 0, told.err
+        return told.out
+
+    return run

@@ -1,0 +1,167 @@
+"""bvsa retrieve: every kind of recordings and gallery against the run's own embeddings, and what is wrong in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bvsa_core.cli import main
+from bvsa_core.data.layout import Dataset
+from bvsa_core.data.split import load_split
+from bvsa_core.retrieval.evaluate import Scoring, similarity
+from bvsa_core.retrieval.gates import Reliability
+from bvsa_core.training.checkpoint import RunFolder
+
+
+@pytest.fixture
+def retrieved(finished, tmp_path, succeed):
+    """retrieved(flags): the ranked pictures that the command wrote, and what it printed."""
+
+    def run(*arguments: object) -> tuple[dict, str]:
+        shown = succeed("retrieve", finished, "--out", tmp_path / "found.json", *arguments)
+        return json.loads((tmp_path / "found.json").read_text()), shown
+
+    return run
+
+
+def rows(found: dict) -> list[list[int]]:
+    return [[picture["row"] for picture in query["pictures"]] for query in found["queries"]]
+
+
+@pytest.mark.parametrize("gate", ["none", "always", "label_free"])
+def test_test_recordings_find_what_the_embeddings_of_the_run_say(finished, retrieved, gate):
+    folder = RunFolder(finished)
+    found, shown = retrieved("--top", 3, "--gate", gate)
+    scores = similarity(folder.embeddings(), Scoring(gate, Reliability(**folder.result()["reliability"])))
+    best = scores.topk(3, dim=1)
+    assert rows(found) == best.indices.tolist()
+    values = [[picture["score"] for picture in query["pictures"]] for query in found["queries"]]
+    np.testing.assert_allclose(values, best.values, atol=1e-5)
+    assert found["protocol"] == {"information": "inductive", "gate": gate, "gallery": 12}
+    names = folder.result()["images"]
+    assert [query["recording"] for query in found["queries"]] == names
+    assert all(picture["picture"] == names[picture["row"]] for query in found["queries"] for picture in query["pictures"])
+    assert Path(names[0]).name in shown and "gate " + gate in shown
+
+
+def test_a_folder_of_pictures_a_bank_and_a_file_of_features_are_the_same_gallery(finished, small_data, retrieved, tmp_path):
+    config = RunFolder(finished).config()
+    pictures = sorted((small_data / "Image_set_Resize" / "test_images").rglob("*.jpg"))
+    of_folder, _ = retrieved("--gallery", small_data / "Image_set_Resize" / "test_images", "--bank", tmp_path / "bank", "--gate", "always")
+    (bank,) = (tmp_path / "bank").iterdir()
+    texts = next(bank.glob("texts_*.safetensors"))
+    of_bank, _ = retrieved("--gallery", bank, "--gallery-text", texts, "--gate", "always")
+    level = bank / "k51_gain0.5.safetensors"
+    of_file, _ = retrieved("--gallery", f"{level}:features", "--gallery-text", texts, "--gate", "always")
+    assert rows(of_folder) == rows(of_bank) == rows(of_file) and config.data == small_data
+    assert of_folder["queries"][0]["pictures"][0]["picture"] in [path.relative_to(path.parents[1]).as_posix() for path in pictures]
+    by_default, _ = retrieved("--gate", "always")
+    assert rows(by_default) == rows(of_folder)  # the test pictures are in the order of their paths
+
+
+def test_recordings_come_from_published_files_and_arrays(finished, small_data, retrieved, tmp_path):
+    test = load_split(Dataset(small_data), ["sub-01"], "test")
+    np.save(tmp_path / "two.npy", test.recordings[3:5].numpy())
+    by_default, _ = retrieved()
+    of_array, _ = retrieved("--recordings", tmp_path / "two.npy")
+    of_file, _ = retrieved("--recordings", small_data / "Preprocessed_data_250Hz_whiten" / "sub-01" / "test.pt")
+    assert rows(of_file) == rows(by_default) and rows(of_array) == rows(by_default)[3:5]
+    assert [query["recording"] for query in of_array["queries"]] == ["0", "1"]
+
+
+def test_data_may_have_moved_and_out_defaults_to_the_run(finished, small_data, succeed, tmp_path):
+    shutil.copytree(small_data, tmp_path / "moved")
+    shutil.copytree(finished, tmp_path / "run")
+    succeed("retrieve", tmp_path / "run", "--data", tmp_path / "moved")
+    assert (tmp_path / "run" / "retrieved.json").is_file() and (tmp_path / "moved" / "Image_feature").is_dir()
+
+
+def test_an_index_reports_its_recall(retrieved, tmp_path):
+    found, shown = retrieved("--index", tmp_path / "kept.faiss", "--candidates", 5, "--top", 5)
+    assert found["protocol"]["recall"] == 1.0 and "recall 1.000" in shown and (tmp_path / "kept.faiss").is_file()
+    modulated, _ = retrieved("--index", tmp_path / "kept.faiss", "--candidates", 5, "--top", 5, "--gate", "always")
+    exact, _ = retrieved("--top", 5, "--gate", "always")
+    both = zip(rows(modulated), rows(exact))
+    assert modulated["protocol"]["recall"] == pytest.approx(np.mean([len(set(a) & set(b)) / 5 for a, b in both]))
+
+
+WRONG = [
+    ("{t}/empty", "no finished run there (result.json is missing)"),
+    ("{r} --gate papr", "unknown gate 'papr'; did you mean 'paper'?"),
+    ("{r} --gate paper", "paper belongs to 'bvsa evaluate'"),
+    ("{r} --top 13", "13 pictures are asked for; the gallery has 12"),
+    ("{r} --gallery {t}/empty", "no picture inside"),
+    ("{r} --gallery {t}/nope", "--gallery {t}/nope: no such folder"),
+    ("{r} --gallery {t}/nope.npy", "{t}/nope.npy: no such file"),
+    ("{r} --gallery {t}/cut", "cut.jpg cannot be read"),
+    ("{r} --gallery {t}/bank", "{t}/bank: features by another; the run compares with those of tiny"),
+    ("{r} --gallery {t}/rows.npy --gate always --top 2", "compares recordings with texts; the gallery has none"),
+    ("{r} --gallery {t}/empty --gallery-text {t}/rows.npy", "--gallery_text belongs to a gallery of features"),
+    ("{r} --recordings {t}/rows.npy", "is (4, 128); it must be one array (N, channels, time)"),
+    ("{r} --recordings {t}/short.npy", "17 channels x 20 samples; the run was trained on 17 x 100"),
+    ("{r} --recordings {t}/nan.npy", "recording 1 has NaN or infinite samples"),
+    ("{r} --recordings {t}/nope.npy", "{t}/nope.npy: no such file"),
+    ("{r} --index {t}/x.faiss --candidates 4", "--candidates 4 are fewer than --top 5"),
+    ("{o}", "a run of an earlier version; train it again"),
+    ("{c}", "weights.safetensors: damaged or incomplete"),
+]
+
+
+@pytest.fixture(scope="module")
+def wrong(finished, tmp_path_factory) -> dict[str, Path]:
+    """A folder of broken things, and copies of a run, one without what retrieval needs and one with weights cut short."""
+    folder = tmp_path_factory.mktemp("wrong")
+    (folder / "empty").mkdir()
+    (folder / "cut").mkdir()
+    (folder / "cut" / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    (folder / "bank").mkdir()
+    (folder / "bank" / "about.json").write_text('{"encoder": "another", "encoder_sha256": "0"}')
+    np.save(folder / "rows.npy", np.ones((4, 128), np.float32))
+    np.save(folder / "short.npy", np.ones((4, 17, 20), np.float32))
+    np.save(folder / "nan.npy", np.stack([np.ones((17, 100)), np.full((17, 100), np.nan)]))
+    old, cut = folder / "old", folder / "cut_run"
+    for copy in (old, cut):
+        shutil.copytree(finished, copy)
+    result = json.loads((old / "result.json").read_text())
+    del result["shape"]
+    (old / "result.json").write_text(json.dumps(result))
+    weights = cut / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    return {"t": folder, "r": finished, "o": old, "c": cut}
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=[arguments for arguments, _ in WRONG])
+def test_what_is_wrong_is_one_line_and_exit_code_2(wrong, arguments, message, capsys):
+    assert main(["retrieve", *(word.format(**wrong) for word in arguments.split())]) == 2
+    told = capsys.readouterr().err
+    assert message.format(**wrong) in told
+    assert told.count("\n") == 1 and told.startswith("bvsa: error: ") and "Traceback" not in told
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch):
+    def broken(*_) -> None:
+        raise BrokenPipeError
+
+    duplicated = []
+    monkeypatch.setattr("bvsa_core.cli._dispatch", broken)
+    monkeypatch.setattr("os.dup2", lambda *handles: duplicated.append(handles))
+    monkeypatch.setattr(sys, "stdout", sys.__stdout__)
+    assert main(["train"]) == 0 and len(duplicated) == 1
+
+
+def test_embeddings_do_not_depend_on_the_number_of_threads(retrieved):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one, _ = retrieved()
+        torch.set_num_threads(3)
+        three, _ = retrieved()
+    finally:
+        torch.set_num_threads(before)
+    assert one == three
