@@ -1,6 +1,7 @@
 // What the 32 lanes of a warp do together, for cuda_runtime.h: barriers, and the functions of csrc/common/mma.cuh.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -57,6 +58,14 @@ inline float tf32_of(uint64_t word) { return fovblur::bit_cast<float>(uint32_t(w
 }  // namespace cuda_on_host
 
 inline void __syncwarp() { cuda_on_host::warp_barrier(); }
+inline uint64_t __shfl_sync(uint32_t, uint64_t value, int source) { return cuda_on_host::exchange({value}).words[source % 32][0]; }
+inline uint64_t __shfl_xor_sync(uint32_t, uint64_t value, int distance) {
+  return cuda_on_host::exchange({value}).words[cuda_on_host::lane() ^ unsigned(distance)][0];
+}
+inline int __any_sync(uint32_t, int vote) {
+  const cuda_on_host::Exchange& all = cuda_on_host::exchange({uint64_t(vote != 0)});
+  return std::any_of(all.words, all.words + 32, [](const uint64_t(&words)[8]) { return words[0] != 0; });
+}
 
 namespace fovblur {
 
