@@ -7,6 +7,7 @@
 
 #include "../common/async_copy.cuh"
 #include "../common/mma.cuh"
+#include "../common/recomputed.cuh"
 #include "params.h"
 
 namespace fovblur {
@@ -28,7 +29,8 @@ struct ScoreMemory {
   uint64_t worst[kScoreTile];  // the k-th best key of a recording, see cuda_best.cuh
 };
 
-// Where chunk `chunk` of a row lies, such that eight rows, one chunk of each, meet different banks.
+// Where chunk `chunk` of a row lies, such that eight rows, one chunk of each, meet different banks. Rows 8 i further on, and
+// the odd one after an even one, have theirs as many rows of chunks further on.
 __device__ inline int place_of_chunk(int row, int chunk) { return row * kRowChunks + (chunk ^ (row / 2 % kRowChunks)); }
 
 // Where a score lies; eight from a multiple of eight on are neighbours.
@@ -73,12 +75,13 @@ template <class Element>
 __device__ void fetch_rows(const Embeddings& from, int64_t first_row, int rows, int64_t begin, int64_t width, uint4* target) {
   using Chunk = Chunk16<Element>;
   const Element* data = static_cast<const Element*>(from.data) + first_row * from.row_stride + begin * from.column_stride;
+  const int thread = recomputed(int(threadIdx.x));
   const int left = int(min(width - begin, int64_t(kRowChunks * Chunk::kWidth)));
   const bool aligned = reinterpret_cast<uintptr_t>(from.data) % 16 == 0 && from.row_stride % Chunk::kWidth == 0;
   if (from.column_stride == 1 && aligned) {
 #pragma unroll
     for (int i = 0; i < kScoreTile * kRowChunks / kScoreThreads; ++i) {
-      const int place = int(threadIdx.x) + i * kScoreThreads, row = place / kRowChunks, chunk = place % kRowChunks;
+      const int place = thread + i * kScoreThreads, row = place / kRowChunks, chunk = place % kRowChunks;
       const int inside = row < rows ? max(0, min(left - chunk * Chunk::kWidth, Chunk::kWidth)) : 0;
       const Element* source = inside ? data + row * from.row_stride + chunk * Chunk::kWidth : data;
       copy_async(target + place_of_chunk(row, chunk), source, inside * int(sizeof(Element)));
@@ -86,7 +89,7 @@ __device__ void fetch_rows(const Embeddings& from, int64_t first_row, int rows, 
     return;
   }
 #pragma unroll 1
-  for (int place = int(threadIdx.x); place < kScoreTile * kRowChunks; place += kScoreThreads) {
+  for (int place = thread; place < kScoreTile * kRowChunks; place += kScoreThreads) {
     const int row = place % kScoreTile, chunk = place / kScoreTile;
     Chunk elements;
 #pragma unroll
@@ -131,12 +134,12 @@ struct MatrixProducts {
 #pragma unroll
     for (int chunk = 0; chunk < kRowChunks; chunk += 2) {
       uint32_t a[kWarpRows / 16][4], b[kWarpColumns / 16][4];
+      const uint4* recordings = stage[0] + place_of_chunk(row, chunk + lane / 16);
+      const uint4* images = stage[1] + place_of_chunk(column, chunk + lane / 8 % 2);
 #pragma unroll
-      for (int m = 0; m < kWarpRows / 16; ++m)
-        load_matrices(&stage[0][place_of_chunk(row + 16 * m, chunk + lane / 16)], a[m]);
+      for (int m = 0; m < kWarpRows / 16; ++m) load_matrices(recordings + 16 * m * kRowChunks, a[m]);
 #pragma unroll
-      for (int n = 0; n < kWarpColumns / 16; ++n)
-        load_matrices(&stage[1][place_of_chunk(column + 16 * n, chunk + lane / 8 % 2)], b[n]);
+      for (int n = 0; n < kWarpColumns / 16; ++n) load_matrices(images + 16 * n * kRowChunks, b[n]);
 #pragma unroll
       for (auto& fragment : a)
 #pragma unroll
@@ -161,27 +164,27 @@ struct ExactProducts {
   static __device__ void add(const uint4 (&stage)[2][kScoreTile * kRowChunks], Sums& sums) {
     const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
     const int row = warp / 4 * kWarpRows + lane / 4, column = warp % 4 * kWarpColumns + lane % 4 * 2;
-    auto load = [](const uint4& chunk) { return *reinterpret_cast<const float4*>(&chunk); };
 #pragma unroll 1
     for (int chunk = 0; chunk < kRowChunks; ++chunk) {
-      float4 images[kWarpColumns / 8][2];
+      const float4* recordings = reinterpret_cast<const float4*>(stage[0] + place_of_chunk(row, chunk));
+      const float4* images = reinterpret_cast<const float4*>(stage[1] + place_of_chunk(column, chunk));
+      float4 of_image[kWarpColumns / 8][2];
 #pragma unroll
       for (int n = 0; n < kWarpColumns / 8; ++n)
 #pragma unroll
-        for (int e = 0; e < 2; ++e) images[n][e] = load(stage[1][place_of_chunk(column + 8 * n + e, chunk)]);
+        for (int e = 0; e < 2; ++e) of_image[n][e] = images[(8 * n + e) * kRowChunks];
 #pragma unroll
       for (int i = 0; i < kWarpRows / 8; ++i) {
-        const float4 recording = load(stage[0][place_of_chunk(row + 8 * i, chunk)]);
+        const float4 of_recording = recordings[8 * i * kRowChunks];
 #pragma unroll
         for (int n = 0; n < kWarpColumns / 8; ++n)
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
-            const float4& image = images[n][e];
             float& sum = sums[i / 2][n][i % 2 * 2 + e];
-            sum = fmaf(recording.x, image.x, sum);
-            sum = fmaf(recording.y, image.y, sum);
-            sum = fmaf(recording.z, image.z, sum);
-            sum = fmaf(recording.w, image.w, sum);
+            sum = fmaf(of_recording.x, of_image[n][e].x, sum);
+            sum = fmaf(of_recording.y, of_image[n][e].y, sum);
+            sum = fmaf(of_recording.z, of_image[n][e].z, sum);
+            sum = fmaf(of_recording.w, of_image[n][e].w, sum);
           }
       }
     }
