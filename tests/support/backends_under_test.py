@@ -30,6 +30,11 @@ class Implementation:
         self.backend, _, self.variant = name.partition("-")
         self.device = torch.device("cuda" if ON_GPU and self.backend in GPU_IMPLEMENTATIONS else "cpu")
 
+    @property
+    def emulated(self) -> bool:
+        """Whether a GPU's kernels run on the CPU, which takes long."""
+        return self.backend in GPU_IMPLEMENTATIONS and not ON_GPU
+
     def serves(self, dtype: torch.dtype) -> bool:
         return dtype != torch.float64 or self.backend in ("reference", "cpu")
 

@@ -4,6 +4,7 @@
 // `fovblur_thread_order` sets the order of the turns: a kernel whose result depends on it has a race.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
@@ -79,16 +80,17 @@ struct Copy {
 };
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t context;  // to begin with; from then on switches are jumps, which ask nothing of the kernel
+  jmp_buf place;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   dim3 index;
   long barriers = 0, warp_barriers = 0;  // met so far
   long groups = 0;                       // of copies, ended so far
   std::vector<Copy> copies;              // under way
-  bool at_block_barrier = false, done = false;
+  bool at_block_barrier = false, begun = false, done = false;
 };
 
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline std::vector<Fiber> fibers;
 inline Fiber* running = nullptr;
 inline void (*body)(void*) = nullptr;
@@ -110,12 +112,20 @@ inline void fail(const char* message) {
 inline void start() {
   body(body_argument);
   running->done = true;
+  _longjmp(scheduler, 1);
 }
 
 inline void wait() {
-  Fiber* self = running;
-  swapcontext(&self->context, &scheduler);
-  threadIdx = self->index;
+  if (_setjmp(running->place) == 0) _longjmp(scheduler, 1);
+  threadIdx = running->index;
+}
+
+__attribute__((noinline)) inline void run(Fiber& fiber) {
+  running = &fiber;
+  threadIdx = fiber.index;
+  if (_setjmp(scheduler) != 0) return;
+  if (std::exchange(fiber.begun, true)) _longjmp(fiber.place, 1);
+  setcontext(&fiber.context);
 }
 
 inline void barrier() {
@@ -136,10 +146,7 @@ inline void run_warp(int first, int last) {
   for (bool waiting = true; waiting;) {
     for (int turn = 0; turn < last - first; ++turn) {
       Fiber& fiber = fibers[size_t(fovblur_thread_order > 0 ? first + turn : last - 1 - turn)];
-      if (fiber.done) continue;
-      running = &fiber;
-      threadIdx = fiber.index;
-      swapcontext(&scheduler, &fiber.context);
+      if (!fiber.done) run(fiber);
     }
     const Fiber& one = fibers[size_t(first)];
     waiting = !one.done && !one.at_block_barrier;
@@ -159,11 +166,10 @@ inline void run_block() {
     fiber.index = dim3(n % blockDim.x, n / blockDim.x % blockDim.y, n / (blockDim.x * blockDim.y));
     fiber.barriers = fiber.warp_barriers = fiber.groups = 0;
     fiber.copies.clear();
-    fiber.done = false;
+    fiber.begun = fiber.done = false;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = kStackBytes;
-    fiber.context.uc_link = &scheduler;
     makecontext(&fiber.context, start, 0);
   }
   std::memset(shared_memory, 0xff, shared_bytes);  // NaN
