@@ -167,8 +167,11 @@ int64_t topk_slices(const SimilarityParams& p) {
   int device = 0, multiprocessors = 1;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  const int64_t most = tiles(p.images), wanted = multiprocessors / (p.recordings > 0 ? tiles(p.recordings) : 1);
-  return wanted < 1 ? 1 : wanted < most ? wanted : most;
+  for (int64_t slices = 1; slices < tiles(p.images); ++slices) {
+    const int64_t blocks = tiles(p.recordings) * slices, rounds = (blocks + multiprocessors - 1) / multiprocessors;
+    if (10 * blocks >= 9 * rounds * multiprocessors) return slices;
+  }
+  return tiles(p.images);
 }
 
 }  // namespace fovblur

@@ -12,7 +12,7 @@ const char* enhanced_similarity_cuda(const SimilarityParams& params, void* out, 
 const char* enhanced_topk_cuda(const SimilarityParams& params, const TopK& best, uint64_t* keys, int64_t slices, void* stream);
 int64_t most_fused();
 
-// Slices that give every multiprocessor of the current device a block.
+// The fewest slices that keep the current device's multiprocessors nine tenths busy, a block each at a time.
 int64_t topk_slices(const SimilarityParams& params);
 
 }  // namespace fovblur
