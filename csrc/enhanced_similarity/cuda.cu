@@ -54,7 +54,6 @@ struct Matrix {
       store<float>(p.images, tile, shared.scores);
     else
       store<Element>(p.images, tile, shared.scores);
-    __syncthreads();
   }
 
  private:

@@ -122,7 +122,6 @@ struct SliceBest {
       best.store(list);
       if (lane == 0) shared.worst[row] = worst;
     }
-    __syncthreads();
   }
 };
 

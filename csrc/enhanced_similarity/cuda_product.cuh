@@ -193,7 +193,8 @@ struct ExactProducts {
 
 // ---- scores ----
 
-// Holds the tile's gates; returns whether any of the recordings' is open, and any of the images'.
+// Holds the tile's gates; returns whether any of the recordings' is open, and any of the images'. Its votes are barriers, after
+// which nobody reads the scores of the tile before.
 __device__ inline bool hold_gates(const SimilarityParams& p, const ScoreTile& tile, ScoreMemory& shared) {
   const bool of_image = int(threadIdx.x) >= kScoreTile;
   const int place = int(threadIdx.x) % kScoreTile;
@@ -209,8 +210,8 @@ __device__ inline bool hold_gates(const SimilarityParams& p, const ScoreTile& ti
   return recordings_open && images_open;
 }
 
-// scores = M_bi * (1 + r_i c_j M_bt). A score's sums have one order, wherever in a tile it lies. Threads that have not met at a
-// barrier since may still read shared.stages and shared.gates.
+// scores = M_bi * (1 + r_i c_j M_bt). A score's sums have one order, wherever in a tile it lies. Until the next barrier others
+// may still read shared.stages and shared.gates.
 template <class Products>
 __device__ __forceinline__ void score_tile(const SimilarityParams& p, const ScoreTile& tile, ScoreMemory& shared, Sums& scores) {
   using Element = typename Products::Element;
