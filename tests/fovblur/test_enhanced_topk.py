@@ -24,6 +24,8 @@ def test_the_best_of_the_formula(similarity, dtype, shape, seed):
     if not similarity.serves(dtype):
         dtype = torch.float32
     *shape, k = shape
+    if similarity.backend == "triton" and similarity.device.type == "cpu":
+        shape[:2] = min(shape[0], 20), min(shape[1], 150)
     embeddings = random_embeddings(*shape, dtype)
     for gates in ({}, random_gates(*shape[:2])):
         values, indices = similarity.topk(*embeddings, k, **gates)
