@@ -7,13 +7,12 @@ import torch
 from similarity_under_test import check_topk, exact, random_embeddings, random_gates
 
 import fovblur
-from fovblur.enhanced_similarity.op import _MODULES
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 TYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-@pytest.fixture(params=[name for name in ("cuda", "triton") if name in _MODULES])
+@pytest.fixture(params=["cuda", "triton"])
 def backend(request) -> str:
     return request.param
 

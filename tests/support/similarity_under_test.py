@@ -10,10 +10,8 @@ from torch import Tensor
 import fovblur
 from fovblur import backends
 from fovblur.enhanced_similarity.checks import EMBEDDING_DTYPES
-from fovblur.enhanced_similarity.op import _MODULES
 
 DTYPES = EMBEDDING_DTYPES
-NAMES = [name for name in IMPLEMENTATIONS if name.partition("-")[0] in _MODULES]
 
 
 class Similarity(Implementation):
@@ -33,7 +31,7 @@ class Similarity(Implementation):
         return dict(zip(values, self.move(values.values())))
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=IMPLEMENTATIONS)
 def similarity(request, monkeypatch, tmp_path_factory):
     """One implementation after another. Without a GPU the CUDA sources run on the CPU, see cuda_on_host."""
     chosen = Similarity(request.param)
