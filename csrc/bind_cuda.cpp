@@ -42,11 +42,13 @@ PYBIND11_MODULE(_cuda, m) {
         check(fovblur::enhanced_similarity_cuda(params, reinterpret_cast<void*>(out), fovblur::DType(out_dtype),
                                                 reinterpret_cast<void*>(stream)));
       },
-      py::arg("params"), py::arg("out"), py::arg("out_dtype"), py::arg("stream"), "Launch on a cudaStream_t of the current device.");
+      py::arg("params"), py::arg("out"), py::arg("out_dtype"), py::arg("stream"),
+      "Launch on a cudaStream_t of the current device.");
   m.def(
       "enhanced_topk",
       [](const fovblur::SimilarityParams& params, const fovblur::TopK& best, uintptr_t keys, int64_t slices, uintptr_t stream) {
-        check(fovblur::enhanced_topk_cuda(params, best, reinterpret_cast<uint64_t*>(keys), slices, reinterpret_cast<void*>(stream)));
+        check(fovblur::enhanced_topk_cuda(params, best, reinterpret_cast<uint64_t*>(keys), slices,
+                                          reinterpret_cast<void*>(stream)));
       },
       py::arg("params"), py::arg("best"), py::arg("keys"), py::arg("slices"), py::arg("stream"),
       "Launch on a cudaStream_t of the current device; keys is room for [N, slices, k].");

@@ -18,7 +18,8 @@ int64_t tiles(int64_t rows) { return (rows + kScoreTile - 1) / kScoreTile; }
 struct Slices {
   int64_t row_tiles, column_tiles, slices;
 
-  Slices(const SimilarityParams& p, int64_t slices) : row_tiles(tiles(p.recordings)), column_tiles(tiles(p.images)), slices(slices) {}
+  Slices(const SimilarityParams& p, int64_t slices)
+      : row_tiles(tiles(p.recordings)), column_tiles(tiles(p.images)), slices(slices) {}
 
   int64_t blocks() const { return row_tiles * slices; }
 
@@ -47,7 +48,8 @@ struct Matrix {
   __device__ void clear(const ScoreTile&, int64_t, ScoreMemory&) const {}
 
   template <class Element>
-  __device__ void take(const SimilarityParams& p, const ScoreTile& tile, int64_t, const Sums& scores, ScoreMemory& shared) const {
+  __device__ void take(const SimilarityParams& p, const ScoreTile& tile, int64_t, const Sums& scores,
+                       ScoreMemory& shared) const {
     __syncthreads();
     hold_scores(scores, shared);
     if (dtype == DType::float32)
@@ -103,7 +105,8 @@ constexpr int kMergeThreads = 128;
 __global__ void __launch_bounds__(kMergeThreads) merge_slices(const SliceBest best, const TopK out, int64_t recordings) {
   constexpr int kWarps = kMergeThreads / 32;
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
-  for (int64_t recording = int64_t(blockIdx.x) * kWarps + warp; recording < recordings; recording += int64_t(gridDim.x) * kWarps) {
+  const int64_t all_warps = int64_t(gridDim.x) * kWarps;
+  for (int64_t recording = int64_t(blockIdx.x) * kWarps + warp; recording < recordings; recording += all_warps) {
     WarpBest merged(best.k);
     const uint64_t* keys = best.of(recording, 0);
     const int64_t count = best.slices * best.k;

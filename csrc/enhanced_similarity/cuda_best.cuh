@@ -96,7 +96,8 @@ struct SliceBest {
 
   // Takes what is better than a recording's k-th best; where nothing is, the scores stay in registers.
   template <class>
-  __device__ void take(const SimilarityParams&, const ScoreTile& tile, int64_t slice, const Sums& scores, ScoreMemory& shared) const {
+  __device__ void take(const SimilarityParams&, const ScoreTile& tile, int64_t slice, const Sums& scores,
+                       ScoreMemory& shared) const {
     bool any = false;
     for_each_sum([&](int m, int n, int e, int row, int column) {
       if (row < tile.rows && column < tile.columns) any |= order_of(scores[m][n][e]) >= shared.worst[row] >> 32;

@@ -213,7 +213,8 @@ __device__ inline bool hold_gates(const SimilarityParams& p, const ScoreTile& ti
 // scores = M_bi * (1 + r_i c_j M_bt). A score's sums have one order, wherever in a tile it lies. Until the next barrier others
 // may still read shared.stages and shared.gates.
 template <class Products>
-__device__ __forceinline__ void score_tile(const SimilarityParams& p, const ScoreTile& tile, ScoreMemory& shared, Sums& scores) {
+__device__ __forceinline__ void score_tile(const SimilarityParams& p, const ScoreTile& tile, ScoreMemory& shared,
+                                           Sums& scores) {
   using Element = typename Products::Element;
   constexpr int kStepWidth = kRowChunks * Chunk16<Element>::kWidth;
   static_assert(2 * kScoreTile == kScoreThreads, "a thread holds one gate");
@@ -258,8 +259,9 @@ __device__ __forceinline__ void score_tile(const SimilarityParams& p, const Scor
 // Puts the scores in shared memory, once nobody reads what it held.
 __device__ __forceinline__ void hold_scores(const Sums& scores, ScoreMemory& shared) {
   for_each_sum([&](int m, int n, int e, int row, int column) {
-    if (e % 2 == 0)
-      *reinterpret_cast<float2*>(shared.scores + place_of_score(row, column)) = make_float2(scores[m][n][e], scores[m][n][e + 1]);
+    if (e % 2 != 0) return;
+    float2& both = *reinterpret_cast<float2*>(shared.scores + place_of_score(row, column));
+    both = make_float2(scores[m][n][e], scores[m][n][e + 1]);
   });
   __syncthreads();
 }
