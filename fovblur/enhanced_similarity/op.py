@@ -12,7 +12,7 @@ from fovblur import backends
 from fovblur.enhanced_similarity import reference
 from fovblur.enhanced_similarity.checks import accumulation_dtype
 
-_MODULES = {"reference": "reference", "cpu": "native"}
+_MODULES = {"reference": "reference", "cpu": "native", "triton": "triton", "cuda": "native"}
 
 
 @torch.library.custom_op("fovblur::enhanced_similarity", mutates_args=())

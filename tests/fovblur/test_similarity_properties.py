@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from backends_under_test import run_cuda_on_host
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from similarity_under_test import DTYPES, NAMES, Similarity, check_topk, exact, random_embeddings
@@ -66,12 +67,14 @@ def check(similarity, call) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_any_call(backend):
-    slow = backend == "triton" and Similarity(backend).device.type == "cpu"
+def test_any_call(backend, monkeypatch, tmp_path_factory):
+    similarity = Similarity(backend)
+    if backend == "cuda" and similarity.emulated:
+        run_cuda_on_host(monkeypatch, tmp_path_factory)
 
-    @settings(deadline=None, max_examples=15 if slow else 150, print_blob=True)
-    @given(call=calls(largest=20 if slow else 80))
+    @settings(deadline=None, max_examples=15 if similarity.emulated else 150, print_blob=True)
+    @given(call=calls(largest=20 if similarity.emulated else 80))
     def run(call):
-        check(Similarity(backend), call)
+        check(similarity, call)
 
     run()

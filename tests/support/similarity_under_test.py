@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from backends_under_test import IMPLEMENTATIONS, Implementation
+from backends_under_test import IMPLEMENTATIONS, ON_GPU, Implementation, run_cuda_on_host
 from torch import Tensor
 
 import fovblur
@@ -34,9 +34,11 @@ class Similarity(Implementation):
 
 
 @pytest.fixture(params=NAMES)
-def similarity(request):
-    """One implementation after another."""
+def similarity(request, monkeypatch, tmp_path_factory):
+    """One implementation after another. Without a GPU the CUDA sources run on the CPU, see cuda_on_host."""
     chosen = Similarity(request.param)
+    if chosen.backend == "cuda" and not ON_GPU:
+        run_cuda_on_host(monkeypatch, tmp_path_factory)
     if not chosen.variant:
         yield chosen
         return
