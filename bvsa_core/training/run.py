@@ -74,7 +74,7 @@ class Materials:
         """Learnt weights of multi-level targets, where the configuration asks for them."""
         if not self.config.target_levels and not self.config.target_layers:
             return None
-        return Fusion(self.clip.widths(), 1 + len(self.config.target_levels)).to(self.device)
+        return Fusion(self.clip.widths(), [Level(*level) for level in self.config.target_levels]).to(self.device)
 
     @property
     def falloff(self) -> Falloff:
@@ -87,9 +87,7 @@ class Materials:
     def views(self, pictures: Sequence[str], levels: Sequence[Level], fusion: Fusion | None = None) -> Views:
         """Features of pictures, at least at these levels; with a fusion, multi-level ones."""
         if fusion is not None:
-            fixed = [Level(*level) for level in self.config.target_levels]
-            at_fixed = self.views(pictures, fixed) if fixed else None
-            return MultiLevelViews(fusion, self.views(pictures, levels), at_fixed, fixed)
+            return MultiLevelViews(fusion, self.views(pictures, levels), self.views(pictures, fusion.levels or levels))
         if self.config.views == "online":
             return self._online(tuple(pictures))
         bank = self.bank(pictures)
@@ -214,8 +212,8 @@ def load_method(folder: RunFolder, materials: Materials) -> Method:
 @torch.no_grad()
 def embed(method: Method, split: Split, materials: Materials, trained: list[str]) -> Embeddings:
     """What retrieval compares, after training on some subjects: row i of everything belongs to sample i of a split."""
-    levels = method.gallery_levels()
-    views = materials.views(split.images, levels, method.fusion)
+    levels = method.views_of_gallery()
+    views = materials.views(split.images, levels)
     gallery = []
     for level in levels:
         gain = torch.full(split.image_of.shape, level.gain, device=materials.device)

@@ -37,10 +37,10 @@ class Recordings {
     parallel_for<Scratch<T>>(blocks(), threads, [&](int64_t block, Scratch<T>& row) {
       T* space = row.get(std::max<int64_t>(1, std::max(p_.image_width, p_.text_width)));
       image_panel(block).pack(p_.dtype, p_.brain_image, first_of(block), space);
-      text_panel(block).pack(p_.dtype, p_.brain_text, first_of(block), space);
       T* gates = gates_ + block * kBlock;
       for (int64_t q = 0; q < kBlock; ++q) gates[q] = q < count_of(block) ? value_of<T>(p_.row_gate, first_of(block) + q) : T(0);
       any_open_[block] = std::any_of(gates, gates + kBlock, [](T gate) { return gate != T(0); });
+      if (any_open_[block]) text_panel(block).pack(p_.dtype, p_.brain_text, first_of(block), space);
     });
   }
 

@@ -40,15 +40,17 @@ def test_everything_fits_a_terminal_of_80_columns():
     results += [result("bvsa", seed, [1] * 200, gate="paper") for seed in range(3)]
     rescored = result("bvsa", 0, [1] * 200)
     rescored["protocol"] |= {"information": "label-free transductive", "rescoring": "sinkhorn", "texts": "shuffled"}
-    results.append(rescored)
+    results += [rescored, {**result("bravl", 0, [1] * 200), "note": "fitted on gallery"}]
     console.print(to_rich(rows(results)))
     shown = console.export_text()
     assert "…" not in shown and max(map(len, shown.splitlines())) <= 80
-    for part in ("last, inductive", "last, uses labels", "gate paper", "transductive", "+ sinkhorn", "shuffled", "[100.0, 100.0]", "100.5"):
+    parts = ("last, inductive", "last, uses labels", "gate paper", "transductive", "+ sinkhorn", "shuffled", "fitted on gallery")
+    for part in (*parts, "[100.0, 100.0]", "100.5"):
         assert part in shown
 
 
 def test_markdown_names_the_conditions_under_the_table():
     text = to_markdown(rows([result("vanilla", 0, [1, 2, 3])]))
     assert text.startswith("| method | Top-1 % |") and "| last | inductive | none |" in text
+    assert to_markdown(rows([{**result("mcdb", 0, [1]), "note": "reconstruction"}])).count("| mcdb (corrected), reconstruction |") == 1
     assert "synthetic data, 200-way retrieval (chance 0.5 %), 17 channels, 80 repetitions averaged, pictures by tiny" in text
