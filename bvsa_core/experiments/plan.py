@@ -49,7 +49,6 @@ class System:
     options: dict[str, Any] = field(default_factory=dict)
     encoders: list[str] = field(default_factory=list)
     run: dict[str, Any] = field(default_factory=dict)
-    inter: dict[str, Any] = field(default_factory=dict)  # settings of the run between subjects, over `run`
     published: str | None = None
     scorings: list[Any] = field(default_factory=list)
 
@@ -133,8 +132,7 @@ def _system(values: Any, where: str) -> System:
     system = System(**_typed(System, values, where))
     method_class(system.method)
     system.options = _typed(type(method_options(system.method, system.preset)), system.options, f"{where}: options")
-    for name in ("run", "inter"):
-        setattr(system, name, _typed(RunConfig, getattr(system, name), f"{where}: {name}", SETTLED))
+    system.run = _typed(RunConfig, system.run, f"{where}: run", SETTLED)
     scorings = system.scorings or [{}]
     rows = [Row(**_typed(Row, each, f"{where}: scorings[{number}]")) for number, each in enumerate(scorings)]
     system.scorings = [Row(**{**vars(row), "published": row.published or (system.published if not row.name else None)}) for row in rows]
@@ -147,16 +145,8 @@ def _system(values: Any, where: str) -> System:
     return system
 
 
-def run_settings(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Settings of a run, each known and of its type.
-
-    Raises:
-        UserError: one is not.
-    """
-    return _typed(RunConfig, values, where, SETTLED)
-
-
 def _typed(kind: type, values: Any, where: str, skip: Iterable[str] = ()) -> dict[str, Any]:
+    """Values of the fields of a dataclass, each known and of its type."""
     known = [each.name for each in fields(kind) if each.name not in skip]
     if not isinstance(values, dict):
         raise UserError(f"{where}: must hold settings as 'name: value', such as {', '.join(known) or 'none at all'}")
@@ -210,10 +200,7 @@ def cells(grid: Grid, systems: Sequence[System], data: dict[str, Path], flags: d
                 left_out.append(f"{modality.upper()} inter-subject is left out: {data[modality]} has one subject")
                 continue
             for system in systems:
-                training = training_of(system.method)
-                values = {**training, **shared, **system.run, **(system.inter if setting == "inter" else {}), **flags}
-                if modality == "meg":
-                    values.setdefault("channels", "all")
+                values = {**training_of(system.method), **shared, **system.run, **flags}
                 own = values.pop("encoder", RunConfig.encoder)
                 for vision in grid.vision:
                     for encoder in system.encoders or grid.encoders or [own]:

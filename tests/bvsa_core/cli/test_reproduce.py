@@ -175,7 +175,6 @@ def test_built_in_grids_have_cells(name, small_data):
         assert not by_name["+ decouple"].config.method_options.dynamic and by_name["+ dynamic"].config.method_options.dynamic
         assert {row.gate for row in by_name["+ dynamic"].rows} == {"none", "always", "label_free", "paper", "code"}
     if name == "main":
-        assert {cell.config.lr for cell in found if cell.config.method == "bvsa"} == {1e-4, 1e-5}
         assert {cell.config.encoder for cell in found if cell.config.method == "nice"} == {"tsconv"}
 
 
