@@ -6,6 +6,7 @@ embeddings in several ways.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
@@ -199,33 +200,14 @@ def cells(grid: Grid, systems: Sequence[System], data: dict[str, Path], flags: d
             if setting == "inter" and len(there) < 2:
                 left_out.append(f"{modality.upper()} inter-subject is left out: {data[modality]} has one subject")
                 continue
-            for system in systems:
+            for system, vision in itertools.product(systems, grid.vision):
                 values = {**training_of(system.method), **shared, **system.run, **flags}
                 own = values.pop("encoder", RunConfig.encoder)
-                for vision in grid.vision:
-                    for encoder in system.encoders or grid.encoders or [own]:
-                        found += [
-                            Cell(
-                                config=RunConfig(
-                                    **values,
-                                    data=data[modality],
-                                    vision=vision,
-                                    method=system.method,
-                                    preset=system.preset,
-                                    method_options=method_options(system.method, system.preset, **system.options),
-                                    encoder=encoder,
-                                    subject=subject,
-                                    setting=setting,
-                                    seed=seed,
-                                ),
-                                modality=modality,
-                                system=system.label,
-                                rows=tuple(system.scorings),
-                                resamples=grid.resamples,
-                            )
-                            for subject in subjects
-                            for seed in range(grid.seeds)
-                        ]
+                values |= {"data": data[modality], "vision": vision, "setting": setting, "method": system.method, "preset": system.preset}
+                values["method_options"] = method_options(system.method, system.preset, **system.options)
+                for encoder, subject, seed in itertools.product(system.encoders or grid.encoders or [own], subjects, range(grid.seeds)):
+                    config = RunConfig(**values, encoder=encoder, subject=subject, seed=seed)
+                    found.append(Cell(config, modality, system.label, tuple(system.scorings), grid.resamples))
     if not found:
         raise UserError("; ".join(left_out) or "the grid has no cell")
     return found, left_out
