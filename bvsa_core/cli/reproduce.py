@@ -77,7 +77,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
         failures = run_all(todo, root, parsed, display, processes)
         if processes.rank == 0:
             finish(grid, todo, left_out, failures, root, time.perf_counter() - started)
-    if failures:
+    if failures and processes.rank == 0:
         raise UserError(f"{len(failures)} of {len(todo)} cells failed, as told above; the same command tries them again")
 
 
@@ -104,7 +104,7 @@ def run_all(todo: list[Cell], root: Path, parsed: jsonargparse.Namespace, displa
         fill_banks([cell for cell in todo if not complete(cell, root)], bench)
     processes.wait()
     if parsed.workers > 1:
-        return run_in_workers(todo, root, parsed.workers, processes.device, report, parsed.threads)
+        return run_in_workers(todo, root, parsed.workers, report, parsed.threads)
     return processes.gather(run_here(processes.share(todo), root, bench, report, parsed.threads))
 
 

@@ -37,7 +37,7 @@ class Bench:
     """Materials kept from one cell to the next that needs the same; recordings only as long as the subject is the same.
 
     Args:
-        device: where cells run, whatever their configuration says.
+        device: where cells run that leave it open.
     """
 
     def __init__(self, device: str | None = None, progress: Progress = lambda *_: None):
@@ -49,7 +49,8 @@ class Bench:
         shaping = {*(field.name for field in fields(MaterialsConfig)), "setting", "repetitions"}
         key = {name: value for name, value in to_dict(config).items() if name in shaping}
         if key != self._key:
-            self._materials = Materials(replace(config, device=self.device or config.device), self.progress)
+            device = self.device if self.device and config.device == "auto" else config.device
+            self._materials = Materials(replace(config, device=device), self.progress)
         elif config.subject != self._subject:
             self._materials.split.cache_clear()
         self._key, self._subject = key, config.subject

@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import torch
@@ -82,18 +83,21 @@ def run_here(cells: Sequence[Cell], root: Path, bench: Bench, progress: Progress
     return failures
 
 
-def run_in_workers(
-    cells: Sequence[Cell], root: Path, workers: int, device: str | None, progress: Progress, threads: int | None = None
-) -> dict[str, str]:
-    """Run cells in so many processes, which share the threads of this one. Returns what was wrong with those that failed."""
+def run_in_workers(cells: Sequence[Cell], root: Path, workers: int, progress: Progress, threads: int | None = None) -> dict[str, str]:
+    """Run cells in so many processes, which share threads and GPUs. Returns what was wrong with those that failed."""
+    waiting = [cell for cell in cells if not complete(cell, root)]
+    done, failures = len(cells) - len(waiting), {}
+    progress(done, len(cells))
+    if not waiting:
+        return failures
     threads = threads or max(1, torch.get_num_threads() // workers)
-    failures = {}
+    workers = min(workers, len(waiting))
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=(threads, device)) as pool:
-        waiting = [cell for cell in cells if not complete(cell, root)]
+    devices = spawn.SimpleQueue()  # one for each worker
+    for number in range(workers):
+        devices.put(f"cuda:{number % torch.cuda.device_count()}" if torch.cuda.is_available() else None)
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=(threads, devices)) as pool:
         futures = {pool.submit(_work, cell, root): cell for cell in waiting}
-        done = len(cells) - len(waiting)
-        progress(done, len(cells))
         try:
             for future in as_completed(futures):
                 if told := _told(future):
@@ -116,10 +120,10 @@ def _told(future: Future) -> str | None:
 _bench: Bench  # of a worker
 
 
-def _start_worker(threads: int, device: str | None) -> None:
+def _start_worker(threads: int, devices: SimpleQueue) -> None:
     global _bench
     torch.set_num_threads(threads)
-    _bench = Bench(device)
+    _bench = Bench(devices.get())
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # the parent tells of it
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # workers do not outlive a killed grid
