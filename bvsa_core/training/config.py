@@ -61,7 +61,7 @@ class MaterialsConfig:
 
 @dataclass
 class RunConfig(MaterialsConfig):
-    """One run: one method, one subject, one seed."""
+    """One run: one method, one tested subject, one seed."""
 
     method: str = "bvsa"
     """vanilla, nice, atm, bravl, ubp, mcdb or bvsa; each brings the training its authors chose, which flags override."""

@@ -246,7 +246,7 @@ def divide(split: Split, config: RunConfig) -> tuple[Split, Split | None]:
     if not pictures:
         return split, None
     split, held_out = hold_out(split, pictures, config.seed)
-    if config.selection == "validation" and len(rounds(held_out)[0]) < 2:
+    if config.selection == "validation" and not rounds(held_out):
         raise UserError(f"validation is {pictures}; that holds one concept out, and choosing takes two: hold out more pictures")
     return split, held_out
 

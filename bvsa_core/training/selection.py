@@ -73,19 +73,19 @@ def embed_samples(method: Method, split: Split, views: Views, texts: Tensor, tra
 
 def held_out_top1(method: Method, held_out: Split, views: Views, texts: Tensor, trained: list[str]) -> float:
     """Share of held-out samples that find their picture by image similarity, in galleries of one picture a concept."""
-    right = 0
+    found = []
     for samples in rounds(held_out):
         embeddings = embed_samples(method, held_out.take(samples), views, texts, trained)
-        right += (ranks(similarity(embeddings, Scoring())) == 1).sum().item()
-    return right / len(held_out)
+        found.append(ranks(similarity(embeddings, Scoring())) == 1)
+    return torch.cat(found).double().mean().item()
 
 
 def rounds(split: Split) -> list[Tensor]:
-    """Numbers of all samples, each once, in rounds of one sample a concept."""
+    """Numbers of the samples, each once, in rounds of one sample a concept; one that would be alone in its round is left out."""
     seen: Counter[str] = Counter()
     members: dict[int, list[int]] = defaultdict(list)
     for sample, picture in enumerate(split.image_of.tolist()):
         concept = split.concepts[picture]
         members[seen[concept]].append(sample)
         seen[concept] += 1
-    return [torch.tensor(samples, device=split.image_of.device) for samples in members.values()]
+    return [torch.tensor(samples, device=split.image_of.device) for samples in members.values() if len(samples) > 1]

@@ -128,6 +128,7 @@ def test_held_out_samples_compete_with_those_of_other_concepts(seed):
     parts = rounds(split)
     assert sorted(torch.cat(parts).tolist()) == list(range(24)) and all(len(part) == 4 for part in parts)
     assert all(len({concepts[image_of[sample]] for sample in part}) == 4 for part in parts)
+    assert [part.tolist() for part in rounds(split.take(torch.tensor([0, 1, 2])))] == [[0, 2]]  # the other of concept 0 is alone
 
     features = torch.randn(pictures, 5)
     texts = torch.zeros(pictures, 1)

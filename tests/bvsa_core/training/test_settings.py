@@ -52,8 +52,8 @@ def test_every_fold_starts_fresh_and_learns_from_the_others_alone(materials, sma
         result = run(config(used, lr=1e-3, subject=subject, setting="inter"), used, RunFolder(tmp_path / name))
         assert result["protocol"]["setting"] == "inter-subject" and result["subject"] == subject and result["samples"] == 90
     for file in ("weights.safetensors", "embeddings.safetensors", "result.json"):
-        other, after_it, alone = ((tmp_path / name / file).read_bytes() for name in ("sub-01", "sub-02", "alone"))
-        assert after_it == alone != other, file
+        other, after_it, by_itself = ((tmp_path / name / file).read_bytes() for name in ("sub-01", "sub-02", "alone"))
+        assert after_it == by_itself != other, file
     intra = run(config(materials, lr=1e-3, subject="sub-01"), materials, RunFolder(tmp_path / "intra"))
     assert intra["protocol"]["setting"] == "intra-subject" and intra["protocol"]["modality"] == "EEG"
     assert (tmp_path / "intra" / "weights.safetensors").read_bytes() == (tmp_path / "sub-02" / "weights.safetensors").read_bytes()
