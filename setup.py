@@ -17,6 +17,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
+OPS = ("foveated_blur", "enhanced_similarity")
 DEFAULT_CUDA_ARCHITECTURES = "8.0;8.6;8.9;9.0+PTX"
 
 # Variants of the CPU kernels: (name, bytes of a vector register, compiler flags).
@@ -156,7 +157,7 @@ class BuildKernels(build_ext):
                 CSRC / op / "cpu.cpp",
                 f"{op}_{name}.o",
             )
-            for op in ("foveated_blur", "enhanced_similarity")
+            for op in OPS
             for name, vector_bytes, flags in CPU_VARIANTS
         ]
         objects.append(ninja.compile(self.cxx, [*self.bind_flags(), f"-I{directory}"], CSRC / "bind_cpu.cpp", "bind_cpu.o"))
@@ -191,7 +192,7 @@ class BuildKernels(build_ext):
         ninja = Ninja(directory)
         flags = ["-std=c++17", "-O3", "--threads=0", "-Xcompiler=-fPIC,-fvisibility=hidden", *gencode_flags(architectures)]
         objects = [
-            ninja.compile(str(nvcc), flags, CSRC / "foveated_blur" / "cuda.cu", "foveated_blur.o"),
+            *(ninja.compile(str(nvcc), flags, CSRC / op / "cuda.cu", f"{op}.o") for op in OPS),
             ninja.compile(self.cxx, self.bind_flags(), CSRC / "bind_cuda.cpp", "bind_cuda.o"),
         ]
         linker = [str(nvcc), "-shared", "-cudart=static", "-ccbin", self.cxx]

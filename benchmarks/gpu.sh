@@ -24,9 +24,10 @@ step build 150 python3 -m pip install --no-build-isolation --no-deps -e .
 step info 15 python3 -m fovblur.info
 step tests 110 python3 -m pytest -q tests/fovblur -m "gpu or not gpu" -k "gpu or cuda or triton or large" -x --no-header -p no:cacheprovider
 for tool in memcheck racecheck; do
-  step "$tool" 50 compute-sanitizer --tool "$tool" --error-exitcode 1 python3 -m pytest -q tests/fovblur/test_on_gpu.py -m sanitize -k cuda -p no:cacheprovider
+  step "$tool" 45 compute-sanitizer --tool "$tool" --error-exitcode 1 python3 -m pytest -q tests/fovblur/test_on_gpu.py -m sanitize -k cuda -p no:cacheprovider
 done
-step benchmarks 120 python3 -m benchmarks --device cuda --suite blur --json "$out/blur_cuda.json"
+step benchmarks 90 python3 -m benchmarks --device cuda --suite blur --json "$out/blur_cuda.json"
+step similarity 45 python3 -m benchmarks --device cuda --suite similarity --select "not compile" --json "$out/similarity_cuda.json"
 step pipeline 40 python3 -m benchmarks.pipeline --device cuda --vision RN50 --memory-gb 10 --json "$out/pipeline_cuda.json"
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader >"$out/gpu.txt"
 git rev-parse HEAD >"$out/commit.txt" 2>/dev/null

@@ -37,19 +37,23 @@ class Limits:
 
     copy_bytes_per_s: float  # read plus written
     fma_per_s: float  # float32 multiply-adds of a large matrix product
+    half_fma_per_s: float  # those of float16, which a CPU does in float32
 
-    def seconds(self, bytes_moved: int, fma: int) -> float:
+    def seconds(self, bytes_moved: int, fma: int, *, half: bool = False) -> float:
         """The least time for moving these bytes and doing these multiply-adds."""
-        return max(bytes_moved / self.copy_bytes_per_s, fma / self.fma_per_s)
+        return max(bytes_moved / self.copy_bytes_per_s, fma / (self.half_fma_per_s if half else self.fma_per_s))
 
 
 def measure_limits(device: torch.device) -> Limits:
-    """Copy a buffer well beyond any cache, and multiply two matrices in float32."""
+    """Copy a buffer well beyond any cache, and multiply two matrices."""
     source = torch.rand((64 if device.type == "cpu" else 1024) * 2**20, device=device)
     target = torch.empty_like(source)
     n = 2048 if device.type == "cpu" else 8192
     a, b = torch.rand(n, n, device=device), torch.rand(n, n, device=device)
-    return Limits(2 * source.nbytes / _best(lambda: target.copy_(source), device), n**3 / _best(lambda: a @ b, device))
+    copy, product = _best(lambda: target.copy_(source), device), _best(lambda: a @ b, device)
+    halves = a.half(), b.half()
+    half_product = product if device.type == "cpu" else _best(lambda: torch.mm(*halves), device)
+    return Limits(2 * source.nbytes / copy, n**3 / product, n**3 / half_product)
 
 
 def _best(function: Callable[[], object], device: torch.device) -> float:
@@ -128,7 +132,7 @@ def _processor() -> str:
 def versions() -> dict:
     """Versions of everything that is timed."""
     found = {"python": platform.python_version()}
-    for name in ("fovblur", "torch", "torchvision", "triton", "kornia", "opencv-python-headless", "scipy", "numpy"):
+    for name in ("fovblur", "torch", "torchvision", "triton", "kornia", "opencv-python-headless", "scipy", "faiss-cpu", "numpy"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -3,6 +3,8 @@
 #include <stdexcept>
 
 #include "bind_params.h"
+#include "bind_similarity.h"
+#include "enhanced_similarity/cuda.h"
 #include "foveated_blur/cuda.h"
 
 namespace py = pybind11;
@@ -17,6 +19,7 @@ void check(const char* error) {
 
 PYBIND11_MODULE(_cuda, m) {
   fovblur::bind_params(m);
+  fovblur::bind_similarity(m);
   m.def(
       "foveated_blur",
       [](const fovblur::BlurParams& params, const fovblur::Images& out, uintptr_t stream) {
@@ -33,4 +36,20 @@ PYBIND11_MODULE(_cuda, m) {
       "parameter_gradient_tiles",
       [](const fovblur::BlurParams& params) { return fovblur::parameter_gradient_tiles(params.shape); }, py::arg("params"),
       "Partial sums of a sample's parameter gradients that foveated_blur_backward writes.");
+  m.def(
+      "enhanced_similarity",
+      [](const fovblur::SimilarityParams& params, uintptr_t out, int out_dtype, uintptr_t stream) {
+        check(fovblur::enhanced_similarity_cuda(params, reinterpret_cast<void*>(out), fovblur::DType(out_dtype),
+                                                reinterpret_cast<void*>(stream)));
+      },
+      py::arg("params"), py::arg("out"), py::arg("out_dtype"), py::arg("stream"), "Launch on a cudaStream_t of the current device.");
+  m.def(
+      "enhanced_topk",
+      [](const fovblur::SimilarityParams& params, const fovblur::TopK& best, uintptr_t keys, int64_t slices, uintptr_t stream) {
+        check(fovblur::enhanced_topk_cuda(params, best, reinterpret_cast<uint64_t*>(keys), slices, reinterpret_cast<void*>(stream)));
+      },
+      py::arg("params"), py::arg("best"), py::arg("keys"), py::arg("slices"), py::arg("stream"),
+      "Launch on a cudaStream_t of the current device; keys is room for [N, slices, k].");
+  m.def("topk_slices", &fovblur::topk_slices, py::arg("params"), "Slices of the images that suit the current device.");
+  m.attr("MOST_FUSED") = fovblur::most_fused();
 }

@@ -25,7 +25,8 @@ inline Gate make_gate(const GateArgument& argument) {
 inline SimilarityParams make_similarity_params(const std::array<int64_t, 4>& shape, int dtype,
                                                const EmbeddingsArgument& brain_image, const EmbeddingsArgument& image,
                                                const EmbeddingsArgument& brain_text, const EmbeddingsArgument& text,
-                                               const GateArgument& row_gate, const GateArgument& column_gate) {
+                                               const GateArgument& row_gate, const GateArgument& column_gate,
+                                               bool allow_tf32) {
   return {shape[0],
           shape[1],
           shape[2],
@@ -36,7 +37,8 @@ inline SimilarityParams make_similarity_params(const std::array<int64_t, 4>& sha
           make_embeddings(brain_text),
           make_embeddings(text),
           make_gate(row_gate),
-          make_gate(column_gate)};
+          make_gate(column_gate),
+          allow_tf32};
 }
 
 inline TopK make_topk(int64_t k, uintptr_t values, uintptr_t indices) {
@@ -47,7 +49,7 @@ inline void bind_similarity(pybind11::module_& m) {
   using namespace pybind11;
   class_<SimilarityParams>(m, "SimilarityParams", module_local())
       .def(init(&make_similarity_params), kw_only(), arg("shape"), arg("dtype"), arg("brain_image"), arg("image"),
-           arg("brain_text"), arg("text"), arg("row_gate"), arg("column_gate"));
+           arg("brain_text"), arg("text"), arg("row_gate"), arg("column_gate"), arg("allow_tf32"));
   class_<TopK>(m, "TopK", module_local()).def(init(&make_topk), arg("k"), arg("values"), arg("indices"));
 }
 

@@ -6,7 +6,6 @@ import functools
 import importlib
 import json
 import os
-from collections.abc import Collection
 from types import ModuleType
 
 import torch
@@ -95,42 +94,31 @@ def check_name(name: str | None) -> None:
         raise ValueError(f"backend is {name!r}; choose one of auto, {', '.join(NAMES)}")
 
 
-def choose(
-    requested: str | None,
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    op: str = "foveated_blur",
-    implemented: Collection[str] = NAMES,
-) -> str:
+def choose(requested: str | None, device: torch.device, dtype: torch.dtype) -> str:
     """The backend that serves a call: the one asked for by argument or environment, else the fastest that can.
 
-    `implemented` names the backends that `op` has. Raises ValueError for an unknown name and RuntimeError, with the
-    reason, for a backend that was asked for by name and cannot run: nothing falls back in silence.
+    Raises ValueError for an unknown name and RuntimeError, with the reason, for a backend that was asked for by name and
+    cannot run: nothing falls back in silence.
     """
     name = requested or os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
     if name == "auto":
-        return _fastest(device, dtype, implemented)
+        return _fastest(device, dtype)
     if name not in NAMES:
         origin = "backend" if requested else ENVIRONMENT_VARIABLE
         raise ValueError(f"{origin} is {name!r}; choose one of auto, {', '.join(NAMES)}")
-    if name not in implemented:
-        raise RuntimeError(f"backend {name!r} cannot run: it has no {op}; choose one of auto, {', '.join(implemented)}")
     if (reason := why_not_for(name, device, dtype)) is not None:
         raise RuntimeError(f"backend {name!r} cannot run: {reason}")
     return name
 
 
-def _fastest(device: torch.device, dtype: torch.dtype, implemented: Collection[str]) -> str:
+def _fastest(device: torch.device, dtype: torch.dtype) -> str:
     if device.type == "cpu":
         order = ["cpu"]
     elif device.type == "cuda" and dtype != torch.float64:
         order = ["cuda", "triton"]
     else:
-        order = []
-    reasons = {name: why_not_for(name, device, dtype) for name in order if name in implemented}
-    if not reasons:
         return "reference"
+    reasons = {name: why_not_for(name, device, dtype) for name in order}
     for name, reason in reasons.items():
         if reason is None:
             return name

@@ -4,7 +4,7 @@ A test fails where the README says anything else. The sources are kept by the ru
 
     demo    docs/demo_table.md, the table.md of `bvsa demo`
     tiny    bvsa_core/vision/tiny_clip_training.json, by scripts/train_tiny_clip.py
-    speed   benchmarks/results/blur_cpu.json, by python -m benchmarks --suite blur --json
+    speed   benchmarks/results/{blur,similarity}_cpu.json, where they are, by python -m benchmarks --suite blur|similarity --json
 """
 
 from __future__ import annotations
@@ -36,7 +36,13 @@ def tiny() -> str:
 
 
 def speed() -> str:
-    kept = json.loads((ROOT / "benchmarks" / "results" / "blur_cpu.json").read_text())
+    timed = {"blur": ("torch", "torchvision", "kornia", "opencv-python-headless", "scipy"), "similarity": ("torch", "faiss-cpu")}
+    files = {suite: ROOT / "benchmarks" / "results" / f"{suite}_cpu.json" for suite in timed}
+    return "\n\n".join(speed_of(file, timed[suite]) for suite, file in files.items() if file.exists())
+
+
+def speed_of(file: Path, packages: tuple[str, ...]) -> str:
+    kept = json.loads(file.read_text())
     rows = {(row["case"], row["provider"]): row for row in kept["rows"]}
     peers = [name for name in dict.fromkeys(provider for _, provider in rows) if name != "cpu"]
     lines = [f"| case | ours / ms | times the limit | {' | '.join(peers)} |", f"|---|---|---|{'---|' * len(peers)}"]
@@ -46,7 +52,7 @@ def speed() -> str:
         others = ["" if ratio is None else f"{ratio:.0f} x" if ratio >= 10 else f"{ratio:.1f} x" for ratio in ratios]
         lines.append(f"| {case} | {1e3 * ours['median_s']:.1f} | {ours['times_limit']:.1f} | {' | '.join(others)} |")
     here, versions = kept["rows"][0]["machine"], kept["rows"][0]["versions"]
-    about = ", ".join(f"{name} {versions[name]}" for name in ("torch", "torchvision", "kornia", "opencv-python-headless", "scipy"))
+    about = ", ".join(f"{name} {versions[name]}" for name in packages if name in versions)
     return "\n".join([*lines, "", f"{here['processor']}, {here['threads']} threads, {kept['date']}; {about}."])
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,18 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment})
 
 
-def test_the_blur_suite_writes_rows_a_table_and_a_figure(tmp_path):
-    done = run("benchmarks", "--device", "cpu", "--suite", "blur", "--select", "96 and forward", "--json", tmp_path / "rows.json")
+PROVIDERS = {
+    "blur": {"cpu", "torchvision loop", "kornia", "OpenCV 8-bit, as UBP", "scipy"},
+    "similarity": {"cpu", "eager PyTorch", "eager, in chunks", *(["faiss IndexFlatIP"] if find_spec("faiss") else [])},
+}
+
+
+def test_the_suites_write_rows_a_table_and_a_figure(tmp_path):
+    select = "(96 and forward) or (200 and not compile)"
+    done = run("benchmarks", "--device", "cpu", "--select", select, "--json", tmp_path / "rows.json")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
-    assert {row["provider"] for row in rows} == {"cpu", "torchvision loop", "kornia", "OpenCV 8-bit, as UBP", "scipy"}
+    assert {suite: {row["provider"] for row in rows if row["suite"] == suite} for suite in PROVIDERS} == PROVIDERS
     for row in rows:
         assert set(row) == ROW and row["median_s"] > 0 and row["limit_s"] > 0
         assert row["ratio_to_best_of_ours"] == pytest.approx(1.0) if row["provider"] == "cpu" else row["ratio_to_best_of_ours"] > 0

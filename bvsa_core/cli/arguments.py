@@ -15,6 +15,7 @@ from bvsa_core.errors import UserError
 from bvsa_core.training.config import RunConfig, method_options, training_of
 
 Config = TypeVar("Config")
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)  # --help says what the dataclasses say
 
 
 class Parser(jsonargparse.ArgumentParser):

@@ -11,7 +11,7 @@ second term bounds from below what a modality knows of z, the third what modalit
 
 At retrieval an RBF support vector classifier is fitted on the latents of the novel pictures with their texts, one class a
 picture, and its decision scores for the latents of recordings rank the pictures. So a score depends on the whole gallery,
-though on no other recording: figures say "fitted on the gallery".
+though on no other recording: figures say "fitted on gallery".
 
 Pictures enter as their first principal components, pictures, texts and recordings at unit variance over the training set.
 The published encoder of recordings is a perceptron of the same hidden width; here it is any encoder. Networks Q learn in
@@ -70,7 +70,7 @@ class BraVL(Method):
     """Three encoders, three decoders and three networks Q; no blur, no per-sample state."""
 
     Options = Options
-    NOTE = "fitted on the gallery"
+    NOTE = "fitted on gallery"
     classifies = True
     TRAINING = {
         "optimiser": "adam",

@@ -2,7 +2,7 @@
 
     RUN/run.yaml               the configuration, which 'bvsa train --config' takes
     RUN/metrics.jsonl          one line an epoch
-    RUN/weights.safetensors    encoder, scale and per-sample state
+    RUN/weights.safetensors    encoder, scale, weights of fused targets, per-sample state
     RUN/embeddings.safetensors what retrieval compares, of the test set
     RUN/result.json            the figures; a run is complete when it is there
 """

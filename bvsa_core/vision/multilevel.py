@@ -47,7 +47,7 @@ class Fusion(nn.Module):
 class MultiLevelViews:
     """Fuses the view that is asked for with views of the same pictures at fixed levels."""
 
-    def __init__(self, fusion: Fusion, views: Views, fixed: Views, levels: Sequence[Level]):
+    def __init__(self, fusion: Fusion, views: Views, fixed: Views | None, levels: Sequence[Level]):
         self.fusion, self.views, self.fixed, self.levels = fusion, views, fixed, list(levels)
 
     def __call__(self, indices: Tensor, gain: Tensor, kernel_size: Tensor) -> Tensor:

@@ -4,32 +4,21 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
-#include <type_traits>
 #include <vector>
 
-#include "../common/dtype.h"
+#include "../common/ranking.h"
 
 namespace fovblur {
 namespace FOVBLUR_VARIANT {
 
 template <class T>
 struct Candidate {
-  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
-  static constexpr Bits kSign = Bits(1) << (8 * sizeof(T) - 1);
-
-  Bits order;  // of the floats, as unsigned integers; 0 is NaN
+  OrderBits<T> order;
   int64_t index;
 
-  Candidate(T score, int64_t at) : order(0), index(at) {
-    if (score != score) return;
-    const Bits bits = bit_cast<Bits>(score + T(0));  // -0 becomes 0
-    order = bits & kSign ? ~bits : bits | kSign;
-  }
+  Candidate(T score, int64_t at) : order(order_of(score)), index(at) {}
 
-  T score() const {
-    if (order == 0) return std::numeric_limits<T>::quiet_NaN();
-    return bit_cast<T>(order & kSign ? order ^ kSign : Bits(~order));
-  }
+  T score() const { return score_of<T>(order); }
 
   static bool better(const Candidate& a, const Candidate& b) {
     return a.order != b.order ? a.order > b.order : a.index < b.index;

@@ -32,6 +32,7 @@ struct SimilarityParams {
   Embeddings text;         // [M, E]
   Gate row_gate;           // [N]
   Gate column_gate;        // [M]
+  bool allow_tf32;         // whether a GPU may round float32 operands to tf32
 };
 
 // [N, k], contiguous; values are float, or double for float64 embeddings.

@@ -4,6 +4,7 @@
 
 #include <type_traits>
 
+#include "../common/launch.cuh"
 #include "cuda_filter.cuh"
 #include "cuda_pixels.cuh"
 #include "cuda_products.cuh"
@@ -167,14 +168,6 @@ __global__ void __launch_bounds__(kDirectThreads, 2)
 
 // ---- launches ----
 
-template <class... Parameters>
-cudaError_t launch(void (*kernel)(Parameters...), int threads, int64_t tiles, void* stream,
-                   std::decay_t<Parameters>... parameters) {
-  void* arguments[] = {static_cast<void*>(&parameters)...};
-  const dim3 grid(static_cast<unsigned>(tiles < INT32_MAX ? tiles : INT32_MAX));
-  return cudaLaunchKernel(kernel, grid, dim3(static_cast<unsigned>(threads)), arguments, 0, static_cast<cudaStream_t>(stream));
-}
-
 enum class Form { direct, products };
 
 bool is_half(DType dtype) { return dtype == DType::float16 || dtype == DType::bfloat16; }
@@ -210,12 +203,12 @@ cudaError_t launch_pass(const BlurParams& p, const Destination& destination, DTy
     const bool low = p.shape[2] <= 32;
     const Tiling tiling(p.shape, low ? 32 : 128, Shape<kDirectThreads>::kColumns);
     const auto kernel = low ? blur_direct<1, Destination> : blur_direct<4, Destination>;
-    return launch(kernel, kDirectThreads, tiling.tiles, stream, p, destination, tiling);
+    return launch(kernel, kDirectThreads, tiling.tiles, 0, stream, p, destination, tiling);
   }
   const int64_t columns = (p.shape[3] + kStripColumns - 1) / kStripColumns;
   const bool few = p.shape[0] * p.shape[1] * columns < 512;  // strips: cut them, so that every multiprocessor has some
   const Tiling tiling(p.shape, few ? 64 : 256, kStripColumns);
-  return launch(products_kernel<Destination>(source), kStripThreads, tiling.tiles, stream, p, destination, tiling);
+  return launch(products_kernel<Destination>(source), kStripThreads, tiling.tiles, 0, stream, p, destination, tiling);
 }
 
 bool is_empty(const int64_t (&shape)[4]) { return shape[0] * shape[1] * shape[2] * shape[3] == 0; }
@@ -229,8 +222,6 @@ const char* why_not(const int64_t (&shape)[4]) {
 Tiling parameter_tiling(const int64_t (&shape)[4]) {
   return Tiling(shape, 4 * kRun * kParameterSubRuns, Shape<kDirectThreads>::kColumns);
 }
-
-const char* message(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
 
 }  // namespace
 
@@ -248,7 +239,7 @@ const char* foveated_blur_backward_cuda(const BlurParams& p, const BlurGradients
     error = launch_pass(p, gradients, gradients.grad.dtype, gradients.grad_images.dtype, stream);
   if (error == cudaSuccess && (gradients.grad_sigma || gradients.grad_gain)) {
     const Tiling tiling = parameter_tiling(p.shape);
-    error = launch(blur_parameter_gradient, kDirectThreads, tiling.tiles, stream, p, gradients, tiling);
+    error = launch(blur_parameter_gradient, kDirectThreads, tiling.tiles, 0, stream, p, gradients, tiling);
   }
   return message(error);
 }

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <type_traits>
 
+#include "../common/recomputed.cuh"
 #include "../common/reflect.h"
 #include "cuda_taps.cuh"
 #include "params.h"
@@ -14,13 +15,6 @@
 namespace fovblur {
 
 constexpr int kVector = 8;  // pixels read or written at a time where they lie side by side
-
-// The same number, hidden from the optimiser: what follows from it is not kept in registers from one round of a loop to
-// the next.
-__device__ inline int recomputed(int x) {
-  asm volatile("" : "+r"(x));
-  return x;
-}
 
 __device__ inline float load_element(const Images& images, int64_t offset) {
   switch (images.dtype) {

@@ -32,12 +32,15 @@ def enhanced_similarity(
         row_gate: (N,) of real numbers or booleans on the same device, r above; without it, 1.
         column_gate: (M,), c above; without it, 1. Where either gate is 0, M_bt has no say, be it infinite or NaN, and where
             all of one are, it is not computed by the compiled backends.
-        backend: ``"reference"``, ``"cpu"`` or ``"auto"``; without it, the environment variable FOVBLUR_BACKEND, else auto:
-            cpu for CPU tensors and the reference for others, as this op has no GPU kernel.
+        backend: ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"`` or ``"auto"``; without it, the environment variable
+            FOVBLUR_BACKEND, else auto: cpu for CPU tensors, cuda or triton for CUDA ones, the reference for others and for
+            float64 on a GPU. On GPUs, products of float32 are exact unless ``torch.set_float32_matmul_precision`` allows
+            tf32, which it does not by default.
 
     Returns:
         (N, M) in the dtype of the embeddings, as a matrix product has it: accumulated and modulated in float32 (float64
-        for float64), rounded once. For float32 values of half embeddings see :func:`enhanced_topk`.
+        for float64), rounded once. For float32 values of half embeddings see :func:`enhanced_topk`. On GPUs float32
+        embeddings are multiplied in float32, or in tf32 where ``torch.get_float32_matmul_precision()`` is not "highest".
 
     Raises:
         TypeError, ValueError: a wrong type, shape, dtype or device; the message names the argument.
@@ -80,7 +83,8 @@ def enhanced_topk(
             tiles show. NaN ranks below -inf, and -0 equals 0, so that the index decides there too.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as for :func:`enhanced_similarity`, and for a k that does not fit.
+        TypeError, ValueError, RuntimeError: as for :func:`enhanced_similarity`, for a k that does not fit, and on a GPU for a
+            gallery of more than about 2^32 rows.
 
     Not differentiable: gather the rows and call :func:`enhanced_similarity` on them.
 

@@ -1,7 +1,8 @@
-"""The compiled kernels, called with addresses and strides: fovblur._cpu."""
+"""The compiled kernels, called with addresses and strides: fovblur._cpu and fovblur._cuda."""
 
 from __future__ import annotations
 
+import functools
 from types import ModuleType
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from fovblur import backends
 from fovblur.dtypes import DTYPES
+from fovblur.enhanced_similarity import large_k
+
+MOST_IMAGES = 2**32 - 2  # of a top-k on CUDA, whose keys have 32 bits for an index
 
 
 def cpu_similarity(out: Tensor, *inputs: Tensor | None) -> None:
@@ -20,6 +24,36 @@ def cpu_topk(values: Tensor, indices: Tensor, *inputs: Tensor | None) -> None:
     module = backends.load_native("cpu")
     best = module.TopK(values.shape[1], values.data_ptr(), indices.data_ptr())
     module.enhanced_topk(similarity_params(module, *inputs), best, torch.get_num_threads())
+
+
+def cuda_similarity(out: Tensor, *inputs: Tensor | None) -> None:
+    module = backends.load_native("cuda")
+    with torch.cuda.device(out.device):
+        launch_similarity(module, torch.cuda.current_stream(out.device).cuda_stream, out, *inputs)
+
+
+def cuda_topk(values: Tensor, indices: Tensor, *inputs: Tensor | None) -> None:
+    module = backends.load_native("cuda")
+    with torch.cuda.device(values.device):
+        launch_topk(module, torch.cuda.current_stream(values.device).cuda_stream, values, indices, *inputs)
+
+
+def launch_similarity(module: ModuleType, stream: int, out: Tensor, *inputs: Tensor | None) -> None:
+    """`out` is contiguous and of the dtype of the embeddings or float32."""
+    module.enhanced_similarity(similarity_params(module, *inputs), out.data_ptr(), DTYPES.index(out.dtype), stream)
+
+
+def launch_topk(module: ModuleType, stream: int, values: Tensor, indices: Tensor, *inputs: Tensor | None) -> None:
+    (recordings, k), images = values.shape, inputs[1].shape[0]
+    if images > MOST_IMAGES:
+        raise ValueError(f"image has {images:,} rows; backend 'cuda' ranks at most {MOST_IMAGES:,}: split them and merge the best")
+    if k > module.MOST_FUSED:
+        large_k.topk(functools.partial(launch_similarity, module, stream), values, indices, *inputs)
+        return
+    params = similarity_params(module, *inputs)
+    keys = indices.new_empty(recordings, module.topk_slices(params), k)
+    best = module.TopK(k, values.data_ptr(), indices.data_ptr())
+    module.enhanced_topk(params, best, keys.data_ptr(), keys.shape[1], stream)
 
 
 def similarity_params(
@@ -43,4 +77,5 @@ def similarity_params(
         text=embeddings(text),
         row_gate=gate(row_gate),
         column_gate=gate(column_gate),
+        allow_tf32=torch.get_float32_matmul_precision() != "highest",
     )

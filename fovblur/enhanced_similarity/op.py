@@ -12,7 +12,7 @@ from fovblur import backends
 from fovblur.enhanced_similarity import reference
 from fovblur.enhanced_similarity.checks import accumulation_dtype
 
-_MODULES = {"reference": "reference", "cpu": "native"}
+_MODULES = {"reference": "reference", "cpu": "native", "triton": "triton", "cuda": "native"}
 
 
 @torch.library.custom_op("fovblur::enhanced_similarity", mutates_args=())
@@ -67,9 +67,7 @@ def _empty_topk(brain_image: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _choose(backend: str, brain_image: Tensor) -> str:
-    return backends.choose(
-        backend or None, brain_image.device, brain_image.dtype, op="enhanced_similarity", implemented=tuple(_MODULES)
-    )
+    return backends.choose(backend or None, brain_image.device, brain_image.dtype)
 
 
 def _function(name: str) -> Callable:

@@ -24,6 +24,8 @@ def test_the_best_of_the_formula(similarity, dtype, shape, seed):
     if not similarity.serves(dtype):
         dtype = torch.float32
     *shape, k = shape
+    if similarity.backend == "triton" and similarity.device.type == "cpu":
+        shape[:2] = min(shape[0], 20), min(shape[1], 150)
     embeddings = random_embeddings(*shape, dtype)
     for gates in ({}, random_gates(*shape[:2])):
         values, indices = similarity.topk(*embeddings, k, **gates)
@@ -41,7 +43,7 @@ def by_key(scores: torch.Tensor, k: int) -> list[list[int]]:
 @pytest.mark.parametrize("k", [1, 10, 700])
 def test_ties_go_to_the_lower_index(similarity, threads, k, seed):
     """Small integers: sums are exact, and most values are equal to others."""
-    n, m = (3, 700) if similarity.backend == "triton" else (70, 2000)
+    n, m = (3, 700) if similarity.emulated else (70, 2000)
     embeddings = [torch.randint(-1, 2, shape).float() for shape in ((n, 3), (m, 3), (n, 2), (m, 2))]
     values, indices = similarity.topk(*embeddings, k)
     scores = exact(*embeddings)

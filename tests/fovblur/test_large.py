@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from backends_under_test import ON_GPU
+from similarity_under_test import random_embeddings
 
 import fovblur
 
@@ -17,6 +18,16 @@ def test_planes_may_lie_more_than_two_to_the_31_elements_apart(implementation, s
     apart = held.as_strided(images.shape, (far, far // 2, 12, 1)).copy_(images)
     sigma = torch.tensor([0.7, 2.0, 5.0])
     assert torch.equal(implementation.foveated_blur(apart, sigma), implementation.foveated_blur(images, sigma))
+
+
+def test_rows_may_lie_more_than_two_to_the_31_elements_apart(similarity, seed):
+    """As above, read 16 bytes at a time and one element at a time."""
+    embeddings = random_embeddings(2, 3, 20, 10, torch.float16)
+    expected = similarity.matrix(*embeddings)
+    for far in (2**31 + 8, 2**31 + 9):
+        held = torch.empty(far + 20, dtype=torch.float16)
+        apart = held.as_strided((2, 20), (far, 1)).copy_(embeddings[0])
+        assert torch.equal(similarity.matrix(apart, *embeddings[1:]), expected)
 
 
 @pytest.mark.large

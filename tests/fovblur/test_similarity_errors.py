@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import fovblur
-from fovblur import backends
 
 GOOD = dict(zip(("brain_image", "image", "brain_text", "text"), map(torch.rand, ((2, 4), (3, 4), (2, 5), (3, 5)))))
 CASES = [
@@ -56,14 +55,3 @@ def test_wrong_k(k, error, message):
 def test_an_empty_gallery_has_no_best():
     with pytest.raises(ValueError, match="k is 1; it must be from 1 to 0"):
         fovblur.enhanced_topk(torch.rand(2, 4), torch.rand(0, 4), torch.rand(2, 4), torch.rand(0, 4), 1)
-
-
-def test_a_backend_without_the_op_says_so_and_is_never_chosen(monkeypatch):
-    monkeypatch.setattr(backends, "why_not_for", lambda name, device, dtype: None)
-    cuda, options = torch.device("cuda"), {"op": "enhanced_similarity", "implemented": ("reference", "cpu")}
-    with pytest.raises(RuntimeError, match="backend 'cuda' cannot run: it has no enhanced_similarity"):
-        backends.choose("cuda", cuda, torch.float32, **options)
-    assert backends.choose(None, cuda, torch.float32, **options) == "reference"
-    assert backends.choose(None, cuda, torch.float32, **{**options, "implemented": ("reference", "triton")}) == "triton"
-    options["implemented"] = ("reference",)
-    assert backends.choose("auto", torch.device("cpu"), torch.float32, **options) == "reference"

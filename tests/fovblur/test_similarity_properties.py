@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from backends_under_test import run_cuda_on_host
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from similarity_under_test import DTYPES, NAMES, Similarity, check_topk, exact, random_embeddings
+from similarity_under_test import DTYPES, Similarity, check_topk, exact, random_embeddings
+
+from fovblur.backends import NAMES
 
 RELATIVE_ERROR = {torch.float32: 4e-6, torch.float64: 1e-13, torch.float16: 2**-10, torch.bfloat16: 2**-7}
-BACKENDS = sorted({name.partition("-")[0] for name in NAMES})
 
 
 @st.composite
@@ -65,13 +67,15 @@ def check(similarity, call) -> None:
         assert (ranked[:, :-1] >= ranked[:, 1:]).all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_any_call(backend):
-    slow = backend == "triton" and Similarity(backend).device.type == "cpu"
+@pytest.mark.parametrize("backend", NAMES)
+def test_any_call(backend, monkeypatch, tmp_path_factory):
+    similarity = Similarity(backend)
+    if backend == "cuda" and similarity.emulated:
+        run_cuda_on_host(monkeypatch, tmp_path_factory)
 
-    @settings(deadline=None, max_examples=15 if slow else 150, print_blob=True)
-    @given(call=calls(largest=20 if slow else 80))
+    @settings(deadline=None, max_examples=15 if similarity.emulated else 150, print_blob=True)
+    @given(call=calls(largest=20 if similarity.emulated else 80))
     def run(call):
-        check(Similarity(backend), call)
+        check(similarity, call)
 
     run()

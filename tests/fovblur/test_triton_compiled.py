@@ -16,10 +16,22 @@ SHARED_OF_A_MULTIPROCESSOR = {86: 102_400, 90: 233_472}
 RESERVED_BYTES = 1024  # of shared memory, for each resident block
 
 
+def compiled(op: str) -> list[dict]:
+    commands = [[sys.executable, str(REPORT), op, str(architecture)] for architecture in SHARED_OF_A_BLOCK]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+    reports = [process.communicate()[0] for process in running]
+    assert all(process.returncode == 0 for process in running)
+    return [kernel for report in reports for kernel in json.loads(report)]
+
+
 @pytest.fixture(scope="module")
 def kernels() -> list[dict]:
-    done = subprocess.run([sys.executable, str(REPORT), "86", "90"], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+    return compiled("blur")
+
+
+@pytest.fixture(scope="module")
+def similarity_kernels() -> list[dict]:
+    return compiled("similarity")
 
 
 def test_every_image_type_is_compiled_for_both_architectures(kernels):
@@ -38,3 +50,13 @@ def test_two_blocks_share_a_multiprocessor(kernels):
         assert 2 * registers * kernel["threads"] <= REGISTERS_OF_A_MULTIPROCESSOR, kernel
         assert kernel["shared"] <= SHARED_OF_A_BLOCK[kernel["architecture"]], kernel
         assert 2 * (kernel["shared"] + RESERVED_BYTES) <= SHARED_OF_A_MULTIPROCESSOR[kernel["architecture"]], kernel
+
+
+def test_similarity_kernels_do_not_spill_and_use_the_matrix_units(similarity_kernels):
+    """float32 that must stay exact has no such units; on sm_90 whole warp groups multiply."""
+    assert len(similarity_kernels) == 2 * 5
+    for kernel in similarity_kernels:
+        assert kernel["spills"] == 0 and kernel["registers"] * kernel["threads"] <= REGISTERS_OF_A_MULTIPROCESSOR, kernel
+        assert kernel["shared"] <= SHARED_OF_A_BLOCK[kernel["architecture"]], kernel
+        if "fp32 ieee" not in kernel["kernel"]:
+            assert kernel["of_warp_groups" if kernel["architecture"] == 90 else "matrix_instructions"] > 0, kernel

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import fovblur
 from fovblur import backends
+from fovblur.enhanced_similarity import native as native_similarity
 from fovblur.foveated_blur import native
 
 ON_GPU = torch.cuda.is_available()
@@ -28,6 +29,11 @@ class Implementation:
         self.name = name
         self.backend, _, self.variant = name.partition("-")
         self.device = torch.device("cuda" if ON_GPU and self.backend in GPU_IMPLEMENTATIONS else "cpu")
+
+    @property
+    def emulated(self) -> bool:
+        """Whether a GPU's kernels run on the CPU, which takes long."""
+        return self.backend in GPU_IMPLEMENTATIONS and not ON_GPU
 
     def serves(self, dtype: torch.dtype) -> bool:
         return dtype != torch.float64 or self.backend in ("reference", "cpu")
@@ -67,6 +73,8 @@ def run_cuda_on_host(monkeypatch, tmp_path_factory, thread_order: int = 1) -> No
 
     monkeypatch.setattr(native, "cuda_forward", functools.partial(native.launch_forward, module, 0))
     monkeypatch.setattr(native, "cuda_backward", functools.partial(native.launch_backward, module, 0))
+    monkeypatch.setattr(native_similarity, "cuda_similarity", functools.partial(native_similarity.launch_similarity, module, 0))
+    monkeypatch.setattr(native_similarity, "cuda_topk", functools.partial(native_similarity.launch_topk, module, 0))
     why_not_for = backends.why_not_for
     monkeypatch.setattr(backends, "why_not", lambda name: None)
     monkeypatch.setattr(backends, "why_not_for", lambda name, _, dtype: why_not_for(name, torch.device("cuda"), dtype))

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from backends_under_test import IMPLEMENTATIONS, Implementation
+from backends_under_test import IMPLEMENTATIONS, ON_GPU, Implementation, run_cuda_on_host
 from torch import Tensor
 
 import fovblur
 from fovblur import backends
 from fovblur.enhanced_similarity.checks import EMBEDDING_DTYPES
-from fovblur.enhanced_similarity.op import _MODULES
 
 DTYPES = EMBEDDING_DTYPES
-NAMES = [name for name in IMPLEMENTATIONS if name.partition("-")[0] in _MODULES]
 
 
 class Similarity(Implementation):
@@ -33,10 +31,12 @@ class Similarity(Implementation):
         return dict(zip(values, self.move(values.values())))
 
 
-@pytest.fixture(params=NAMES)
-def similarity(request):
-    """One implementation after another."""
+@pytest.fixture(params=IMPLEMENTATIONS)
+def similarity(request, monkeypatch, tmp_path_factory):
+    """One implementation after another. Without a GPU the CUDA sources run on the CPU, see cuda_on_host."""
     chosen = Similarity(request.param)
+    if chosen.backend == "cuda" and not ON_GPU:
+        run_cuda_on_host(monkeypatch, tmp_path_factory)
     if not chosen.variant:
         yield chosen
         return

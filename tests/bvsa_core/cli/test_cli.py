@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from bvsa_core import encoders, methods
 from bvsa_core.cli import main
 from bvsa_core.data.recording import read_arrays
 
@@ -123,7 +124,10 @@ def test_a_run_is_scored_again_under_another_gate(finished, tmp_path, succeed):
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
-    assert ended.value.code == 0 and f"usage: bvsa {command}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0 and f"usage: bvsa {command}" in shown
+    if command == "train":
+        assert all(name in shown for name in (*methods.names(), *encoders.names(), "braindecode:CLASS"))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from bvsa_core import encoders, methods
 from bvsa_core.data.split import Split
 from bvsa_core.methods.base import Method
-from bvsa_core.retrieval.evaluate import Scores, ranks, score, similarity
+from bvsa_core.retrieval.evaluate import Scores, Scoring, ranks, score, similarity
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.loop import fit
 
@@ -48,7 +48,7 @@ class Planted:
         views = len(method.gallery_levels())
         gallery = self.features[None, TRAINING:].expand(views, -1, -1)
         embeddings = method.retrieval_embeddings(self.split.recordings[TRAINING:], gallery, self.texts[TRAINING:])
-        return score(ranks(similarity(embeddings, "none")))
+        return score(ranks(similarity(embeddings, Scoring())))
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from bvsa_core.encoders import Shape
 from bvsa_core.errors import UserError
 from bvsa_core.methods import bravl
 from bvsa_core.methods.base import Batch
-from bvsa_core.retrieval.evaluate import similarity
+from bvsa_core.retrieval.evaluate import Scoring, similarity
 
 BATCH, CHANNELS, TIME, WIDTH, LATENT = 12, 3, 10, 16, 4
 
@@ -114,17 +114,17 @@ def test_features_enter_by_principal_components_at_unit_variance(seed):
 def test_scores_are_those_of_the_classifier_and_need_no_other_query(seed):
     method, batch = make(), random_batch()
     compared = method.retrieval_embeddings(batch.recordings, batch.images[None], batch.texts)
-    scores = similarity(compared, "none")
+    scores = similarity(compared, Scoring())
     _, mean, variance = experts_of(method, batch)
     latents, _ = fuse(mean[1:], variance[1:])
     classifier = SVC(C=1.0, gamma=1e-3).fit(latents, range(BATCH))
     np.testing.assert_allclose(scores.detach().numpy(), classifier.decision_function(mean[0]), rtol=1e-5)
-    torch.testing.assert_close(similarity(compared, "always"), scores)  # texts are part of the classes already
+    torch.testing.assert_close(similarity(compared, Scoring("always")), scores)  # texts are part of the classes already
     order = torch.randperm(BATCH)[:5]
     fewer = method.retrieval_embeddings(batch.recordings[order], batch.images[None], batch.texts)
-    torch.testing.assert_close(similarity(fewer, "none"), scores[order])
+    torch.testing.assert_close(similarity(fewer, Scoring()), scores[order])
     two = method.retrieval_embeddings(batch.recordings, batch.images[None, :2], batch.texts[:2])
-    assert similarity(two, "none").shape == (BATCH, 2)
+    assert similarity(two, Scoring()).shape == (BATCH, 2)
     with pytest.raises(UserError, match="the gallery has one; give it two or more"):
         method.retrieval_embeddings(batch.recordings, batch.images[None, :1], batch.texts[:1])
 

@@ -42,11 +42,12 @@ def test_everything_fits_a_terminal_of_80_columns():
     rescored["protocol"] |= {"information": "label-free transductive", "rescoring": "sinkhorn", "texts": "shuffled"}
     oracle = result("ubp", 0, [1] * 200)
     oracle["protocol"] |= {"selection": "oracle (upper bound, selected on test)", "setting": "inter-subject", "modality": "MEG"}
-    results += [rescored, oracle]
+    results += [rescored, {**result("bravl", 0, [1] * 200), "note": "fitted on gallery"}, oracle]
     console.print(to_rich(rows(results)))
     shown = console.export_text()
     assert "…" not in shown and max(map(len, shown.splitlines())) <= 80
-    for part in ("last, inductive", "last, uses labels", "gate paper", "transductive", "+ sinkhorn", "shuffled", "[100.0, 100.0]", "100.5"):
+    parts = ("last, inductive", "last, uses labels", "gate paper", "transductive", "+ sinkhorn", "shuffled", "fitted on gallery")
+    for part in (*parts, "[100.0, 100.0]", "100.5"):
         assert part in shown
     assert "oracle (upper" in shown and "bound, selected" in shown and "on test)," in shown
 
@@ -54,4 +55,5 @@ def test_everything_fits_a_terminal_of_80_columns():
 def test_markdown_names_the_conditions_under_the_table():
     text = to_markdown(rows([result("vanilla", 0, [1, 2, 3])]))
     assert text.startswith("| method | Top-1 % |") and "| last | inductive | none |" in text
+    assert to_markdown(rows([{**result("mcdb", 0, [1]), "note": "reconstruction"}])).count("| mcdb (corrected), reconstruction |") == 1
     assert "synthetic data, 200-way retrieval (chance 0.5 %), 17 channels, 80 repetitions averaged, pictures by tiny" in text

@@ -64,7 +64,7 @@ def test_every_method_runs_from_recordings_to_figures(materials, tmp_path, metho
     [
         ("nice", {"optimiser": "adam", "betas": (0.5, 0.999), "initial_std": 0.02, "validation": 6}, ""),
         ("atm", {"average": False, "encoder": "atm", "epochs": 1}, ""),
-        ("bravl", {"method_options": methods.method_class("bravl").Options(draws=2), "validation": 1}, "fitted on the gallery"),
+        ("bravl", {"method_options": methods.method_class("bravl").Options(draws=2), "validation": 1}, "fitted on gallery"),
         ("mcdb", {}, "reconstruction"),
     ],
 )

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import subprocess
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -20,10 +21,14 @@ def build(directory: Path) -> ModuleType:
 
     target = directory / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     include = [HERE, CSRC, pybind11.get_include(), sysconfig.get_path("include")]
-    sources = ["-x", "c++", *map(str, sorted(CSRC.glob("*/cuda.cu"))), str(CSRC / "bind_cuda.cpp"), str(HERE / "order.cpp")]
-    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]
-    command = ["c++", *flags, *(f"-I{path}" for path in include), *sources, "-o", str(target)]
-    subprocess.run(command, check=True)
+    compiler = ["c++", "-std=c++17", "-O1", "-fPIC", *(f"-I{path}" for path in include)]
+    checked = ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]
+    sources = {CSRC / "bind_cuda.cpp": [], HERE / "order.cpp": [], **dict.fromkeys(sorted(CSRC.glob("*/cuda.cu")), checked)}
+    objects = {str(directory / f"{source.parent.name}_{source.stem}.o"): source for source in sources}
+    commands = [[*compiler, *sources[source], "-x", "c++", "-c", str(source), "-o", name] for name, source in objects.items()]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(functools.partial(subprocess.run, check=True), commands))
+    subprocess.run(["c++", "-shared", *objects, "-o", str(target)], check=True)
     spec = importlib.util.spec_from_file_location("_cuda", target)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

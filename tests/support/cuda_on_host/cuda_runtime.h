@@ -4,6 +4,7 @@
 // `fovblur_thread_order` sets the order of the turns: a kernel whose result depends on it has a race.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
@@ -54,22 +55,42 @@ using cudaStream_t = void*;
 constexpr cudaError_t cudaSuccess = 0;
 inline const char* cudaGetErrorString(cudaError_t) { return "error"; }
 
+// A GPU of few multiprocessors, so that a block gets several tiles.
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 3, cudaSuccess; }
+
 inline dim3 gridDim, blockDim, blockIdx, threadIdx;
 inline int fovblur_thread_order = 1;  // 1: ascending, -1: descending
 
 namespace cuda_on_host {
 
 constexpr size_t kStackBytes = 256 * 1024;
+constexpr int kSharedBytes = 99 * 1024;  // of a block, as on sm_86
+
+inline size_t shared_bytes = 0;
+alignas(16) inline unsigned char shared_memory[kSharedBytes];
+
+// A copy to shared memory that runs on its own, of one of the thread's groups.
+struct Copy {
+  void* target;
+  const void* source;
+  int bytes;
+  long group;
+};
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t context;  // to begin with; from then on switches are jumps, which ask nothing of the kernel
+  jmp_buf place;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   dim3 index;
   long barriers = 0, warp_barriers = 0;  // met so far
-  bool at_block_barrier = false, done = false;
+  long groups = 0;                       // of copies, ended so far
+  std::vector<Copy> copies;              // under way
+  bool at_block_barrier = false, begun = false, done = false;
 };
 
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline std::vector<Fiber> fibers;
 inline Fiber* running = nullptr;
 inline void (*body)(void*) = nullptr;
@@ -91,12 +112,20 @@ inline void fail(const char* message) {
 inline void start() {
   body(body_argument);
   running->done = true;
+  _longjmp(scheduler, 1);
 }
 
 inline void wait() {
-  Fiber* self = running;
-  swapcontext(&self->context, &scheduler);
-  threadIdx = self->index;
+  if (_setjmp(running->place) == 0) _longjmp(scheduler, 1);
+  threadIdx = running->index;
+}
+
+__attribute__((noinline)) inline void run(Fiber& fiber) {
+  running = &fiber;
+  threadIdx = fiber.index;
+  if (_setjmp(scheduler) != 0) return;
+  if (std::exchange(fiber.begun, true)) _longjmp(fiber.place, 1);
+  setcontext(&fiber.context);
 }
 
 inline void barrier() {
@@ -117,10 +146,7 @@ inline void run_warp(int first, int last) {
   for (bool waiting = true; waiting;) {
     for (int turn = 0; turn < last - first; ++turn) {
       Fiber& fiber = fibers[size_t(fovblur_thread_order > 0 ? first + turn : last - 1 - turn)];
-      if (fiber.done) continue;
-      running = &fiber;
-      threadIdx = fiber.index;
-      swapcontext(&scheduler, &fiber.context);
+      if (!fiber.done) run(fiber);
     }
     const Fiber& one = fibers[size_t(first)];
     waiting = !one.done && !one.at_block_barrier;
@@ -138,14 +164,15 @@ inline void run_block() {
     Fiber& fiber = fibers[size_t(i)];
     const unsigned n = unsigned(i);
     fiber.index = dim3(n % blockDim.x, n / blockDim.x % blockDim.y, n / (blockDim.x * blockDim.y));
-    fiber.barriers = fiber.warp_barriers = 0;
-    fiber.done = false;
+    fiber.barriers = fiber.warp_barriers = fiber.groups = 0;
+    fiber.copies.clear();
+    fiber.begun = fiber.done = false;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = kStackBytes;
-    fiber.context.uc_link = &scheduler;
     makecontext(&fiber.context, start, 0);
   }
+  std::memset(shared_memory, 0xff, shared_bytes);  // NaN
   const int warps = (count + 31) / 32;
   for (bool any = true; any;) {
     votes = 0;
@@ -187,10 +214,19 @@ inline int __syncthreads_or(int vote) {
   return cuda_on_host::last_votes;
 }
 
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 template <class... Parameters>
-cudaError_t cudaLaunchKernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, void** arguments, size_t, cudaStream_t) {
+cudaError_t cudaFuncSetAttribute(void (*)(Parameters...), cudaFuncAttribute, int bytes) {
+  return bytes > cuda_on_host::kSharedBytes;
+}
+
+template <class... Parameters>
+cudaError_t cudaLaunchKernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, void** arguments, size_t shared_bytes,
+                             cudaStream_t) {
+  cuda_on_host::shared_bytes = shared_bytes;
   cuda_on_host::launch(kernel, grid, block, arguments, std::index_sequence_for<Parameters...>());
   return cudaSuccess;
 }
 
+#include "async_copy.h"
 #include "warp.h"

@@ -1,6 +1,7 @@
 // What the 32 lanes of a warp do together, for cuda_runtime.h: barriers, and the functions of csrc/common/mma.cuh.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -34,19 +35,23 @@ void multiply(float (&c)[4], const Exchange& all, const OfA& of_a, const OfB& of
   }
 }
 
+// A pair of halves as a pair of floats, converted once for all lanes that read it.
 template <class Type>
-float half_of(uint64_t word, int which) {
-  return fovblur::to_float(Type{uint16_t(word >> (16 * which))});
+uint64_t floats_of(uint32_t pair) {
+  auto bits = [](uint32_t half) { return fovblur::bit_cast<uint32_t>(fovblur::to_float(Type{uint16_t(half)})); };
+  return bits(pair) | uint64_t(bits(pair >> 16)) << 32;
 }
+inline float float_of(uint64_t pair, int which) { return fovblur::bit_cast<float>(uint32_t(pair >> (32 * which))); }
 
 template <class Type>
 void mma16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  const Exchange& all = exchange({a[0], a[1], a[2], a[3], b[0], b[1]});
+  const Exchange& all = exchange({floats_of<Type>(a[0]), floats_of<Type>(a[1]), floats_of<Type>(a[2]), floats_of<Type>(a[3]),
+                                  floats_of<Type>(b[0]), floats_of<Type>(b[1])});
   auto of_a = [](const Exchange& x, int row, int k) {  // a[0] rows g, a[1] rows g + 8; a[2], a[3] columns 8 and on
-    return half_of<Type>(x.words[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2], k % 2);
+    return float_of(x.words[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2], k % 2);
   };
   auto of_b = [](const Exchange& x, int k, int column) {
-    return half_of<Type>(x.words[column * 4 + k % 8 / 2][4 + k / 8], k % 2);
+    return float_of(x.words[column * 4 + k % 8 / 2][4 + k / 8], k % 2);
   };
   multiply<16>(c, all, of_a, of_b);
 }
@@ -57,6 +62,14 @@ inline float tf32_of(uint64_t word) { return fovblur::bit_cast<float>(uint32_t(w
 }  // namespace cuda_on_host
 
 inline void __syncwarp() { cuda_on_host::warp_barrier(); }
+inline uint64_t __shfl_sync(uint32_t, uint64_t value, int source) { return cuda_on_host::exchange({value}).words[source % 32][0]; }
+inline uint64_t __shfl_xor_sync(uint32_t, uint64_t value, int distance) {
+  return cuda_on_host::exchange({value}).words[cuda_on_host::lane() ^ unsigned(distance)][0];
+}
+inline int __any_sync(uint32_t, int vote) {
+  const cuda_on_host::Exchange& all = cuda_on_host::exchange({uint64_t(vote != 0)});
+  return std::any_of(all.words, all.words + 32, [](const uint64_t(&words)[8]) { return words[0] != 0; });
+}
 
 namespace fovblur {
 

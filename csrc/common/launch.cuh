@@ -1,0 +1,23 @@
+// Launches on a stream of the current device.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <type_traits>
+
+namespace fovblur {
+
+// Of as many blocks as there are, or as a grid holds: kernels go on until no work is left.
+template <class... Parameters>
+cudaError_t launch(void (*kernel)(Parameters...), int threads, int64_t blocks, int64_t shared_bytes, void* stream,
+                   std::decay_t<Parameters>... parameters) {
+  void* arguments[] = {static_cast<void*>(&parameters)...};
+  const dim3 grid(static_cast<unsigned>(blocks < INT32_MAX ? blocks : INT32_MAX));
+  return cudaLaunchKernel(kernel, grid, dim3(static_cast<unsigned>(threads)), arguments, static_cast<size_t>(shared_bytes),
+                          static_cast<cudaStream_t>(stream));
+}
+
+inline const char* message(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
+
+}  // namespace fovblur

@@ -1,0 +1,260 @@
+"""The similarity and its k best in Triton: two products a tile, modulated in registers, stored once or ranked there.
+
+Top-k walks a slice of the gallery for a tile of recordings. A candidate is one 64-bit key, the order of its score above the
+complement of its index, so that no two are equal and the larger key is the better one whatever tile or slice it comes from.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fovblur.enhanced_similarity import large_k
+
+LARGEST_FUSED_K = 128  # beyond it the kept keys crowd out the products
+_LARGEST_GALLERY = 2**32  # an index takes half a key
+_LARGEST_GRID = 2**31 - 1
+_GROUP = 8  # rows of tiles that are walked together, so that they share the gallery in the second cache
+_IDLE = 0.1  # share of the last wave of programs that may be without work
+_SLICES = 8  # of the gallery at most, where recordings alone fill the GPU
+_INTERPRETED_PROGRAMS = 4  # where there is no GPU to fill: enough for several slices
+# Keys above the lowest one are places that are still free, all different; the lowest stands for no image at all.
+_NOBODY, _UNBEATEN = tl.constexpr(-(2**63)), tl.constexpr(2**63 - 1)
+_NO_ORDER, _NAN_ORDER = tl.constexpr(-(2**31)), tl.constexpr(-(2**31) + 1)  # -inf lies above both
+_LOW_HALF = tl.constexpr(2**32 - 1)
+_COUNTS = ("recordings", "images", "row_tiles", "column_tiles", "slice_tiles", "slices", "k")  # no reason to compile anew
+
+
+@triton.jit
+def _product(left, right, zero, rows, columns, width, left_row, left_column, right_row, right_column,
+             OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+             BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
+    """left @ right.T in float32, of the rows that there are from the two pointers on."""
+    n, m, d = zero + tl.arange(0, BLOCK_N), zero + tl.arange(0, BLOCK_M), tl.arange(0, DEPTH)
+    left += n.to(tl.int64)[:, None] * left_row + d.to(tl.int64)[None, :] * left_column
+    right += m.to(tl.int64)[None, :] * right_row + d.to(tl.int64)[:, None] * right_column
+    step = tl.full((), DEPTH, tl.int64)
+    total = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
+    for start in range(0, width, DEPTH):
+        inside = start + d < width
+        x = tl.load(left, mask=(n < rows)[:, None] & inside[None, :], other=0.0)
+        y = tl.load(right, mask=(m < columns)[None, :] & inside[:, None], other=0.0)
+        total = tl.dot(x.to(OPERAND), y.to(OPERAND), total, input_precision=PRECISION)
+        left += step * left_column
+        right += step * right_column
+    return total
+
+
+@triton.jit
+def _gate(gate, first, stride, rows, GATED: tl.constexpr, BLOCK: tl.constexpr):
+    if GATED:
+        i = tl.arange(0, BLOCK)
+        values = tl.load(gate + first * stride + i.to(tl.int64) * stride, mask=i < rows, other=0.0)
+    else:
+        values = tl.full((BLOCK,), 1.0, tl.float32)
+    return values
+
+
+@triton.jit
+def _scores(brain_image, image, brain_text, text, r, c, zero, row, column, rows, columns, image_width, text_width,
+            brain_image_n, brain_image_d, image_m, image_d, brain_text_n, brain_text_e, text_m, text_e,
+            OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+            BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
+    """M_bi (1 + r_i c_j M_bt) of the tile at (row, column); the texts are left alone where no gate of it is open."""
+    scores = _product(brain_image + row * brain_image_n, image + column * image_m, zero, rows, columns, image_width, brain_image_n,
+                      brain_image_d, image_m, image_d, OPERAND, PRECISION, BLOCK_N, BLOCK_M, DEPTH)  # fmt: skip
+    if (tl.max((r != 0.0).to(tl.int32)) > 0) & (tl.max((c != 0.0).to(tl.int32)) > 0):
+        of_texts = _product(brain_text + row * brain_text_n, text + column * text_m, zero, rows, columns, text_width, brain_text_n,
+                            brain_text_e, text_m, text_e, OPERAND, PRECISION, BLOCK_N, BLOCK_M, DEPTH)  # fmt: skip
+        closed = (r == 0.0)[:, None] | (c == 0.0)[None, :]  # lets no NaN through
+        scores *= tl.where(closed, 1.0, 1.0 + r[:, None] * c[None, :] * of_texts)
+    return scores
+
+
+@triton.jit(do_not_specialize=_COUNTS)
+def _similarity_kernel(
+    brain_image, image, brain_text, text, row_gate, column_gate, out,
+    recordings, images, image_width, text_width, row_tiles, column_tiles,
+    brain_image_n, brain_image_d, image_m, image_d, brain_text_n, brain_text_e, text_m, text_e, row_gate_n, column_gate_m,
+    out_n, out_m,
+    ROW_GATED: tl.constexpr, COLUMN_GATED: tl.constexpr, GROUP: tl.constexpr, OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """One tile of the matrix."""
+    tile = tl.program_id(0).to(tl.int64)
+    first = tile // (column_tiles * GROUP) * GROUP
+    height = tl.minimum(row_tiles - first, GROUP)
+    within = tile % (column_tiles * GROUP)
+    row, column = (first + within % height) * BLOCK_N, within // height * BLOCK_M
+    rows = tl.minimum(recordings - row, BLOCK_N).to(tl.int32)
+    columns = tl.minimum(images - column, BLOCK_M).to(tl.int32)
+    r = _gate(row_gate, row, row_gate_n, rows, ROW_GATED, BLOCK_N)
+    c = _gate(column_gate, column, column_gate_m, columns, COLUMN_GATED, BLOCK_M)
+    scores = _scores(brain_image, image, brain_text, text, r, c, 0, row, column, rows, columns, image_width, text_width,
+                     brain_image_n, brain_image_d, image_m, image_d, brain_text_n, brain_text_e, text_m, text_e,
+                     OPERAND, PRECISION, BLOCK_N, BLOCK_M, DEPTH)  # fmt: skip
+    n, m = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
+    where = n.to(tl.int64)[:, None] * out_n + m.to(tl.int64)[None, :] * out_m
+    mask = (n < rows)[:, None] & (m < columns)[None, :]
+    tl.store(out + row * out_n + column * out_m + where, scores.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _largest(order, first, columns, BLOCK_M: tl.constexpr):
+    """Key, and column in the tile, of the best candidate of each row; `first` is the index of the tile's first image."""
+    top = tl.max(order, 1)
+    column = tl.min(tl.where(order == top[:, None], columns[None, :], BLOCK_M), 1)
+    key = (top.to(tl.int64) << 32) | (_LOW_HALF - (first + column))
+    return tl.where(top == _NO_ORDER, _NOBODY, key), column
+
+
+@triton.jit(do_not_specialize=_COUNTS)
+def _topk_kernel(
+    brain_image, image, brain_text, text, row_gate, column_gate, keys,
+    recordings, images, image_width, text_width, row_tiles, column_tiles, slice_tiles, slices, k,
+    brain_image_n, brain_image_d, image_m, image_d, brain_text_n, brain_text_e, text_m, text_e, row_gate_n, column_gate_m,
+    ROW_GATED: tl.constexpr, COLUMN_GATED: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, DEPTH: tl.constexpr, KEPT: tl.constexpr,
+):  # fmt: skip
+    """keys[i, slice, :k] of a tile of recordings and one slice of the gallery, in no order."""
+    program = tl.program_id(0).to(tl.int64)
+    row, slice_index = program % row_tiles * BLOCK_N, program // row_tiles  # neighbours read the same images
+    rows = tl.minimum(recordings - row, BLOCK_N).to(tl.int32)
+    r = _gate(row_gate, row, row_gate_n, rows, ROW_GATED, BLOCK_N)
+    n, place = tl.arange(0, BLOCK_N), tl.arange(0, KEPT)
+    # A place beyond k holds what nothing beats; a free one, all of them different, what every candidate beats.
+    start = tl.where(place < k, place.to(tl.int64) + (_NOBODY + 1), _UNBEATEN)
+    best = tl.zeros((BLOCK_N, KEPT), dtype=tl.int64) + start[None, :]
+    first_tile = slice_index * slice_tiles
+    for tile in range(first_tile, tl.minimum(first_tile + slice_tiles, column_tiles)):
+        column = tl.full((), BLOCK_M, tl.int64) * tile
+        zero = tl.minimum(tile, 0).to(tl.int32)  # unknown to the compiler: no address waits in registers
+        m = zero + tl.arange(0, BLOCK_M)
+        columns = tl.minimum(images - column, BLOCK_M).to(tl.int32)
+        c = _gate(column_gate, column, column_gate_m, columns, COLUMN_GATED, BLOCK_M)
+        scores = _scores(brain_image, image, brain_text, text, r, c, zero, row, column, rows, columns, image_width, text_width,
+                         brain_image_n, brain_image_d, image_m, image_d, brain_text_n, brain_text_e, text_m, text_e,
+                         OPERAND, PRECISION, BLOCK_N, BLOCK_M, DEPTH)  # fmt: skip
+        bits = tl.where(scores == 0.0, 0.0, scores).to(tl.int32, bitcast=True)  # -0 becomes 0
+        order = tl.where(scores != scores, _NAN_ORDER, tl.where(bits >= 0, bits, bits ^ 0x7FFFFFFF))
+        order = tl.where((n < rows)[:, None] & (m < columns)[None, :], order, _NO_ORDER)
+        # Indices ascend within a slice, so a score that only equals the worst one kept comes too late.
+        worst = tl.min(best, 1)
+        if tl.max((order > (worst >> 32).to(tl.int32)[:, None]).to(tl.int32)) > 0:
+            key, at = _largest(order, column, m, BLOCK_M)
+            while tl.max((key > worst).to(tl.int32)) > 0:
+                best = tl.where((best == worst[:, None]) & (key > worst)[:, None], key[:, None], best)
+                order = tl.where(m[None, :] == at[:, None], _NO_ORDER, order)
+                worst = tl.min(best, 1)
+                key, at = _largest(order, column, m, BLOCK_M)
+    where = ((row + n) * slices + slice_index)[:, None] * k + place[None, :]
+    tl.store(keys + where, best, mask=(n < rows)[:, None] & (place < k)[None, :])
+
+
+def launch_configuration(dtype: torch.dtype, architecture: int, recordings: int, kept: int = 0) -> dict:
+    """Compile-time constants, warps and stages for embeddings of one dtype; for top-k, of `kept` images a recording.
+
+    Chosen by compilation for sm_86 and sm_90: the largest tiles whose registers do not spill, and on sm_90 the products of
+    whole warp groups. `architecture` is 10 times the compute capability, and 0 under the interpreter.
+    """
+    precision = "ieee" if dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest" else "tf32"
+    many = recordings > 64
+    if dtype == torch.float32 and precision == "ieee":
+        block_n, block_m, depth, warps = (32 if kept > 16 else 64), 64, 16, (8 if kept or architecture < 90 else 4)
+    elif kept:
+        block_n, block_m, depth, warps = (128 if many and kept <= 16 and architecture >= 90 else 64), 128, 64 // dtype.itemsize, 8
+    else:
+        block_n, block_m, depth, warps = (128, 128, 128 // dtype.itemsize, 8) if many else (64, 64, 128 // dtype.itemsize, 4)
+    operand = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}[dtype]
+    if architecture == 0 and dtype == torch.bfloat16:
+        operand = tl.float32  # the interpreter multiplies no bfloat16
+    constants = {"OPERAND": operand, "PRECISION": precision, "BLOCK_N": block_n, "BLOCK_M": block_m, "DEPTH": depth}
+    constants |= {"KEPT": 16 if kept <= 16 else LARGEST_FUSED_K} if kept else {"GROUP": _GROUP}
+    return constants | {"num_warps": warps, "num_stages": 4 if kept and architecture >= 90 else 3}
+
+
+def triton_similarity(out: Tensor, *inputs: Tensor | None) -> None:
+    brain_image, image = inputs[:2]
+    configuration = launch_configuration(brain_image.dtype, _architecture(brain_image), len(brain_image))
+    row_tiles = triton.cdiv(len(brain_image), configuration["BLOCK_N"])
+    column_tiles = triton.cdiv(len(image), configuration["BLOCK_M"])
+    with _device_of(out):
+        _similarity_kernel[_grid(row_tiles * column_tiles, inputs)](
+            *_addresses(inputs, out), *_sizes(inputs), row_tiles, column_tiles, *_strides(inputs), *out.stride(),
+            **_gated(inputs), **configuration,
+        )  # fmt: skip
+
+
+def triton_topk(values: Tensor, indices: Tensor, *inputs: Tensor | None) -> None:
+    """The slices' keys are merged by torch.topk: they are integers of which no two are equal, so its order is the only one."""
+    brain_image, image = inputs[:2]
+    if len(image) > _LARGEST_GALLERY:
+        most = f"backend 'triton' ranks at most {_LARGEST_GALLERY:,}"
+        raise ValueError(f"image has {len(image):,} rows; {most}: split them and merge the best")
+    n, k = values.shape
+    if k > LARGEST_FUSED_K:
+        large_k.topk(triton_similarity, values, indices, *inputs)
+        return
+    configuration = launch_configuration(brain_image.dtype, _architecture(brain_image), n, k)
+    row_tiles = triton.cdiv(n, configuration["BLOCK_N"])
+    column_tiles = triton.cdiv(len(image), configuration["BLOCK_M"])
+    slice_tiles = triton.cdiv(column_tiles, slices_of(row_tiles, column_tiles, _programs(brain_image)))
+    slices = triton.cdiv(column_tiles, slice_tiles)
+    keys = indices.new_empty(n, slices, k)
+    with _device_of(values):
+        _topk_kernel[_grid(row_tiles * slices, inputs)](
+            *_addresses(inputs, keys), *_sizes(inputs), row_tiles, column_tiles, slice_tiles, slices, k, *_strides(inputs),
+            **_gated(inputs), **configuration,
+        )  # fmt: skip
+    large_k.decode(keys.view(n, slices * k).topk(k).values, values, indices)
+
+
+def slices_of(row_tiles: int, column_tiles: int, programs: int) -> int:
+    """The fewest slices of the gallery with which the programs that run at once are rarely idle; few slices insert less."""
+    if row_tiles <= programs:
+        return min(column_tiles, programs // row_tiles)
+    idle = lambda slices: -row_tiles * slices % programs / (row_tiles * slices)  # noqa: E731
+    return min(column_tiles, next((slices for slices in range(1, _SLICES) if idle(slices) <= _IDLE), _SLICES))
+
+
+def _programs(tensor: Tensor) -> int:
+    """How many top-k programs run at once: one a multiprocessor, as their registers have it."""
+    return torch.cuda.get_device_properties(tensor.device).multi_processor_count if tensor.is_cuda else _INTERPRETED_PROGRAMS
+
+
+def _architecture(tensor: Tensor) -> int:
+    if not tensor.is_cuda:
+        return 0
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return 10 * major + minor
+
+
+def _grid(programs: int, inputs: tuple[Tensor | None, ...]) -> tuple[int]:
+    if programs > _LARGEST_GRID:
+        shapes = " and ".join(str(tuple(x.shape)) for x in inputs[:2])
+        raise ValueError(f"brain_image and image of shapes {shapes} need {programs} blocks; split them to stay below 2^31")
+    return (programs,)
+
+
+def _addresses(inputs: tuple[Tensor | None, ...], out: Tensor) -> tuple[Tensor, ...]:
+    return (*(out if x is None else x for x in inputs), out)  # a gate that is not there is not read
+
+
+def _sizes(inputs: tuple[Tensor | None, ...]) -> tuple[int, ...]:
+    brain_image, image, brain_text = inputs[:3]
+    return (*brain_image.shape[:1], *image.shape, brain_text.shape[1])
+
+
+def _strides(inputs: tuple[Tensor | None, ...]) -> tuple[int, ...]:
+    *embeddings, row_gate, column_gate = inputs
+    return (*(s for x in embeddings for s in x.stride()), *(0 if gate is None else gate.stride(0) for gate in (row_gate, column_gate)))
+
+
+def _gated(inputs: tuple[Tensor | None, ...]) -> dict[str, bool]:
+    return {"ROW_GATED": inputs[4] is not None, "COLUMN_GATED": inputs[5] is not None}
+
+
+def _device_of(tensor: Tensor) -> torch.cuda.device:
+    return torch.cuda.device(tensor.device if tensor.is_cuda else -1)

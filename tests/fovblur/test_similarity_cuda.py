@@ -1,0 +1,122 @@
+"""The CUDA similarity's own: tf32, slices of the gallery, wide and strided loads, races."""
+
+from __future__ import annotations
+
+import cuda_on_host
+import pytest
+import torch
+from backends_under_test import ON_GPU, run_cuda_on_host
+from similarity_under_test import exact, random_embeddings, random_gates
+
+import fovblur
+from fovblur import backends
+from fovblur.enhanced_similarity import large_k
+
+OPERANDS = ["float16", "bfloat16", "float32", "tf32"]
+
+pytestmark = pytest.mark.parametrize("similarity", ["cuda"], indirect=True)
+
+
+@pytest.fixture(params=OPERANDS)
+def dtype(request):
+    """Of the embeddings; tf32 stands for float32 where PyTorch's matmul precision allows it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if request.param == "tf32" else "highest")
+    yield torch.float32 if request.param == "tf32" else getattr(torch, request.param)
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.fixture
+def module(tmp_path_factory):
+    return backends.load_native("cuda") if ON_GPU else cuda_on_host.build(tmp_path_factory.getbasetemp())
+
+
+def error_bound(embeddings, rounding: float) -> torch.Tensor:
+    """Of a matrix whose sums are off by `rounding` times the sum of their terms' magnitudes at most, modulated in float32."""
+    brain_image, image, brain_text, text = (x.double() for x in embeddings)
+    of_image, of_text = (rounding * x.abs() @ y.abs().T for x, y in ((brain_image, image), (brain_text, text)))
+    factor, image_similarity = 1 + brain_text @ text.T, brain_image @ image.T
+    return of_image * (factor.abs() + of_text) + (image_similarity * of_text).abs() + 2**-22 * (image_similarity * factor).abs()
+
+
+def test_matmul_precision_chooses_the_products_of_float32(similarity, seed):
+    embeddings = random_embeddings(20, 30, 200, 100)
+    expected, results = exact(*embeddings), {}
+    before = torch.get_float32_matmul_precision()
+    for precision in ("high", "medium", "highest"):
+        torch.set_float32_matmul_precision(precision)
+        results[precision] = similarity.matrix(*embeddings)
+    torch.set_float32_matmul_precision(before)
+    in_order = 200 * 2**-24  # a rounding for each term
+    assert ((results["highest"] - expected).abs() <= error_bound(embeddings, in_order)).all()
+    assert ((results["high"] - expected).abs() <= error_bound(embeddings, 2.001 * 2**-11 + 2 * in_order)).all()
+    assert (results["high"] - expected).abs().max() > 10 * (results["highest"] - expected).abs().max()
+    assert torch.equal(results["high"], results["medium"])
+
+
+def test_threads_may_take_turns_in_any_order(similarity, dtype, monkeypatch, tmp_path_factory, seed):
+    embeddings, gates = random_embeddings(131, 150, 200, 70, dtype), random_gates(131, 150)
+    results = []
+    for order in (1, -1):
+        if not ON_GPU:
+            run_cuda_on_host(monkeypatch, tmp_path_factory, order)
+        results.append((similarity.matrix(*embeddings, **gates), *similarity.topk(*embeddings, 40, **gates)))
+    assert all(torch.equal(one, other) for one, other in zip(*results))
+    torch.testing.assert_close(results[0][1], results[0][0].float().topk(40).values, rtol=2**-8, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 32, 33, 100, 128])
+def test_slices_of_the_gallery_do_not_show(similarity, module, monkeypatch, k, seed):
+    """Half of the images come twice, so that equal scores lie in all slices."""
+    brain_image, image, brain_text, text = random_embeddings(3, 260, 20, 10)
+    twice = torch.cat([torch.arange(260), torch.arange(260)])
+    embeddings = brain_image, image[twice], brain_text, text[twice]
+    order = similarity.matrix(*embeddings).sort(dim=1, descending=True, stable=True)
+    for slices in (1, 2, 5):
+        monkeypatch.setattr(module, "topk_slices", lambda params, slices=slices: slices)
+        values, indices = similarity.topk(*embeddings, k)
+        assert torch.equal(values, order.values[:, :k]) and torch.equal(indices, order.indices[:, :k])
+
+
+def test_more_than_the_kernels_keep(similarity, module, monkeypatch, dtype, seed):
+    embeddings, gates = random_embeddings(5, 400, 40, 24, dtype), random_gates(5, 400)
+    k = module.MOST_FUSED
+    fused = similarity.topk(*embeddings, k, **gates)
+    monkeypatch.setattr(large_k, "GALLERY_CHUNK", 1)
+    for more in (k + 1, 400):
+        values, indices = similarity.topk(*embeddings, more, **gates)
+        assert torch.equal(values[:, :k], fused[0]) and torch.equal(indices[:, :k], fused[1])
+        assert values.dtype == torch.float32 and all(len(set(row)) == more for row in indices.tolist())
+
+
+@pytest.mark.parametrize("layout", ["transposed", "strided", "offset", "padded"])
+def test_wide_and_strided_loads_give_the_same(similarity, dtype, layout, seed):
+    change = {
+        "transposed": lambda x: x.T.contiguous().T,
+        "strided": lambda x: torch.stack([x, x], 2)[:, :, 0],
+        "offset": lambda x: torch.cat([x.new_full((len(x), 1), torch.nan), x], 1)[:, 1:],
+        "padded": lambda x: torch.cat([x, x.new_full((len(x), 16 - x.shape[1] % 8), torch.nan)], 1)[:, : x.shape[1]],
+    }[layout]
+    embeddings = random_embeddings(20, 70, 77, 35, dtype)  # "padded" alone is aligned
+    padded = [torch.nn.functional.pad(x, (0, -x.shape[1] % 8))[:, : x.shape[1]] for x in embeddings]
+    ours = similarity.matrix(*map(change, embeddings))
+    assert torch.equal(ours, similarity.matrix(*padded)) and torch.equal(ours, similarity.matrix(*embeddings))
+
+
+def test_tiles_of_closed_gates_and_broken_rows(similarity, dtype, seed):
+    brain_image, image, brain_text, text = random_embeddings(140, 12, 40, 24, dtype)
+    plain = similarity.matrix(brain_image, image, torch.zeros_like(brain_text), text)
+    brain_text[128:], brain_text[5], text[3] = torch.nan, torch.inf, -torch.inf
+    rows, columns = torch.ones(140), torch.ones(12)
+    rows[128:] = rows[5] = columns[3] = 0  # all of the second tile of recordings, and some of the first
+    brain_image[7, 2] = torch.nan
+    ours = similarity.matrix(brain_image, image, brain_text, text, row_gate=rows, column_gate=columns)
+    assert torch.equal(ours[128:], plain[128:]) and torch.equal(ours[5], plain[5])
+    whole = torch.arange(140) != 7
+    assert torch.equal(ours[whole, 3], plain[whole, 3]) and ours[7].isnan().all() and ours[whole].isfinite().all()
+
+
+def test_indices_beyond_32_bits_are_refused(similarity):
+    image = torch.zeros(1, 1, device=similarity.device).expand(2**32, 1)
+    with pytest.raises(ValueError, match="image has 4,294,967,296 rows; backend 'cuda' ranks at most 4,294,967,294"):
+        fovblur.enhanced_topk(image[:1], image, image[:1], image, 1, backend="cuda")

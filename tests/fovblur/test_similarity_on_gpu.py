@@ -1,0 +1,112 @@
+"""What only a GPU can show of the similarity: graphs, streams, devices, memory, sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from similarity_under_test import check_topk, exact, random_embeddings, random_gates
+
+import fovblur
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+TYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+@pytest.fixture(params=["cuda", "triton"])
+def backend(request) -> str:
+    return request.param
+
+
+def call(backend: str, embeddings, k: int = 10, **gates) -> tuple[torch.Tensor, ...]:
+    matrix = fovblur.enhanced_similarity(*embeddings, **gates, backend=backend)
+    return (matrix, *fovblur.enhanced_topk(*embeddings, k, **gates, backend=backend))
+
+
+def on_gpu(*tensors: torch.Tensor, device: str = "cuda") -> list[torch.Tensor]:
+    return [tensor.to(device) for tensor in tensors]
+
+
+def test_a_graph_replays_on_changed_input(backend, seed):
+    embeddings = on_gpu(*random_embeddings(70, 500, 64, 40))
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        call(backend, embeddings)  # compiles
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = call(backend, embeddings)
+    for old, new in zip(embeddings, random_embeddings(70, 500, 64, 40)):
+        old.copy_(new)
+    graph.replay()
+    assert all(torch.equal(one, other) for one, other in zip(results, call(backend, embeddings)))
+
+
+def test_work_is_queued_on_the_current_stream(backend, seed):
+    embeddings = on_gpu(*random_embeddings(70, 500, 64, 40))
+    expected = call(backend, embeddings)
+    late = [torch.empty_like(x) for x in embeddings]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(200_000_000)  # a launch on another stream would read what is not there yet
+        for target, x in zip(late, embeddings):
+            target.copy_(x)
+        results = call(backend, late)
+    torch.cuda.current_stream().wait_stream(stream)
+    assert all(torch.equal(one, other) for one, other in zip(results, expected))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second CUDA device")
+def test_the_second_device_serves_while_the_first_is_current(backend, seed):
+    embeddings = on_gpu(*random_embeddings(70, 500, 64, 40), device="cuda:1")
+    with torch.cuda.device(0):
+        matrix, values, indices = call(backend, embeddings)
+    assert matrix.device == values.device == indices.device == torch.device("cuda:1")
+    check_topk(values.cpu(), indices.cpu(), exact(*embeddings).cpu(), 2e-6)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_topk_never_holds_the_matrix(backend, dtype, seed):
+    embeddings = on_gpu(*random_embeddings(1000, 300_000, 64, 32, dtype))  # whose scores would take 1.2 GB
+    fovblur.enhanced_topk(*embeddings, 100, backend=backend)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    values, indices = fovblur.enhanced_topk(*embeddings, 100, backend=backend)
+    torch.cuda.synchronize()
+    assert torch.cuda.max_memory_allocated() - before < 2**27
+    rows = slice(500, 520)
+    brain_image, image, brain_text, text = (x.cpu() for x in embeddings)
+    scores = exact(brain_image[rows], image, brain_text[rows], text)
+    check_topk(values[rows].cpu(), indices[rows].cpu(), scores, 2e-6)
+
+
+@pytest.mark.large
+def test_more_than_two_to_the_31_scores_and_more_tiles_than_a_grid_is_high(backend, seed):
+    for n, m in ((2**16 + 3, 2**15 + 5), (2**23 + 129, 1)):
+        embeddings = on_gpu(*random_embeddings(n, m, 8, 8, torch.float16))
+        matrix = fovblur.enhanced_similarity(*embeddings, backend=backend)
+        rows = torch.tensor([0, 1, n // 2, n - 130, n - 1], device="cuda")
+        brain_image, image, brain_text, text = embeddings
+        expected = exact(brain_image[rows], image, brain_text[rows], text)
+        assert ((matrix[rows].double() - expected).abs() <= 2**-10 * expected.abs().clamp(min=1)).all()
+        _, indices = fovblur.enhanced_topk(*embeddings, 1, backend=backend)
+        assert (expected.gather(1, indices[rows])[:, 0] >= expected.max(1).values - 2e-6 * expected.abs().max()).all()
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("dtype", [*TYPES, "tf32"], ids=str)
+def test_every_kernel_on_awkward_shapes(backend, dtype, seed):
+    """For compute-sanitizer, which slows everything down: few and small calls, each kernel once."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    dtype, tolerance = (torch.float32, 2e-3) if dtype == "tf32" else (dtype, {torch.bfloat16: 2**-7}.get(dtype, 2**-10))
+    for n, m, d, e, k in ((3, 131, 37, 5, 131), (130, 200, 40, 24, 10), (1, 1, 1, 0, 1), (5, 9, 0, 3, 2)):
+        embeddings, gates = random_embeddings(n, m, d, e, dtype), random_gates(n, m)
+        expected = exact(*embeddings, **gates)
+        gates = dict(zip(gates, on_gpu(*gates.values())))
+        matrix, values, indices = call(backend, on_gpu(*embeddings), k, **gates)
+        scale = expected.abs().clamp(min=1)
+        assert ((matrix.cpu().double() - expected).abs() <= tolerance * scale).all()
+        assert ((values.cpu().double() - expected.gather(1, indices.cpu())).abs() <= tolerance * scale.max()).all()
+    torch.set_float32_matmul_precision(before)

@@ -1,0 +1,101 @@
+"""What is special to the Triton similarity: tiles and slices that must not show, the larger k, precision, limits, offsets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from backends_under_test import ON_GPU
+from similarity_under_test import Similarity, exact, random_embeddings
+
+from fovblur.enhanced_similarity import large_k
+from fovblur.enhanced_similarity import triton as triton_backend
+
+similarity = Similarity("triton")
+
+
+def ranked(scores: torch.Tensor, k: int) -> list[list[int]]:
+    """Larger first, then the lower index."""
+    return scores.sort(dim=1, descending=True, stable=True).indices[:, :k].tolist()
+
+
+def integers(n: int, m: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    """Whose sums are exact, and most of whose scores are equal to others."""
+    return [torch.randint(-1, 2, shape).to(dtype) for shape in ((n, 3), (m, 3), (n, 2), (m, 2))]
+
+
+@pytest.mark.parametrize("slices", [1, 2, 5])
+def test_ties_across_tiles_and_slices(slices, monkeypatch, seed):
+    monkeypatch.setattr(triton_backend, "slices_of", lambda rows, columns, programs: slices)
+    embeddings = integers(2, 300)
+    for k in (1, 17):
+        values, indices = similarity.topk(*embeddings, k)
+        scores = exact(*embeddings)
+        assert indices.tolist() == ranked(scores, k)
+        assert torch.equal(values.double(), scores.gather(1, indices))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_k_above_what_a_kernel_keeps(dtype, monkeypatch, seed):
+    """In several chunks of the gallery and of the recordings; the values of half embeddings are not rounded to half."""
+    monkeypatch.setattr(large_k, "GALLERY_CHUNK", 140)
+    monkeypatch.setattr(large_k, "SCORES", 300)
+    k = triton_backend.LARGEST_FUSED_K + 1
+    brain_image, image, brain_text, text = integers(3, 200, dtype)
+    brain_image[:, 0] = 2049 / 1024  # whose products have more digits than a half
+    values, indices = similarity.topk(brain_image, image, brain_text, text, k, row_gate=torch.tensor([1.0, 0.0, 0.5]))
+    scores = exact(brain_image, image, brain_text, text, row_gate=torch.tensor([1.0, 0.0, 0.5]))
+    assert indices.tolist() == ranked(scores, k)
+    assert torch.equal(values.double(), scores.gather(1, indices))
+
+
+def test_keys_keep_every_score_and_its_order():
+    nan, inf = float("nan"), float("inf")
+    scores = torch.tensor([[nan, -inf, -3.5, -1e-45, 0.0, -0.0, 1e-45, 2.0, inf]])
+    keys = large_k.keys_of(scores, 2**32 - 9)
+    assert ranked(keys, 9) == [[8, 7, 6, 4, 5, 3, 2, 1, 0]]
+    values, indices = torch.empty(1, 9), torch.empty(1, 9, dtype=torch.int64)
+    large_k.decode(keys, values, indices)
+    torch.testing.assert_close(values, scores, rtol=0, atol=0, equal_nan=True)
+    assert indices.tolist() == [list(range(2**32 - 9, 2**32))]
+
+
+def test_tf32_is_used_only_where_pytorch_allows_it():
+    before = torch.get_float32_matmul_precision()
+    try:
+        for setting, precision in (("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")):
+            torch.set_float32_matmul_precision(setting)
+            for kept in (0, 16):
+                assert triton_backend.launch_configuration(torch.float32, 90, 1000, kept)["PRECISION"] == precision
+                assert triton_backend.launch_configuration(torch.float16, 90, 1000, kept)["PRECISION"] == "ieee"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("row_tiles", [1, 3, 16, 128, 130, 133, 264, 1000])
+def test_slices_keep_the_multiprocessors_busy(row_tiles):
+    slices = triton_backend.slices_of(row_tiles, 10_000, 132)
+    waves = -(-row_tiles * slices // 132)
+    assert row_tiles * slices > 0.89 * 132 * waves or slices == 8 or row_tiles * (slices + 1) > 132
+    assert triton_backend.slices_of(row_tiles, 2, 132) <= 2
+
+
+def test_a_gallery_beyond_the_keys_is_refused():
+    one = torch.ones(1, 1, dtype=torch.float16)
+    gallery = one.expand(2**32 + 1, 1)
+    with pytest.raises(ValueError, match="image has 4,294,967,297 rows; backend 'triton' ranks at most 4,294,967,296"):
+        similarity.topk(one, gallery, one, gallery, 3)
+
+
+@pytest.mark.skipif(ON_GPU, reason="takes addresses, not memory, on a CPU only")
+@pytest.mark.parametrize("which", ["rows", "columns", "out"])
+def test_offsets_beyond_32_bits(which, seed):
+    """Of the 4 GiB of addresses, only the pages that are touched become memory."""
+    embeddings = [x.half() for x in random_embeddings(2, 2, 2, 2)]
+    far = torch.empty(2**31 + 100, dtype=torch.float16).as_strided((2, 2), (1, 2**31 + 50) if which == "columns" else (2**31 + 50, 1))
+    out = torch.empty(2, 2, dtype=torch.float16)
+    if which == "out":
+        out = far
+    else:
+        embeddings[1] = far.copy_(embeddings[1])
+    triton_backend.triton_similarity(out, *embeddings, None, None)
+    torch.testing.assert_close(out.double(), exact(*embeddings), rtol=2**-10, atol=2**-10)

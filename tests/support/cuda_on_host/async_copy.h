@@ -1,0 +1,44 @@
+// The functions of csrc/common/async_copy.cuh, for cuda_runtime.h. A copy runs at once in one order of threads and only when it
+// is waited for in the other: a kernel that does not wait, or overwrites what is still read, gives two results.
+#pragma once
+
+#include <cstring>
+
+namespace cuda_on_host {
+
+inline void run(const Copy& copy) {
+  std::memset(copy.target, 0, 16);
+  std::memcpy(copy.target, copy.source, size_t(copy.bytes));
+}
+
+inline void run_groups_up_to(long group) {
+  std::vector<Copy>& copies = running->copies;
+  size_t done = 0;
+  for (; done < copies.size() && copies[done].group <= group; ++done) run(copies[done]);
+  copies.erase(copies.begin(), copies.begin() + long(done));
+}
+
+}  // namespace cuda_on_host
+
+namespace fovblur {
+
+inline uint4* const dynamic_shared = reinterpret_cast<uint4*>(cuda_on_host::shared_memory);
+
+inline void copy_async(void* shared, const void* global, int bytes) {
+  if (reinterpret_cast<uintptr_t>(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16)
+    cuda_on_host::fail("a copy is not aligned to 16 bytes");
+  const cuda_on_host::Copy copy{shared, global, bytes, cuda_on_host::running->groups};
+  if (fovblur_thread_order > 0)
+    cuda_on_host::run(copy);
+  else
+    cuda_on_host::running->copies.push_back(copy);
+}
+
+inline void commit_copies() { ++cuda_on_host::running->groups; }
+
+template <int kLeft>
+void wait_for_copies() {
+  cuda_on_host::run_groups_up_to(cuda_on_host::running->groups - 1 - kLeft);
+}
+
+}  // namespace fovblur
