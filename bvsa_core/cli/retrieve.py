@@ -178,7 +178,7 @@ def open_gallery(parsed: jsonargparse.Namespace, method: Method, materials: Mate
         UserError: it is missing, empty, damaged, or of another kind.
     """
     shared = {"image_embeddings": method.image_embeddings, "text_embeddings": method.text_embeddings, "device": materials.device}
-    where, levels = parsed.gallery, method.gallery_levels()
+    where, levels = parsed.gallery, method.views_of_gallery()
     given_texts = Rows(parsed.gallery_text) if parsed.gallery_text else None
     if where is not None and not Path(where).is_dir():
         if not Path(where).suffix:

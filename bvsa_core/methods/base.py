@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy, normalize, softplus
 
 from bvsa_core.encoders import Shape, encode
 from bvsa_core.retrieval.evaluate import Embeddings
+from bvsa_core.vision.multilevel import Fusion
 from bvsa_core.vision.views import SHARP, Level
 
 
@@ -50,7 +51,7 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.options = options
         self.encoder = build_encoder(shape)
-        self.fusion: nn.Module | None = None  # of multi-level targets, trained along with the method
+        self.fusion: Fusion | None = None  # of multi-level targets, trained along with the method
         self.epoch, self.epochs = 0, 1  # the one being trained, counted from 0, and how many there will be
 
     def prepare(self, everything: Callable[[], Batch]) -> None:
@@ -63,6 +64,10 @@ class Method(nn.Module, ABC):
     def gallery_levels(self) -> list[Level]:
         """The blur levels under which the pictures to retrieve are seen."""
         return [SHARP]
+
+    def views_of_gallery(self) -> list[Level]:
+        """The blur levels whose features retrieval needs: those of the gallery, then those that are fused with each."""
+        return [*self.gallery_levels(), *(self.fusion.levels if self.fusion is not None else [])]
 
     def blur(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Gain and kernel size (B,) under which these training samples are seen next."""
@@ -91,16 +96,29 @@ class Method(nn.Module, ABC):
         brain_image, brain_text = self.embed(recordings, subjects)
         return brain_image.repeat(1, levels), brain_text.repeat(1, levels)
 
+    def fuse(self, features: Tensor) -> Tensor:
+        """Features (gallery levels, M, D) of pictures, from those at `views_of_gallery`."""
+        if self.fusion is None:
+            return features
+        own = len(self.gallery_levels())
+        return torch.stack([self.fusion([view, *features[own:]]) for view in features[:own]])
+
     def image_embeddings(self, features: Tensor) -> Tensor:
-        """Embeddings of pictures to retrieve, from features (levels, M, D): those of several levels side by side."""
-        return self.embed_images(features).transpose(0, 1).flatten(1)
+        """Embeddings of pictures to retrieve, from features at `views_of_gallery`: those of several levels side by side."""
+        return self.embed_images(self.fuse(features)).transpose(0, 1).flatten(1)
 
     def text_embeddings(self, features: Tensor) -> Tensor:
         """Embeddings of texts, from features (M, D): repeated as those of recordings are."""
         return self.embed_texts(features).repeat(1, len(self.gallery_levels()))
 
     def retrieval_embeddings(self, recordings: Tensor, images: Tensor, texts: Tensor, subjects: Tensor | None = None) -> Embeddings:
-        """Embeddings of test recordings (N, channels, time), of features of pictures (levels, M, D) and of texts (M, D)."""
+        """Embeddings of test recordings (N, channels, time), of pictures and of texts, from their features.
+
+        Args:
+            images: (levels, M, D), at `views_of_gallery`.
+            texts: (M, D).
+            subjects: (N,), whose recordings these are; see Batch.
+        """
         brain_image, brain_text = self.query_embeddings(recordings, subjects)
         return Embeddings(brain_image, self.image_embeddings(images), brain_text, self.text_embeddings(texts))
 

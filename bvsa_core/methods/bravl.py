@@ -151,7 +151,7 @@ class BraVL(Method):
 
     def retrieval_embeddings(self, recordings: Tensor, images: Tensor, texts: Tensor, subjects: Tensor | None = None) -> Embeddings:
         """The classifier's scores (N, M), as embeddings whose products are those: recordings by scores, pictures by axes."""
-        gallery = self.observed(recordings[:0], images[0], texts)
+        gallery = self.observed(recordings[:0], self.fuse(images)[0], texts)
         heads = [head(body(each)).chunk(2, dim=-1) for head, body, each in zip(self.heads[IMAGE:], self.bodies, gallery[IMAGE:])]
         latents, _ = product(*(torch.stack(each) for each in zip(*heads)))
         queries = self.heads[BRAIN](encode(self.encoder, recordings, subjects)).chunk(2, dim=-1)[0]

@@ -79,7 +79,7 @@ class Materials:
         """Learnt weights of multi-level targets, where the configuration asks for them."""
         if not self.config.target_levels and not self.config.target_layers:
             return None
-        return Fusion(self.clip.widths(), 1 + len(self.config.target_levels)).to(self.device)
+        return Fusion(self.clip.widths(), [Level(*level) for level in self.config.target_levels]).to(self.device)
 
     @property
     def falloff(self) -> Falloff:
@@ -113,9 +113,7 @@ class Materials:
     def views(self, pictures: Sequence[str], levels: Sequence[Level], fusion: Fusion | None = None) -> Views:
         """Features of pictures, at least at these levels; with a fusion, multi-level ones."""
         if fusion is not None:
-            fixed = [Level(*level) for level in self.config.target_levels]
-            at_fixed = self.views(pictures, fixed) if fixed else None
-            return MultiLevelViews(fusion, self.views(pictures, levels), at_fixed, fixed)
+            return MultiLevelViews(fusion, self.views(pictures, levels), self.views(pictures, fusion.levels or levels))
         if self.config.views == "online":
             return self._online(tuple(pictures))
         bank = self.bank(pictures)
@@ -227,7 +225,8 @@ def train(config: RunConfig, materials: Materials, report: Callable[[dict], None
         order = torch.randperm(len(split), generator=torch.Generator().manual_seed(config.seed)).to(materials.device)
         split = replace(split, image_of=split.image_of[order])
     if config.selection == "validation":
-        examine = lambda: {"validation_top1": held_out_top1(method, *held_out, texts, split.subjects)}  # noqa: E731
+        gallery = materials.views(split.images, method.views_of_gallery())
+        examine = lambda: {"validation_top1": held_out_top1(method, validation, gallery, texts, split.subjects)}  # noqa: E731
     elif config.selection == "oracle":
         examine = oracle(Trained(method, 0, shape, split, validation), materials, config)
     epoch = fit(method, split, views, texts, config, fabric, report, held_out, examine)
@@ -254,7 +253,7 @@ def divide(split: Split, config: RunConfig) -> tuple[Split, Split | None]:
 def oracle(trained: Trained, materials: Materials, config: RunConfig) -> Callable[[], dict[str, float]]:
     """What tells the figures of the test set after an epoch, as they would be reported."""
     method, test = trained.method, materials.split(config.subject, "test", config.repetitions)
-    views = materials.views(test.images, method.gallery_levels(), method.fusion)
+    views = materials.views(test.images, method.views_of_gallery())
     texts = materials.texts(test.images, test.concepts)
 
     def examine() -> dict[str, float]:
@@ -302,7 +301,7 @@ def load_method(folder: RunFolder, materials: Materials) -> Method:
 
 def embed(method: Method, split: Split, materials: Materials, trained: list[str]) -> Embeddings:
     """What retrieval compares, after training on some subjects: row i of everything belongs to sample i of a split."""
-    views = materials.views(split.images, method.gallery_levels(), method.fusion)
+    views = materials.views(split.images, method.views_of_gallery())
     return embed_samples(method, split, views, materials.texts(split.images, split.concepts), trained)
 
 

@@ -59,11 +59,11 @@ def embed_samples(method: Method, split: Split, views: Views, texts: Tensor, tra
     """What retrieval compares, after training on some subjects: row i of everything belongs to sample i of a split.
 
     Args:
-        views: gives the features of split's pictures, at the gallery's levels.
+        views: gives the features of split's pictures at method.views_of_gallery().
         texts: (pictures, D) features of their prompts.
     """
     gallery = []
-    for level in method.gallery_levels():
+    for level in method.views_of_gallery():
         gain = torch.full(split.image_of.shape, level.gain, device=split.image_of.device)
         gallery.append(views(split.image_of, gain, torch.full_like(split.image_of, level.kernel_size)))
     method.eval()

@@ -22,19 +22,19 @@ class Fusion(nn.Module):
 
     Args:
         widths: of the output and of the layers that stand side by side in a feature.
-        views: features that are fused, of the same picture under several blurs.
+        levels: of the blurs whose views are fused with the one that is asked for.
     """
 
-    def __init__(self, widths: Sequence[int], views: int):
+    def __init__(self, widths: Sequence[int], levels: Sequence[Level]):
         super().__init__()
-        self.widths = list(widths)
-        self.weights = nn.Parameter(torch.zeros(views, len(widths)))  # softmax over all of them
+        self.widths, self.levels = list(widths), list(levels)
+        self.weights = nn.Parameter(torch.zeros(1 + len(levels), len(widths)))  # softmax over all of them
         self.maps = nn.ModuleList(nn.Linear(width, widths[0], bias=False) for width in self.widths[1:])
         for linear in self.maps:
             nn.init.zeros_(linear.weight)
 
     def forward(self, views: Sequence[Tensor]) -> Tensor:
-        """Fused features (B, widths[0]) of features (B, sum(widths)) of several views."""
+        """Fused features (B, widths[0]) of features (B, sum(widths)) of the view asked for and those at the levels."""
         weights = self.weights.flatten().softmax(0).view_as(self.weights)
         fused = 0.0
         for features, of_view in zip(views, weights):
@@ -45,14 +45,14 @@ class Fusion(nn.Module):
 
 
 class MultiLevelViews:
-    """Fuses the view that is asked for with views of the same pictures at fixed levels."""
+    """Fuses the view that is asked for with views of the same pictures at the levels of a fusion."""
 
-    def __init__(self, fusion: Fusion, views: Views, fixed: Views | None, levels: Sequence[Level]):
-        self.fusion, self.views, self.fixed, self.levels = fusion, views, fixed, list(levels)
+    def __init__(self, fusion: Fusion, views: Views, fixed: Views):
+        self.fusion, self.views, self.fixed = fusion, views, fixed
 
     def __call__(self, indices: Tensor, gain: Tensor, kernel_size: Tensor) -> Tensor:
         seen = [self.views(indices, gain, kernel_size)]
-        for level in self.levels:
+        for level in self.fusion.levels:
             size = torch.full_like(indices, level.kernel_size)
             seen.append(self.fixed(indices, torch.full(indices.shape, level.gain, device=indices.device), size))
         return self.fusion(seen)

@@ -65,6 +65,14 @@ def test_a_folder_of_pictures_a_bank_and_a_file_of_features_are_the_same_gallery
     assert rows(by_default) == rows(of_folder)  # the test pictures are in the order of their paths
 
 
+def test_a_run_with_fused_targets_fuses_its_gallery(small_data, succeed, tmp_path):
+    fused = ["--target_levels", "[[51,0.5]]", "--target_layers", "[0]"]
+    succeed("train", "--data", small_data, "--out", tmp_path / "run", "--method", "vanilla", "--epochs", 1, "--lr", 0.01, *fused)
+    succeed("retrieve", tmp_path / "run", "--top", 3)
+    found = json.loads((tmp_path / "run" / "retrieved.json").read_text())
+    assert rows(found) == similarity(RunFolder(tmp_path / "run").embeddings(), Scoring()).topk(3, dim=1).indices.tolist()
+
+
 def test_recordings_come_from_published_files_and_arrays(finished, small_data, retrieved, tmp_path):
     test = load_split(Dataset(small_data), ["sub-01"], "test")
     np.save(tmp_path / "two.npy", test.recordings[3:5].numpy())

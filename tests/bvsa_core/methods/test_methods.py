@@ -15,6 +15,7 @@ from bvsa_core.encoders import Shape
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Batch, Interval
 from bvsa_core.training.config import PRESETS, method_options
+from bvsa_core.vision.multilevel import Fusion
 from bvsa_core.vision.views import SHARP, Level
 
 SAMPLES, BATCH, CHANNELS, TIME, WIDTH = 40, 24, 3, 10, 16
@@ -88,6 +89,7 @@ def test_bvsa(preset, seed):
     method = make("bvsa", preset, c=0.3)
     to_image, to_text = np.ones(SAMPLES), np.ones(SAMPLES)
     gains, sizes = np.full(SAMPLES, 0.5), np.full(SAMPLES, 51)
+    chosen_gains, chosen_sizes = set(), set()
     for _ in range(4):
         batch = random_batch()
         images, texts = batch.images.double().numpy(), batch.texts.double().numpy()
@@ -106,7 +108,9 @@ def test_bvsa(preset, seed):
         gain, kernel_size = method.blur(torch.arange(SAMPLES))
         np.testing.assert_allclose(gain.numpy(), gains, rtol=1e-6)
         np.testing.assert_array_equal(kernel_size.numpy(), sizes)
-    assert len(set(gains)) > 1 and len(set(sizes)) > 1, "no sample ever stood out: the rules are not exercised"
+        chosen_gains |= set(gains)
+        chosen_sizes |= set(sizes)
+    assert len(chosen_gains) > 1 and len(chosen_sizes) > 1, "no sample ever stood out: the rules are not exercised"
     assert method.default_gate == {"paper": "paper", "code": "code"}.get(preset, "none")
     assert len(method.gallery_levels()) == (3 if preset == "code" else 1)
 
@@ -241,6 +245,18 @@ def test_three_gallery_views_stand_side_by_side(seed):
     brain, brain_text = method.embed(recordings)
     torch.testing.assert_close(embeddings.brain_image @ embeddings.image.T, sum(brain @ view.T for view in images))
     torch.testing.assert_close(embeddings.brain_text @ embeddings.text.T, 3 * brain_text @ texts.T)
+
+
+def test_fused_targets_are_fused_at_retrieval_too(seed):
+    method = make("bvsa", "code")
+    method.fusion = Fusion([WIDTH, 3], [SHARP])
+    torch.nn.init.normal_(method.fusion.maps[0].weight)
+    assert method.views_of_gallery() == [*method.gallery_levels(), SHARP]
+    recordings, images, texts = torch.randn(5, CHANNELS, TIME), torch.randn(4, 5, WIDTH + 3), torch.randn(5, WIDTH)
+    embeddings = method.eval().retrieval_embeddings(recordings, images, texts)
+    brain, _ = method.embed(recordings)
+    expected = sum(brain @ method.fusion([view, images[3]]).T for view in images[:3])
+    torch.testing.assert_close(embeddings.brain_image @ embeddings.image.T, expected)
 
 
 def test_unknown_names_are_told():

@@ -134,7 +134,7 @@ def test_held_out_samples_compete_with_those_of_other_concepts(seed):
     texts = torch.zeros(pictures, 1)
     method = SimpleNamespace(
         eval=lambda: None,
-        gallery_levels=lambda: [SHARP],
+        views_of_gallery=lambda: [SHARP],
         retrieval_embeddings=lambda brain, images, text, subjects: Embeddings(brain[:, 0], images[0], torch.zeros(len(brain), 1), text),
     )
     found = held_out_top1(method, split, lambda indices, gain, kernel_size: features[indices], texts, ["a", "b", "c"])

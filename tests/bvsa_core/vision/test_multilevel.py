@@ -26,7 +26,7 @@ def features(seed) -> torch.Tensor:
 
 
 def test_fusion_is_a_weighted_sum(features):
-    fusion = Fusion(WIDTHS, 3)
+    fusion = Fusion(WIDTHS, [SHARP, Level(57, 0.5)])
     start = fusion(features.unbind())
     torch.testing.assert_close(start, normalize(features[..., :6].mean(0), dim=-1))  # of the outputs alone
     start[0, 0].backward()
@@ -47,8 +47,8 @@ def test_fusion_is_a_weighted_sum(features):
 def test_views_at_fixed_levels_join_the_one_asked_for(features):
     asked = BankedViews(features[:2], [Level(51, 0.5), Level(57, 0.5)])
     fixed = BankedViews(features[2:], [SHARP])
-    fusion = Fusion(WIDTHS, 2)
-    views = MultiLevelViews(fusion, asked, fixed, [SHARP])
+    fusion = Fusion(WIDTHS, [SHARP])
+    views = MultiLevelViews(fusion, asked, fixed)
     indices, sizes = torch.tensor([4, 0, 4]), torch.tensor([51, 57, 57])
     expected = fusion([features[[0, 1, 1], indices], features[2, indices]])
     torch.testing.assert_close(views(indices, torch.full((3,), 0.5), sizes), expected)
