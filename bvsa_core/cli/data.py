@@ -30,7 +30,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
         config = make(SyntheticConfig, chosen)
         with Display() as display:
             make_dataset(chosen.folder, config, display)
-        print(f"synthetic data of {config.subjects} subject(s) in {chosen.folder}")
+        print(f"synthetic {config.modality.upper()} data of {config.subjects} subject(s) in {chosen.folder}")
         return
     with Display() as display:
         report = check_dataset(chosen.folder, display)

@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 import jsonargparse
 from rich.console import Console
 
-from bvsa_core.cli.arguments import Parser, make
+from bvsa_core.cli.arguments import Parser
 from bvsa_core.cli.progress import Display
 from bvsa_core.data.synthetic import SyntheticConfig, make_dataset
 from bvsa_core.errors import UserError
@@ -49,7 +49,7 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     for field in fields(RunConfig):
         if field.name not in SETTLED:
             add(f"--{field.name}", type=hints[field.name] | None, default=None, help="of every run; see bvsa train --help")
-    parser.add_class_arguments(SyntheticConfig, "synthetic")
+    parser.add_class_arguments(SyntheticConfig, "synthetic", skip={"modality"})
     parser.set_defaults({"synthetic.subjects": 1})
 
 
@@ -82,18 +82,19 @@ def run(parsed: jsonargparse.Namespace) -> None:
 
 
 def data_folders(parsed: jsonargparse.Namespace, grid: Grid, display: Display, processes: Team) -> dict[str, Path]:
-    """The folder of each modality; without flags the demo's, or one with more subjects where the grid trains between them."""
+    """The folder of each modality; without flags the demo's, or synthetic ones of more subjects where the grid trains between them."""
     if given := {name: getattr(parsed, name) for name in ("eeg", "meg") if getattr(parsed, name)}:
         return given
-    synthetic = make(SyntheticConfig, parsed.synthetic)
-    folder = DEMO
-    if "inter" in grid.settings:
-        synthetic = replace(synthetic, subjects=max(2, synthetic.subjects))
-        folder = DEMO.with_name(f"synthetic_{synthetic.subjects}_subjects")
-    if processes.rank == 0:
-        make_dataset(folder, synthetic, display)
+    flags = parsed.synthetic.as_dict()
+    flags["subjects"] = max(flags["subjects"], 2 if "inter" in grid.settings else 1)
+    folders = {}
+    for modality in grid.modalities:
+        as_demo = modality == "eeg" and flags["subjects"] == 1
+        folders[modality] = DEMO if as_demo else DEMO.with_name(f"synthetic_{modality}_{flags['subjects']}_subjects")
+        if processes.rank == 0:
+            make_dataset(folders[modality], SyntheticConfig(**{**flags, "modality": modality}), display)
     processes.wait()
-    return {"eeg": folder}
+    return folders
 
 
 def run_all(todo: list[Cell], root: Path, parsed: jsonargparse.Namespace, display: Display, processes: Team) -> dict[str, str]:

@@ -139,7 +139,7 @@ def read_queries(path: Path | None, folder: RunFolder, materials: Materials) -> 
     config, shape = materials.config, folder.result()["shape"]
     if path is None or path.suffix == ".pt":
         if path is None:
-            split = materials.split(config.subject, "test")
+            split = materials.split(config.subject, "test", config.repetitions)
         else:
             split = make_split([(path, read_recordings(path))], [path.stem], config.channels, config.window)
         names, recordings = [split.images[i] for i in split.image_of.tolist()], split.recordings
@@ -192,7 +192,7 @@ def open_gallery(parsed: jsonargparse.Namespace, method: Method, materials: Mate
     if given_texts:
         raise UserError("--gallery_text belongs to a gallery of features; the texts of pictures are made from their names")
     if where is None:
-        test = materials.split(materials.config.subject, "test")
+        test = materials.split(materials.config.subject, "test", materials.config.repetitions)
         names, concepts, bank = test.images, test.concepts, materials.bank(test.images)
     else:
         paths = sorted(path for path in Path(where).rglob("*") if path.suffix.lower() in PICTURES)

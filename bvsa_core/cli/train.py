@@ -1,4 +1,4 @@
-"""Train one method on one subject, or on all of them one after another, and score it on the test set."""
+"""Train one method for one subject, or for all of them one after another, and score it on that one's test set."""
 
 from __future__ import annotations
 

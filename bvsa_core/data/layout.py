@@ -7,13 +7,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from bvsa_core.data import things_meg
 from bvsa_core.data.recording import read_arrays
 from bvsa_core.errors import UserError
 
@@ -32,6 +34,7 @@ class Recordings:
     concepts: list[str]  # (conditions,) names of what they show, such as "aircraft_carrier"
     channels: list[str]  # (channels,)
     times: np.ndarray  # (time,) seconds after the picture appears
+    modality: str = "EEG"  # or MEG
 
     def __len__(self) -> int:
         return len(self.data)
@@ -60,8 +63,13 @@ class Dataset:
     @property
     def name(self) -> str:
         """What tables call the data set: the name its maker wrote into dataset.json, else that of the folder."""
-        description = self.root / "dataset.json"
-        return json.loads(description.read_text())["name"] if description.exists() else self.root.resolve().name
+        return self.description.get("name", self.root.resolve().name)
+
+    @functools.cached_property
+    def description(self) -> dict:
+        """What its maker wrote into dataset.json; empty where there is none, as in published folders."""
+        path = self.root / "dataset.json"
+        return json.loads(path.read_text()) if path.exists() else {}
 
     @property
     def subjects(self) -> list[str]:
@@ -77,9 +85,24 @@ class Dataset:
         Raises:
             UserError: naming the file, what is wrong with it and what to do.
         """
+        self._check(subject)
+        recordings = read_recordings(self.path(subject, split))
+        return replace(recordings, modality=self.description.get("modality", recordings.modality))
+
+    def others(self, subject: str) -> list[str]:
+        """Every subject but one.
+
+        Raises:
+            UserError: that one is not there, or nobody else is.
+        """
+        self._check(subject)
+        if len(self.subjects) == 1:
+            raise UserError(f"{self.recordings_folder}: {subject} is the only subject, with nobody else to train on; use --setting intra")
+        return [name for name in self.subjects if name != subject]
+
+    def _check(self, subject: str) -> None:
         if subject not in self.subjects:
             raise UserError(f"{self.recordings_folder}: no subject {subject!r}; there are {', '.join(self.subjects)}")
-        return read_recordings(self.path(subject, split))
 
     def image_path(self, image: str) -> Path:
         """Where a picture named in a recordings file lies.
@@ -125,7 +148,8 @@ def read_recordings(path: Path) -> Recordings:
     if times.ndim != 1 or len(times) < time:
         raise UserError(f"{path}: 'times' has shape {times.shape} for {time} time points")
     # The published files keep the times of the whole epoch beside its last second.
-    recordings = Recordings(data, images, concepts, channel_names, times[-time:])
+    modality = "MEG" if channels == things_meg.SENSORS else "EEG"
+    recordings = Recordings(data, images, concepts, channel_names, times[-time:], modality)
     if (where := first_bad_condition(data)) is not None:
         raise UserError(f"{path}: condition {where} ({images[where]}) has NaN or infinite samples; make the file again")
     return recordings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class Split:
     repetitions: int  # averaged into one sample; 1 where single trials are samples
     subject_of: Tensor  # (samples,) int64, into subjects
     subjects: list[str]
+    modality: str = "EEG"  # or MEG
 
     def __len__(self) -> int:
         return len(self.recordings)
@@ -68,62 +70,68 @@ def load_split(
     channels: str | list[str] = "standard",
     window: tuple[float, float] | None = None,
     average: bool = True,
+    repetitions: int | None = None,
 ) -> Split:
     """Load one split.
 
     Args:
         subjects: names such as "sub-01"; samples of several are put one after another.
-        channels: "standard" (the 17 occipital and parietal ones of THINGS-EEG), "all", or names.
+        channels: "standard" (the 17 occipital and parietal ones of THINGS-EEG; of MEG all), "all", or names.
         window: first and last time to keep, in seconds after the picture appears; None keeps all.
         average: whether the repetitions of a picture are averaged into one sample.
+        repetitions: how many of them are taken, from the first; None takes all.
 
     Raises:
-        UserError: a subject, channel or time that is not there, or subjects that do not fit together.
+        UserError: a subject, channel, time or repetition that is not there, or subjects that do not fit together.
     """
-    parts = [(dataset.path(subject, split), dataset.load(subject, split)) for subject in subjects]
-    return make_split(parts, list(subjects), channels, window, average)
+    parts = ((dataset.path(subject, split), dataset.load(subject, split)) for subject in subjects)  # one in memory at a time
+    return make_split(parts, list(subjects), channels, window, average, repetitions)
 
 
 def make_split(
-    parts: list[tuple[Path, Recordings]],
+    parts: Iterable[tuple[Path, Recordings]],
     subjects: list[str],
     channels: str | list[str] = "standard",
     window: tuple[float, float] | None = None,
     average: bool = True,
+    repetitions: int | None = None,
 ) -> Split:
     """A split from the contents of recordings files, the paths they are called by, and whose they are; see load_split."""
-    samples, images_of, subject_of = [], [], []
-    first_path, first = parts[0]
-    images = list(dict.fromkeys(image for _, part in parts for image in part.images))
-    number = {image: i for i, image in enumerate(images)}
-    concept = {image: name for _, part in parts for image, name in zip(part.images, part.concepts)}
+    samples, images_of, subject_of, paths = [], [], [], []
+    number: dict[str, int] = {}
+    concept: dict[str, str] = {}
     for path, part in parts:
-        chosen = part.data[:, :, _channel_indices(part, channels, path)][..., _time_slice(part, window, path)]
-        conditions, repetitions = chosen.shape[:2]
-        index = np.array([number[image] for image in part.images])
+        chosen = part.data[:, :repetitions, _channel_indices(part, channels, path)][..., _time_slice(part, window, path)]
+        conditions, taken = chosen.shape[:2]
+        if repetitions is not None and taken < repetitions:
+            raise UserError(f"{path}: a picture is shown {taken} times, not {repetitions}; ask for fewer repetitions")
+        index = np.array([number.setdefault(image, len(number)) for image in part.images])
+        concept |= zip(part.images, part.concepts)
         if average:
             samples.append(chosen.mean(axis=1, dtype=np.float32))
         else:
-            samples.append(chosen.reshape(conditions * repetitions, *chosen.shape[2:]).astype(np.float32))
-            index = np.repeat(index, repetitions)
+            samples.append(chosen.reshape(conditions * taken, *chosen.shape[2:]).astype(np.float32))
+            index = np.repeat(index, taken)
         images_of.append(index)
         subject_of.append(np.full(len(index), len(subject_of)))
+        paths.append(path)
         if samples[-1].shape[1:] != samples[0].shape[1:]:
-            raise UserError(f"{path}: recordings are {samples[-1].shape[1:]} and those of {first_path} {samples[0].shape[1:]}")
+            raise UserError(f"{path}: recordings are {samples[-1].shape[1:]} and those of {paths[0]} {samples[0].shape[1:]}")
     return Split(
         recordings=torch.from_numpy(np.concatenate(samples)),
         image_of=torch.from_numpy(np.concatenate(images_of)),
-        images=images,
-        concepts=[concept[image] for image in images],
-        channels=[first.channels[i] for i in _channel_indices(first, channels, first_path)],
-        repetitions=first.data.shape[1] if average else 1,
+        images=list(number),
+        concepts=[concept[image] for image in number],
+        channels=[part.channels[i] for i in _channel_indices(part, channels, path)],
+        repetitions=taken if average else 1,
         subject_of=torch.from_numpy(np.concatenate(subject_of)),
         subjects=list(subjects),
+        modality=part.modality,
     )
 
 
 def _channel_indices(part: Recordings, channels: str | list[str], path: object) -> list[int]:
-    if channels == "all":
+    if channels == "all" or (channels == "standard" and part.modality == "MEG"):
         return list(range(len(part.channels)))
     wanted = list(OCCIPITAL_CHANNELS) if channels == "standard" else [channels] if isinstance(channels, str) else channels
     missing = [name for name in wanted if name not in part.channels]

@@ -17,7 +17,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import scipy.fft
@@ -26,9 +27,9 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
 import fovblur
+from bvsa_core.data import things_eeg, things_meg
 from bvsa_core.data.layout import IMAGE_FOLDERS, RECORDINGS_FOLDER, Recordings, write_recordings
-from bvsa_core.data.things_eeg import CHANNELS, OCCIPITAL_CHANNELS, SAMPLING_RATE
-from bvsa_core.errors import UserError
+from bvsa_core.errors import UserError, unknown_name
 from bvsa_core.files import make_folder
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ SCALES = ((2.0, 2, 16), (5.0, 4, 10), (10.0, 8, 6))  # (sigma in pixels, samplin
 UNITS_OF_A_SCALE = 24
 LATENCIES = (0.17, 0.13, 0.09)  # seconds, of the scales
 DESCRIPTION = "dataset.json"
+SHAPES = {"eeg": things_eeg, "meg": things_meg}  # whose sizes each modality has by default
 # Streams of random numbers, so that no part of the data depends on how much another one draws.
 _PICTURES, _CORTEX, _SUBJECT, _TRIALS = range(4)
 
@@ -47,37 +49,53 @@ _PICTURES, _CORTEX, _SUBJECT, _TRIALS = range(4)
 class SyntheticConfig:
     """How much of the synthetic data set to make, and how noisy."""
 
+    modality: Literal["eeg", "meg"] = "eeg"
+    """Whose shape recordings have: 'eeg' that of THINGS-EEG, 'meg' that of THINGS-MEG."""
     subjects: int = 2
     """Number of subjects; they differ in topography, latencies and noise."""
     train_concepts: int = 600
     """Concepts with training pictures."""
-    images_per_concept: int = 10
-    """Training pictures of a concept."""
-    train_repetitions: int = 4
-    """Times a training picture is shown."""
+    images_per_concept: int | None = None
+    """Training pictures of a concept; 10 of EEG and 12 of MEG where it is left out."""
+    train_repetitions: int | None = None
+    """Times a training picture is shown; 4 in EEG and once in MEG where it is left out."""
     test_concepts: int = 200
     """Concepts of the test set, one picture each, none of them a training concept."""
-    test_repetitions: int = 80
-    """Times a test picture is shown."""
+    test_repetitions: int | None = None
+    """Times a test picture is shown; 80 in EEG and 12 in MEG where it is left out."""
     channels: str = "standard"
-    """'standard' (17 occipital and parietal electrodes) or 'all' (63)."""
-    samples: int = 250
-    """Time points of an epoch, at 250 Hz from picture onset."""
+    """'standard' (17 occipital and parietal electrodes) or 'all' (63); of MEG both are its 271 sensors."""
+    samples: int | None = None
+    """Time points of an epoch from picture onset; 250 at 250 Hz of EEG and 201 at 200 Hz of MEG where it is left out."""
     signal_to_noise: float = 0.15
     """Ratio of the standard deviations of response and noise in a single trial."""
     seed: int = 0
     """Everything random follows from it."""
 
     def __post_init__(self) -> None:
+        if self.modality not in SHAPES:
+            raise UserError(unknown_name("modality", self.modality, SHAPES))
+        for name in ("images_per_concept", "train_repetitions", "test_repetitions", "samples"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(self.shape, name.upper()))
         for name in ("subjects", "train_concepts", "images_per_concept", "train_repetitions", "test_concepts", "test_repetitions"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.samples < 50:
-            raise UserError(f"samples is {self.samples}; an epoch needs at least 50 (0.2 s)")
+            raise UserError(f"samples is {self.samples}; an epoch needs at least 50 (0.2 s of EEG)")
         if self.channels not in ("standard", "all"):
             raise UserError(f"channels is {self.channels!r}; choose 'standard' or 'all'")
         if not self.signal_to_noise > 0:
             raise UserError(f"signal_to_noise is {self.signal_to_noise}; it must be positive")
+
+    @property
+    def shape(self) -> ModuleType:
+        """Facts of the data set whose shape this one has."""
+        return SHAPES[self.modality]
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        return things_eeg.OCCIPITAL_CHANNELS if (self.modality, self.channels) == ("eeg", "standard") else self.shape.CHANNELS
 
 
 Progress = Callable[[str, int, int], None]  # what is being made, how many are done, of how many
@@ -92,7 +110,7 @@ def make_dataset(root: str | Path, config: SyntheticConfig, progress: Progress =
         UserError: the folder holds something else, or not enough pictures can be named.
     """
     root = Path(root)
-    description = {"name": "synthetic", "config": asdict(config)}
+    description = {"name": "synthetic", "modality": config.modality.upper(), "config": asdict(config)}
     known = root / DESCRIPTION
     if known.exists():
         if json.loads(known.read_text()) != description:
@@ -241,6 +259,7 @@ class Subject:
     channels: list[str]
     mixing: np.ndarray  # (units, channels)
     waves: np.ndarray  # (units, samples), the response of a unit over time
+    sampling_rate: int  # Hz
     noise_mixing: np.ndarray  # (channels, channels)
     alpha: float  # strength of the rhythm
     response_scale: float  # brings a response to the wanted ratio to the noise, whose deviation is 1
@@ -248,7 +267,7 @@ class Subject:
 
 def make_subject(number: int, drive: np.ndarray, config: SyntheticConfig) -> Subject:
     """The head of one subject."""
-    names = list(OCCIPITAL_CHANNELS if config.channels == "standard" else CHANNELS)
+    names = list(config.channel_names)
     shared = np.random.default_rng([config.seed, _SUBJECT])
     own = np.random.default_rng([config.seed, _SUBJECT, number])
     units = UNITS_OF_A_SCALE * len(SCALES)
@@ -256,7 +275,7 @@ def make_subject(number: int, drive: np.ndarray, config: SyntheticConfig) -> Sub
     latency = np.repeat(LATENCIES, UNITS_OF_A_SCALE) + shared.normal(0, 0.012, units) + own.normal(0, 0.01) + own.normal(0, 0.005, units)
     width = shared.uniform(0.02, 0.04, units)
     rebound = shared.uniform(0.3, 0.9, units)
-    t = np.arange(config.samples) / SAMPLING_RATE
+    t = np.arange(config.samples) / config.shape.SAMPLING_RATE
     first = np.exp(-0.5 * ((t - latency[:, None]) / width[:, None]) ** 2)
     second = np.exp(-0.5 * ((t - latency[:, None] - 4 * width[:, None]) / (2 * width[:, None])) ** 2)
     waves = first - rebound[:, None] * second
@@ -265,7 +284,7 @@ def make_subject(number: int, drive: np.ndarray, config: SyntheticConfig) -> Sub
     noise_mixing /= np.sqrt((noise_mixing**2).sum(1, keepdims=True))
     response = respond(drive[:200], mixing, waves)
     scale = config.signal_to_noise / response.std()
-    return Subject(names, mixing, waves, noise_mixing, own.uniform(0.3, 0.8), float(scale))
+    return Subject(names, mixing, waves, config.shape.SAMPLING_RATE, noise_mixing, own.uniform(0.3, 0.8), float(scale))
 
 
 def respond(drive: np.ndarray, mixing: np.ndarray, waves: np.ndarray) -> np.ndarray:
@@ -276,7 +295,7 @@ def respond(drive: np.ndarray, mixing: np.ndarray, waves: np.ndarray) -> np.ndar
 def record(subject: Subject, drive: np.ndarray, repetitions: int, seeds: Iterator[np.random.SeedSequence]) -> np.ndarray:
     """Trials (conditions, repetitions, channels, samples) float16 of pictures with the given unit activity."""
     channels, samples = len(subject.channels), subject.waves.shape[1]
-    frequencies = scipy.fft.rfftfreq(samples, 1 / SAMPLING_RATE)
+    frequencies = scipy.fft.rfftfreq(samples, 1 / subject.sampling_rate)
     amplitude = 1 / np.sqrt(np.maximum(frequencies, 1.0))
     amplitude += subject.alpha * np.exp(-0.5 * ((frequencies - 10) / 1.2) ** 2)
     amplitude = (amplitude / np.sqrt((amplitude**2).sum() * 4) * samples).astype(np.float32)  # unit variance in time
@@ -306,7 +325,7 @@ def _write_subject(
             images=[picture.path for picture in plan[split]],
             concepts=[picture.concept for picture in plan[split]],
             channels=subject.channels,
-            times=np.arange(config.samples) / SAMPLING_RATE,
+            times=np.arange(config.samples) / subject.sampling_rate,
         )
         labels = np.array([picture.concept_number for picture in plan[split]])
         sessions = np.tile(np.arange(repetitions) * 4 // repetitions, (len(labels), 1)).astype(np.float64)

@@ -46,13 +46,12 @@ class Bench:
 
     def materials(self, config: RunConfig) -> Materials:
         """The materials of a cell."""
-        shaping = {*(field.name for field in fields(MaterialsConfig)), "setting", "repetitions"}
-        key = {name: value for name, value in to_dict(config).items() if name in shaping}
+        key = MaterialsConfig(**{field.name: getattr(config, field.name) for field in fields(MaterialsConfig)})
         if key != self._key:
             device = self.device if self.device and config.device == "auto" else config.device
             self._materials = Materials(replace(config, device=device), self.progress)
         elif config.subject != self._subject:
-            self._materials.split.cache_clear()
+            self._materials.forget_recordings()
         self._key, self._subject = key, config.subject
         return self._materials
 
@@ -117,14 +116,13 @@ def fill_banks(cells: Iterable[Cell], bench: Bench) -> None:
     wanted: dict[str, tuple[Materials, dict]] = {}
     for cell in cells:
         config = cell.config
-        plain = replace(config, channels="all", window=None, average=True, setting="intra")  # none of these shapes a feature
+        plain = replace(config, channels="all", window=None, average=True)  # none of these shapes a feature
         shaping = {field.name: getattr(plain, field.name) for field in fields(MaterialsConfig)}
         key = json.dumps(to_dict(MaterialsConfig(**shaping)), sort_keys=True)
         if key not in wanted:
             wanted[key] = (bench.materials(plain), {})
         materials, levels = wanted[key]
-        everyone = materials.dataset.subjects
-        trained = [subject for subject in everyone if subject != config.subject] if config.setting == "inter" else [config.subject]
+        trained = materials.dataset.others(config.subject) if config.setting == "inter" else [config.subject]
         asked_for = [*levels_of(config.method, config.method_options), *(Level(*each) for each in config.target_levels)]
         for split, subjects in (("train", trained), ("test", [config.subject])):
             with suppress(UserError):

@@ -75,8 +75,8 @@ def _of_ours(entry: Entry) -> Iterable[str]:
     if protocol.get("texts") == "shuffled":
         yield "control: every picture has another's text, so what is gained comes from the gate's knowledge of the pairing"
     if protocol["selection"] != "last":
-        told = {"oracle": "upper bound, selected on test", "validation": "selected by held-out training concepts"}
-        yield f"weights: {told.get(protocol['selection'], protocol['selection'])}"
+        told = {"validation": "the best epoch on concepts held out of the training data"}
+        yield f"selection: {HERE} {told.get(protocol['selection'], protocol['selection'])}"
     for what, usual in (("channels", channels), ("repetitions", repetitions)):
         if protocol.get(what) not in (None, usual):
             yield f"{HERE}: {protocol[what]} {'test repetitions averaged' if what == 'repetitions' else what}; usual are {usual}"
@@ -92,7 +92,7 @@ def _of_published(entry: Entry) -> Iterable[str]:
         yield f"{THERE} {published.method}: selection {published.selection}, pictures by {published.encoder or 'not stated'}"
         return
     selection, gallery, encoder = row.protocol["selection"], row.protocol["gallery"], row.protocol["encoder"]
-    if not published.selection.startswith(selection):
+    if not published.selection.startswith(selection.split()[0]):
         yield f"selection: {HERE} {selection}{' epoch' if selection == 'last' else ''}, {THERE} {published.selection}"
     if published.gallery or gallery != USUAL_GALLERY:
         yield f"gallery: {HERE} {gallery} pictures, {THERE} {published.gallery or f'{USUAL_GALLERY} pictures'}"

@@ -106,7 +106,7 @@ def to_rich(table: Sequence[Row]) -> Table:
         _, top1, top5, mean_precision, rank, selection, information, gate = cells(row)
         in_two_lines = [text.replace(" ", "\n", 1) for text in (row.method, top1, top5)]
         made_by = f"gate {gate}".replace(" + ", "\n+ ").replace(", ", "\n")
-        protocol = [*textwrap.wrap(f"{selection}, {information}", 20, break_on_hyphens=False), made_by]
+        protocol = [*textwrap.wrap(f"{selection}, {information}", 17, break_on_hyphens=False), made_by]
         shown.add_row(*in_two_lines, mean_precision, rank, "\n".join([*protocol, *([row.note] if row.note else [])]))
     return shown
 

@@ -36,6 +36,8 @@ class Protocol:
     channels: int | None = None
     repetitions: int | None = None  # averaged into a test recording
     encoder: str | None = None  # of the pictures
+    setting: str | None = None  # intra-subject, or inter-subject: tested on someone not trained on
+    modality: str | None = None  # EEG or MEG
 
 
 @dataclass(frozen=True)

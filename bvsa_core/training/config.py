@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bvsa_core import encoders, methods
-from bvsa_core.errors import UserError
+from bvsa_core.errors import UserError, unknown_name
 
 PRESETS = ("corrected", "paper", "code")
+SETTINGS = {"intra": "intra-subject", "inter": "inter-subject"}  # as tables call them
+SELECTIONS = {"last": "last", "validation": "validation", "oracle": "oracle (upper bound, selected on test)"}
+LEARNING_RATES = {"intra": 1e-4, "inter": 1e-5}  # as UBP and BVSA publish them
 
 
 @dataclass
@@ -20,7 +23,7 @@ class MaterialsConfig:
     data: Path = Path("bvsa_data")
     """Folder in the layout of UBP and BVSA, as 'bvsa data synthetic' makes one."""
     channels: str | list[str] = "standard"
-    """'standard' (17 occipital and parietal), 'all', or a list of names."""
+    """'standard' (17 occipital and parietal of EEG, every sensor of MEG), 'all', or a list of names."""
     window: tuple[float, float] | None = None
     """First and last second after picture onset to keep; all where it is left out."""
     average: bool = True
@@ -58,7 +61,7 @@ class MaterialsConfig:
 
 @dataclass
 class RunConfig(MaterialsConfig):
-    """One run: one method, one subject, one seed."""
+    """One run: one method, one tested subject, one seed."""
 
     method: str = "bvsa"
     """vanilla, nice, atm, bravl, ubp, mcdb or bvsa; each brings the training its authors chose, which flags override."""
@@ -69,21 +72,26 @@ class RunConfig(MaterialsConfig):
     """Brain encoder: eeg_project, tsconv, atm, shallownet, deepnet, eegnet, or braindecode:CLASS."""
     encoder_options: Any = None
     subject: str = "sub-01"
-    """Who trains and tests."""
+    """Who is tested."""
     setting: Literal["intra", "inter"] = "intra"
-    """'intra' trains on the subject, 'inter' on all others."""
+    """'intra' trains on that subject too, 'inter' on all the others."""
+    repetitions: int | None = None
+    """How many repetitions of a test picture are averaged, from the first; all where it is left out."""
     epochs: int = 50
     batch_size: int = 1024
     optimiser: Literal["adamw", "adam"] = "adamw"
-    lr: float = 1e-4
-    """Learning rate."""
+    lr: float | None = None
+    """Learning rate; 1e-4, or 1e-5 in the setting inter, where it is left out."""
     weight_decay: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of the optimiser's two moments."""
     initial_std: float | None = None
     """Standard deviation of the weights that brain encoders start from; PyTorch's own where it is left out."""
     validation: int = 0
-    """Training pictures held out, by whole concepts, whose loss is told after every epoch."""
+    """Training pictures held out, by whole concepts, whose loss is told after every epoch; one in twenty where the selection needs
+    them and it is 0."""
+    selection: Literal["last", "validation", "oracle"] = "last"
+    """Whose weights are kept: the last epoch's, the one's that is best on held-out concepts, or (an upper bound) best on the test set."""
     seed: int = 0
     precision: str = "32-true"
     """Lightning's name of the precision: 32-true, bf16-mixed, ..."""
@@ -94,8 +102,12 @@ class RunConfig(MaterialsConfig):
         super().__post_init__()
         self.method_options = self.method_options or method_options(self.method, self.preset)
         self.encoder_options = self.encoder_options or encoders.options_class(self.encoder)()
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
+        for name, known in (("setting", SETTINGS), ("selection", SELECTIONS)):
+            if getattr(self, name) not in known:
+                raise UserError(unknown_name(name, getattr(self, name), known))
+        self.lr = LEARNING_RATES[self.setting] if self.lr is None else self.lr
+        for name in ("epochs", "batch_size", "repetitions"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not self.lr > 0:
             raise UserError(f"lr is {self.lr}; it must be positive")

@@ -12,6 +12,7 @@ from bvsa_core.data.split import Split
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Batch, Method
 from bvsa_core.training.config import RunConfig
+from bvsa_core.training.selection import Best
 from bvsa_core.vision.views import Views
 
 
@@ -24,8 +25,9 @@ def fit(
     fabric: Fabric,
     report: Callable[[dict], None] = lambda metrics: None,
     held_out: tuple[Split, Views] | None = None,
-) -> None:
-    """Train a method in place.
+    examine: Callable[[], dict[str, float]] | None = None,
+) -> int:
+    """Train a method in place. Returns the epoch, from 1, whose weights config.selection left it with.
 
     Args:
         train: samples on the device; recordings (samples, channels, time).
@@ -33,6 +35,7 @@ def fit(
         texts: (pictures, D) features of the prompts of train's pictures.
         report: called after every epoch with its metrics.
         held_out: samples not trained on, whose loss is among the metrics, with views of the same pictures as the gallery's.
+        examine: called after every epoch for more metrics, those that the selection goes by.
 
     Raises:
         UserError: the loss is no longer finite.
@@ -42,6 +45,7 @@ def fit(
     optimiser = kind(method.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
     module, optimiser = fabric.setup(method, optimiser)
     method.epochs = config.epochs
+    best = Best(config.selection)
     for epoch in range(config.epochs):
         module.train()
         method.epoch = epoch
@@ -58,7 +62,12 @@ def fit(
         metrics = {"epoch": epoch + 1, "loss": mean, **blur_census(method, len(train))}
         if held_out is not None:
             metrics["validation_loss"] = validate(module, method, *held_out, texts, config.batch_size)
+        if examine is not None:
+            with torch.random.fork_rng():  # training draws the same numbers whether it is looked at or not
+                metrics |= examine()
+        best.offer(method, metrics)
         report(metrics)
+    return best.restore(method)
 
 
 def make_batch(method: Method, split: Split, samples: Tensor, views: Views, texts: Tensor) -> Batch:

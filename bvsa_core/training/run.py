@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,8 +21,9 @@ from bvsa_core.methods.base import Method
 from bvsa_core.retrieval.evaluate import Embeddings, Protocol, Scoring, ranks, score, similarity
 from bvsa_core.retrieval.gates import Reliability, learn_reliability, reliabilities
 from bvsa_core.training.checkpoint import RunFolder
-from bvsa_core.training.config import MaterialsConfig, RunConfig
+from bvsa_core.training.config import SELECTIONS, SETTINGS, MaterialsConfig, RunConfig
 from bvsa_core.training.loop import fit
+from bvsa_core.training.selection import embed_samples, held_out_top1, rounds
 from bvsa_core.vision.bank import FeatureBank
 from bvsa_core.vision.clip import Clip, load_clip
 from bvsa_core.vision.images import read_images
@@ -57,7 +60,9 @@ class Materials:
     def __init__(self, config: MaterialsConfig, progress: Progress = lambda *_: None):
         self.config, self.progress = config, progress
         self.device = choose_device(config.device)
-        self.split = functools.cache(self._split)
+        self._split_of_one = functools.cache(self._split)
+        self._split_of_several = functools.lru_cache(maxsize=1)(self._split)  # as large as all the others together
+        self._sealed = False
         self._bank_of = functools.cache(self._make_bank)
         self._online = functools.cache(self._make_online)
 
@@ -80,9 +85,35 @@ class Materials:
     def falloff(self) -> Falloff:
         return Falloff(self.config.decay, self.config.falloff)
 
-    def _split(self, subject: str, split: str) -> Split:
+    @contextmanager
+    def sealed(self) -> Iterator[None]:
+        """Inside, nobody can read the test set: what trains and chooses weights must not know it."""
+        self._sealed = True
+        try:
+            yield
+        finally:
+            self._sealed = False
+
+    def split(self, subjects: str | Sequence[str], split: str, repetitions: int | None = None) -> Split:
+        """Recordings of one or several subjects, and of a picture the first so many repetitions; those of tests are averaged.
+
+        Raises:
+            RuntimeError: the test set is sealed.
+        """
+        if split == "test" and self._sealed:
+            raise RuntimeError("the test set is read before training has ended; only selection 'oracle' may do that")
+        subjects = (subjects,) if isinstance(subjects, str) else tuple(subjects)
+        return (self._split_of_one if len(subjects) == 1 else self._split_of_several)(subjects, split, repetitions)
+
+    def forget_recordings(self) -> None:
+        """Make room for other subjects; whoever holds a split keeps it."""
+        self._split_of_one.cache_clear()
+        self._split_of_several.cache_clear()
+
+    def _split(self, subjects: tuple[str, ...], split: str, repetitions: int | None) -> Split:
         average = self.config.average or split == "test"
-        return load_split(self.dataset, [subject], split, self.config.channels, self.config.window, average).to(self.device)
+        chosen = self.config.channels, self.config.window, average, repetitions
+        return load_split(self.dataset, list(subjects), split, *chosen).to(self.device)
 
     def views(self, pictures: Sequence[str], levels: Sequence[Level], fusion: Fusion | None = None) -> Views:
         """Features of pictures, at least at these levels; with a fusion, multi-level ones."""
@@ -129,34 +160,18 @@ def run(config: RunConfig, materials: Materials, folder: RunFolder, progress: Pr
     """
     if folder.start(config):
         return folder.result()
-    devices = [materials.device.index or 0] if materials.device.type == "cuda" else 1
-    fabric = Fabric(accelerator=materials.device.type, devices=devices, precision=config.precision)
-    train = materials.split(config.subject, "train")
-    train, validation = hold_out(train, config.validation, config.seed) if config.validation else (train, None)
-    texts = materials.texts(train.images, train.concepts)
-    seed_everything(config.seed, verbose=False)  # not before the picture encoder is loaded, which draws random numbers
-    method = build_method(config, shape_of(train, texts.shape[1]), len(train), materials)
-    views = materials.views(train.images, method.levels(), method.fusion)
-    held_out = None
-    if validation is not None:
-        held_out = validation, materials.views(train.images, method.gallery_levels(), method.fusion)
-    if config.shuffle_pairs:
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed)).to(materials.device)
-        train = replace(train, image_of=train.image_of[order])
 
     def report(metrics: dict) -> None:
         folder.add_metrics(metrics)
         progress("epochs", metrics["epoch"], config.epochs)
 
-    fit(method, train, views, texts, config, fabric, report, held_out)
-    test = materials.split(config.subject, "test")
-    embeddings = embed(method, test, materials, train.subjects)
-    reliability = None
-    if not method.classifies:
-        known = train if validation is None else validation
-        reliability = learn_gate(method, known, materials, train.subjects, gallery=len(test.images), seed=config.seed)
+    with nullcontext() if config.selection == "oracle" else materials.sealed():
+        trained = train(config, materials, report)
+    method, known = trained.method, trained.split
+    test = materials.split(config.subject, "test", config.repetitions)
+    embeddings = embed(method, test, materials, known.subjects)
+    reliability = None if method.classifies else trained.learn_gate(materials, test, config)
     scoring = Scoring(method.default_gate, reliability)
-    protocol = protocol_of(materials, test, scoring)
     rank = ranks(similarity(embeddings, scoring))
     result = {
         "method": config.method,
@@ -164,15 +179,95 @@ def run(config: RunConfig, materials: Materials, folder: RunFolder, progress: Pr
         "note": method.NOTE,
         "subject": config.subject,
         "seed": config.seed,
-        **score(rank).to_json(protocol),
+        "epoch": trained.epoch,
+        **score(rank).to_json(protocol_of(config, materials, test, scoring)),
         "reliability": asdict(reliability) if reliability else None,
-        "samples": len(train),
-        "shape": asdict(shape_of(train, texts.shape[1])),
+        "samples": len(known),
+        "held_out": len(trained.held_out) if trained.held_out else 0,
+        "shape": asdict(trained.shape),
         "ranks": rank.tolist(),
         "images": test.images,
     }
     folder.finish(method, embeddings, result)
     return result
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained method and what it is trained on."""
+
+    method: Method
+    epoch: int  # whose weights it has, from 1
+    shape: encoders.Shape
+    split: Split
+    held_out: Split | None
+
+    def learn_gate(self, materials: Materials, test: Split, config: RunConfig) -> Reliability:
+        """When the gate label_free opens, in galleries as large as that of the test set."""
+        known = self.split if self.held_out is None else self.held_out
+        return learn_gate(self.method, known, materials, self.split.subjects, gallery=len(test.images), seed=config.seed)
+
+
+def train(config: RunConfig, materials: Materials, report: Callable[[dict], None] = lambda metrics: None) -> Trained:
+    """Train a method from scratch, and keep the weights that the selection chooses. Reads the test set for an oracle alone.
+
+    Raises:
+        UserError: data or options do not fit.
+    """
+    devices = [materials.device.index or 0] if materials.device.type == "cuda" else 1
+    fabric = Fabric(accelerator=materials.device.type, devices=devices, precision=config.precision)
+    subjects = [config.subject] if config.setting == "intra" else materials.dataset.others(config.subject)
+    split, validation = divide(materials.split(subjects, "train"), config)
+    texts = materials.texts(split.images, split.concepts)
+    shape = shape_of(split, texts.shape[1])
+    seed_everything(config.seed, verbose=False)  # not before the picture encoder is loaded, which draws random numbers
+    method = build_method(config, shape, len(split), materials)
+    views = materials.views(split.images, method.levels(), method.fusion)
+    held_out = examine = None
+    if validation is not None:
+        held_out = validation, materials.views(split.images, method.gallery_levels(), method.fusion)
+    if config.shuffle_pairs:
+        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(config.seed)).to(materials.device)
+        split = replace(split, image_of=split.image_of[order])
+    if config.selection == "validation":
+        gallery = materials.views(split.images, method.views_of_gallery())
+        examine = lambda: {"validation_top1": held_out_top1(method, validation, gallery, texts, split.subjects)}  # noqa: E731
+    elif config.selection == "oracle":
+        examine = oracle(Trained(method, 0, shape, split, validation), materials, config)
+    epoch = fit(method, split, views, texts, config, fabric, report, held_out, examine)
+    return Trained(method, epoch, shape, split, validation)
+
+
+def divide(split: Split, config: RunConfig) -> tuple[Split, Split | None]:
+    """The training data of a run, and what of them is held out.
+
+    Raises:
+        UserError: too little is left to train on, or held out to choose by.
+    """
+    pictures = config.validation
+    if config.selection == "validation":
+        pictures = pictures or math.ceil(len(split.images) / 20)
+    if not pictures:
+        return split, None
+    split, held_out = hold_out(split, pictures, config.seed)
+    if config.selection == "validation" and not rounds(held_out):
+        raise UserError(f"validation is {pictures}; that holds one concept out, and choosing takes two: hold out more pictures")
+    return split, held_out
+
+
+def oracle(trained: Trained, materials: Materials, config: RunConfig) -> Callable[[], dict[str, float]]:
+    """What tells the figures of the test set after an epoch, as they would be reported."""
+    method, test = trained.method, materials.split(config.subject, "test", config.repetitions)
+    views = materials.views(test.images, method.views_of_gallery())
+    texts = materials.texts(test.images, test.concepts)
+
+    def examine() -> dict[str, float]:
+        embeddings = embed_samples(method, test, views, texts, trained.split.subjects)
+        learnt = trained.learn_gate(materials, test, config) if method.default_gate == "label_free" else None
+        found = score(ranks(similarity(embeddings, Scoring(method.default_gate, learnt))))
+        return {"test_top1": found.top1, "test_map": found.map}
+
+    return examine
 
 
 def shape_of(train: Split, embedding: int) -> encoders.Shape:
@@ -209,19 +304,10 @@ def load_method(folder: RunFolder, materials: Materials) -> Method:
     return method.eval()
 
 
-@torch.no_grad()
 def embed(method: Method, split: Split, materials: Materials, trained: list[str]) -> Embeddings:
     """What retrieval compares, after training on some subjects: row i of everything belongs to sample i of a split."""
-    levels = method.views_of_gallery()
-    views = materials.views(split.images, levels)
-    gallery = []
-    for level in levels:
-        gain = torch.full(split.image_of.shape, level.gain, device=materials.device)
-        gallery.append(views(split.image_of, gain, torch.full_like(split.image_of, level.kernel_size)))
-    texts = materials.texts(split.images, split.concepts)[split.image_of]
-    method.eval()
-    whose = split.numbers_among(trained)
-    return method.retrieval_embeddings(split.recordings, torch.stack(gallery), texts, whose)
+    views = materials.views(split.images, method.views_of_gallery())
+    return embed_samples(method, split, views, materials.texts(split.images, split.concepts), trained)
 
 
 def learn_gate(method: Method, known: Split, materials: Materials, trained: list[str], gallery: int, seed: int) -> Reliability:
@@ -240,14 +326,16 @@ def learn_gate(method: Method, known: Split, materials: Materials, trained: list
     return learn_reliability(examples)
 
 
-def protocol_of(materials: Materials, test: Split, scoring: Scoring) -> Protocol:
+def protocol_of(config: RunConfig, materials: Materials, test: Split, scoring: Scoring) -> Protocol:
     """The conditions of a run's figures."""
     return Protocol(
         dataset=materials.dataset.name,
-        selection="last",
+        selection=SELECTIONS[config.selection],
         gallery=len(test.images),
         channels=len(test.channels),
         repetitions=test.repetitions,
         encoder=materials.clip.name,
+        setting=SETTINGS[config.setting],
+        modality=test.modality,
         **scoring.protocol(),
     )

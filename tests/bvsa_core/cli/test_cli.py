@@ -53,7 +53,7 @@ def test_demo_with_online_views_gives_the_same_table(tmp_path, succeed):
 
 def test_synthetic_data_are_made_and_checked(tmp_path, succeed):
     sizes = ["--train_concepts=3", "--images_per_concept=2", "--test_concepts=2", "--test_repetitions=2", "--samples=60", "--subjects=1"]
-    assert "synthetic data of 1 subject(s)" in succeed("data", "synthetic", tmp_path / "data", *sizes)
+    assert "synthetic EEG data of 1 subject(s)" in succeed("data", "synthetic", tmp_path / "data", *sizes)
     shown = succeed("data", "check", tmp_path / "data")
     assert "6 conditions x 4 repetitions x 17 channels x 60 samples" in shown and "8 pictures named" in shown and "nothing wrong" in shown
 
@@ -97,6 +97,16 @@ def test_a_method_brings_its_training_and_flags_and_files_override_it(small_data
     short = ["--data", small_data, "--out", tmp_path / "other", "--method", "nice"]
     assert main([str(word) for word in ("train", *short)]) == 2
     assert "validation is 740; that leaves none of 90 training pictures, hold out fewer" in capsys.readouterr().err
+
+
+def test_setting_and_selection_are_told_by_flags_and_kept(small_data, tmp_path, succeed):
+    chosen = ["--setting", "inter", "--selection", "validation", "--repetitions", "3", "--method", "vanilla", "--epochs", "1"]
+    shown = succeed("train", "--data", small_data, "--out", tmp_path / "run", *chosen)
+    assert "validation," in shown and "3 repetitions averaged" in " ".join(shown.split())
+    settings = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
+    assert {"setting": "inter", "selection": "validation", "repetitions": 3, "lr": 1e-5}.items() <= settings.items()
+    again = succeed("train", "--config", tmp_path / "run" / "run.yaml", "--out", tmp_path / "run")
+    assert again == shown  # the run is complete, and of the same settings
 
 
 def test_a_run_is_scored_again_under_another_gate(finished, tmp_path, succeed):

@@ -232,3 +232,23 @@ def test_between_subjects_needs_two(small_data, tmp_path):
     found, left_out = plan.cells(grid, systems, {"eeg": alone}, {})
     assert {cell.config.setting for cell in found} == {"intra"} and "inter-subject is left out" in left_out[0]
     assert all(entry.row is None for entry, _ in results.entries_of(found, tmp_path, list_others=False))
+
+
+def test_the_four_settings_stand_under_each_other(small_data, tmp_path, succeed):
+    meg = tmp_path / "meg"
+    shutil.copytree(small_data, meg, ignore=shutil.ignore_patterns("Image_feature"))
+    about = json.loads((meg / "dataset.json").read_text())
+    (meg / "dataset.json").write_text(json.dumps({**about, "modality": "MEG"}))
+    bank = ("--bank", small_data / "Image_feature")  # of the same pictures
+    quick = (*QUICK, *bank, "--seeds", 1, "--resamples", 0)
+    succeed("reproduce", "main", "--eeg", small_data, "--meg", meg, "--out", tmp_path / "out", "--methods", "vanilla", *quick)
+    records = list(csv.DictReader((tmp_path / "out" / "table.csv").read_text().splitlines()))
+    ours = [record for record in records if record["system"] == "vanilla"]
+    places = [("eeg", "intra"), ("eeg", "inter"), ("meg", "intra"), ("meg", "inter")]
+    assert [(record["modality"], record["setting"]) for record in ours] == places
+    assert all(record["data"] == "synthetic" and record["subjects"] == "2" for record in ours)
+    protocols = [row["protocol"] for row in json.loads((tmp_path / "out" / "statistics.json").read_text())["rows"]]
+    assert [(each["modality"].lower(), each["setting"]) for each in protocols] == [(one, f"{other}-subject") for one, other in places]
+    assert "ours: 17 channels; usual are 271" in ours[2]["notes"] and "2 subject(s); published are means over 4" in ours[3]["notes"]
+    bvsa = [(record["modality"], record["published_top1"]) for record in records if record["published_method"] == "BVSA"]
+    assert bvsa == [("eeg", "58.2"), ("eeg", "15.8"), ("meg", "32.5"), ("meg", "5.4")]

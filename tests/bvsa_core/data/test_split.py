@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
-from bvsa_core.data.layout import Dataset
-from bvsa_core.data.split import Split, hold_out, load_split
+from bvsa_core.data.layout import Dataset, Recordings
+from bvsa_core.data.split import Split, hold_out, load_split, make_split
 from bvsa_core.errors import UserError
 
 
@@ -45,3 +48,14 @@ def test_samples_know_their_subject(small_data):
     assert split.numbers_among(["sub-01", "sub-09"]).tolist() == [-1] * 12 + [0] * 12
     assert split.take(torch.arange(10, 14)).subject_of.tolist() == [0, 0, 1, 1]
     assert len(load_split(dataset, ["sub-01"], "test", average=False).subject_of) == 72
+
+
+def test_subjects_who_saw_other_pictures_share_the_numbers_of_those_both_saw():
+    saw = {"sub-01": ["x", "y"], "sub-02": ["z", "y", "x"]}
+    channels, times = [str(i) for i in range(271)], np.arange(3) / 200
+    data = [np.full((len(images), 2, 271, 3), number, np.float16) for number, images in enumerate(saw.values())]
+    parts = [(Path(name), Recordings(data.pop(0), images, images, channels, times, "MEG")) for name, images in saw.items()]
+    split = make_split(parts, list(saw), average=False, repetitions=1)
+    assert split.images == split.concepts == ["x", "y", "z"] and split.image_of.tolist() == [0, 1, 2, 1, 0]
+    assert split.subject_of.tolist() == [0, 0, 1, 1, 1] and split.recordings[:, 0, 0].tolist() == [0, 0, 1, 1, 1]
+    assert split.modality == "MEG" and len(split.channels) == 271  # 'standard' is every sensor

@@ -56,6 +56,10 @@ def test_full_size_by_default():
     assert len({picture.concept for picture in plan["train"]}) >= 600 and len(plan["test"]) == 200
     assert config.images_per_concept == 10 and config.train_repetitions == 4 and config.test_repetitions == 80
     assert not {picture.concept for picture in plan["train"]} & {picture.concept for picture in plan["test"]}
+    assert (config.samples, len(config.channel_names), len(SyntheticConfig(channels="all").channel_names)) == (250, 17, 63)
+    meg = SyntheticConfig(modality="meg")
+    assert (meg.images_per_concept, meg.train_repetitions, meg.test_repetitions) == (12, 1, 12)
+    assert (meg.samples, len(meg.channel_names)) == (201, 271)
 
 
 def test_an_interrupted_making_continues_and_other_settings_are_refused(tmp_path):
@@ -80,6 +84,7 @@ def test_an_interrupted_making_continues_and_other_settings_are_refused(tmp_path
         ({"samples": 10}, "samples is 10"),
         ({"signal_to_noise": -1.0}, "signal_to_noise is -1.0; it must be positive"),
         ({"channels": "some"}, "channels is 'some'"),
+        ({"modality": "fmri"}, "unknown modality 'fmri'; choose one of eeg, meg"),
         ({"train_concepts": 5000}, "5000 training and 3 test concepts are asked for; there are 8"),
     ],
 )
@@ -139,4 +144,5 @@ def test_check_notices_a_test_concept_that_is_trained_on(small_data, tmp_path):
 
 def test_the_data_set_calls_itself_synthetic(small_data):
     assert Dataset(small_data).name == "synthetic"
-    assert json.loads((small_data / "dataset.json").read_text())["config"]["train_concepts"] == 30
+    description = json.loads((small_data / "dataset.json").read_text())
+    assert description["config"]["train_concepts"] == 30 and description["modality"] == "EEG"

@@ -40,13 +40,16 @@ def test_everything_fits_a_terminal_of_80_columns():
     results += [result("bvsa", seed, [1] * 200, gate="paper") for seed in range(3)]
     rescored = result("bvsa", 0, [1] * 200)
     rescored["protocol"] |= {"information": "label-free transductive", "rescoring": "sinkhorn", "texts": "shuffled"}
-    results += [rescored, {**result("bravl", 0, [1] * 200), "note": "fitted on gallery"}]
+    oracle = result("ubp", 0, [1] * 200)
+    oracle["protocol"] |= {"selection": "oracle (upper bound, selected on test)", "setting": "inter-subject", "modality": "MEG"}
+    results += [rescored, {**result("bravl", 0, [1] * 200), "note": "fitted on gallery"}, oracle]
     console.print(to_rich(rows(results)))
     shown = console.export_text()
     assert "…" not in shown and max(map(len, shown.splitlines())) <= 80
     parts = ("last, inductive", "last, uses labels", "gate paper", "transductive", "+ sinkhorn", "shuffled", "fitted on gallery")
     for part in (*parts, "[100.0, 100.0]", "100.5"):
         assert part in shown
+    assert "oracle (upper" in shown and "bound, selected" in shown and "on test)," in shown
 
 
 def test_markdown_names_the_conditions_under_the_table():

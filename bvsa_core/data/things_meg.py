@@ -1,0 +1,11 @@
+"""Facts of THINGS-MEG (Hebart et al., eLife 2023)."""
+
+from __future__ import annotations
+
+SENSORS = 271
+CHANNELS = tuple(f"channel {i + 1}" for i in range(SENSORS))  # the published files name none
+SAMPLING_RATE = 200  # Hz, after preprocessing
+SAMPLES = 201  # from picture onset to 1 s
+IMAGES_PER_CONCEPT = 12  # of the training set; one of the test set
+TRAIN_REPETITIONS = 1
+TEST_REPETITIONS = 12

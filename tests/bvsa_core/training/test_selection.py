@@ -1,0 +1,146 @@
+"""Which epoch's weights are kept, and that nothing but an oracle sees the test set before they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from bvsa_core.data.layout import Dataset
+from bvsa_core.data.split import Split
+from bvsa_core.errors import UserError
+from bvsa_core.retrieval.evaluate import Embeddings
+from bvsa_core.training import run as run_module
+from bvsa_core.training.checkpoint import RunFolder
+from bvsa_core.training.config import MaterialsConfig, RunConfig
+from bvsa_core.training.run import Materials, divide, run
+from bvsa_core.training.selection import Best, held_out_top1, rounds
+from bvsa_core.vision.views import SHARP
+
+
+@pytest.fixture(scope="module")
+def materials(small_data) -> Materials:
+    return Materials(MaterialsConfig(data=small_data))
+
+
+def config(materials: Materials, **changes) -> RunConfig:
+    shared = {field.name: getattr(materials.config, field.name) for field in dataclasses.fields(MaterialsConfig)}
+    return RunConfig(**{**shared, "epochs": 4, "batch_size": 45, "lr": 1e-3, **changes})
+
+
+FIGURES = {
+    "validation_top1": [0.1, 0.5, 0.5, 0.5, 0.2],
+    "validation_loss": [1.0, 3.0, 2.0, 2.0, 0.5],
+    "test_top1": [0.4, 0.1, 0.4, 0.4, 0.0],
+    "test_map": [0.5, 0.9, 0.6, 0.6, 0.9],
+}
+
+
+@pytest.mark.parametrize(("selection", "epoch"), [("last", 5), ("validation", 3), ("oracle", 3)])
+def test_the_first_of_the_best_epochs_is_kept(selection, epoch):
+    best, module = Best(selection), nn.BatchNorm1d(1)
+    for number, values in enumerate(zip(*FIGURES.values()), start=1):
+        with torch.no_grad():
+            module.weight.fill_(number)
+            module.running_mean.fill_(-number)
+        best.offer(module, {"epoch": number, **dict(zip(FIGURES, values))})
+    assert best.restore(module) == epoch
+    assert module.weight.item() == epoch and module.running_mean.item() == -epoch
+
+
+@pytest.mark.parametrize("selection", ["validation", "oracle"])
+def test_a_run_is_left_as_one_that_ended_at_its_best_epoch(materials, tmp_path, selection, monkeypatch):
+    """So choosing draws no random number of training, and takes per-sample state back too."""
+    if selection == "validation":
+        planted = iter([0.0, 0.5, 0.25, 0.25])
+        monkeypatch.setattr(run_module, "held_out_top1", lambda *_: next(planted))
+    chosen = run(config(materials, selection=selection, validation=6), materials, RunFolder(tmp_path / "chosen"))
+    lines = [json.loads(line) for line in (tmp_path / "chosen" / "metrics.jsonl").read_text().splitlines()]
+    if selection == "validation":
+        assert chosen["epoch"] == 2 and chosen["protocol"]["selection"] == "validation"
+    else:
+        merits = [(line["test_top1"], line["test_map"]) for line in lines]
+        assert chosen["epoch"] == 1 + merits.index(max(merits)) and (chosen["top1"], chosen["map"]) == max(merits)
+        assert chosen["protocol"]["selection"] == "oracle (upper bound, selected on test)"
+    last = run(config(materials, epochs=chosen["epoch"], validation=6), materials, RunFolder(tmp_path / "last"))
+    assert last["epoch"] == chosen["epoch"] and last["ranks"] == chosen["ranks"]
+    kept, expected = (load_file(tmp_path / name / "weights.safetensors") for name in ("chosen", "last"))
+    assert kept.keys() == expected.keys() and all(torch.equal(kept[name], expected[name]) for name in kept)
+
+
+def test_the_test_set_raises_when_it_is_touched_before_training_has_ended(small_data, tmp_path, monkeypatch):
+    ended = []
+    load = Dataset.load
+
+    def guarded(self, subject, split):
+        assert split != "test" or ended, "the test set is read early"
+        return load(self, subject, split)
+
+    def fit(method, *_):
+        ended.append(True)
+        return 1
+
+    monkeypatch.setattr(Dataset, "load", guarded)
+    monkeypatch.setattr(run_module, "fit", fit)
+    for selection in ("last", "validation"):
+        ended.clear()
+        fresh = Materials(MaterialsConfig(data=small_data))
+        run(config(fresh, method="vanilla", selection=selection), fresh, RunFolder(tmp_path / selection))
+    ended.clear()
+    fresh = Materials(MaterialsConfig(data=small_data))
+    with pytest.raises(AssertionError, match="read early"):  # so the trap is one
+        run(config(fresh, method="vanilla", selection="oracle"), fresh, RunFolder(tmp_path / "oracle"))
+
+
+def test_a_test_set_in_memory_is_sealed_while_training(materials, tmp_path, monkeypatch):
+    materials.split("sub-01", "test")
+    monkeypatch.setattr(run_module, "fit", lambda *_: len(materials.split("sub-01", "test")))
+    with pytest.raises(RuntimeError, match="the test set is read before training has ended"):
+        run(config(materials, method="vanilla"), materials, RunFolder(tmp_path / "run"))
+    assert len(materials.split("sub-01", "test")) == 12  # a run that fails leaves no seal
+
+
+def test_one_training_picture_in_twenty_is_held_out_to_choose_by(materials):
+    split = materials.split("sub-01", "train")
+    assert divide(split, config(materials)) == (split, None)
+    train, held_out = divide(split, config(materials, selection="validation"))
+    assert len(held_out) == 6 and len(train) == 84  # five of 90 pictures are in two concepts of three
+    assert len(divide(split, config(materials, selection="validation", validation=30))[1]) == 30
+    with pytest.raises(UserError, match="validation is 2; that holds one concept out, and choosing takes two"):
+        divide(split, config(materials, selection="validation", validation=2))
+
+
+def test_held_out_samples_compete_with_those_of_other_concepts(seed):
+    """Against numpy: four concepts of two pictures, each seen by three people."""
+    pictures, people = 8, 3
+    image_of = torch.arange(pictures).repeat(people)
+    recordings = torch.randn(len(image_of), 1, 5)
+    concepts = [f"concept {i // 2}" for i in range(pictures)]
+    names = [str(i) for i in range(pictures)]
+    whose = torch.arange(people).repeat_interleave(pictures)
+    split = Split(recordings, image_of, names, concepts, ["Oz"], 1, whose, ["a", "b", "c"])
+    parts = rounds(split)
+    assert sorted(torch.cat(parts).tolist()) == list(range(24)) and all(len(part) == 4 for part in parts)
+    assert all(len({concepts[image_of[sample]] for sample in part}) == 4 for part in parts)
+    assert [part.tolist() for part in rounds(split.take(torch.tensor([0, 1, 2])))] == [[0, 2]]  # the other of concept 0 is alone
+
+    features = torch.randn(pictures, 5)
+    texts = torch.zeros(pictures, 1)
+    method = SimpleNamespace(
+        eval=lambda: None,
+        views_of_gallery=lambda: [SHARP],
+        retrieval_embeddings=lambda brain, images, text, subjects: Embeddings(brain[:, 0], images[0], torch.zeros(len(brain), 1), text),
+    )
+    found = held_out_top1(method, split, lambda indices, gain, kernel_size: features[indices], texts, ["a", "b", "c"])
+    scores = recordings[:, 0].double().numpy() @ features.double().numpy().T  # (samples, pictures)
+    right = 0
+    for sample, picture in enumerate(image_of.tolist()):
+        gallery = np.arange(picture % 2, pictures, 2)  # the first picture of every concept, or the second
+        right += gallery[scores[sample, gallery].argmax()] == picture
+    assert found == right / 24

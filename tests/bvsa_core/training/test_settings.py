@@ -1,0 +1,114 @@
+"""Who trains and who is tested: intra- and inter-subject, EEG and MEG, so many test repetitions."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bvsa_core.cli import main
+from bvsa_core.data import synthetic
+from bvsa_core.data.check import check_dataset
+from bvsa_core.data.layout import Dataset
+from bvsa_core.errors import UserError
+from bvsa_core.training.checkpoint import RunFolder
+from bvsa_core.training.config import MaterialsConfig, RunConfig, training_of
+from bvsa_core.training.run import Materials, run
+
+SENSORS, SAMPLES = 271, 201
+
+
+@pytest.fixture(scope="module")
+def materials(small_data) -> Materials:
+    return Materials(MaterialsConfig(data=small_data))
+
+
+@pytest.fixture(scope="module")
+def meg_data(small_data, tmp_path_factory) -> Path:
+    """The pictures of small_data, seen by two people in the other modality."""
+    folder = tmp_path_factory.mktemp("data") / "meg"
+    pictures = small_data / "Image_set_Resize"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "_write_pictures", lambda folder, *_: shutil.copytree(pictures, folder, dirs_exist_ok=True))
+        sizes = {"train_concepts": 30, "images_per_concept": 1, "test_concepts": 12, "test_repetitions": 2}
+        flags = [f"--{name}={value}" for name, value in sizes.items()]
+        assert main(["data", "synthetic", str(folder), "--modality", "meg", *flags]) == 0
+    return folder
+
+
+def config(materials: Materials, **changes) -> RunConfig:
+    shared = {field.name: getattr(materials.config, field.name) for field in dataclasses.fields(MaterialsConfig)}
+    return RunConfig(**{**shared, "epochs": 2, "batch_size": 45, **changes})
+
+
+def test_every_fold_starts_fresh_and_learns_from_the_others_alone(materials, small_data, tmp_path):
+    """Two people: a fold trains on the one whom it does not test, as an intra-subject run of that one does."""
+    alone = Materials(MaterialsConfig(data=small_data))  # as in another process, where nothing has run before
+    for name, subject, used in (("sub-01", "sub-01", materials), ("sub-02", "sub-02", materials), ("alone", "sub-02", alone)):
+        result = run(config(used, lr=1e-3, subject=subject, setting="inter"), used, RunFolder(tmp_path / name))
+        assert result["protocol"]["setting"] == "inter-subject" and result["subject"] == subject and result["samples"] == 90
+    for file in ("weights.safetensors", "embeddings.safetensors", "result.json"):
+        other, after_it, by_itself = ((tmp_path / name / file).read_bytes() for name in ("sub-01", "sub-02", "alone"))
+        assert after_it == by_itself != other, file
+    intra = run(config(materials, lr=1e-3, subject="sub-01"), materials, RunFolder(tmp_path / "intra"))
+    assert intra["protocol"]["setting"] == "intra-subject" and intra["protocol"]["modality"] == "EEG"
+    assert (tmp_path / "intra" / "weights.safetensors").read_bytes() == (tmp_path / "sub-02" / "weights.safetensors").read_bytes()
+    tested = [load_file(tmp_path / name / "embeddings.safetensors")["brain_image"] for name in ("intra", "sub-02")]
+    assert not torch.equal(*tested)
+
+
+def test_inter_subject_needs_the_subject_and_someone_else(materials, small_data, tmp_path):
+    with pytest.raises(UserError, match="no subject 'sub-09'; there are sub-01, sub-02"):
+        run(config(materials, subject="sub-09", setting="inter"), materials, RunFolder(tmp_path / "a"))
+    lonely = tmp_path / "data"
+    shutil.copytree(small_data, lonely)
+    shutil.rmtree(lonely / "Preprocessed_data_250Hz_whiten" / "sub-02")
+    lonely = Materials(MaterialsConfig(data=lonely))
+    with pytest.raises(UserError, match="sub-01 is the only subject, with nobody else to train on; use --setting intra"):
+        run(config(lonely, setting="inter"), lonely, RunFolder(tmp_path / "b"))
+
+
+def test_the_learning_rate_follows_the_setting_unless_it_is_given():
+    assert RunConfig().lr == 1e-4 and RunConfig(setting="inter").lr == 1e-5
+    assert RunConfig(setting="inter", lr=1e-4).lr == 1e-4
+    assert RunConfig(method="nice", setting="inter", **training_of("nice")).lr == 2e-4
+    for wrong, message in (
+        ({"setting": "both"}, "unknown setting 'both'; choose one of intra, inter"),
+        ({"selection": "best"}, "unknown selection 'best'; choose one of last, validation, oracle"),
+        ({"repetitions": 0}, "repetitions is 0; it must be at least 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            RunConfig(**wrong)
+
+
+def test_the_first_repetitions_of_the_test_set_are_averaged(materials, small_data, tmp_path):
+    trials = torch.from_numpy(Dataset(small_data).load("sub-01", "test").data).float()
+    for repetitions in (1, 4, 6):
+        split = materials.split("sub-01", "test", repetitions)
+        assert split.repetitions == repetitions
+        # float32 sums of at most 6 numbers below 2^4, in any order: an error of 6 * 2^4 * 2^-24 a sum, twice that for two.
+        torch.testing.assert_close(split.recordings, trials[:, :repetitions].mean(1), rtol=0, atol=2 * 6 * 2**-20)
+    with pytest.raises(UserError, match="test.pt: a picture is shown 6 times, not 7; ask for fewer repetitions"):
+        materials.split("sub-01", "test", 7)
+    result = run(config(materials, method="vanilla", repetitions=2, epochs=1), materials, RunFolder(tmp_path / "run"))
+    assert result["protocol"]["repetitions"] == 2
+
+
+def test_meg_has_its_shape_and_runs_in_both_settings(meg_data, tmp_path, capsys):
+    assert Dataset(meg_data).description["modality"] == "MEG"
+    recordings = Dataset(meg_data).load("sub-02", "train")
+    assert recordings.data.shape == (30, 1, SENSORS, SAMPLES) and recordings.times[[0, -1]].tolist() == [0.0, 1.0]
+    assert check_dataset(meg_data).problems == []
+    materials = Materials(MaterialsConfig(data=meg_data))
+    for setting in ("intra", "inter"):
+        result = run(config(materials, method="vanilla", epochs=1, setting=setting), materials, RunFolder(tmp_path / setting))
+        protocol = result["protocol"]
+        assert (protocol["modality"], protocol["setting"]) == ("MEG", f"{setting}-subject")
+        assert (protocol["channels"], protocol["repetitions"], protocol["gallery"]) == (SENSORS, 2, 12)
+        assert (result["shape"]["channels"], result["shape"]["time"]) == (SENSORS, SAMPLES)
+    assert main(["retrieve", str(tmp_path / "inter"), "--top", "1"]) == 0
+    assert main(["evaluate", str(tmp_path / "inter")]) == 0
