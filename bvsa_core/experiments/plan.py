@@ -6,6 +6,7 @@ embeddings in several ways.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import re
 from collections.abc import Iterable, Sequence
@@ -158,7 +159,7 @@ def _typed(kind: type, values: Any, where: str, skip: Iterable[str] = ()) -> dic
     parser.add_class_arguments(kind, skip=set(skip))
     try:
         return parser.parse_object(values, defaults=False).as_dict()
-    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+    except (argparse.ArgumentError, TypeError, ValueError) as error:
         told = " ".join(line.strip(" -\t") for line in str(error).splitlines())
         raise UserError(f"{where}: {told}") from error
 
