@@ -74,7 +74,7 @@ class RunConfig(MaterialsConfig):
     subject: str = "sub-01"
     """Who is tested."""
     setting: Literal["intra", "inter"] = "intra"
-    """'intra' trains on that subject too, 'inter' on all the others."""
+    """'intra' trains on that subject, 'inter' on all the others."""
     repetitions: int | None = None
     """How many repetitions of a test picture are averaged, from the first; all where it is left out."""
     epochs: int = 50
