@@ -36,18 +36,22 @@ def tiny() -> str:
 
 
 def speed() -> str:
-    timed = {"blur": ("torch", "torchvision", "kornia", "opencv-python-headless", "scipy"), "similarity": ("torch", "faiss-cpu")}
+    timed = {
+        "blur": ("cpu", ("torch", "torchvision", "kornia", "opencv-python-headless", "scipy")),
+        "similarity": ("cpu", ("torch", "faiss-cpu")),
+        "training": ("bvsa_core", ("torch",)),
+    }
     files = {suite: ROOT / "benchmarks" / "results" / f"{suite}_cpu.json" for suite in timed}
-    return "\n\n".join(speed_of(file, timed[suite]) for suite, file in files.items() if file.exists())
+    return "\n\n".join(speed_of(file, *timed[suite]) for suite, file in files.items() if file.exists())
 
 
-def speed_of(file: Path, packages: tuple[str, ...]) -> str:
+def speed_of(file: Path, our_name: str, packages: tuple[str, ...]) -> str:
     kept = json.loads(file.read_text())
     rows = {(row["case"], row["provider"]): row for row in kept["rows"]}
-    peers = [name for name in dict.fromkeys(provider for _, provider in rows) if name != "cpu"]
+    peers = [name for name in dict.fromkeys(provider for _, provider in rows) if name != our_name]
     lines = [f"| case | ours / ms | times the limit | {' | '.join(peers)} |", f"|---|---|---|{'---|' * len(peers)}"]
     for case in dict.fromkeys(case for case, _ in rows):
-        ours = rows[case, "cpu"]
+        ours = rows[case, our_name]
         ratios = [rows[case, peer]["ratio_to_best_of_ours"] if (case, peer) in rows else None for peer in peers]
         others = ["" if ratio is None else f"{ratio:.0f} x" if ratio >= 10 else f"{ratio:.1f} x" for ratio in ratios]
         lines.append(f"| {case} | {1e3 * ours['median_s']:.1f} | {ours['times_limit']:.1f} | {' | '.join(others)} |")
