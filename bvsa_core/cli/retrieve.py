@@ -71,9 +71,9 @@ def run(parsed: jsonargparse.Namespace) -> None:
         method = load_method(folder, materials)
         if method.classifies:
             raise UserError(f"{parsed.run}: method {config.method} classifies test pictures and has no embeddings to search with")
-        names, recordings = read_queries(parsed.recordings, folder, materials)
+        names, recordings, whose = read_queries(parsed.recordings, folder, materials)
         with torch.no_grad(), one_thread():
-            queries = Queries(*method.query_embeddings(recordings.to(materials.device)))
+            queries = Queries(*method.query_embeddings(recordings.to(materials.device), whose))
         if rank == 0:
             gallery = open_gallery(parsed, method, materials, display)  # which may fill the feature bank
         if dist.is_initialized():
@@ -130,8 +130,8 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def read_queries(path: Path | None, folder: RunFolder, materials: Materials) -> tuple[list[str], Tensor]:
-    """Names and recordings (N, channels, time) to search for.
+def read_queries(path: Path | None, folder: RunFolder, materials: Materials) -> tuple[list[str], Tensor, Tensor | None]:
+    """Names and recordings (N, channels, time) to search for, and whose they are (N,) among those trained on, where it is known.
 
     Raises:
         UserError: the file is missing, damaged, or has other channels or times than the run.
@@ -141,10 +141,11 @@ def read_queries(path: Path | None, folder: RunFolder, materials: Materials) -> 
         if path is None:
             split = materials.split(config.subject, "test", config.repetitions)
         else:
-            split = make_split([(path, read_recordings(path))], [path.stem], config.channels, config.window)
+            split = make_split([(path, read_recordings(path))], [path.parent.name], config.channels, config.window)
         names, recordings = [split.images[i] for i in split.image_of.tolist()], split.recordings
+        whose = split.numbers_among(materials.trained_on(config)).to(materials.device)
     else:
-        recordings = read_array(path)
+        recordings, whose = read_array(path), None
         names = [str(i) for i in range(len(recordings))]
     if recordings.shape[1:] != (shape["channels"], shape["time"]):
         raise UserError(
@@ -153,7 +154,7 @@ def read_queries(path: Path | None, folder: RunFolder, materials: Materials) -> 
         )
     if (bad := ~recordings.isfinite().flatten(1).all(1)).any():
         raise UserError(f"--recordings {path}: recording {int(bad.int().argmax())} has NaN or infinite samples")
-    return names, recordings
+    return names, recordings, whose
 
 
 def read_array(path: Path) -> Tensor:

@@ -122,7 +122,7 @@ def fill_banks(cells: Iterable[Cell], bench: Bench) -> None:
         if key not in wanted:
             wanted[key] = (bench.materials(plain), {})
         materials, levels = wanted[key]
-        trained = materials.dataset.others(config.subject) if config.setting == "inter" else [config.subject]
+        trained = materials.trained_on(config)
         asked_for = [*levels_of(config.method, config.method_options), *(Level(*each) for each in config.target_levels)]
         for split, subjects in (("train", trained), ("test", [config.subject])):
             with suppress(UserError):

@@ -43,7 +43,7 @@ def repetition_curves(
     config, method = folder.config(), load_method(folder, materials)
     path = materials.dataset.path(config.subject, "test")
     recordings = materials.dataset.load(config.subject, "test")
-    trained = materials.dataset.others(config.subject) if config.setting == "inter" else [config.subject]
+    trained = materials.trained_on(config)
     conditions, repetitions = recordings.data.shape[:2]
     rng = np.random.default_rng(seed)
     curves = [[] for _ in scorings]

@@ -115,6 +115,14 @@ class Materials:
         chosen = self.config.channels, self.config.window, average, repetitions
         return load_split(self.dataset, list(subjects), split, *chosen).to(self.device)
 
+    def trained_on(self, config: RunConfig) -> list[str]:
+        """The subjects whose recordings a run trains on.
+
+        Raises:
+            UserError: there is nobody else to train on.
+        """
+        return [config.subject] if config.setting == "intra" else self.dataset.others(config.subject)
+
     def views(self, pictures: Sequence[str], levels: Sequence[Level], fusion: Fusion | None = None) -> Views:
         """Features of pictures, at least at these levels; with a fusion, multi-level ones."""
         if fusion is not None:
@@ -216,8 +224,7 @@ def train(config: RunConfig, materials: Materials, report: Callable[[dict], None
     """
     devices = [materials.device.index or 0] if materials.device.type == "cuda" else 1
     fabric = Fabric(accelerator=materials.device.type, devices=devices, precision=config.precision)
-    subjects = [config.subject] if config.setting == "intra" else materials.dataset.others(config.subject)
-    split, validation = divide(materials.split(subjects, "train"), config)
+    split, validation = divide(materials.split(materials.trained_on(config), "train"), config)
     texts = materials.texts(split.images, split.concepts)
     shape = shape_of(split, texts.shape[1])
     seed_everything(config.seed, verbose=False)  # not before the picture encoder is loaded, which draws random numbers

@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from bvsa_core.cli import main
+from bvsa_core.cli.retrieve import read_queries
 from bvsa_core.data.layout import Dataset
 from bvsa_core.data.split import load_split
 from bvsa_core.retrieval.evaluate import Scoring, similarity
 from bvsa_core.retrieval.gates import Reliability
 from bvsa_core.training.checkpoint import RunFolder
+from bvsa_core.training.run import Materials
 
 
 @pytest.fixture
@@ -81,6 +83,14 @@ def test_recordings_come_from_published_files_and_arrays(finished, small_data, r
     of_file, _ = retrieved("--recordings", small_data / "Preprocessed_data_250Hz_whiten" / "sub-01" / "test.pt")
     assert rows(of_file) == rows(by_default) and rows(of_array) == rows(by_default)[3:5]
     assert [query["recording"] for query in of_array["queries"]] == ["0", "1"]
+
+
+def test_whose_recordings_they_are_is_told_to_encoders_that_ask(finished, small_data):
+    folder = RunFolder(finished)
+    materials = Materials(folder.config())
+    files = [small_data / "Preprocessed_data_250Hz_whiten" / subject / "test.pt" for subject in ("sub-01", "sub-02")]
+    own, of_file, of_another = (read_queries(path, folder, materials)[2].unique().tolist() for path in (None, *files))
+    assert own == of_file == [0] and of_another == [-1]
 
 
 def test_data_may_have_moved_and_out_defaults_to_the_run(finished, small_data, succeed, tmp_path):
