@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from bvsa_core.cli.arguments import Parser
 from bvsa_core.cli.progress import Display
-from bvsa_core.data.recording import read_arrays
+from bvsa_core.data.recording import file_and_key, read_arrays
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.repetitions import repetition_curves
 from bvsa_core.files import write_atomically
@@ -114,7 +114,7 @@ def read_embeddings(flag: str, where: str) -> Tensor:
     Raises:
         UserError: the file or entry is not there, or is not a matrix of finite numbers.
     """
-    path, _, key = (where, "", "") if Path(where).exists() else where.rpartition(":") if ":" in where else (where, "", "")
+    path, key = file_and_key(where)
     content = read_arrays(path)
     if isinstance(content, dict):
         content = _entry(flag, path, key, content)

@@ -56,6 +56,14 @@ _READ_ERRORS = (
 )
 
 
+def file_and_key(where: str) -> tuple[str, str]:
+    """The parts of FILE or FILE:KEY; a file of that very name comes first, and the key is empty where there is none."""
+    if Path(where).exists() or ":" not in where:
+        return where, ""
+    path, _, key = where.rpartition(":")
+    return path, key
+
+
 def read_arrays(path: str | Path) -> Any:
     """What a .pt, .npy, .npz or .safetensors file holds: an array or tensor, or a dict (of dicts and lists) of them.
 

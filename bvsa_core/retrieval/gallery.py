@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from bvsa_core.data.recording import file_and_key
 from bvsa_core.errors import UserError
 
 KINDS = (".npy", ".safetensors")
@@ -26,8 +27,7 @@ class Rows:
     """
 
     def __init__(self, where: str | Path):
-        where = str(where)
-        path, _, key = (where, "", "") if Path(where).exists() else where.rpartition(":") if ":" in where else (where, "", "")
+        path, key = file_and_key(str(where))
         self.path = Path(path)
         if self.path.suffix not in KINDS:
             raise UserError(f"{path}: unknown kind of gallery; give {' or '.join(KINDS)}, which can be read in parts")
