@@ -80,12 +80,13 @@ class Pieces:
 
     def put_together(self, target: Path) -> None:
         """Make one file of the pieces of a target, unless somebody has, and delete them."""
-        if target.exists() and not any(self.folder.glob(self.path(target, "*").name)):
+        any_piece = self.path(target, "[0-9]" * 5).name
+        if target.exists() and not any(self.folder.glob(any_piece)):
             return
         with claim(self.folder, target.name, target.name, wait=True):
             if not target.exists():
                 sizes = [piece.stop - piece.start for piece in self.slices]
                 parts = (map_features(self.path(target, number), size, self.bank) for number, size in enumerate(sizes))
                 write_features(target, parts, self.count, self.bank)
-            for piece in self.folder.glob(self.path(target, "*").name):
+            for piece in self.folder.glob(any_piece):
                 piece.unlink(missing_ok=True)

@@ -21,10 +21,10 @@ from bvsa_core.vision import bank as bank_module
 from bvsa_core.vision import pieces
 from bvsa_core.vision.bank import ABOUT, FeatureBank, level_files
 from bvsa_core.vision.images import read_images
-from bvsa_core.vision.views import SHARP, Falloff, Level, OnlineViews
+from bvsa_core.vision.views import Falloff, Level, OnlineViews
 
-LEVELS = [SHARP, Level(51, 0.5)]
-NAMES = ["k1_gain0.safetensors", "k51_gain0.5.safetensors"]
+LEVELS = [Level(51, 0.0), Level(51, 0.5)]
+NAMES = ["k51_gain0.safetensors", "k51_gain0.5.safetensors"]  # of which one begins as the other
 COUNT = 22  # pictures: seven pieces of three and one of one
 
 
@@ -105,7 +105,7 @@ def test_a_kill_after_all_was_done_leaves_nothing_behind(alone, few, tmp_path, c
     bank = FeatureBank(tmp_path / "bank", clip, few)
     for name, content in alone.items():
         (bank.folder / name).write_bytes(content)
-    (bank.folder / "k1_gain0.00003-of-00008.safetensors").write_bytes(b"a piece that was not deleted yet")
+    (bank.folder / "k51_gain0.00003-of-00008.safetensors").write_bytes(b"a piece that was not deleted yet")
     bank.fill(LEVELS)
     assert files(tmp_path / "bank") == alone and not computed
 
@@ -192,7 +192,7 @@ def test_a_level_of_another_bank_is_refused(filled, few, tmp_path, clip):
     other = FeatureBank(tmp_path / "bank", clip, few[::-1])
     shutil.copy(filled.folder / NAMES[0], other.folder)
     with pytest.raises(UserError, match=f"is {NAMES[0]} of bank {filled.key}, not {NAMES[0]} of bank {other.key}"):
-        other.load([SHARP])
+        other.load(LEVELS[:1])
 
 
 def test_altered_texts_are_refused(filled):
