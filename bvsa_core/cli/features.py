@@ -42,6 +42,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
             bank.fill(levels, lambda done, total: display(f"features of {split}", done, total))  # noqa: B023
             materials.texts(pictures, [dict(zip(recordings.images, recordings.concepts))[picture] for picture in pictures])
             if processes.rank == 0:
+                bank.files(levels)  # tells of what was damaged before
                 print(f"{split}: {len(pictures)} pictures at {len(levels)} levels in {bank.folder}")
 
 
