@@ -5,6 +5,7 @@ A test fails where the README says anything else. The sources are kept by the ru
     demo    docs/demo_table.md, the table.md of `bvsa demo`
     tiny    bvsa_core/vision/tiny_clip_training.json, by scripts/train_tiny_clip.py
     speed   benchmarks/results/{blur,similarity}_cpu.json, where they are, by python -m benchmarks --suite blur|similarity --json
+    features benchmarks/results/features_cpu.json, likewise
 """
 
 from __future__ import annotations
@@ -55,12 +56,28 @@ def speed_of(file: Path, our_name: str, packages: tuple[str, ...]) -> str:
         ratios = [rows[case, peer]["ratio_to_best_of_ours"] if (case, peer) in rows else None for peer in peers]
         others = ["" if ratio is None else f"{ratio:.0f} x" if ratio >= 10 else f"{ratio:.1f} x" for ratio in ratios]
         lines.append(f"| {case} | {1e3 * ours['median_s']:.1f} | {ours['times_limit']:.1f} | {' | '.join(others)} |")
+    return "\n".join([*lines, "", machine_of(kept, packages)])
+
+
+def features() -> str:
+    kept = json.loads((ROOT / "benchmarks" / "results" / "features_cpu.json").read_text())
+    rows = {(row["case"], row["provider"]): row["median_s"] for row in kept["rows"]}
+    providers = list(dict.fromkeys(provider for _, provider in rows))
+    lines = [f"| views a second | {' | '.join(providers)} |", f"|---|{'---|' * len(providers)}"]
+    for case in dict.fromkeys(case for case, _ in rows):
+        pictures, levels = map(int, re.match(r"(\d+) JPEGs .*?, (\d+) level", case).groups())
+        rates = [f"{pictures * levels / rows[case, name]:,.0f}" if (case, name) in rows else "" for name in providers]
+        lines.append(f"| {case} | {' | '.join(rates)} |")
+    return "\n".join([*lines, "", machine_of(kept, ("torch", "torchvision", "opencv-python-headless", "pillow"))])
+
+
+def machine_of(kept: dict, packages: tuple[str, ...]) -> str:
     here, versions = kept["rows"][0]["machine"], kept["rows"][0]["versions"]
     about = ", ".join(f"{name} {versions[name]}" for name in packages if name in versions)
-    return "\n".join([*lines, "", f"{here['processor']}, {here['threads']} threads, {kept['date']}; {about}."])
+    return f"{here['processor']}, {here['threads']} threads, {kept['date']}; {about}."
 
 
-SECTIONS = {"demo": demo, "tiny": tiny, "speed": speed}
+SECTIONS = {"demo": demo, "tiny": tiny, "speed": speed, "features": features}
 
 
 def updated(text: str) -> str:

@@ -26,12 +26,13 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
 PROVIDERS = {
     "blur": {"cpu", "torchvision loop", "kornia", "OpenCV 8-bit, as UBP", "scipy"},
     "training": {"bvsa_core", "DataLoader of dicts"},
+    "features": {"bvsa_core", "DataLoader, a pass a level"},
     "similarity": {"cpu", "eager PyTorch", "eager, in chunks", *(["faiss IndexFlatIP"] if find_spec("faiss") else [])},
 }
 
 
 def test_the_suites_write_rows_a_table_and_a_figure(tmp_path):
-    select = "(96 and forward) or (200 and not compile) or z64"
+    select = "(96 and forward) or (200 and not compile) or z64 or (JPEGs and not levels)"
     done = run("benchmarks", "--device", "cpu", "--select", select, "--json", tmp_path / "rows.json")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]

@@ -1,8 +1,13 @@
-"""Fill the feature bank: features of every picture at every blur level, so that runs only look them up."""
+"""Fill the feature bank: features of every picture at every blur level, so that runs only look them up.
+
+Under torchrun the processes share the pictures out, each with the GPU of its LOCAL_RANK, and so do commands that are started
+by themselves. What is finished stays: the same command continues after a stop.
+"""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import jsonargparse
 
@@ -11,6 +16,7 @@ from bvsa_core.cli.arguments import Parser, add_dataclass, make
 from bvsa_core.cli.progress import Display
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import levels_of
+from bvsa_core.experiments.deal import team
 from bvsa_core.training.config import MaterialsConfig, method_options
 from bvsa_core.training.run import Materials
 from bvsa_core.vision.views import Level
@@ -25,7 +31,9 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
 def run(parsed: jsonargparse.Namespace) -> None:
     config = make(MaterialsConfig, parsed)
     levels = levels_of_all_methods() if parsed.levels is None else [parse_level(text) for text in parsed.levels]
-    with Display() as display:
+    with team() as processes, Display(quiet=processes.rank > 0) as display:
+        if processes.device and config.device == "auto":
+            config = replace(config, device=processes.device)
         materials = Materials(config, display)
         for split in ("train", "test"):
             recordings = materials.dataset.load(materials.dataset.subjects[0], split)
@@ -33,7 +41,9 @@ def run(parsed: jsonargparse.Namespace) -> None:
             bank = materials.bank(pictures)
             bank.fill(levels, lambda done, total: display(f"features of {split}", done, total))  # noqa: B023
             materials.texts(pictures, [dict(zip(recordings.images, recordings.concepts))[picture] for picture in pictures])
-            print(f"{split}: {len(pictures)} pictures at {len(levels)} levels in {bank.folder}")
+            if processes.rank == 0:
+                bank.files(levels)  # tells of what was damaged before
+                print(f"{split}: {len(pictures)} pictures at {len(levels)} levels in {bank.folder}")
 
 
 def levels_of_all_methods() -> list[Level]:

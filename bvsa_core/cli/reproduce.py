@@ -101,8 +101,7 @@ def run_all(todo: list[Cell], root: Path, parsed: jsonargparse.Namespace, displa
     """Fill the feature banks, then run every cell. Returns what was wrong with those that failed."""
     bench = Bench(processes.device, display)
     report = lambda done, of: display("cells", done, of)  # noqa: E731
-    if processes.rank == 0:
-        fill_banks([cell for cell in todo if not complete(cell, root)], bench)
+    fill_banks([cell for cell in todo if not complete(cell, root)], bench)  # together with the other processes
     processes.wait()
     if parsed.workers > 1:
         return run_in_workers(todo, root, parsed.workers, report, parsed.threads)

@@ -33,7 +33,7 @@ from bvsa_core.retrieval.index import Index, recall, search_candidates
 from bvsa_core.retrieval.search import Found, Queries, search
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.run import Materials, load_method
-from bvsa_core.vision.bank import ABOUT, bank_made_by, file_name
+from bvsa_core.vision.bank import ABOUT, level_files
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 SHOWN = 20  # queries printed; the file has all
@@ -74,12 +74,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
         names, recordings, whose = read_queries(parsed.recordings, folder, materials)
         with torch.no_grad(), one_thread():
             queries = Queries(*method.query_embeddings(recordings.to(materials.device), whose))
-        if rank == 0:
-            gallery = open_gallery(parsed, method, materials, display)  # which may fill the feature bank
-        if dist.is_initialized():
-            dist.barrier()
-        if rank > 0:
-            gallery = open_gallery(parsed, method, materials, display)
+        gallery = open_gallery(parsed, method, materials, display)
         report = lambda done, of: display("rows searched", done, of)  # noqa: E731
         if parsed.index is None:
             found, recalled = search(queries, gallery, parsed.top, scoring, progress=report), None
@@ -188,8 +183,8 @@ def open_gallery(parsed: jsonargparse.Namespace, method: Method, materials: Mate
             raise UserError(f"--gallery {where}: the run sees pictures at {len(levels)} blur levels; give a folder of pictures or a bank")
         return Gallery([Rows(where)], given_texts, **shared)
     if where is not None and (Path(where) / ABOUT).is_file():
-        folder = bank_made_by(Path(where), materials.clip)
-        return Gallery([Rows(folder / file_name(level)) for level in levels], given_texts, **shared)
+        paths = level_files(Path(where), levels, materials.clip, materials.falloff)
+        return Gallery([Rows(path) for path in paths], given_texts, **shared)
     if given_texts:
         raise UserError("--gallery_text belongs to a gallery of features; the texts of pictures are made from their names")
     if where is None:
@@ -203,7 +198,7 @@ def open_gallery(parsed: jsonargparse.Namespace, method: Method, materials: Mate
         concepts, bank = [concept_of(str(path)) for path in paths], materials.bank_of_files(paths)
     bank.fill(levels, lambda done, of: display("features", done, of))
     texts = Rows(bank.texts_path(materials.prompts(concepts)))
-    return Gallery([Rows(bank.path(level)) for level in levels], texts, names, **shared)
+    return Gallery([Rows(path) for path in bank.files(levels)], texts, names, **shared)
 
 
 def tell(parsed: jsonargparse.Namespace, found: Found, names: list[str], gallery: Gallery, protocol: dict) -> None:

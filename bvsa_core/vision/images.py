@@ -15,6 +15,8 @@ from torch import Tensor
 
 from bvsa_core.errors import UserError
 
+RESIZING = Image.Resampling.BILINEAR
+
 
 def read_images(paths: Sequence[Path], size: int, progress: Callable[[int], None] = lambda done: None) -> Tensor:
     """Decode pictures to (N, 3, size, size) uint8; others are resized, as UBP does, to size x size.
@@ -42,7 +44,7 @@ def _read(path: Path, size: int) -> np.ndarray:
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         raise UserError(f"picture {path} cannot be read ({error}); fetch or make it again") from error
     if picture.size != (size, size):
-        picture = picture.resize((size, size), Image.Resampling.BILINEAR)
+        picture = picture.resize((size, size), RESIZING)
     return np.array(picture)
 
 

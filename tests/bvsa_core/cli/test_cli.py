@@ -58,7 +58,7 @@ def test_synthetic_data_are_made_and_checked(tmp_path, succeed):
     assert "6 conditions x 4 repetitions x 17 channels x 60 samples" in shown and "8 pictures named" in shown and "nothing wrong" in shown
 
 
-def test_features_fill_the_bank_that_runs_then_only_read(small_data, tmp_path, succeed):
+def test_features_fill_the_bank_that_runs_then_only_read(small_data, tmp_path, succeed, capsys):
     shown = succeed("features", "--data", small_data, "--bank", tmp_path / "bank")
     assert "train: 90 pictures at 10 levels" in shown and "test: 12 pictures at 10 levels" in shown
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "bank").rglob("*") if path.is_file()}
@@ -69,6 +69,10 @@ def test_features_fill_the_bank_that_runs_then_only_read(small_data, tmp_path, s
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "bank").rglob("*") if path.is_file()} == files
     chosen = succeed("features", "--data", small_data, "--bank", tmp_path / "two", "--levels", "51:0.5", "1:0")
     assert "90 pictures at 2 levels" in chosen
+    cut = next((tmp_path / "two").glob("*/k51_gain0.5.safetensors"))
+    cut.write_bytes(cut.read_bytes()[:-100])
+    assert main(["features", "--data", str(small_data), "--bank", str(tmp_path / "two"), "--levels", "51:0.5"]) == 2
+    assert f"{cut}: damaged or incomplete" in capsys.readouterr().err
 
 
 def test_all_subjects_are_trained_one_after_another(small_data, tmp_path, succeed):

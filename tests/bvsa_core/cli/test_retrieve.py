@@ -118,7 +118,7 @@ WRONG = [
     ("{r} --gallery {t}/nope", "--gallery {t}/nope: no such folder"),
     ("{r} --gallery {t}/nope.npy", "{t}/nope.npy: no such file"),
     ("{r} --gallery {t}/cut", "cut.jpg cannot be read"),
-    ("{r} --gallery {t}/bank", "{t}/bank: features by another; the run compares with those of tiny"),
+    ("{r} --gallery {t}/bank", "{t}/bank: features of something else than asked for (encoder is another, not tiny, "),
     ("{r} --gallery {t}/rows.npy --gate always --top 2", "compares recordings with texts; the gallery has none"),
     ("{r} --gallery {t}/empty --gallery-text {t}/rows.npy", "--gallery_text belongs to a gallery of features"),
     ("{r} --recordings {t}/rows.npy", "is (4, 128); it must be one array (N, channels, time)"),
@@ -139,7 +139,7 @@ def wrong(finished, tmp_path_factory) -> dict[str, Path]:
     (folder / "cut").mkdir()
     (folder / "cut" / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0")
     (folder / "bank").mkdir()
-    (folder / "bank" / "about.json").write_text('{"encoder": "another", "encoder_sha256": "0"}')
+    (folder / "bank" / "about.json").write_text('{"format": 2, "encoder": "another", "encoder_sha256": "0"}')
     np.save(folder / "rows.npy", np.ones((4, 128), np.float32))
     np.save(folder / "short.npy", np.ones((4, 17, 20), np.float32))
     np.save(folder / "nan.npy", np.stack([np.ones((17, 100)), np.full((17, 100), np.nan)]))

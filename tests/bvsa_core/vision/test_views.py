@@ -12,30 +12,12 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from bvsa_core.data.layout import Dataset
 from bvsa_core.errors import UserError
 from bvsa_core.vision.bank import FeatureBank
-from bvsa_core.vision.clip import load_clip
 from bvsa_core.vision.images import read_images
 from bvsa_core.vision.views import SHARP, BankedViews, Falloff, Level, OnlineViews
 
 LEVELS = [SHARP, Level(45, 0.0), Level(51, 0.5), Level(57, 1.0)]
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return load_clip("tiny")
-
-
-@pytest.fixture(scope="module")
-def paths(small_data):
-    dataset = Dataset(small_data)
-    return [dataset.image_path(image) for image in dataset.load("sub-01", "train").images[:40]]
-
-
-@pytest.fixture
-def bank(tmp_path, clip, paths) -> FeatureBank:
-    return FeatureBank(tmp_path / "bank", clip, paths)
 
 
 def test_online_and_banked_views_agree(clip, paths, bank):

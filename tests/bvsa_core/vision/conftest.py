@@ -1,0 +1,25 @@
+"""An encoder, and pictures of the small data set."""
+
+from __future__ import annotations
+
+import pytest
+
+from bvsa_core.data.layout import Dataset
+from bvsa_core.vision.bank import FeatureBank
+from bvsa_core.vision.clip import load_clip
+
+
+@pytest.fixture(scope="session")
+def clip():
+    return load_clip("tiny")
+
+
+@pytest.fixture(scope="session")
+def paths(small_data):
+    dataset = Dataset(small_data)
+    return [dataset.image_path(image) for image in dataset.load("sub-01", "train").images[:40]]
+
+
+@pytest.fixture
+def bank(tmp_path, clip, paths) -> FeatureBank:
+    return FeatureBank(tmp_path / "bank", clip, paths)

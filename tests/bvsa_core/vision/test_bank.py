@@ -1,0 +1,254 @@
+"""The bank: shared by processes, continued after a kill, and nothing damaged or foreign is taken for its features."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from bank_processes import PICTURES, command, count_features, end, fill, fill_and_be_killed, start
+from PIL import Image
+
+from bvsa_core.errors import UserError
+from bvsa_core.vision import bank as bank_module
+from bvsa_core.vision import pieces
+from bvsa_core.vision.bank import ABOUT, FeatureBank, level_files
+from bvsa_core.vision.images import read_images
+from bvsa_core.vision.views import Falloff, Level, OnlineViews
+
+LEVELS = [Level(51, 0.0), Level(51, 0.5)]
+NAMES = ["k51_gain0.safetensors", "k51_gain0.5.safetensors"]  # of which one begins as the other
+COUNT = 22  # pictures: seven pieces of three and one of one
+
+
+@pytest.fixture(scope="module")
+def few(paths) -> list[Path]:
+    return paths[:COUNT]
+
+
+@pytest.fixture
+def small_pieces(monkeypatch) -> None:
+    """Pieces and threads as the processes have them."""
+    monkeypatch.setattr(pieces, "PICTURES", PICTURES)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def computed(monkeypatch) -> list[int]:
+    """How many features each call computed."""
+    monkeypatch.setattr(OnlineViews, "__call__", OnlineViews.__call__)  # which is put back
+    return count_features()
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What is in the only bank of a folder."""
+    (bank,) = (path for path in folder.iterdir() if path.is_dir())
+    return {path.name: path.read_bytes() for path in bank.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def alone(few, tmp_path_factory) -> dict[str, bytes]:
+    """The bank as one process fills it."""
+    folder = tmp_path_factory.mktemp("alone")
+    assert end(start(fill, folder / "bank", few, LEVELS, folder / "told")) == [0]
+    assert json.loads((folder / "told").read_text()) == len(LEVELS) * COUNT
+    found = files(folder / "bank")
+    assert set(found) == {ABOUT, ".claims", *NAMES}
+    return found
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_any_number_of_processes_leaves_the_same_bytes(alone, few, tmp_path, world):
+    tells = [tmp_path / f"told{rank}" for rank in range(world)]
+    ends = end(*(start(fill, tmp_path / "bank", few, LEVELS, told, rank, world) for rank, told in enumerate(tells)))
+    assert ends == [0] * world
+    assert files(tmp_path / "bank") == alone
+    assert sum(json.loads(told.read_text()) for told in tells) == len(LEVELS) * COUNT  # nothing twice
+
+
+def test_processes_that_know_nothing_of_each_other_share_the_work(alone, few, tmp_path):
+    tells = [tmp_path / "one", tmp_path / "other"]
+    asked = [LEVELS, [*LEVELS[::-1], Level(57, 0.0)]]
+    assert end(*(start(fill, tmp_path / "bank", few, levels, told) for levels, told in zip(asked, tells))) == [0, 0]
+    found = files(tmp_path / "bank")
+    assert {name: found[name] for name in alone} == alone and set(found) - set(alone) == {"k57_gain0.safetensors"}
+    assert sum(json.loads(told.read_text()) for told in tells) == 3 * COUNT
+
+
+# Files are renamed in this order: about.json, 8 pieces of each level, then the levels.
+@pytest.mark.parametrize(("method", "nth"), [("replace", 1), ("replace", 7), ("replace", 18), ("unlink", 3)])
+def test_after_a_kill_only_what_was_in_work_is_computed_again(alone, few, tmp_path, clip, small_pieces, computed, method, nth):
+    assert end(start(fill_and_be_killed, tmp_path / "bank", few, LEVELS, method, nth)) == [-9]
+    left = files(tmp_path / "bank")
+    assert method == "unlink" or any("partial" in name for name in left)
+    whole = [name for name in left if "partial" not in name]
+    finished = sum(COUNT if name in NAMES else PICTURES if "-of-" in name else 0 for name in whole)  # none is the last piece
+    FeatureBank(tmp_path / "bank", clip, few).fill(LEVELS)
+    assert files(tmp_path / "bank") == alone
+    if nth < 18 and method == "replace":
+        assert sum(computed) == len(LEVELS) * COUNT - finished
+    else:
+        assert not computed
+
+
+def test_a_kill_after_all_was_done_leaves_nothing_behind(alone, few, tmp_path, clip, small_pieces, computed):
+    bank = FeatureBank(tmp_path / "bank", clip, few)
+    for name, content in alone.items():
+        (bank.folder / name).write_bytes(content)
+    (bank.folder / "k51_gain0.00003-of-00008.safetensors").write_bytes(b"a piece that was not deleted yet")
+    bank.fill(LEVELS)
+    assert files(tmp_path / "bank") == alone and not computed
+
+
+def test_each_rank_begins_at_a_part_of_its_own(tmp_path, monkeypatch, small_pieces):
+    begun = []
+    for rank in range(3):
+        monkeypatch.setattr(dist, "is_initialized", lambda: True)
+        monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(dist, "get_world_size", lambda: 3)
+        target = tmp_path / f"{rank}.safetensors"
+        all_of_them = pieces.Pieces(tmp_path, "key", COUNT)
+        seen = []
+
+        def work(number: int, lacking: list[Path], seen=seen, all_of_them=all_of_them, target=target) -> None:
+            assert lacking == [target]
+            seen.append(number)
+            all_of_them.add(target, number, torch.full((len(range(COUNT)[all_of_them.slices[number]]), 2), float(number)))
+
+        all_of_them.share([target], work)
+        assert sorted(seen) == list(range(8))
+        begun.append(seen[0])
+        all_of_them.put_together(target)
+        rows = safetensors.torch.load_file(target)["features"]
+        assert rows[:, 0].tolist() == [number // PICTURES for number in range(COUNT)]
+    assert begun == [0, 2, 5]
+
+
+def test_the_command_is_shared_by_the_processes_of_torchrun(small_data, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = ["features", "--data", str(small_data), "--bank", str(tmp_path / "bank"), "--levels", "1:0", "--device", "cpu"]
+    assert end(*(start(command, arguments, rank, port, tmp_path / f"printed{rank}") for rank in range(2))) == [0, 0]
+    first, second = ((tmp_path / f"printed{rank}").read_text() for rank in range(2))
+    assert "train: 90 pictures at 1 levels" in first and "test: 12 pictures at 1 levels" in first and not second
+    assert len(list((tmp_path / "bank").glob("*/k1_gain0.safetensors"))) == 2
+    assert len(list((tmp_path / "bank").glob("*/texts_*.safetensors"))) == 2
+
+
+@pytest.fixture
+def filled(alone, few, tmp_path, clip) -> FeatureBank:
+    bank = FeatureBank(tmp_path / "bank", clip, few)
+    for name, content in alone.items():
+        (bank.folder / name).write_bytes(content)
+    return bank
+
+
+def flip_a_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def declare_other_rows(file: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"[22, 128]", b"[11, 256]"))
+
+
+DAMAGE = {
+    "truncated": (lambda file: file.write_bytes(file.read_bytes()[:1000]), "damaged or incomplete"),
+    "empty": (lambda file: file.write_bytes(b""), "damaged or incomplete"),
+    "altered": (flip_a_byte, "altered since it was written (its checksum differs)"),
+    "another shape": (declare_other_rows, "is torch.float32 (11, 256), not float32 of 22 rows"),
+    "another level": (lambda file: shutil.copy(file.with_name(NAMES[1]), file), f"is {NAMES[1]} of bank"),
+    "no bank's": (lambda file: safetensors.torch.save_file({"features": torch.ones(22, 128)}, file), "a file that no bank has written"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_or_foreign_file_is_refused(filled, clip, damage, message):
+    file = filled.folder / NAMES[0]
+    assert filled.load(LEVELS).shape == (2, COUNT, 128) and filled.files(LEVELS)[0] == file  # so that its checksum is known
+    damage(file)
+    for read in (lambda: filled.load(LEVELS), lambda: level_files(filled.folder, LEVELS, clip)):
+        with pytest.raises(UserError, match=re.escape(f"{file}: ") + ".*" + re.escape(message) + ".*; delete it, and the same command"):
+            read()
+    file.unlink()
+    with pytest.raises(UserError, match="no such file; fill the bank with 'bvsa features'"):
+        level_files(filled.folder, LEVELS, clip)
+
+
+def test_a_level_of_another_bank_is_refused(filled, few, tmp_path, clip):
+    other = FeatureBank(tmp_path / "bank", clip, few[::-1])
+    shutil.copy(filled.folder / NAMES[0], other.folder)
+    with pytest.raises(UserError, match=f"is {NAMES[0]} of bank {filled.key}, not {NAMES[0]} of bank {other.key}"):
+        other.load(LEVELS[:1])
+
+
+def test_altered_texts_are_refused(filled):
+    path = filled.texts_path(["A photo of a banana."])
+    flip_a_byte(path)
+    with pytest.raises(UserError, match=f"{path.name}: altered since"):
+        filled.texts(["A photo of a banana."])
+
+
+def test_the_folder_of_one_bank_is_that_bank_or_refused(filled, few, clip, computed):
+    same = FeatureBank(filled.folder, clip, few)
+    same.fill(LEVELS)
+    assert same.folder == filled.folder and not computed
+    listed = sorted(filled.folder.iterdir())
+    with pytest.raises(UserError, match=r"features of something else than asked for \(falloff is .*3.0.*, not .*2.0.*\); name the folder"):
+        FeatureBank(filled.folder, clip, few, Falloff(decay=2.0))
+    with pytest.raises(UserError, match=r"\(pictures is 22, not 21, pictures_sha256 is \w{8}, not \w{8}\)"):
+        FeatureBank(filled.folder, clip, few[1:])
+    with pytest.raises(UserError, match=r"falloff is .*; give a bank made with these settings"):
+        level_files(filled.folder, LEVELS, clip, Falloff(curve="linear"))
+    assert sorted(filled.folder.iterdir()) == listed
+
+
+def test_an_about_that_is_of_another_version_altered_or_damaged_is_refused(filled, few, clip):
+    about = filled.folder / ABOUT
+    kept = json.loads(about.read_text())
+    for name, value, message in (("format", 1, r"\(format is 1, not 2\)"), ("mean", None, r"\(mean is unknown, not \[0\.")):
+        about.write_text(json.dumps({**kept, name: value}))
+        for open_it in (lambda: FeatureBank(filled.folder.parent, clip, few), lambda: level_files(filled.folder, LEVELS, clip)):
+            with pytest.raises(UserError, match=message):
+                open_it()
+    about.write_text(json.dumps({**kept, "pictures": 21}))
+    with pytest.raises(UserError, match=f"is {NAMES[0]} of bank {filled.key}, not"):
+        level_files(filled.folder, LEVELS, clip)
+    for damaged in ('{"format', "[]"):
+        about.write_text(damaged)
+        with pytest.raises(UserError, match="about.json: damaged; delete the folder"):
+            FeatureBank(filled.folder.parent, clip, few)
+
+
+def test_what_a_format_stands_for(tmp_path):
+    """Whoever changes how pictures are resized, blurred or normalised has to raise FORMAT: features kept before are others."""
+    y, x = np.mgrid[:300, :400]
+    picture = np.stack([x * 255 // 399, y * 255 // 299, (x // 8 + y // 8) % 2 * 255], axis=-1).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    seen = OnlineViews(_Identity(), read_images([tmp_path / "picture.png"], 96))(torch.tensor([0]), torch.tensor([0.5]), torch.tensor([51]))
+    assert bank_module.FORMAT == 2
+    torch.testing.assert_close(seen[0, :, [0, 48, 90], [0, 50, 7]].T, FORMAT_2, rtol=0, atol=2e-5)
+
+
+class _Identity:
+    """Stands for an encoder whose features are the pixels it is given."""
+
+    device, mean, std = torch.device("cpu"), (0.5, 0.4, 0.3), (0.25, 0.5, 1.0)
+    encode_images = staticmethod(lambda images: images)
+
+
+# Pixels x channels, by Pillow's bilinear resizing and scipy's Gaussian in float64.
+FORMAT_2 = torch.tensor([[-1.73506, -0.66753, 0.1858], [0.09912, 0.20534, 0.14894], [-1.63496, 1.03336, 0.19344]])
