@@ -33,15 +33,17 @@ NOTES = """\
 `blocks` are those that a multiprocessor holds at once, `occupancy` the share of its warps that they fill, both computed from
 registers (handed to a warp by 256), shared memory (by 128 bytes, with 1 KB a block for the driver), threads and the most blocks of the
 architecture. Shared memory is static + dynamic, the latter as the launch code asks for it. Instructions are counted in the machine
-code, loops once: `matrix` are HMMA, and HGMMA of whole warp groups; beside the loads and stores of 16 bytes stand those for the border of
-images and for inputs that are not aligned, which common calls do not reach. `blur_products<unsigned char, Images>` reads its eight pixels
-by LDG.64, which is all that they are. A row of Triton's tables stands for all its variants (falloffs, normalised or not, with gates or
-without) and shows the most that any of them uses; the JSON has them one by one. Inputs are contiguous, and aligned to 16 bytes.
+code, loops once: `matrix` are HMMA, and HGMMA of whole warp groups; beside the loads and stores of 16 bytes stand those for the border
+of images and for inputs that are not aligned, which common calls do not reach. Eight uint8 pixels are LDG.64.
+
+A row of Triton's tables stands for its variants (the falloffs `exp` and `brachistochrone`, which computes most; normalised or not; with
+gates or without) and shows the most that any of them uses; the JSON has them one by one. Inputs are contiguous and aligned to 16 bytes.
 
 Where few blocks share a multiprocessor this is meant:
 
-- `similarity_scores` and Triton's `similarity` and `topk` keep one or two tiles of sums in registers (128 x 128 each in CUDA: 128 registers
-  of each of 256 threads), which divides how often operands are read; copies to shared memory run three steps ahead in place of more warps.
+- `similarity_scores` and Triton's `similarity` and `topk` keep one or two tiles of sums in registers (128 x 128 each in CUDA: 128
+  registers of each of 256 threads), which divides how often operands are read; copies to shared memory run three steps ahead in place
+  of more warps.
 - `blur_products` keeps taps and the filtered rows of 2 D + 1 chunks in registers, so that nothing but pixels passes through shared
   memory. The next step, four blocks, is at 128 registers; for float32, whose operands take two registers each, three blocks are at 168.
 - `blur_direct` has three blocks since its registers were bounded to 80; a fourth would want 64. `blur_parameter_gradient` filters with

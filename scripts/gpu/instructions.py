@@ -20,7 +20,7 @@ def cuobjdump() -> str:
 
 def instruction_mix(code: str) -> dict[str, int]:
     """How often each kind occurs in the code of one kernel, as cuobjdump -sass prints it; loops count once."""
-    counts = Counter(map(kind_of, re.findall(r"\s([A-Z][A-Z0-9]*(?:\.[A-Z0-9_]+)*)\s", code)))
+    counts = Counter(map(kind_of, re.findall(r"\s([A-Z][A-Z0-9]*(?:\.\w+)*)\s", code)))
     del counts[""]
     return dict(sorted(counts.items()))
 

@@ -21,13 +21,13 @@ warnings.simplefilter("ignore")
 import torch  # noqa: E402
 import triton  # noqa: E402
 from gpu.instructions import cuobjdump, instruction_mix  # noqa: E402
+from gpu.occupancy import RESERVED_SHARED  # noqa: E402
 from torch import Tensor  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from fovblur.enhanced_similarity import triton as similarity  # noqa: E402
 from fovblur.foveated_blur import triton as blur  # noqa: E402
-from fovblur.foveated_blur.checks import FALLOFFS  # noqa: E402
 
 TYPES = {
     torch.uint8: "u8", torch.int32: "i32", torch.int64: "i64",
@@ -35,6 +35,7 @@ TYPES = {
 }  # fmt: skip
 OPTIONS = ("num_warps", "num_stages")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+OTHER_VARIANTS = [("exp", False), ("brachistochrone", True)]  # of the other falloffs that of most arithmetic
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,10 @@ def record(architecture: int, calls: Iterable[Callable[[], None]]) -> list[Launc
     return list(dict.fromkeys(launches))
 
 
-def blur_calls(falloffs: tuple[str, ...], normalised: tuple[bool, ...] = (True, False)) -> Iterator[Callable[[], None]]:
-    """Forward and backward for every type; images of 224 x 224, contiguous, as they usually lie in memory."""
+def blur_calls(variants: Iterable[tuple[str, bool]]) -> Iterator[Callable[[], None]]:
+    """Forward and backward for every type, by falloff and normalisation; images of 224 x 224, contiguous, as they usually come."""
     sigma, size, gain, fixation = torch.ones(2), torch.ones(2, dtype=torch.int32), torch.ones(2), torch.ones(2, 2)
-    for falloff, normalise, source in itertools.product(falloffs, normalised, (torch.uint8, *FLOATS)):
+    for (falloff, normalise), source in itertools.product(variants, (torch.uint8, *FLOATS)):
         statistics = (torch.ones(3), torch.ones(3)) if normalise else (None, None)
         parameters = (sigma, size, gain, fixation, *statistics, falloff, 3.0)
         result = source if source != torch.uint8 or not normalise else torch.float16
@@ -159,7 +160,7 @@ def compiled(launch: Launch) -> dict:
         "stack": number("STACK"),
         "spill_stores": bytes_of(mix, "STL"),
         "spill_loads": bytes_of(mix, "LDL"),
-        "static_shared": number("SHARED"),
+        "static_shared": number("SHARED") - (RESERVED_SHARED if launch.architecture >= 90 else 0),  # which it counts there
         "dynamic_shared": result.metadata.shared,
         "instructions": mix,
     }
@@ -191,12 +192,10 @@ def bytes_of(mix: dict[str, int], instruction: str) -> int:
 def kernels(architectures: tuple[int, ...], every: bool) -> Callable[[], list[dict]]:
     """Begins to compile, and returns what waits for a row of each configuration that is launched.
 
-    `every` takes all falloffs, bfloat16 similarities, and blurs and similarities without normalisation and gates as well; they differ
-    from the others by a few instructions.
+    `every` takes bfloat16 similarities, and the variants that differ by a few instructions: other falloffs, no normalisation, no gates.
     """
-    options = {} if every else {"normalised": (True,)}
-    blurs = functools.partial(blur_calls, FALLOFFS if every else FALLOFFS[:1], **options)
-    similarities = similarity_calls if every else functools.partial(similarity_calls, (torch.float16, torch.float32), (True,))
+    blurs = functools.partial(blur_calls, [("exp", True), *(OTHER_VARIANTS if every else ())])
+    similarities = functools.partial(similarity_calls, *(() if every else ((torch.float16, torch.float32), (True,))))
     launches = [launch for sm in architectures for calls in (blurs, similarities) for launch in record(sm, calls())]
     pool = multiprocessing.get_context("fork").Pool(os.cpu_count())
     return pool.map_async(compiled, launches, chunksize=1).get

@@ -19,7 +19,8 @@ ORACLE = r"""
 int main() {
   int major, minor, threads_of_sm, threads, registers;
   size_t shared_of_sm, shared_of_block, shared;
-  while (std::scanf("%d%d%d%zu%zu%d%d%zu", &major, &minor, &threads_of_sm, &shared_of_sm, &shared_of_block, &threads, &registers, &shared) == 8) {
+  while (std::scanf("%d%d%d%zu%zu", &major, &minor, &threads_of_sm, &shared_of_sm, &shared_of_block) == 5 &&
+         std::scanf("%d%d%zu", &threads, &registers, &shared) == 3) {
     cudaOccDeviceProp device;
     device.computeMajor = major, device.computeMinor = minor, device.warpSize = 32, device.numSms = 1;
     device.maxThreadsPerBlock = 1024, device.maxThreadsPerMultiprocessor = threads_of_sm;
