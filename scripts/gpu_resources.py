@@ -2,8 +2,8 @@
 
     python scripts/gpu_resources.py
 
-Writes docs/gpu_resources.md, docs/gpu_roofline.png and benchmarks/results/gpu_resources.json. Takes nvcc, and some fifteen minutes on two
-cores. Occupancy is computed and the roofline is an estimate: nothing in any of the three was measured on a GPU.
+Writes docs/gpu_resources.md, docs/gpu_roofline.png and benchmarks/results/gpu_resources.json. Takes nvcc, and some minutes on
+two cores. Occupancy is computed and the roofline is an estimate: nothing in any of the three was measured on a GPU.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ architecture. Shared memory is static + dynamic, the latter as the launch code a
 code, loops once: `matrix` are HMMA, and HGMMA of whole warp groups; beside the loads and stores of 16 bytes stand those for the border
 of images and for inputs that are not aligned, which common calls do not reach. Eight uint8 pixels are LDG.64.
 
-A row of Triton's tables stands for its variants (the falloffs `exp` and `brachistochrone`, which computes most; normalised or not; with
-gates or without) and shows the most that any of them uses; the JSON has them one by one. Inputs are contiguous and aligned to 16 bytes.
+Triton compiles for what it is called with: here normalised images with falloff `exp`, open gates, and inputs that are contiguous and
+aligned to 16 bytes. Other falloffs, strides and sizes make kernels of the same tiles that are not in the table. Its `similarity` stores
+the matrix a number at a time, since its compiler does not know how long rows are.
 
 Where few blocks share a multiprocessor this is meant:
 
@@ -50,14 +51,14 @@ Where few blocks share a multiprocessor this is meant:
   two kernels at once and is held at two blocks by registers and shared memory alike."""
 
 
-def collect(backends: Iterable[str], architectures: tuple[int, ...], every: bool) -> dict:
+def collect(backends: Iterable[str], architectures: tuple[int, ...]) -> dict:
     """Versions of the compilers, and a row for every kernel and architecture."""
     versions, rows, pending = {}, [], None
     if "triton" in backends:
         from gpu import triton_kernels
 
         versions["triton"] = triton_kernels.triton.__version__
-        pending = triton_kernels.kernels(architectures, every)
+        pending = triton_kernels.kernels(architectures)
     if "cuda" in backends:
         versions["nvcc"] = cuda.nvcc_version()
         rows += cuda.kernels(architectures)
@@ -82,21 +83,11 @@ def markdown(found: dict) -> str:
     for backend in BACKENDS:
         for architecture in MULTIPROCESSORS:
             rows = [row for row in found["kernels"] if (row["backend"], row["architecture"]) == (backend, architecture)]
-            parts += [f"## {backend}, sm_{architecture}", table(COLUMNS, map(cells_of, merged(rows)))]
+            parts += [f"## {backend}, sm_{architecture}", table(COLUMNS, map(cells_of, rows))]
     calls = {row["kernel"]: "; ".join(row["calls"]) for row in found["kernels"] if row["backend"] == "cuda"}
     parts += ["## Which calls launch which CUDA kernel", table(("kernel", "calls"), ((f"`{name}`", what) for name, what in calls.items()))]
     parts += [f"## Limits of an {roofline.GPU}: an estimate", roofline_text(), f"![Roofline, an estimate]({FIGURE.name})"]
     return "\n\n".join(parts) + "\n"
-
-
-def merged(rows: list[dict]) -> list[dict]:
-    """One row for all variants of a configuration, with the most that any of them uses."""
-    groups: dict[tuple, list[dict]] = {}
-    for row in rows:
-        groups.setdefault((row["kernel"], row.get("configuration")), []).append(row)
-    most = ("registers", "spill_stores", "spill_loads", "static_shared", "dynamic_shared")
-    fullest = lambda group: min(group, key=lambda row: (row["blocks"], -row["registers"]))  # noqa: E731
-    return [fullest(group) | {name: max(row[name] for row in group) for name in most} for group in groups.values()]
 
 
 def cells_of(row: dict) -> list[str]:
@@ -132,7 +123,7 @@ def roofline_text() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python scripts/gpu_resources.py", description=__doc__.partition("\n")[0])
-    parser.add_argument("--json", type=Path, help="write this file alone, of the common variants of each kernel")
+    parser.add_argument("--json", type=Path, help="write this file alone")
     parser.add_argument("--only", choices=BACKENDS, help="one backend; with --json")
     chosen = parser.parse_args()
     backends = (chosen.only,) if chosen.only else BACKENDS
@@ -142,7 +133,7 @@ def main() -> int:
         parser.error(f"--json: {chosen.json.parent} is no folder; make it first")
     if "cuda" in backends and cuda.nvcc() is None:
         parser.error("nvcc is not on PATH; install the CUDA toolkit, or choose --only triton")
-    found = collect(backends, tuple(MULTIPROCESSORS), every=chosen.json is None)
+    found = collect(backends, tuple(MULTIPROCESSORS))
     if chosen.json:
         write_atomically(chosen.json, as_json(found).encode())
         return 0

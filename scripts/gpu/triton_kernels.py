@@ -35,7 +35,6 @@ TYPES = {
 }  # fmt: skip
 OPTIONS = ("num_warps", "num_stages")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
-OTHER_VARIANTS = [("exp", False), ("brachistochrone", True)]  # of the other falloffs that of most arithmetic
 
 
 @dataclass(frozen=True)
@@ -100,25 +99,23 @@ def record(architecture: int, calls: Iterable[Callable[[], None]]) -> list[Launc
     return list(dict.fromkeys(launches))
 
 
-def blur_calls(variants: Iterable[tuple[str, bool]]) -> Iterator[Callable[[], None]]:
-    """Forward and backward for every type, by falloff and normalisation; images of 224 x 224, contiguous, as they usually come."""
+def blur_calls() -> Iterator[Callable[[], None]]:
+    """Forward and backward for every type, normalised; images of 224 x 224, contiguous, as they usually come."""
     sigma, size, gain, fixation = torch.ones(2), torch.ones(2, dtype=torch.int32), torch.ones(2), torch.ones(2, 2)
-    for (falloff, normalise), source in itertools.product(variants, (torch.uint8, *FLOATS)):
-        statistics = (torch.ones(3), torch.ones(3)) if normalise else (None, None)
-        parameters = (sigma, size, gain, fixation, *statistics, falloff, 3.0)
-        result = source if source != torch.uint8 or not normalise else torch.float16
+    parameters = (sigma, size, gain, fixation, torch.ones(3), torch.ones(3), "exp", 3.0)
+    for source in (torch.uint8, *FLOATS):
+        result = torch.float16 if source == torch.uint8 else source
         images, out = (torch.empty(2, 3, 224, 224, dtype=dtype) for dtype in (source, result))
         yield functools.partial(blur.triton_forward, images, out, *parameters)
-        if result != torch.uint8:
-            grads = (None if source == torch.uint8 else images, torch.empty(2), torch.empty(2))
-            yield functools.partial(blur.triton_backward, out, images, grads, *parameters)
+        grads = (None if source == torch.uint8 else images, torch.empty(2), torch.empty(2))
+        yield functools.partial(blur.triton_backward, out, images, grads, *parameters)
 
 
-def similarity_calls(dtypes: tuple[torch.dtype, ...] = FLOATS, gated: tuple[bool, ...] = (True, False)) -> Iterator[Callable[[], None]]:
-    """Matrices and top-k for few and many recordings of 1024 numbers."""
-    for dtype, recordings, gates in itertools.product(dtypes, (64, 1024), gated):
+def similarity_calls() -> Iterator[Callable[[], None]]:
+    """Gated matrices and top-k for few and many recordings of 1024 numbers."""
+    for dtype, recordings in itertools.product(FLOATS, (64, 1024)):
         brain, image = (torch.empty(rows, 1024, dtype=dtype) for rows in (recordings, 4096))
-        inputs = (brain, image, brain, image, *((torch.ones(recordings), torch.ones(4096)) if gates else (None, None)))
+        inputs = (brain, image, brain, image, torch.ones(recordings), torch.ones(4096))
         for precision in ("highest", "high") if dtype == torch.float32 else ("highest",):
             out = torch.empty(recordings, 4096, dtype=dtype)
             yield at_precision(precision, similarity.triton_similarity, out, *inputs)
@@ -167,20 +164,15 @@ def compiled(launch: Launch) -> dict:
 
 
 def names_of(launch: Launch) -> dict[str, str]:
-    """What tells a configuration from the others: kernel and types, tile, and variant."""
+    """What tells a configuration from the others: kernel and types, and tile."""
     types, constants, options = dict(launch.signature), dict(launch.constants), dict(launch.options)
     name = launch.kernel.removeprefix("_").removesuffix("_kernel")
     ends = [types[end][1:] for end in ("source", "images", "grad", "target", "brain_image") if types.get(end, "")[:1] == "*"]
     precision = {"tf32": ", tf32", "tf32x3": ", three tf32 products"}.get(constants["PRECISION"], "")
     tile = [f"{name} {constants[name]}" for name in ("BLOCK", "ROWS", "BLOCK_N", "BLOCK_M", "DEPTH", "KEPT") if name in constants]
-    if "FALLOFF" in constants:
-        variant = constants["FALLOFF"] + (", normalised" if constants["NORMALISE"] else "")
-    else:
-        variant = "gated" if constants["ROW_GATED"] else "no gates"
     return {
         "kernel": name + (", adjoint" if constants.get("ADJOINT") else "") + f", {' and '.join(dict.fromkeys(ends))}{precision}",
         "configuration": ", ".join([*tile, *(f"{value} {name.removeprefix('num_')}" for name, value in options.items())]),
-        "variant": variant,
     }
 
 
@@ -189,13 +181,8 @@ def bytes_of(mix: dict[str, int], instruction: str) -> int:
     return sum(count * int(kind.split(".")[1]) // 8 for kind, count in mix.items() if kind.startswith(instruction + "."))
 
 
-def kernels(architectures: tuple[int, ...], every: bool) -> Callable[[], list[dict]]:
-    """Begins to compile, and returns what waits for a row of each configuration that is launched.
-
-    `every` takes bfloat16 similarities, and the variants that differ by a few instructions: other falloffs, no normalisation, no gates.
-    """
-    blurs = functools.partial(blur_calls, [("exp", True), *(OTHER_VARIANTS if every else ())])
-    similarities = functools.partial(similarity_calls, *(() if every else ((torch.float16, torch.float32), (True,))))
-    launches = [launch for sm in architectures for calls in (blurs, similarities) for launch in record(sm, calls())]
+def kernels(architectures: tuple[int, ...]) -> Callable[[], list[dict]]:
+    """Begins to compile, and returns what waits for a row of each configuration that is launched."""
+    launches = [launch for sm in architectures for calls in (blur_calls, similarity_calls) for launch in record(sm, calls())]
     pool = multiprocessing.get_context("fork").Pool(os.cpu_count())
     return pool.map_async(compiled, launches, chunksize=1).get

@@ -67,18 +67,12 @@ def test_the_kept_rows_are_what_the_compilers_make(gpu_resources, kept, backend,
     version = gpu_resources["versions"][compiler]
     if version != kept["versions"][compiler]:
         pytest.skip(f"the table was made with {compiler} {kept['versions'][compiler]}, and here is {version}")
-    identity = lambda row: tuple(row.get(name) for name in ("kernel", "configuration", "variant", "architecture"))  # noqa: E731
+    identity = lambda row: (row["kernel"], row.get("configuration"), row["architecture"])  # noqa: E731
     rows = {identity(row): row for row in kept["kernels"] if row["backend"] == backend}
     made = {identity(row): row for row in gpu_resources["kernels"] if row["backend"] == backend}
-    assert made.keys() == rows.keys() if backend == "cuda" else made.keys() < rows.keys()
+    assert made.keys() == rows.keys(), "run: python scripts/gpu_resources.py"
     for key, row in made.items():
         assert row == rows[key], "run: python scripts/gpu_resources.py"
-
-
-def test_nothing_that_is_kept_spills(kept):
-    """Of every variant, those too that the tests do not compile."""
-    for row in kept["kernels"]:
-        assert row["stack"] == row["spill_stores"] == row["spill_loads"] == 0 < row["blocks"], row
 
 
 @pytest.mark.skipif(not HAS_NVCC, reason=WITHOUT_NVCC)
@@ -103,7 +97,6 @@ def test_occupancy_is_that_of_nvidias_calculator(script, tmp_path):
     [
         (["--only", "triton"], "--only: the table shows both backends; name a file with --json"),
         (["--json", "absent/file.json"], "--json: absent is no folder; make it first"),
-        (["--only", "tritn"], "invalid choice: 'tritn'"),
     ],
 )
 def test_mistakes_are_one_clear_error(options, message, tmp_path):

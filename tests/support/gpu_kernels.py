@@ -19,7 +19,7 @@ WITHOUT_NVCC = "nvcc is not installed"
 
 @pytest.fixture(scope="session")
 def gpu_resources(tmp_path_factory) -> dict:
-    """What scripts/gpu_resources.py finds of the common variants; of Triton's kernels alone where there is no nvcc."""
+    """What scripts/gpu_resources.py finds; of Triton's kernels alone where there is no nvcc."""
     target = tmp_path_factory.mktemp("gpu") / "resources.json"
     command = [sys.executable, str(SCRIPT), "--json", str(target), *([] if HAS_NVCC else ["--only", "triton"])]
     done = subprocess.run(command, capture_output=True, text=True)
