@@ -138,14 +138,20 @@ def test_autocast_leaves_the_dtype_alone(backend):
 
 
 @pytest.mark.sanitize
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float32, "tf32"], ids=str)
 def test_every_kernel_on_awkward_shapes(backend, dtype, seed):
     """For compute-sanitizer, which slows everything down: few and small calls, each kernel once."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    dtype = torch.float32 if dtype == "tf32" else dtype
     for height, width, kernel_size in ((7, 5, 21), (33, 65, 9), (40, 48, 301)):
         images = torch.rand(2, 2, height, width, device="cuda").mul(255).to(dtype)
-        sigma = torch.tensor([1.5, 4.0], device="cuda", requires_grad=True)
-        gain = torch.tensor([0.3, 0.9], device="cuda", requires_grad=True)
         leaf = images.requires_grad_(dtype != torch.uint8)
-        out = fovblur.foveated_blur(leaf, sigma, kernel_size=kernel_size, gain=gain, mean=0.5, std=0.2, backend=backend)
-        out.float().sum().backward()
-        assert out.isfinite().all() and sigma.grad.isfinite().all() and gain.grad.isfinite().all()
+        for out_dtype in (torch.float32, torch.float16) if dtype == torch.uint8 else (dtype,):  # directly, and by products
+            sigma = torch.tensor([1.5, 4.0], device="cuda", requires_grad=True)
+            gain = torch.tensor([0.3, 0.9], device="cuda", requires_grad=True)
+            options = {"kernel_size": kernel_size, "gain": gain, "mean": 0.5, "std": 0.2, "out_dtype": out_dtype}
+            out = fovblur.foveated_blur(leaf, sigma, **options, backend=backend)
+            out.float().sum().backward()
+            assert out.isfinite().all() and sigma.grad.isfinite().all() and gain.grad.isfinite().all()
+    torch.set_float32_matmul_precision(before)
