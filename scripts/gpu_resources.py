@@ -34,7 +34,8 @@ NOTES = """\
 registers (handed to a warp by 256), shared memory (by 128 bytes, with 1 KB a block for the driver), threads and the most blocks of the
 architecture. Shared memory is static + dynamic, the latter as the launch code asks for it. Instructions are counted in the machine
 code, loops once: `matrix` are HMMA, and HGMMA of whole warp groups; beside the loads and stores of 16 bytes stand those for the border
-of images and for inputs that are not aligned, which common calls do not reach. Eight uint8 pixels are LDG.64.
+of images and for inputs that are not aligned, which common calls do not reach. Eight uint8 pixels are LDG.64. `blur_direct` and
+`blur_parameter_gradient` read pixel by pixel, neighbouring threads neighbouring pixels.
 
 Triton compiles for what it is called with: here normalised images with falloff `exp`, open gates, and inputs that are contiguous and
 aligned to 16 bytes. Other falloffs, strides and sizes make kernels of the same tiles that are not in the table. Its `similarity` stores
