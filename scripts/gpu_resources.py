@@ -133,7 +133,7 @@ def main() -> int:
     if chosen.json and not chosen.json.parent.is_dir():
         parser.error(f"--json: {chosen.json.parent} is no folder; make it first")
     if "cuda" in backends and cuda.nvcc() is None:
-        parser.error("nvcc is not on PATH; install the CUDA toolkit, or choose --only triton")
+        parser.error("nvcc is not on PATH; install the CUDA toolkit, or choose --only triton --json FILE")
     found = collect(backends, tuple(MULTIPROCESSORS))
     if chosen.json:
         write_atomically(chosen.json, as_json(found).encode())

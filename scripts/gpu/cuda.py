@@ -21,8 +21,15 @@ def nvcc() -> str | None:
     return shutil.which("nvcc")
 
 
+def run(command: list[str]) -> subprocess.CompletedProcess:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} failed:\n{done.stderr}")
+    return done
+
+
 def nvcc_version() -> str:
-    found = subprocess.run([nvcc(), "--version"], check=True, capture_output=True, text=True).stdout
+    found = run([nvcc(), "--version"]).stdout
     return re.search(r"V([\d.]+)", found)[1]
 
 
@@ -30,7 +37,7 @@ def kernels(architectures: tuple[int, ...]) -> list[dict]:
     """A row for every kernel that a call launches and every architecture.
 
     Raises:
-        RuntimeError: a kernel was compiled that no call launches, or the other way round.
+        RuntimeError: a compiler failed, or a kernel was compiled that no call launches, or the other way round.
     """
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
         objects = {op: Path(folder) / f"{op}.o" for op in OPS}
@@ -59,8 +66,8 @@ def compile_op(op: str, target: Path, architectures: tuple[int, ...]) -> list[di
     """Registers, spills, static shared memory and instructions of every kernel of an op."""
     gencode = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in architectures]
     command = [nvcc(), "-std=c++17", "-O3", *gencode, "-Xptxas=-v", "-c", str(CSRC / op / "cuda.cu"), "-o", str(target)]
-    report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-    code = subprocess.run([cuobjdump(), "-sass", str(target)], check=True, capture_output=True, text=True).stdout
+    report = run(command).stderr
+    code = run([cuobjdump(), "-sass", str(target)]).stdout
     mixes = {}
     for text in code.split("arch = sm_")[1:]:
         for function in text.split("Function : ")[1:]:
@@ -85,13 +92,13 @@ def compile_op(op: str, target: Path, architectures: tuple[int, ...]) -> list[di
 def launches_of(objects: list[Path], program: Path) -> list[dict]:
     """What the ops launch, as launches.cpp prints it, linked with the ops in place of the CUDA runtime."""
     command = [nvcc(), "-std=c++17", "-cudart=none", f"-I{CSRC}", str(HERE / "launches.cpp"), *map(str, objects), "-o", str(program)]
-    subprocess.run(command, check=True, capture_output=True, text=True)
-    printed = subprocess.run([program], check=True, capture_output=True, text=True).stdout
+    run(command)
+    printed = run([str(program)]).stdout
     return [json.loads(line) for line in printed.splitlines()]
 
 
 def demangled(names: list[str]) -> list[str]:
     """Such as blur_direct<4, Images>."""
-    full = subprocess.run(["c++filt", *names], check=True, capture_output=True, text=True).stdout.splitlines()
+    full = run(["c++filt", *names]).stdout.splitlines()
     templates = (re.sub(r"\bfovblur::|_GLOBAL__N__\w+::|\(anonymous namespace\)::|^void ", "", name) for name in full)
     return [re.match(r"\w+(<.*>)?(?=\()", name)[0] for name in templates]
