@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -63,3 +64,6 @@ def test_the_gpu_run_is_a_valid_script_of_less_than_nine_minutes():
     assert subprocess.run(["bash", "-n", script]).returncode == 0
     limits = [line.split()[2] for line in script.read_text().splitlines() if line.strip().startswith("step ")]
     assert sum(map(int, limits)) + int(limits[3]) <= 540  # compute-sanitizer's step runs twice
+    named = re.findall(r"tests/[\w/]+(?:\.py)?", script.read_text())
+    assert named and all((ROOT / path).exists() for path in named)
+    assert set(re.findall(r"--suite (\w+)", script.read_text())) <= set(PROVIDERS)

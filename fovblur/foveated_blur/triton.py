@@ -186,7 +186,8 @@ def _blur_kernel(
     sum_h, _ = _sums(sigma, radius_h, OPERAND)
     sum_w, _ = _sums(sigma, radius_w, OPERAND)
     p_first, p_end = tl.maximum(first_row - radius_h, 0), tl.minimum(first_row + BLOCK + radius_h, height)
-    q_first, q_end = tl.maximum(first_column - radius_w, 0), tl.minimum(first_column + BLOCK + radius_w, width)
+    # Whole steps of DEPTH from the left border on, so that pixels are read several at a time; their taps beyond the radius are 0.
+    q_first, q_end = tl.maximum(first_column - radius_w, 0) // DEPTH * DEPTH, tl.minimum(first_column + BLOCK + radius_w, width)
 
     y = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
     bad = 0.0
@@ -255,7 +256,8 @@ def _parameter_gradient_kernel(
     sum_w, moment_w = _sums(sigma, radius_w, OPERAND)
     moment_h /= sum_h
     moment_w /= sum_w
-    q_first, q_end = tl.maximum(first_column - radius_w, 0), tl.minimum(first_column + BLOCK + radius_w, width)
+    # Whole steps of DEPTH from the left border on, so that pixels are read several at a time; their taps beyond the radius are 0.
+    q_first, q_end = tl.maximum(first_column - radius_w, 0) // DEPTH * DEPTH, tl.minimum(first_column + BLOCK + radius_w, width)
 
     y = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
     slope = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)

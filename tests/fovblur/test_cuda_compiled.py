@@ -2,123 +2,75 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
-import triton
+from gpu_kernels import ARCHITECTURES, HAS_NVCC, WITHOUT_NVCC, assert_fits, of
 
-CUOBJDUMP_OF_TRITON = str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
-CSRC = Path(__file__).parents[2] / "csrc"
 # Blocks that share a multiprocessor. The similarity's two tiles of 128 x 128 sums take 128 registers of each of 256 threads, which
-# leaves room for one; its shared memory is dynamic and bounded where it is launched.
-RESIDENT = {"foveated_blur": 2, "enhanced_similarity": 1}
-ARCHITECTURES = (86, 90)
-REGISTERS_OF_A_MULTIPROCESSOR = 65_536
-SHARED_BYTES = {86: (101_376, 102_400), 90: (232_448, 233_472)}  # of a block, of a multiprocessor
-RESERVED_BYTES = 1024  # of shared memory, for each resident block
-
-# By the mangled type of the source: the matrix product of the kernel, and the widest load that eight pixels allow.
-BLUR_PRODUCTS = {
-    "h": ("HMMA.16816.F32", "LDG.E.64"),
-    "NS_4HalfE": ("HMMA.16816.F32", "LDG.E.128"),
-    "NS_8BFloat16E": ("HMMA.16816.F32.BF16", "LDG.E.128"),
-    "f": ("HMMA.1688.F32.TF32", "LDG.E.128"),
+# leaves room for one.
+RESIDENT = {
+    "blur_direct": 3,
+    "blur_products<unsigned char": 3,
+    "blur_products<Half": 3,
+    "blur_products<BFloat16": 3,
+    "blur_products<float": 2,
+    "blur_parameter_gradient": 2,
+    "similarity_scores": 1,
+    "merge_slices": 8,
 }
-# By the mangled type of the products: how they multiply and load their operands from shared memory.
-SIMILARITY_PRODUCTS = {
-    "MatrixProductsINS_4HalfE": ("HMMA.16816.F32", "LDSM.16.M88.4"),
-    "MatrixProductsINS_8BFloat16E": ("HMMA.16816.F32.BF16", "LDSM.16.M88.4"),
-    "MatrixProductsIf": ("HMMA.1688.F32.TF32", "LDSM.16.M88.4"),
-    "ExactProducts": ("FFMA", "LDS.128"),
-}
+BLUR_LOADS = {"unsigned char": "LDG.64", "Half": "LDG.128", "BFloat16": "LDG.128", "float": "LDG.128"}  # of eight pixels
+HALF_A_MULTIPROCESSOR = 48 * 1024  # bytes of shared memory: what a launch gets without asking
 
-pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+pytestmark = pytest.mark.skipif(not HAS_NVCC, reason=WITHOUT_NVCC)
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """compiled(op, architecture): ptxas's report, and the directory of kernels.cubin. All are compiled side by side."""
-
-    def compile_for(op: str, architecture: int, directory: Path) -> tuple[dict[str, dict[str, int]], Path]:
-        target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
-        options = ["-std=c++17", "-O3", target, "-Xptxas=-v", "--keep", f"--keep-dir={directory}", "-cubin"]
-        command = ["nvcc", *options, "-o", str(directory / "kernels.cubin"), str(CSRC / op / "cuda.cu")]
-        report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-        (assembly,) = directory.glob("*.ptx")
-        return resources(report, assembly.read_text()), directory
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        wanted = [(op, architecture) for architecture in ARCHITECTURES for op in RESIDENT]
-        results = {key: pool.submit(compile_for, *key, tmp_path_factory.mktemp("kernels")) for key in wanted}
-        yield lambda op, architecture: results[op, architecture].result()
+def test_kernels_do_not_spill_and_share_a_multiprocessor(gpu_resources):
+    rows = of(gpu_resources, "cuda")
+    assert len(rows) == len(ARCHITECTURES) * (4 + 7 + 1 + 8 + 1)
+    for row in rows:
+        (blocks,) = (blocks for name, blocks in RESIDENT.items() if row["kernel"].startswith(name))
+        assert_fits(row, blocks)
 
 
-def resources(report: str, assembly: str) -> dict[str, dict[str, int]]:
-    """Threads, registers, shared memory, stack and spills of every kernel, as PTX declares and ptxas -v prints them."""
-    threads = dict(re.findall(r"\.entry (\w+)\([^{]*?\.maxntid (\d+)", assembly))
-    kernels = {}
-    for block in report.split("Compiling entry function '")[1:]:
-        number = lambda pattern: int((re.search(pattern, block) or [0, 0])[1])  # noqa: B023, E731
-        name = block.split("'")[0]
-        kernels[name] = {
-            "threads": int(threads[name]),
-            "registers": number(r"Used (\d+) registers"),
-            "shared": number(r"(\d+) bytes smem"),
-            "stack": number(r"(\d+) bytes stack frame"),
-            "spills": number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"),
-        }
-    return kernels
+def test_shared_memory_is_what_a_launch_asks_for(gpu_resources):
+    """Of the similarity four stages of two tiles of 128 rows of 64 bytes, the gates and the worst keys kept; the blur has its own."""
+    for row in of(gpu_resources, "cuda", "similarity_scores"):
+        assert (row["static_shared"], row["dynamic_shared"]) == (0, 4 * 2 * 128 * 64 + 2 * 128 * 4 + 128 * 8), row
+    for row in of(gpu_resources, "cuda", "blur"):
+        assert row["dynamic_shared"] == 0 < row["static_shared"] <= HALF_A_MULTIPROCESSOR, row
 
 
-def instructions_of(directory: Path) -> dict[str, set[str]]:
-    """Those that occur in each kernel, with their suffixes."""
-    cuobjdump = shutil.which("cuobjdump") or CUOBJDUMP_OF_TRITON
-    command = [cuobjdump, "-sass", str(directory / "kernels.cubin")]
-    functions = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("Function : ")[1:]
-    return {text.split()[0]: set(re.findall(r"\s([A-Z][A-Z0-9]*(?:\.[A-Z0-9]+)*)\s", text)) for text in functions}
+def test_calls_launch_the_form_that_is_exact_enough(gpu_resources):
+    launched = {row["kernel"]: set(row["calls"]) for row in of(gpu_resources, "cuda")}
+    direct, products = launched["blur_direct<4, Images>"], launched["blur_products<float, Images>"]
+    assert "blur, float32 to float32" in direct and "blur, float32 to float32, tf32" in products
+    assert "blur, uint8 to float32" in direct and "blur, uint8 to float16" in launched["blur_products<unsigned char, Images>"]
+    assert launched["similarity_scores<ExactProducts, Matrix>"] == {"similarity, float32"}
+    assert launched["similarity_scores<MatrixProducts<float>, SliceBest>"] == {"top-k, float32, tf32"}
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("op", RESIDENT)
-def test_kernels_do_not_spill_and_share_a_multiprocessor(compiled, op, architecture):
-    kernels, _ = compiled(op, architecture)
-    assert kernels, "no kernel found in ptxas's report"
-    of_block, of_multiprocessor = SHARED_BYTES[architecture]
-    for name, used in kernels.items():
-        assert used["stack"] == 0 and used["spills"] == 0, (name, used)
-        assert used["shared"] <= of_block, (name, used)
-        assert RESIDENT[op] * (used["shared"] + RESERVED_BYTES) <= of_multiprocessor, (name, used)
-        registers = (used["registers"] + 7) // 8 * 8  # as they are handed out
-        assert 0 < RESIDENT[op] * registers * used["threads"] <= REGISTERS_OF_A_MULTIPROCESSOR, (name, used)
+def test_the_blur_uses_tensor_cores_and_wide_loads(gpu_resources):
+    rows = of(gpu_resources, "cuda", "blur_products")
+    assert len(rows) == len(ARCHITECTURES) * 7  # four types of images, three of gradients
+    for row in rows:
+        source, used = re.match(r"blur_products<([\w ]+)", row["kernel"])[1], row["instructions"]
+        # In each pass of D = 1, 2 and 4, all or three of whose 2 D + 1 tiles of taps are unrolled: two products of 16 x 8, for float of
+        # half the depth and so twice.
+        tiles = (3 + 3) + (5 + 5) + (3 + 9)
+        assert used["HMMA"] == 2 * tiles * (2 if source == "float" else 1), row
+        assert used[BLUR_LOADS[source]] > 0 and used["STG.128"] > 0, row
+        assert source == "float" or used["LDSM"] > 0, row
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_blur_uses_tensor_cores_and_wide_loads(compiled, architecture):
-    kernels, directory = compiled("foveated_blur", architecture)
-    instructions = instructions_of(directory)
-    assert instructions.keys() == kernels.keys()
-    products = {name: used for name, used in instructions.items() if "blur_products" in name}
-    assert len(products) == 7  # four types of images, three of gradients
-    for name, used in products.items():
-        source = re.search(r"blur_productsI(h|f|NS_4HalfE|NS_8BFloat16E)", name)[1]
-        for instruction in (*BLUR_PRODUCTS[source], "STG.E.128"):
-            assert instruction in used, (name, instruction)
-        assert source == "f" or any(instruction.startswith("LDSM") for instruction in used), name
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_similarity_uses_tensor_cores_and_wide_copies(compiled, architecture):
-    kernels, directory = compiled("enhanced_similarity", architecture)
-    instructions = instructions_of(directory)
-    assert instructions.keys() == kernels.keys()
-    scores = {name: used for name, used in instructions.items() if "similarity_scores" in name}
-    assert len(scores) == 2 * len(SIMILARITY_PRODUCTS)  # stored, and ranked
-    for name, used in scores.items():
-        (expected,) = (wanted for products, wanted in SIMILARITY_PRODUCTS.items() if products in name)
-        for instruction in (*expected, "LDGSTS.E.BYPASS.128.ZFILL", *(["STG.E.128"] if "Matrix" in name.split("Products")[1] else [])):
-            assert instruction in used, (name, instruction)
+def test_the_similarity_uses_tensor_cores_and_wide_copies(gpu_resources):
+    rows = of(gpu_resources, "cuda", "similarity_scores")
+    assert len(rows) == len(ARCHITECTURES) * 2 * 4  # stored, and ranked
+    for row in rows:
+        used = row["instructions"]
+        assert used["LDGSTS.128"] > 0, row
+        if "Exact" in row["kernel"]:
+            assert "HMMA" not in used and used["FFMA"] >= 4 * 64 and used["LDS.128"] > 0, row  # four steps of depth for 64 sums
+        else:
+            assert used["HMMA"] == 4 * 4 * 2 and used["LDSM"] > 0, row  # 4 x 4 tiles of sums, twice in a step
+        assert "Matrix>" not in row["kernel"] or used["STG.128"] > 0, row

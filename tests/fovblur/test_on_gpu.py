@@ -38,6 +38,49 @@ def test_a_graph_replays_on_changed_input(backend, seed):
     torch.testing.assert_close(out, fovblur.foveated_blur(images, **parameters, backend="reference"), rtol=1e-5, atol=1e-3)
 
 
+def result_and_gradients(images: torch.Tensor, sigma: torch.Tensor, gain: torch.Tensor, backend: str) -> tuple[torch.Tensor, ...]:
+    leaves = [x.detach().requires_grad_() for x in (images, sigma, gain)]
+    out = fovblur.foveated_blur(leaves[0], leaves[1], kernel_size=25, gain=leaves[2], backend=backend)
+    return (out.detach(), *torch.autograd.grad(out.square().sum(), leaves))
+
+
+def random_arguments(device: str = "cuda") -> list[torch.Tensor]:
+    """Images, sigma and gain."""
+    return [torch.rand(4, 3, 70, 96, device=device), 1 + 5 * torch.rand(4, device=device), torch.rand(4, device=device)]
+
+
+def test_a_graph_replays_the_gradients(backend, seed):
+    arguments = random_arguments()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        result_and_gradients(*arguments, backend)  # compiles
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = result_and_gradients(*arguments, backend)
+    for old, new in zip(arguments, random_arguments()):
+        old.copy_(new)
+    graph.replay()
+    assert all(torch.equal(one, other) for one, other in zip(results, result_and_gradients(*arguments, backend)))
+
+
+def test_gradients_are_queued_on_the_stream_of_their_forward_pass(backend, seed):
+    arguments = random_arguments()
+    expected = result_and_gradients(*arguments, backend)
+    late = [torch.zeros_like(x) for x in arguments]
+    late[1].fill_(1)  # a sigma that the checks let pass
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(200_000_000)  # a launch on another stream would read what is not there yet
+        for target, x in zip(late, arguments):
+            target.copy_(x)
+        results = result_and_gradients(*late, backend)
+    torch.cuda.current_stream().wait_stream(stream)
+    assert all(torch.equal(one, other) for one, other in zip(results, expected))
+
+
 def test_work_is_queued_on_the_current_stream(backend, seed):
     images, parameters = batch()
     expected = fovblur.foveated_blur(images, **parameters, backend=backend)
@@ -95,14 +138,20 @@ def test_autocast_leaves_the_dtype_alone(backend):
 
 
 @pytest.mark.sanitize
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float32, "tf32"], ids=str)
 def test_every_kernel_on_awkward_shapes(backend, dtype, seed):
     """For compute-sanitizer, which slows everything down: few and small calls, each kernel once."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    dtype = torch.float32 if dtype == "tf32" else dtype
     for height, width, kernel_size in ((7, 5, 21), (33, 65, 9), (40, 48, 301)):
         images = torch.rand(2, 2, height, width, device="cuda").mul(255).to(dtype)
-        sigma = torch.tensor([1.5, 4.0], device="cuda", requires_grad=True)
-        gain = torch.tensor([0.3, 0.9], device="cuda", requires_grad=True)
         leaf = images.requires_grad_(dtype != torch.uint8)
-        out = fovblur.foveated_blur(leaf, sigma, kernel_size=kernel_size, gain=gain, mean=0.5, std=0.2, backend=backend)
-        out.float().sum().backward()
-        assert out.isfinite().all() and sigma.grad.isfinite().all() and gain.grad.isfinite().all()
+        for out_dtype in (torch.float32, torch.float16) if dtype == torch.uint8 else (dtype,):  # directly, and by products
+            sigma = torch.tensor([1.5, 4.0], device="cuda", requires_grad=True)
+            gain = torch.tensor([0.3, 0.9], device="cuda", requires_grad=True)
+            options = {"kernel_size": kernel_size, "gain": gain, "mean": 0.5, "std": 0.2, "out_dtype": out_dtype}
+            out = fovblur.foveated_blur(leaf, sigma, **options, backend=backend)
+            out.float().sum().backward()
+            assert out.isfinite().all() and sigma.grad.isfinite().all() and gain.grad.isfinite().all()
+    torch.set_float32_matmul_precision(before)

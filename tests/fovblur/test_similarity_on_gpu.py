@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from similarity_under_test import check_topk, exact, random_embeddings, random_gates
@@ -63,6 +65,35 @@ def test_the_second_device_serves_while_the_first_is_current(backend, seed):
         matrix, values, indices = call(backend, embeddings)
     assert matrix.device == values.device == indices.device == torch.device("cuda:1")
     check_topk(values.cpu(), indices.cpu(), exact(*embeddings).cpu(), 2e-6)
+
+
+def test_inductor_compiles_it_whole(backend, seed):
+    @torch.compile(fullgraph=True, dynamic=True)
+    def retrieve(brain_image, *others):
+        scores = fovblur.enhanced_similarity(brain_image * 2, *others, backend=backend)
+        return (scores.relu(), *fovblur.enhanced_topk(brain_image * 2, *others, 3, backend=backend))
+
+    for n, m in ((40, 60), (70, 90)):
+        embeddings = on_gpu(*random_embeddings(n, m, 32, 24))
+        matrix, values, indices = call(backend, [embeddings[0] * 2, *embeddings[1:]], 3)
+        for one, other in zip(retrieve(*embeddings), (matrix.relu(), values, indices)):
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_gradients(backend, dtype, seed):
+    embeddings, gates = random_embeddings(70, 90, 40, 24, dtype), random_gates(70, 90)
+    grad = torch.randn(70, 90).to(dtype)
+
+    def gradients(function, embeddings, gates, grad):
+        leaves = [x.detach().requires_grad_() for x in (*embeddings, *gates)]
+        return torch.autograd.grad(function(*leaves[:4], row_gate=leaves[4], column_gate=leaves[5]), leaves, grad)
+
+    expected = gradients(exact, [x.double() for x in embeddings], [x.double() for x in gates.values()], grad.double())
+    ours = functools.partial(fovblur.enhanced_similarity, backend=backend)
+    tolerance = {torch.float16: 2**-9, torch.bfloat16: 2**-6}.get(dtype, 1e-5)
+    for one, other in zip(gradients(ours, on_gpu(*embeddings), on_gpu(*gates.values()), grad.to("cuda")), expected):
+        assert ((one.cpu().double() - other).abs() <= tolerance * other.abs().max()).all()
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)

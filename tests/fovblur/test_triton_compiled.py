@@ -1,62 +1,37 @@
-"""What the Triton kernels use when they are compiled for the GPUs they ship for, in every configuration launched there."""
+"""What the Triton kernels use when they are compiled for the GPUs they ship for, in every tile that is launched there."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
-import pytest
-
-REPORT = Path(__file__).parents[1] / "support" / "triton_resources.py"
-REGISTERS_OF_A_MULTIPROCESSOR = 65_536
-SHARED_OF_A_BLOCK = {86: 101_376, 90: 232_448}
-SHARED_OF_A_MULTIPROCESSOR = {86: 102_400, 90: 233_472}
-RESERVED_BYTES = 1024  # of shared memory, for each resident block
+from gpu_kernels import assert_fits, of
 
 
-def compiled(op: str) -> list[dict]:
-    commands = [[sys.executable, str(REPORT), op, str(architecture)] for architecture in SHARED_OF_A_BLOCK]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
-    reports = [process.communicate()[0] for process in running]
-    assert all(process.returncode == 0 for process in running)
-    return [kernel for report in reports for kernel in json.loads(report)]
+def test_every_type_is_compiled_for_both_architectures(gpu_resources):
+    rows = of(gpu_resources, "triton")
+    keys = {tuple(row[name] for name in ("kernel", "configuration", "architecture")) for row in rows}
+    assert len(keys) == len(rows)
+    blurs = [row for row in rows if "topk" not in row["kernel"] and "similarity" not in row["kernel"]]
+    assert len(blurs) == 2 * (4 + 3 + 4)
+    of_similarity = {86: 3 * 4 + 3, 90: 3 * 5 + 3}  # float16, bfloat16 and tf32, then float32: few and many recordings, few and many kept
+    assert len(rows) - len(blurs) == sum(of_similarity.values())
 
 
-@pytest.fixture(scope="module")
-def kernels() -> list[dict]:
-    return compiled("blur")
+def test_blur_kernels_do_not_spill_and_two_blocks_share_a_multiprocessor(gpu_resources):
+    for name in ("blur", "parameter_gradient"):
+        for row in of(gpu_resources, "triton", name):
+            assert_fits(row, blocks=2)
+            assert {"HMMA", "HGMMA"} & row["instructions"].keys() and row["instructions"]["LDG.128"] > 0, row
 
 
-@pytest.fixture(scope="module")
-def similarity_kernels() -> list[dict]:
-    return compiled("similarity")
-
-
-def test_every_image_type_is_compiled_for_both_architectures(kernels):
-    names = {(kernel["kernel"], kernel["architecture"]) for kernel in kernels}
-    assert len(names) == len(kernels) == 2 * (4 + 3 + 4)
-
-
-def test_kernels_do_not_spill_and_use_the_matrix_units(kernels):
-    for kernel in kernels:
-        assert kernel["spills"] == 0 and kernel["matrix_instructions"] > 0, kernel
-
-
-def test_two_blocks_share_a_multiprocessor(kernels):
-    for kernel in kernels:
-        registers = -(-kernel["registers"] // 8) * 8
-        assert 2 * registers * kernel["threads"] <= REGISTERS_OF_A_MULTIPROCESSOR, kernel
-        assert kernel["shared"] <= SHARED_OF_A_BLOCK[kernel["architecture"]], kernel
-        assert 2 * (kernel["shared"] + RESERVED_BYTES) <= SHARED_OF_A_MULTIPROCESSOR[kernel["architecture"]], kernel
-
-
-def test_similarity_kernels_do_not_spill_and_use_the_matrix_units(similarity_kernels):
+def test_similarity_kernels_do_not_spill_and_use_the_matrix_units(gpu_resources):
     """float32 that must stay exact has no such units; on sm_90 whole warp groups multiply."""
-    assert len(similarity_kernels) == 2 * 5
-    for kernel in similarity_kernels:
-        assert kernel["spills"] == 0 and kernel["registers"] * kernel["threads"] <= REGISTERS_OF_A_MULTIPROCESSOR, kernel
-        assert kernel["shared"] <= SHARED_OF_A_BLOCK[kernel["architecture"]], kernel
-        if "fp32 ieee" not in kernel["kernel"]:
-            assert kernel["of_warp_groups" if kernel["architecture"] == 90 else "matrix_instructions"] > 0, kernel
+    for name in ("similarity", "topk"):
+        for row in of(gpu_resources, "triton", name):
+            assert_fits(row, blocks=1)
+            unit = "FFMA" if row["kernel"].endswith("fp32") else "HGMMA" if row["architecture"] == 90 else "HMMA"
+            assert row["instructions"].get(unit, 0) > 0, row
+
+
+def test_embeddings_are_copied_to_shared_memory_16_bytes_at_a_time(gpu_resources):
+    for name in ("similarity", "topk"):
+        for row in of(gpu_resources, "triton", name):
+            assert row["instructions"]["LDGSTS.128"] > 0, row

@@ -1,0 +1,104 @@
+"""The CUDA kernels as nvcc compiles them for GPUs that need not be there, and as the launch code would launch them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from gpu.instructions import cuobjdump, instruction_mix
+
+HERE = Path(__file__).parent
+CSRC = HERE.parents[1] / "csrc"
+OPS = ("foveated_blur", "enhanced_similarity")
+
+
+def nvcc() -> str | None:
+    return shutil.which("nvcc")
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} failed:\n{done.stderr}")
+    return done
+
+
+def nvcc_version() -> str:
+    found = run([nvcc(), "--version"]).stdout
+    return re.search(r"V([\d.]+)", found)[1]
+
+
+def kernels(architectures: tuple[int, ...]) -> list[dict]:
+    """A row for every kernel that a call launches and every architecture.
+
+    Raises:
+        RuntimeError: a compiler failed, or a kernel was compiled that no call launches, or the other way round.
+    """
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
+        objects = {op: Path(folder) / f"{op}.o" for op in OPS}
+        used = [row for rows in pool.map(lambda op: compile_op(op, objects[op], architectures), OPS) for row in rows]
+        launches = launches_of(list(objects.values()), Path(folder) / "launches")
+    launched = {launch["kernel"] for launch in launches}
+    if launched != {row["name"] for row in used}:
+        raise RuntimeError(f"compiled and launched kernels differ in {launched ^ {row['name'] for row in used}}")
+    calls = {name: list(dict.fromkeys(launch["call"] for launch in launches if launch["kernel"] == name)) for name in launched}
+    shapes = {launch["kernel"]: (launch["threads"], launch["dynamic_shared"]) for launch in launches}
+    readable = dict(zip(launched, demangled(list(launched))))
+    return [
+        {
+            "backend": "cuda",
+            "kernel": readable[name := row.pop("name")],
+            "calls": calls[name],
+            "threads": shapes[name][0],
+            "dynamic_shared": shapes[name][1],
+            **row,
+        }
+        for row in used
+    ]
+
+
+def compile_op(op: str, target: Path, architectures: tuple[int, ...]) -> list[dict]:
+    """Registers, spills, static shared memory and instructions of every kernel of an op."""
+    gencode = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in architectures]
+    command = [nvcc(), "-std=c++17", "-O3", *gencode, "-Xptxas=-v", "-c", str(CSRC / op / "cuda.cu"), "-o", str(target)]
+    report = run(command).stderr
+    code = run([cuobjdump(), "-sass", str(target)]).stdout
+    mixes = {}
+    for text in code.split("arch = sm_")[1:]:
+        for function in text.split("Function : ")[1:]:
+            mixes[function.split()[0], int(re.match(r"\d+", text)[0])] = instruction_mix(function)
+    rows = []
+    for block in report.split("Compiling entry function '")[1:]:
+        number = lambda pattern: int((re.search(pattern, block) or [0, 0])[1])  # noqa: B023, E731
+        name, architecture = re.match(r"(\w+)' for 'sm_(\d+)", block).groups()
+        rows.append({
+            "name": name,
+            "architecture": int(architecture),
+            "registers": number(r"Used (\d+) registers"),
+            "stack": number(r"(\d+) bytes stack frame"),
+            "spill_stores": number(r"(\d+) bytes spill stores"),
+            "spill_loads": number(r"(\d+) bytes spill loads"),
+            "static_shared": number(r"(\d+) bytes smem"),
+            "instructions": mixes[name, int(architecture)],
+        })  # fmt: skip
+    return rows
+
+
+def launches_of(objects: list[Path], program: Path) -> list[dict]:
+    """What the ops launch, as launches.cpp prints it, linked with the ops in place of the CUDA runtime."""
+    command = [nvcc(), "-std=c++17", "-cudart=none", f"-I{CSRC}", str(HERE / "launches.cpp"), *map(str, objects), "-o", str(program)]
+    run(command)
+    printed = run([str(program)]).stdout
+    return [json.loads(line) for line in printed.splitlines()]
+
+
+def demangled(names: list[str]) -> list[str]:
+    """Such as blur_direct<4, Images>."""
+    full = run(["c++filt", *names]).stdout.splitlines()
+    templates = (re.sub(r"\bfovblur::|_GLOBAL__N__\w+::|\(anonymous namespace\)::|^void ", "", name) for name in full)
+    return [re.match(r"\w+(<.*>)?(?=\()", name)[0] for name in templates]

@@ -1,0 +1,34 @@
+"""What a kernel's machine code consists of."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import triton
+
+# Loads and stores are named by their width in bits, the rest by the unit that is kept busy.
+MATRIX = ("HMMA", "HGMMA")
+
+
+def cuobjdump() -> str:
+    """The CUDA toolkit's, or the one that comes with Triton."""
+    return shutil.which("cuobjdump") or str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
+
+
+def instruction_mix(code: str) -> dict[str, int]:
+    """How often each kind occurs in the code of one kernel, as cuobjdump -sass prints it; loops count once."""
+    counts = Counter(map(kind_of, re.findall(r"\s([A-Z][A-Z0-9]*(?:\.\w+)*)\s", code)))
+    del counts[""]
+    return dict(sorted(counts.items()))
+
+
+def kind_of(opcode: str) -> str:
+    name, *suffixes = opcode.split(".")
+    if name in ("LDG", "STG", "LDGSTS", "LDS", "STS", "LDL", "STL"):
+        width = next((suffix for suffix in suffixes if suffix in ("64", "128")), "")
+        narrow = next((suffix for suffix in suffixes if suffix in ("U8", "S8", "U16", "S16")), "")
+        return f"{name}.{width or narrow[1:] or '32'}"
+    return name if name in (*MATRIX, "FFMA", "LDSM", "UTMALDG", "MUFU") else ""

@@ -1,0 +1,121 @@
+// Calls the CUDA ops for every type they serve and prints what they launch, a JSON object a line: the launch code itself says
+// which kernel, how many threads and how much dynamic shared memory. Stands in for the CUDA runtime, which would want a GPU.
+
+#include <cuda_runtime_api.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <string>
+
+#include "enhanced_similarity/cuda.h"
+#include "foveated_blur/cuda.h"
+
+namespace {
+
+constexpr size_t kWithoutAsking = 48 * 1024;  // bytes of shared memory that a block gets without cudaFuncSetAttribute
+
+std::map<const void*, std::string>& names() {  // of kernels, by their host functions; filled before main
+  static std::map<const void*, std::string> all;
+  return all;
+}
+std::map<const void*, size_t> allowed;
+std::string call;
+
+}  // namespace
+
+extern "C" {
+
+void** __cudaRegisterFatBinary(void*) {
+  static void* handle;
+  return &handle;
+}
+void __cudaRegisterFatBinaryEnd(void**) {}
+void __cudaUnregisterFatBinary(void**) {}
+void __cudaRegisterFunction(void**, const char* host, char*, const char* name, int, void*, void*, void*, void*, int*) {
+  names()[host] = name;
+}
+
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+  if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) allowed[kernel] = size_t(value);
+  return cudaSuccess;
+}
+cudaError_t cudaLaunchKernel(const void* kernel, dim3, dim3 block, void**, size_t shared, cudaStream_t) {
+  const size_t most = allowed.count(kernel) ? allowed[kernel] : kWithoutAsking;
+  if (!names().count(kernel) || shared > most) {
+    std::fprintf(stderr, "%s: launches an unknown kernel, or asks for %zu bytes of shared memory of %zu\n", call.c_str(), shared, most);
+    std::exit(1);
+  }
+  std::printf("{\"call\": \"%s\", \"kernel\": \"%s\", \"threads\": %u, \"dynamic_shared\": %zu}\n", call.c_str(),
+              names()[kernel].c_str(), block.x * block.y * block.z, shared);
+  return cudaSuccess;
+}
+const char* cudaGetErrorString(cudaError_t) { return "error"; }
+cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 68, cudaSuccess; }
+
+// What the compiler's own launch stubs name; nothing calls them.
+unsigned __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) { std::abort(); }
+cudaError_t __cudaGetKernel(void*, const void*) { std::abort(); }
+cudaError_t __cudaLaunchKernel(void*, dim3, dim3, void**, size_t, cudaStream_t) { std::abort(); }
+
+}  // extern "C"
+
+namespace {
+
+using fovblur::DType;
+
+const char* const kTypes[] = {"uint8", "float16", "bfloat16", "float32"};
+void* const kData = reinterpret_cast<void*>(4096);  // never read
+
+fovblur::Images images_of(int type, int64_t rows) { return {kData, DType(type), {3 * rows * 224, rows * 224, 224, 1}}; }
+
+void check(const char* error) {
+  if (!error) return;
+  std::fprintf(stderr, "%s: %s\n", call.c_str(), error);
+  std::exit(1);
+}
+
+void blur(int source, int result, int64_t rows, bool tf32) {
+  fovblur::BlurParams p = {};
+  const int64_t shape[] = {64, 3, rows, 224};
+  for (int i = 0; i < 4; ++i) p.shape[i] = shape[i];
+  p.allow_tf32 = tf32;
+  const std::string types = std::string(kTypes[source]) + " to " + kTypes[result] + (tf32 ? ", tf32" : "");
+  p.images = images_of(source, rows);
+  call = "blur, " + types;
+  check(fovblur::foveated_blur_cuda(p, images_of(result, rows), nullptr));
+  if (result == 0) return;  // has no gradient
+  fovblur::BlurGradients gradients = {images_of(result, rows), {}, kData, kData};
+  call = "gradient of sigma and gain";
+  check(fovblur::foveated_blur_backward_cuda(p, gradients, nullptr));
+  if (source == 0) return;
+  gradients = {images_of(result, rows), images_of(source, rows), nullptr, nullptr};
+  call = std::string("gradient of images, ") + kTypes[result] + " to " + kTypes[source] + (tf32 ? ", tf32" : "");
+  check(fovblur::foveated_blur_backward_cuda(p, gradients, nullptr));
+}
+
+void similarity(int type, bool tf32) {
+  const fovblur::Embeddings rows = {kData, 1024, 1};
+  const fovblur::Gate open = {nullptr, 0};
+  const fovblur::SimilarityParams p = {1000, 4096, 1024, 1024, DType(type), rows, rows, rows, rows, open, open, tf32};
+  const std::string types = std::string(kTypes[type]) + (tf32 ? ", tf32" : "");
+  call = "similarity, " + types;
+  check(fovblur::enhanced_similarity_cuda(p, kData, DType(type), nullptr));
+  check(fovblur::enhanced_similarity_cuda(p, kData, DType::float32, nullptr));
+  call = "top-k, " + types;
+  const fovblur::TopK best = {fovblur::most_fused(), kData, static_cast<int64_t*>(kData)};
+  check(fovblur::enhanced_topk_cuda(p, best, static_cast<uint64_t*>(kData), fovblur::topk_slices(p), nullptr));
+}
+
+}  // namespace
+
+int main() {
+  for (int tf32 = 0; tf32 < 2; ++tf32) {
+    for (int source = 0; source < 4; ++source)
+      for (int result = 0; result < 4; ++result)
+        if (result != 0 || source == 0)
+          for (int64_t rows : {32, 224}) blur(source, result, rows, tf32);
+    for (int type = 1; type < 4; ++type) similarity(type, tf32);
+  }
+}

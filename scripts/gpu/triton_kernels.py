@@ -1,0 +1,188 @@
+"""The Triton kernels compiled for GPUs that need not be there, with the arguments that the launch code hands them."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import multiprocessing
+import os
+import re
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from unittest import mock
+
+os.environ["TRITON_INTERPRET"] = "0"
+warnings.simplefilter("ignore")
+
+import torch  # noqa: E402
+import triton  # noqa: E402
+from gpu.instructions import cuobjdump, instruction_mix  # noqa: E402
+from gpu.occupancy import RESERVED_SHARED  # noqa: E402
+from torch import Tensor  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from fovblur.enhanced_similarity import triton as similarity  # noqa: E402
+from fovblur.foveated_blur import triton as blur  # noqa: E402
+
+TYPES = {
+    torch.uint8: "u8", torch.int32: "i32", torch.int64: "i64",
+    torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32",
+}  # fmt: skip
+OPTIONS = ("num_warps", "num_stages")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One configuration: a kernel, the types of its arguments, what is known of them, and its compile-time constants."""
+
+    module: str
+    kernel: str
+    architecture: int
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, object], ...]
+    aligned: tuple[int, ...]  # places of the arguments that are multiples of 16
+    options: tuple[tuple[str, int], ...]
+
+
+class Recorder:
+    """Stands where a kernel stands in the launch code and keeps what it is launched with."""
+
+    def __init__(self, module, name: str, launches: list[Launch], architecture: int):
+        self.kernel, self.launches = getattr(module, name), launches
+        self.place = (module.__name__, name, architecture)
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return self.launched
+
+    def launched(self, *arguments: object, **named: object) -> None:
+        options = tuple((name, named.pop(name)) for name in OPTIONS if name in named)
+        values = dict(zip(self.kernel.arg_names, arguments)) | named
+        signature, constants, aligned = [], [], []
+        for place, parameter in enumerate(self.kernel.params):
+            value = values[parameter.name]
+            kind, is_aligned = specialised(value, parameter)
+            signature.append((parameter.name, kind))
+            constants += [(parameter.name, value)] if kind == "constexpr" else []
+            aligned += [place] if is_aligned else []
+        self.launches.append(Launch(*self.place, tuple(signature), tuple(constants), tuple(aligned), options))
+
+
+def specialised(value: object, parameter) -> tuple[str, bool]:
+    """An argument's type for the compiler, and whether it is known to be a multiple of 16, as Triton's launcher has it."""
+    if parameter.is_constexpr:
+        return "constexpr", False
+    if isinstance(value, Tensor):
+        return "*" + TYPES[value.dtype], value.data_ptr() % 16 == 0
+    if isinstance(value, float):
+        return "fp32", False
+    if parameter.do_not_specialize:
+        return "i32", False
+    return ("constexpr", False) if value == 1 else ("i32", value % 16 == 0)
+
+
+def record(architecture: int, calls: Iterable[Callable[[], None]]) -> list[Launch]:
+    """What the calls would launch on that architecture, each configuration once."""
+    launches: list[Launch] = []
+    kernels = [(module, name) for module in (blur, similarity) for name in vars(module) if name.endswith("_kernel")]
+    with ExitStack() as stack:
+        for module, name in kernels:
+            stack.enter_context(mock.patch.object(module, name, Recorder(module, name, launches, architecture)))
+        stack.enter_context(mock.patch.object(similarity, "_architecture", lambda tensor: architecture))
+        for call in calls:
+            call()
+    return list(dict.fromkeys(launches))
+
+
+def blur_calls() -> Iterator[Callable[[], None]]:
+    """Forward and backward for every type, normalised; images of 224 x 224, contiguous, as they usually come."""
+    sigma, size, gain, fixation = torch.ones(2), torch.ones(2, dtype=torch.int32), torch.ones(2), torch.ones(2, 2)
+    parameters = (sigma, size, gain, fixation, torch.ones(3), torch.ones(3), "exp", 3.0)
+    for source in (torch.uint8, *FLOATS):
+        result = torch.float16 if source == torch.uint8 else source
+        images, out = (torch.empty(2, 3, 224, 224, dtype=dtype) for dtype in (source, result))
+        yield functools.partial(blur.triton_forward, images, out, *parameters)
+        grads = (None if source == torch.uint8 else images, torch.empty(2), torch.empty(2))
+        yield functools.partial(blur.triton_backward, out, images, grads, *parameters)
+
+
+def similarity_calls() -> Iterator[Callable[[], None]]:
+    """Gated matrices and top-k for few and many recordings of 1024 numbers."""
+    for dtype, recordings in itertools.product(FLOATS, (64, 1024)):
+        brain, image = (torch.empty(rows, 1024, dtype=dtype) for rows in (recordings, 4096))
+        inputs = (brain, image, brain, image, torch.ones(recordings), torch.ones(4096))
+        for precision in ("highest", "high") if dtype == torch.float32 else ("highest",):
+            out = torch.empty(recordings, 4096, dtype=dtype)
+            yield at_precision(precision, similarity.triton_similarity, out, *inputs)
+            for k in (16, similarity.LARGEST_FUSED_K):
+                best = torch.empty(recordings, k), torch.empty(recordings, k, dtype=torch.int64)
+                yield at_precision(precision, similarity.triton_topk, *best, *inputs)
+
+
+def at_precision(precision: str, function: Callable, *arguments: object) -> Callable[[], None]:
+    def call() -> None:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(precision)
+        function(*arguments)
+        torch.set_float32_matmul_precision(before)
+
+    return call
+
+
+def compiled(launch: Launch) -> dict:
+    """Registers, spills, shared memory and instructions of one configuration."""
+    kernel = getattr({blur.__name__: blur, similarity.__name__: similarity}[launch.module], launch.kernel)
+    constants, options = dict(launch.constants), dict(launch.options)
+    attributes = {(place,): [["tt.divisibility", 16]] for place in launch.aligned}
+    source = ASTSource(kernel, dict(launch.signature), constants, attributes)
+    result = triton.compile(source, target=GPUTarget("cuda", launch.architecture, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(result.asm["cubin"])
+        file.flush()
+        show = lambda what: subprocess.run([cuobjdump(), what, file.name], capture_output=True, text=True, check=True).stdout  # noqa: E731
+        usage, code = show("-res-usage"), show("-sass")
+    number = lambda name: int(re.search(rf"\b{name}:(\d+)", usage)[1])  # noqa: E731
+    mix = instruction_mix(code)
+    return {
+        "backend": "triton",
+        **names_of(launch),
+        "architecture": launch.architecture,
+        "threads": 32 * options["num_warps"],
+        "registers": number("REG"),
+        "stack": number("STACK"),
+        "spill_stores": bytes_of(mix, "STL"),
+        "spill_loads": bytes_of(mix, "LDL"),
+        "static_shared": number("SHARED") - (RESERVED_SHARED if launch.architecture >= 90 else 0),  # which it counts there
+        "dynamic_shared": result.metadata.shared,
+        "instructions": mix,
+    }
+
+
+def names_of(launch: Launch) -> dict[str, str]:
+    """What tells a configuration from the others: kernel and types, and tile."""
+    types, constants, options = dict(launch.signature), dict(launch.constants), dict(launch.options)
+    name = launch.kernel.removeprefix("_").removesuffix("_kernel")
+    ends = [types[end][1:] for end in ("source", "images", "grad", "target", "brain_image") if types.get(end, "")[:1] == "*"]
+    precision = {"tf32": ", tf32", "tf32x3": ", three tf32 products"}.get(constants["PRECISION"], "")
+    tile = [f"{name} {constants[name]}" for name in ("BLOCK", "ROWS", "BLOCK_N", "BLOCK_M", "DEPTH", "KEPT") if name in constants]
+    return {
+        "kernel": name + (", adjoint" if constants.get("ADJOINT") else "") + f", {' and '.join(dict.fromkeys(ends))}{precision}",
+        "configuration": ", ".join([*tile, *(f"{value} {name.removeprefix('num_')}" for name, value in options.items())]),
+    }
+
+
+def bytes_of(mix: dict[str, int], instruction: str) -> int:
+    """That loads from, or stores to, the stack move, each instruction counted once."""
+    return sum(count * int(kind.split(".")[1]) // 8 for kind, count in mix.items() if kind.startswith(instruction + "."))
+
+
+def kernels(architectures: tuple[int, ...]) -> Callable[[], list[dict]]:
+    """Begins to compile, and returns what waits for a row of each configuration that is launched."""
+    launches = [launch for sm in architectures for calls in (blur_calls, similarity_calls) for launch in record(sm, calls())]
+    pool = multiprocessing.get_context("fork").Pool(os.cpu_count())
+    return pool.map_async(compiled, launches, chunksize=1).get

@@ -1,0 +1,41 @@
+"""The GPU kernels, compiled once for all tests that ask what they use."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu_resources.py"
+HAS_NVCC = shutil.which("nvcc") is not None
+ARCHITECTURES = (86, 90)
+SHARED_OF_A_BLOCK = {86: 101_376, 90: 232_448}
+WITHOUT_NVCC = "nvcc is not installed"
+
+
+@pytest.fixture(scope="session")
+def gpu_resources(tmp_path_factory) -> dict:
+    """What scripts/gpu_resources.py finds; of Triton's kernels alone where there is no nvcc."""
+    target = tmp_path_factory.mktemp("gpu") / "resources.json"
+    command = [sys.executable, str(SCRIPT), "--json", str(target), *([] if HAS_NVCC else ["--only", "triton"])]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(target.read_text())
+
+
+def of(found: dict, backend: str, kernel: str = "") -> list[dict]:
+    """The rows of the kernels whose names begin so."""
+    rows = [row for row in found["kernels"] if row["backend"] == backend and row["kernel"].startswith(kernel)]
+    assert rows, f"no {backend} kernel {kernel}"
+    return rows
+
+
+def assert_fits(row: dict, blocks: int) -> None:
+    """Nothing is spilled, and so many blocks share a multiprocessor."""
+    assert row["stack"] == row["spill_stores"] == row["spill_loads"] == 0, row
+    assert row["static_shared"] + row["dynamic_shared"] <= SHARED_OF_A_BLOCK[row["architecture"]], row
+    assert row["blocks"] >= blocks, row
