@@ -1,6 +1,7 @@
-"""The folder that UBP and BVSA publish: recordings in train.pt and test.pt, one folder a subject, beside the pictures.
+"""A data set's folder: the store that `bvsa data` makes, or what UBP and BVSA publish; beside the recordings, the pictures.
 
-    ROOT/Preprocessed_data_250Hz_whiten/sub-01/{train,test}.pt
+    ROOT/sub-01/{header.json,train.npy,test.npy}                              (the store, see data.store)
+    ROOT/Preprocessed_data_250Hz_whiten/sub-01/{train,test}.pt                (UBP and BVSA)
     ROOT/Image_set_Resize/training_images/00001_aardvark/aardvark_01b.jpg     (or Image_set, or train_images)
     ROOT/Image_set_Resize/test_images/00001_aircraft_carrier/aircraft_carrier_06s.jpg
 """
@@ -15,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bvsa_core.data import things_meg
+from bvsa_core.data import store, things_meg
 from bvsa_core.data.recording import read_arrays
+from bvsa_core.data.store import SPLITS, first_bad_condition
 from bvsa_core.errors import UserError
 
-SPLITS = ("train", "test")
 RECORDINGS_FOLDER = "Preprocessed_data_250Hz_whiten"
 IMAGE_FOLDERS = ("Image_set_Resize", "Image_set")
 _TRAINING_NAMES = ("training_images", "train_images")
@@ -52,10 +53,11 @@ class Dataset:
         if not self.root.is_dir():
             raise UserError(f"{root}: no such folder; make the synthetic data with 'bvsa data synthetic {root}'")
         candidates = [self.root, *sorted(self.root.glob("Preprocessed_data*"))]
-        found = [folder for folder in candidates if any(folder.glob("sub-*/train.pt")) or any(folder.glob("sub-*/test.pt"))]
+        names = (store.HEADER, "train.pt", "test.pt")
+        found = [folder for folder in candidates if any(any(folder.glob(f"sub-*/{name}")) for name in names)]
         if not found:
-            wanted = f"{RECORDINGS_FOLDER}/sub-XX/train.pt"
-            raise UserError(f"{root}: no recordings inside; expected {wanted}, as UBP and BVSA publish them")
+            wanted = f"sub-XX/{store.HEADER} of the store, or {RECORDINGS_FOLDER}/sub-XX/train.pt as UBP and BVSA publish it"
+            raise UserError(f"{root}: no recordings inside; expected {wanted}; convert other layouts by 'bvsa data eeg' or 'meg'")
         self.recordings_folder = found[0]
         beside = self.root if found[0] != self.root else self.root.parent
         self.image_folders = [beside / name for name in IMAGE_FOLDERS if (beside / name).is_dir()]
@@ -76,8 +78,12 @@ class Dataset:
         """Subject names such as "sub-01"."""
         return sorted(folder.name for folder in self.recordings_folder.glob("sub-*") if folder.is_dir())
 
+    def in_store(self, subject: str) -> bool:
+        """Whether a subject's recordings are in the store's format."""
+        return (self.recordings_folder / subject / store.HEADER).exists()
+
     def path(self, subject: str, split: str) -> Path:
-        return self.recordings_folder / subject / f"{split}.pt"
+        return self.recordings_folder / subject / (f"{split}.npy" if self.in_store(subject) else f"{split}.pt")
 
     def load(self, subject: str, split: str) -> Recordings:
         """Read and check one file.
@@ -86,6 +92,8 @@ class Dataset:
             UserError: naming the file, what is wrong with it and what to do.
         """
         self._check(subject)
+        if self.in_store(subject):
+            return read_stored(self.recordings_folder / subject, split)
         recordings = read_recordings(self.path(subject, split))
         return replace(recordings, modality=self.description.get("modality", recordings.modality))
 
@@ -122,6 +130,18 @@ class Dataset:
                     return folder / name
         looked = " and ".join(map(str, self.image_folders)) or f"{' or '.join(IMAGE_FOLDERS)}, which do not exist,"
         raise UserError(f"picture {image} is missing: not in {looked} for {self.recordings_folder}; copy the image set there")
+
+
+def read_stored(folder: Path, split: str) -> Recordings:
+    """One split of a subject's folder in the store; its data stay on disk until they are asked for.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    header = store.read_header(folder)
+    data = store.open_array(folder, header, split)
+    about = header.splits[split]
+    return Recordings(data, about.images, about.concepts, header.channels, np.array(header.times), header.modality)
 
 
 def read_recordings(path: Path) -> Recordings:
@@ -181,16 +201,6 @@ def concept_of(image: str) -> str:
     folder = Path(image).parent.name
     number, _, name = folder.partition("_")
     return name if number.isdigit() and name else Path(image).stem.rsplit("_", 1)[0]
-
-
-def first_bad_condition(data: np.ndarray) -> int | None:
-    """Index of the first condition with a NaN or infinite sample, read in pieces to spare memory."""
-    step = max(1, 2**24 // data[0].size)
-    for start in range(0, len(data), step):
-        bad = ~np.isfinite(data[start : start + step]).all(axis=(1, 2, 3))
-        if bad.any():
-            return start + int(bad.argmax())
-    return None
 
 
 def _per_condition(path: Path, key: str, values: object, conditions: int) -> list[str]:

@@ -1,0 +1,78 @@
+"""The layouts in which THINGS-EEG2 and THINGS-MEG are published, one a file; each knows itself when it sees a folder."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+
+from bvsa_core.data.published.source import Options, Source
+from bvsa_core.data.store import SubjectWriter
+from bvsa_core.errors import UserError
+from bvsa_core.files import write_atomically
+
+Progress = Callable[[str, int, int], None]
+
+
+def layouts() -> dict[str, object]:
+    """The modules of this folder that read a layout, by its name."""
+    found = (importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__))
+    return {module.LAYOUT: module for module in found if hasattr(module, "LAYOUT")}
+
+
+def recognise(folder: Path, modality: str) -> list[Source]:
+    """The subjects in a folder of some published layout.
+
+    Raises:
+        UserError: no such folder, no layout that we know, or several at once.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    known = {name: module for name, module in layouts().items() if modality in module.MODALITIES}
+    found = {name: sources for name, module in known.items() if (sources := module.find(folder))}
+    if not found:
+        looks = "; ".join(f"{name}: {module.LOOKS_LIKE}" for name, module in known.items())
+        raise UserError(f"{folder}: none of the published {modality} layouts ({looks})")
+    if len(found) > 1:
+        raise UserError(f"{folder}: several layouts at once ({', '.join(found)}); give the folder of one of them")
+    return next(iter(found.values()))
+
+
+def convert(source: Path, store: Path, modality: str, options: Options, progress: Progress = lambda *_: None) -> list[str]:
+    """Bring every subject of a published folder into the store. Returns one line a subject.
+
+    What is there already is left alone, and what a killed conversion left is gone on with.
+
+    Raises:
+        UserError: what is missing or wrong, by file; subjects already converted stay.
+    """
+    told = []
+    subjects = [found for found in recognise(source, modality) if not options.subjects or found.subject in options.subjects]
+    if not subjects:
+        raise UserError(f"{source}: no subject {', '.join(options.subjects)}")
+    store.mkdir(parents=True, exist_ok=True)
+    _describe(store, modality, options)
+    for found in subjects:
+        writer = SubjectWriter(store, found.subject, found.plan(options))
+        if not writer.complete:
+            found.convert(writer, options, lambda what, done, total, who=found.subject: progress(f"{who} {what}", done, total))
+        told.append(f"{found.subject}: {found.layout} {'was there already' if writer.complete else 'converted'}, in {writer.target}")
+    return told
+
+
+def _describe(store: Path, modality: str, options: Options) -> None:
+    """Give the store its name and modality.
+
+    Raises:
+        UserError: it holds the other modality.
+    """
+    path = store / "dataset.json"
+    if path.exists():
+        there = json.loads(path.read_text()).get("modality")
+        if there != modality:
+            raise UserError(f"{store}: holds {there} recordings; give {modality} ones another folder")
+        return
+    name = options.name or {"EEG": "THINGS-EEG2", "MEG": "THINGS-MEG"}[modality]
+    write_atomically(path, json.dumps({"name": name, "modality": modality}, indent=1).encode() + b"\n")
