@@ -18,7 +18,7 @@ import torch
 
 from bvsa_core.data import store, things_meg
 from bvsa_core.data.recording import read_arrays
-from bvsa_core.data.store import SPLITS, first_bad_condition
+from bvsa_core.data.store import first_bad_condition
 from bvsa_core.errors import UserError
 
 RECORDINGS_FOLDER = "Preprocessed_data_250Hz_whiten"
