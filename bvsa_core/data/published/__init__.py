@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import pkgutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,7 +39,12 @@ def recognise(folder: Path, modality: str) -> list[Source]:
         raise UserError(f"{folder}: none of the published {modality} layouts ({looks})")
     if len(found) > 1:
         raise UserError(f"{folder}: several layouts at once ({', '.join(found)}); give the folder of one of them")
-    return next(iter(found.values()))
+    sources = [dataclasses.replace(source, modality=modality) for source in next(iter(found.values()))]
+    subject, times = Counter(source.subject for source in sources).most_common(1)[0]
+    if times > 1:
+        places = ", ".join(str(source.root) for source in sources if source.subject == subject)
+        raise UserError(f"{folder}: {subject} is there {times} times, in {places}; give one of these folders")
+    return sources
 
 
 def convert(source: Path, store: Path, modality: str, options: Options, progress: Progress = lambda *_: None) -> list[str]:

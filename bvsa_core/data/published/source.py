@@ -43,6 +43,7 @@ class Source:
     files: list[Path]  # all that conversion reads
     read: Callable[[Source, SubjectWriter, Options, Progress], None]  # fills the writer and finishes it
     settled: tuple[str, ...] = ()  # options that this layout leaves no choice in
+    modality: str = "EEG"  # or MEG: what is asked for, where the layout can be either
 
     def plan(self, options: Options) -> dict[str, Any]:
         """What is made of what, for the store to compare.
