@@ -22,6 +22,7 @@ from bvsa_core.data.store import first_bad_condition
 from bvsa_core.errors import UserError
 
 RECORDINGS_FOLDER = "Preprocessed_data_250Hz_whiten"
+DESCRIPTION = "dataset.json"
 IMAGE_FOLDERS = ("Image_set_Resize", "Image_set")
 _TRAINING_NAMES = ("training_images", "train_images")
 
@@ -71,8 +72,13 @@ class Dataset:
     @functools.cached_property
     def description(self) -> dict:
         """What its maker wrote into dataset.json; empty where there is none, as in published folders."""
-        path = self.root / "dataset.json"
+        path = self.root / DESCRIPTION
         return json.loads(path.read_text()) if path.exists() else {}
+
+    @property
+    def modality(self) -> str:
+        """EEG or MEG: as its maker says, else as its first recordings look."""
+        return self.description.get("modality") or self.load(self.subjects[0], "test").modality
 
     @property
     def subjects(self) -> list[str]:

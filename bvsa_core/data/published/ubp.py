@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from bvsa_core.data import things_eeg
-from bvsa_core.data.layout import read_recordings
+from bvsa_core.data.layout import DESCRIPTION, Dataset, read_recordings, write_recordings
 from bvsa_core.data.published import epochs, stimuli
 from bvsa_core.data.published.epochs import Epochs
 from bvsa_core.data.published.source import Options, Progress, Source
 from bvsa_core.data.store import SPLITS, SubjectWriter
 from bvsa_core.errors import UserError
+from bvsa_core.files import locked, make_folder, write_atomically
 
 LAYOUT = "ubp"
 MODALITIES = ("EEG", "MEG")
@@ -60,3 +63,38 @@ def _epochs(source: Source, split: str) -> Epochs:
     return Epochs(
         path, found.data.shape, found.data.dtype, rows, found.images, found.concepts, found.channels, found.times, sessions
     )
+
+
+def export(dataset: Dataset, target: Path, progress: Callable[[str, int, int], None] = lambda *_: None) -> list[str]:
+    """Write a data set's recordings as UBP and BVSA read them. Returns one line a subject; subjects that are there stay.
+
+    Raises:
+        UserError: what is wrong, by file, or another process is writing there.
+    """
+    if target.resolve() == dataset.recordings_folder.resolve():
+        raise UserError(f"{target}: holds what is to be written; give another folder")
+    told = []
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(target, wait=False):
+            if not (target / DESCRIPTION).exists():
+                description = {"name": dataset.name, "modality": dataset.modality}
+                write_atomically(target / DESCRIPTION, json.dumps(description, indent=1).encode() + b"\n")
+            for done, subject in enumerate(dataset.subjects):
+                progress("recordings", done, len(dataset.subjects))
+                there = (target / subject).exists()
+                make_folder(target / subject, lambda folder, subject=subject: _write(dataset, subject, folder))
+                told.append(f"{subject}: {'was there already' if there else 'written'}, in {target / subject}")
+    except BlockingIOError as error:
+        raise UserError(f"{target}: another process is writing there; wait for that one") from error
+    progress("recordings", len(dataset.subjects), len(dataset.subjects))
+    return told
+
+
+def _write(dataset: Dataset, subject: str, folder: Path) -> None:
+    for split in SPLITS:
+        found = dataset.load(subject, split)
+        number = {concept: i for i, concept in enumerate(dict.fromkeys(found.concepts))}
+        labels = np.array([number[concept] for concept in found.concepts])
+        sessions = None if found.sessions is None else np.array(found.sessions, dtype=np.float64) - 1
+        write_recordings(folder / f"{split}.pt", found, labels, sessions)
