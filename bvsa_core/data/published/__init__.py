@@ -40,12 +40,12 @@ def recognise(folder: Path, modality: str) -> list[Source]:
         raise UserError(f"{folder}: none of the published {modality} layouts ({looks})")
     if len(found) > 1:
         raise UserError(f"{folder}: several layouts at once ({', '.join(found)}); give the folder of one of them")
-    sources = [dataclasses.replace(source, modality=modality) for source in next(iter(found.values()))]
+    sources = sorted(next(iter(found.values())), key=lambda source: source.subject)
     subject, times = Counter(source.subject for source in sources).most_common(1)[0]
     if times > 1:
         places = ", ".join(str(source.root) for source in sources if source.subject == subject)
         raise UserError(f"{folder}: {subject} is there {times} times, in {places}; give one of these folders")
-    return sources
+    return [dataclasses.replace(source, modality=modality) for source in sources]
 
 
 def convert(source: Path, store: Path, modality: str, options: Options, progress: Progress = lambda *_: None) -> list[str]:
@@ -81,7 +81,7 @@ def _describe(store: Path, modality: str, options: Options) -> None:
         UserError: it holds the other modality.
     """
     path = store / DESCRIPTION
-    if not path.exists():
+    if not path.exists() or not any(store.glob("sub-*")):  # nothing has come of what was described
         name = options.name or {"EEG": "THINGS-EEG2", "MEG": "THINGS-MEG"}[modality]
         with locked(store):
             for left_by_a_kill in store.glob(f".{DESCRIPTION}.*.partial"):
