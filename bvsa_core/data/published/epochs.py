@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ def convert(
             raise UserError(f"{epochs.path}: its {which} are not those of the train data; fetch both again")
         common = channels, times
         shape = (*epochs.shape[:3], len(times))
-        _write(epochs, writer.array(split, shape), keep, lambda done, total, split=split: progress(split, done, total))
+        _write(epochs, writer.array(split, shape), keep, functools.partial(progress, split))
         splits[split] = SplitHeader(list(shape), epochs.images, epochs.concepts, epochs.sessions)
     rate = round((len(times) - 1) / (times[-1] - times[0]), 3)
     steps = [*processing, f"Samples from {times[0]:g} to {times[-1]:g} s kept, as float16."]
@@ -155,7 +156,7 @@ def _kept(epochs: Epochs, options: Options) -> tuple[slice, list[float]]:
     return slice(first, count), [round(float(time), 6) + 0.0 for time in times[first:]]
 
 
-def _write(epochs: Epochs, target: np.ndarray, keep: slice, progress: Callable[[int, int], None]) -> None:
+def _write(epochs: Epochs, target: np.memmap, keep: slice, progress: Callable[[int, int], None]) -> None:
     conditions = epochs.shape[0]
     step = max(1, _BLOCK // (int(np.prod(epochs.shape[1:])) * epochs.dtype.itemsize))
     power = 0.0
