@@ -60,4 +60,4 @@ def _epochs(source: Source, options: Options, split: str, info: dict[str, Any]) 
             raise UserError(f"{path}: {what}; put {INFO} with ch_names and times beside the subjects")
         channels, times = things_eeg.CHANNELS, np.arange(things_eeg.SAMPLES) / things_eeg.SAMPLING_RATE
     images, concepts = stimuli.conditions(source, options, split, len(data))
-    return Epochs(path, data.shape, data.dtype, data.__getitem__, images, concepts, channels, times)
+    return Epochs(path, data.shape, data.dtype, data.__getitem__, images, concepts, channels, times, behind=data)
