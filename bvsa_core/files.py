@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -68,6 +69,22 @@ def claim(folder: Path, name: str, leftovers: str, wait: bool = False) -> Iterat
             for partial in folder.glob(f".{leftovers}.*.partial"):
                 partial.unlink(missing_ok=True)
         yield True
+
+
+@contextmanager
+def locked(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Keep other processes that ask for it out of a folder; the lock ends with the process that holds it.
+
+    Raises:
+        BlockingIOError: another one is inside, and it is not to be waited for.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def make_folder(target: Path, fill: Callable[[Path], None]) -> None:

@@ -1,6 +1,7 @@
-"""The folder that UBP and BVSA publish: recordings in train.pt and test.pt, one folder a subject, beside the pictures.
+"""A data set's folder: the store that `bvsa data` makes, or what UBP and BVSA publish; beside the recordings, the pictures.
 
-    ROOT/Preprocessed_data_250Hz_whiten/sub-01/{train,test}.pt
+    ROOT/sub-01/{header.json,train.npy,test.npy}                              (the store, see data.store)
+    ROOT/Preprocessed_data_250Hz_whiten/sub-01/{train,test}.pt                (UBP and BVSA)
     ROOT/Image_set_Resize/training_images/00001_aardvark/aardvark_01b.jpg     (or Image_set, or train_images)
     ROOT/Image_set_Resize/test_images/00001_aircraft_carrier/aircraft_carrier_06s.jpg
 """
@@ -15,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bvsa_core.data import things_meg
+from bvsa_core.data import store, things_meg
 from bvsa_core.data.recording import read_arrays
+from bvsa_core.data.store import first_bad_condition
 from bvsa_core.errors import UserError
 
-SPLITS = ("train", "test")
 RECORDINGS_FOLDER = "Preprocessed_data_250Hz_whiten"
+DESCRIPTION = "dataset.json"
 IMAGE_FOLDERS = ("Image_set_Resize", "Image_set")
 _TRAINING_NAMES = ("training_images", "train_images")
 
@@ -35,6 +37,7 @@ class Recordings:
     channels: list[str]  # (channels,)
     times: np.ndarray  # (time,) seconds after the picture appears
     modality: str = "EEG"  # or MEG
+    sessions: list[list[int]] | None = None  # (conditions, repetitions) from 1, where the file tells
 
     def __len__(self) -> int:
         return len(self.data)
@@ -52,13 +55,14 @@ class Dataset:
         if not self.root.is_dir():
             raise UserError(f"{root}: no such folder; make the synthetic data with 'bvsa data synthetic {root}'")
         candidates = [self.root, *sorted(self.root.glob("Preprocessed_data*"))]
-        found = [folder for folder in candidates if any(folder.glob("sub-*/train.pt")) or any(folder.glob("sub-*/test.pt"))]
+        names = (store.HEADER, "train.pt", "test.pt")
+        found = [folder for folder in candidates if any(any(folder.glob(f"sub-*/{name}")) for name in names)]
         if not found:
-            wanted = f"{RECORDINGS_FOLDER}/sub-XX/train.pt"
-            raise UserError(f"{root}: no recordings inside; expected {wanted}, as UBP and BVSA publish them")
+            wanted = f"{RECORDINGS_FOLDER}/sub-XX/train.pt as UBP and BVSA publish it, or sub-XX/{store.HEADER} as 'bvsa data' makes it"
+            raise UserError(f"{root}: no recordings inside; expected {wanted}; convert other layouts by 'bvsa data eeg' or 'meg'")
         self.recordings_folder = found[0]
-        beside = self.root if found[0] != self.root else self.root.parent
-        self.image_folders = [beside / name for name in IMAGE_FOLDERS if (beside / name).is_dir()]
+        places = [self.root] if found[0] != self.root else [self.root, self.root.parent]  # in the store, or beside UBP's folder
+        self.image_folders = [place / name for place in places for name in IMAGE_FOLDERS if (place / name).is_dir()]
 
     @property
     def name(self) -> str:
@@ -68,16 +72,25 @@ class Dataset:
     @functools.cached_property
     def description(self) -> dict:
         """What its maker wrote into dataset.json; empty where there is none, as in published folders."""
-        path = self.root / "dataset.json"
+        path = self.root / DESCRIPTION
         return json.loads(path.read_text()) if path.exists() else {}
+
+    @property
+    def modality(self) -> str:
+        """EEG or MEG: as its maker says, else as its first recordings look."""
+        return self.description.get("modality") or self.load(self.subjects[0], "test").modality
 
     @property
     def subjects(self) -> list[str]:
         """Subject names such as "sub-01"."""
         return sorted(folder.name for folder in self.recordings_folder.glob("sub-*") if folder.is_dir())
 
+    def in_store(self, subject: str) -> bool:
+        """Whether a subject's recordings are in the store's format."""
+        return (self.recordings_folder / subject / store.HEADER).exists()
+
     def path(self, subject: str, split: str) -> Path:
-        return self.recordings_folder / subject / f"{split}.pt"
+        return self.recordings_folder / subject / (f"{split}.npy" if self.in_store(subject) else f"{split}.pt")
 
     def load(self, subject: str, split: str) -> Recordings:
         """Read and check one file.
@@ -86,6 +99,8 @@ class Dataset:
             UserError: naming the file, what is wrong with it and what to do.
         """
         self._check(subject)
+        if self.in_store(subject):
+            return read_stored(self.recordings_folder / subject, split)
         recordings = read_recordings(self.path(subject, split))
         return replace(recordings, modality=self.description.get("modality", recordings.modality))
 
@@ -124,6 +139,18 @@ class Dataset:
         raise UserError(f"picture {image} is missing: not in {looked} for {self.recordings_folder}; copy the image set there")
 
 
+def read_stored(folder: Path, split: str) -> Recordings:
+    """One split of a subject's folder in the store; its data stay on disk until they are asked for.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    header = store.read_header(folder)
+    data = store.open_array(folder, header, split)
+    about = header.splits[split]
+    return Recordings(data, about.images, about.concepts, header.channels, np.array(header.times), header.modality, about.sessions)
+
+
 def read_recordings(path: Path) -> Recordings:
     """One train.pt or test.pt.
 
@@ -144,35 +171,38 @@ def read_recordings(path: Path) -> Recordings:
     channel_names = [str(name) for name in content.get("ch_names", [])] or [f"channel {i + 1}" for i in range(channels)]
     if len(channel_names) != channels:
         raise UserError(f"{path}: 'ch_names' has {len(channel_names)} names for {channels} channels")
-    times = np.asarray(content.get("times", np.arange(time)), dtype=np.float64)
+    modality = "MEG" if channels == things_meg.SENSORS else "EEG"
+    known = np.arange(time) / (things_meg.SAMPLING_RATE if (modality, time) == ("MEG", things_meg.SAMPLES) else 1)
+    times = np.asarray(content.get("times", known), dtype=np.float64)
     if times.ndim != 1 or len(times) < time:
         raise UserError(f"{path}: 'times' has shape {times.shape} for {time} time points")
     # The published files keep the times of the whole epoch beside its last second.
-    modality = "MEG" if channels == things_meg.SENSORS else "EEG"
-    recordings = Recordings(data, images, concepts, channel_names, times[-time:], modality)
+    sessions = _sessions(content.get("session"), data.shape[:2])
+    recordings = Recordings(data, images, concepts, channel_names, times[-time:], modality, sessions)
     if (where := first_bad_condition(data)) is not None:
         raise UserError(f"{path}: condition {where} ({images[where]}) has NaN or infinite samples; make the file again")
     return recordings
 
 
-def write_recordings(path: Path, recordings: Recordings, labels: np.ndarray, sessions: np.ndarray) -> None:
+def write_recordings(path: Path, recordings: Recordings, labels: np.ndarray, sessions: np.ndarray | None) -> None:
     """Write one file as the published ones are: numpy arrays in a torch archive, float16.
 
     Args:
         labels: (conditions,) concept number of each condition.
-        sessions: (conditions, repetitions) session number of each repetition.
+        sessions: (conditions, repetitions) session number of each repetition, from 0; the file has none where it is None.
     """
     repetitions = recordings.data.shape[1]
     repeat = lambda values: np.repeat(np.asarray(values)[:, None], repetitions, axis=1)  # noqa: E731
     content = {
-        "eeg": recordings.data.astype(np.float16, copy=False),
+        "eeg": np.asarray(recordings.data).astype(np.float16, copy=False),  # a memory map would be pickled as one
         "label": repeat(labels),
         "img": repeat(recordings.images),
         "text": repeat(recordings.concepts),
-        "session": sessions,
         "ch_names": list(recordings.channels),
         "times": recordings.times,
     }
+    if sessions is not None:
+        content["session"] = sessions
     torch.save(content, path, pickle_protocol=5)
 
 
@@ -183,14 +213,12 @@ def concept_of(image: str) -> str:
     return name if number.isdigit() and name else Path(image).stem.rsplit("_", 1)[0]
 
 
-def first_bad_condition(data: np.ndarray) -> int | None:
-    """Index of the first condition with a NaN or infinite sample, read in pieces to spare memory."""
-    step = max(1, 2**24 // data[0].size)
-    for start in range(0, len(data), step):
-        bad = ~np.isfinite(data[start : start + step]).all(axis=(1, 2, 3))
-        if bad.any():
-            return start + int(bad.argmax())
-    return None
+def _sessions(values: object, trials: tuple[int, int]) -> list[list[int]] | None:
+    """Session numbers from 1 (the published ones start at 0), or None: nothing but provenance depends on them."""
+    values = np.asarray(values)
+    if values.dtype.kind not in "iuf" or values.shape != trials or not np.isin(values, np.arange(100)).all():
+        return None
+    return (values.astype(int) + (values.min() == 0)).tolist()
 
 
 def _per_condition(path: Path, key: str, values: object, conditions: int) -> list[str]:
