@@ -50,7 +50,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Conditions:
-    """The pictures of a split, by their numbers, and the epochs that show them."""
+    """The pictures of a split, in the order of their folder, and the epochs that show them."""
 
     images: list[str]
     concepts: list[str]
@@ -138,22 +138,21 @@ def arrange(trials: list[Trial | None], where: object) -> dict[str, Conditions]:
     tested = {trial.concept for trial in trials if trial and trial.split == "test"}
     found = {}
     for split, repetitions in (("train", things_meg.TRAIN_REPETITIONS), ("test", things_meg.TEST_REPETITIONS)):
-        epochs: dict[int, list[int]] = {}
+        epochs: dict[str, list[int]] = {}
         for epoch, trial in enumerate(trials):
             if trial and trial.split == split and (split == "test" or trial.concept not in tested):
-                epochs.setdefault(trial.number, []).append(epoch)
+                epochs.setdefault(trial.image, []).append(epoch)
         if not epochs:
             raise UserError(f"{where}: no {split} trials; fetch recordings and tables again")
-        numbers = sorted(epochs)
-        first = [trials[epochs[number][0]] for number in numbers]
-        shown = {trial.image: len(epochs[number]) for number, trial in zip(numbers, first)}
-        _expect(shown, repetitions, f"{where}: {split} pictures must be shown {repetitions} time(s) each")
+        images = sorted(epochs, key=lambda image: image.split("/"))
+        shown = {image: len(epochs[image]) for image in images}
+        _expect(shown, repetitions, f"{where}: {split} pictures must be shown {repetitions} time(s)")
+        concepts = [trials[epochs[image][0]].name for image in images]
         each = things_meg.IMAGES_PER_CONCEPT if split == "train" else 1
-        _expect(Counter(trial.name for trial in first), each, f"{where}: {split} concepts must have {each} picture(s) each")
-        order = [sorted(epochs[number], key=lambda epoch: trials[epoch].session or 0) for number in numbers]
+        _expect(Counter(concepts), each, f"{where}: {split} concepts must have {each} picture(s)")
+        order = [sorted(epochs[image], key=lambda epoch: trials[epoch].session or 0) for image in images]
         sessions = [[trials[epoch].session for epoch in row] for row in order]
         known = all(session is not None for row in sessions for session in row)
-        images, concepts = [trial.image for trial in first], [trial.name for trial in first]
         found[split] = Conditions(images, concepts, np.array(order), sessions if known else None)
     return found
 

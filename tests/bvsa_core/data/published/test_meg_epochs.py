@@ -265,8 +265,8 @@ def test_a_table_of_another_kind_is_refused(copied, tmp_path):
 @pytest.mark.parametrize(
     ("lost", "message"),
     [
-        ([26], r"test pictures must be shown 12 time\(s\) each, but there are test_images/00002_air_mattress/air_mattress_13x.jpg 11"),
-        ([1, 2], r"train concepts must have 12 picture\(s\) each, but there are aardvark 10; fetch"),
+        ([26], r"test pictures must be shown 12 time\(s\), but there are test_images/00002_air_mattress/air_mattress_13x.jpg 11"),
+        ([1, 2], r"train concepts must have 12 picture\(s\), but there are aardvark 10; fetch"),
     ],
 )
 def test_missing_trials_are_named(published, copied, tmp_path, lost, message):
