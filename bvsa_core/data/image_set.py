@@ -41,7 +41,7 @@ _NAME = re.compile(r"\w+/\d{5}_(?P<concept>[^/]+)/(?P=concept)_\d\d\w*\.(?:jpe?g
 _LIKE = "training_images/00001_aardvark/aardvark_01b.jpg"
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _FORMATS = ("JPEG", "PNG")
-_TRAINING_CONCEPTS, _TEST_CONCEPTS = 1654, 200  # of THINGS-EEG2 and THINGS-MEG
+_EXPECTED = {"training_images": [1654 * facts.IMAGES_PER_CONCEPT for facts in (things_eeg, things_meg)], "test_images": [200]}
 _MAX_BYTES, _MAX_PIXELS = 2**26, 2**26  # of one picture; those of THINGS are far below either
 _DAMAGE = (
     OSError,
@@ -223,12 +223,10 @@ def _all(placed: dict[str, _Found], found: list[_Found], source: Path, store: Pa
         raise UserError(f"{source}: no picture named like {_LIKE}, and no recordings in {store} to say which are needed; bring those first")
     strange = [picture.where for picture in found if not _NAME.fullmatch(_place(picture.parts) or "")]
     report.problems += [f"{where}: not named like {_LIKE}; rename or remove it" for where in strange]
-    facts = things_meg if _modality(store) == "MEG" else things_eeg
     counts = Counter(name.partition("/")[0] for name in good)
-    wanted = {"training_images": _TRAINING_CONCEPTS * facts.IMAGES_PER_CONCEPT, "test_images": _TEST_CONCEPTS}
-    for split, number in wanted.items():
-        if counts[split] != number:
-            told = f"{split} are {counts[split]} pictures, not {number}"
+    for split, numbers in _EXPECTED.items():
+        if counts[split] not in numbers:
+            told = f"{split} are {counts[split]} pictures, not {' or '.join(map(str, numbers))}"
             report.problems.append(f"{source}: {told}; fetch them all, or bring the recordings first if they need no more")
     return dict(sorted(good.items()))
 
@@ -238,13 +236,6 @@ def _place(parts: tuple[str, ...]) -> str | None:
     if len(parts) < 3 or parts[-3] not in _SPLITS:
         return None
     return "/".join((_SPLITS[parts[-3]], *parts[-2:]))
-
-
-def _modality(store: Path) -> str:
-    try:
-        return json.loads((store / "dataset.json").read_text())["modality"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "EEG"
 
 
 def _begin(folder: Path, size: int, quality: int) -> dict[str, str]:
@@ -275,19 +266,20 @@ def _bring(picture: _Found, folder: Path, name: str, known: str | None, size: in
     target = folder / name
     try:
         if target.exists() and target.stat().st_mtime_ns == picture.time and known in (None, sha256_of(target)):
-            content = target.read_bytes()
+            content, made = target.read_bytes(), False
+        elif picture.size > _MAX_BYTES:
+            raise ValueError(f"{picture.size} bytes are too many")
         else:
-            if picture.size > _MAX_BYTES:
-                return f"{picture.where}: {picture.size} bytes, more than {_MAX_BYTES}; replace it"
-            content = _resized(picture.read(), target.suffix.lower(), size, quality)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(target, content)
-            if picture.time is not None:
-                os.utime(target, ns=(picture.time, picture.time))
+            content, made = _resized(picture.read(), target.suffix.lower(), size, quality), True
         with _open(content) as image:
             width = image.width
     except _DAMAGE as error:
         return f"{picture.where}: cannot be used ({error}); fetch it again"
+    if made:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, content)
+        if picture.time is not None:
+            os.utime(target, ns=(picture.time, picture.time))
     return Entry(name, concept_of(name), PurePosixPath(name).stem, width, len(content), hashlib.sha256(content).hexdigest())
 
 

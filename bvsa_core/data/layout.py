@@ -59,7 +59,8 @@ class Dataset:
             wanted = f"sub-XX/{store.HEADER} of the store, or {RECORDINGS_FOLDER}/sub-XX/train.pt as UBP and BVSA publish it"
             raise UserError(f"{root}: no recordings inside; expected {wanted}; convert other layouts by 'bvsa data eeg' or 'meg'")
         self.recordings_folder = found[0]
-        places = [self.root] if found[0] != self.root else [self.root, self.root.parent]  # pictures lie in the store, or beside UBP's folder
+        # Pictures lie in the store, or beside the folder of UBP's recordings.
+        places = [self.root] if found[0] != self.root else [self.root, self.root.parent]
         self.image_folders = [place / name for place in places for name in IMAGE_FOLDERS if (place / name).is_dir()]
 
     @property
