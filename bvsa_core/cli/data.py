@@ -20,15 +20,15 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     synthetic.add_argument("folder", type=Path, help="where it goes")
     synthetic.add_class_arguments(SyntheticConfig)
     commands.add_subcommand("synthetic", synthetic, help="make the synthetic data set")
+    check = Parser(description="Say what is missing or wrong in a data set, file by file.")
+    check.add_argument("folder", type=Path, help="data set in the layout of UBP and BVSA")
+    commands.add_subcommand("check", check, help="say what is missing or wrong, file by file")
     images = Parser(description="Check, resize and index the stimuli that a folder of recordings needs.")
     images.add_argument("source", type=Path, help="training_images and test_images as folders or zip files, or the pictures of THINGS")
     images.add_argument("folder", type=Path, help="recordings made by 'bvsa data eeg' or 'meg'; pictures go into its Image_set_Resize")
     images.add_argument("--size", type=int, default=224, help="width and height in pixels; 0 leaves the files as they are")
     images.add_argument("--quality", type=int, default=95, help="of the JPEG files that are made, 1 to 100")
     commands.add_subcommand("images", images, help="check, resize and index the stimuli")
-    check = Parser(description="Say what is missing or wrong in a data set, file by file.")
-    check.add_argument("folder", type=Path, help="data set in the layout of UBP and BVSA")
-    commands.add_subcommand("check", check, help="say what is missing or wrong, file by file")
 
 
 def run(parsed: jsonargparse.Namespace) -> None:
