@@ -19,6 +19,7 @@ import io
 import json
 import os
 import re
+import struct
 import zipfile
 import zlib
 from collections import Counter, defaultdict
@@ -50,6 +51,7 @@ _DAMAGE = (
     ValueError,
     EOFError,
     NotImplementedError,
+    struct.error,
     Image.DecompressionBombError,
     zipfile.BadZipFile,
     zlib.error,
@@ -161,7 +163,7 @@ def _in_zip(path: Path, report: Report) -> Iterator[_Found]:
         if ".." in parts or member.filename.startswith("/") or "\\" in member.filename or ":" in member.filename:
             report.problems.append(f"{path}: {member.filename!r} points outside the archive; it was not read. Do not trust this file")
             continue
-        if member.is_dir() or any(map(_hidden, parts)) or PurePosixPath(member.filename).suffix.lower() not in _SUFFIXES:
+        if not parts or any(map(_hidden, parts)) or PurePosixPath(parts[-1]).suffix.lower() not in _SUFFIXES:
             continue
         if member.flag_bits & 1:
             raise UserError(f"{path}: password-protected; unpack it with the password that THINGS gives, then give the folder")
@@ -250,8 +252,8 @@ def _begin(folder: Path, size: int, quality: int) -> dict[str, str]:
         UserError: it was made otherwise, or by someone else.
     """
     path = folder / INDEX
-    if not folder.exists():
-        folder.mkdir(parents=True)
+    if not folder.exists() or all(_hidden(path.name) for path in folder.iterdir()):
+        folder.mkdir(parents=True, exist_ok=True)
         _write_index(folder, size, quality, None)
     try:
         there = json.loads(path.read_text())

@@ -114,7 +114,7 @@ def _copy(
             raise UserError(f"{path}: cannot be read from epoch {numbers[0] + 1} on ({error}); fetch it and its parts again") from error
         here = _units(block, epochs.times < -1e-6)
         units = units or here
-        if here != units:
+        if (here == "fT") != (units == "fT"):
             raise UserError(f"{path}: {units} at first, but {here} from epoch {numbers[0] + 1} on; fetch parts of one version")
         if units == "fT":
             block *= _FEMTO
@@ -146,11 +146,11 @@ def _check_whole(path: Path) -> None:
     with path.open("rb") as stream:
         while position + _TAG.size <= size:
             stream.seek(position)
-            _, _, length, following = _TAG.unpack(stream.read(_TAG.size))
+            kind, _, length, following = _TAG.unpack(stream.read(_TAG.size))
             end = position + _TAG.size + length
             if following == _LAST and end <= size:
                 return
-            if length < 0 or 0 < following <= position:
+            if kind <= 0 or length < 0 or following < 0 or 0 < following <= position:  # zeros are what a download leaves for later
                 break
             position = following or end
     raise UserError(f"{path}: damaged or cut off ({size} bytes, and no end of a .fif file); fetch it again")
