@@ -10,6 +10,7 @@ from bvsa_core.cli.arguments import Parser, add_dataclass, make
 from bvsa_core.cli.progress import Display
 from bvsa_core.data import published
 from bvsa_core.data.check import check_dataset
+from bvsa_core.data.image_set import bring_images
 from bvsa_core.data.layout import Dataset
 from bvsa_core.data.published import ubp
 from bvsa_core.data.published.source import Options
@@ -34,6 +35,12 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     check = Parser(description="Say what is missing or wrong in a data set, file by file.")
     check.add_argument("folder", type=Path, help="data set: a folder made by 'bvsa data', or in the layout of UBP and BVSA")
     commands.add_subcommand("check", check, help="say what is missing or wrong, file by file")
+    images = Parser(description="Check, resize and index the stimuli that a folder of recordings needs.")
+    images.add_argument("source", type=Path, help="training_images and test_images as folders or zip files, or the pictures of THINGS")
+    images.add_argument("folder", type=Path, help="recordings made by 'bvsa data eeg' or 'meg'; pictures go into its Image_set_Resize")
+    images.add_argument("--size", type=int, default=224, help="width and height in pixels; 0 leaves the files as they are")
+    images.add_argument("--quality", type=int, default=95, help="of the JPEG files that are made, 1 to 100")
+    commands.add_subcommand("images", images, help="check, resize and index the stimuli")
 
 
 def _conversion(modality: str, name: str, skip: set[str]) -> Parser:
@@ -55,8 +62,8 @@ def run(parsed: jsonargparse.Namespace) -> None:
         with Display() as display:
             make_dataset(chosen.folder, config, display)
         print(f"synthetic {config.modality.upper()} data of {config.subjects} subject(s) in {chosen.folder}")
-    elif parsed.what == "check":
-        _check(chosen.folder)
+    elif parsed.what in ("check", "images"):
+        _report(parsed.what, chosen)
     else:
         with Display() as display:
             if parsed.what == "export":
@@ -66,13 +73,16 @@ def run(parsed: jsonargparse.Namespace) -> None:
         print("\n".join(told))
 
 
-def _check(folder: Path) -> None:
+def _report(what: str, chosen: jsonargparse.Namespace) -> None:
     with Display() as display:
-        report = check_dataset(folder, display)
+        if what == "images":
+            report = bring_images(chosen.source, chosen.folder, chosen.size, chosen.quality, display)
+        else:
+            report = check_dataset(chosen.folder, display)
     for line in report.found:
         print(line)
     if report.problems:
         for problem in report.problems:
             print(f"wrong: {problem}")
-        raise UserError(f"{folder}: {len(report.problems)} problem(s), listed above")
+        raise UserError(f"{chosen.folder}: {len(report.problems)} problem(s), listed above")
     print("nothing wrong")

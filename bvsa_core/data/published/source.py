@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from bvsa_core.data import things_meg
 from bvsa_core.data.store import SubjectWriter, fingerprint
 from bvsa_core.errors import UserError
 
@@ -31,6 +32,8 @@ class Options:
     whitening: Literal["train", "original", "none"] = "train"
     """MVNN of raw recordings: `train` fits each session's covariance on training data alone; `original` as Gifford et al. (2022)
     on training and test data (which lets test recordings shape the features); `none`."""
+    sensors: int = things_meg.SENSORS
+    """How many MEG sensors a file must have; only for epochs in .fif files."""
 
 
 @dataclass(frozen=True)
