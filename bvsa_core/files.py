@@ -6,16 +6,15 @@ import errno
 import hashlib
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # on Windows, where every claim is granted
-    fcntl = None
 
 CLAIMS = ".claims"
 _TAKEN = (errno.EACCES, errno.EAGAIN)
@@ -45,7 +44,7 @@ def claim(folder: Path, name: str, leftovers: str, wait: bool = False) -> Iterat
     """Claim work on something in a folder among all processes that write there: whether it is ours until the end of the block.
 
     The system takes a claim back when its owner ends, however it ends; what such an owner left under temporary names is then
-    removed. Where the file system has no locks every claim is granted: work may be done twice, but never wrongly, because
+    removed. Where the file system (or Windows) has no such locks every claim is granted: work may be done twice, but never wrongly, because
     what is done is renamed into place. A process holds one claim of a folder at a time.
 
     Args:
@@ -56,7 +55,7 @@ def claim(folder: Path, name: str, leftovers: str, wait: bool = False) -> Iterat
     with open(folder / CLAIMS, "ab") as claims:
         locked = False
         try:
-            if fcntl is not None:
+            if sys.platform != "win32":
                 fcntl.lockf(claims, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, byte)
                 locked = True
         except OSError as error:

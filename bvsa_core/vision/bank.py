@@ -206,7 +206,8 @@ def _full_precision() -> Iterator[None]:
 
 
 def _file_name(level: Level) -> str:
-    return f"k{level.kernel_size}_gain{level.gain:g}.safetensors"
+    gain = f"{level.gain:g}"
+    return f"k{level.kernel_size}_gain{gain if float(gain) == level.gain else repr(level.gain)}.safetensors"
 
 
 def _key(value: object) -> str:

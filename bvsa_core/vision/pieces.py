@@ -16,6 +16,7 @@ from pathlib import Path
 import torch.distributed as dist
 from torch import Tensor
 
+from bvsa_core.errors import UserError
 from bvsa_core.files import claim
 from bvsa_core.vision.feature_file import map_features, write_features
 
@@ -87,6 +88,10 @@ class Pieces:
             if not target.exists():
                 sizes = [piece.stop - piece.start for piece in self.slices]
                 parts = (map_features(self.path(target, number), size, self.bank) for number, size in enumerate(sizes))
-                write_features(target, parts, self.count, self.bank)
+                try:
+                    write_features(target, parts, self.count, self.bank)
+                except UserError:  # where claims cannot be had, another may have done it, and deleted the pieces
+                    if not target.exists():
+                        raise
             for piece in self.folder.glob(any_piece):
                 piece.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -132,6 +133,32 @@ def test_each_rank_begins_at_a_part_of_its_own(tmp_path, monkeypatch, small_piec
         rows = safetensors.torch.load_file(target)["features"]
         assert rows[:, 0].tolist() == [number // PICTURES for number in range(COUNT)]
     assert begun == [0, 2, 5]
+
+
+def test_where_there_are_no_locks_another_may_put_a_level_together_first(tmp_path, monkeypatch):
+    def without_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", without_locks)
+    target, few = tmp_path / "k1_gain0.safetensors", pieces.Pieces(tmp_path, "key", 3)
+    few.share([target], lambda number, lacking: few.add(target, number, torch.ones(3, 2)))
+    few.path(target, 0).rename(tmp_path / "kept")
+    with pytest.raises(UserError, match="00000-of-00001.safetensors: no such file"):
+        few.put_together(target)
+
+    def put_together_by_another(*_: object) -> None:
+        target.write_bytes((tmp_path / "kept").read_bytes())
+        raise UserError("no such file")
+
+    monkeypatch.setattr(pieces, "map_features", put_together_by_another)
+    few.put_together(target)
+    assert {path.name for path in tmp_path.iterdir()} == {".claims", "kept", target.name}
+
+
+def test_levels_that_differ_have_files_that_differ(filled):
+    gains = (0.0, 0.5, 0.1234567, 0.1234568, 1.0)
+    names = [filled.path(Level(51, gain)).name for gain in gains]
+    assert len(set(names)) == len(gains) and names[1] == "k51_gain0.5.safetensors"
 
 
 def test_the_command_is_shared_by_the_processes_of_torchrun(small_data, tmp_path):
