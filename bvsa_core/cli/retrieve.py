@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from typing import Any
 
 import jsonargparse
 import numpy as np
@@ -173,7 +175,8 @@ def open_gallery(parsed: jsonargparse.Namespace, method: Method, materials: Mate
     Raises:
         UserError: it is missing, empty, damaged, or of another kind.
     """
-    shared = {"image_embeddings": method.image_embeddings, "text_embeddings": method.text_embeddings, "device": materials.device}
+    shared: dict[str, Any] = {"image_embeddings": method.image_embeddings, "text_embeddings": method.text_embeddings}
+    shared["device"] = materials.device
     where, levels = parsed.gallery, method.views_of_gallery()
     given_texts = Rows(parsed.gallery_text) if parsed.gallery_text else None
     if where is not None and not Path(where).is_dir():

@@ -147,7 +147,7 @@ def level_files(folder: Path, levels: Sequence[Level], clip: Clip, falloff: Fall
         UserError: they are of another encoder or blur, missing or damaged.
     """
     about = _compare(folder, _shaped_by(clip, falloff), "give a bank made with these settings")
-    return _sound([folder / _file_name(level) for level in levels], about.get("pictures"), _key(about))
+    return _sound([folder / _file_name(level) for level in levels], about.get("pictures", -1), _key(about))
 
 
 def _sound(paths: list[Path], rows: int, bank: str) -> list[Path]:
