@@ -8,7 +8,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from bvsa_core.data.layout import SPLITS, Dataset
+from bvsa_core.data.layout import Dataset
+from bvsa_core.data.store import SPLITS
 from bvsa_core.errors import UserError
 
 

@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from bvsa_core.data import plain_pickle
 from bvsa_core.data.recording import read_arrays
 from bvsa_core.errors import UserError
 
@@ -58,6 +59,27 @@ def test_reads_npy_npz_and_safetensors(tmp_path):
     assert read_arrays(tmp_path / "b.npz").keys() == read_arrays(tmp_path / "c.safetensors").keys() == {"one"}
 
 
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_reads_pickled_dicts_of_npy_files(tmp_path, protocol):
+    raw = {"raw_eeg_data": np.arange(6.0).reshape(2, 3), "ch_names": ["Oz", "stim"], "sfreq": 1000, "times": None}
+    np.save(tmp_path / "saved.npy", raw)
+    (tmp_path / "dumped.npy").write_bytes(pickle.dumps(raw, protocol))
+    np.save(tmp_path / "rows.npy", np.array([{"x": 1}, "y"], dtype=object))
+    for name in ("saved.npy", "dumped.npy"):
+        read = read_arrays(tmp_path / name)
+        np.testing.assert_array_equal(read.pop("raw_eeg_data"), raw["raw_eeg_data"])
+        assert read == {key: value for key, value in raw.items() if key != "raw_eeg_data"}
+    assert read_arrays(tmp_path / "rows.npy") == [{"x": 1}, "y"]
+
+
+def test_a_large_pickled_array_is_read_without_a_copy(tmp_path, monkeypatch):
+    monkeypatch.setattr(plain_pickle, "_COPIED_UP_TO", 100)
+    (tmp_path / "x.npy").write_bytes(pickle.dumps({"small": np.zeros(2), "large": np.ones(50)}))
+    read = read_arrays(tmp_path / "x.npy")
+    assert read["small"].flags.writeable and not read["large"].flags.writeable
+    assert read["large"].sum() == 50
+
+
 class _Payload:
     """Unpickles to a call that would leave a mark."""
 
@@ -90,8 +112,10 @@ def test_a_hostile_file_raises_and_runs_nothing(tmp_path, which):
     with pytest.raises(UserError, match="not data; it was not run"):
         read_arrays(tmp_path / "train.pt")
     np.save(tmp_path / "x.npy", np.array([payload], dtype=object), allow_pickle=True)
-    with pytest.raises(UserError, match="x.npy: damaged or incomplete"):
-        read_arrays(tmp_path / "x.npy")
+    (tmp_path / "y.npy").write_bytes(pickle.dumps({"eeg": payload}))
+    for name in ("x.npy", "y.npy"):
+        with pytest.raises(UserError, match="not data; it was not run"):
+            read_arrays(tmp_path / name)
     assert not mark.exists()
 
 
@@ -109,12 +133,36 @@ def write_pickle(path: Path, code: bytes) -> None:
         b"\x80\x02.",
         b"",
         b"\x80\x02ctorch\nload\n.",
+        b"\x80\x04\x8e" + b"\xff" * 5 + b"\0" * 3 + b"x.",  # bytes of a length that is not there
+        b"\x80\x02cnumpy._core.multiarray\nscalar\nN}X\x0c\x00\x00\x00__defaults__NsN\x86b.",  # a state for our own function
+        b"\x80\x02cnumpy\ndtype\n(X\x02\x00\x00\x00f8K\x00K\x01t\x81.",  # an object made without its constructor
+        b"\x80\x02]q\0" + b"".join(b"]q" + bytes([i]) + b"(" + (b"h" + bytes([i - 1])) * 40 + b"e" for i in range(1, 15)) + b".",
     ],
 )
 def test_an_odd_pickle_is_refused(tmp_path, code):
+    before = plain_pickle._scalar.__defaults__
     write_pickle(tmp_path / "x.pt", code)
-    with pytest.raises(UserError):
-        read_arrays(tmp_path / "x.pt")
+    (tmp_path / "x.npy").write_bytes(code)
+    for name in ("x.pt", "x.npy"):
+        with pytest.raises(UserError):
+            read_arrays(tmp_path / name)
+    assert plain_pickle._scalar.__defaults__ == before
+
+
+def test_a_memo_number_does_not_take_memory(tmp_path):
+    (tmp_path / "x.npy").write_bytes(b"\x80\x02Nr\xff\xff\xff\x7f.")  # None, kept as number 2^31 - 1: 32 GB of table in C
+    assert read_arrays(tmp_path / "x.npy") is None
+
+
+def test_an_array_cannot_claim_more_than_its_file_has(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((3, 4)))
+    claims = (tmp_path / "x.npy").read_bytes().replace(b"(3, 4)", b"(3, 4000000000)".ljust(15)).replace(b" " * 9 + b"\n", b"\n")
+    (tmp_path / "y.npy").write_bytes(claims)
+    with zipfile.ZipFile(tmp_path / "z.npz", "w") as archive:
+        archive.writestr("a.npy", claims)
+    for name in ("y.npy", "z.npz"):
+        with pytest.raises(UserError, match="tells of"):
+            read_arrays(tmp_path / name)
 
 
 def test_a_tensor_cannot_reach_beyond_its_storage(tmp_path):
