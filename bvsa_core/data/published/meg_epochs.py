@@ -29,7 +29,7 @@ LOOKS_LIKE = "preprocessed_P1-epo.fif, below derivatives/preprocessed or not"
 _PLACES = ("", "*/", "derivatives/preprocessed/")
 _TABLE_PLACES = ("", "sourcedata/", "Metadata/*-specific/", "*/Metadata/*-specific/")
 _BLOCK = 128  # epochs in memory at once; 78 MB at 271 sensors and 281 samples
-_TESLA_BELOW = 1e-6  # median size of a sample; no field of a brain is near it, and z-scores lie far above it
+_TESLA_BELOW = 1e-6  # median size of a sample; no field of a brain is near it, and z-scores are far above it
 _FEMTO = 1e15
 _TAG = struct.Struct(">4i")  # kind, type, bytes that follow, where the next one is: 0 next to it, _LAST nowhere
 _LAST = -1
@@ -108,18 +108,17 @@ def _copy(
         progress("epochs", start, len(order))
         numbers = order[start : start + _BLOCK]
         try:
-            block = epochs.get_data(item=np.array(numbers), verbose="error")[:, picks, kept]
+            block = epochs.get_data(picks=picks, item=np.array(numbers), verbose="error")
         except Exception as error:  # MNE has no class of its own for damage; numpy, struct and assertions speak up
             raise UserError(f"{path}: cannot be read from epoch {numbers[0] + 1} on ({error}); fetch it and its parts again") from error
-        size = np.median(np.abs(block))
-        here = "fT" if size < _TESLA_BELOW else _Z_SCORES
+        here = _units(block, epochs.times < -1e-6)
         units = units or here
         if here != units:
-            raise UserError(f"{path}: in {units} at first, but in {here} from epoch {numbers[0] + 1} on; fetch parts of one version")
+            raise UserError(f"{path}: {units} at first, but {here} from epoch {numbers[0] + 1} on; fetch parts of one version")
         if units == "fT":
             block *= _FEMTO
         with np.errstate(over="ignore"):  # what becomes infinite is named when the subject is finished
-            block = block.astype(np.float16)
+            block = block[..., kept].astype(np.float16)
         for number, samples in zip(numbers, block):
             split, condition, repetition = places[number]
             arrays[split][condition, repetition] = samples
@@ -127,6 +126,14 @@ def _copy(
     for array in arrays.values():
         array.flush()
     return units
+
+
+def _units(block: np.ndarray, baseline: np.ndarray) -> str:
+    """What samples are stored in, by their size; MNE calls all of them Tesla."""
+    if np.median(np.abs(block)) < _TESLA_BELOW:
+        return "fT"
+    spread = np.median(block[..., baseline].std(axis=-1))
+    return _Z_SCORES if 0.5 < spread < 2 else "as in the source"
 
 
 def _check_whole(path: Path) -> None:

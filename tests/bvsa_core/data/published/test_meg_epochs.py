@@ -184,16 +184,24 @@ def test_folders_below_are_recognised_too(published, below):
     assert source.subject == "sub-01" and source.files[0].name == "preprocessed_P1-epo.fif"
 
 
-def test_tesla_become_femtotesla(published, copied, tmp_path):
-    samples = published.samples * np.float32(1e-13)
-    one = save_alone(copied, epochs_of(published.rows, samples), published.rows)
-    subject = bring(one, tmp_path / "store")
+@pytest.mark.parametrize(("size", "units", "factor"), [(1e-13, "fT", 1e15), (10, "as in the source", 1)])
+def test_units_are_those_of_the_samples(published, copied, tmp_path, size, units, factor):
+    samples = published.samples * np.float32(size)
+    subject = bring(save_alone(copied, epochs_of(published.rows, samples), published.rows), tmp_path / "store")
     header = read_header(subject)
-    assert header.units == "fT" and header.processing[0] == "Before us: as in the file."
-    number = header.splits["test"].images.index("test_images/00002_air_mattress/air_mattress_13x.jpg")
-    first = next(i for i, row in enumerate(published.rows) if row["things_image_nr"] == 26)
-    stored = np.load(subject / "test.npy")[number, 0]
-    np.testing.assert_allclose(stored, samples[first][:, 20:221] * 1e15, rtol=2**-11 + 2**-23, atol=2**-25)
+    assert header.units == units and header.processing[0] == "Before us: as in the file."
+    first = next(epoch for epoch, row in enumerate(published.rows) if row["things_image_nr"] == 26)
+    stored = np.load(subject / "test.npy")[header.splits["test"].concepts.index("air_mattress"), 0]
+    np.testing.assert_allclose(stored, samples[first][:, 20:221].astype(np.float64) * factor, rtol=2**-11 + 2**-23, atol=2**-25)
+
+
+def test_what_float16_cannot_hold_is_named(published, copied, tmp_path):
+    samples = published.samples.copy()
+    samples[published.rows.index(next(row for row in published.rows if row["things_image_nr"] == 26)), 2, 30] = 1e5
+    one = save_alone(copied, epochs_of(published.rows, samples), published.rows)
+    with pytest.raises(UserError, match=r"sub-01 test: condition 0 \(test_images/00002_air_mattress/.* not finite"):
+        bring(one, tmp_path / "store")
+    assert not (tmp_path / "store" / "sub-01").exists()
 
 
 @pytest.mark.parametrize("pandas", [True, False])
@@ -315,7 +323,7 @@ def test_what_is_not_as_published_is_refused(published, copied, tmp_path):
     one = save_alone(copied, epochs_of(published.rows, mixed), published.rows)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bvsa_core.data.published.meg_epochs._BLOCK", 8)
-        with pytest.raises(UserError, match="in standard deviations of the baseline at first, but in fT from epoch"):
+        with pytest.raises(UserError, match="standard deviations of the baseline at first, but fT from epoch"):
             bring(one, tmp_path / "store")
 
 
