@@ -13,11 +13,13 @@ A file gets the time of modification of what it was made of, by which a run that
 from __future__ import annotations
 
 import calendar
+import functools
 import hashlib
 import io
 import json
 import os
 import re
+import struct
 import zipfile
 import zlib
 from collections import Counter, defaultdict
@@ -49,6 +51,7 @@ _DAMAGE = (
     ValueError,
     EOFError,
     NotImplementedError,
+    struct.error,
     Image.DecompressionBombError,
     zipfile.BadZipFile,
     zlib.error,
@@ -111,7 +114,10 @@ def bring_images(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for done, result in enumerate(pool.map(bring, chosen)):
             progress("pictures", done, len(chosen))
-            (report.problems if isinstance(result, str) else entries).append(result)
+            if isinstance(result, str):
+                report.problems.append(result)
+            else:
+                entries.append(result)
     progress("pictures", len(chosen), len(chosen))
     for split, count in Counter(entry.name.partition("/")[0] for entry in entries).items():
         report.found.append(f"{folder / split}: {count} pictures, {'as they were' if size == 0 else f'{size} x {size}'}")
@@ -157,11 +163,11 @@ def _in_zip(path: Path, report: Report) -> Iterator[_Found]:
         if ".." in parts or member.filename.startswith("/") or "\\" in member.filename or ":" in member.filename:
             report.problems.append(f"{path}: {member.filename!r} points outside the archive; it was not read. Do not trust this file")
             continue
-        if member.is_dir() or any(map(_hidden, parts)) or PurePosixPath(member.filename).suffix.lower() not in _SUFFIXES:
+        if not parts or any(map(_hidden, parts)) or PurePosixPath(parts[-1]).suffix.lower() not in _SUFFIXES:
             continue
         if member.flag_bits & 1:
             raise UserError(f"{path}: password-protected; unpack it with the password that THINGS gives, then give the folder")
-        yield _Found(f"{path}: {member.filename}", parts, member.file_size, _time_of(member), lambda member=member: archive.read(member))
+        yield _Found(f"{path}: {member.filename}", parts, member.file_size, _time_of(member), functools.partial(archive.read, member))
 
 
 def _time_of(member: zipfile.ZipInfo) -> int | None:
@@ -190,10 +196,11 @@ def _named(store: Path) -> list[str]:
 
 def _choose(found: list[_Found], named: list[str], source: Path, store: Path, report: Report) -> dict[str, _Found]:
     """The picture of the source for each name in the store."""
-    placed, by_file = {}, defaultdict(list)
+    placed: dict[str, _Found] = {}
+    by_file: defaultdict[str, list[_Found]] = defaultdict(list)
     for picture in found:
         name = _place(picture.parts)
-        if name in placed:
+        if name and name in placed:
             report.problems.append(f"{picture.where}: the same place as {placed[name].where}; keep one of them")
         elif name:
             placed[name] = picture
@@ -245,8 +252,8 @@ def _begin(folder: Path, size: int, quality: int) -> dict[str, str]:
         UserError: it was made otherwise, or by someone else.
     """
     path = folder / INDEX
-    if not folder.exists():
-        folder.mkdir(parents=True)
+    if not folder.exists() or all(_hidden(path.name) for path in folder.iterdir()):
+        folder.mkdir(parents=True, exist_ok=True)
         _write_index(folder, size, quality, None)
     try:
         there = json.loads(path.read_text())
@@ -311,7 +318,7 @@ def _open(content: bytes) -> Image.Image:
 
 def _same(entries: list[Entry]) -> list[list[str]]:
     """Names of pictures that are equal byte for byte."""
-    names = defaultdict(list)
+    names: defaultdict[str, list[str]] = defaultdict(list)
     for entry in entries:
         names[entry.sha256].append(entry.name)
     return [several for several in names.values() if len(several) > 1]

@@ -71,11 +71,12 @@ def _read(source: Source, writer: SubjectWriter, options: Options, progress: Pro
     picks = _sensors(epochs, path, options.sensors)
     kept, times = _window(epochs, path, options.whole_epoch)
     found = meg_trials.arrange(_trials(source, epochs), path)
-    arrays, places = {}, {}
+    arrays: dict[str, np.ndarray] = {}
+    places: dict[int, tuple[str, int, int]] = {}
     for split in SPLITS:
         shown = found[split].epochs
         arrays[split] = writer.array(split, (*shown.shape, len(picks), len(times)))
-        places |= {int(epoch): (split, *map(int, place)) for place, epoch in np.ndenumerate(shown)}
+        places |= {int(epoch): (split, condition, repetition) for (condition, repetition), epoch in np.ndenumerate(shown)}
     units = _copy(epochs, picks, kept, places, arrays, path, progress)
     window = "The whole epoch kept" if options.whole_epoch else "The second from picture onset kept"
     steps = [
@@ -103,7 +104,7 @@ def _copy(
     Raises:
         UserError: the file is cut off, or its parts are in different units.
     """
-    order, units = sorted(places), None
+    order, units = sorted(places), ""
     for start in range(0, len(order), _BLOCK):
         progress("epochs", start, len(order))
         numbers = order[start : start + _BLOCK]
@@ -113,7 +114,7 @@ def _copy(
             raise UserError(f"{path}: cannot be read from epoch {numbers[0] + 1} on ({error}); fetch it and its parts again") from error
         here = _units(block, epochs.times < -1e-6)
         units = units or here
-        if here != units:
+        if (here == "fT") != (units == "fT"):
             raise UserError(f"{path}: {units} at first, but {here} from epoch {numbers[0] + 1} on; fetch parts of one version")
         if units == "fT":
             block *= _FEMTO
@@ -123,8 +124,6 @@ def _copy(
             split, condition, repetition = places[number]
             arrays[split][condition, repetition] = samples
     progress("epochs", len(order), len(order))
-    for array in arrays.values():
-        array.flush()
     return units
 
 
@@ -147,11 +146,11 @@ def _check_whole(path: Path) -> None:
     with path.open("rb") as stream:
         while position + _TAG.size <= size:
             stream.seek(position)
-            _, _, length, following = _TAG.unpack(stream.read(_TAG.size))
+            kind, _, length, following = _TAG.unpack(stream.read(_TAG.size))
             end = position + _TAG.size + length
             if following == _LAST and end <= size:
                 return
-            if length < 0 or 0 < following <= position:
+            if kind <= 0 or length < 0 or following < 0 or 0 < following <= position:  # zeros are what a download leaves for later
                 break
             position = following or end
     raise UserError(f"{path}: damaged or cut off ({size} bytes, and no end of a .fif file); fetch it again")
@@ -225,6 +224,6 @@ def _tables(folder: Path, name: str) -> list[Path]:
 def _import_mne() -> ModuleType:
     try:
         import mne
-    except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed; .fif files need: pip install 'fovblur[preprocess]'") from error
+    except ImportError as error:
+        raise UserError(f"MNE cannot be imported ({error}); .fif files need: pip install 'fovblur[preprocess]'") from error
     return mne

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -72,7 +72,7 @@ def from_attributes(rows: Iterable[Mapping[str, Any]], events: np.ndarray, where
     rows = list(rows)
     if len(rows) != len(events):
         raise UserError(f"{where}: {len(rows)} trials where there are {len(events)} epochs; fetch table and recordings of one version")
-    if missing := [name for name in _NEEDED if name not in rows[0]]:
+    if missing := [name for name in _NEEDED if rows and name not in rows[0]]:
         raise UserError(f"{where}: no column {', '.join(missing)}; it must be a sample_attributes_P*.csv of ds004212")
     trials = []
     for line, (row, event) in enumerate(zip(rows, events), start=1):
@@ -163,7 +163,7 @@ def read_attributes(path: Path) -> list[dict[str, str]]:
     Raises:
         UserError: it cannot be read.
     """
-    return list(csv.DictReader(_lines(path)))
+    return _read(path, csv.DictReader)
 
 
 def read_pictures(paths: Path, index: Path) -> tuple[list[str], list[int]]:
@@ -172,8 +172,8 @@ def read_pictures(paths: Path, index: Path) -> tuple[list[str], list[int]]:
     Raises:
         UserError: one cannot be read, or they are not of one length.
     """
-    names = [row[0].strip() for row in csv.reader(_lines(paths)) if row]
-    numbers = [_number(row[0], "concept number", index, line) for line, row in enumerate(csv.reader(_lines(index)), start=1) if row]
+    names = [row[0].strip() for row in _read(paths, csv.reader) if row]
+    numbers = [_number(row[0], "concept number", index, line) for line, row in enumerate(_read(index, csv.reader), start=1) if row]
     if len(names) != len(numbers) or None in numbers or not names:
         raise UserError(f"{index}: {len(numbers)} concept numbers for the {len(names)} pictures of {paths}; fetch both again")
     return names, numbers
@@ -207,8 +207,8 @@ def _number(value: Any, name: str, where: object, line: int) -> int | None:
     return int(number)
 
 
-def _lines(path: Path) -> list[str]:
+def _read(path: Path, reader: Callable[[list[str]], Iterable[Any]]) -> list[Any]:
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        return list(reader(path.read_text(encoding="utf-8-sig").splitlines()))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({error}); fetch it again") from error

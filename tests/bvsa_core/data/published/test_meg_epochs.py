@@ -264,7 +264,8 @@ def test_a_table_that_contradicts_the_epochs_is_refused(published, copied, tmp_p
 
 
 def test_a_table_of_another_kind_is_refused(copied, tmp_path):
-    for content, message in ((b"a,b\n" + b"1,2\n" * 96, "no column trial_type, things_image_nr"), (b"\xff\xfe\x00", "cannot be read")):
+    wrong = {b"a,b\n" + b"1,2\n" * 96: "no column trial_type, things_", b"\xff\xfe\x00": "cannot be read", b"a" * 200_000: "cannot be read"}
+    for content, message in wrong.items():
         (copied / "sourcedata" / "sample_attributes_P1.csv").write_bytes(content)
         with pytest.raises(UserError, match=f"sample_attributes_P1.csv: {message}"):
             bring(copied, tmp_path / "store")
@@ -304,7 +305,10 @@ def test_a_file_cut_off_is_refused(copied, tmp_path, part, share):
 
 def test_what_is_no_fif_file_is_refused(copied, tmp_path):
     path = copied / "derivatives/preprocessed/preprocessed_P1-epo.fif"
-    for content in (bytes(100), b"\xff" * 100, b"<html>not found</html>" * 10):
+    whole = path.read_bytes()
+    half = whole[: len(whole) // 2]
+    astray = b"\0\0\0\x64" + bytes(8) + b"\xff\xff\xff\xfe" + bytes(100)  # its next tag would lie before the file
+    for content in (astray, bytes(100), b"\xff" * 100, b"<html>not found</html>" * 10, half + bytes(len(whole) - len(half))):
         path.write_bytes(content)
         with pytest.raises(UserError, match="preprocessed_P1-epo.fif: .*fetch it again"):
             bring(copied, tmp_path / "store")
@@ -335,5 +339,5 @@ def test_a_subject_twice_is_refused(copied):
 
 def test_without_mne_the_extra_is_named(copied, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mne", None)
-    with pytest.raises(UserError, match=r"mne is not installed; .fif files need: pip install 'fovblur\[preprocess\]'"):
+    with pytest.raises(UserError, match=r"MNE cannot be imported \(.*\); .fif files need: pip install 'fovblur\[preprocess\]'"):
         bring(copied, tmp_path / "store")
