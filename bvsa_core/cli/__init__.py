@@ -14,7 +14,7 @@ from bvsa_core.errors import UserError, unknown_name
 
 COMMANDS = {
     "demo": "the embedded default end to end: data, features, training, table",
-    "data": "make or check a data set",
+    "data": "make, convert or check a data set",
     "features": "fill the feature bank",
     "train": "train one method on one or all subjects",
     "evaluate": "score a run, or embeddings made elsewhere",

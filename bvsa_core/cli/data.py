@@ -1,4 +1,4 @@
-"""Make or check a data set: bvsa data synthetic FOLDER, bvsa data check FOLDER."""
+"""Make, convert or check a data set: bvsa data synthetic|eeg|meg|export|check."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ from pathlib import Path
 
 import jsonargparse
 
-from bvsa_core.cli.arguments import Parser, make
+from bvsa_core.cli.arguments import Parser, add_dataclass, make
 from bvsa_core.cli.progress import Display
+from bvsa_core.data import published
 from bvsa_core.data.check import check_dataset
+from bvsa_core.data.layout import Dataset
+from bvsa_core.data.published import ubp
+from bvsa_core.data.published.source import Options
 from bvsa_core.data.synthetic import SyntheticConfig, make_dataset
 from bvsa_core.errors import UserError
+
+_ONLY_RAW_EEG = {"sampling_rate", "whitening"}
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
@@ -19,9 +25,27 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     synthetic.add_argument("folder", type=Path, help="where it goes")
     synthetic.add_class_arguments(SyntheticConfig)
     commands.add_subcommand("synthetic", synthetic, help="make the synthetic data set")
+    for modality, name, skip in (("eeg", "THINGS-EEG2", set()), ("meg", "THINGS-MEG", _ONLY_RAW_EEG)):
+        commands.add_subcommand(modality, _conversion(modality, name, skip), help=f"convert published {name} recordings")
+    export = Parser(description="Write a data set's recordings in the layout of UBP and BVSA: sub-XX/train.pt and test.pt.")
+    export.add_argument("source", type=Path, help="data set, such as a folder made by 'bvsa data eeg'")
+    export.add_argument("folder", type=Path, help="where sub-XX go; what is there already stays")
+    commands.add_subcommand("export", export, help="write recordings in the layout of UBP and BVSA")
     check = Parser(description="Say what is missing or wrong in a data set, file by file.")
-    check.add_argument("folder", type=Path, help="data set in the layout of UBP and BVSA")
+    check.add_argument("folder", type=Path, help="data set: a folder made by 'bvsa data', or in the layout of UBP and BVSA")
     commands.add_subcommand("check", check, help="say what is missing or wrong, file by file")
+
+
+def _conversion(modality: str, name: str, skip: set[str]) -> Parser:
+    layouts = {key: layout for key, layout in published.layouts().items() if modality.upper() in layout.MODALITIES}
+    known = "; ".join(f"{layout.LOOKS_LIKE} ({key})" for key, layout in layouts.items())
+    told = f"Convert published {name} recordings into a folder that every command takes as --data. What a folder holds is recognised: "
+    parser = Parser(description=f"{told}{known}. The same command continues where it was stopped.")
+    parser.add_argument("source", type=Path, help="published folder, which is only read")
+    parser.add_argument("folder", type=Path, help="where the recordings go; subjects that are there already stay")
+    parser.add_argument("--subjects", type=str, nargs="+", default=[], help="such as sub-01 sub-02; all where left out")
+    add_dataclass(parser, Options, {"subjects", *skip})
+    return parser
 
 
 def run(parsed: jsonargparse.Namespace) -> None:
@@ -31,15 +55,24 @@ def run(parsed: jsonargparse.Namespace) -> None:
         with Display() as display:
             make_dataset(chosen.folder, config, display)
         print(f"synthetic {config.modality.upper()} data of {config.subjects} subject(s) in {chosen.folder}")
-        return
+    elif parsed.what == "check":
+        _check(chosen.folder)
+    else:
+        with Display() as display:
+            if parsed.what == "export":
+                told = ubp.export(Dataset(chosen.source), chosen.folder, display)
+            else:
+                told = published.convert(chosen.source, chosen.folder, parsed.what.upper(), make(Options, chosen), display)
+        print("\n".join(told))
+
+
+def _check(folder: Path) -> None:
     with Display() as display:
-        report = check_dataset(chosen.folder, display)
+        report = check_dataset(folder, display)
     for line in report.found:
         print(line)
     if report.problems:
         for problem in report.problems:
             print(f"wrong: {problem}")
-        raise UserError(f"{chosen.folder}: {len(report.problems)} problem(s), listed above")
+        raise UserError(f"{folder}: {len(report.problems)} problem(s), listed above")
     print("nothing wrong")
-
-

@@ -22,6 +22,7 @@ from bvsa_core.data.store import first_bad_condition
 from bvsa_core.errors import UserError
 
 RECORDINGS_FOLDER = "Preprocessed_data_250Hz_whiten"
+DESCRIPTION = "dataset.json"
 IMAGE_FOLDERS = ("Image_set_Resize", "Image_set")
 _TRAINING_NAMES = ("training_images", "train_images")
 
@@ -36,6 +37,7 @@ class Recordings:
     channels: list[str]  # (channels,)
     times: np.ndarray  # (time,) seconds after the picture appears
     modality: str = "EEG"  # or MEG
+    sessions: list[list[int]] | None = None  # (conditions, repetitions) from 1, where the file tells
 
     def __len__(self) -> int:
         return len(self.data)
@@ -70,8 +72,13 @@ class Dataset:
     @functools.cached_property
     def description(self) -> dict:
         """What its maker wrote into dataset.json; empty where there is none, as in published folders."""
-        path = self.root / "dataset.json"
+        path = self.root / DESCRIPTION
         return json.loads(path.read_text()) if path.exists() else {}
+
+    @property
+    def modality(self) -> str:
+        """EEG or MEG: as its maker says, else as its first recordings look."""
+        return self.description.get("modality") or self.load(self.subjects[0], "test").modality
 
     @property
     def subjects(self) -> list[str]:
@@ -141,7 +148,7 @@ def read_stored(folder: Path, split: str) -> Recordings:
     header = store.read_header(folder)
     data = store.open_array(folder, header, split)
     about = header.splits[split]
-    return Recordings(data, about.images, about.concepts, header.channels, np.array(header.times), header.modality)
+    return Recordings(data, about.images, about.concepts, header.channels, np.array(header.times), header.modality, about.sessions)
 
 
 def read_recordings(path: Path) -> Recordings:
@@ -164,35 +171,38 @@ def read_recordings(path: Path) -> Recordings:
     channel_names = [str(name) for name in content.get("ch_names", [])] or [f"channel {i + 1}" for i in range(channels)]
     if len(channel_names) != channels:
         raise UserError(f"{path}: 'ch_names' has {len(channel_names)} names for {channels} channels")
-    times = np.asarray(content.get("times", np.arange(time)), dtype=np.float64)
+    modality = "MEG" if channels == things_meg.SENSORS else "EEG"
+    known = np.arange(time) / (things_meg.SAMPLING_RATE if (modality, time) == ("MEG", things_meg.SAMPLES) else 1)
+    times = np.asarray(content.get("times", known), dtype=np.float64)
     if times.ndim != 1 or len(times) < time:
         raise UserError(f"{path}: 'times' has shape {times.shape} for {time} time points")
     # The published files keep the times of the whole epoch beside its last second.
-    modality = "MEG" if channels == things_meg.SENSORS else "EEG"
-    recordings = Recordings(data, images, concepts, channel_names, times[-time:], modality)
+    sessions = _sessions(content.get("session"), data.shape[:2])
+    recordings = Recordings(data, images, concepts, channel_names, times[-time:], modality, sessions)
     if (where := first_bad_condition(data)) is not None:
         raise UserError(f"{path}: condition {where} ({images[where]}) has NaN or infinite samples; make the file again")
     return recordings
 
 
-def write_recordings(path: Path, recordings: Recordings, labels: np.ndarray, sessions: np.ndarray) -> None:
+def write_recordings(path: Path, recordings: Recordings, labels: np.ndarray, sessions: np.ndarray | None) -> None:
     """Write one file as the published ones are: numpy arrays in a torch archive, float16.
 
     Args:
         labels: (conditions,) concept number of each condition.
-        sessions: (conditions, repetitions) session number of each repetition.
+        sessions: (conditions, repetitions) session number of each repetition, from 0; the file has none where it is None.
     """
     repetitions = recordings.data.shape[1]
     repeat = lambda values: np.repeat(np.asarray(values)[:, None], repetitions, axis=1)  # noqa: E731
     content = {
-        "eeg": recordings.data.astype(np.float16, copy=False),
+        "eeg": np.asarray(recordings.data).astype(np.float16, copy=False),  # a memory map would be pickled as one
         "label": repeat(labels),
         "img": repeat(recordings.images),
         "text": repeat(recordings.concepts),
-        "session": sessions,
         "ch_names": list(recordings.channels),
         "times": recordings.times,
     }
+    if sessions is not None:
+        content["session"] = sessions
     torch.save(content, path, pickle_protocol=5)
 
 
@@ -201,6 +211,14 @@ def concept_of(image: str) -> str:
     folder = Path(image).parent.name
     number, _, name = folder.partition("_")
     return name if number.isdigit() and name else Path(image).stem.rsplit("_", 1)[0]
+
+
+def _sessions(values: object, trials: tuple[int, int]) -> list[list[int]] | None:
+    """Session numbers from 1 (the published ones start at 0), or None: nothing but provenance depends on them."""
+    values = np.asarray(values)
+    if values.dtype.kind not in "iuf" or values.shape != trials or not np.isin(values, np.arange(100)).all():
+        return None
+    return (values.astype(int) + (values.min() == 0)).tolist()
 
 
 def _per_condition(path: Path, key: str, values: object, conditions: int) -> list[str]:

@@ -7,11 +7,12 @@
     STORE/Image_set_Resize/...    the pictures, by `bvsa data images`
 
 A subject's folder is filled under a temporary name and renamed when it is whole. What is in the making survives a kill:
-the same conversion goes on with the pieces that it finds, and another one starts anew.
+the same conversion goes on with the pieces that it finds, and another one starts anew. One process at a time fills it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from bvsa_core.errors import UserError
-from bvsa_core.files import write_atomically
+from bvsa_core.files import locked, write_atomically
 
 FORMAT = 1
 HEADER = "header.json"
@@ -34,6 +35,7 @@ SPLITS = ("train", "test")
 _PLAN = "plan.json"  # what is being made in a temporary folder, and of what
 _DTYPE = np.dtype("<f2")
 _BLOCK = 2**24  # bytes read at once
+_ENDS = 2**20  # bytes at either end of a source file that tell it from another of its size
 
 
 @dataclass(frozen=True)
@@ -60,36 +62,70 @@ class Header:
     layout: str  # of the source
     processing: list[str]  # the steps, in order, one sentence each; what was done before us as far as it is known
     splits: dict[str, SplitHeader] = field(default_factory=dict)
-    made_from: dict[str, Any] = field(default_factory=dict)  # the plan: source files with their sizes, and options
+    made_from: dict[str, Any] = field(default_factory=dict)  # the plan: layout, options, and source files with their sizes and checksums
     versions: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
 
 class SubjectWriter:
-    """Fills one subject's folder; whole or not there at all.
+    """Fills one subject's folder; whole or not there at all. A context: what it was used in ends, and others may go on.
 
     Args:
         store: the folder of all subjects, made where it is missing.
-        plan: what is made of what, as plain data: layout, options, and the source files with their sizes and times.
+        plan: what is made of what, as plain data: layout, options, and the source files, see fingerprint.
             A temporary folder of the same plan is gone on with, one of another is thrown away.
 
     Raises:
-        UserError: the subject is there already, made by another plan.
+        UserError: the subject is there already, made by another plan, or another process is making it.
     """
 
     def __init__(self, store: Path, subject: str, plan: dict[str, Any]):
         self.target, self.plan = store / subject, json.loads(json.dumps(plan))
         self.folder = store / f".{subject}.partial"
-        self.complete = self.target.exists()
+        self._lock = contextlib.ExitStack()
+        self.complete = self._is_complete()
         if self.complete:
-            made_from = read_header(self.target).made_from
-            if made_from != self.plan:
-                differs = ", ".join(key for key in {**made_from, **self.plan} if made_from.get(key) != self.plan.get(key))
-                raise UserError(f"{self.target} is there already, made otherwise ({differs}); delete it to make it again")
             return
-        if self._plan_in_work() != self.plan:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
+        try:
+            self._enter()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def __enter__(self) -> SubjectWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def _is_complete(self) -> bool:
+        if not self.target.exists():
+            return False
+        made_from = read_header(self.target).made_from
+        if made_from != self.plan:
+            differs = ", ".join(key for key in {**made_from, **self.plan} if made_from.get(key) != self.plan.get(key))
+            raise UserError(f"{self.target} is there already, made otherwise ({differs}); delete it to make it again")
+        return True
+
+    def _enter(self) -> None:
+        """Have the temporary folder for this process alone, with nothing of another plan inside."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.enter_context(locked(self.folder, wait=False))
+        except BlockingIOError as error:
+            raise UserError(f"{self.target}: another process is making it; wait for that one") from error
+        except FileNotFoundError:
+            pass  # renamed since: by the one that has made it
+        if self._is_complete():
+            self.complete = True
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()  # made a moment ago, and so empty
+            self._lock.close()
+        elif self._header_in_work() == self.plan:
+            self._rename()
+            self.complete = True
+        elif self._plan_in_work() != self.plan:
+            self._clear(keep=set())
             write_atomically(self.folder / _PLAN, _json(self.plan))
 
     def piece(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
@@ -99,6 +135,8 @@ class SubjectWriter:
             partial = path.with_suffix(".partial")
             with partial.open("wb") as stream:
                 np.save(stream, make())
+                stream.flush()
+                os.fsync(stream.fileno())
             partial.replace(path)
         return np.load(path, mmap_mode="r")
 
@@ -108,10 +146,19 @@ class SubjectWriter:
         Raises:
             UserError: the disk has no room for it.
         """
+        path = self.folder / f"{split}.npy"
+        path.unlink(missing_ok=True)
         wanted, free = int(np.prod(shape)) * _DTYPE.itemsize, shutil.disk_usage(self.folder).free
         if wanted > free:
             raise UserError(f"{self.folder}: {split} takes {wanted / 2**30:.1f} GiB and {free / 2**30:.1f} are free; make room")
-        return np.lib.format.open_memmap(self.folder / f"{split}.npy", "w+", _DTYPE, tuple(shape))
+        data = np.lib.format.open_memmap(path, "w+", _DTYPE, tuple(shape))
+        if hasattr(os, "posix_fallocate"):  # or a disk that fills meanwhile would end the process when it writes to the map
+            with path.open("r+b") as stream:
+                try:
+                    os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+                except OSError as error:
+                    raise UserError(f"{path}: no room for {wanted / 2**30:.1f} GiB ({error.strerror}); make room") from error
+        return data
 
     def finish(self, header: Header) -> Header:
         """Check what was written, write the header and give the folder its name.
@@ -127,23 +174,43 @@ class SubjectWriter:
             if data.shape != expected or len(about.concepts) != len(about.images):
                 raise UserError(f"{path}: {data.shape} written where the header tells of {expected}")
             if (where := first_bad_condition(data)) is not None:
-                raise UserError(f"{self.target.name} {split}: condition {where} ({about.images[where]}) has samples that are not finite")
+                which = f"{self.target.name} {split}: condition {where} ({about.images[where]})"
+                raise UserError(f"{which} has samples that are not finite in float16; make or fetch its file again")
             _sync(path)
             splits[split] = dataclasses.replace(about, shape=list(data.shape), sha256=sha256_of(path))
         header = dataclasses.replace(header, splits=splits, made_from=self.plan, versions=_versions())
-        for path in self.folder.iterdir():
-            if path.name not in {f"{split}.npy" for split in splits}:
-                path.unlink()
         write_atomically(self.folder / HEADER, _json(dataclasses.asdict(header)))
+        self._rename()
+        return header
+
+    def _rename(self) -> None:
+        """Give the folder its name. The header is in it and says that the arrays are whole, so a kill on the way loses nothing."""
+        _sync(self.folder / HEADER)
+        self._clear(keep={HEADER, *(f"{split}.npy" for split in SPLITS)})
         _sync(self.folder)
         self.folder.rename(self.target)
-        return header
+        _sync(self.target.parent)
+        self._lock.close()
+
+    def _clear(self, keep: set[str]) -> None:
+        for path in self.folder.iterdir():
+            if path.name not in keep:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _plan_in_work(self) -> Any:
         try:
             return json.loads((self.folder / _PLAN).read_text())
         except (OSError, ValueError):
             return None
+
+    def _header_in_work(self) -> Any:
+        try:
+            header = read_header(self.folder)
+            for split in header.splits:
+                open_array(self.folder, header, split)
+        except UserError:
+            return None
+        return header.made_from
 
 
 def read_header(folder: Path) -> Header:
@@ -196,9 +263,21 @@ def verify(folder: Path, header: Header, split: str) -> None:
         raise UserError(f"{path}: altered since it was made (its checksum differs); delete {folder} and make it again")
 
 
-def fingerprint(files: list[Path], root: Path) -> dict[str, list[int]]:
-    """Size and modification time in nanoseconds of every file, by its path below root: part of a plan."""
-    return {str(path.relative_to(root)): [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(files)}
+def fingerprint(files: list[Path], root: Path) -> dict[str, list[int | str]]:
+    """Size, and checksum of the first and last MiB, of every file by its path below root: part of a plan.
+
+    Not the time of modification, which a copy or another download of the same file changes. Recordings that were made
+    otherwise differ in every sample, and torch archives end with the checksums of their parts, so the ends tell.
+    """
+    return {str(path.relative_to(root)): [path.stat().st_size, _sha256_of_ends(path)] for path in sorted(files)}
+
+
+def _sha256_of_ends(path: Path) -> str:
+    with path.open("rb") as stream:
+        digest = hashlib.sha256(stream.read(_ENDS))
+        stream.seek(max(stream.tell(), path.stat().st_size - _ENDS))
+        digest.update(stream.read(_ENDS))
+    return digest.hexdigest()
 
 
 def first_bad_condition(data: np.ndarray) -> int | None:

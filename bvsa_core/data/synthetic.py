@@ -28,7 +28,7 @@ from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
 import fovblur
 from bvsa_core.data import things_eeg, things_meg
-from bvsa_core.data.layout import IMAGE_FOLDERS, RECORDINGS_FOLDER, Recordings, write_recordings
+from bvsa_core.data.layout import DESCRIPTION, IMAGE_FOLDERS, RECORDINGS_FOLDER, Recordings, write_recordings
 from bvsa_core.errors import UserError, unknown_name
 from bvsa_core.files import make_folder
 
@@ -39,7 +39,6 @@ IMAGE_SIZE = 224  # pixels
 SCALES = ((2.0, 2, 16), (5.0, 4, 10), (10.0, 8, 6))  # (sigma in pixels, sampling in pixels, side of the grid), fine to coarse
 UNITS_OF_A_SCALE = 24
 LATENCIES = (0.17, 0.13, 0.09)  # seconds, of the scales
-DESCRIPTION = "dataset.json"
 SHAPES = {"eeg": things_eeg, "meg": things_meg}  # whose sizes each modality has by default
 # Streams of random numbers, so that no part of the data depends on how much another one draws.
 _PICTURES, _CORTEX, _SUBJECT, _TRIALS = range(4)

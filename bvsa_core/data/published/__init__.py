@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import pkgutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from bvsa_core.data.layout import DESCRIPTION
 from bvsa_core.data.published.source import Options, Source
 from bvsa_core.data.store import SubjectWriter
 from bvsa_core.errors import UserError
-from bvsa_core.files import write_atomically
+from bvsa_core.files import locked, write_atomically
 
 Progress = Callable[[str, int, int], None]
 
@@ -37,7 +40,12 @@ def recognise(folder: Path, modality: str) -> list[Source]:
         raise UserError(f"{folder}: none of the published {modality} layouts ({looks})")
     if len(found) > 1:
         raise UserError(f"{folder}: several layouts at once ({', '.join(found)}); give the folder of one of them")
-    return next(iter(found.values()))
+    sources = sorted(next(iter(found.values())), key=lambda source: source.subject)
+    subject, times = Counter(source.subject for source in sources).most_common(1)[0]
+    if times > 1:
+        places = ", ".join(str(source.root) for source in sources if source.subject == subject)
+        raise UserError(f"{folder}: {subject} is there {times} times, in {places}; give one of these folders")
+    return [dataclasses.replace(source, modality=modality) for source in sources]
 
 
 def convert(source: Path, store: Path, modality: str, options: Options, progress: Progress = lambda *_: None) -> list[str]:
@@ -49,16 +57,20 @@ def convert(source: Path, store: Path, modality: str, options: Options, progress
         UserError: what is missing or wrong, by file; subjects already converted stay.
     """
     told = []
-    subjects = [found for found in recognise(source, modality) if not options.subjects or found.subject in options.subjects]
-    if not subjects:
-        raise UserError(f"{source}: no subject {', '.join(options.subjects)}")
+    sources = {found.subject: found for found in recognise(source, modality)}
+    if unknown := [name for name in options.subjects if name not in sources]:
+        raise UserError(f"{source}: no subject {', '.join(unknown)}; there are {', '.join(sources)}")
+    subjects = [found for name, found in sources.items() if not options.subjects or name in options.subjects]
+    if any(store.resolve() == found.root.resolve() for found in subjects):
+        raise UserError(f"{store}: holds the files that are to be converted; give the store another folder")
     store.mkdir(parents=True, exist_ok=True)
     _describe(store, modality, options)
     for found in subjects:
-        writer = SubjectWriter(store, found.subject, found.plan(options))
-        if not writer.complete:
-            found.convert(writer, options, lambda what, done, total, who=found.subject: progress(f"{who} {what}", done, total))
-        told.append(f"{found.subject}: {found.layout} {'was there already' if writer.complete else 'converted'}, in {writer.target}")
+        with SubjectWriter(store, found.subject, found.plan(options)) as writer:
+            there = writer.complete
+            if not there:
+                found.convert(writer, options, lambda what, done, total, who=found.subject: progress(f"{who} {what}", done, total))
+        told.append(f"{found.subject}: {found.layout} {'was there already' if there else 'converted'}, in {writer.target}")
     return told
 
 
@@ -68,11 +80,16 @@ def _describe(store: Path, modality: str, options: Options) -> None:
     Raises:
         UserError: it holds the other modality.
     """
-    path = store / "dataset.json"
-    if path.exists():
-        there = json.loads(path.read_text()).get("modality")
-        if there != modality:
-            raise UserError(f"{store}: holds {there} recordings; give {modality} ones another folder")
-        return
-    name = options.name or {"EEG": "THINGS-EEG2", "MEG": "THINGS-MEG"}[modality]
-    write_atomically(path, json.dumps({"name": name, "modality": modality}, indent=1).encode() + b"\n")
+    path = store / DESCRIPTION
+    if not path.exists() or not any(store.glob("sub-*")):  # nothing has come of what was described
+        name = options.name or {"EEG": "THINGS-EEG2", "MEG": "THINGS-MEG"}[modality]
+        with locked(store):
+            for left_by_a_kill in store.glob(f".{DESCRIPTION}.*.partial"):
+                left_by_a_kill.unlink()
+            write_atomically(path, json.dumps({"name": name, "modality": modality}, indent=1).encode() + b"\n")
+    try:
+        there = json.loads(path.read_text())["modality"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}); delete it, and 'bvsa data' makes it again") from error
+    if there != modality:
+        raise UserError(f"{store}: holds {there} recordings; give {modality} ones another folder")

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bvsa_core.data.store import SubjectWriter, fingerprint
 from bvsa_core.errors import UserError
@@ -23,12 +23,12 @@ class Options:
     name: str = ""
     """What tables call the data set; THINGS-EEG2 or THINGS-MEG where left out."""
     images: Path | None = None
-    """Folder of the stimuli (training_images, test_images), or image_metadata.npy; looked for beside the recordings where left out."""
+    """Folder with training_images and test_images, or image_metadata.npy; looked for beside the recordings where left out."""
     whole_epoch: bool = False
     """Keep the samples before the picture appears, too; methods take them as input."""
     sampling_rate: float = 250.0
     """Hz, after resampling; only for raw recordings."""
-    whitening: str = "train"
+    whitening: Literal["train", "original", "none"] = "train"
     """MVNN of raw recordings: `train` fits each session's covariance on training data alone; `original` as Gifford et al. (2022)
     on training and test data (which lets test recordings shape the features); `none`."""
 
@@ -43,6 +43,7 @@ class Source:
     files: list[Path]  # all that conversion reads
     read: Callable[[Source, SubjectWriter, Options, Progress], None]  # fills the writer and finishes it
     settled: tuple[str, ...] = ()  # options that this layout leaves no choice in
+    modality: str = "EEG"  # or MEG: what is asked for, where the layout can be either
 
     def plan(self, options: Options) -> dict[str, Any]:
         """What is made of what, for the store to compare.

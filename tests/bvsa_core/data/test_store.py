@@ -1,0 +1,258 @@
+"""The store survives what can happen to it: kills, full disks, two processes at once, files altered or cut off."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bvsa_core.data import store
+from bvsa_core.data.store import Header, SplitHeader, SubjectWriter, fingerprint, first_bad_condition, open_array, read_header, verify
+from bvsa_core.errors import UserError
+
+PLAN = {"layout": "some", "files": {"a": [1, "x"]}}
+
+
+def header(conditions=3, channels=2, samples=5) -> Header:
+    splits = {}
+    for split in store.SPLITS:
+        images = [f"{split}/{i}.jpg" for i in range(conditions)]
+        splits[split] = SplitHeader([conditions, 4, channels, samples], images, images, [[1, 1, 2, 2]] * conditions)
+    names = [f"c{i}" for i in range(channels)]
+    return Header("sub-01", "EEG", "V", 100.0, names, [i / 100 for i in range(samples)], "some", ["Made."], splits)
+
+
+def fill(writer: SubjectWriter, value: float | None = None) -> None:
+    """As a conversion does: pieces first, then both arrays out of them."""
+    shape = tuple(header().splits["train"].shape)
+    for number, split in enumerate(store.SPLITS):
+        piece = writer.piece(f"session-{number}", lambda number=number: np.arange(np.prod(shape), dtype=np.float32) + number)
+        array = writer.array(split, shape)
+        array[:] = piece.reshape(shape) if value is None else value
+        array.flush()
+    writer.finish(header())
+
+
+@pytest.fixture
+def made(tmp_path) -> Path:
+    with SubjectWriter(tmp_path, "sub-01", PLAN) as writer:
+        fill(writer)
+    return tmp_path / "sub-01"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_what_is_written_reads_back(made):
+    found = read_header(made)
+    assert sorted(path.name for path in made.iterdir()) == ["header.json", "test.npy", "train.npy"]
+    assert found.made_from == PLAN and found.splits["train"].sessions == [[1, 1, 2, 2]] * 3
+    np.testing.assert_array_equal(open_array(made, found, "test"), np.arange(120).reshape(3, 4, 2, 5) + 1)
+    for split in store.SPLITS:
+        verify(made, found, split)
+
+
+def test_whoever_comes_again_finds_it_complete_and_another_plan_is_refused(made):
+    before = contents(made.parent)
+    with SubjectWriter(made.parent, "sub-01", PLAN) as writer:
+        assert writer.complete
+    with pytest.raises(UserError, match=r"sub-01 is there already, made otherwise \(files, rate\); delete it"):
+        SubjectWriter(made.parent, "sub-01", {"layout": "some", "rate": 1, "files": {}})
+    assert contents(made.parent) == before
+
+
+STEPS = {Path: ("mkdir", "replace", "rename", "unlink", "write_bytes"), os: ("fsync", "posix_fallocate"), np: ("save",)}
+
+
+def killed_at(step: int, after: bool, folder: Path) -> bool:
+    """Convert in a child process that ends just before or after its given change of the disk; whether it got that far."""
+    child = os.fork()
+    if child == 0:
+        _die_at(step, after)
+        try:
+            with SubjectWriter(folder, "sub-01", PLAN) as writer:
+                if not writer.complete:
+                    fill(writer)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, -signal.SIGKILL)
+    return code != 0
+
+
+def _die_at(fatal: int, after: bool) -> None:
+    taken = 0
+
+    def counted(genuine):
+        def step(*arguments, **named):
+            nonlocal taken
+            taken += 1
+            number = taken
+            if number == fatal and not after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            try:
+                return genuine(*arguments, **named)
+            finally:
+                if number == fatal:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        return step
+
+    for owner, names in STEPS.items():
+        for name in names:
+            setattr(owner, name, counted(getattr(owner, name)))
+
+
+def finish(folder: Path) -> None:
+    with SubjectWriter(folder, "sub-01", PLAN) as writer:
+        if not writer.complete:
+            fill(writer)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_kill_at_any_step_leaves_what_the_next_one_brings_to_the_same_end(after, made, tmp_path):
+    expected, step = contents(made), 1
+    while killed_at(step, after, tmp_path / "store"):
+        assert not (tmp_path / "store" / "sub-01").exists() or contents(tmp_path / "store" / "sub-01") == expected
+        finish(tmp_path / "store")
+        assert contents(tmp_path / "store") == {f"sub-01/{name}": content for name, content in expected.items()}
+        shutil.rmtree(tmp_path / "store")
+        step += 1
+    assert step > 20
+
+
+def test_kills_upon_kills(made, tmp_path, seed):
+    random = np.random.default_rng(seed)
+    for _ in range(12):
+        killed_at(int(random.integers(1, 25)), bool(random.integers(2)), tmp_path / "store")
+    finish(tmp_path / "store")
+    assert contents(tmp_path / "store") == {f"sub-01/{name}": content for name, content in contents(made).items()}
+
+
+def test_pieces_are_gone_on_with_by_the_same_plan_and_thrown_away_by_another(tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        return np.ones(3)
+
+    for plan, times in ((PLAN, 1), (PLAN, 1), ({"layout": "other"}, 2)):
+        with SubjectWriter(tmp_path, "sub-01", plan) as writer:
+            np.testing.assert_array_equal(writer.piece("one", make), np.ones(3))
+        assert len(made) == times
+
+
+def test_one_process_at_a_time(tmp_path, made):
+    with SubjectWriter(tmp_path / "new", "sub-01", PLAN), pytest.raises(UserError, match="sub-01: another process is making it; wait"):
+        SubjectWriter(tmp_path / "new", "sub-01", PLAN)
+    with SubjectWriter(tmp_path / "new", "sub-01", PLAN) as first:
+        with SubjectWriter(tmp_path / "new", "sub-02", PLAN) as second:
+            assert first.folder.exists() and second.folder.exists()
+
+
+def test_whoever_waited_finds_what_the_other_has_made(tmp_path, monkeypatch):
+    enter = SubjectWriter._enter
+
+    def late(self):
+        monkeypatch.setattr(SubjectWriter, "_enter", enter)
+        finish(tmp_path)  # between this one's look for the folder and its lock
+        enter(self)
+
+    monkeypatch.setattr(SubjectWriter, "_enter", late)
+    with SubjectWriter(tmp_path, "sub-01", PLAN) as writer:
+        assert writer.complete
+    assert [path.name for path in tmp_path.iterdir()] == ["sub-01"]
+
+
+def test_a_full_disk_is_told_before_and_while_it_fills(tmp_path, monkeypatch):
+    with SubjectWriter(tmp_path, "sub-01", PLAN) as writer:
+        with pytest.raises(UserError, match=r"train takes 7450580.6 GiB and [\d.]+ are free; make room"):
+            writer.array("train", (10**6, 10**6, 1000, 4))
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(UserError, match=r"train.npy: no room for 0.0 GiB \(No space left on device\); make room"):
+            writer.array("train", (3, 4, 2, 5))
+
+
+def test_arrays_that_do_not_fit_their_header_or_are_not_finite_stay_unfinished(tmp_path):
+    for value, message in ((np.inf, r"sub-01 train: condition 0 \(train/0.jpg\) has samples that are not finite in float16"), (1.0, None)):
+        with SubjectWriter(tmp_path, "sub-01", PLAN) as writer:
+            if message:
+                with pytest.raises(UserError, match=message):
+                    fill(writer, value)
+            else:
+                writer.array("train", (3, 4, 2, 4)), writer.array("test", (3, 4, 2, 4))
+                with pytest.raises(UserError, match=r"train.npy: \(3, 4, 2, 4\) written where the header tells of \(3, 4, 2, 5\)"):
+                    writer.finish(header())
+    assert not (tmp_path / "sub-01").exists()
+
+
+def test_a_damaged_folder_is_told(made):
+    found = read_header(made)
+    whole = (made / "train.npy").read_bytes()
+    for content in (whole[:-4], whole[:10], b"", np.lib.format.magic(1, 0)):
+        (made / "train.npy").write_bytes(content)
+        with pytest.raises(UserError, match="train.npy: missing or damaged"):
+            open_array(made, found, "train")
+    np.save(made / "train.npy", np.zeros((3, 4, 2, 5)))
+    with pytest.raises(UserError, match="train.npy: float64 .* where header.json tells of"):
+        open_array(made, found, "train")
+    (made / "train.npy").write_bytes(whole[:-1] + b"x")
+    with pytest.raises(UserError, match="train.npy: altered since it was made"):
+        verify(made, found, "train")
+    with pytest.raises(UserError, match="no validation data; there are train, test"):
+        open_array(made, found, "validation")
+
+
+HEADERS = [
+    (lambda content: content.update(format=2), "format 2, and this version reads 1"),
+    (lambda content: content.pop("times"), "damaged"),
+    (lambda content: content.update(extra=1), "damaged"),
+    (lambda content: content["channels"].pop(), "the train part contradicts itself"),
+    (lambda content: content["splits"]["test"]["images"].pop(), "the test part contradicts itself"),
+    (lambda content: content["splits"].update(other=content["splits"]["train"]), "the other part contradicts itself"),
+    (lambda content: content.update(splits=[]), "damaged"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), HEADERS)
+def test_a_damaged_header_is_told(change, message, made):
+    content = json.loads((made / "header.json").read_text())
+    change(content)
+    (made / "header.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"header.json: .*{message}"):
+        read_header(made)
+    for text in ("", "[", "[]", "3"):
+        (made / "header.json").write_text(text)
+        with pytest.raises(UserError, match="header.json: damaged"):
+            read_header(made)
+
+
+def test_fingerprints_tell_files_by_size_and_ends_but_not_by_time(tmp_path):
+    file = tmp_path / "a" / "big"
+    file.parent.mkdir()
+    file.write_bytes(bytes(3 * 2**20))
+    first = fingerprint([file], tmp_path)
+    os.utime(file, (1, 1))
+    assert list(first) == ["a/big"] and fingerprint([file], tmp_path) == first
+    for content in (bytes(3 * 2**20 + 1), b"x" + bytes(3 * 2**20 - 1), bytes(3 * 2**20 - 1) + b"x"):
+        file.write_bytes(content)
+        assert fingerprint([file], tmp_path) != first
+
+
+def test_the_first_bad_condition_is_found_across_blocks(monkeypatch):
+    monkeypatch.setattr(store, "_BLOCK", 40)
+    data = np.zeros((7, 1, 2, 10), np.float16)
+    assert first_bad_condition(data) is None
+    data[5, 0, 1, 3] = data[6, 0, 0, 0] = np.nan
+    assert first_bad_condition(data) == 5
