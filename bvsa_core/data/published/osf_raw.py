@@ -8,6 +8,7 @@ Each of four sessions shows half of the training pictures twice and every test p
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -30,6 +31,7 @@ REPETITIONS = {"train": 2, "test": 20}  # of a picture in a session
 WHITENING = {"train": ("train",), "original": ("train", "test"), "none": ()}  # what the covariance is of
 _TOTAL = {"train": things_eeg.TRAIN_REPETITIONS, "test": things_eeg.TEST_REPETITIONS}
 _FILES = {"train": "raw_eeg_training.npy", "test": "raw_eeg_test.npy"}
+_FITTED_ON = {"train": "the training recordings alone", "original": "training and test recordings, whose covariances are averaged"}
 _BLOCK = 2**24  # samples whitened at once
 
 
@@ -45,10 +47,11 @@ def _read(source: Source, writer: SubjectWriter, options: Options, progress: Pro
     files = _files(source)
     _check(options)
     pictures = {split: stimuli.conditions(source, options, split) for split in SPLITS}
-    about, epochs = {}, {}
-    for done, (key, path) in enumerate(files.items()):
+    opened = functools.partial(_open, writer, files, {split: len(images) for split, (images, _) in pictures.items()}, options)
+    about = {}
+    for done, key in enumerate(files):
         progress("sessions", done, len(files))
-        about[key], epochs[key] = _epochs(writer, path, key, len(pictures[key[0]][0]), options)
+        about[key] = opened(key)[0]
     progress("sessions", len(files), len(files))
     times = about["train", 1]["times"]
     if uneven := [path for key, path in files.items() if about[key]["times"] != times]:
@@ -60,12 +63,13 @@ def _read(source: Source, writer: SubjectWriter, options: Options, progress: Pro
     arrays = {split: writer.array(split, shape) for split, shape in shapes.items()}
     for session in SESSIONS:
         progress("whitening", session - 1, len(SESSIONS))
-        fitted_on = [epochs[split, session][..., onset:] for split in WHITENING[options.whitening]]
+        epochs = {split: opened((split, session))[1] for split in SPLITS}  # two of eight at a time: mapped memory counts
+        fitted_on = [epochs[split][..., onset:] for split in WHITENING[options.whitening]]
         factor = _whitener(files["train", session], fitted_on) if fitted_on else 1e6 * np.eye(len(things_eeg.CHANNELS))
         for split in SPLITS:
             rows = np.array(about[split, session]["numbers"]) - 1
             columns = np.nonzero(sessions[split][rows] == session)[1].reshape(len(rows), -1)
-            _fill(arrays[split], rows, columns, epochs[split, session][..., first:], factor.astype(np.float32))
+            _fill(arrays[split], rows, columns, epochs[split][..., first:], factor.astype(np.float32))
     progress("whitening", len(SESSIONS), len(SESSIONS))
     for array in arrays.values():
         array.flush()
@@ -96,10 +100,12 @@ def _files(source: Source) -> dict[tuple[str, int], Path]:
     return wanted
 
 
-def _epochs(writer: SubjectWriter, path: Path, key: tuple[str, int], pictures: int, options: Options) -> tuple[dict[str, Any], np.ndarray]:
+def _open(
+    writer: SubjectWriter, files: dict[tuple[str, int], Path], pictures: dict[str, int], options: Options, key: tuple[str, int]
+) -> tuple[dict[str, Any], np.ndarray]:
     """What RawSession tells and its epochs, memory-mapped; the file is read only where they are not there yet."""
     split, session = key
-    raw = RawSession(path, pictures, REPETITIONS[split], options.sampling_rate)
+    raw = RawSession(files[key], pictures[split], REPETITIONS[split], options.sampling_rate)
     told = writer.piece(f"{split}-{session}-about", lambda: np.frombuffer(json.dumps(raw.about()).encode(), np.uint8))
     return json.loads(bytes(told)), writer.piece(f"{split}-{session}", raw.epochs)
 
@@ -152,18 +158,18 @@ def _processing(about: list[dict[str, Any]], options: Options) -> list[str]:
     left_out = sorted({name for told in about for name in told["left_out"]})
     more = sum(told["shown_more_often"] for told in about)
     counts = f"{REPETITIONS['train']} (train) or {REPETITIONS['test']} (test)"
+    without = f", without {', '.join(left_out)}" if left_out else ""
     steps = [
-        f"recorded at {' and '.join(recorded)}",
-        f"channels in the order of THINGS-EEG2{', without ' + ', '.join(left_out) if left_out else ''}; target trials left out",
-        f"the first {counts} presentations of a picture in each session kept; in {more} cases there were more",
-        "epochs from 0.2 s before to 1 s after the picture's onset, less their mean up to the onset (MNE-Python)",
+        f"Recorded at {' and '.join(recorded)}.",
+        f"Channels in the order of THINGS-EEG2{without}; target trials left out.",
+        f"The first {counts} presentations of a picture in each session kept; in {more} cases there were more.",
+        "Epochs from 0.2 s before to 1 s after the picture appears, less their mean before it (MNE-Python).",
     ]
     if any(told["rate"] != options.sampling_rate for told in about):
-        steps.append(f"resampled to {options.sampling_rate:g} Hz (Fourier method of MNE-Python)")
-    fitted_on = {"train": "the training recordings alone", "original": "training and test recordings, whose covariances are averaged"}
-    if options.whitening in fitted_on:
+        steps.append(f"Resampled to {options.sampling_rate:g} Hz by Fourier transform, with one of the samples at the onset.")
+    if options.whitening in _FITTED_ON:
         steps.append(
-            "multivariate noise normalisation, session by session: inverse square root of the mean Ledoit-Wolf covariance of epochs "
-            f"from the onset on, fitted on {fitted_on[options.whitening]} (whitening: {options.whitening})"
+            "Multivariate noise normalisation, session by session: inverse square root of the mean Ledoit-Wolf covariance of epochs "
+            f"from the onset on, fitted on {_FITTED_ON[options.whitening]} (whitening: {options.whitening})."
         )
-    return [*steps, "samples before the onset kept" if options.whole_epoch else "samples from the onset on kept"]
+    return [*steps, f"Samples {'before the onset kept, too' if options.whole_epoch else 'from the onset on kept'}, as float16."]
