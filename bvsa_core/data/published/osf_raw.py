@@ -166,7 +166,7 @@ def _processing(about: list[dict[str, Any]], options: Options) -> list[str]:
         "Epochs from 0.2 s before to 1 s after the picture appears, less their mean before it (MNE-Python).",
     ]
     if any(told["rate"] != options.sampling_rate for told in about):
-        steps.append(f"Resampled to {options.sampling_rate:g} Hz by Fourier transform, with one of the samples at the onset.")
+        steps.append(f"Resampled to {options.sampling_rate:g} Hz by Fourier transform, the first sample of the epoch in its place.")
     if options.whitening in _FITTED_ON:
         steps.append(
             "Multivariate noise normalisation, session by session: inverse square root of the mean Ledoit-Wolf covariance of epochs "

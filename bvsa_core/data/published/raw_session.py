@@ -112,8 +112,8 @@ class RawSession:
         """Events (trials, 3) in the order of presentation, the place of each in the result, pictures shown, how many too often."""
         recording = self._recording
         stim = recording.data[recording.names.index("stim")]
-        if not (np.isfinite(stim).all() and (stim >= 0).all() and (stim == np.rint(stim)).all()):
-            raise UserError(f"{self.path}: the channel stim is damaged (it must be whole numbers from 0); fetch it again")
+        if not (np.isfinite(stim).all() and (stim == np.rint(stim)).all() and stim.min(initial=0) >= 0 and stim.max(initial=0) <= TARGET):
+            raise UserError(f"{self.path}: the channel stim is damaged (it must be whole numbers from 0 to {TARGET}); fetch it again")
         try:
             events = self.mne.find_events(self._raw, "stim", verbose="ERROR")
         except ValueError as error:
