@@ -7,6 +7,7 @@ allocate much more than its own size nor change anything of this process.
 from __future__ import annotations
 
 import math
+import mmap
 import pickle
 import re
 import zipfile
@@ -33,7 +34,7 @@ _STORAGES = {
     "BoolStorage": torch.bool,
 }
 _NUMPY_MODULES = ("numpy.core", "numpy._core")  # before and after numpy 2
-_COPIED_UP_TO = 2**26  # bytes of an array; larger ones are views of what was read, and read-only
+_COPIED_UP_TO = 2**26  # bytes of an array; larger ones are views of the file or of what was read of it, and read-only
 _MOST_ITEMS = 2**24  # in containers, each counted as often as it is reached
 
 
@@ -48,7 +49,23 @@ def load(stream: IO[bytes], path: Path, archive: zipfile.ZipFile | None = None, 
         UserError: it names anything that is not data.
         Exception: any of many, where it is damaged.
     """
-    return _Plain().of(_Reader(stream, path, archive, folder).load())
+    return _Plain().of(_Reader(stream if archive is not None else _Mapped(stream), path, archive, folder).load())
+
+
+class _Mapped:
+    """A file whose large parts are memory-mapped instead of read: the recordings of a subject can be larger than the memory."""
+
+    def __init__(self, stream: IO[bytes]):
+        self.stream, self.readline = stream, stream.readline
+        self.content = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def read(self, size: int) -> Any:  # bytes, or a view of them
+        if size <= _COPIED_UP_TO:
+            return self.stream.read(size)
+        start = self.stream.tell()
+        part = self.content[start : start + size]
+        self.stream.seek(start + len(part))
+        return part
 
 
 # CPython's unpickler in C reserves memory for whatever memo number a file tells; the one in Python keeps its memo in a dict.
@@ -56,8 +73,10 @@ class _Reader(pickle._Unpickler):
     """An unpickler for which every name but a few is an error, and those few mean functions of this module."""
 
     stack: list[Any]
+    append: Any
+    read: Any
 
-    def __init__(self, stream: IO[bytes], path: Path, archive: zipfile.ZipFile | None, folder: str):
+    def __init__(self, stream: IO[bytes] | _Mapped, path: Path, archive: zipfile.ZipFile | None, folder: str):
         super().__init__(stream)
         self.path, self.archive, self.folder = path, archive, folder
 
@@ -97,11 +116,16 @@ class _Reader(pickle._Unpickler):
             raise pickle.UnpicklingError("gives a state to something that has none")
         self.stack[-1].__setstate__(state)
 
+    def _bytearray(self) -> None:
+        part = self.read(int.from_bytes(self.read(8), "little"))
+        self.append(part if len(part) > _COPIED_UP_TO else bytearray(part))
+
     def _refuse(self) -> None:
         raise pickle.UnpicklingError("makes objects in a way that no array needs")
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
     dispatch[pickle.BUILD[0]] = _build
+    dispatch[pickle.BYTEARRAY8[0]] = _bytearray
     for _code in (pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4):
         dispatch[_code[0]] = _refuse
 
@@ -167,7 +191,8 @@ def _objects(items: list, shape: tuple[int, ...]) -> Any:
 
 
 def _array_from_buffer(data: Any, dtype: _DType, shape: tuple, order: Literal["C", "F"]) -> np.ndarray:
-    if not isinstance(data, (bytes, bytearray)) or not isinstance(dtype, _DType) or dtype.name == "O" or order not in ("C", "F"):
+    contents = isinstance(data, (bytes, bytearray, memoryview))
+    if not contents or not isinstance(dtype, _DType) or dtype.name == "O" or order not in ("C", "F"):
         raise ValueError("an array's contents are not bytes of a plain type")
     if isinstance(data, bytes) and len(data) <= _COPIED_UP_TO:
         data = bytearray(data)
