@@ -74,23 +74,23 @@ def from_attributes(rows: Iterable[Mapping[str, Any]], events: np.ndarray, where
         raise UserError(f"{where}: {len(rows)} trials where there are {len(events)} epochs; fetch table and recordings of one version")
     if missing := [name for name in _NEEDED if rows and name not in rows[0]]:
         raise UserError(f"{where}: no column {', '.join(missing)}; it must be a sample_attributes_P*.csv of ds004212")
-    trials = []
+    trials: list[Trial | None] = []
     for line, (row, event) in enumerate(zip(rows, events), start=1):
         kind = str(row["trial_type"])
         if kind not in _SPLIT_OF:
             raise UserError(f"{where}: trial {line} is of the type {kind!r}, not {', '.join(_SPLIT_OF)}; fetch the table again")
         split = _SPLIT_OF[kind]
-        numbers = [_number(row[name], name, where, line) for name in ("things_image_nr", "things_category_nr", "session_nr")]
-        shown = CATCH if split is None else numbers[0]
+        names = () if split is None else ("things_image_nr", "things_category_nr", "session_nr")
+        shown, concept, session = [_number(row[name], name, where, line) for name in names] or [CATCH, None, None]
         if shown != event:
             told = "no object" if split is None else f"picture {shown}"
             raise UserError(f"{where}: trial {line} shows {told}, but the event of that epoch is {event}; fetch both of one version")
         if split is None:
             trials.append(None)
-            continue
-        if numbers[1] is None:
+        elif concept is None:
             raise UserError(f"{where}: trial {line} has no things_category_nr; fetch the table again")
-        trials.append(Trial(numbers[0], numbers[1], _file(row["image_path"], where, line), split, numbers[2]))
+        else:
+            trials.append(Trial(int(event), concept, _file(row["image_path"], where, line), split, session))
     return trials
 
 
@@ -105,7 +105,7 @@ def from_pictures(paths: list[str], concepts: list[int], events: np.ndarray, whe
         UserError: an event that is not the number of a picture.
     """
     shown = Counter(events.tolist())
-    trials = []
+    trials: list[Trial | None] = []
     for epoch, event in enumerate(events.tolist()):
         if event == CATCH:
             trials.append(None)
@@ -138,22 +138,21 @@ def arrange(trials: list[Trial | None], where: object) -> dict[str, Conditions]:
     tested = {trial.concept for trial in trials if trial and trial.split == "test"}
     found = {}
     for split, repetitions in (("train", things_meg.TRAIN_REPETITIONS), ("test", things_meg.TEST_REPETITIONS)):
-        epochs: dict[str, list[int]] = {}
+        shown: dict[str, list[tuple[int, int, str]]] = {}  # of each picture the sessions, epochs and what it shows
         for epoch, trial in enumerate(trials):
             if trial and trial.split == split and (split == "test" or trial.concept not in tested):
-                epochs.setdefault(trial.image, []).append(epoch)
-        if not epochs:
+                shown.setdefault(trial.image, []).append((trial.session or 0, epoch, trial.name))
+        if not shown:
             raise UserError(f"{where}: no {split} trials; fetch recordings and tables again")
-        images = sorted(epochs, key=lambda image: image.split("/"))
-        shown = {image: len(epochs[image]) for image in images}
-        _expect(shown, repetitions, f"{where}: {split} pictures must be shown {repetitions} time(s)")
-        concepts = [trials[epochs[image][0]].name for image in images]
+        images = sorted(shown, key=lambda image: image.split("/"))
+        times = {image: len(shown[image]) for image in images}
+        _expect(times, repetitions, f"{where}: {split} pictures must be shown {repetitions} time(s)")
+        concepts = [shown[image][0][2] for image in images]
         each = things_meg.IMAGES_PER_CONCEPT if split == "train" else 1
         _expect(Counter(concepts), each, f"{where}: {split} concepts must have {each} picture(s)")
-        order = [sorted(epochs[image], key=lambda epoch: trials[epoch].session or 0) for image in images]
-        sessions = [[trials[epoch].session for epoch in row] for row in order]
-        known = all(session is not None for row in sessions for session in row)
-        found[split] = Conditions(images, concepts, np.array(order), sessions if known else None)
+        order = np.array([[(session, epoch) for session, epoch, _ in sorted(shown[image])] for image in images])
+        sessions = order[..., 0]
+        found[split] = Conditions(images, concepts, order[..., 1], sessions.tolist() if (sessions > 0).all() else None)
     return found
 
 
@@ -174,9 +173,10 @@ def read_pictures(paths: Path, index: Path) -> tuple[list[str], list[int]]:
     """
     names = [row[0].strip() for row in _read(paths, csv.reader) if row]
     numbers = [_number(row[0], "concept number", index, line) for line, row in enumerate(_read(index, csv.reader), start=1) if row]
-    if len(names) != len(numbers) or None in numbers or not names:
-        raise UserError(f"{index}: {len(numbers)} concept numbers for the {len(names)} pictures of {paths}; fetch both again")
-    return names, numbers
+    known = [number for number in numbers if number is not None]
+    if not len(names) == len(numbers) == len(known) or not names:
+        raise UserError(f"{index}: {len(known)} concept numbers for the {len(names)} pictures of {paths}; fetch both again")
+    return names, known
 
 
 def _expect(counts: Mapping[str, int], wanted: int, message: str) -> None:
@@ -197,7 +197,7 @@ def _file(path: Any, where: object, line: int) -> str:
 def _number(value: Any, name: str, where: object, line: int) -> int | None:
     """A whole number, which tables write as 7, 7.0 or '7'; None where it is left out."""
     try:
-        number = float(value) if value not in (None, "") else math.nan
+        number = float(value) if value not in (None, "", "n/a") else math.nan
         if math.isnan(number):
             return None
         if number != int(number) or number < 0:

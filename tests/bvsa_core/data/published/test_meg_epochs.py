@@ -55,7 +55,7 @@ def attributes(generator: np.random.Generator) -> list[dict]:
             rows.append(("exp", concept + 1, number, path.replace("images/", "images_meg/"), session))
             if concept in TESTED:
                 rows.append(("test", concept + 1, concept * 13 + 13, f"images_test_meg/{name}_13x.jpg", session))
-        rows.append(("catch", None, None, "images_catch_meg/black.jpg", session))
+        rows.append(("catch", "n/a", None, "images_catch_meg/black.jpg", session))
     shuffled = sorted(rows, key=lambda row: (row[-1], generator.random()))
     return [dict(zip(COLUMNS, row)) for row in shuffled]
 
