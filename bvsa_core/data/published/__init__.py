@@ -36,6 +36,8 @@ def recognise(folder: Path, modality: str) -> list[Source]:
         raise UserError(f"{folder}: no such folder")
     known = {name: module for name, module in layouts().items() if modality in module.MODALITIES}
     found = {name: sources for name, module in known.items() if (sources := module.find(folder))}
+    if not found and folder.resolve().name.startswith("sub-"):
+        raise UserError(f"{folder}: looks like one subject's folder; give the one that holds it, and choose by --subjects")
     if not found:
         looks = "; ".join(f"{name}: {module.LOOKS_LIKE}" for name, module in known.items())
         raise UserError(f"{folder}: none of the published {modality} layouts ({looks})")

@@ -21,6 +21,7 @@ from bvsa_core.errors import UserError
 SHAPE = "(conditions, repetitions, channels, time)"
 _BLOCK = 2**26  # bytes of the source converted at once
 _ONSET = -1e-6  # seconds; times are rounded to microseconds
+_LONGEST = 30.0  # seconds of an epoch; more are milliseconds
 _SMALLEST = float(np.finfo(np.float16).smallest_normal)
 
 
@@ -146,6 +147,8 @@ def _kept(epochs: Epochs, options: Options) -> tuple[slice, list[float]]:
         raise UserError(f"{path}: its times are not numbers ({error}); fetch or make it again") from error
     if times.ndim != 1 or len(times) < count or not np.isfinite(times).all() or (np.diff(times) <= 0).any():
         raise UserError(f"{path}: times of shape {times.shape} for {count} samples; they must be rising seconds, one a sample")
+    if times[-1] - times[0] > _LONGEST:
+        raise UserError(f"{path}: times run from {times[0]:g} to {times[-1]:g}; they must be seconds after the picture appears")
     cut, times = len(times) > count, times[-count:]
     if cut and not _ONSET <= times[0] < times[-1] / (count - 1 or 1):
         started = f"{count} samples and {len(epochs.times)} times, of which the last {count} start at {times[0]:g} s, not at picture onset"

@@ -48,6 +48,7 @@ WRONG = [
     ({"channels": ["C", "D", "E", "stim"]}, "channel stim is the trigger, which tells the pictures"),
     ({"times": np.arange(9) / 100}, r"times of shape \(9,\) for 10 samples"),
     ({"times": np.zeros(10)}, "must be rising seconds"),
+    ({"times": np.arange(-20, 80, 10)}, "times run from -20 to 70; they must be seconds"),
     ({"times": ["now"] * 10}, "its times are not numbers"),
     ({"times": np.arange(-5, 15) / 100}, "10 samples and 20 times, of which the last 10 start at 0.05 s, not at picture onset"),
     ({"times": np.arange(-20, -10) / 100}, "times run from -0.2 to -0.11 s, which leaves nothing after the picture"),

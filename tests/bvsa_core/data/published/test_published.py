@@ -90,6 +90,8 @@ def test_folders_that_are_none_or_several_layouts_are_told(planted, tmp_path, co
         converted()
     planted_eeg.ubp(tmp_path / "source", planted)
     planted_eeg.arrays(tmp_path / "source", planted)
+    with pytest.raises(UserError, match="sub-01: looks like one subject's folder; give the one that holds it"):
+        recognise(tmp_path / "source" / "preprocessed_eeg" / "sub-01", "EEG")
     with pytest.raises(UserError, match="several layouts at once .arrays, ubp.; give the folder of one of them"):
         converted()
     assert [found.layout for found in recognise(tmp_path / "source" / "preprocessed_eeg", "EEG")] == ["arrays"]
