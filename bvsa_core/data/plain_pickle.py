@@ -7,11 +7,12 @@ allocate much more than its own size nor change anything of this process.
 from __future__ import annotations
 
 import math
+import mmap
 import pickle
 import re
 import zipfile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ _STORAGES = {
     "BoolStorage": torch.bool,
 }
 _NUMPY_MODULES = ("numpy.core", "numpy._core")  # before and after numpy 2
-_COPIED_UP_TO = 2**26  # bytes of an array; larger ones are views of what was read, and read-only
+_COPIED_UP_TO = 2**26  # bytes of an array; larger ones are views of the file or of what was read of it, and read-only
 _MOST_ITEMS = 2**24  # in containers, each counted as often as it is reached
 
 
@@ -48,14 +49,34 @@ def load(stream: IO[bytes], path: Path, archive: zipfile.ZipFile | None = None, 
         UserError: it names anything that is not data.
         Exception: any of many, where it is damaged.
     """
-    return _Plain().of(_Reader(stream, path, archive, folder).load())
+    return _Plain().of(_Reader(stream if archive is not None else _Mapped(stream), path, archive, folder).load())
+
+
+class _Mapped:
+    """A file whose large parts are memory-mapped instead of read: the recordings of a subject can be larger than the memory."""
+
+    def __init__(self, stream: IO[bytes]):
+        self.stream, self.readline = stream, stream.readline
+        self.content = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def read(self, size: int) -> Any:  # bytes, or a view of them
+        if size <= _COPIED_UP_TO:
+            return self.stream.read(size)
+        start = self.stream.tell()
+        part = self.content[start : start + size]
+        self.stream.seek(start + len(part))
+        return part
 
 
 # CPython's unpickler in C reserves memory for whatever memo number a file tells; the one in Python keeps its memo in a dict.
 class _Reader(pickle._Unpickler):
     """An unpickler for which every name but a few is an error, and those few mean functions of this module."""
 
-    def __init__(self, stream: IO[bytes], path: Path, archive: zipfile.ZipFile | None, folder: str):
+    stack: list[Any]
+    append: Any
+    read: Any
+
+    def __init__(self, stream: IO[bytes] | _Mapped, path: Path, archive: zipfile.ZipFile | None, folder: str):
         super().__init__(stream)
         self.path, self.archive, self.folder = path, archive, folder
 
@@ -95,11 +116,16 @@ class _Reader(pickle._Unpickler):
             raise pickle.UnpicklingError("gives a state to something that has none")
         self.stack[-1].__setstate__(state)
 
+    def _bytearray(self) -> None:
+        part = self.read(int.from_bytes(self.read(8), "little"))
+        self.append(part if len(part) > _COPIED_UP_TO else bytearray(part))
+
     def _refuse(self) -> None:
         raise pickle.UnpicklingError("makes objects in a way that no array needs")
 
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
     dispatch[pickle.BUILD[0]] = _build
+    dispatch[pickle.BYTEARRAY8[0]] = _bytearray
     for _code in (pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4):
         dispatch[_code[0]] = _refuse
 
@@ -129,8 +155,8 @@ class _DType:
         self.order = state[1]
 
     def resolve(self) -> np.dtype:
-        dtype = np.dtype(self.name)
-        return dtype if self.order in "|=" else dtype.newbyteorder(self.order)
+        name = self.name.lstrip("<>=|")
+        return np.dtype(self.name if self.order in "|=" else self.order + name)
 
 
 class _Array:
@@ -164,8 +190,9 @@ def _objects(items: list, shape: tuple[int, ...]) -> Any:
     raise ValueError("an object array of several axes holds something other than text")
 
 
-def _array_from_buffer(data: Any, dtype: _DType, shape: tuple, order: str) -> np.ndarray:
-    if not isinstance(data, (bytes, bytearray)) or not isinstance(dtype, _DType) or dtype.name == "O" or order not in ("C", "F"):
+def _array_from_buffer(data: Any, dtype: _DType, shape: tuple, order: Literal["C", "F"]) -> np.ndarray:
+    contents = isinstance(data, (bytes, bytearray, memoryview))
+    if not contents or not isinstance(dtype, _DType) or dtype.name == "O" or order not in ("C", "F"):
         raise ValueError("an array's contents are not bytes of a plain type")
     if isinstance(data, bytes) and len(data) <= _COPIED_UP_TO:
         data = bytearray(data)
@@ -201,8 +228,8 @@ def _tensor(storage: _Storage, offset: int, size: tuple, stride: tuple, *_: Any)
     size, stride = _checked_shape(size), _checked_shape(stride)
     if not isinstance(storage, _Storage) or not isinstance(offset, int) or len(size) != len(stride):
         raise ValueError("a tensor is described in an unknown way")
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride))
-    if offset < 0 or math.prod(size) > len(storage.values) or (math.prod(size) and last >= len(storage.values)):
+    count, last = math.prod(size), offset + sum((n - 1) * step for n, step in zip(size, stride))
+    if offset < 0 or count > len(storage.values) or (count > 0 and last >= len(storage.values)):
         raise ValueError("a tensor reaches beyond its storage")
     return torch.as_strided(storage.values, size, stride, offset).clone()
 
@@ -241,15 +268,15 @@ class _Plain:
                 raise ValueError("an array without contents")
             return self._sized(value.value, depth)
         if isinstance(value, dict):
-            keys, values = ([self._sized(item, depth) for item in part] for part in (value.keys(), value.values()))
-            built = {key: item for (key, _), (item, _) in zip(keys, values)}
-            size = sum(size for _, size in keys + values)
+            items = [self._sized(item, depth) for pair in value.items() for item in pair]
         elif isinstance(value, (list, tuple)):
             items = [self._sized(item, depth) for item in value]
-            built = type(value)(item for item, _ in items)
-            size = sum(size for _, size in items)
         else:
             raise ValueError(f"holds a {type(value).__name__}, which is not data")
+        size = 1 + sum(size for _, size in items)
         if size > _MOST_ITEMS:
             raise ValueError("holds more items than any recording needs")
-        return built, size + 1
+        plain = [item for item, _ in items]
+        if isinstance(value, dict):
+            return dict(zip(plain[::2], plain[1::2])), size
+        return (plain if isinstance(value, list) else tuple(plain)), size

@@ -50,7 +50,7 @@ def file_and_key(where: str) -> tuple[str, str]:
 def read_arrays(path: str | Path) -> Any:
     """What a .pt, .npy, .npz or .safetensors file holds: an array or tensor, or a dict (of dicts and lists) of them.
 
-    Arrays of 64 MB and more that were pickled are read-only.
+    Arrays of 64 MB and more that were pickled are read-only, and those in .npy files memory-mapped.
 
     Raises:
         UserError: the file is missing, damaged, of another kind, or holds anything but plain data.

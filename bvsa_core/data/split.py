@@ -97,7 +97,8 @@ def make_split(
     repetitions: int | None = None,
 ) -> Split:
     """A split from the contents of recordings files, the paths they are called by, and whose they are; see load_split."""
-    samples, images_of, subject_of, paths = [], [], [], []
+    samples, images_of, paths = [], [], []
+    subject_of: list[np.ndarray] = []
     number: dict[str, int] = {}
     concept: dict[str, str] = {}
     for path, part in parts:

@@ -140,7 +140,7 @@ class SubjectWriter:
             partial.replace(path)
         return np.load(path, mmap_mode="r")
 
-    def array(self, split: str, shape: tuple[int, ...]) -> np.ndarray:
+    def array(self, split: str, shape: tuple[int, ...]) -> np.memmap:
         """The split's memory-mapped array, zeros at first, to be filled in place.
 
         Raises:

@@ -163,7 +163,7 @@ def plan_pictures(config: SyntheticConfig) -> dict[str, list[Picture]]:
         )
     order = np.random.default_rng([config.seed, _PICTURES]).permutation(len(concepts))
     test, train = np.split(order[: config.test_concepts + config.train_concepts], [config.test_concepts])
-    plan = {}
+    plan: dict[str, list[Picture]] = {}
     for split, chosen, takes in (("train", train, config.images_per_concept), ("test", test, 1)):
         plan[split] = []
         by_name = sorted(chosen, key=lambda index: concepts[index].name)

@@ -13,7 +13,7 @@ from bvsa_core.methods.base import Batch, Contrastive, symmetric_contrastive
 
 
 @dataclass(frozen=True)
-class Options:
+class ATMOptions:
     """Options of ATM-S."""
 
     image_weight: float = 0.99
@@ -23,7 +23,7 @@ class Options:
 class ATM(Contrastive):
     """No blur, no state."""
 
-    Options = Options
+    Options = ATMOptions
     TRAINING = {"encoder": "atm", "optimiser": "adamw", "lr": 3e-4, "batch_size": 64, "epochs": 40, "average": False}
 
     def forward(self, batch: Batch) -> Tensor:

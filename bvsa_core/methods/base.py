@@ -150,6 +150,8 @@ class Interval(nn.Module):
     s <- gamma * similarity + (1 - gamma) * s, starting at 1 (UBP); the similarity compared is always the raw one.
     """
 
+    smoothed: Tensor  # (samples,), or () without gamma
+
     def __init__(self, samples: int, alpha: float, gamma: float | None):
         super().__init__()
         self.z = NormalDist().inv_cdf(1 - alpha / 2)

@@ -41,7 +41,7 @@ SUBSETS = [subset for size in (1, 2, 3) for subset in combinations(MODALITIES, s
 
 
 @dataclass(frozen=True)
-class Options:
+class BraVLOptions:
     """Options of BraVL."""
 
     hidden: int = 256
@@ -69,7 +69,7 @@ class Options:
 class BraVL(Method):
     """Three encoders, three decoders and three networks Q; no blur, no per-sample state."""
 
-    Options = Options
+    Options = BraVLOptions
     NOTE = "fitted on gallery"
     classifies = True
     TRAINING = {
@@ -80,8 +80,12 @@ class BraVL(Method):
         "epochs": 100,
         "window": (0.07, 0.39),  # samples 27:60 at 100 Hz from -0.2 s
     }
+    image_mean: Tensor
+    components: Tensor  # (width of a feature, principal components)
+    text_mean: Tensor
+    scales: Tensor  # (modalities,) standard deviations
 
-    def __init__(self, options: Options, build_encoder: Callable[[Shape], nn.Module], samples: int, shape: Shape):
+    def __init__(self, options: BraVLOptions, build_encoder: Callable[[Shape], nn.Module], samples: int, shape: Shape):
         super().__init__(options, build_encoder, samples, replace(shape, embedding=options.hidden))
         width, hidden = shape.embedding, options.hidden
         components = min(options.components, width)
@@ -93,7 +97,7 @@ class BraVL(Method):
         self.register_buffer("image_mean", torch.zeros(width))
         self.register_buffer("components", torch.eye(width)[:, :components].contiguous())
         self.register_buffer("text_mean", torch.zeros(width))
-        self.register_buffer("scales", torch.ones(len(widths)))  # standard deviations
+        self.register_buffer("scales", torch.ones(len(widths)))
 
     @torch.no_grad()
     def prepare(self, everything: Callable[[], Batch]) -> None:
@@ -116,7 +120,8 @@ class BraVL(Method):
     def experts(self, x: list[Tensor], recordings: Tensor, subjects: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean and logarithm of the variance (3, B, latent) of the modalities' posteriors."""
         hidden = [encode(self.encoder, recordings, subjects), *(body(each) for body, each in zip(self.bodies, x[IMAGE:]))]
-        return torch.stack([head(each) for head, each in zip(self.heads, hidden)]).chunk(2, dim=-1)
+        mean, log_variance = torch.stack([head(each) for head, each in zip(self.heads, hidden)]).chunk(2, dim=-1)
+        return mean, log_variance
 
     def forward(self, batch: Batch) -> Tensor:
         x = self.observed(batch.recordings, batch.images, batch.texts)
@@ -138,11 +143,11 @@ class BraVL(Method):
         """CUBO of log p(x) for samples in which one or two modalities are another sample's."""
         replaced = SUBSETS[int(torch.randint(6, ()))]
         shifts = torch.randint(1, len(mean[0]), (len(replaced),)).tolist()
-        x, mean, log_variance = list(x), list(mean), list(log_variance)
+        x, means, log_variances = list(x), list(mean), list(log_variance)
         for modality, shift in zip(replaced, shifts):
-            for parts in (x, mean, log_variance):
+            for parts in (x, means, log_variances):
                 parts[modality] = parts[modality].roll(shift, dims=0)
-        mean, log_variance = torch.stack(mean), torch.stack(log_variance)
+        mean, log_variance = torch.stack(means), torch.stack(log_variances)
         centre, spread = draw_components([product(mean[list(subset)], log_variance[list(subset)]) for subset in SUBSETS])
         z = centre + spread * torch.randn(self.options.draws, *spread.shape, device=spread.device, dtype=spread.dtype)
         weight = gaussian(z, torch.zeros_like(centre), torch.zeros_like(centre)) - gaussian(z, centre, 2 * spread.log())

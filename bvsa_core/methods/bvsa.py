@@ -31,7 +31,7 @@ from bvsa_core.vision.views import SHARP, Level
 
 
 @dataclass(frozen=True)
-class Options:
+class BVSAOptions:
     """Options of BVSA."""
 
     decouple: bool = True
@@ -61,14 +61,16 @@ class Options:
 class BVSA(Contrastive):
     """One or two heads; per sample a gain and a kernel size."""
 
-    Options = Options
+    Options = BVSAOptions
     PRESETS = {
         "corrected": {},
         "paper": {"heads": 1, "gamma": None, "enhancement": "paper"},
         "code": {"gallery_views": 3, "enhancement": "code"},
     }
+    gain: Tensor  # (samples,)
+    kernel_size: Tensor  # (samples,)
 
-    def __init__(self, options: Options, build_encoder, samples: int, shape: Shape):
+    def __init__(self, options: BVSAOptions, build_encoder, samples: int, shape: Shape):
         super().__init__(options, build_encoder, samples, shape)
         self.text_encoder = build_encoder(shape) if options.heads == 2 else None
         self.default_gate = options.enhancement
@@ -86,13 +88,13 @@ class BVSA(Contrastive):
         if not self._blurs:
             return [SHARP]
         c, size, shift = self.options.c, self.options.kernel_size, self.options.shift
-        gains = (0.5 - c, 0.5, 0.5 + c)
-        sizes = (size - shift, size, size + shift)
+        gains = [0.5 - c, 0.5, 0.5 + c]
+        sizes = [size - shift, size, size + shift]
         if self.options.continuous:
-            gains = tuple(0.5 + c * part / 2 for part in range(-2, 3))
-            sizes = (*range(size - shift, size, 2), *range(size, size + shift + 1, 2))
-        gains = gains if self.options.decouple else (0.5,)
-        sizes = sizes if self.options.dynamic else (size,)
+            gains = [0.5 + c * part / 2 for part in range(-2, 3)]
+            sizes = [*range(size - shift, size, 2), *range(size, size + shift + 1, 2)]
+        gains = gains if self.options.decouple else [0.5]
+        sizes = sizes if self.options.dynamic else [size]
         return [Level(k, gain) for k in sizes for gain in gains]
 
     def gallery_levels(self) -> list[Level]:

@@ -26,7 +26,7 @@ MODALITIES = ("brain", "image", "text")
 
 
 @dataclass(frozen=True)
-class Options:
+class MCDBOptions:
     """Options of MCDB."""
 
     bottleneck: int = 4
@@ -45,9 +45,10 @@ class Adapter(nn.Module):
     def __init__(self, width: int, bottleneck: int):
         super().__init__()
         middle = max(1, width // bottleneck)
-        self.branch = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, middle), nn.GELU(), nn.Linear(middle, width))
-        nn.init.zeros_(self.branch[-1].weight)
-        nn.init.zeros_(self.branch[-1].bias)
+        last = nn.Linear(middle, width)
+        self.branch = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, middle), nn.GELU(), last)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return normalize(x + self.branch(x), dim=-1)
@@ -56,10 +57,11 @@ class Adapter(nn.Module):
 class MCDB(Contrastive):
     """No blur; an adapter a modality, whose gradients are balanced and perturbed."""
 
-    Options = Options
+    Options = MCDBOptions
     NOTE = "reconstruction"
+    factors: Tensor  # (modalities,)
 
-    def __init__(self, options: Options, build_encoder, samples: int, shape: Shape):
+    def __init__(self, options: MCDBOptions, build_encoder, samples: int, shape: Shape):
         super().__init__(options, build_encoder, samples, shape)
         self.adapters = nn.ModuleDict({name: Adapter(shape.embedding, options.bottleneck) for name in MODALITIES})
         self.register_buffer("factors", torch.ones(len(MODALITIES)), persistent=False)  # of the gradients of this batch

@@ -16,14 +16,14 @@ from bvsa_core.methods.base import Batch, Contrastive, symmetric_contrastive
 
 
 @dataclass(frozen=True)
-class Options:
+class NICEOptions:
     """NICE has none."""
 
 
 class NICE(Contrastive):
     """No blur, no state, and a scale of 1 / 0.07 throughout."""
 
-    Options = Options
+    Options = NICEOptions
     TRAINING = {
         "encoder": "tsconv",
         "optimiser": "adam",
@@ -36,7 +36,7 @@ class NICE(Contrastive):
         "validation": 740,
     }
 
-    def __init__(self, options: Options, build_encoder, samples: int, shape: Shape):
+    def __init__(self, options: NICEOptions, build_encoder, samples: int, shape: Shape):
         super().__init__(options, build_encoder, samples, shape)
         self.logit_scale.requires_grad_(False)
 

@@ -22,7 +22,7 @@ from bvsa_core.vision.views import Level
 
 
 @dataclass(frozen=True)
-class Options:
+class UBPOptions:
     """Options of UBP."""
 
     kernel_sizes: tuple[int, int, int] = (45, 51, 57)
@@ -42,14 +42,16 @@ class Options:
 class UBP(Contrastive):
     """One head; per sample a kernel size."""
 
-    Options = Options
+    Options = UBPOptions
     PRESETS = {
         "corrected": {},
         "paper": {},
         "code": {"kernel_sizes": (45, 45, 51), "unit_norm": False, "scale": "softplus"},
     }
+    kernel_size: Tensor  # (samples,)
+    level_sizes: Tensor  # (3,)
 
-    def __init__(self, options: Options, build_encoder, samples: int, shape: Shape):
+    def __init__(self, options: UBPOptions, build_encoder, samples: int, shape: Shape):
         super().__init__(options, build_encoder, samples, shape)
         self.interval = Interval(samples, options.alpha, options.gamma)
         self.register_buffer("level_sizes", torch.tensor(options.kernel_sizes), persistent=False)

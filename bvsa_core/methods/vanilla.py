@@ -10,14 +10,14 @@ from bvsa_core.methods.base import Batch, Contrastive, symmetric_contrastive
 
 
 @dataclass(frozen=True)
-class Options:
+class VanillaOptions:
     """Vanilla has none."""
 
 
 class Vanilla(Contrastive):
     """No blur, no state."""
 
-    Options = Options
+    Options = VanillaOptions
 
     def forward(self, batch: Batch) -> Tensor:
         brain, _ = self.embed(batch.recordings, batch.subjects)

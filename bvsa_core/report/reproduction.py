@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from rich import box
@@ -58,12 +59,12 @@ class Entry:
 
 def notes(entry: Entry) -> list[str]:
     """What a reader has to know of a line, and in what ours and the published figure differ."""
-    return [*(_of_ours(entry) if entry.row else []), *(_of_published(entry) if entry.published else [])]
+    ours = _of_ours(entry.row, *USUAL[entry.modality]) if entry.row else []
+    return [*ours, *(_of_published(entry.published, entry.row) if entry.published else [])]
 
 
-def _of_ours(entry: Entry) -> Iterable[str]:
-    row, protocol = entry.row, entry.row.protocol
-    subjects, channels, repetitions = USUAL[entry.modality]
+def _of_ours(row: Row, subjects: int, channels: int, repetitions: int) -> Iterable[str]:
+    protocol = row.protocol
     if protocol["dataset"] == "synthetic":
         yield "synthetic data: made on the machine by a forward model, not recorded from people; published figures are no yardstick"
     if row.note:
@@ -84,8 +85,7 @@ def _of_ours(entry: Entry) -> Iterable[str]:
         yield f"{HERE}: {row.subjects} subject(s); published are means over {subjects}"
 
 
-def _of_published(entry: Entry) -> Iterable[str]:
-    published, row = entry.published, entry.row
+def _of_published(published: Published, row: Row | None) -> Iterable[str]:
     if published.caveat:
         yield f"{THERE} {published.method}: {published.caveat}"
     if row is None:
@@ -186,7 +186,8 @@ def to_csv(entries: Sequence[Entry]) -> str:
     writer = csv.DictWriter(file, fields, lineterminator="\n")
     writer.writeheader()
     for entry in entries:
-        record = {"modality": entry.modality, "setting": entry.setting, "system": entry.system, "brain_encoder": entry.encoder}
+        record: dict[str, object] = {"modality": entry.modality, "setting": entry.setting, "system": entry.system}
+        record["brain_encoder"] = entry.encoder
         if row := entry.row:
             protocol = row.protocol
             record |= {name: protocol.get(name) for name in ("selection", "information", "gallery", "channels", "repetitions")}
@@ -260,7 +261,8 @@ def subject_rows(results: Sequence[dict]) -> dict[str, tuple[float, float]]:
     ranks: dict[str, list] = {}
     for result in results:
         ranks.setdefault(result["subject"], []).append(result["ranks"])
-    return {name: tuple(float((np.array(ranks[name]) <= k).mean()) for k in (1, 5)) for name in sorted(ranks)}
+    share = lambda name, k: float((np.array(ranks[name]) <= k).mean())  # noqa: E731
+    return {name: (share(name, 1), share(name, 5)) for name in sorted(ranks)}
 
 
 def mean_statistics(results: Sequence[dict]) -> dict:
@@ -268,7 +270,7 @@ def mean_statistics(results: Sequence[dict]) -> dict:
     return _mean([result["statistics"] for result in results])
 
 
-def _mean(parts: Sequence) -> object:
+def _mean(parts: Sequence) -> Any:
     first = parts[0]
     if isinstance(first, dict):
         return {key: _mean([part[key] for part in parts]) for key in first}

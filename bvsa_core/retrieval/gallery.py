@@ -102,7 +102,13 @@ class Gallery:
 
     @torch.no_grad()
     def text(self, rows: slice | Tensor) -> Tensor:
-        """Embeddings of their texts."""
+        """Embeddings of their texts.
+
+        Raises:
+            UserError: there are none.
+        """
+        if self.texts is None:
+            raise UserError("the gallery has no texts; give them with --gallery_text")
         return self._text_embeddings(self.texts.read(rows).to(self.device))
 
 

@@ -111,13 +111,12 @@ def learn_reliability(examples: Iterable[tuple[Tensor, Tensor, dict[str, Tensor]
     """
     closed, opened, measured = zip(*examples)
     gain = 1 / torch.cat(opened).double() - 1 / torch.cat(closed).double()
-    best = None
+    found = []
     for kind in KINDS:
         reliability, order = torch.cat([values[kind] for values in measured]).sort(descending=True, stable=True)
         together = torch.cat([reliability[1:] == reliability[:-1], reliability.new_zeros(1, dtype=torch.bool)])
         total = gain[order].cumsum(0).masked_fill(together, -math.inf)  # equal reliabilities open together
         most, at = total.max(0)
         threshold = reliability[at] if most > 0 else reliability[0].nextafter(reliability.new_tensor(math.inf))
-        if best is None or most > best[0]:
-            best = (most, Reliability(kind, threshold.item()))
-    return best[1]
+        found.append((most.item(), Reliability(kind, threshold.item())))
+    return max(found, key=lambda each: each[0])[1]  # the first of equals

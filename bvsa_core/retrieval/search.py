@@ -78,11 +78,11 @@ def check(queries: Queries, gallery: Gallery, k: int, scoring: Scoring) -> None:
         raise UserError(f"a search scores each recording alone, without knowing its picture; {name} belongs to 'bvsa evaluate'")
     if not 1 <= k <= len(gallery):
         raise UserError(f"{k} pictures are asked for; the gallery has {len(gallery)}")
-    needs_texts = scoring.gate != "none"
-    if needs_texts and gallery.texts is None:
-        raise UserError(f"gate {scoring.gate!r} compares recordings with texts; the gallery has none (--gallery_text)")
     compared = [(queries.brain_image, gallery.image, gallery.images[0])]
-    compared += [(queries.brain_text, gallery.text, gallery.texts)] if needs_texts else []
+    if scoring.gate != "none":
+        if gallery.texts is None:
+            raise UserError(f"gate {scoring.gate!r} compares recordings with texts; the gallery has none (--gallery_text)")
+        compared.append((queries.brain_text, gallery.text, gallery.texts))
     for brain, embeddings, features in compared:
         if not brain.isfinite().all():
             raise UserError(f"the embedding of recording {int((~brain.isfinite()).any(1).int().argmax())} is NaN or infinite")

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class Clip:
     """A frozen pair of encoders into one space."""
 
     name: str  # as tables show it, such as "RN50/openai"
-    model: nn.Module
+    model: Any  # of open_clip
     tokenize: Callable[[list[str]], Tensor]
     image_size: int  # pixels
     mean: tuple[float, float, float]  # of the pixels it was trained on, in [0, 1]
@@ -95,7 +96,7 @@ class Clip:
         return normalize(torch.cat(features), dim=-1)
 
 
-def stages(visual: nn.Module) -> list[nn.Module]:
+def stages(visual: Any) -> list[nn.Module]:
     """The blocks of an image encoder, first to last.
 
     Raises:

@@ -29,14 +29,15 @@ class Fusion(nn.Module):
         super().__init__()
         self.widths, self.levels = list(widths), list(levels)
         self.weights = nn.Parameter(torch.zeros(1 + len(levels), len(widths)))  # softmax over all of them
-        self.maps = nn.ModuleList(nn.Linear(width, widths[0], bias=False) for width in self.widths[1:])
-        for linear in self.maps:
+        maps = [nn.Linear(width, widths[0], bias=False) for width in self.widths[1:]]
+        for linear in maps:
             nn.init.zeros_(linear.weight)
+        self.maps = nn.ModuleList(maps)
 
     def forward(self, views: Sequence[Tensor]) -> Tensor:
         """Fused features (B, widths[0]) of features (B, sum(widths)) of the view asked for and those at the levels."""
         weights = self.weights.flatten().softmax(0).view_as(self.weights)
-        fused = 0.0
+        fused = weights.new_zeros(())
         for features, of_view in zip(views, weights):
             output, *layers = (normalize(part, dim=-1) for part in features.split(self.widths, dim=-1))
             for weight, part in zip(of_view, [output, *(linear(layer) for linear, layer in zip(self.maps, layers))]):

@@ -108,7 +108,7 @@ class BankedViews:
 
     def _interpolate(self, indices: Tensor, gain: Tensor, kernel_size: Tensor) -> Tensor:
         """Bilinear between the four levels around each (B,), which must be held, scaled to the length of a feature."""
-        mixed, length = 0.0, 0.0
+        mixed = length = torch.zeros((), device=gain.device)
         for size, size_part in _neighbours(kernel_size, self._kernel_sizes):
             for at, gain_part in _neighbours(gain, self._gains):
                 corner = self.features[self._find(at, size), indices]

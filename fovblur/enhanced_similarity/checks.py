@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import numbers
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fovblur.dtypes import DTYPES, names
+
+if TYPE_CHECKING:
+    # brain_image, image, brain_text, text, row_gate, column_gate: what every backend takes, after the result it fills
+    Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 
 EMBEDDING_DTYPES = tuple(dtype for dtype in DTYPES if dtype.is_floating_point)
 

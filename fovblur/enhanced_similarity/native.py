@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,38 +13,43 @@ from fovblur import backends
 from fovblur.dtypes import DTYPES
 from fovblur.enhanced_similarity import large_k
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fovblur.enhanced_similarity.checks import Inputs
+
 MOST_IMAGES = 2**32 - 2  # of a top-k on CUDA, whose keys have 32 bits for an index
 
 
-def cpu_similarity(out: Tensor, *inputs: Tensor | None) -> None:
+def cpu_similarity(out: Tensor, *inputs: Unpack[Inputs]) -> None:
     module = backends.load_native("cpu")
     module.enhanced_similarity(similarity_params(module, *inputs), out.data_ptr(), torch.get_num_threads())
 
 
-def cpu_topk(values: Tensor, indices: Tensor, *inputs: Tensor | None) -> None:
+def cpu_topk(values: Tensor, indices: Tensor, *inputs: Unpack[Inputs]) -> None:
     module = backends.load_native("cpu")
     best = module.TopK(values.shape[1], values.data_ptr(), indices.data_ptr())
     module.enhanced_topk(similarity_params(module, *inputs), best, torch.get_num_threads())
 
 
-def cuda_similarity(out: Tensor, *inputs: Tensor | None) -> None:
+def cuda_similarity(out: Tensor, *inputs: Unpack[Inputs]) -> None:
     module = backends.load_native("cuda")
     with torch.cuda.device(out.device):
         launch_similarity(module, torch.cuda.current_stream(out.device).cuda_stream, out, *inputs)
 
 
-def cuda_topk(values: Tensor, indices: Tensor, *inputs: Tensor | None) -> None:
+def cuda_topk(values: Tensor, indices: Tensor, *inputs: Unpack[Inputs]) -> None:
     module = backends.load_native("cuda")
     with torch.cuda.device(values.device):
         launch_topk(module, torch.cuda.current_stream(values.device).cuda_stream, values, indices, *inputs)
 
 
-def launch_similarity(module: ModuleType, stream: int, out: Tensor, *inputs: Tensor | None) -> None:
+def launch_similarity(module: ModuleType, stream: int, out: Tensor, *inputs: Unpack[Inputs]) -> None:
     """`out` is contiguous and of the dtype of the embeddings or float32."""
     module.enhanced_similarity(similarity_params(module, *inputs), out.data_ptr(), DTYPES.index(out.dtype), stream)
 
 
-def launch_topk(module: ModuleType, stream: int, values: Tensor, indices: Tensor, *inputs: Tensor | None) -> None:
+def launch_topk(module: ModuleType, stream: int, values: Tensor, indices: Tensor, *inputs: Unpack[Inputs]) -> None:
     (recordings, k), images = values.shape, inputs[1].shape[0]
     if images > MOST_IMAGES:
         raise ValueError(f"image has {images:,} rows; backend 'cuda' ranks at most {MOST_IMAGES:,}: split them and merge the best")

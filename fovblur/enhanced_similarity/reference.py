@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fovblur.enhanced_similarity.checks import accumulation_dtype
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fovblur.enhanced_similarity.checks import Inputs
 
 GALLERY_CHUNK = 16_384  # rows of image that top-k scores at once
 
@@ -36,7 +42,7 @@ def gradients(
     real = accumulation_dtype(brain_image.dtype)
     with torch.autocast(brain_image.device.type, enabled=False):
         grad = grad.to(real)
-        of_image = of_text = of_gates = None
+        of_image = of_text = of_gates = grad  # each takes its value where it is needed
         if any(needs[:2]):
             of_image = grad * _factor(_product(brain_text, text), row_gate, column_gate)
         if any(needs[2:]):
@@ -52,7 +58,7 @@ def gradients(
             lambda: _gated(of_gates, None, column_gate).sum(1),
             lambda: _gated(of_gates, row_gate, None).sum(0),
         )
-        return tuple(make().to(x.dtype) if needed else None for x, make, needed in zip(inputs, wanted, needs))
+        return tuple(make().to(x.dtype) if needed and x is not None else None for x, make, needed in zip(inputs, wanted, needs))
 
 
 def enhanced_topk(
@@ -87,11 +93,11 @@ def sort_key(scores: Tensor) -> Tensor:
     return torch.where(scores.isnan(), limits.min, key)
 
 
-def reference_similarity(out: Tensor, *inputs: Tensor | None) -> None:
+def reference_similarity(out: Tensor, *inputs: Unpack[Inputs]) -> None:
     out.copy_(enhanced_similarity(*inputs))
 
 
-def reference_topk(values: Tensor, indices: Tensor, *inputs: Tensor | None) -> None:
+def reference_topk(values: Tensor, indices: Tensor, *inputs: Unpack[Inputs]) -> None:
     best, where = enhanced_topk(*inputs, values.shape[1])
     values.copy_(best)
     indices.copy_(where)
@@ -108,11 +114,12 @@ def _factor(text_similarity: Tensor, row_gate: Tensor | None, column_gate: Tenso
 
 def _gated(x: Tensor, row_gate: Tensor | None, column_gate: Tensor | None) -> Tensor:
     """r_i c_j x, and 0 where either gate is 0, were x infinite or NaN."""
-    if row_gate is None and column_gate is None:
+    if row_gate is not None:
+        gates, closed = row_gate[:, None], (row_gate == 0)[:, None]
+        if column_gate is not None:
+            gates, closed = gates * column_gate, closed | (column_gate == 0)
+    elif column_gate is not None:
+        gates, closed = column_gate, column_gate == 0
+    else:
         return x
-    rows = 1 if row_gate is None else row_gate[:, None]
-    gates = rows if column_gate is None else rows * column_gate
-    closed = gates == 0
-    if row_gate is not None and column_gate is not None:
-        closed = (row_gate == 0)[:, None] | (column_gate == 0)
     return torch.where(closed, 0.0, gates * x)

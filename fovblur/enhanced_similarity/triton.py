@@ -6,12 +6,19 @@ complement of its index, so that no two are equal and the larger key is the bett
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fovblur.enhanced_similarity import large_k
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fovblur.enhanced_similarity.checks import Inputs
 
 LARGEST_FUSED_K = 128  # beyond it the kept keys crowd out the products
 _LARGEST_GALLERY = 2**32  # an index takes half a key
@@ -175,7 +182,7 @@ def launch_configuration(dtype: torch.dtype, architecture: int, recordings: int,
     return constants | {"num_warps": warps, "num_stages": 4 if kept and architecture >= 90 else 3}
 
 
-def triton_similarity(out: Tensor, *inputs: Tensor | None) -> None:
+def triton_similarity(out: Tensor, *inputs: Unpack[Inputs]) -> None:
     brain_image, image = inputs[:2]
     configuration = launch_configuration(brain_image.dtype, _architecture(brain_image), len(brain_image))
     row_tiles = triton.cdiv(len(brain_image), configuration["BLOCK_N"])
@@ -187,7 +194,7 @@ def triton_similarity(out: Tensor, *inputs: Tensor | None) -> None:
         )  # fmt: skip
 
 
-def triton_topk(values: Tensor, indices: Tensor, *inputs: Tensor | None) -> None:
+def triton_topk(values: Tensor, indices: Tensor, *inputs: Unpack[Inputs]) -> None:
     """The slices' keys are merged by torch.topk: they are integers of which no two are equal, so its order is the only one."""
     brain_image, image = inputs[:2]
     if len(image) > _LARGEST_GALLERY:
@@ -231,28 +238,28 @@ def _architecture(tensor: Tensor) -> int:
     return 10 * major + minor
 
 
-def _grid(programs: int, inputs: tuple[Tensor | None, ...]) -> tuple[int]:
+def _grid(programs: int, inputs: Inputs) -> tuple[int]:
     if programs > _LARGEST_GRID:
         shapes = " and ".join(str(tuple(x.shape)) for x in inputs[:2])
         raise ValueError(f"brain_image and image of shapes {shapes} need {programs} blocks; split them to stay below 2^31")
     return (programs,)
 
 
-def _addresses(inputs: tuple[Tensor | None, ...], out: Tensor) -> tuple[Tensor, ...]:
+def _addresses(inputs: Inputs, out: Tensor) -> tuple[Tensor, ...]:
     return (*(out if x is None else x for x in inputs), out)  # a gate that is not there is not read
 
 
-def _sizes(inputs: tuple[Tensor | None, ...]) -> tuple[int, ...]:
+def _sizes(inputs: Inputs) -> tuple[int, ...]:
     brain_image, image, brain_text = inputs[:3]
     return (*brain_image.shape[:1], *image.shape, brain_text.shape[1])
 
 
-def _strides(inputs: tuple[Tensor | None, ...]) -> tuple[int, ...]:
+def _strides(inputs: Inputs) -> tuple[int, ...]:
     *embeddings, row_gate, column_gate = inputs
     return (*(s for x in embeddings for s in x.stride()), *(0 if gate is None else gate.stride(0) for gate in (row_gate, column_gate)))
 
 
-def _gated(inputs: tuple[Tensor | None, ...]) -> dict[str, bool]:
+def _gated(inputs: Inputs) -> dict[str, bool]:
     return {"ROW_GATED": inputs[4] is not None, "COLUMN_GATED": inputs[5] is not None}
 
 

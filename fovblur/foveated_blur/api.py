@@ -95,16 +95,16 @@ def foveated_blur(
     checks.check_images(images)
     height, width = images.shape[-2:]
     dtype = checks.accumulation_dtype(images)
-    if sigma is None and kernel_size is None:
-        raise ValueError("sigma and kernel_size are both missing; give at least one of them")
     if sigma is not None:
         sigma = checks.per_sample("sigma", sigma, images, dtype)
     if kernel_size is not None:
         kernel_size = checks.per_sample("kernel_size", kernel_size, images, torch.int32)
-    if sigma is None:
-        sigma = sigma_from_kernel_size(kernel_size.to(dtype))
-    if kernel_size is None:
+        if sigma is None:
+            sigma = sigma_from_kernel_size(kernel_size.to(dtype))
+    elif sigma is not None:
         kernel_size = kernel_size_from_sigma(sigma)
+    else:
+        raise ValueError("sigma and kernel_size are both missing; give at least one of them")
     gain = checks.per_sample("gain", gain, images, dtype)
     decay = checks.decay(decay)
     checks.check_falloff(falloff)

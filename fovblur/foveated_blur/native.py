@@ -54,7 +54,7 @@ def launch_backward(
     partial = [None if total is None else total.new_empty(len(total), tiles) for total in of_parameters]
     module.foveated_blur_backward(params, blur_gradients(module, grad, grad_images, *partial), stream)
     for total, part in zip(of_parameters, partial):
-        if total is not None:
+        if total is not None and part is not None:
             torch.sum(part, dim=1, out=total)
 
 

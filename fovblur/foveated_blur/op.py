@@ -76,12 +76,8 @@ def _(grad, images, sigma, kernel_size, gain, fixation, mean, std, falloff, deca
 
 
 def _empty_gradients(images: Tensor, sigma: Tensor, gain: Tensor, needs: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
-    shapes = (images.shape, sigma.shape, gain.shape)
-    likes = (images, sigma, gain)
-    return tuple(
-        (torch.empty_like(like) if like is images else like.new_empty(shape)) if needed else like.new_empty(0)
-        for like, shape, needed in zip(likes, shapes, needs)
-    )
+    of_images = torch.empty_like(images) if needs[0] else images.new_empty(0)
+    return of_images, sigma.new_empty(sigma.shape if needs[1] else 0), gain.new_empty(gain.shape if needs[2] else 0)
 
 
 def _function(name: str) -> Callable:

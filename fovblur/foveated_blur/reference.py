@@ -34,7 +34,7 @@ def foveated_blur(
         blended = weight[i] * x[i] + (1 - weight[i]) * blurred
         samples.append(torch.where((weight[i] == 0) & ~x[i].isfinite(), blurred, blended))  # 0 * inf is not NaN here
     y = torch.stack(samples)
-    if mean is not None:
+    if mean is not None and std is not None:
         scale = 255.0 if images.dtype == torch.uint8 else 1.0
         y = (y / scale - mean[:, None, None]) / std[:, None, None]
     if out_dtype == torch.uint8:
@@ -111,7 +111,8 @@ def brachistochrone(u: Tensor) -> Tensor:
 
 
 def reference_forward(images, out, *parameters) -> None:
-    out.copy_(foveated_blur(images, *parameters, out.dtype))
+    arguments = (images, *parameters, out.dtype)
+    out.copy_(foveated_blur(*arguments))
 
 
 def reference_backward(

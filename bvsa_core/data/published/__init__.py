@@ -9,6 +9,7 @@ import pkgutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from bvsa_core.data.layout import DESCRIPTION
 from bvsa_core.data.published.source import Options, Source
@@ -19,7 +20,7 @@ from bvsa_core.files import locked, write_atomically
 Progress = Callable[[str, int, int], None]
 
 
-def layouts() -> dict[str, object]:
+def layouts() -> dict[str, ModuleType]:
     """The modules of this folder that read a layout, by its name."""
     found = (importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__))
     return {module.LAYOUT: module for module in found if hasattr(module, "LAYOUT")}
@@ -69,9 +70,13 @@ def convert(source: Path, store: Path, modality: str, options: Options, progress
         with SubjectWriter(store, found.subject, found.plan(options)) as writer:
             there = writer.complete
             if not there:
-                found.convert(writer, options, lambda what, done, total, who=found.subject: progress(f"{who} {what}", done, total))
+                found.convert(writer, options, _of(found.subject, progress))
         told.append(f"{found.subject}: {found.layout} {'was there already' if there else 'converted'}, in {writer.target}")
     return told
+
+
+def _of(subject: str, progress: Progress) -> Progress:
+    return lambda what, done, total: progress(f"{subject} {what}", done, total)
 
 
 def _describe(store: Path, modality: str, options: Options) -> None:

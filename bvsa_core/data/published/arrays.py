@@ -29,8 +29,8 @@ _NORMALISED = {"mvnn": ("whitened", "MVNN."), "zscore": ("z-scores", "z-scores o
 def find(folder: Path) -> list[Source]:
     """Its subjects; none where this is another layout."""
     roots = [folder, *sorted(folder.glob("[Pp]reprocessed*"))]
-    places = {path.parent for root in roots for path in root.glob("sub-*/t*.npy") if path.stem in SPLITS}
-    places = sorted(place for place in places if not (place / HEADER).exists())  # the store's own have one
+    found = {path.parent for root in roots for path in root.glob("sub-*/t*.npy") if path.stem in SPLITS}
+    places = sorted(place for place in found if not (place / HEADER).exists())  # the store's own have one
     files = {place: [path for split in SPLITS if (path := place / f"{split}.npy").exists()] for place in places}
     for place in places:
         files[place] += [place.parent / INFO] * (place.parent / INFO).exists()
@@ -60,4 +60,4 @@ def _epochs(source: Source, options: Options, split: str, info: dict[str, Any]) 
             raise UserError(f"{path}: {what}; put {INFO} with ch_names and times beside the subjects")
         channels, times = things_eeg.CHANNELS, np.arange(things_eeg.SAMPLES) / things_eeg.SAMPLING_RATE
     images, concepts = stimuli.conditions(source, options, split, len(data))
-    return Epochs(path, data.shape, data.dtype, data.__getitem__, images, concepts, channels, times)
+    return Epochs(path, data.shape, data.dtype, data.__getitem__, images, concepts, channels, times, behind=data)

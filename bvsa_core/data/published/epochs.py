@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,7 @@ class Epochs:
     channels: Any  # their names, as the file gives them
     times: Any  # (time,) seconds, or those of a longer epoch of which the file keeps the end; as the file gives them
     sessions: list[list[int]] | None = None  # (conditions, repetitions) from 1
+    behind: np.ndarray | None = None  # what rows reads, where that may be memory-mapped
 
 
 def open_file(path: Path) -> Any:
@@ -114,7 +117,7 @@ def convert(
             raise UserError(f"{epochs.path}: its {which} are not those of the train data; fetch both again")
         common = channels, times
         shape = (*epochs.shape[:3], len(times))
-        _write(epochs, writer.array(split, shape), keep, lambda done, total, split=split: progress(split, done, total))
+        _write(epochs, writer.array(split, shape), keep, functools.partial(progress, split))
         splits[split] = SplitHeader(list(shape), epochs.images, epochs.concepts, epochs.sessions)
     rate = round((len(times) - 1) / (times[-1] - times[0]), 3)
     steps = [*processing, f"Samples from {times[0]:g} to {times[-1]:g} s kept, as float16."]
@@ -155,7 +158,7 @@ def _kept(epochs: Epochs, options: Options) -> tuple[slice, list[float]]:
     return slice(first, count), [round(float(time), 6) + 0.0 for time in times[first:]]
 
 
-def _write(epochs: Epochs, target: np.ndarray, keep: slice, progress: Callable[[int, int], None]) -> None:
+def _write(epochs: Epochs, target: np.memmap, keep: slice, progress: Callable[[int, int], None]) -> None:
     conditions = epochs.shape[0]
     step = max(1, _BLOCK // (int(np.prod(epochs.shape[1:])) * epochs.dtype.itemsize))
     power = 0.0
@@ -164,9 +167,19 @@ def _write(epochs: Epochs, target: np.ndarray, keep: slice, progress: Callable[[
         block = epochs.rows(slice(start, min(start + step, conditions)))[..., keep]
         with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite, and the store refuses it
             target[start : start + len(block)] = block
+        if (mapped := map_behind(epochs.behind)) is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)  # or every page that was read would count as this process's memory
         power += float(np.mean(np.square(block, dtype=np.float64))) * len(block) / conditions
     progress(conditions, conditions)
     target.flush()
     if np.sqrt(power) < _SMALLEST and epochs.dtype != np.float16:
         deviation = f"{np.sqrt(power):.1e}"
         raise UserError(f"{epochs.path}: samples are about {deviation}, too small for float16; bring them to microvolts or whiten them")
+
+
+def map_behind(array: Any) -> mmap.mmap | None:
+    """The memory map that an array is a view of; None where it is in memory."""
+    while isinstance(array, np.ndarray):
+        array = array.base
+    mapped = array.obj if isinstance(array, memoryview) else array
+    return mapped if isinstance(mapped, mmap.mmap) else None

@@ -46,4 +46,5 @@ def _epochs(source: Source, options: Options, split: str) -> Epochs:
         raise UserError(f"{path}: not a file of preprocessed THINGS-EEG2; it must hold {', '.join(_KEYS)}")
     data = epochs.check_array(path, content[_KEYS[0]])
     images, concepts = stimuli.conditions(source, options, split, len(data))
-    return Epochs(path, data.shape, data.dtype, data.__getitem__, images, concepts, content["ch_names"], content["times"])
+    names, times = content["ch_names"], content["times"]
+    return Epochs(path, data.shape, data.dtype, data.__getitem__, images, concepts, names, times, behind=data)

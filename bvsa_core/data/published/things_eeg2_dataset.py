@@ -54,7 +54,8 @@ def _epochs(source: Source, options: Options, split: str, meta: dict[str, Any]) 
     sessions = np.repeat(places[..., 0] + 1, data.shape[2], axis=1)
     shape = (len(images), sessions.shape[1], *data.shape[3:])
     rows = lambda part: data[places[part][..., 0], places[part][..., 1]].reshape(-1, *shape[1:])  # noqa: E731
-    return Epochs(path, shape, data.dtype, rows, images, concepts, meta["ch_names"], meta["times"], sessions.tolist())
+    names, times = meta["ch_names"], meta["times"]
+    return Epochs(path, shape, data.dtype, rows, images, concepts, names, times, sessions.tolist(), behind=data)
 
 
 def _places(where: Path, numbers: np.ndarray, images: list[str]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -83,7 +84,7 @@ def export(dataset: Dataset, target: Path, progress: Callable[[str, int, int], N
             for done, subject in enumerate(dataset.subjects):
                 progress("recordings", done, len(dataset.subjects))
                 there = (target / subject).exists()
-                make_folder(target / subject, lambda folder, subject=subject: _write(dataset, subject, folder))
+                make_folder(target / subject, functools.partial(_write, dataset, subject))
                 told.append(f"{subject}: {'was there already' if there else 'written'}, in {target / subject}")
     except BlockingIOError as error:
         raise UserError(f"{target}: another process is writing there; wait for that one") from error

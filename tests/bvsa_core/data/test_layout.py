@@ -143,3 +143,12 @@ def test_split_averages_repetitions_and_selects_channels_and_times(root):
 def test_split_refuses_what_is_not_there(root, arguments, message):
     with pytest.raises(UserError, match=message):
         load_split(Dataset(root), **{"subjects": ["sub-01"], "split": "train", **arguments})
+
+
+def test_sessions_are_numbered_from_1_and_anything_else_is_no_session(tmp_path):
+    for given, told in [(np.array([[0, 3], [1, 1], [2, 2]]), [[1, 4], [2, 2], [3, 3]]), (np.full((3, 2), 2.0), [[2, 2]] * 3)]:
+        torch.save(published(session=given), tmp_path / "train.pt")
+        assert read_recordings(tmp_path / "train.pt").sessions == told
+    for given in (None, np.zeros(3), np.full((3, 2), 0.5), np.full((3, 2), np.nan), np.full((3, 2), "a")):
+        torch.save(published(session=given), tmp_path / "train.pt")
+        assert read_recordings(tmp_path / "train.pt").sessions is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import pickle
 import zipfile
@@ -200,3 +201,23 @@ def test_missing_and_unknown_files_are_named(tmp_path):
         read_arrays(tmp_path / "nothing.pt")
     with pytest.raises(UserError, match=r"notes.txt: unknown kind of file; give one of .pt"):
         read_arrays(tmp_path / "notes.txt")
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_a_large_array_of_a_pickled_npy_file_is_mapped_and_a_cut_one_told(tmp_path, monkeypatch, protocol):
+    monkeypatch.setattr(plain_pickle, "_COPIED_UP_TO", 100_000)
+    content = {"first": np.arange(30_000.0), "names": ["a", "b"], "second": np.arange(40_000, dtype=np.float32)}
+    whole = pickle.dumps(content, protocol=protocol)
+    (tmp_path / "x.npy").write_bytes(whole)
+    read = read_arrays(tmp_path / "x.npy")
+    for name in ("first", "second"):
+        np.testing.assert_array_equal(read[name], content[name])
+        base = read[name]
+        while isinstance(base, np.ndarray):
+            base = base.base
+        assert type(base.obj) is mmap.mmap
+    assert read["names"] == ["a", "b"]
+    for size in (1000, 200_000, 300_000, len(whole) - 10):
+        (tmp_path / "x.npy").write_bytes(whole[:size])
+        with pytest.raises(UserError, match="x.npy: damaged or incomplete"):
+            read_arrays(tmp_path / "x.npy")

@@ -23,7 +23,7 @@ BATCH, CHANNELS, TIME, WIDTH, LATENT = 12, 3, 10, 16, 4
 
 
 def make(**changes) -> bravl.BraVL:
-    options = bravl.Options(**{"latent": LATENT, "hidden": 8, "components": 5, **changes})
+    options = bravl.BraVLOptions(**{"latent": LATENT, "hidden": 8, "components": 5, **changes})
     method = bravl.BraVL(options, partial(encoders.build, "eeg_project"), BATCH, Shape(CHANNELS, TIME, WIDTH))
     return method.double().eval()  # without dropout, so that it can be calculated
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
+import pickle
+
 import numpy as np
 import pytest
 
-from bvsa_core.data.published.epochs import Epochs, check_array, convert, open_file
+from bvsa_core.data import plain_pickle
+from bvsa_core.data.published.epochs import Epochs, check_array, convert, map_behind, open_file
 from bvsa_core.data.published.source import Options, Source
 from bvsa_core.data.store import SubjectWriter, read_header
 from bvsa_core.errors import UserError
@@ -77,13 +81,18 @@ def test_something_other_than_an_array_of_recordings_is_told(data, message, tmp_
         check_array(tmp_path / "x.npy", data)
 
 
-def test_arrays_are_memory_mapped_and_what_is_none_is_told(tmp_path):
-    np.save(tmp_path / "x.npy", np.arange(6.0))
-    assert isinstance(open_file(tmp_path / "x.npy"), np.memmap)
+def test_arrays_are_memory_mapped_and_what_is_none_is_told(tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", np.arange(30_000.0))
+    (tmp_path / "y.npy").write_bytes(pickle.dumps({"data": np.arange(30_000.0)}))
+    assert map_behind(open_file(tmp_path / "y.npy")["data"]) is None
+    monkeypatch.setattr(plain_pickle, "_COPIED_UP_TO", 100_000)
+    for data in (open_file(tmp_path / "x.npy"), open_file(tmp_path / "y.npy")["data"]):
+        map_behind(data.reshape(2, -1)).madvise(mmap.MADV_DONTNEED)
+        np.testing.assert_array_equal(data, np.arange(30_000.0))
     whole = (tmp_path / "x.npy").read_bytes()
     for content in (whole[:-8], whole[:20], b"", b"PK\x03\x04", b"nonsense"):
         (tmp_path / "x.npy").write_bytes(content)
         with pytest.raises(UserError, match="x.npy: damaged or incomplete"):
             open_file(tmp_path / "x.npy")
-    with pytest.raises(UserError, match="y.npy: no such file"):
-        open_file(tmp_path / "y.npy")
+    with pytest.raises(UserError, match="z.npy: no such file"):
+        open_file(tmp_path / "z.npy")

@@ -1,0 +1,94 @@
+"""bvsa data eeg, meg and export, and training on what they make."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import planted_eeg
+import pytest
+
+from bvsa_core.cli import main
+from bvsa_core.data.layout import Dataset
+from bvsa_core.data.split import load_split
+
+QUICK = ["--epochs", "1", "--batch_size", "64", "--method", "vanilla"]
+
+
+def test_training_on_the_store_is_training_on_what_it_was_made_from(small_data, tmp_path, succeed):
+    stored = tmp_path / "stored"
+    shown = succeed("data", "eeg", small_data, stored, "--name", "small")
+    assert shown.splitlines() == [f"{name}: ubp converted, in {stored / name}" for name in ("sub-01", "sub-02")]
+    shown = succeed("data", "eeg", small_data, stored)
+    assert shown.splitlines() == [f"{name}: ubp was there already, in {stored / name}" for name in ("sub-01", "sub-02")]
+    (stored / "Image_set").symlink_to(Dataset(small_data).image_folders[0])
+    for split in ("train", "test"):
+        first, second = (load_split(Dataset(data), ["sub-02"], split) for data in (small_data, stored))
+        assert first.recordings.equal(second.recordings) and first.image_of.equal(second.image_of)
+        assert (first.images, first.concepts) == (second.images, second.concepts)
+    assert "nothing wrong" in succeed("data", "check", stored)
+    weights = []
+    for data in (small_data, stored):
+        out = tmp_path / f"run-{data.name}"
+        assert "small" in succeed("train", "--data", data, "--bank", tmp_path / "bank", "--out", out, *QUICK) or data == small_data
+        weights.append(next(out.rglob("weights.safetensors")).read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_recordings_are_written_back(small_data, tmp_path, succeed):
+    succeed("data", "eeg", small_data, tmp_path / "stored", "--subjects", "sub-02")
+    out = tmp_path / "out" / "Preprocessed_data_250Hz_whiten"
+    assert succeed("data", "export", tmp_path / "stored", out).splitlines() == [f"sub-02: written, in {out / 'sub-02'}"]
+    first, second = (Dataset(data).load("sub-02", "train") for data in (small_data, tmp_path / "out"))
+    np.testing.assert_array_equal(first.data, second.data)
+    assert (first.images, first.sessions) == (second.images, second.sessions)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Published folders, each wrong in its own way."""
+    planted = planted_eeg.plant(1)
+    planted_eeg.osf(tmp_path / "osf", planted)
+    planted_eeg.arrays(tmp_path / "arrays", planted)
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(tmp_path / "osf", tmp_path / "cut")
+    file = tmp_path / "cut" / "sub-1" / "preprocessed_eeg_training.npy"
+    file.write_bytes(file.read_bytes()[:-1000])
+    (tmp_path / "file").touch()
+    return tmp_path
+
+
+WRONG = [
+    ("eeg {t}/nowhere {t}/out", "{t}/nowhere: no such folder"),
+    ("eeg {t}/empty {t}/out", "{t}/empty: none of the published EEG layouts"),
+    ("eeg {t}/cut {t}/out", "{t}/cut/sub-1/preprocessed_eeg_training.npy: damaged or incomplete"),
+    ("eeg {t}/osf {t}/file", "{t}/file"),
+    ("eeg {t}/osf {t}/out --whitening nun", "whitening"),
+    ("eeg {t}/osf {t}/out --whitening none", "whitening is none, but in the layout osf_preprocessed that is settled"),
+    ("eeg {t}/osf {t}/out --subjects sub-07", "no subject sub-07; there are sub-01"),
+    ("eeg {t}/osf {t}/out --images {t}/empty", "--images {t}/empty: neither image_metadata.npy nor"),
+    ("eeg {t}/arrays {t}/out --whole_epoch true", "has no samples before the picture appears"),
+    ("eeg {t}/osf", "folder"),
+    ("meg {t}/osf {t}/out", "{t}/osf: none of the published MEG layouts"),
+    ("meg {t}/osf {t}/out --whitening none", "whitening"),
+    ("export {t}/empty {t}/out", "{t}/empty: no recordings inside"),
+    ("egg {t}/osf {t}/out", "egg"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=[message[-25:] for _, message in WRONG])
+def test_what_is_wrong_is_one_line(arguments, message, folders, capsys):
+    assert main(["data", *arguments.format(t=folders).split()]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and told.startswith("bvsa: error: ") and message.format(t=folders) in told
+    assert not list(folders.glob("out/sub-*"))
+
+
+def test_a_conversion_that_failed_is_gone_on_with_when_its_files_are_whole(folders, succeed):
+    assert main(["data", "eeg", str(folders / "cut"), str(folders / "out")]) == 2
+    name = "preprocessed_eeg_training.npy"
+    shutil.copy(folders / "osf" / "sub-1" / name, folders / "cut" / "sub-1" / name)
+    succeed("data", "eeg", folders / "cut", folders / "out")
+    assert sorted(path.name for path in (folders / "out").iterdir()) == ["dataset.json", "sub-01"]
+    assert json.loads((folders / "out" / "dataset.json").read_text())["name"] == "THINGS-EEG2"
