@@ -11,10 +11,10 @@ def import_mne(needed_by: str) -> ModuleType:
     """MNE-Python.
 
     Raises:
-        UserError: it is not installed.
+        UserError: it is not installed, or broken.
     """
     try:
         import mne
-    except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed; {needed_by} need: pip install 'fovblur[preprocess]'") from error
+    except ImportError as error:
+        raise UserError(f"MNE cannot be imported ({error}); {needed_by} need: pip install 'fovblur[preprocess]'") from error
     return mne

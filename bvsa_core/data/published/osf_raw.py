@@ -71,8 +71,8 @@ def _read(source: Source, writer: SubjectWriter, options: Options, progress: Pro
             columns = np.nonzero(sessions[split][rows] == session)[1].reshape(len(rows), -1)
             _fill(arrays[split], rows, columns, epochs[split][..., first:], factor.astype(np.float32))
     progress("whitening", len(SESSIONS), len(SESSIONS))
-    for array in arrays.values():
-        array.flush()
+    while arrays:  # unmapped before they are read again
+        arrays.popitem()[1].flush()
     header = Header(
         source.subject,
         "EEG",

@@ -68,16 +68,15 @@ class RawSession:
             UserError: as above, or a sample is not finite.
         """
         kept, places, numbers, _ = self._trials
-        found = None
+        samples = self._cut(kept[:1])[0].shape[-1]
+        found = np.empty((len(numbers) * self.repetitions, len(things_eeg.CHANNELS), samples), np.float32)
         for start in range(0, len(kept), _TOGETHER):
-            block, times = self._cut(kept[start : start + _TOGETHER])
-            if found is None:
-                found = np.empty((len(numbers) * self.repetitions, len(things_eeg.CHANNELS), len(times)), np.float32)
+            block, _ = self._cut(kept[start : start + _TOGETHER])
             if not (finite := np.isfinite(block).all(axis=(1, 2))).all():
                 sample, _, number = kept[start + int(finite.argmin())]
                 raise UserError(f"{self.path}: samples around {sample} (picture {number}) are not finite; fetch it again")
             found[places[start : start + _TOGETHER]] = block
-        return found.reshape(len(numbers), self.repetitions, *found.shape[1:])
+        return found.reshape(len(numbers), self.repetitions, -1, samples)
 
     @functools.cached_property
     def _recording(self) -> _Recording:

@@ -79,5 +79,5 @@ def test_the_layout_of_ubp_tells_neither_units_nor_sessions(tmp_path):
 def test_without_mne_the_extra_is_named(store, monkeypatch):
     folder, _ = store()
     monkeypatch.setitem(sys.modules, "mne", None)
-    with pytest.raises(UserError, match=r"mne is not installed; MNE epochs need: pip install 'fovblur\[preprocess\]'"):
+    with pytest.raises(UserError, match=r"MNE cannot be imported .*; MNE epochs need: pip install 'fovblur\[preprocess\]'"):
         to_mne(folder, "sub-01", "train")
