@@ -339,5 +339,5 @@ def test_a_subject_twice_is_refused(copied):
 
 def test_without_mne_the_extra_is_named(copied, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mne", None)
-    with pytest.raises(UserError, match=r"mne is not installed; .fif files need: pip install 'fovblur\[preprocess\]'"):
+    with pytest.raises(UserError, match=r"MNE cannot be imported \(.*\); .fif files need: pip install 'fovblur\[preprocess\]'"):
         bring(copied, tmp_path / "store")
