@@ -103,11 +103,18 @@ def _files(source: Source) -> dict[tuple[str, int], Path]:
 def _open(
     writer: SubjectWriter, files: dict[tuple[str, int], Path], pictures: dict[str, int], options: Options, key: tuple[str, int]
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """What RawSession tells and its epochs, memory-mapped; the file is read only where they are not there yet."""
+    """What RawSession tells and its epochs, memory-mapped; the file is read only where they are not there yet.
+
+    Raises:
+        UserError: what is wrong with it, or it shows more pictures than there are.
+    """
     split, session = key
-    raw = RawSession(files[key], pictures[split], REPETITIONS[split], options.sampling_rate)
-    told = writer.piece(f"{split}-{session}-about", lambda: np.frombuffer(json.dumps(raw.about()).encode(), np.uint8))
-    return json.loads(bytes(told)), writer.piece(f"{split}-{session}", raw.epochs)
+    raw = RawSession(files[key], REPETITIONS[split], options.sampling_rate)
+    about = json.loads(bytes(writer.piece(f"{split}-{session}-about", lambda: np.frombuffer(json.dumps(raw.about()).encode(), np.uint8))))
+    if about["numbers"][-1] > pictures[split]:
+        told = f"shows picture {about['numbers'][-1]}, and the image set has {pictures[split]}"
+        raise UserError(f"{files[key]}: {told}; give the complete one by --images")
+    return about, writer.piece(f"{split}-{session}", raw.epochs)
 
 
 def _check(options: Options) -> None:

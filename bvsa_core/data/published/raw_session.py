@@ -35,13 +35,12 @@ class RawSession:
     """Epochs of what was shown in one file, which is read when they are asked for.
 
     Args:
-        pictures: how many there are; stim must name one of them.
         repetitions: of a picture; further ones are left out, in the order of presentation.
         sampling_rate: Hz, after resampling.
     """
 
-    def __init__(self, path: Path, pictures: int, repetitions: int, sampling_rate: float):
-        self.path, self.pictures, self.repetitions, self.sampling_rate = path, pictures, repetitions, sampling_rate
+    def __init__(self, path: Path, repetitions: int, sampling_rate: float):
+        self.path, self.repetitions, self.sampling_rate = path, repetitions, sampling_rate
         self.mne = import_mne("raw recordings")
 
     def about(self) -> dict:
@@ -124,9 +123,6 @@ class RawSession:
         numbers, index, counts = np.unique(events[:, 2], return_inverse=True, return_counts=True)
         if len(numbers) == 0:
             raise UserError(f"{self.path}: the channel stim tells of no picture; fetch it again")
-        if numbers[-1] > self.pictures:
-            told = f"shows picture {numbers[-1]}, and the image set has {self.pictures}"
-            raise UserError(f"{self.path}: {told}; give the complete one by --images")
         if (rare := counts < self.repetitions).any():
             shown = f"picture {numbers[rare][0]} is shown {counts[rare][0]} of {self.repetitions} times"
             raise UserError(f"{self.path}: {shown}, and {rare.sum() - 1} others too rarely; fetch it again")

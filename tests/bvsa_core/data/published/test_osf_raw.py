@@ -162,7 +162,7 @@ def linked(source: Path, folder: Path, without: str = "", **instead: dict) -> Pa
     for path in (source / "Raw_data" / "sub-01").rglob("*.npy"):
         place = folder / "sub-01" / path.parent.name / path.name
         place.parent.mkdir(parents=True, exist_ok=True)
-        if without not in str(place) or not without:
+        if not without or without not in str(place):
             place.symlink_to(path)
     (folder / "Image_set").symlink_to(source / "Image_set")
     return folder
@@ -184,6 +184,18 @@ def test_a_picture_shown_in_too_few_sessions_is_named(source, tmp_path, contents
     replace(folder, "ses-03/raw_eeg_training.npy", contents[4, "train"])  # the other half again
     with pytest.raises(UserError, match=r"sub-01 train: picture 1 \(training_images/.*\) is in 1 session.s. and should be in 2; 11 more"):
         convert(folder, tmp_path / "store", whitening="none")
+
+
+def test_an_image_set_that_lacks_pictures_is_refused_and_the_complete_one_goes_on(source, stores, tmp_path):
+    write_pictures(tmp_path / "images")
+    last = tmp_path / "images" / "training_images" / "00006_trthing_5" / "trthing_5_01n.jpg"
+    last.unlink()
+    told = r"ses-02/raw_eeg_training.npy: shows picture 12, and the image set has 11; give the complete one by --images"
+    with pytest.raises(UserError, match=told):
+        convert(source, tmp_path / "store", images=tmp_path / "images", subjects=["sub-01"])
+    last.touch()
+    store = convert(source, tmp_path / "store", images=tmp_path / "images", subjects=["sub-01"])
+    assert read_header(store / "sub-01").splits == read_header(stores["train"] / "sub-01").splits
 
 
 def test_a_flat_channel_is_named(source, tmp_path, contents):

@@ -15,11 +15,11 @@ FLOAT32 = 2.0**-23
 
 @pytest.fixture
 def session(tmp_path):
-    """A RawSession of such content; two repetitions of three pictures unless told otherwise."""
+    """A RawSession of such content, two repetitions at 250 Hz."""
 
-    def make(content: object, pictures: int = 3, repetitions: int = 2, sampling_rate: float = 250) -> RawSession:
+    def make(content: object) -> RawSession:
         np.save(tmp_path / "raw_eeg_training.npy", content)
-        return RawSession(tmp_path / "raw_eeg_training.npy", pictures, repetitions, sampling_rate)
+        return RawSession(tmp_path / "raw_eeg_training.npy", 2, 250.0)
 
     return make
 
@@ -75,7 +75,7 @@ def test_resampling_keeps_what_the_new_rate_can_carry_and_nothing_else(session):
     data[:] = 0
     data[NAMES.index("stim")] = stim
     data[oz], data[cz] = 1e-5 * np.sin(2 * np.pi * 10 * time), 1e-5 * np.sin(2 * np.pi * 180 * time)
-    raw = session(content, pictures=1)
+    raw = session(content)
     epochs = raw.epochs()
     assert epochs.shape == (1, 2, 63, 300) and raw.about()["times"][-1] == pytest.approx(0.996)
     middle = slice(30, 270)  # away from the ends, where the signal beyond is not known
@@ -110,7 +110,6 @@ REFUSED = [
     (lambda: changed(sfreq=100), "recorded at 100 Hz, and sampling_rate is 250; give a lower one in a simple ratio"),
     (lambda: with_sample("stim", 200, 0.5), "the channel stim is damaged .it must be whole numbers"),
     (lambda: with_sample("stim", 131, 9), "the channel stim is damaged"),
-    (lambda: with_sample("stim", 200, 4), "shows picture 4, and the image set has 3; give the complete one by --images"),
     (lambda: small((1, 2, 1, 3)), "picture 2 is shown 1 of 2 times, and 1 others too rarely"),
     (lambda: small((99999,)), "stim tells of no picture"),
     (lambda: with_sample("Oz", 200, np.nan), r"samples around \d+ .picture 3. are not finite"),
