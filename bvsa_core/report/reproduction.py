@@ -62,8 +62,19 @@ def notes(entry: Entry) -> list[str]:
 
 
 def _of_ours(entry: Entry) -> Iterable[str]:
+    yield from remarks(entry)
     row, protocol = entry.row, entry.row.protocol
     subjects, channels, repetitions = USUAL[entry.modality]
+    for what, usual in (("channels", channels), ("repetitions", repetitions)):
+        if protocol.get(what) not in (None, usual):
+            yield f"{HERE}: {protocol[what]} {'test repetitions averaged' if what == 'repetitions' else what}; usual are {usual}"
+    if row.subjects != subjects:
+        yield f"{HERE}: {row.subjects} subject(s); published are means over {subjects}"
+
+
+def remarks(entry: Entry) -> Iterable[str]:
+    """What a reader has to know of our figures, whatever stands beside them."""
+    row, protocol = entry.row, entry.row.protocol
     if protocol["dataset"] == "synthetic":
         yield "synthetic data: made on the machine by a forward model, not recorded from people; published figures are no yardstick"
     if row.note:
@@ -77,11 +88,6 @@ def _of_ours(entry: Entry) -> Iterable[str]:
     if protocol["selection"] != "last":
         told = {"validation": "the best epoch on concepts held out of the training data"}
         yield f"selection: {HERE} {told.get(protocol['selection'], protocol['selection'])}"
-    for what, usual in (("channels", channels), ("repetitions", repetitions)):
-        if protocol.get(what) not in (None, usual):
-            yield f"{HERE}: {protocol[what]} {'test repetitions averaged' if what == 'repetitions' else what}; usual are {usual}"
-    if row.subjects != subjects:
-        yield f"{HERE}: {row.subjects} subject(s); published are means over {subjects}"
 
 
 def _of_published(entry: Entry) -> Iterable[str]:
