@@ -24,6 +24,7 @@ from bvsa_core.experiments.cell import Bench
 from bvsa_core.experiments.evidence import find_runs, gather, lines_of_runs, with_curves
 from bvsa_core.files import write_atomically
 from bvsa_core.report.content import Report
+from bvsa_core.report.drawings import drawings
 from bvsa_core.report.figures import save
 from bvsa_core.report.page import to_html
 
@@ -57,7 +58,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
         title = parsed.title or (parsed.runs[0].resolve().name if len(parsed.runs) == 1 else f"{len(folders)} runs")
         report = gather(title, lines, origin(parsed.said), parsed.data, display)
         report.missing.update({"runs": ". ".join(told) + "."} if told else {})
-        written = save(report, parsed.figures) if parsed.figures else []
+        written = save(drawings(report), parsed.figures) if parsed.figures else []
     write_page(report, out)
     if written:
         print(f"{len(written) // 2} figures as PNG and PDF are in {parsed.figures}")

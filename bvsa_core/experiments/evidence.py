@@ -35,7 +35,7 @@ TOP = 5
 RETRIEVALS = 12  # runs whose retrieved pictures are shown
 QUERIES = 400  # of each
 PICTURES = 1200  # thumbnails, about 2 kB each
-THUMBNAIL = 80  # pixels
+THUMBNAIL = 96  # pixels
 BLURRED = 120
 SAMPLES = 3  # pictures that are blurred to show how
 # What does not tell one experiment from another: whose recordings, which seed, where things lie.
@@ -155,7 +155,8 @@ def _check_joins(group: Sequence[tuple[RunFolder, RunConfig, dict]]) -> None:
 
 
 def _shown(value: object) -> str:
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    named = {None: "none", True: "on", False: "off"}
+    return named[value] if value is None or isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _run(folder: RunFolder, result: dict) -> Run:

@@ -14,7 +14,8 @@ import jinja2
 from markupsafe import Markup
 
 from bvsa_core.report.content import Blurred, Line, Report, flat
-from bvsa_core.report.figures import bars_of, drawings, to_svg
+from bvsa_core.report.drawings import bars_of, drawings
+from bvsa_core.report.figures import to_svg
 from bvsa_core.report.reproduction import ABSENT, notes, remarks
 from bvsa_core.report.tables import scoring
 
