@@ -343,7 +343,7 @@ def _similarity(data: str, shown: Sequence[Retrieval]) -> Drawing:
         "similarity",
         f"Similarity, {data}",
         "Similarity of every test recording to every picture of the gallery, of one run each (first subject and seed) of up to "
-        f"{MATRICES} systems; the right lie on the diagonal. Colours end at the outer half percent of all values.",
+        f"{MATRICES} systems; right pictures lie on the diagonal. Colours end at the outer half percent of all values.",
         f"Matrices of similarity. By how much right pictures are the more similar ones, in standard deviations: {', '.join(clear)}",
         draw,
     )
