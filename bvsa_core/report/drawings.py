@@ -321,15 +321,15 @@ def retrieved(report: Report, of: Retrieval, rows: int = 6) -> Drawing:
 
 
 def _similarity(data: str, shown: Sequence[Retrieval]) -> Drawing:
-    ends = [np.quantile(each.similarity, [0.005, 0.995]) for each in shown]
+    ends = [np.quantile(each.similarity, [0.5, 0.995]) for each in shown]
     low, high = min(end[0] for end in ends), max(end[1] for end in ends)
 
     def draw() -> Figure:
         columns = min(2, len(shown))
         rows = math.ceil(len(shown) / columns)
-        figure, axes = _axes(rows, columns, 0.95 * min(WIDTH / columns, 3.4) * rows)
+        figure, axes = _axes(rows, columns, 1.08 * min(WIDTH / columns, 3.4) * rows + 0.5)
         for each, one in zip(axes.flat, shown):
-            drawn = each.imshow(one.similarity, cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
+            drawn = each.imshow(one.similarity, cmap="cividis", vmin=low, vmax=high)
             each.set(title=one.label, xlabel="picture", ylabel="recording")
             each.grid(False)
         for each in axes.flat[len(shown) :]:
@@ -343,7 +343,7 @@ def _similarity(data: str, shown: Sequence[Retrieval]) -> Drawing:
         "similarity",
         f"Similarity, {data}",
         "Similarity of every test recording to every picture of the gallery, of one run each (first subject and seed) of up to "
-        f"{MATRICES} systems; right pictures lie on the diagonal. Colours end at the outer half percent of all values.",
+        f"{MATRICES} systems; right pictures lie on the diagonal. Colours go from the median to the upper half percent.",
         f"Matrices of similarity. By how much right pictures are the more similar ones, in standard deviations: {', '.join(clear)}",
         draw,
     )

@@ -10,10 +10,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from bvsa_core.cli import main
 from bvsa_core.cli.report import commit_of
+from bvsa_core.experiments.evidence import find_runs, gather, lines_of_runs
 
 ARTIFACTS = Path(os.environ.get("CI_ARTIFACTS", Path(__file__).parents[3] / "build" / "artifacts"))
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -121,10 +123,31 @@ def test_it_is_drawn_in_both_themes_and_on_a_telephone(page, name, scheme, width
     assert drawn.getextrema()[1] - drawn.getextrema()[0] > 180
 
 
+def other(run: Path, folder: Path, **settings) -> Path:
+    """A copy of a run that says it had other settings."""
+    shutil.copytree(run, folder)
+    for file, read, write in (("run.yaml", yaml.safe_load, yaml.safe_dump), ("result.json", json.loads, json.dumps)):
+        kept = read((folder / file).read_text())
+        (folder / file).write_text(write(kept | {name: value for name, value in settings.items() if file == "run.yaml" or name in kept}))
+    return folder
+
+
+def test_runs_that_differ_in_a_setting_are_lines_of_their_own(runs, tmp_path):
+    faster = other(runs / "vanilla", tmp_path / "faster", lr=0.002)
+    again = other(runs / "vanilla", tmp_path / "again", seed=1)
+    folders, told = find_runs([runs / "vanilla", faster, again, runs / "vanilla"])
+    slow, fast = lines_of_runs(folders)
+    assert (slow.label, fast.label) == ("vanilla (corrected), lr 0.0001", "vanilla (corrected), lr 0.002") and told == []
+    assert [run.seed for run in slow.runs] == [0, 1] and (slow.entry.row.seeds, fast.entry.row.seeds) == (2, 1)
+    report = gather("", [slow, fast], {})
+    assert [(each.label, each.seed) for each in report.retrievals] == [(slow.label, 0), (slow.label, 1), (fast.label, 0)]
+    assert len(report.pictures) == 12 and all(picture.thumbnail for picture in report.pictures)
+
+
 @pytest.fixture
 def broken(runs, tmp_path) -> Path:
     """Copies of the runs, each wrong in a way of its own."""
-    for name in ("truncated", "odd", "old", "unfinished", "twice", "epochs"):
+    for name in ("truncated", "odd", "old", "unfinished", "twice", "epochs", "uneven"):
         shutil.copytree(runs / "vanilla", tmp_path / name / "run")
     result = tmp_path / "truncated" / "run" / "result.json"
     result.write_bytes(result.read_bytes()[:200])
@@ -134,6 +157,7 @@ def broken(runs, tmp_path) -> Path:
     (tmp_path / "unfinished" / "run" / "result.json").unlink()
     shutil.copytree(runs / "vanilla", tmp_path / "twice" / "again")
     (tmp_path / "epochs" / "run" / "metrics.jsonl").write_text('{"epoch": 1}\n{"epo')
+    other(runs / "vanilla", tmp_path / "uneven" / "other", subject="sub-02", seed=7)
     (tmp_path / "empty").mkdir()
     return tmp_path
 
@@ -146,6 +170,7 @@ WRONG = [
     ("{b}/odd", "odd/run/result.json: ranks must be a list of whole numbers from 1"),
     ("{b}/old", "old/run/result.json: images missing; a run of an earlier version, train it again"),
     ("{b}/twice", "the same run twice (sub-01, seed 0); name one of them"),
+    ("{b}/uneven", "there is no run with seed"),
     ("{b}/epochs", "epochs/run/metrics.jsonl: line 2: damaged or incomplete"),
     ("{r} --out {b}", "--out {b}: is a folder; name a file"),
     ("{r} --resamples -1", "--resamples is -1; it must be at least 0"),
