@@ -76,7 +76,7 @@ def origin(command: str) -> dict[str, str]:
     found = {"command": command, "page written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")}
     if commit := commit_of(Path(bvsa_core.__file__).parents[1]):
         found["commit"] = commit
-    installed = {each.name.lower().replace("_", "-"): each.version for each in distributions()}
+    installed = {(each.name or "").lower().replace("_", "-"): each.version for each in distributions()}
     found["versions"] = ", ".join(
         [f"Python {platform.python_version()}", *(f"{name} {installed[name]}" for name in _PACKAGES if name in installed)]
     )

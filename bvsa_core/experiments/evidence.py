@@ -34,13 +34,13 @@ from bvsa_core.vision.views import SHARP
 TOP = 5
 RETRIEVALS = 12  # runs whose retrieved pictures are shown
 QUERIES = 400  # of each
-PICTURES = 1200  # thumbnails, about 2 kB each
 THUMBNAIL = 96  # pixels
-BLURRED = 120
+THUMBNAILS = 2_000_000  # bytes of all of them, some 600
+BLURRED = 120  # pixels
 SAMPLES = 3  # pictures that are blurred to show how
-# What does not tell one experiment from another: whose recordings, which seed, where things lie.
-_NO_SETTING = {"subject", "seed", "device", "bank", "cache_dir", "data"}
-_SHOWN_ANYWAY = ("method", "preset", "encoder", "setting", "vision", "selection", "repetitions")
+# What does not tell one experiment from another: whose recordings, which seed, where things are computed and kept.
+_NO_SETTING = {"subject", "seed", "device", "bank", "cache_dir"}
+_SHOWN_ANYWAY = ("method", "preset", "encoder", "vision", "selection")
 _NEEDED = ("method", "preset", "subject", "seed", "protocol", "ranks", "images")
 
 Progress = Callable[[str, int, int], None]
@@ -85,13 +85,15 @@ def lines_of_runs(folders: Sequence[RunFolder]) -> list[Line]:
             key = json.dumps([settings, result["protocol"]], sort_keys=True)
             groups.setdefault(key, []).append((folder, config, result))
     settings = [json.loads(key)[0] for key in groups]
+    data = [tuple(group[0][2]["protocol"].get(name) for name in ("dataset", "modality", "setting")) for group in groups.values()]
     found = []
-    for group, own in zip(groups.values(), settings):
+    for group, own, place in zip(groups.values(), settings, data):
         _check_joins(group)
         results = [result for _, _, result in group]
         (row,) = rows(results)
         config, protocol = group[0][1], row.protocol
-        alike = [other for other in settings if (other["method"], other["preset"]) == (own["method"], own["preset"])]
+        beside = [other for other, there in zip(settings, data) if there == place]
+        alike = [other for other in beside if (other["method"], other["preset"]) == (own["method"], own["preset"])]
         apart = [name for name in own if name not in _SHOWN_ANYWAY and any(other.get(name) != own[name] for other in alike)]
         system = ", ".join([row.method, *(f"{name.split('.')[-1]} {_shown(own[name])}" for name in apart)])
         setting = protocol.get("setting", "intra-subject").removesuffix("-subject")
@@ -136,7 +138,11 @@ def _results(folder: RunFolder) -> list[dict]:
     if not ranks or not isinstance(ranks, list) or not all(isinstance(rank, int) and rank > 0 for rank in ranks):
         raise UserError(f"{folder.path / 'result.json'}: ranks must be a list of whole numbers from 1; train the run again")
     scores = folder.path / SCORES
-    return read_json(scores)["rows"] if scores.is_file() else [result]
+    if not scores.is_file():
+        return [result]
+    if not isinstance(found := read_json(scores).get("rows"), list):
+        raise UserError(f"{scores}: damaged or incomplete; 'bvsa reproduce' makes it again where it is removed")
+    return found
 
 
 def _check_joins(group: Sequence[tuple[RunFolder, RunConfig, dict]]) -> None:
@@ -213,12 +219,16 @@ def gather(
         retrievals.append(_retrieval(line, run, album))
     progress("retrieved pictures", len(chosen), len(chosen))
     runs = sum(len(line.runs) for line in lines)
-    if runs > len(chosen):
-        missing["retrieved"] = f"{len(chosen)} of {runs} runs are shown, of every line the first; 'bvsa report RUN' shows any."
+    told = [f"{len(chosen)} of {runs} runs are shown, of every line the first; 'bvsa report RUN' shows any."] if runs > len(chosen) else []
+    if (longest := max((len(each.similarity) for each in retrievals), default=0)) > QUERIES:
+        told.append(f"Of up to {longest} recordings of a run the first {QUERIES} are shown.")
+    missing |= {"retrieved": " ".join(told)} if told else {}
     blurred = _blurred(lines, album)
     pictures = album.pictures(progress)
     if album.unreadable:
-        missing["pictures"] = f"Pictures are out of reach ({album.unreadable}); --data names the folder where it has moved."
+        missing["pictures"] = f"Pictures are out of reach ({album.unreadable}); 'bvsa report RUN --data FOLDER' says where they are."
+    elif album.full:
+        missing["pictures"] = "Some pictures are not shown, to keep the page small; 'bvsa report RUN' of fewer runs shows them."
     return Report(title, lines, pictures, retrievals, blurred, missing, made_by)
 
 
@@ -269,6 +279,7 @@ class Album:
     def __init__(self, moved: Path | None = None):
         self.moved = moved
         self.unreadable: str | None = None  # why the first that could not be read
+        self.full = False  # whether some were left out
         self._numbers: dict[tuple[str, str], int] = {}
         self._wanted: set[int] = set()
         self._folders: dict[str, Dataset] = {}
@@ -294,10 +305,12 @@ class Album:
         """All of them in the order of their numbers, with thumbnails of those that are wanted."""
         found, made = [], 0
         for (data, image), number in self._numbers.items():
-            wanted = number in self._wanted and made < PICTURES
-            picture = self.read(data, image, THUMBNAIL) if wanted else None
-            made += picture is not None
-            found.append(Picture(image, concept_of(image).replace("_", " "), None if picture is None else jpeg(picture, THUMBNAIL)))
+            wanted = number in self._wanted
+            self.full |= wanted and made >= THUMBNAILS
+            picture = self.read(data, image, THUMBNAIL) if wanted and not self.full else None
+            thumbnail = None if picture is None else jpeg(picture, THUMBNAIL)
+            made += len(thumbnail or b"")
+            found.append(Picture(image, concept_of(image).replace("_", " "), thumbnail))
             progress("thumbnails", number + 1, len(self._numbers))
         return found
 
