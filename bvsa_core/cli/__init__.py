@@ -7,21 +7,23 @@ import importlib
 import importlib.util
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Sequence
 
 from bvsa_core.errors import UserError, unknown_name
 
 COMMANDS = {
-    "demo": "the embedded default end to end: data, features, training, table",
+    "demo": "the embedded default end to end: data, features, training, table, page",
     "data": "make, convert or check a data set",
     "features": "fill the feature bank",
     "train": "train one method on one or all subjects",
     "evaluate": "score a run, or embeddings made elsewhere",
     "reproduce": "a grid of methods, subjects, seeds and settings beside the published table",
     "retrieve": "the best pictures of a gallery for given recordings",
+    "report": "one self-contained HTML page about runs, and its figures",
 }
-_NEEDED = ("jsonargparse", "open_clip", "lightning_fabric", "safetensors", "scipy", "PIL", "rich", "torchvision")
+_NEEDED = ("jsonargparse", "open_clip", "lightning_fabric", "safetensors", "scipy", "PIL", "rich", "torchvision", "matplotlib", "jinja2")
 _USAGE = "\n".join(
     ["usage: bvsa COMMAND [options]      bvsa COMMAND --help", "", *(f"  {name:<10} {text}" for name, text in COMMANDS.items())]
 )
@@ -62,7 +64,9 @@ def _dispatch(arguments: list[str]) -> int:
 
     parser = Parser(prog=f"bvsa {name}", description=command.__doc__)
     command.add_arguments(parser, rest)
-    command.run(parser.parse_args(rest))
+    parsed = parser.parse_args(rest)
+    parsed.said = shlex.join(["bvsa", *arguments])
+    command.run(parsed)
     return 0
 
 

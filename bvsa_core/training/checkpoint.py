@@ -23,6 +23,24 @@ from bvsa_core.retrieval.evaluate import Embeddings
 from bvsa_core.training.config import RunConfig, from_dict, to_dict
 
 
+def read_json(path: Path) -> dict:
+    """What a run has written as JSON.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    return _object(path.read_text(errors="replace"), str(path))
+
+
+def _object(text: str, where: str) -> dict:
+    try:
+        if isinstance(found := json.loads(text), dict):
+            return found
+    except ValueError:
+        pass
+    raise UserError(f"{where}: damaged or incomplete; train the run again")
+
+
 class RunFolder:
     """A folder that holds one run."""
 
@@ -64,12 +82,22 @@ class RunFolder:
         """The figures of a complete run.
 
         Raises:
-            UserError: the folder holds no complete run.
+            UserError: the folder holds no complete run, or a damaged one.
         """
         path = self.path / "result.json"
         if not path.is_file():
             raise UserError(f"{self.path}: no finished run there (result.json is missing); train one with 'bvsa train --out'")
-        return json.loads(path.read_text())
+        return read_json(path)
+
+    def metrics(self) -> list[dict]:
+        """What metrics.jsonl says of every epoch; nothing where it is not there.
+
+        Raises:
+            UserError: a line is damaged.
+        """
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+        return [_object(line, f"{path}: line {number}") for number, line in enumerate(lines, start=1)]
 
     def config(self) -> RunConfig:
         """What the run was told.

@@ -99,6 +99,19 @@ def test_the_table_says_what_is_ours_and_what_differs(done):
     assert "no test: with 2 subject(s)" in text and "sub-02" in text and "hubness: skewness" in text
 
 
+def test_the_page_holds_the_same_table(done):
+    page = (done / "page.html").read_text()
+    table = page.split('<table class="results">')[1].split("</table>")[0]
+    names = re.findall(r'<th scope="row">([\w-]+)', table)
+    assert names[:4] == ["vanilla", "both_heads", "gated", "both_heads"] and names[4:] == [
+        "BraVL", "NICE", "ATM-S", "NeuroBridge", "VisualEEGDecoding", "SAMGA"
+    ]  # fmt: skip
+    assert re.findall(r'<td class="n theirs">([\d.]+)</td>', table)[:4] == ["50.9", "79.7", "58.2", "89.1"]
+    records = list(csv.DictReader((done / "table.csv").read_text().splitlines()))
+    assert re.findall(r'<td class="n">([\d.]+)<span', table)[::2] == [f"{float(each['top1']):.1f}" for each in records[:4]]
+    assert "<h1>Two &amp; a half</h1>" in page and "both_heads, gate always, texts shuffled" in page and "bvsa reproduce" in page
+
+
 def test_csv_and_latex_hold_the_same_table(done):
     records = list(csv.DictReader((done / "table.csv").read_text().splitlines()))
     assert [record["system"] for record in records[:4]] == ["vanilla", "both_heads", "gated", "both_heads"] and len(records) == 10
