@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.util
 import os
-import platform
 import sys
 from collections.abc import Sequence
 
+from bvsa_core import memory
 from bvsa_core.errors import UserError, unknown_name
 
 COMMANDS = {
@@ -56,7 +55,7 @@ def _dispatch(arguments: list[str]) -> int:
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         raise UserError(unknown_name("command", name, COMMANDS))
-    _keep_freed_memory()
+    memory.keep_freed()
     command = importlib.import_module(f"{__name__}.{name}")
     from bvsa_core.cli.arguments import Parser
 
@@ -64,12 +63,3 @@ def _dispatch(arguments: list[str]) -> int:
     command.add_arguments(parser, rest)
     command.run(parser.parse_args(rest))
     return 0
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep blocks of up to 32 MiB when they are freed; fetching fresh pages for every batch costs a tenth of a run."""
-    if platform.libc_ver()[0] == "glibc":
-        trim_threshold, mmap_threshold = -1, -3  # of malloc.h
-        libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 32 * 2**20)
-        libc.mallopt(trim_threshold, 2**31 - 1)

@@ -91,6 +91,18 @@ def test_atm_knows_its_subjects_and_takes_the_mean_for_strangers(seed):
     close(encoders.encode(joint, recordings, whose), joint(recordings))
 
 
+def test_tsconv_is_its_published_layers_one_after_another(seed):
+    """Convolution and pooling are taken as one linear map, in another order of sums: float64 agrees to rounding."""
+    encoder = encoders.build("tsconv", Shape(3, 91, 8)).double().eval()
+    recordings = torch.randn(4, 3, 91, dtype=torch.float64, requires_grad=True)
+    results = []
+    for forward in (encoder, partial(torch.nn.Sequential.forward, encoder)):
+        found = forward(recordings)
+        results.append((found, *torch.autograd.grad(found.square().sum(), [recordings, *encoder.parameters()])))
+    for ours, published in zip(*results):
+        torch.testing.assert_close(ours, published, rtol=1e-10, atol=1e-10)
+
+
 def test_weights_can_start_from_a_given_normal(seed):
     encoder = encoders.build("tsconv", Shape(17, 250, 64))
     encoders.initialise(encoder, 0.02)

@@ -82,7 +82,7 @@ def test_the_optimiser_is_the_one_that_is_asked_for(planted, monkeypatch):
         chosen = config("vanilla", optimiser=optimiser, betas=betas, weight_decay=0.25, epochs=1)
         problem.train(problem.make(chosen), chosen, samples=8)
         known, named = made[-1]
-        assert known.__name__.lower() == optimiser and named == {"lr": 4e-3, "betas": betas, "weight_decay": 0.25}
+        assert known.__name__.lower() == optimiser and named == {"lr": 4e-3, "betas": betas, "weight_decay": 0.25, "fused": True}
     for wrong, message in (({"betas": (0.9, 1.0)}, "betas are"), ({"validation": -1}, "validation is -1")):
         with pytest.raises(UserError, match=message):
             config("vanilla", **wrong)
