@@ -133,7 +133,8 @@ class Contrastive(Method):
 
 def symmetric_contrastive(brain: Tensor, other: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Mean of the two cross-entropies between (B, D) embeddings whose rows belong together, and the logits (B, B)."""
-    logits = (scale * brain @ other.T).float()
+    logits = scale * brain @ other.T
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # half types have too few digits for the sum
     of_all = logits.logsumexp(dim=1) + logits.logsumexp(dim=0)
     return of_all.mean() / 2 - logits.diagonal().mean(), logits
 

@@ -63,15 +63,6 @@ def test_the_training_of_a_method_is_known_to_a_run(name):
     assert all(getattr(made, key) == value for key, value in training.items())
 
 
-def test_published_training():
-    """methods.md, section 6."""
-    nice = {"encoder": "tsconv", "optimiser": "adam", "lr": 2e-4, "betas": (0.5, 0.999), "batch_size": 1000, "epochs": 200}
-    assert nice.items() <= training_of("nice").items()
-    assert {"validation": 740, "initial_std": 0.02}.items() <= training_of("nice").items()
-    atm = {"encoder": "atm", "optimiser": "adamw", "lr": 3e-4, "batch_size": 64, "epochs": 40, "average": False}
-    assert atm.items() <= training_of("atm").items()
-
-
 def test_the_optimiser_is_the_one_that_is_asked_for(planted, monkeypatch):
     made = []
     for kind in ("AdamW", "Adam"):
