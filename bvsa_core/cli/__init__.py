@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.util
 import os
-import platform
 import shlex
 import sys
 from collections.abc import Sequence
 
+from bvsa_core import memory
 from bvsa_core.errors import UserError, unknown_name
 
 COMMANDS = {
@@ -58,7 +57,7 @@ def _dispatch(arguments: list[str]) -> int:
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         raise UserError(unknown_name("command", name, COMMANDS))
-    _keep_freed_memory()
+    memory.keep_freed()
     command = importlib.import_module(f"{__name__}.{name}")
     from bvsa_core.cli.arguments import Parser
 
@@ -68,12 +67,3 @@ def _dispatch(arguments: list[str]) -> int:
     parsed.said = shlex.join(["bvsa", *arguments])
     command.run(parsed)
     return 0
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep blocks of up to 32 MiB when they are freed; fetching fresh pages for every batch costs a tenth of a run."""
-    if platform.libc_ver()[0] == "glibc":
-        trim_threshold, mmap_threshold = -1, -3  # of malloc.h
-        libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 32 * 2**20)
-        libc.mallopt(trim_threshold, 2**31 - 1)

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from bvsa_core import memory
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import Bench, complete, run_cell
 from bvsa_core.experiments.plan import Cell
@@ -122,6 +123,7 @@ _bench: Bench  # of a worker
 
 def _start_worker(threads: int, devices: SimpleQueue) -> None:
     global _bench
+    memory.keep_freed()
     torch.set_num_threads(threads)
     _bench = Bench(devices.get())
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # the parent tells of it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -42,7 +43,7 @@ def fit(
     """
     method.prepare(lambda: make_batch(method, train, torch.arange(len(train), device=train.image_of.device), views, texts))
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimiser]
-    optimiser = kind(method.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    optimiser = kind(method.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
     module, optimiser = fabric.setup(method, optimiser)
     method.epochs = config.epochs
     best = Best(config.selection)
@@ -105,6 +106,7 @@ def blur_census(method: Method, samples: int) -> dict[str, dict[str, int]]:
     gain, kernel_size = method.blur(torch.arange(samples, device=next(method.parameters()).device))
     if kernel_size.is_floating_point():
         gain, kernel_size = (gain * 10).round() / 10, kernel_size.round()
-    pairs = torch.stack([kernel_size.float().cpu(), gain.float().cpu()], dim=1)
-    levels, counts = pairs.unique(dim=0, return_counts=True)
-    return {"blur": {f"k{int(k)} gain {g:g}": n for (k, g), n in zip(levels.tolist(), counts.tolist())}}
+    (sizes, of_size), (gains, of_gain) = (each.float().cpu().unique(return_inverse=True) for each in (kernel_size, gain))
+    counts = torch.bincount(of_size * len(gains) + of_gain, minlength=len(sizes) * len(gains)).tolist()
+    pairs = itertools.product(sizes.tolist(), gains.tolist())
+    return {"blur": {f"k{int(k)} gain {g:g}": n for (k, g), n in zip(pairs, counts) if n}}
