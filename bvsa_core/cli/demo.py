@@ -14,7 +14,7 @@ from bvsa_core.cli.arguments import Parser, make
 from bvsa_core.cli.progress import Display
 from bvsa_core.data.synthetic import SyntheticConfig, make_dataset
 from bvsa_core.experiments.grid import cells, run_grid
-from bvsa_core.files import write_atomically
+from bvsa_core.files import claim, write_atomically
 from bvsa_core.report.tables import rows, to_markdown, to_rich
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.run import Materials
@@ -51,10 +51,10 @@ def run(parsed: jsonargparse.Namespace) -> None:
         make_dataset(demo.data, synthetic, display)
         materials = Materials(base, display)
         grid = cells(base, demo.methods, materials.dataset.subjects, demo.seeds)
-        results = run_grid(grid, demo.out, materials, lambda _, done, of: display("runs", done, of))
-    table = rows(results)
-    demo.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(demo.out / "table.md", to_markdown(table).encode())
-    write_atomically(demo.out / "results.json", json.dumps(results).encode())
+        with claim(demo.out, "a demonstration"):
+            results = run_grid(grid, demo.out, materials, lambda _, done, of: display("runs", done, of))
+            table = rows(results)
+            write_atomically(demo.out / "table.md", to_markdown(table).encode())
+            write_atomically(demo.out / "results.json", json.dumps(results).encode())
     Console().print(to_rich(table))
     print(f"{time.perf_counter() - started:.0f} s; table, runs and their settings are in {demo.out}")

@@ -173,7 +173,10 @@ def write_recordings(path: Path, recordings: Recordings, labels: np.ndarray, ses
         "ch_names": list(recordings.channels),
         "times": recordings.times,
     }
-    torch.save(content, path, pickle_protocol=5)
+    try:
+        torch.save(content, path, pickle_protocol=5)
+    except RuntimeError as error:  # PyTorch's word for a write that failed
+        raise OSError("the disk is full, or fails") from error
 
 
 def concept_of(image: str) -> str:
