@@ -13,7 +13,6 @@ import torch
 from lightning_fabric import Fabric, seed_everything
 from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from lightning_fabric.strategies import DDPStrategy
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from bvsa_core import encoders, methods
@@ -286,23 +285,22 @@ def make_fabric(materials: Materials, precision: str) -> Fabric:
     """What runs a training on the device of the materials, together with the other processes of their team.
 
     Raises:
-        UserError: a precision that is not known, or that the device does not have.
+        UserError: a precision that the device does not have.
     """
     device, team = materials.device, materials.team
-    try:
-        if team.size == 1:
-            devices = [device.index or 0] if device.type == "cuda" else 1
-            return Fabric(accelerator=device.type, devices=devices, precision=precision)
-        fabric = Fabric(
-            accelerator=device.type,
-            strategy=DDPStrategy(find_unused_parameters=True),  # an encoder may have some
-            devices=team.local_size,
-            num_nodes=team.size // team.local_size,
-            precision=precision,
-            plugins=[TorchElasticEnvironment()],
-        )
-    except (ValueError, MisconfigurationException) as error:
-        raise UserError(f"precision {precision!r} on {device.type}: {str(error).splitlines()[0]}") from error
+    if precision == "16-mixed" and device.type == "cpu":
+        raise UserError("precision 16-mixed is for GPUs; take bf16-mixed on the CPU")
+    if team.size == 1:
+        devices = [device.index or 0] if device.type == "cuda" else 1
+        return Fabric(accelerator=device.type, devices=devices, precision=precision)
+    fabric = Fabric(
+        accelerator=device.type,
+        strategy=DDPStrategy(static_graph=True),  # so that an encoder may have parameters that it does not use
+        devices=team.local_size,
+        num_nodes=team.size // team.local_size,
+        precision=precision,
+        plugins=[TorchElasticEnvironment()],
+    )
     fabric.launch()
     return fabric
 
