@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -91,10 +91,13 @@ def team() -> Iterator[Team]:
     try:
         yield Team(rank, size, local_size, f"cuda:{local}" if torch.cuda.device_count() > local else None)
     except BaseException as error:  # the group stays: a process that fails must not wait for others to leave it
-        with suppress(RuntimeError):  # the process that keeps the store may be gone
-            if store.add("failed", 1) > 1:
-                raise SystemExit(2) from error
-        raise
+        try:
+            first = store.add("failed", 1) == 1
+        except RuntimeError:  # the machine that keeps the store is gone, and its processes with it
+            first = not isinstance(error, RuntimeError)
+        if first:
+            raise
+        raise SystemExit(2) from error
     dist.destroy_process_group()
 
 

@@ -76,6 +76,7 @@ def serve() -> None:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         started = time.monotonic()
+        store = keep_store(port) if call["processes"] > 1 else None
         children = [start(call, rank, port) for rank in range(call["processes"])]
         if call["after"] is not None:
             time.sleep(call["after"])
@@ -87,7 +88,21 @@ def serve() -> None:
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             out, err = (Path(call["folder"], f"{stream}{rank}").read_text() for stream in ("out", "err"))
             ended.append({"code": code, "seconds": time.monotonic() - started, "out": out, "err": err})
+        if store:
+            os.kill(store, signal.SIGKILL)
+            os.waitpid(store, 0)
         print(json.dumps(ended), flush=True)
+
+
+def keep_store(port: int) -> int:
+    """The part of torchrun that outlives the processes it starts."""
+    child = os.fork()
+    if not child:
+        from torch.distributed import TCPStore
+
+        store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)  # noqa: F841
+        signal.pause()
+    return child
 
 
 def start(call: dict, rank: int, port: int) -> int:
@@ -102,7 +117,8 @@ def start(call: dict, rank: int, port: int) -> int:
             os.dup2(os.open(Path(call["folder"], f"{stream}{rank}"), os.O_WRONLY | os.O_TRUNC | os.O_CREAT), number)
         if call["processes"] > 1:
             world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": call["processes"], "LOCAL_WORLD_SIZE": call["processes"]}
-            os.environ |= {name: str(value) for name, value in {**world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items()}
+            world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
+            os.environ |= {name: str(value) for name, value in world.items()}
         module, _, function = call["function"].partition(":")
         code = getattr(importlib.import_module(module), function)(*call["args"]) or 0
     except SystemExit as end:
