@@ -122,10 +122,12 @@ def together(members: Team) -> Iterator[None]:
         _together = before
 
 
-def share_out(work: Callable[..., Tensor], *whole: Tensor | None) -> Tensor:
+def share_out(work: Callable[..., Tensor], *whole: Tensor | None, training: bool = False) -> Tensor:
     """work(*whole), whose rows (B, ...) follow from the rows of the arguments, each process doing its part of them.
 
-    What draws random numbers draws those of the whole batch, and batch normalisation sees the whole batch.
+    Args:
+        training: whether work may draw random numbers, which are then those of the whole batch, and normalise batches, which
+            then are the whole one.
     """
     count = len(whole[0])
     if _together is None or count < _together.size:
@@ -133,9 +135,10 @@ def share_out(work: Callable[..., Tensor], *whole: Tensor | None) -> Tensor:
     least, more = divmod(count, _together.size)
     parts = Parts(_together.rank, [least + (rank < more) for rank in range(_together.size)])
     mine = [each if each is None else each[parts.mine] for each in whole]
+    if not training:
+        return gather_rows(work(*mine), parts)
     with WholeBatchNorm(parts), WholeBatchRandom(parts), sdpa_kernel(SDPBackend.MATH):  # whose dropout is drawn by itself
-        rows = work(*mine)
-    return gather_rows(rows, parts)
+        return gather_rows(work(*mine), parts)
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,8 @@ def build(name: str, shape: Shape, options: object | None = None) -> nn.Module:
 def encode(encoder: nn.Module, recordings: Tensor, subjects: Tensor | None = None) -> Tensor:
     """Embeddings (B, embedding); encoders that tell subjects apart learn whose each recording is (B,), -1 for a stranger's."""
     if getattr(encoder, "takes_subjects", False):
-        return share_out(encoder, recordings, subjects)
-    return share_out(encoder, recordings)
+        return share_out(encoder, recordings, subjects, training=encoder.training)
+    return share_out(encoder, recordings, training=encoder.training)
 
 
 @torch.no_grad()

@@ -40,12 +40,22 @@ class RunFolder:
         """
         known = self.path / "run.yaml"
         if known.exists():
-            if yaml.safe_load(known.read_text()) != to_dict(config):
+            if self._described() != to_dict(config):
                 raise UserError(f"{self.path}: holds a run with other settings (see run.yaml); choose another folder with --out")
             return (self.path / "result.json").exists() and not self.resume.exists()
         if self.path.exists() and any(not is_ours(path) for path in self.path.iterdir()):
             raise UserError(f"{self.path}: not empty and not a run; choose another folder with --out")
         return False
+
+    def _described(self) -> dict:
+        path = self.path / "run.yaml"
+        try:
+            described = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+        if not isinstance(described, dict):
+            raise UserError(f"{path}: not the settings of a run; delete the folder, and train the run again")
+        return described
 
     @contextmanager
     def claimed(self, config: RunConfig) -> Iterator[None]:
@@ -100,10 +110,11 @@ class RunFolder:
         path = self.path / "run.yaml"
         if not path.is_file():
             raise UserError(f"{self.path}: no run there (run.yaml is missing); train one with 'bvsa train --out'")
+        described = self._described()
         try:
-            return from_dict(yaml.safe_load(path.read_text()))
-        except (yaml.YAMLError, UnicodeDecodeError, UserError) as error:
-            raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+            return from_dict(described)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
 
     def load_weights(self, module: nn.Module) -> None:
         """Put the trained weights and per-sample state into a module.

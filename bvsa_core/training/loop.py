@@ -72,6 +72,7 @@ def fit(
         if examine is not None:
             with torch.random.fork_rng():  # training draws the same numbers whether it is looked at or not
                 metrics |= examine()
+        metrics = keeper.team.ask_first(lambda: metrics)  # noqa: B023  others may round differently, and must choose the same
         best.offer(method, metrics)
         report(metrics)
         standing.epoch, standing.batch = epoch + 1, 0

@@ -67,7 +67,7 @@ def gradients(path: str, seed: int) -> None:
         torch.manual_seed(seed)
         x = torch.randn(7, 4, 5, dtype=torch.float64, requires_grad=True)
         layers = nn.Sequential(nn.Conv1d(4, 6, 2), nn.BatchNorm1d(6), nn.Dropout(0.4), nn.ELU(), nn.Dropout1d(0.3), nn.Flatten()).double()
-        rows = parallel.share_out(layers, x)
+        rows = parallel.share_out(layers, x, training=True)
         loss = (rows @ rows.T).square().sum() + rows.exp().mean()
         found = [gradient / team.size for gradient in torch.autograd.grad(loss, [x, *layers.parameters()])]  # as DDP divides
         found = [torch.stack(team.gather(gradient)).sum(0) for gradient in found]
@@ -80,7 +80,7 @@ def gradients(path: str, seed: int) -> None:
 def refuses(path: str) -> str:
     """Random numbers that are not one for each sample."""
     with parallel.team() as team, parallel.together(team):
-        parallel.share_out(lambda part: part[:, 0] * torch.rand(()), torch.ones(4, 2))
+        parallel.share_out(lambda part: part[:, 0] * torch.rand(()), torch.ones(4, 2), training=True)
 
 
 def hears_once(path: str) -> int:
