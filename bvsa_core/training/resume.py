@@ -29,7 +29,8 @@ from bvsa_core.parallel import Team
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.selection import Best
 
-SECONDS = 30.0  # between two states; more where writing one takes longer than a twentieth of that
+SECONDS = 30.0  # between two states; more where they are so large that writing one takes a twentieth of that, or longer
+WRITING = 20.0  # times as long as a write, training goes on before the next
 
 
 class Stopped(KeyboardInterrupt):
@@ -147,7 +148,7 @@ class Keeper:
             return
         write_atomically(self.folder.resume, standing.write())
         self.kept = time.monotonic()
-        self.waits = max(SECONDS, 20 * (self.kept - now))
+        self.waits = max(SECONDS, WRITING * (self.kept - now))
         if self.stopping:
             raise Stopped(f"{self.folder.path}: stopped in epoch {min(standing.epoch + 1, epochs)} of {epochs}")
 

@@ -58,7 +58,7 @@ def command(arguments: list[str]) -> int:
     from bvsa_core.cli import main
     from bvsa_core.training import resume
 
-    resume.SECONDS = 0.0
+    resume.SECONDS = resume.WRITING = 0.0
     return main(arguments)
 
 
