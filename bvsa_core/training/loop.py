@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterator
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import TorchElasticEnvironment
+from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor
 
 from bvsa_core.data.split import Split
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Batch, Method
+from bvsa_core.parallel import Team
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.resume import Keeper, Standing
 from bvsa_core.training.selection import Best
@@ -79,6 +82,29 @@ def fit(
         total.zero_()
         keeper.passed(standing, config.epochs, len(order))
     return best.restore(method)
+
+
+def make_fabric(device: torch.device, team: Team, precision: str) -> Fabric:
+    """What runs a training on a device, together with the other processes of a team.
+
+    Raises:
+        UserError: a precision that the device does not have.
+    """
+    if precision == "16-mixed" and device.type == "cpu":
+        raise UserError("precision 16-mixed is for GPUs; take bf16-mixed on the CPU")
+    if team.size == 1:
+        devices = [device.index or 0] if device.type == "cuda" else 1
+        return Fabric(accelerator=device.type, devices=devices, precision=precision)
+    fabric = Fabric(
+        accelerator=device.type,
+        strategy=DDPStrategy(static_graph=True),  # so that an encoder may have parameters that it does not use
+        devices=team.local_size,
+        num_nodes=team.size // team.local_size,
+        precision=precision,
+        plugins=[TorchElasticEnvironment()],
+    )
+    fabric.launch()
+    return fabric
 
 
 def make_batch(method: Method, split: Split, samples: Tensor, views: Views, texts: Tensor) -> Batch:

@@ -10,9 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from lightning_fabric import Fabric, seed_everything
-from lightning_fabric.plugins.environments import TorchElasticEnvironment
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric import seed_everything
 from torch import Tensor
 
 from bvsa_core import encoders, methods
@@ -25,7 +23,7 @@ from bvsa_core.retrieval.evaluate import Embeddings, Protocol, Scoring, ranks, s
 from bvsa_core.retrieval.gates import Reliability, learn_reliability, reliabilities
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import SELECTIONS, SETTINGS, MaterialsConfig, RunConfig
-from bvsa_core.training.loop import fit
+from bvsa_core.training.loop import fit, make_fabric
 from bvsa_core.training.resume import Keeper
 from bvsa_core.training.selection import embed_samples, held_out_top1, rounds
 from bvsa_core.vision.bank import FeatureBank
@@ -258,7 +256,7 @@ def train(
         UserError: data or options do not fit.
     """
     keeper = keeper or Keeper()
-    fabric = make_fabric(materials, config.precision)
+    fabric = make_fabric(materials.device, materials.team, config.precision)
     split, validation = divide(materials.split(materials.trained_on(config), "train"), config)
     texts = materials.texts(split.images, split.concepts)
     shape = shape_of(split, texts.shape[1])
@@ -279,30 +277,6 @@ def train(
     with keeper.listening():
         epoch = fit(method, split, views, texts, config, fabric, report, held_out, examine, keeper)
     return Trained(method, epoch, shape, split, validation)
-
-
-def make_fabric(materials: Materials, precision: str) -> Fabric:
-    """What runs a training on the device of the materials, together with the other processes of their team.
-
-    Raises:
-        UserError: a precision that the device does not have.
-    """
-    device, team = materials.device, materials.team
-    if precision == "16-mixed" and device.type == "cpu":
-        raise UserError("precision 16-mixed is for GPUs; take bf16-mixed on the CPU")
-    if team.size == 1:
-        devices = [device.index or 0] if device.type == "cuda" else 1
-        return Fabric(accelerator=device.type, devices=devices, precision=precision)
-    fabric = Fabric(
-        accelerator=device.type,
-        strategy=DDPStrategy(static_graph=True),  # so that an encoder may have parameters that it does not use
-        devices=team.local_size,
-        num_nodes=team.size // team.local_size,
-        precision=precision,
-        plugins=[TorchElasticEnvironment()],
-    )
-    fabric.launch()
-    return fabric
 
 
 def divide(split: Split, config: RunConfig) -> tuple[Split, Split | None]:

@@ -6,7 +6,6 @@ import json
 import warnings
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from lightning_fabric import seed_everything
@@ -16,8 +15,7 @@ from torch.nn.functional import normalize
 from bvsa_core import encoders, methods, parallel
 from bvsa_core.data.split import Split
 from bvsa_core.training.config import RunConfig
-from bvsa_core.training.loop import fit
-from bvsa_core.training.run import make_fabric
+from bvsa_core.training.loop import fit, make_fabric
 from bvsa_core.vision.multilevel import Fusion, MultiLevelViews
 from bvsa_core.vision.views import Level
 
@@ -43,7 +41,7 @@ def train(name: str, encoder: str, team: parallel.Team, seed: int) -> dict:
     recordings = (features @ torch.randn(16, 3 * 151)).unflatten(1, (3, 151)) + 0.3 * torch.randn(SAMPLES, 3, 151)
     split = Split(recordings, torch.arange(SAMPLES), names, names, ["a", "b", "c"], 1, whose, ["sub-01", "sub-02"])
     config = RunConfig(method=name, encoder=encoder, epochs=3, batch_size=BATCH, lr=1e-3)
-    fabric = make_fabric(SimpleNamespace(device=torch.device("cpu"), team=team), config.precision)
+    fabric = make_fabric(torch.device("cpu"), team, config.precision)
     seed_everything(seed, verbose=False)
     build = partial(encoders.build, encoder, options=config.encoder_options)
     method = methods.method_class(name)(config.method_options, build, SAMPLES, encoders.Shape(3, 151, 16, 2))
