@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"bvsa: error: {where}{error.strerror or error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("bvsa: stopped; the same command continues", file=sys.stderr)
+    except KeyboardInterrupt as stopped:  # which says where, if training could be kept
+        print(f"bvsa: {str(stopped) or 'stopped'}; the same command continues", file=sys.stderr)
         return 130
     return 2
 

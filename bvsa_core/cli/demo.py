@@ -16,7 +16,7 @@ from bvsa_core.cli.report import PAGE, origin, write_page
 from bvsa_core.data.synthetic import SyntheticConfig, make_dataset
 from bvsa_core.experiments.evidence import gather, lines_of_runs, with_curves
 from bvsa_core.experiments.grid import cells, folder_of, run_grid
-from bvsa_core.files import write_atomically
+from bvsa_core.files import claim, write_atomically
 from bvsa_core.report.tables import rows, to_markdown, to_rich
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig
@@ -56,14 +56,14 @@ def run(parsed: jsonargparse.Namespace) -> None:
         make_dataset(demo.data, synthetic, display)
         materials = Materials(base, display)
         grid = cells(base, demo.methods, materials.dataset.subjects, demo.seeds)
-        results = run_grid(grid, demo.out, materials, lambda _, done, of: display("runs", done, of))
-        lines = lines_of_runs([RunFolder(folder_of(cell, demo.out)) for cell in grid])
-        lines = with_curves(lines, lambda _: materials, demo.resamples, display)
-        report = gather("bvsa demo", lines, origin(parsed.said), progress=display)
-    table = rows(results)
-    demo.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(demo.out / "table.md", to_markdown(table).encode())
-    write_atomically(demo.out / "results.json", json.dumps(results).encode())
+        with claim(demo.out, "a demonstration"):
+            results = run_grid(grid, demo.out, materials, lambda _, done, of: display("runs", done, of))
+            table = rows(results)
+            write_atomically(demo.out / "table.md", to_markdown(table).encode())
+            write_atomically(demo.out / "results.json", json.dumps(results).encode())
+            lines = lines_of_runs([RunFolder(folder_of(cell, demo.out)) for cell in grid])
+            lines = with_curves(lines, lambda _: materials, demo.resamples, display)
+            report = gather("bvsa demo", lines, origin(parsed.said), progress=display)
     Console().print(to_rich(table))
     write_page(report, demo.out / PAGE)
     print(f"{time.perf_counter() - started:.0f} s; table, runs and their settings are in {demo.out}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_type_hints
@@ -22,10 +23,12 @@ from bvsa_core.cli.report import PAGE, origin, write_page
 from bvsa_core.data.synthetic import SyntheticConfig, make_dataset
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import Bench, complete, fill_banks
-from bvsa_core.experiments.deal import Team, run_here, run_in_workers, team
+from bvsa_core.experiments.deal import run_here, run_in_workers
 from bvsa_core.experiments.evidence import gather, lines_of_grid
 from bvsa_core.experiments.plan import SETTLED, Cell, Grid, cells, choose, read_grid
 from bvsa_core.experiments.results import write
+from bvsa_core.files import claim
+from bvsa_core.parallel import Team, team
 from bvsa_core.report.content import Report
 from bvsa_core.report.reproduction import to_rich
 from bvsa_core.training.config import RunConfig
@@ -77,9 +80,10 @@ def run(parsed: jsonargparse.Namespace) -> None:
             raise UserError("--workers is for one process; leave torchrun or it out")
         data = data_folders(parsed, grid, display, processes)
         todo, left_out = cells(grid, systems, data, flags)
-        failures = run_all(todo, root, parsed, display, processes)
-        if processes.rank == 0:
-            report = finish(grid, todo, left_out, failures, root, parsed.said, display)
+        with claim(root, "a grid") if processes.rank == 0 else nullcontext():
+            failures = run_all(todo, root, parsed, display, processes)
+            if processes.rank == 0:
+                report = finish(grid, todo, left_out, failures, root, parsed.said, display)
     if processes.rank == 0:
         write_page(report, root / PAGE)
         print(f"{time.perf_counter() - started:.0f} s; table.md, table.csv, table.tex, statistics.json and all runs are in {root}")
@@ -111,7 +115,8 @@ def run_all(todo: list[Cell], root: Path, parsed: jsonargparse.Namespace, displa
     processes.wait()
     if parsed.workers > 1:
         return run_in_workers(todo, root, parsed.workers, report, parsed.threads)
-    return processes.gather(run_here(processes.share(todo), root, bench, report, parsed.threads))
+    failures = processes.gather(run_here(processes.share(todo), root, bench, report, parsed.threads))
+    return {cell: told for part in failures for cell, told in part.items()}
 
 
 def finish(

@@ -203,7 +203,10 @@ def write_recordings(path: Path, recordings: Recordings, labels: np.ndarray, ses
     }
     if sessions is not None:
         content["session"] = sessions
-    torch.save(content, path, pickle_protocol=5)
+    try:
+        torch.save(content, path, pickle_protocol=5)
+    except RuntimeError as error:  # PyTorch's word for a write that failed
+        raise OSError("the disk is full, or fails") from error
 
 
 def concept_of(image: str) -> str:

@@ -19,8 +19,8 @@ from bvsa_core.vision.multilevel import Fusion
 from bvsa_core.vision.views import SHARP, Level
 
 
-@dataclass(frozen=True)
-class Batch:
+@dataclass
+class Batch:  # not frozen: Lightning casts its tensors to the precision of a run
     """Training samples with the features they are aligned to."""
 
     samples: Tensor  # (B,) int64, numbers of the samples in the training set
