@@ -188,8 +188,10 @@ def test_of_two_runs_in_one_folder_the_second_is_refused_and_a_dead_one_is_not_i
         run(config(materials), materials, RunFolder(folder))
     (folder / ".lock").write_text("process 1 on elsewhere\n")  # as a killed one leaves it
     (folder / ".weights.safetensors.elsewhere.1.partial").write_text("half")
-    run(config(materials), materials, RunFolder(folder))
+    known = run(config(materials), materials, RunFolder(folder))
     assert not list(folder.glob(".*"))
+    (folder / ".lock").touch()  # of one that was killed when all was done
+    assert run(config(materials), materials, RunFolder(folder)) == known and not list(folder.glob(".*"))
 
 
 def test_a_state_that_is_damaged_or_of_another_run_is_named(materials, tmp_path, every_batch):
