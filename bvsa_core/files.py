@@ -137,6 +137,17 @@ def _take(path: Path, doing: str) -> int:
         os.close(lock)
 
 
+def tidy(folder: Path, doing: str) -> None:
+    """Clear a finished folder of what a process left there that was killed at the very end.
+
+    Raises:
+        UserError: its process is still at it.
+    """
+    if any(is_ours(path) for path in folder.iterdir()):
+        with claim(folder, doing):
+            pass
+
+
 def is_ours(path: Path) -> bool:
     """Whether a file or folder is one that writing leaves for a moment, or for good where the process is killed."""
     return path.name == LOCK or (path.name.startswith(".") and path.name.endswith(PARTIAL))

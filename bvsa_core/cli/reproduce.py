@@ -27,7 +27,7 @@ from bvsa_core.experiments.deal import run_here, run_in_workers
 from bvsa_core.experiments.evidence import gather, lines_of_grid
 from bvsa_core.experiments.plan import SETTLED, Cell, Grid, cells, choose, read_grid
 from bvsa_core.experiments.results import write
-from bvsa_core.files import claim
+from bvsa_core.files import claim, tidy
 from bvsa_core.parallel import Team, team
 from bvsa_core.report.content import Report
 from bvsa_core.report.reproduction import to_rich
@@ -111,6 +111,10 @@ def run_all(todo: list[Cell], root: Path, parsed: jsonargparse.Namespace, displa
     """Fill the feature banks, then run every cell. Returns what was wrong with those that failed."""
     bench = Bench(processes.device, display)
     report = lambda done, of: display("cells", done, of)  # noqa: E731
+    if processes.rank == 0:
+        for cell in todo:
+            if complete(cell, root):
+                tidy(root / cell.folder, "a run")
     fill_banks([cell for cell in todo if not complete(cell, root)], bench)  # together with the other processes
     processes.wait()
     if parsed.workers > 1:

@@ -30,7 +30,7 @@ import fovblur
 from bvsa_core.data import things_eeg, things_meg
 from bvsa_core.data.layout import DESCRIPTION, IMAGE_FOLDERS, RECORDINGS_FOLDER, Recordings, write_recordings
 from bvsa_core.errors import UserError, unknown_name
-from bvsa_core.files import claim, is_ours, make_folder, remove_partials, write_atomically
+from bvsa_core.files import claim, is_ours, make_folder, remove_partials, tidy, write_atomically
 from bvsa_core.parallel import follow_parent
 
 if TYPE_CHECKING:
@@ -123,6 +123,8 @@ def make_dataset(root: str | Path, config: SyntheticConfig, progress: Progress =
         with claim(root, "the making of data"):
             write_atomically(known, (json.dumps(description, indent=2) + "\n").encode())
             _make(root, plan, config, progress)
+    else:
+        tidy(root, "the making of data")
 
 
 def _make(root: Path, plan: dict[str, list[Picture]], config: SyntheticConfig, progress: Progress) -> None:

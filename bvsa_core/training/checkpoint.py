@@ -21,7 +21,7 @@ from torch import nn
 
 from bvsa_core.data.recording import read_arrays
 from bvsa_core.errors import UserError
-from bvsa_core.files import append_line, claim, is_ours, write_atomically
+from bvsa_core.files import append_line, claim, is_ours, tidy, write_atomically
 from bvsa_core.retrieval.evaluate import Embeddings
 from bvsa_core.training.config import RunConfig, from_dict, to_dict
 
@@ -74,6 +74,17 @@ class RunFolder:
         if not isinstance(described, dict):
             raise UserError(f"{path}: not the settings of a run; delete the folder, and train the run again")
         return described
+
+    def known(self, config: RunConfig) -> dict | None:
+        """The figures of the run of this configuration, where it is complete there.
+
+        Raises:
+            UserError: the folder holds another run, or something else.
+        """
+        if not self.complete(config):
+            return None
+        tidy(self.path, "a run")
+        return self.result()
 
     @contextmanager
     def claimed(self, config: RunConfig) -> Iterator[None]:

@@ -184,7 +184,7 @@ def run(
         Stopped: Ctrl-C stopped the training; the same call goes on.
     """
     team = materials.team
-    if (known := team.ask_first(lambda: folder.result() if folder.complete(config) else None)) is not None:
+    if (known := team.ask_first(lambda: folder.known(config))) is not None:
         return known
     with folder.claimed(config) if team.rank == 0 else nullcontext(), together(team):
         return _run(config, materials, folder, progress, log)

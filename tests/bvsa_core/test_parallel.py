@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
+from dataclasses import replace
 
 import pytest
+from safetensors import safe_open
 
 from bvsa_core import encoders, methods
 
@@ -89,3 +92,27 @@ def test_the_command_trains_in_two_processes_and_only_the_first_writes_and_tells
     first, second = forks.bvsa(*arguments, tmp_path / "else", "--device", "cuda:0", processes=2)
     assert first.code == second.code == 2 and (first.err + second.err).count("\n") == 1
     assert "--device cuda:0 is one for 2 processes; leave it out, and each takes its own" in first.err + second.err
+
+
+def test_grids_and_searches_of_two_processes_are_those_of_one(forks, tiny_data, tmp_path):
+    grid, run = tmp_path / "grid.yaml", tiny_data.parent / "run"
+    grid.write_text("methods: [vanilla, nice]\nencoders: [eeg_project]\nseeds: 1\nresamples: 0\nrun: {epochs: 1, validation: 0}\n")
+    found = []
+    for processes in (1, 2):
+        out = tmp_path / f"by{processes}"
+        for arguments in (("reproduce", grid, "--eeg", tiny_data, "--out", out), ("retrieve", run, "--out", out / "found.json")):
+            first, *others = forks.bvsa(*arguments, processes=processes)
+            assert first.code == 0 and not first.err, first
+            assert all(each == replace(each, code=0, out="", err="") for each in others), others
+        found.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()})
+    assert found[0] == found[1] and len(found[0]) > 10
+
+
+def test_ctrl_c_ends_all_processes_and_the_first_says_where(forks, tiny_data, tmp_path):
+    arguments = ("train", "--data", tiny_data, "--method", "vanilla", "--batch_size", 8, "--epochs", 300, "--out", tmp_path / "run")
+    begun = tmp_path / "run" / "resume.safetensors"
+    first, second = forks.bvsa(*arguments, processes=2, after=begun, by=signal.SIGINT)
+    assert first.code == 130 and second.code == 2 and not second.out + second.err, (first, second)
+    assert first.err.count("\n") == 1 and first.err.endswith("; the same command continues\n")
+    facts = json.loads(safe_open(begun, "pt").metadata()["facts"])
+    assert f"stopped in epoch {facts['epoch'] + 1} of 300" in first.err

@@ -39,8 +39,11 @@ class Forks:
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
         )
 
-    def run(self, function: str, *args: object, processes: int = 1, after: float | None = None, by: int = signal.SIGKILL) -> list[Ended]:
-        """Call a function in so many processes, as torchrun would start them; after so many seconds they get a signal."""
+    def run(
+        self, function: str, *args: object, processes: int = 1, after: float | Path | None = None, by: int = signal.SIGKILL
+    ) -> list[Ended]:
+        """Call a function in so many processes, as torchrun would start them; after so many seconds, or a file, they get a signal."""
+        after = str(after) if isinstance(after, Path) else after
         call = {"function": function, "args": args, "processes": processes, "after": after, "by": by, "folder": str(self.folder)}
         print(json.dumps(call), file=self.program.stdin, flush=True)
         return [Ended(**each) for each in json.loads(self.program.stdout.readline())]
@@ -50,7 +53,7 @@ class Forks:
         return self.run("forks:command", [str(each) for each in arguments], **how)
 
     def close(self) -> None:
-        self.program.stdin.close()
+        self.program.kill()  # whose processes have all ended
         self.program.wait()
 
 
@@ -79,7 +82,11 @@ def serve() -> None:
         store = keep_store(port) if call["processes"] > 1 else None
         children = [start(call, rank, port) for rank in range(call["processes"])]
         if call["after"] is not None:
-            time.sleep(call["after"])
+            if isinstance(call["after"], str):
+                while not Path(call["after"]).exists() and os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                    time.sleep(0.01)
+            else:
+                time.sleep(call["after"])
             for child in children:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, call["by"])
