@@ -58,13 +58,13 @@ class Entry:
 
 def notes(entry: Entry) -> list[str]:
     """What a reader has to know of a line, and in what ours and the published figure differ."""
-    return [*(_of_ours(entry) if entry.row else []), *(_of_published(entry) if entry.published else [])]
+    ours = _of_ours(entry.row, *USUAL[entry.modality]) if entry.row else []
+    return [*ours, *(_of_published(entry.published, entry.row) if entry.published else [])]
 
 
-def _of_ours(entry: Entry) -> Iterable[str]:
-    yield from remarks(entry)
-    row, protocol = entry.row, entry.row.protocol
-    subjects, channels, repetitions = USUAL[entry.modality]
+def _of_ours(row: Row, subjects: int, channels: int, repetitions: int) -> Iterable[str]:
+    protocol = row.protocol
+    yield from remarks(row)
     for what, usual in (("channels", channels), ("repetitions", repetitions)):
         if protocol.get(what) not in (None, usual):
             yield f"{HERE}: {protocol[what]} {'test repetitions averaged' if what == 'repetitions' else what}; usual are {usual}"
@@ -72,9 +72,9 @@ def _of_ours(entry: Entry) -> Iterable[str]:
         yield f"{HERE}: {row.subjects} subject(s); published are means over {subjects}"
 
 
-def remarks(entry: Entry) -> Iterable[str]:
+def remarks(row: Row) -> Iterable[str]:
     """What a reader has to know of our figures, whatever stands beside them."""
-    row, protocol = entry.row, entry.row.protocol
+    protocol = row.protocol
     if protocol["dataset"] == "synthetic":
         yield "synthetic data: made on the machine by a forward model, not recorded from people; published figures are no yardstick"
     if row.note:
@@ -90,8 +90,7 @@ def remarks(entry: Entry) -> Iterable[str]:
         yield f"selection: {HERE} {told.get(protocol['selection'], protocol['selection'])}"
 
 
-def _of_published(entry: Entry) -> Iterable[str]:
-    published, row = entry.published, entry.row
+def _of_published(published: Published, row: Row | None) -> Iterable[str]:
     if published.caveat:
         yield f"{THERE} {published.method}: {published.caveat}"
     if row is None:
