@@ -63,8 +63,8 @@ def notes(entry: Entry) -> list[str]:
 
 
 def _of_ours(row: Row, subjects: int, channels: int, repetitions: int) -> Iterable[str]:
-    protocol = row.protocol
     yield from remarks(row)
+    protocol = row.protocol
     for what, usual in (("channels", channels), ("repetitions", repetitions)):
         if protocol.get(what) not in (None, usual):
             yield f"{HERE}: {protocol[what]} {'test repetitions averaged' if what == 'repetitions' else what}; usual are {usual}"
