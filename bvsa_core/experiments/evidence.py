@@ -52,7 +52,8 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[RunFolder], list[str]]:
     Raises:
         UserError: a folder is not there, or holds no finished run.
     """
-    found, told = {}, []
+    found: dict[Path, None] = {}
+    told = []
     for path in paths:
         if not path.is_dir():
             near = difflib.get_close_matches(path.name, [each.name for each in path.parent.glob("*") if each.is_dir()], n=1)
@@ -80,9 +81,9 @@ def lines_of_runs(folders: Sequence[RunFolder]) -> list[Line]:
     groups: dict[str, list[tuple[RunFolder, RunConfig, dict]]] = {}
     for folder in folders:
         config = folder.config()
-        settings = {name: value for name, value in flat(to_dict(config)).items() if name.split(".")[0] not in _NO_SETTING}
+        own = {name: value for name, value in flat(to_dict(config)).items() if name.split(".")[0] not in _NO_SETTING}
         for result in _results(folder):
-            key = json.dumps([settings, result["protocol"]], sort_keys=True)
+            key = json.dumps([own, result["protocol"]], sort_keys=True)
             groups.setdefault(key, []).append((folder, config, result))
     settings = [json.loads(key)[0] for key in groups]
     data = [tuple(group[0][2]["protocol"].get(name) for name in ("dataset", "modality", "setting")) for group in groups.values()]
@@ -109,9 +110,14 @@ def lines_of_grid(found: Sequence[tuple[Entry, list[dict]]], root: Path) -> list
 
 def _labelled(found: Sequence[tuple[Entry, list[Run]]]) -> list[Line]:
     """Lines, each called by what tells it from the others of its data; so are their trainings, which several lines may share."""
-    labels, trainings = {}, {}
+    labels: dict[int, str] = {}
+    trainings: dict[int, str] = {}
     for data in dict.fromkeys(entry.data for entry, runs in found if runs):
-        here = {number: _names(entry) for number, (entry, runs) in enumerate(found) if runs and entry.data == data}
+        here = {
+            number: _names(entry, entry.row.protocol)
+            for number, (entry, runs) in enumerate(found)
+            if entry.row and runs and entry.data == data
+        }
         labels |= zip(here, distinct(list(here.values())))
         trained_by = {number: tuple(run.folder for run in found[number][1]) for number in here}
         first = {trained_by[number]: number for number in reversed(here)}
@@ -124,8 +130,7 @@ def _labelled(found: Sequence[tuple[Entry, list[Run]]]) -> list[Line]:
     ]
 
 
-def _names(entry: Entry) -> tuple[str, ...]:
-    protocol = entry.row.protocol
+def _names(entry: Entry, protocol: dict) -> tuple[str, ...]:
     return entry.system, f"gate {scoring(protocol)}", entry.encoder, f"pictures by {protocol['encoder']}", protocol["selection"]
 
 
@@ -191,7 +196,7 @@ def with_curves(
     for done, line in enumerate(lines):
         if resamples and line.runs and not any(run.repetitions for run in line.runs):
             folder = RunFolder(line.runs[0].folder)
-            scoring = scoring_of(line.entry.row.protocol, folder.result().get("reliability"))
+            scoring = scoring_of(line.row.protocol, folder.result().get("reliability"))
             (curve,) = repetition_curves(folder, materials_of(folder.config()), [scoring], resamples)
             line = replace(line, runs=[replace(line.runs[0], repetitions=curve), *line.runs[1:]])
         found.append(line)
@@ -247,7 +252,7 @@ def scoring_of(protocol: dict, learnt: dict | None) -> Scoring:
 
 
 def _retrieval(line: Line, run: Run, album: Album) -> Retrieval:
-    folder, protocol = RunFolder(run.folder), line.entry.row.protocol
+    folder, protocol = RunFolder(run.folder), line.row.protocol
     result = folder.result()
     scores = similarity(folder.embeddings(), scoring_of(protocol, result.get("reliability")))
     if scores.shape[0] != len(run.ranks) or scores.shape[1] != len(result["images"]):
@@ -336,8 +341,9 @@ def _blurred(lines: Sequence[Line], album: Album) -> list[Blurred]:
             continue
         images = RunFolder(run.folder).result()["images"]
         names = [images[i * (len(images) - 1) // max(1, SAMPLES - 1)] for i in range(min(SAMPLES, len(images)))]
-        sharp = [album.read(run.settings["data"], name, image_size_of(config.vision)) for name in names]
-        if any(picture is None for picture in sharp):
+        pictures = [album.read(run.settings["data"], name, image_size_of(config.vision)) for name in names]
+        sharp = [picture for picture in pictures if picture is not None]
+        if len(sharp) < len(names):
             continue
         originals = torch.from_numpy(np.stack(sharp)).permute(0, 3, 1, 2)
         sizes, gains = (torch.tensor(values).repeat(len(sharp)) for values in zip(*levels))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bvsa_core.report.reproduction import Entry
+from bvsa_core.report.tables import Row
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,12 @@ class Line:
     training: str  # what its training is called, which lines that only score it otherwise share
     entry: Entry
     runs: list[Run]
+
+    @property
+    def row(self) -> Row:
+        """Our figures, of a line that has runs."""
+        assert self.entry.row is not None
+        return self.entry.row
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,7 @@ class Report:
 
     def trainings(self) -> dict[str, list[Run]]:
         """The runs of every training, each once, however many ways it is scored in."""
-        found = {}
+        found: dict[str, list[Run]] = {}
         for data, lines in self.data.items():
             for line in lines:
                 name = line.training if len(self.data) == 1 else f"{line.training}, {data}"
@@ -123,7 +130,7 @@ def flat(values: dict, before: str = "") -> dict[str, Any]:
     >>> flat({"epochs": 2, "encoder_options": {"dropout": 0.3}})
     {'epochs': 2, 'encoder_options.dropout': 0.3}
     """
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in values.items():
         found |= flat(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value}
     return found

@@ -8,11 +8,13 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from bvsa_core.report.content import Blurred, Line, Report, Retrieval, Run
@@ -52,7 +54,7 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unnamed"
 
 
-def _axes(rows: int, columns: int, height: float, **options: object) -> tuple[Figure, np.ndarray]:
+def _axes(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, np.ndarray]:
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
@@ -65,12 +67,12 @@ def _percent(axes: Axes, what: str) -> None:
 
 def _epochs(axes: Axes, count: int) -> None:
     axes.set_xlabel("epoch")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     if count == 1:
         axes.set_xticks([1])
 
 
-def _legend(figure: Figure, handles: Iterable[object], labels: Iterable[str]) -> None:
+def _legend(figure: Figure, handles: Sequence[Any], labels: Iterable[str]) -> None:
     labels = list(labels)
     longest = max(map(len, labels))
     figure.legend(handles, labels, loc="outside lower center", ncols=max(1, min(len(labels), 84 // (longest + 7))), handlelength=1.8)
@@ -89,7 +91,7 @@ def bars_of(line: Line, k: int) -> dict[str, tuple[float, float, float]]:
     found = {}
     subjects = _by_subject(line)
     if len(subjects) > 1:
-        row = line.entry.row
+        row = line.row
         value, bounds = (row.top1, row.top1_interval) if k == 1 else (row.top5, row.top5_interval)
         found["mean"] = (100 * value, 100 * bounds[0], 100 * bounds[1])
     for subject, ranks in subjects.items():
@@ -101,9 +103,9 @@ def bars_of(line: Line, k: int) -> dict[str, tuple[float, float, float]]:
 def _accuracy(data: str, lines: Sequence[Line]) -> Drawing:
     known = {k: [bars_of(line, k) for line in lines] for k in (1, 5)}
     subjects = list(dict.fromkeys(name for bars in known[1] for name in bars))
-    gallery = {line.entry.row.protocol["gallery"] for line in lines}
+    gallery = {line.row.protocol["gallery"] for line in lines}
 
-    def bars(axes: Axes, shown: Sequence[dict], k: int) -> list[object]:
+    def bars(axes: Axes, shown: Sequence[dict], k: int) -> list[Any]:
         width, handles = 0.8 / len(shown), []
         for number, found in enumerate(shown):
             colour = PALETTE[number]
@@ -137,7 +139,7 @@ def _accuracy(data: str, lines: Sequence[Line]) -> Drawing:
         return figure
 
     crowded = len(lines) > len(PALETTE) or len(lines) * len(subjects) > BARS
-    best = max(lines, key=lambda line: line.entry.row.top1)
+    best = max(lines, key=lambda line: line.row.top1)
     who = "mean over subjects, then each" if len(subjects) > 1 else subjects[0]
     return Drawing(
         f"accuracy-{slug(data)}",
@@ -146,7 +148,7 @@ def _accuracy(data: str, lines: Sequence[Line]) -> Drawing:
         f"{'Top-1' if crowded else 'Top-1 and Top-5'} accuracy in percent, {who}, mean over seeds; whiskers: 95 % bootstrap interval "
         f"over test pictures and seeds{' (of the mean over subjects too)' if len(subjects) > 1 else ''}; dotted: chance.",
         f"Bars of accuracy for {', '.join(line.label for line in lines)}. The highest mean Top-1 accuracy is "
-        f"{100 * best.entry.row.top1:.1f} percent, of {best.label}.",
+        f"{100 * best.row.top1:.1f} percent, of {best.label}.",
         apart if crowded else together,
     )
 
@@ -167,7 +169,7 @@ def _training(trainings: dict[str, list[Run]]) -> Drawing:
 
     def draw() -> Figure:
         figure, axes = _axes(1 + len(chosen), 1, 2.6 + 1.6 * len(chosen), sharex=True)
-        handles = []
+        handles: list[Any] = []
         for number, metrics in enumerate(known.values()):
             look = {"color": PALETTE[number % len(PALETTE)], "ls": DASHES[number // len(PALETTE) % len(DASHES)]}
             for metric, values in metrics.items():
@@ -262,7 +264,7 @@ def _pictures(blurred: Blurred) -> Drawing:
     def draw() -> Figure:
         rows, columns = blurred.images.shape[:2]
         figure, axes = _axes(rows, columns, WIDTH / columns * rows + 0.3)
-        figure.get_layout_engine().set(w_pad=0.015, h_pad=0.015, hspace=0, wspace=0)
+        figure.set_layout_engine("constrained", w_pad=0.015, h_pad=0.015, hspace=0, wspace=0)
         for row, images in zip(axes, blurred.images):
             for each, image in zip(row, images):
                 each.imshow(image)
@@ -299,7 +301,7 @@ def retrieved(report: Report, of: Retrieval, rows: int = 6) -> Drawing:
         columns = len(of.best[0])
         widths = [1, 0.12, *[1] * columns]
         figure, axes = _axes(len(chosen), len(widths), (WIDTH / (columns + 1) + 0.16) * len(chosen), width_ratios=widths)
-        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, hspace=0, wspace=0)
+        figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, hspace=0, wspace=0)
         for row, query in zip(axes, chosen):
             show(row[0], of.right[query], report.pictures[of.right[query]].concept, INK)
             row[1].set_visible(False)
@@ -350,14 +352,14 @@ def _similarity(data: str, shown: Sequence[Retrieval]) -> Drawing:
 
 
 def _clearness(retrieval: Retrieval) -> float:
-    scores = retrieval.similarity
-    right = np.eye(*scores.shape, dtype=bool)
-    return float((scores[right].mean() - scores[~right].mean()) / (scores[~right].std() or 1))
+    right = retrieval.similarity.diagonal()
+    others = retrieval.similarity[np.eye(*retrieval.similarity.shape) == 0]
+    return float((right.mean() - others.mean()) / (others.std() or 1))
 
 
 def _repetitions(data: str, lines: Sequence[Line]) -> Drawing:
-    curves = {line.label: [run.repetitions for run in line.runs if run.repetitions] for line in lines}
-    curves = {label: _mean_curve(found) for label, found in curves.items() if found}
+    known = {line.label: [run.repetitions for run in line.runs if run.repetitions] for line in lines}
+    curves = {label: _mean_curve(found) for label, found in known.items() if found}
 
     def draw() -> Figure:
         figure, axes = _axes(1, 2, 2.7)
@@ -392,7 +394,7 @@ def _repetitions(data: str, lines: Sequence[Line]) -> Drawing:
     )
 
 
-def _mean_curve(curves: Sequence[list[dict]]) -> dict[str, np.ndarray | int]:
+def _mean_curve(curves: Sequence[list[dict]]) -> dict[str, Any]:
     """Means over runs, of the repetitions that all of them have."""
     common = sorted(set.intersection(*({point["averaged"] for point in curve} for curve in curves)))
     at = [{point["averaged"]: point for point in curve} for curve in curves]

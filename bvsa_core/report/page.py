@@ -9,6 +9,7 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from importlib.resources import files
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -110,7 +111,7 @@ def _chance(protocols: Sequence[dict]) -> str:
 
 
 def _figures(line: Line) -> dict:
-    row = line.entry.row
+    row = line.row
     percent = lambda value, bounds: (f"{100 * value:.1f}", f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}")  # noqa: E731
     return {
         "top1": percent(row.top1, row.top1_interval),
@@ -145,7 +146,7 @@ def _blurred(blurred: Blurred) -> dict:
 
 def _retrieved(report: Report) -> dict:
     """What the script shows, as plain as it gets."""
-    runs = [
+    runs: list[dict[str, Any]] = [
         {
             "name": ", ".join([each.label, *([each.data] if len(report.data) > 1 else []), each.subject, f"seed {each.seed}"]),
             "right": each.right,
