@@ -26,6 +26,7 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
 PROVIDERS = {
     "blur": {"cpu", "torchvision loop", "kornia", "OpenCV 8-bit, as UBP", "scipy"},
     "training": {"bvsa_core", "DataLoader of dicts"},
+    "stacking": {"one after another", "stacked"},
     "similarity": {"cpu", "eager PyTorch", "eager, in chunks", *(["faiss IndexFlatIP"] if find_spec("faiss") else [])},
 }
 
