@@ -9,6 +9,14 @@ from collections.abc import Iterable
 class UserError(Exception):
     """Something outside the program is wrong; the message says what, where, and what to do about it, in one line."""
 
+    exit_code = 2
+
+
+class ProblemsFound(UserError):
+    """What was asked for is done, and what it was to look at is not in order."""
+
+    exit_code = 1
+
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """The message for a name that is not one of those known, with the likeliest one meant."""

@@ -29,12 +29,13 @@ _USAGE = "\n".join(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, or 2 after one line that says what was wrong."""
+    """Run one command; returns the exit code: 0, or 2 after one line that says what was wrong; 1 where a check has found problems."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _dispatch(arguments)
     except UserError as error:
         print(f"bvsa: error: {error}", file=sys.stderr)
+        return error.exit_code
     except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -15,7 +15,7 @@ from bvsa_core.data.layout import Dataset
 from bvsa_core.data.published import ubp
 from bvsa_core.data.published.source import Options
 from bvsa_core.data.synthetic import SyntheticConfig, make_dataset
-from bvsa_core.errors import UserError
+from bvsa_core.errors import ProblemsFound, UserError
 
 _ONLY_RAW_EEG, _ONLY_MEG = {"sampling_rate", "whitening"}, {"sensors"}
 
@@ -32,8 +32,9 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     export.add_argument("source", type=Path, help="data set, such as a folder made by 'bvsa data eeg'")
     export.add_argument("folder", type=Path, help="where sub-XX go; what is there already stays")
     commands.add_subcommand("export", export, help="write recordings in the layout of UBP and BVSA")
-    check = Parser(description="Say what is missing or wrong in a data set, file by file.")
-    check.add_argument("folder", type=Path, help="data set: a folder made by 'bvsa data', or in the layout of UBP and BVSA")
+    check = Parser(description="Say what is missing or wrong in a data set, file by file. Exit code 1 where something is.")
+    check.add_argument("folder", type=Path, help="made by 'bvsa data', in the layout of UBP and BVSA, or to be converted")
+    check.add_argument("--images", type=Path, help="stimuli or image_metadata.npy of a folder to be converted, unless beside it")
     commands.add_subcommand("check", check, help="say what is missing or wrong, file by file")
     images = Parser(description="Check, resize and index the stimuli that a folder of recordings needs.")
     images.add_argument("source", type=Path, help="training_images and test_images as folders or zip files, or the pictures of THINGS")
@@ -78,11 +79,12 @@ def _report(what: str, chosen: jsonargparse.Namespace) -> None:
         if what == "images":
             report = bring_images(chosen.source, chosen.folder, chosen.size, chosen.quality, display)
         else:
-            report = check_dataset(chosen.folder, display)
+            report = check_dataset(chosen.folder, display, chosen.images)
     for line in report.found:
         print(line)
     if report.problems:
         for problem in report.problems:
             print(f"wrong: {problem}")
-        raise UserError(f"{chosen.folder}: {len(report.problems)} problem(s), listed above")
+        kind = ProblemsFound if what == "check" else UserError
+        raise kind(f"{chosen.folder}: {len(report.problems)} problem(s), listed above")
     print("nothing wrong")

@@ -73,7 +73,14 @@ class Dataset:
     def description(self) -> dict:
         """What its maker wrote into dataset.json; empty where there is none, as in published folders."""
         path = self.root / DESCRIPTION
-        return json.loads(path.read_text()) if path.exists() else {}
+        try:
+            content = json.loads(path.read_text()) if path.exists() else {}
+            if {type(content), type(content.get("name", "")), type(content.get("modality", ""))} == {dict, str}:
+                return content
+            reason = "it must be an object with a name and a modality"
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
+            reason = str(error)
+        raise UserError(f"{path}: damaged ({reason}); delete it, or write {{}} into it")
 
     @property
     def modality(self) -> str:
@@ -151,8 +158,11 @@ def read_stored(folder: Path, split: str) -> Recordings:
     return Recordings(data, about.images, about.concepts, header.channels, np.array(header.times), header.modality, about.sessions)
 
 
-def read_recordings(path: Path) -> Recordings:
+def read_recordings(path: Path, finite: bool = True) -> Recordings:
     """One train.pt or test.pt.
+
+    Args:
+        finite: refuse samples that are not.
 
     Raises:
         UserError: it is missing, damaged, or its parts do not fit together.
@@ -183,7 +193,7 @@ def read_recordings(path: Path) -> Recordings:
     # The published files keep the times of the whole epoch beside its last second.
     sessions = _sessions(content.get("session"), data.shape[:2])
     recordings = Recordings(data, images, concepts, channel_names, times[-time:], modality, sessions)
-    if (where := first_bad_condition(data)) is not None:
+    if finite and (where := first_bad_condition(data)) is not None:
         raise UserError(f"{path}: condition {where} ({images[where]}) has NaN or infinite samples; make the file again")
     return recordings
 

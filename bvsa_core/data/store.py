@@ -221,17 +221,17 @@ def read_header(folder: Path) -> Header:
     """
     path = folder / HEADER
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
         if content["format"] != FORMAT:
             raise UserError(f"{path}: format {content['format']}, and this version reads {FORMAT}; make it again by bvsa data")
         content["splits"] = {name: SplitHeader(**split) for name, split in content["splits"].items()}
         header = Header(**content)
+        _check(header, path)
+        return header
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); make the folder again by bvsa data") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({error}); make the folder again by bvsa data") from error
-    _check(header, path)
-    return header
 
 
 def open_array(folder: Path, header: Header, split: str) -> np.ndarray:
@@ -300,11 +300,26 @@ def sha256_of(path: Path) -> str:
 
 
 def _check(header: Header, path: Path) -> None:
+    texts = [header.subject, header.modality, header.units, header.layout, *header.channels, *header.processing]
+    numbers = [header.sampling_rate, *header.times]
+    for split in header.splits.values():
+        texts += [*split.images, *split.concepts, split.sha256]
+        numbers += [*split.shape, *(number for row in split.sessions or () for number in row)]
+    lists = [header.channels, header.times, header.processing, *(part for split in header.splits.values() for part in _lists(split))]
+    typed = all(isinstance(part, list) for part in lists) and all(isinstance(text, str) for text in texts)
+    if not typed or not all(type(number) in (int, float) for number in numbers) or not isinstance(header.made_from, dict):
+        raise UserError(f"{path}: damaged (something in it is of another type); make the folder again by bvsa data")
     for name, split in header.splits.items():
         conditions = split.shape[0] if len(split.shape) == 4 else -1
         fits = split.shape[2:] == [len(header.channels), len(header.times)] and name in SPLITS
+        if split.sessions is not None:
+            fits &= len(split.sessions) == conditions and {len(row) for row in split.sessions} <= {split.shape[1]}
         if not fits or {len(split.images), len(split.concepts)} != {conditions}:
             raise UserError(f"{path}: damaged (the {name} part contradicts itself); make the folder again by bvsa data")
+
+
+def _lists(split: SplitHeader) -> list[Any]:
+    return [split.shape, split.images, split.concepts, *(() if split.sessions is None else (split.sessions, *split.sessions))]
 
 
 def _json(content: Any) -> bytes:

@@ -171,14 +171,19 @@ def _write(epochs: Epochs, target: np.memmap, keep: slice, progress: Callable[[i
         block = epochs.rows(slice(start, min(start + step, conditions)))[..., keep]
         with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite, and the store refuses it
             target[start : start + len(block)] = block
-        if (mapped := map_behind(epochs.behind)) is not None and hasattr(mmap, "MADV_DONTNEED"):
-            mapped.madvise(mmap.MADV_DONTNEED)  # or every page that was read would count as this process's memory
+        drop_pages(epochs.behind)
         power += float(np.mean(np.square(block, dtype=np.float64))) * len(block) / conditions
     progress(conditions, conditions)
     target.flush()
     if np.sqrt(power) < _SMALLEST and epochs.dtype != np.float16:
         deviation = f"{np.sqrt(power):.1e}"
         raise UserError(f"{epochs.path}: samples are about {deviation}, too small for float16; bring them to microvolts or whiten them")
+
+
+def drop_pages(array: Any) -> None:
+    """Have the pages read of a memory map leave memory, which would count as this process's."""
+    if (mapped := map_behind(array)) is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def map_behind(array: Any) -> mmap.mmap | None:
