@@ -1,4 +1,4 @@
-"""How a process treats memory that it frees: fetching fresh pages for every batch can cost half of an epoch on a CPU."""
+"""How a process treats memory that it frees: fetching fresh pages for every batch can cost a third of an epoch on a CPU."""
 
 from __future__ import annotations
 
