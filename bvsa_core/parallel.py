@@ -64,15 +64,6 @@ class Team:
         dist.broadcast_object_list(answer)
         return answer[0]
 
-    @contextmanager
-    def first_alone(self) -> Iterator[None]:
-        """Inside is the first process alone, then the others, who find done what it has done."""
-        if self.rank > 0:
-            self.wait()
-        yield
-        if self.rank == 0:
-            self.wait()
-
 
 @contextmanager
 def team() -> Iterator[Team]:

@@ -136,14 +136,12 @@ class Materials:
             online = self._online(tuple(pictures))
             return lambda *asked: share_out(online, *asked)
         bank = self.bank(pictures)
-        with self.team.first_alone():
-            bank.fill(levels, lambda done, total: self.progress("features", done, total))
+        bank.fill(levels, lambda done, total: self.progress("features", done, total))  # together with the other processes
         return BankedViews(bank.load(levels).to(self.device), levels)
 
     def texts(self, pictures: Sequence[str], concepts: Sequence[str]) -> Tensor:
         """Features (pictures, D) of the prompts that name what pictures show."""
-        with self.team.first_alone():
-            return self.bank(pictures).texts(self.prompts(concepts)).to(self.device)
+        return self.bank(pictures).texts(self.prompts(concepts)).to(self.device)
 
     def prompts(self, concepts: Sequence[str]) -> list[str]:
         """The texts that name concepts."""
