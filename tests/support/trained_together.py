@@ -40,7 +40,7 @@ def train(name: str, encoder: str, team: parallel.Team, seed: int) -> dict:
     names, whose = [str(i) for i in range(SAMPLES)], torch.arange(SAMPLES) % 2
     recordings = (features @ torch.randn(16, 3 * 151)).unflatten(1, (3, 151)) + 0.3 * torch.randn(SAMPLES, 3, 151)
     split = Split(recordings, torch.arange(SAMPLES), names, names, ["a", "b", "c"], 1, whose, ["sub-01", "sub-02"])
-    config = RunConfig(method=name, encoder=encoder, epochs=3, batch_size=BATCH, lr=1e-3)
+    config = RunConfig(method=name, encoder=encoder, epochs=3, batch_size=BATCH)  # at the published learning rate
     fabric = make_fabric(torch.device("cpu"), team, config.precision)
     seed_everything(seed, verbose=False)
     build = partial(encoders.build, encoder, options=config.encoder_options)
