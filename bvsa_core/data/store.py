@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from bvsa_core.data.recording import READ_ERRORS
 from bvsa_core.errors import UserError
 from bvsa_core.files import locked, write_atomically
 
@@ -245,7 +246,7 @@ def open_array(folder: Path, header: Header, split: str) -> np.ndarray:
         raise UserError(f"{folder}: no {split} data; there are {', '.join(header.splits)}")
     try:
         data = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except READ_ERRORS as error:
         raise UserError(f"{path}: missing or damaged ({error}); delete {folder} and make it again") from error
     if list(data.shape) != header.splits[split].shape or data.dtype != _DTYPE:
         raise UserError(f"{path}: {data.dtype} {data.shape} where {HEADER} tells of {header.splits[split].shape}; make it again")
