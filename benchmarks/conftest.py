@@ -26,16 +26,19 @@ def limits(device) -> Limits:
 
 @pytest.fixture
 def time_provider(benchmark, device) -> Callable:
-    """time_provider(function, suite=, case=, provider=, ours=, limit_s=): time it by pytest-benchmark and record it."""
+    """time_provider(function, suite=, case=, provider=, ours=, limit_s=): time it by pytest-benchmark and record it.
 
-    def run(function: Callable[[], object], *, seconds: float = 2.0, **info) -> None:
+    `least` is the number of rounds of what takes longer than `seconds` altogether.
+    """
+
+    def run(function: Callable[[], object], *, seconds: float = 2.0, least: int = 5, **info) -> None:
         clock = clock_of(device)
         function()  # compiles, tunes, allocates
         start = clock()
         function()
         once = clock() - start
         iterations = max(1, min(100, int(0.02 / max(once, 1e-7)))) if device.type == "cuda" else 1
-        rounds = max(5, min(50, int(seconds / (once * iterations))))
+        rounds = max(least, min(50, int(seconds / (once * iterations))))
         benchmark._timer = clock
         benchmark.pedantic(function, rounds=rounds, iterations=iterations)
         benchmark.extra_info |= {"peak_bytes": peak_bytes(function, device), **info}

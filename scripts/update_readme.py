@@ -4,7 +4,7 @@ A test fails where the README says anything else. The sources are kept by the ru
 
     demo    docs/demo_table.md, the table.md of `bvsa demo`
     tiny    bvsa_core/vision/tiny_clip_training.json, by scripts/train_tiny_clip.py
-    speed   benchmarks/results/{blur,similarity}_cpu.json, where they are, by python -m benchmarks --suite blur|similarity --json
+    speed   benchmarks/results/{blur,similarity,training}_cpu.json, where they are, by python -m benchmarks --suite NAME --json
     features benchmarks/results/features_cpu.json, likewise
 """
 

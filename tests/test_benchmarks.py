@@ -28,6 +28,7 @@ PROVIDERS = {
     "blur": {"cpu", "torchvision loop", "kornia", "OpenCV 8-bit, as UBP", "scipy"},
     "training": {"bvsa_core", "DataLoader of dicts"},
     "features": {"bvsa_core", "DataLoader, a pass a level"},
+    "stacking": {"one after another", "stacked"},
     "similarity": {"cpu", "eager PyTorch", "eager, in chunks", *(["faiss IndexFlatIP"] if find_spec("faiss") else [])},
 }
 

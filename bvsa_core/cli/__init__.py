@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.util
 import os
-import platform
+import shlex
 import sys
 from collections.abc import Sequence
 
+from bvsa_core import memory
 from bvsa_core.errors import UserError, unknown_name
 
 COMMANDS = {
-    "demo": "the embedded default end to end: data, features, training, table",
+    "demo": "the embedded default end to end: data, features, training, table, page",
     "data": "make, convert or check a data set",
     "features": "fill the feature bank",
     "train": "train one method on one or all subjects",
     "evaluate": "score a run, or embeddings made elsewhere",
     "reproduce": "a grid of methods, subjects, seeds and settings beside the published table",
     "retrieve": "the best pictures of a gallery for given recordings",
+    "report": "one self-contained HTML page about runs, and its figures",
 }
-_NEEDED = ("jsonargparse", "open_clip", "lightning_fabric", "safetensors", "scipy", "PIL", "rich", "torchvision")
+_NEEDED = ("jsonargparse", "open_clip", "lightning_fabric", "safetensors", "scipy", "PIL", "rich", "torchvision", "matplotlib", "jinja2")
 _USAGE = "\n".join(
     ["usage: bvsa COMMAND [options]      bvsa COMMAND --help", "", *(f"  {name:<10} {text}" for name, text in COMMANDS.items())]
 )
@@ -41,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"bvsa: error: {where}{error.strerror or error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("bvsa: stopped; the same command continues", file=sys.stderr)
+    except KeyboardInterrupt as stopped:  # which says where, if training could be kept
+        print(f"bvsa: {str(stopped) or 'stopped'}; the same command continues", file=sys.stderr)
         return 130
     return 2
 
@@ -57,20 +58,13 @@ def _dispatch(arguments: list[str]) -> int:
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         raise UserError(unknown_name("command", name, COMMANDS))
-    _keep_freed_memory()
+    memory.keep_freed()
     command = importlib.import_module(f"{__name__}.{name}")
     from bvsa_core.cli.arguments import Parser
 
     parser = Parser(prog=f"bvsa {name}", description=command.__doc__)
     command.add_arguments(parser, rest)
-    command.run(parser.parse_args(rest))
+    parsed = parser.parse_args(rest)
+    parsed.said = shlex.join(["bvsa", *arguments])
+    command.run(parsed)
     return 0
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep blocks of up to 32 MiB when they are freed; fetching fresh pages for every batch costs a tenth of a run."""
-    if platform.libc_ver()[0] == "glibc":
-        trim_threshold, mmap_threshold = -1, -3  # of malloc.h
-        libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 32 * 2**20)
-        libc.mallopt(trim_threshold, 2**31 - 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -29,12 +30,12 @@ class Parser(jsonargparse.ArgumentParser):
         raise UserError(f"{told} (see {self.prog} --help)")
 
 
-def add_dataclass(parser: Parser, config_class: type, skip: set[str] = frozenset()) -> None:
+def add_dataclass(parser: Parser, config_class: type, skip: Set[str] = frozenset()) -> None:
     """A flag for every field of a dataclass."""
     parser.add_class_arguments(config_class, skip=set(skip))
 
 
-def add_run_arguments(parser: Parser, arguments: list[str], skip: set[str] = frozenset()) -> None:
+def add_run_arguments(parser: Parser, arguments: list[str], skip: Set[str] = frozenset()) -> None:
     """The flags of a RunConfig. Options and defaults depend on method, preset and encoder, so these are read first."""
     parser.add_argument("--config", action="config", help="YAML file with any of these settings, such as a run's run.yaml")
     add_dataclass(parser, RunConfig, {"method_options", "encoder_options", *skip})

@@ -17,7 +17,7 @@ from bvsa_core.data.published.source import Options
 from bvsa_core.data.synthetic import SyntheticConfig, make_dataset
 from bvsa_core.errors import ProblemsFound, UserError
 
-_ONLY_RAW_EEG = {"sampling_rate", "whitening"}
+_ONLY_RAW_EEG, _ONLY_MEG = {"sampling_rate", "whitening"}, {"sensors"}
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
@@ -26,7 +26,7 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     synthetic.add_argument("folder", type=Path, help="where it goes")
     synthetic.add_class_arguments(SyntheticConfig)
     commands.add_subcommand("synthetic", synthetic, help="make the synthetic data set")
-    for modality, name, skip in (("eeg", "THINGS-EEG2", set()), ("meg", "THINGS-MEG", _ONLY_RAW_EEG)):
+    for modality, name, skip in (("eeg", "THINGS-EEG2", _ONLY_MEG), ("meg", "THINGS-MEG", _ONLY_RAW_EEG)):
         commands.add_subcommand(modality, _conversion(modality, name, skip), help=f"convert published {name} recordings")
     export = Parser(description="Write a data set's recordings in the layout of UBP and BVSA: sub-XX/train.pt and test.pt.")
     export.add_argument("source", type=Path, help="data set, such as a folder made by 'bvsa data eeg'")

@@ -1,4 +1,4 @@
-"""The embedded default end to end: synthetic data, features, training of methods with several seeds, one table."""
+"""The embedded default end to end: synthetic data, features, training of methods with several seeds, one table, one page."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from rich.console import Console
 
 from bvsa_core.cli.arguments import Parser, make
 from bvsa_core.cli.progress import Display
+from bvsa_core.cli.report import PAGE, origin, write_page
 from bvsa_core.data.synthetic import SyntheticConfig, make_dataset
-from bvsa_core.experiments.grid import cells, run_grid
-from bvsa_core.files import write_atomically
+from bvsa_core.experiments.evidence import gather, lines_of_runs, with_curves
+from bvsa_core.experiments.grid import cells, folder_of, run_grid
+from bvsa_core.files import claim, write_atomically
 from bvsa_core.report.tables import rows, to_markdown, to_rich
+from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.run import Materials
 
@@ -32,6 +35,8 @@ class DemoConfig:
     """Methods that are trained, all alike."""
     seeds: int = 3
     """Seeds of every method."""
+    resamples: int = 2
+    """Draws for the curves over test repetitions on the page, of the first seed; 0 leaves them out."""
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
@@ -51,10 +56,14 @@ def run(parsed: jsonargparse.Namespace) -> None:
         make_dataset(demo.data, synthetic, display)
         materials = Materials(base, display)
         grid = cells(base, demo.methods, materials.dataset.subjects, demo.seeds)
-        results = run_grid(grid, demo.out, materials, lambda _, done, of: display("runs", done, of))
-    table = rows(results)
-    demo.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(demo.out / "table.md", to_markdown(table).encode())
-    write_atomically(demo.out / "results.json", json.dumps(results).encode())
+        with claim(demo.out, "a demonstration"):
+            results = run_grid(grid, demo.out, materials, lambda _, done, of: display("runs", done, of))
+            table = rows(results)
+            write_atomically(demo.out / "table.md", to_markdown(table).encode())
+            write_atomically(demo.out / "results.json", json.dumps(results).encode())
+            lines = lines_of_runs([RunFolder(folder_of(cell, demo.out)) for cell in grid])
+            lines = with_curves(lines, lambda _: materials, demo.resamples, display)
+            report = gather("bvsa demo", lines, origin(parsed.said), progress=display)
     Console().print(to_rich(table))
+    write_page(report, demo.out / PAGE)
     print(f"{time.perf_counter() - started:.0f} s; table, runs and their settings are in {demo.out}")

@@ -5,7 +5,18 @@ from __future__ import annotations
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+class Rate(ProgressColumn):
+    """Items a second, or seconds an item where one takes longer."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        if not speed:
+            return Text("")
+        return Text(f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each")
 
 
 class Display:
@@ -17,6 +28,7 @@ class Display:
             TextColumn("{task.description:<28}"),
             BarColumn(),
             MofNCompleteColumn(),
+            Rate(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
@@ -26,7 +38,7 @@ class Display:
 
     def __call__(self, what: str, done: float, of: int) -> None:
         if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(what, total=of)
+            self._tasks[what] = self._bars.add_task(what, total=of, completed=done)  # what was done before does not count as fast
         self._bars.update(self._tasks[what], completed=done, total=of)
 
     def __enter__(self) -> Display:

@@ -1,4 +1,4 @@
-"""Methods x encoders x subjects x seeds x settings from one YAML file, and one table with the published figures beside ours.
+"""Methods x encoders x subjects x seeds x settings from one YAML file, and one table and page with the published figures beside ours.
 
 GRID is main (the four settings), ablation (the parts of BVSA, every gate and the control), c-sweep, fidelity (presets side
 by side), or a YAML file like those in bvsa_core/experiments. Cells that are complete are not run again, so the same command
@@ -9,21 +9,27 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 import jsonargparse
 from rich.console import Console
 
 from bvsa_core.cli.arguments import Parser
 from bvsa_core.cli.progress import Display
+from bvsa_core.cli.report import PAGE, origin, write_page
 from bvsa_core.data.synthetic import SyntheticConfig, make_dataset
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import Bench, complete, fill_banks
-from bvsa_core.experiments.deal import Team, run_here, run_in_workers, team
+from bvsa_core.experiments.deal import run_here, run_in_workers
+from bvsa_core.experiments.evidence import gather, lines_of_grid
 from bvsa_core.experiments.plan import SETTLED, Cell, Grid, cells, choose, read_grid
 from bvsa_core.experiments.results import write
+from bvsa_core.files import claim, tidy
+from bvsa_core.parallel import Team, team
+from bvsa_core.report.content import Report
 from bvsa_core.report.reproduction import to_rich
 from bvsa_core.training.config import RunConfig
 
@@ -74,9 +80,13 @@ def run(parsed: jsonargparse.Namespace) -> None:
             raise UserError("--workers is for one process; leave torchrun or it out")
         data = data_folders(parsed, grid, display, processes)
         todo, left_out = cells(grid, systems, data, flags)
-        failures = run_all(todo, root, parsed, display, processes)
-        if processes.rank == 0:
-            finish(grid, todo, left_out, failures, root, time.perf_counter() - started)
+        with claim(root, "a grid") if processes.rank == 0 else nullcontext():
+            failures = run_all(todo, root, parsed, display, processes)
+            if processes.rank == 0:
+                report = finish(grid, todo, left_out, failures, root, parsed.said, display)
+    if processes.rank == 0:
+        write_page(report, root / PAGE)
+        print(f"{time.perf_counter() - started:.0f} s; table.md, table.csv, table.tex, statistics.json and all runs are in {root}")
     if failures and processes.rank == 0:
         raise UserError(f"{len(failures)} of {len(todo)} cells failed, as told above; the same command tries them again")
 
@@ -101,19 +111,26 @@ def run_all(todo: list[Cell], root: Path, parsed: jsonargparse.Namespace, displa
     """Fill the feature banks, then run every cell. Returns what was wrong with those that failed."""
     bench = Bench(processes.device, display)
     report = lambda done, of: display("cells", done, of)  # noqa: E731
+    if processes.rank == 0:
+        for cell in todo:
+            if complete(cell, root):
+                tidy(root / cell.folder, "a run")
     fill_banks([cell for cell in todo if not complete(cell, root)], bench)  # together with the other processes
     processes.wait()
     if parsed.workers > 1:
         return run_in_workers(todo, root, parsed.workers, report, parsed.threads)
-    return processes.gather(run_here(processes.share(todo), root, bench, report, parsed.threads))
+    failures = processes.gather(run_here(processes.share(todo), root, bench, report, parsed.threads))
+    return {cell: told for part in failures for cell, told in part.items()}
 
 
-def finish(grid: Grid, todo: list[Cell], left_out: list[str], failures: dict[str, Any], root: Path, seconds: float) -> None:
-    """Write the files of the grid, and tell."""
-    entries = write(grid, todo, left_out, root)
-    Console().print(to_rich(grid.title, entries))
+def finish(
+    grid: Grid, todo: list[Cell], left_out: list[str], failures: dict[str, str], root: Path, said: str, display: Display
+) -> Report:
+    """Write the tables of the grid, tell, and gather what its page shows."""
+    found = write(grid, todo, left_out, root)
+    Console().print(to_rich(grid.title, [entry for entry, _ in found]))
     for sentence in left_out:
         print(sentence)
     for cell, told in failures.items():
         print(f"failed: {cell}: {told}", file=sys.stderr)
-    print(f"{seconds:.0f} s; table.md, table.csv, table.tex, statistics.json and all runs are in {root}")
+    return gather(grid.title or root.name, lines_of_grid(found, root), origin(said), progress=display)

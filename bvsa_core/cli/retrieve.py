@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 import numpy as np
 import torch
-import torch.distributed as dist
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -26,6 +25,7 @@ from bvsa_core.data.split import make_split
 from bvsa_core.errors import UserError
 from bvsa_core.files import write_atomically
 from bvsa_core.methods.base import Method
+from bvsa_core.parallel import team
 from bvsa_core.retrieval.evaluate import Scoring
 from bvsa_core.retrieval.gallery import Gallery, Rows
 from bvsa_core.retrieval.gates import Reliability
@@ -66,8 +66,11 @@ def run(parsed: jsonargparse.Namespace) -> None:
     scoring = Scoring(parsed.gate, Reliability(**learnt) if learnt else None)
     config = folder.config()
     moved = {name: getattr(parsed, name) for name in ("data", "bank") if getattr(parsed, name) is not None}
-    with processes() as (rank, device), Display(quiet=rank > 0) as display:
-        materials = Materials(replace(config, device=device or parsed.device, **moved), display)
+    with team() as processes, Display(quiet=processes.rank > 0) as display:
+        if parsed.index is not None and processes.size > 1:
+            raise UserError("--index is for one process; leave torchrun or the index out")
+        device = parsed.device if processes.size == 1 else processes.device or "cpu"
+        materials = Materials(replace(config, device=device, **moved), display)
         method = load_method(folder, materials)
         if method.classifies:
             raise UserError(f"{parsed.run}: method {config.method} classifies test pictures and has no embeddings to search with")
@@ -80,7 +83,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
             found, recalled = search(queries, gallery, parsed.top, scoring, progress=report), None
         else:
             found, recalled = search_by_index(parsed, queries, gallery, scoring, display)
-    if rank == 0:
+    if processes.rank == 0:
         tell(parsed, found, names, gallery, {**scoring.protocol(), "gallery": len(gallery), "recall": recalled})
 
 
@@ -88,8 +91,6 @@ def search_by_index(
     parsed: jsonargparse.Namespace, queries: Queries, gallery: Gallery, scoring: Scoring, display: Display
 ) -> tuple[Found, float]:
     """What the index leads to, and the share of the exact answer that is in it."""
-    if dist.is_initialized():
-        raise UserError("--index is for one process; leave torchrun or the index out")
     if parsed.candidates < parsed.top:
         raise UserError(f"--candidates {parsed.candidates} are fewer than --top {parsed.top}")
     index = Index(parsed.index, gallery, parsed.index_type, lambda done, of: display("rows indexed", done, of))
@@ -98,20 +99,6 @@ def search_by_index(
     some = Queries(*(brain[:RECALL_QUERIES] for brain in queries))
     exact = search(some, gallery, parsed.top, scoring, progress=lambda done, of: display("exact search for recall", done, of))
     return found, recall(found.rows[:RECALL_QUERIES], exact.rows)
-
-
-@contextmanager
-def processes() -> Iterator[tuple[int, str | None]]:
-    """This process's rank, and its device where torchrun started several."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield 0, None
-        return
-    dist.init_process_group("gloo")
-    try:
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        yield dist.get_rank(), f"cuda:{local}" if torch.cuda.device_count() > local else "cpu"
-    finally:
-        dist.destroy_process_group()
 
 
 @contextmanager
@@ -173,7 +160,8 @@ def open_gallery(parsed: jsonargparse.Namespace, method: Method, materials: Mate
     Raises:
         UserError: it is missing, empty, damaged, or of another kind.
     """
-    shared = {"image_embeddings": method.image_embeddings, "text_embeddings": method.text_embeddings, "device": materials.device}
+    shared: dict[str, Any] = {"image_embeddings": method.image_embeddings, "text_embeddings": method.text_embeddings}
+    shared["device"] = materials.device
     where, levels = parsed.gallery, method.views_of_gallery()
     given_texts = Rows(parsed.gallery_text) if parsed.gallery_text else None
     if where is not None and not Path(where).is_dir():

@@ -1,18 +1,26 @@
-"""Train one method for one subject, or for all of them one after another, and score it on that one's test set."""
+"""Train one method for one subject, or for all of them one after another, and score it on that one's test set.
+
+A run that was stopped or killed goes on where it stood when the same command is given again. Under torchrun the processes
+train together, each encoding its part of every batch; see docs/several_machines.md.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import jsonargparse
 from rich.console import Console
 
 from bvsa_core.cli.arguments import Parser, add_run_arguments, make
 from bvsa_core.cli.progress import Display
+from bvsa_core.errors import UserError
+from bvsa_core.parallel import Team, team
 from bvsa_core.report.tables import rows, to_rich
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig
+from bvsa_core.training.logs import logger
 from bvsa_core.training.run import Materials
 from bvsa_core.training.run import run as run_one
 
@@ -21,16 +29,36 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     add_run_arguments(parser, arguments)
     out = "folder of the run; one folder a subject with --subject all"
     parser.add_argument("--out", type=Path, default=Path("bvsa_runs/train"), help=out)
+    log = "who else hears of the metrics of every epoch: tensorboard (in the folder of the run), wandb or none"
+    parser.add_argument("--log", type=Literal["tensorboard", "wandb", "none"], default="none", help=log)
 
 
 def run(parsed: jsonargparse.Namespace) -> None:
     config = make(RunConfig, parsed)
-    with Display() as display:
-        materials = Materials(config, display)
+    with team() as processes, Display(quiet=processes.rank > 0) as display:
+        materials = Materials(replace(config, device=own_device(config.device, processes)), display, processes)
         everyone = config.subject == "all"
         results = []
         for subject in materials.dataset.subjects if everyone else [config.subject]:
             folder = RunFolder(parsed.out / subject if everyone else parsed.out)
-            results.append(run_one(replace(config, subject=subject), materials, folder, display))
-    Console().print(to_rich(rows(results)))
-    print(f"runs are in {parsed.out}")
+            with logger(parsed.log if processes.rank == 0 else "none", folder.path) as log:
+                results.append(run_one(replace(config, subject=subject), materials, folder, display, log))
+    if processes.rank == 0:
+        Console().print(to_rich(rows(results)))
+        print(f"runs are in {parsed.out}")
+
+
+def own_device(asked: str, processes: Team) -> str:
+    """The device of this process, where several train together.
+
+    Raises:
+        UserError: they cannot all have the one that is asked for.
+    """
+    if processes.size == 1 or asked == "cpu":
+        return asked
+    if asked not in ("auto", "cuda"):
+        raise UserError(f"--device {asked} is one for {processes.size} processes; leave it out, and each takes its own")
+    if asked == "cuda" and processes.device is None:
+        raise UserError(f"--device cuda: process {processes.rank} has no GPU of its own; start as many a machine as it has GPUs")
+    everyone = processes.gather(processes.device)
+    return "cpu" if None in everyone else processes.device

@@ -1,1 +1,5 @@
-"""Recordings and pictures: readers, layouts, and the synthetic data set."""
+"""Recordings and pictures: readers, layouts, the store of converted data sets, and the synthetic data set."""
+
+from bvsa_core.data.export import to_mne
+
+__all__ = ["to_mne"]

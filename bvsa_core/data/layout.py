@@ -178,12 +178,16 @@ def read_recordings(path: Path, finite: bool = True) -> Recordings:
     images = _per_condition(path, "img", content["img"], conditions)
     names = content.get("text")
     concepts = [concept_of(image) for image in images] if names is None else _per_condition(path, "text", names, conditions)
-    channel_names = [str(name) for name in content.get("ch_names", [])] or [f"channel {i + 1}" for i in range(channels)]
+    try:
+        channel_names = [str(name) for name in content.get("ch_names", [])] or [f"channel {i + 1}" for i in range(channels)]
+        told = np.asarray(content["times"], dtype=np.float64) if "times" in content else None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: 'ch_names' or 'times' is no list ({error}); make the file again") from error
     if len(channel_names) != channels:
         raise UserError(f"{path}: 'ch_names' has {len(channel_names)} names for {channels} channels")
     modality = "MEG" if channels == things_meg.SENSORS else "EEG"
     known = np.arange(time) / (things_meg.SAMPLING_RATE if (modality, time) == ("MEG", things_meg.SAMPLES) else 1)
-    times = np.asarray(content.get("times", known), dtype=np.float64)
+    times = known if told is None else told
     if times.ndim != 1 or len(times) < time:
         raise UserError(f"{path}: 'times' has shape {times.shape} for {time} time points")
     # The published files keep the times of the whole epoch beside its last second.
@@ -213,7 +217,10 @@ def write_recordings(path: Path, recordings: Recordings, labels: np.ndarray, ses
     }
     if sessions is not None:
         content["session"] = sessions
-    torch.save(content, path, pickle_protocol=5)
+    try:
+        torch.save(content, path, pickle_protocol=5)
+    except RuntimeError as error:  # PyTorch's word for a write that failed
+        raise OSError("the disk is full, or fails") from error
 
 
 def concept_of(image: str) -> str:

@@ -30,7 +30,8 @@ import fovblur
 from bvsa_core.data import things_eeg, things_meg
 from bvsa_core.data.layout import DESCRIPTION, IMAGE_FOLDERS, RECORDINGS_FOLDER, Recordings, write_recordings
 from bvsa_core.errors import UserError, unknown_name
-from bvsa_core.files import make_folder
+from bvsa_core.files import claim, is_ours, make_folder, remove_partials, tidy, write_atomically
+from bvsa_core.parallel import follow_parent
 
 if TYPE_CHECKING:
     from bvsa_core.data.pictures import Concept
@@ -39,6 +40,7 @@ IMAGE_SIZE = 224  # pixels
 SCALES = ((2.0, 2, 16), (5.0, 4, 10), (10.0, 8, 6))  # (sigma in pixels, sampling in pixels, side of the grid), fine to coarse
 UNITS_OF_A_SCALE = 24
 LATENCIES = (0.17, 0.13, 0.09)  # seconds, of the scales
+FEW_PICTURES = 60  # are drawn before other processes would have started
 SHAPES = {"eeg": things_eeg, "meg": things_meg}  # whose sizes each modality has by default
 # Streams of random numbers, so that no part of the data depends on how much another one draws.
 _PICTURES, _CORTEX, _SUBJECT, _TRIALS = range(4)
@@ -114,16 +116,23 @@ def make_dataset(root: str | Path, config: SyntheticConfig, progress: Progress =
     if known.exists():
         if json.loads(known.read_text()) != description:
             raise UserError(f"{root}: holds a synthetic data set made with other settings; choose another folder or delete it")
-    elif root.exists() and any(root.iterdir()):
+    elif root.exists() and any(not is_ours(path) for path in root.iterdir()):
         raise UserError(f"{root}: not empty and not a synthetic data set; choose another folder")
-    root.mkdir(parents=True, exist_ok=True)
-    known.write_text(json.dumps(description, indent=2) + "\n")
+    if not known.exists() or not (root / IMAGE_FOLDERS[0]).exists() or _missing(root, config):
+        plan = plan_pictures(config)
+        with claim(root, "the making of data"):
+            write_atomically(known, (json.dumps(description, indent=2) + "\n").encode())
+            _make(root, plan, config, progress)
+    else:
+        tidy(root, "the making of data")
 
-    plan = plan_pictures(config)
+
+def _make(root: Path, plan: dict[str, list[Picture]], config: SyntheticConfig, progress: Progress) -> None:
     images = root / IMAGE_FOLDERS[0]
     make_folder(images, lambda folder: _write_pictures(folder, plan, config.seed, progress))
-    missing = [number for number in range(1, config.subjects + 1) if not _subject_folder(root, number).exists()]
+    missing = _missing(root, config)
     if missing:
+        remove_partials(root / RECORDINGS_FOLDER)
         drive = {split: _drive_of_pictures(images, plan[split], config.seed, progress) for split in plan}
         standardise_units(drive)
     for done, number in enumerate(missing):
@@ -131,6 +140,11 @@ def make_dataset(root: str | Path, config: SyntheticConfig, progress: Progress =
         make_folder(_subject_folder(root, number), lambda folder: _write_subject(folder, number, drive, plan, config))  # noqa: B023
     if missing:
         progress("recordings", len(missing), len(missing))
+
+
+def _missing(root: Path, config: SyntheticConfig) -> list[int]:
+    """Numbers of the subjects not made yet."""
+    return [number for number in range(1, config.subjects + 1) if not _subject_folder(root, number).exists()]
 
 
 def _subject_folder(root: Path, number: int) -> Path:
@@ -184,9 +198,18 @@ def _write_pictures(folder: Path, plan: dict[str, list[Picture]], seed: int, pro
     jobs.sort(key=lambda job: job[1].drawing)  # a worker draws each concept once
     for path in {folder / picture.path for _, picture, _, _ in jobs}:
         path.parent.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        for done, _ in enumerate(pool.map(_write_picture, jobs, chunksize=40), start=1):
+    if len(jobs) <= FEW_PICTURES:
+        for done, job in enumerate(jobs, start=1):
+            _write_picture(job)
             progress("pictures", done, len(jobs))
+        return
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), initializer=follow_parent) as pool:
+        try:
+            for done, _ in enumerate(pool.map(_write_picture, jobs, chunksize=40), start=1):
+                progress("pictures", done, len(jobs))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _write_picture(job: tuple[Path, Picture, Concept, int]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bvsa_core.errors import UserError, unknown_name
+from bvsa_core.parallel import share_out
 
 BRAINDECODE = "braindecode:"  # and the name of a class of braindecode.models
 
@@ -56,7 +57,9 @@ def build(name: str, shape: Shape, options: object | None = None) -> nn.Module:
 
 def encode(encoder: nn.Module, recordings: Tensor, subjects: Tensor | None = None) -> Tensor:
     """Embeddings (B, embedding); encoders that tell subjects apart learn whose each recording is (B,), -1 for a stranger's."""
-    return encoder(recordings, subjects) if getattr(encoder, "takes_subjects", False) else encoder(recordings)
+    if getattr(encoder, "takes_subjects", False):
+        return share_out(encoder, recordings, subjects, training=encoder.training)
+    return share_out(encoder, recordings, training=encoder.training)
 
 
 @torch.no_grad()

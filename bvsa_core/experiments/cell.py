@@ -20,7 +20,7 @@ from bvsa_core.data.layout import Dataset
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.plan import Cell
 from bvsa_core.experiments.repetitions import repetition_curves
-from bvsa_core.files import write_atomically
+from bvsa_core.files import claim, write_atomically
 from bvsa_core.retrieval.evaluate import Protocol, Scoring, ranks, score, similarity
 from bvsa_core.retrieval.gates import Reliability
 from bvsa_core.retrieval.statistics import statistics_of
@@ -72,7 +72,8 @@ def run_cell(cell: Cell, root: Path, bench: Bench, progress: Progress = lambda *
     scorings = [Scoring(gate, learnt, row.rescoring, row.shuffle_texts) for gate, row in zip(gates, cell.rows)]
     curves = repetition_curves(folder, materials, scorings, cell.resamples) if cell.resamples else [None] * len(scorings)
     scored = [_scored(result, folder, scoring, curve) for scoring, curve in zip(scorings, curves)]
-    write_atomically(folder.path / SCORES, json.dumps({"asked": asked(cell), "rows": scored}, indent=1).encode() + b"\n")
+    with claim(folder.path, "the scoring of a run"):  # which clears away what one that was killed has half written
+        write_atomically(folder.path / SCORES, json.dumps({"asked": asked(cell), "rows": scored}, indent=1).encode() + b"\n")
 
 
 def _scored(result: dict, folder: RunFolder, scoring: Scoring, curve: list[dict] | None) -> dict:

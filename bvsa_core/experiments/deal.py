@@ -1,69 +1,25 @@
-"""Cells dealt to processes: one, several of this machine, or those that torchrun started."""
+"""Cells dealt to processes of this machine, and what was wrong with those that failed."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
+from bvsa_core import memory
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import Bench, complete, run_cell
 from bvsa_core.experiments.plan import Cell
+from bvsa_core.parallel import follow_parent
 
 Progress = Callable[[float, int], None]  # cells done (with the part of one at work), cells in all
-
-
-@dataclass(frozen=True)
-class Team:
-    """Processes that torchrun started; one of one without it."""
-
-    rank: int = 0
-    size: int = 1
-    device: str | None = None  # this process's own GPU
-
-    def wait(self) -> None:
-        if self.size > 1:
-            dist.barrier()
-
-    def share(self, cells: Sequence[Cell]) -> Sequence[Cell]:
-        """The cells of this process."""
-        return cells[self.rank :: self.size]
-
-    def gather(self, failures: dict[str, str]) -> dict[str, str]:
-        """The failures of all."""
-        if self.size == 1:
-            return failures
-        everyone = [None] * self.size
-        dist.all_gather_object(everyone, failures)
-        return {cell: told for part in everyone for cell, told in part.items()}
-
-
-@contextmanager
-def team() -> Iterator[Team]:
-    """This process among those of torchrun, by RANK, WORLD_SIZE and LOCAL_RANK."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        yield Team()
-        return
-    dist.init_process_group("gloo", timeout=timedelta(days=365))  # others wait for the slowest as long as it takes
-    try:
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        yield Team(dist.get_rank(), size, f"cuda:{local}" if torch.cuda.device_count() > local else None)
-    finally:
-        dist.destroy_process_group()
 
 
 def run_here(cells: Sequence[Cell], root: Path, bench: Bench, progress: Progress, threads: int | None = None) -> dict[str, str]:
@@ -122,15 +78,17 @@ _bench: Bench  # of a worker
 
 def _start_worker(threads: int, devices: SimpleQueue) -> None:
     global _bench
+    memory.keep_freed()
     torch.set_num_threads(threads)
     _bench = Bench(devices.get())
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # the parent tells of it
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # workers do not outlive a killed grid
+    follow_parent()
 
 
 def _work(cell: Cell, root: Path) -> str | None:
-    return _attempt(cell, root, _bench)
+    try:
+        return _attempt(cell, root, _bench)
+    except KeyboardInterrupt:  # the training has kept where it stands
+        os._exit(130)
 
 
 def _attempt(cell: Cell, root: Path, bench: Bench, progress: Callable[[str, int, int], None] = lambda *_: None) -> str | None:

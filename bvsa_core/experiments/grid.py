@@ -23,12 +23,17 @@ def cells(base: RunConfig, methods: Sequence[str], subjects: Sequence[str], seed
     ]
 
 
+def folder_of(cell: RunConfig, root: Path) -> Path:
+    """Where a cell goes."""
+    return root / f"{cell.method}-{cell.preset}_{cell.encoder}_{cell.subject}_seed{cell.seed}"
+
+
 def run_grid(grid: Sequence[RunConfig], root: Path, materials: Materials, progress: Progress = lambda *_: None) -> list[dict]:
     """Results of all cells. A cell that is complete in its folder is not run again."""
     results = []
     for done, cell in enumerate(grid):
         name = f"{cell.method} {cell.subject} seed {cell.seed}"
-        folder = RunFolder(root / f"{cell.method}-{cell.preset}_{cell.encoder}_{cell.subject}_seed{cell.seed}")
+        folder = RunFolder(folder_of(cell, root))
         progress(name, done, len(grid))
         epoch_done = lambda _, epoch, epochs, done=done, name=name: progress(name, done + epoch / epochs, len(grid))  # noqa: E731
         results.append(run(cell, materials, folder, epoch_done))

@@ -27,14 +27,15 @@ from bvsa_core.retrieval.statistics import Comparison, compare
 
 
 def entries_of(cells: Sequence[Cell], root: Path, list_others: bool) -> list[tuple[Entry, list[dict]]]:
-    """The lines of the table, each with the results it is made of: none where a cell is missing."""
+    """The lines of the table, each with the results it is made of and their folders: none where a cell is missing."""
     groups: dict[tuple, list[Cell]] = {}
     for cell in cells:
         config = cell.config
         groups.setdefault((cell.modality, config.setting, cell.system, config.vision, config.encoder), []).append(cell)
     found: list[tuple[Entry, list[dict]]] = []
     for number, ((modality, setting, system, _, encoder), group) in enumerate(groups.items()):
-        scored = [scores_of(cell, root) for cell in group if complete(cell, root)]
+        ready = [cell for cell in group if complete(cell, root)]
+        scored = [[{**each, "folder": str(cell.folder)} for each in scores_of(cell, root)] for cell in ready]
         missing = len(group) - len(scored)
         for place, row in enumerate(group[0].rows):
             results = [] if missing else [each[place] for each in scored]
@@ -52,8 +53,8 @@ def entries_of(cells: Sequence[Cell], root: Path, list_others: bool) -> list[tup
     return found
 
 
-def write(grid: Grid, cells: Sequence[Cell], left_out: Sequence[str], root: Path) -> list[Entry]:
-    """Write the files; returns the lines of the table. The same cells give the same bytes."""
+def write(grid: Grid, cells: Sequence[Cell], left_out: Sequence[str], root: Path) -> list[tuple[Entry, list[dict]]]:
+    """Write the files; returns the lines of the table, as `entries_of`. The same cells give the same bytes."""
     found = entries_of(cells, root, grid.list_others)
     entries = [entry for entry, _ in found]
     tests = comparisons(found, grid.baseline)
@@ -75,7 +76,7 @@ def write(grid: Grid, cells: Sequence[Cell], left_out: Sequence[str], root: Path
     }
     for name, text in files.items():
         write_atomically(root / name, text.encode())
-    return entries
+    return found
 
 
 def comparisons(found: Sequence[tuple[Entry, list[dict]]], baseline: str | None) -> dict[str, list[Comparison] | str]:

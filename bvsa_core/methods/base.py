@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize, softplus
+from torch.nn.functional import normalize, softplus
 
 from bvsa_core.encoders import Shape, encode
 from bvsa_core.retrieval.evaluate import Embeddings
@@ -19,8 +19,8 @@ from bvsa_core.vision.multilevel import Fusion
 from bvsa_core.vision.views import SHARP, Level
 
 
-@dataclass(frozen=True)
-class Batch:
+@dataclass
+class Batch:  # not frozen: Lightning casts its tensors to the precision of a run
     """Training samples with the features they are aligned to."""
 
     samples: Tensor  # (B,) int64, numbers of the samples in the training set
@@ -134,8 +134,9 @@ class Contrastive(Method):
 def symmetric_contrastive(brain: Tensor, other: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Mean of the two cross-entropies between (B, D) embeddings whose rows belong together, and the logits (B, B)."""
     logits = scale * brain @ other.T
-    labels = torch.arange(len(logits), device=logits.device)
-    return (cross_entropy(logits, labels) + cross_entropy(logits.T, labels)) / 2, logits
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # half types have too few digits for the sum
+    of_all = logits.logsumexp(dim=1) + logits.logsumexp(dim=0)
+    return of_all.mean() / 2 - logits.diagonal().mean(), logits
 
 
 def positive_scale(raw: Tensor, kind: str) -> Tensor:

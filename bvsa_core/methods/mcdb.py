@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 
 from bvsa_core.encoders import Shape, encode
-from bvsa_core.methods.base import Batch, Contrastive
+from bvsa_core.methods.base import Batch, Contrastive, symmetric_contrastive
 
 MODALITIES = ("brain", "image", "text")
 
@@ -83,13 +83,12 @@ class MCDB(Contrastive):
         brain, _ = self.embed(batch.recordings, batch.subjects)
         image, text = self.embed_images(batch.images), self.embed_texts(batch.texts)
         scale = self.logit_scale.exp()
-        brain_image, brain_text = scale * brain @ image.T, scale * brain @ text.T
-        logits = (brain_image, brain_image.T, brain_text, brain_text.T)
-        labels = torch.arange(len(brain), device=brain.device)
+        image_loss, brain_image = symmetric_contrastive(brain, image, scale)
+        text_loss, brain_text = symmetric_contrastive(brain, text, scale)
         if self.training:
-            self.factors.copy_(self.balance(*logits))
+            self.factors.copy_(self.balance(brain_image, brain_image.T, brain_text, brain_text.T))
         alignment = 1 - ((brain * image).sum(-1) + (brain * text).sum(-1)).mean() / 2
-        return sum(cross_entropy(each, labels) for each in logits) / 5 + self.options.cosine * alignment
+        return 2 * (image_loss + text_loss) / 5 + self.options.cosine * alignment
 
     @torch.no_grad()
     def balance(self, brain_image: Tensor, image_brain: Tensor, brain_text: Tensor, text_brain: Tensor) -> Tensor:

@@ -64,6 +64,17 @@ def notes(entry: Entry) -> list[str]:
 
 
 def _of_ours(row: Row, subjects: int, channels: int, repetitions: int) -> Iterable[str]:
+    yield from remarks(row)
+    protocol = row.protocol
+    for what, usual in (("channels", channels), ("repetitions", repetitions)):
+        if protocol.get(what) not in (None, usual):
+            yield f"{HERE}: {protocol[what]} {'test repetitions averaged' if what == 'repetitions' else what}; usual are {usual}"
+    if row.subjects != subjects:
+        yield f"{HERE}: {row.subjects} subject(s); published are means over {subjects}"
+
+
+def remarks(row: Row) -> Iterable[str]:
+    """What a reader has to know of our figures, whatever stands beside them."""
     protocol = row.protocol
     if protocol["dataset"] == "synthetic":
         yield "synthetic data: made on the machine by a forward model, not recorded from people; published figures are no yardstick"
@@ -78,11 +89,6 @@ def _of_ours(row: Row, subjects: int, channels: int, repetitions: int) -> Iterab
     if protocol["selection"] != "last":
         told = {"validation": "the best epoch on concepts held out of the training data"}
         yield f"selection: {HERE} {told.get(protocol['selection'], protocol['selection'])}"
-    for what, usual in (("channels", channels), ("repetitions", repetitions)):
-        if protocol.get(what) not in (None, usual):
-            yield f"{HERE}: {protocol[what]} {'test repetitions averaged' if what == 'repetitions' else what}; usual are {usual}"
-    if row.subjects != subjects:
-        yield f"{HERE}: {row.subjects} subject(s); published are means over {subjects}"
 
 
 def _of_published(published: Published, row: Row | None) -> Iterable[str]:

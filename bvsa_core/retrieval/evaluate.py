@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,7 +79,7 @@ class Scoring:
         known = (gates.INFORMATION[self.gate], rescoring.INFORMATION[self.rescoring])
         return max(known, key=(gates.INDUCTIVE, gates.TRANSDUCTIVE, gates.USES_LABELS).index)
 
-    def protocol(self) -> dict[str, str | None]:
+    def protocol(self) -> dict[str, Any]:
         """Its part of a Protocol."""
         return {
             "information": self.information,

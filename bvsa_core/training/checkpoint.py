@@ -5,11 +5,14 @@
     RUN/weights.safetensors    encoder, scale, weights of fused targets, per-sample state
     RUN/embeddings.safetensors what retrieval compares, of the test set
     RUN/result.json            the figures; a run is complete when it is there
+    RUN/resume.safetensors     where training stands, while it does; see training.resume
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors.torch
@@ -18,9 +21,27 @@ from torch import nn
 
 from bvsa_core.data.recording import read_arrays
 from bvsa_core.errors import UserError
-from bvsa_core.files import write_atomically
+from bvsa_core.files import append_line, claim, is_ours, tidy, write_atomically
 from bvsa_core.retrieval.evaluate import Embeddings
 from bvsa_core.training.config import RunConfig, from_dict, to_dict
+
+
+def read_json(path: Path) -> dict:
+    """What a run has written as JSON.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    return _object(path.read_text(errors="replace"), str(path))
+
+
+def _object(text: str, where: str) -> dict:
+    try:
+        if isinstance(found := json.loads(text), dict):
+            return found
+    except ValueError:
+        pass
+    raise UserError(f"{where}: damaged or incomplete; train the run again")
 
 
 class RunFolder:
@@ -29,29 +50,66 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
-    def start(self, config: RunConfig) -> bool:
-        """Claim the folder for a configuration. Returns whether the run is already complete there.
+    def complete(self, config: RunConfig) -> bool:
+        """Whether the run of this configuration is already complete there.
 
         Raises:
             UserError: the folder holds another run, or something else.
         """
-        described = to_dict(config)
         known = self.path / "run.yaml"
         if known.exists():
-            if yaml.safe_load(known.read_text()) != described:
+            if self._described() != to_dict(config):
                 raise UserError(f"{self.path}: holds a run with other settings (see run.yaml); choose another folder with --out")
-            if (self.path / "result.json").exists():
-                return True
-        elif self.path.exists() and any(self.path.iterdir()):
+            return (self.path / "result.json").exists() and not self.resume.exists()
+        if self.path.exists() and any(not is_ours(path) for path in self.path.iterdir()):
             raise UserError(f"{self.path}: not empty and not a run; choose another folder with --out")
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(known, yaml.safe_dump(described, sort_keys=False).encode())
-        (self.path / "metrics.jsonl").unlink(missing_ok=True)
         return False
 
+    def _described(self) -> dict:
+        path = self.path / "run.yaml"
+        try:
+            described = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+        if not isinstance(described, dict):
+            raise UserError(f"{path}: not the settings of a run; delete the folder, and train the run again")
+        return described
+
+    def known(self, config: RunConfig) -> dict | None:
+        """The figures of the run of this configuration, where it is complete there.
+
+        Raises:
+            UserError: the folder holds another run, or something else.
+        """
+        if not self.complete(config):
+            return None
+        tidy(self.path, "a run")
+        return self.result()
+
+    @contextmanager
+    def claimed(self, config: RunConfig) -> Iterator[None]:
+        """Have the folder for a run of this configuration to oneself.
+
+        Raises:
+            UserError: another process is at work there, or it cannot be written to.
+        """
+        with claim(self.path, "a run"):
+            write_atomically(self.path / "run.yaml", yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+            yield
+
+    @property
+    def resume(self) -> Path:
+        return self.path / "resume.safetensors"
+
     def add_metrics(self, metrics: dict) -> None:
-        with open(self.path / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(metrics) + "\n")
+        append_line(self.path / "metrics.jsonl", json.dumps(metrics))
+
+    def keep_metrics(self, epochs: int) -> bool:
+        """Drop the lines of later epochs, which are trained again. Returns whether those of so many epochs are there."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True)[:epochs] if epochs and path.exists() else []
+        write_atomically(path, b"".join(lines))
+        return len(lines) == epochs
 
     def finish(self, module: nn.Module, embeddings: Embeddings, result: dict) -> None:
         tensors = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
@@ -59,17 +117,28 @@ class RunFolder:
         compared = {name: value.detach().float().cpu().contiguous().clone() for name, value in vars(embeddings).items()}
         write_atomically(self.path / "embeddings.safetensors", safetensors.torch.save(compared))
         write_atomically(self.path / "result.json", json.dumps(result, indent=2).encode() + b"\n")
+        self.resume.unlink(missing_ok=True)
 
     def result(self) -> dict:
         """The figures of a complete run.
 
         Raises:
-            UserError: the folder holds no complete run.
+            UserError: the folder holds no complete run, or a damaged one.
         """
         path = self.path / "result.json"
         if not path.is_file():
             raise UserError(f"{self.path}: no finished run there (result.json is missing); train one with 'bvsa train --out'")
-        return json.loads(path.read_text())
+        return read_json(path)
+
+    def metrics(self) -> list[dict]:
+        """What metrics.jsonl says of every epoch; nothing where it is not there.
+
+        Raises:
+            UserError: a line is damaged.
+        """
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+        return [_object(line, f"{path}: line {number}") for number, line in enumerate(lines, start=1)]
 
     def config(self) -> RunConfig:
         """What the run was told.
@@ -80,10 +149,11 @@ class RunFolder:
         path = self.path / "run.yaml"
         if not path.is_file():
             raise UserError(f"{self.path}: no run there (run.yaml is missing); train one with 'bvsa train --out'")
+        described = self._described()
         try:
-            return from_dict(yaml.safe_load(path.read_text()))
-        except (yaml.YAMLError, UnicodeDecodeError, UserError) as error:
-            raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+            return from_dict(described)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
 
     def load_weights(self, module: nn.Module) -> None:
         """Put the trained weights and per-sample state into a module.
@@ -100,5 +170,3 @@ class RunFolder:
     def embeddings(self) -> Embeddings:
         """What retrieval compares, as the run left it."""
         return Embeddings(**read_arrays(self.path / "embeddings.safetensors"))
-
-

@@ -11,6 +11,7 @@ from bvsa_core import encoders, methods
 from bvsa_core.errors import UserError, unknown_name
 
 PRESETS = ("corrected", "paper", "code")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 SETTINGS = {"intra": "intra-subject", "inter": "inter-subject"}  # as tables call them
 SELECTIONS = {"last": "last", "validation": "validation", "oracle": "oracle (upper bound, selected on test)"}
 LEARNING_RATES = {"intra": 1e-4, "inter": 1e-5}  # as UBP and BVSA publish them
@@ -94,7 +95,7 @@ class RunConfig(MaterialsConfig):
     """Whose weights are kept: the last epoch's, the one's that is best on held-out concepts, or (an upper bound) best on the test set."""
     seed: int = 0
     precision: str = "32-true"
-    """Lightning's name of the precision: 32-true, bf16-mixed, ..."""
+    """32-true, bf16-mixed or, on GPUs, 16-mixed: in what the encoder computes. Weights are float32 in each."""
     shuffle_pairs: bool = False
     """Control: pair training recordings with the pictures of others, after which nothing can be learnt."""
 
@@ -102,7 +103,7 @@ class RunConfig(MaterialsConfig):
         super().__post_init__()
         self.method_options = self.method_options or method_options(self.method, self.preset)
         self.encoder_options = self.encoder_options or encoders.options_class(self.encoder)()
-        for name, known in (("setting", SETTINGS), ("selection", SELECTIONS)):
+        for name, known in (("setting", SETTINGS), ("selection", SELECTIONS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise UserError(unknown_name(name, getattr(self, name), known))
         self.lr = LEARNING_RATES[self.setting] if self.lr is None else self.lr

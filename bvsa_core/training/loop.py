@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import TorchElasticEnvironment
+from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor
 
 from bvsa_core.data.split import Split
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Batch, Method
+from bvsa_core.parallel import Team
 from bvsa_core.training.config import RunConfig
+from bvsa_core.training.resume import Keeper, Standing
 from bvsa_core.training.selection import Best
 from bvsa_core.vision.views import Views
 
@@ -26,6 +31,7 @@ def fit(
     report: Callable[[dict], None] = lambda metrics: None,
     held_out: tuple[Split, Views] | None = None,
     examine: Callable[[], dict[str, float]] | None = None,
+    keeper: Keeper | None = None,
 ) -> int:
     """Train a method in place. Returns the epoch, from 1, whose weights config.selection left it with.
 
@@ -36,26 +42,31 @@ def fit(
         report: called after every epoch with its metrics.
         held_out: samples not trained on, whose loss is among the metrics, with views of the same pictures as the gallery's.
         examine: called after every epoch for more metrics, those that the selection goes by.
+        keeper: keeps where training stands, and knows where an earlier process left it.
 
     Raises:
         UserError: the loss is no longer finite.
     """
     method.prepare(lambda: make_batch(method, train, torch.arange(len(train), device=train.image_of.device), views, texts))
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimiser]
-    optimiser = kind(method.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    optimiser = kind(method.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+    best, total = Best(config.selection), torch.zeros((), device=train.recordings.device)
+    standing, keeper = Standing(method, optimiser, best, total, fabric), keeper or Keeper()
     module, optimiser = fabric.setup(method, optimiser)
     method.epochs = config.epochs
-    best = Best(config.selection)
-    for epoch in range(config.epochs):
+    keeper.resume(standing)
+    for epoch in range(standing.epoch, config.epochs):
         module.train()
         method.epoch = epoch
-        total = torch.zeros((), device=train.recordings.device)
-        for samples in batches(len(train), config.batch_size, config.seed, epoch, train.recordings.device):
+        order = list(batches(len(train), config.batch_size, config.seed, epoch, train.recordings.device))
+        for samples in order[standing.batch :]:
             loss = module(make_batch(method, train, samples, views, texts))
             fabric.backward(loss)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             total += loss.detach() * len(samples)
+            standing.batch += 1
+            keeper.passed(standing, config.epochs, len(order))
         mean = (total / len(train)).item()
         if not mean < float("inf"):
             raise UserError(f"the loss of epoch {epoch + 1} is {mean}; lower the learning rate (now {config.lr:g})")
@@ -65,9 +76,36 @@ def fit(
         if examine is not None:
             with torch.random.fork_rng():  # training draws the same numbers whether it is looked at or not
                 metrics |= examine()
+        metrics = keeper.team.ask_first(lambda: metrics)  # noqa: B023  others may round differently, and must choose the same
         best.offer(method, metrics)
         report(metrics)
+        standing.epoch, standing.batch = epoch + 1, 0
+        total.zero_()
+        keeper.passed(standing, config.epochs, len(order))
     return best.restore(method)
+
+
+def make_fabric(device: torch.device, team: Team, precision: str) -> Fabric:
+    """What runs a training on a device, together with the other processes of a team.
+
+    Raises:
+        UserError: a precision that the device does not have.
+    """
+    if precision == "16-mixed" and device.type == "cpu":
+        raise UserError("precision 16-mixed is for GPUs; take bf16-mixed on the CPU")
+    if team.size == 1:
+        devices = [device.index or 0] if device.type == "cuda" else 1
+        return Fabric(accelerator=device.type, devices=devices, precision=precision)
+    fabric = Fabric(
+        accelerator=device.type,
+        strategy=DDPStrategy(static_graph=True),  # so that an encoder may have parameters that it does not use
+        devices=team.local_size,
+        num_nodes=team.size // team.local_size,
+        precision=precision,
+        plugins=[TorchElasticEnvironment()],
+    )
+    fabric.launch()
+    return fabric
 
 
 def make_batch(method: Method, split: Split, samples: Tensor, views: Views, texts: Tensor) -> Batch:
@@ -105,6 +143,7 @@ def blur_census(method: Method, samples: int) -> dict[str, dict[str, int]]:
     gain, kernel_size = method.blur(torch.arange(samples, device=next(method.parameters()).device))
     if kernel_size.is_floating_point():
         gain, kernel_size = (gain * 10).round() / 10, kernel_size.round()
-    pairs = torch.stack([kernel_size.float().cpu(), gain.float().cpu()], dim=1)
-    levels, counts = pairs.unique(dim=0, return_counts=True)
-    return {"blur": {f"k{int(k)} gain {g:g}": n for (k, g), n in zip(levels.tolist(), counts.tolist())}}
+    (sizes, of_size), (gains, of_gain) = (each.float().cpu().unique(return_inverse=True) for each in (kernel_size, gain))
+    counts = torch.bincount(of_size * len(gains) + of_gain, minlength=len(sizes) * len(gains)).tolist()
+    pairs = itertools.product(sizes.tolist(), gains.tolist())
+    return {"blur": {f"k{int(k)} gain {g:g}": n for (k, g), n in zip(pairs, counts) if n}}

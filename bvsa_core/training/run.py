@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from lightning_fabric import Fabric, seed_everything
+from lightning_fabric import seed_everything
 from torch import Tensor
 
 from bvsa_core import encoders, methods
@@ -18,11 +18,13 @@ from bvsa_core.data.layout import Dataset
 from bvsa_core.data.split import Split, hold_out, load_split
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Method
+from bvsa_core.parallel import Team, share_out, together
 from bvsa_core.retrieval.evaluate import Embeddings, Protocol, Scoring, ranks, score, similarity
 from bvsa_core.retrieval.gates import Reliability, learn_reliability, reliabilities
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import SELECTIONS, SETTINGS, MaterialsConfig, RunConfig
-from bvsa_core.training.loop import fit
+from bvsa_core.training.loop import fit, make_fabric
+from bvsa_core.training.resume import Keeper
 from bvsa_core.training.selection import embed_samples, held_out_top1, rounds
 from bvsa_core.vision.bank import FeatureBank
 from bvsa_core.vision.clip import Clip, load_clip
@@ -53,12 +55,15 @@ def choose_device(name: str) -> torch.device:
 class Materials:
     """Recordings, pictures and features, loaded once and shared by runs that use the same data and encoder.
 
+    Args:
+        team: processes that train together, each with materials of its own.
+
     Raises:
         UserError: data or weights that are missing or damaged.
     """
 
-    def __init__(self, config: MaterialsConfig, progress: Progress = lambda *_: None):
-        self.config, self.progress = config, progress
+    def __init__(self, config: MaterialsConfig, progress: Progress = lambda *_: None, team: Team = Team()):
+        self.config, self.progress, self.team = config, progress, team
         self.device = choose_device(config.device)
         self._split_of_one = functools.cache(self._split)
         self._split_of_several = functools.lru_cache(maxsize=1)(self._split)  # as large as all the others together
@@ -128,14 +133,17 @@ class Materials:
         if fusion is not None:
             return MultiLevelViews(fusion, self.views(pictures, levels), self.views(pictures, fusion.levels or levels))
         if self.config.views == "online":
-            return self._online(tuple(pictures))
+            online = self._online(tuple(pictures))
+            return lambda *asked: share_out(online, *asked)
         bank = self.bank(pictures)
-        bank.fill(levels, lambda done, total: self.progress("features", done, total))
+        with self.team.first_alone():
+            bank.fill(levels, lambda done, total: self.progress("features", done, total))
         return BankedViews(bank.load(levels).to(self.device), levels)
 
     def texts(self, pictures: Sequence[str], concepts: Sequence[str]) -> Tensor:
         """Features (pictures, D) of the prompts that name what pictures show."""
-        return self.bank(pictures).texts(self.prompts(concepts)).to(self.device)
+        with self.team.first_alone():
+            return self.bank(pictures).texts(self.prompts(concepts)).to(self.device)
 
     def prompts(self, concepts: Sequence[str]) -> list[str]:
         """The texts that name concepts."""
@@ -158,23 +166,42 @@ class Materials:
         return OnlineViews(self.clip, images, self.falloff)
 
 
-def run(config: RunConfig, materials: Materials, folder: RunFolder, progress: Progress = lambda *_: None) -> dict:
-    """Train, embed the test set, score, and leave everything in the folder. A complete run is not repeated.
+def run(
+    config: RunConfig,
+    materials: Materials,
+    folder: RunFolder,
+    progress: Progress = lambda *_: None,
+    log: Callable[[dict], None] = lambda metrics: None,
+) -> dict:
+    """Train, embed the test set, score, and leave everything in the folder. A complete run is not repeated, a stopped one goes on.
+
+    Processes of a team all call it; the first writes, and its `log` hears of the metrics of every epoch.
 
     Returns the content of result.json.
 
     Raises:
-        UserError: data, options or the folder do not fit.
+        UserError: data, options or the folder do not fit, or another process is at work in the folder.
+        Stopped: Ctrl-C stopped the training; the same call goes on.
     """
-    if folder.start(config):
-        return folder.result()
+    team = materials.team
+    if (known := team.ask_first(lambda: folder.known(config))) is not None:
+        return known
+    with folder.claimed(config) if team.rank == 0 else nullcontext(), together(team):
+        return _run(config, materials, folder, progress, log)
+
+
+def _run(config: RunConfig, materials: Materials, folder: RunFolder, progress: Progress, log: Callable[[dict], None]) -> dict:
+    team = materials.team
 
     def report(metrics: dict) -> None:
-        folder.add_metrics(metrics)
+        if team.rank == 0:
+            folder.add_metrics(metrics)
+            log(metrics)
         progress("epochs", metrics["epoch"], config.epochs)
 
+    keeper = Keeper(folder, team, lambda done, of: progress("epochs", done, of))
     with nullcontext() if config.selection == "oracle" else materials.sealed():
-        trained = train(config, materials, report)
+        trained = train(config, materials, report, keeper)
     method, known = trained.method, trained.split
     test = materials.split(config.subject, "test", config.repetitions)
     embeddings = embed(method, test, materials, known.subjects)
@@ -196,7 +223,9 @@ def run(config: RunConfig, materials: Materials, folder: RunFolder, progress: Pr
         "ranks": rank.tolist(),
         "images": test.images,
     }
-    folder.finish(method, embeddings, result)
+    if team.rank == 0:
+        folder.finish(method, embeddings, result)
+    team.wait()
     return result
 
 
@@ -216,14 +245,18 @@ class Trained:
         return learn_gate(self.method, known, materials, self.split.subjects, gallery=len(test.images), seed=config.seed)
 
 
-def train(config: RunConfig, materials: Materials, report: Callable[[dict], None] = lambda metrics: None) -> Trained:
-    """Train a method from scratch, and keep the weights that the selection chooses. Reads the test set for an oracle alone.
+def train(
+    config: RunConfig, materials: Materials, report: Callable[[dict], None] = lambda metrics: None, keeper: Keeper | None = None
+) -> Trained:
+    """Train a method from scratch, or from where its keeper left it, and keep the weights that the selection chooses.
+
+    Reads the test set for an oracle alone.
 
     Raises:
         UserError: data or options do not fit.
     """
-    devices = [materials.device.index or 0] if materials.device.type == "cuda" else 1
-    fabric = Fabric(accelerator=materials.device.type, devices=devices, precision=config.precision)
+    keeper = keeper or Keeper()
+    fabric = make_fabric(materials.device, materials.team, config.precision)
     split, validation = divide(materials.split(materials.trained_on(config), "train"), config)
     texts = materials.texts(split.images, split.concepts)
     shape = shape_of(split, texts.shape[1])
@@ -241,7 +274,8 @@ def train(config: RunConfig, materials: Materials, report: Callable[[dict], None
         examine = lambda: {"validation_top1": held_out_top1(method, validation, gallery, texts, split.subjects)}  # noqa: E731
     elif config.selection == "oracle":
         examine = oracle(Trained(method, 0, shape, split, validation), materials, config)
-    epoch = fit(method, split, views, texts, config, fabric, report, held_out, examine)
+    with keeper.listening():
+        epoch = fit(method, split, views, texts, config, fabric, report, held_out, examine, keeper)
     return Trained(method, epoch, shape, split, validation)
 
 

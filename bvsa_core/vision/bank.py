@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from bvsa_core.errors import UserError
-from bvsa_core.files import claim, write_atomically
+from bvsa_core.files import claim_work, write_atomically
 from bvsa_core.vision.clip import Clip
 from bvsa_core.vision.feature_file import map_features, write_features
 from bvsa_core.vision.images import RESIZING, hash_files, read_images
@@ -53,7 +53,7 @@ class FeatureBank:
         self.folder = Path(folder) if (Path(folder) / ABOUT).is_file() else Path(folder) / self.key
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / ABOUT).is_file():
-            with claim(self.folder, ABOUT, ABOUT, wait=True):
+            with claim_work(self.folder, ABOUT, ABOUT, wait=True):
                 write_atomically(self.folder / ABOUT, json.dumps(about, indent=2).encode() + b"\n")
         _compare(self.folder, about, "name the folder it is in, where every bank has its own, or delete it")
         self._pieces = Pieces(self.folder, self.key, len(self.paths))
@@ -124,7 +124,7 @@ class FeatureBank:
         """
         path = self.folder / f"texts_{_key(list(texts))}.safetensors"
         if not path.exists():
-            with claim(self.folder, path.name, path.name, wait=True):
+            with claim_work(self.folder, path.name, path.name, wait=True):
                 if not path.exists():
                     write_features(path, [self._encode(texts)], len(texts), self.key)
         map_features(path, len(texts), self.key)
@@ -147,7 +147,7 @@ def level_files(folder: Path, levels: Sequence[Level], clip: Clip, falloff: Fall
         UserError: they are of another encoder or blur, missing or damaged.
     """
     about = _compare(folder, _shaped_by(clip, falloff), "give a bank made with these settings")
-    return _sound([folder / _file_name(level) for level in levels], about.get("pictures"), _key(about))
+    return _sound([folder / _file_name(level) for level in levels], about.get("pictures", -1), _key(about))
 
 
 def _sound(paths: list[Path], rows: int, bank: str) -> list[Path]:

@@ -96,6 +96,26 @@ class Clip:
         return normalize(torch.cat(features), dim=-1)
 
 
+def image_size_of(name: str) -> int:
+    """The side of an encoder's pictures in pixels, without loading it.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    import open_clip
+
+    if name == TINY:
+        from bvsa_core.vision import tiny
+
+        open_clip.add_model_config(tiny.CONFIG)
+        name = tiny.CONFIG.stem
+    config = open_clip.get_model_config(name)
+    if config is None:
+        raise UserError(unknown_name("vision encoder", name, [TINY, *PRETRAINED]) + ", or any other model of open_clip")
+    size = config["vision_cfg"]["image_size"]
+    return size if isinstance(size, int) else size[0]
+
+
 def stages(visual: Any) -> list[nn.Module]:
     """The blocks of an image encoder, first to last.
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bvsa_core.errors import UserError
-from bvsa_core.files import claim
+from bvsa_core.files import claim_work
 from bvsa_core.vision.feature_file import map_features, write_features
 
 PICTURES = 256  # of a piece
@@ -72,7 +72,7 @@ class Pieces:
         while todo := [number for number in todo if self.lacking(number, targets)]:
             idle = True
             for number in todo:
-                with claim(self.folder, f"piece {number}", self.path(Path("*.safetensors"), number).name) as ours:
+                with claim_work(self.folder, f"piece {number}", self.path(Path("*.safetensors"), number).name) as ours:
                     if ours and (lacking := self.lacking(number, targets)):
                         work(number, lacking)
                     idle = idle and not ours
@@ -84,7 +84,7 @@ class Pieces:
         any_piece = self.path(target, "[0-9]" * 5).name
         if target.exists() and not any(self.folder.glob(any_piece)):
             return
-        with claim(self.folder, target.name, target.name, wait=True):
+        with claim_work(self.folder, target.name, target.name, wait=True):
             if not target.exists():
                 sizes = [piece.stop - piece.start for piece in self.slices]
                 parts = (map_features(self.path(target, number), size, self.bank) for number, size in enumerate(sizes))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from forks import Forks
 
 from bvsa_core.data.synthetic import SyntheticConfig, make_dataset
 
@@ -18,6 +20,8 @@ SMALL = SyntheticConfig(
     samples=100,
     signal_to_noise=1.0,
 )
+TINY = ("--subjects", 1, "--train_concepts", 10, "--images_per_concept", 3, "--train_repetitions", 1)
+TINY = (*TINY, "--test_concepts", 6, "--test_repetitions", 2, "--samples", 75)
 
 
 @pytest.fixture(scope="session")
@@ -25,4 +29,23 @@ def small_data(tmp_path_factory) -> Path:
     """A data set of SMALL; tests that change it copy it first."""
     folder = tmp_path_factory.mktemp("data") / "small"
     make_dataset(folder, SMALL)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory) -> Iterator[Forks]:
+    """Starts processes that need not import anything."""
+    made = Forks(tmp_path_factory.mktemp("forks"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_data(forks, tmp_path_factory) -> Path:
+    """A data set of TINY, with the features that BVSA asks for, made by processes of which none was disturbed."""
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    (made,) = forks.bvsa("data", "synthetic", folder, *TINY)
+    assert made.code == 0, made.err
+    (trained,) = forks.bvsa("train", "--data", folder, "--epochs", 1, "--out", folder.parent / "run")
+    assert trained.code == 0, trained.err
     return folder

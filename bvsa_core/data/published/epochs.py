@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from bvsa_core.data.published import stimuli
 from bvsa_core.data.published.source import Options, Progress, Source
 from bvsa_core.data.recording import READ_ERRORS, read_arrays
 from bvsa_core.data.store import SPLITS, Header, SplitHeader, SubjectWriter
@@ -129,10 +130,10 @@ def convert(
 
 def _checked_channels(epochs: Epochs) -> list[str]:
     path, count = epochs.path, epochs.shape[2]
-    names = np.asarray(epochs.channels)
-    if names.dtype.kind != "U" or names.shape != (count,):
-        raise UserError(f"{path}: {count} channels, and names of shape {names.shape} ({names.dtype}); fetch or make it again")
-    channels = names.tolist()
+    channels = stimuli.texts(epochs.channels)
+    if channels is None or len(channels) != count:
+        told = "what names them is no list of names" if channels is None else f"{len(channels)} names"
+        raise UserError(f"{path}: {count} channels, and {told}; fetch or make it again")
     if len(set(channels)) != count:
         raise UserError(f"{path}: a channel's name appears twice ({', '.join(channels)}); fetch or make it again")
     if "stim" in channels:

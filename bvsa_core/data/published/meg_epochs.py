@@ -11,12 +11,12 @@ import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from bvsa_core.data import things_meg
+from bvsa_core.data.optional import import_mne
 from bvsa_core.data.published import meg_trials
 from bvsa_core.data.published.source import Options, Progress, Source
 from bvsa_core.data.store import SPLITS, Header, SplitHeader, SubjectWriter
@@ -162,7 +162,7 @@ def _open(path: Path) -> Any:
     Raises:
         UserError: MNE is not installed, or the file is damaged, or a part is missing.
     """
-    mne = _import_mne()
+    mne = import_mne(".fif files")
     try:
         return mne.read_epochs(path, proj=False, preload=False, verbose="error")
     except FileNotFoundError as error:
@@ -219,11 +219,3 @@ def _trials(source: Source, epochs: Any) -> list[meg_trials.Trial | None]:
 def _tables(folder: Path, name: str) -> list[Path]:
     """The table of that name nearest to the folder, if there is any."""
     return next(([path] for place in _TABLE_PLACES for path in sorted(folder.glob(place + name))), [])
-
-
-def _import_mne() -> ModuleType:
-    try:
-        import mne
-    except ImportError as error:
-        raise UserError(f"MNE cannot be imported ({error}); .fif files need: pip install 'fovblur[preprocess]'") from error
-    return mne

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +47,13 @@ def canonical(image: str, split: str) -> str:
     return "/".join((FOLDERS[split][0], *Path(image).parts[-2:]))
 
 
+def texts(value: Any) -> list[str] | None:
+    """The texts in a list, or in an array of one axis; None where it is anything else."""
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        value = value.tolist()
+    return [str(item) for item in value] if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value) else None
+
+
 def _find(source: Source, options: Options) -> Path:
     """image_metadata.npy, or the folder that holds training_images and test_images."""
     if options.images is not None:
@@ -75,10 +83,10 @@ def _of_metadata(path: Path, split: str) -> list[tuple[str, str]]:
     keys = f"{split}_img_concepts", f"{split}_img_files"
     if not isinstance(content, dict) or not set(keys) <= content.keys():
         raise UserError(f"{path}: not the {METADATA} of THINGS-EEG2; it must hold {' and '.join(keys)}")
-    folders, files = (np.asarray(content[key]) for key in keys)
-    if folders.ndim != 1 or folders.shape != files.shape or folders.dtype.kind != "U" or files.dtype.kind != "U":
-        raise UserError(f"{path}: {keys[0]} {folders.shape} and {keys[1]} {files.shape} must be equally many names; fetch it again")
-    names = [(str(folder), str(file)) for folder, file in zip(folders, files)]
+    folders, files = (texts(content[key]) for key in keys)
+    if folders is None or files is None or len(folders) != len(files):
+        raise UserError(f"{path}: {keys[0]} and {keys[1]} must be equally many names; fetch it again")
+    names = list(zip(folders, files))
     for part in (part for name in names for part in name):
         if part in ("", ".", "..") or "/" in part or "\\" in part:
             raise UserError(f"{path}: {part!r} is not the name of a picture or of its folder; fetch it again")

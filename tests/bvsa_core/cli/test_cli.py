@@ -29,6 +29,8 @@ def test_demo_goes_from_nothing_to_a_table_and_the_second_time_trains_nothing(tm
     shown = succeed(*command)
     for part in ("vanilla", "ubp", "bvsa", "(corrected)", "last, inductive", "gate none", "synthetic data, 8-way retrieval"):
         assert part in shown
+    page = (tmp_path / "runs" / "page.html").read_text()
+    assert all(part in page for part in ("<h1>bvsa demo</h1>", "vanilla (corrected)", "Blur levels, ubp", "Test repetitions, synthetic"))
     table = (tmp_path / "runs" / "table.md").read_text()
     assert table.count("\n| ") == 3 and "(chance 12.5 %)" in table and "1 subject(s) x 2 seed(s)" in table
     weights = sorted((tmp_path / "runs").rglob("weights.safetensors"))
@@ -44,9 +46,8 @@ def test_demo_with_online_views_gives_the_same_table(tmp_path, succeed):
     tables = []
     for views in ("banked", "online"):
         out = tmp_path / views
-        succeed(
-            "demo", "--data", tmp_path / "data", "--out", out, "--vision=tiny", "--views", views, "--seeds", 1, *QUICK, *sizes
-        )
+        once = ("--seeds", 1, "--resamples", 0)
+        succeed("demo", "--data", tmp_path / "data", "--out", out, "--vision=tiny", "--views", views, *once, *QUICK, *sizes)
         tables.append((out / "table.md").read_text())
     assert tables[0] == tables[1]
 
@@ -124,7 +125,7 @@ def test_a_run_is_scored_again_under_another_gate(finished, tmp_path, succeed):
     assert "+ csls" in shown and "texts shuffled" in shown and protocol["information"] == "label-free transductive"
 
 
-@pytest.mark.parametrize("command", ["demo", "data", "features", "train", "evaluate", "reproduce", "retrieve"])
+@pytest.mark.parametrize("command", ["demo", "data", "features", "train", "evaluate", "reproduce", "retrieve", "report"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])

@@ -99,6 +99,19 @@ def test_the_table_says_what_is_ours_and_what_differs(done):
     assert "no test: with 2 subject(s)" in text and "sub-02" in text and "hubness: skewness" in text
 
 
+def test_the_page_holds_the_same_table(done):
+    page = (done / "page.html").read_text()
+    table = page.split('<table class="results">')[1].split("</table>")[0]
+    names = re.findall(r'<th scope="row">([\w-]+)', table)
+    assert names[:4] == ["vanilla", "both_heads", "gated", "both_heads"] and names[4:] == [
+        "BraVL", "NICE", "ATM-S", "NeuroBridge", "VisualEEGDecoding", "SAMGA"
+    ]  # fmt: skip
+    assert re.findall(r'<td class="n theirs">([\d.]+)</td>', table)[:4] == ["50.9", "79.7", "58.2", "89.1"]
+    records = list(csv.DictReader((done / "table.csv").read_text().splitlines()))
+    assert re.findall(r'<td class="n">([\d.]+)<span', table)[::2] == [f"{float(each['top1']):.1f}" for each in records[:4]]
+    assert "<h1>Two &amp; a half</h1>" in page and "both_heads, gate always, texts shuffled" in page and "bvsa reproduce" in page
+
+
 def test_csv_and_latex_hold_the_same_table(done):
     records = list(csv.DictReader((done / "table.csv").read_text().splitlines()))
     assert [record["system"] for record in records[:4]] == ["vanilla", "both_heads", "gated", "both_heads"] and len(records) == 10
@@ -153,10 +166,11 @@ def test_a_run_is_evaluated_in_full(finished, tmp_path, succeed):
 def test_repetitions_are_drawn_for_every_picture_and_averaged(finished, small_data):
     recordings = Dataset(small_data).load("sub-01", "test")
     chosen = np.array([[0, 3]] * 11 + [[1, 5]])
-    part = averaged(recordings, chosen).data
+    other, part = (each.data for each in averaged(recordings, np.stack([np.roll(chosen, 1, axis=0), chosen])))
     expected = recordings.data[11, [1, 5]].astype(np.float32).mean(0)
     # float16 means in float32: one addition, one division, each rounded.
     np.testing.assert_allclose(part[11, 0], expected, rtol=2**-22, atol=2**-22)
+    np.testing.assert_allclose(other[0, 0], recordings.data[0, [1, 5]].astype(np.float32).mean(0), rtol=2**-22, atol=2**-22)
     assert part.shape == (12, 1, *recordings.data.shape[2:]) and steps(1) == [1] and steps(80) == [1, 2, 4, 8, 16, 32, 64, 80]
     folder = RunFolder(finished)
     materials = Materials(folder.config())

@@ -92,6 +92,8 @@ BROKEN = [
     ({"img": np.array(["a"])}, "'img' has shape .* for each of 3 conditions"),
     ({"text": np.zeros((3, 2))}, "'text' has shape"),
     ({"ch_names": ["Oz"]}, "'ch_names' has 1 names for 17 channels"),
+    ({"times": ["now"] * 60}, "'ch_names' or 'times' is no list .could not convert"),
+    ({"ch_names": 3}, "'ch_names' or 'times' is no list"),
     ({"times": np.arange(10.0)}, "'times' has shape .10,. for 60 time points"),
 ]
 

@@ -128,6 +128,18 @@ def test_a_kill_at_any_step_leaves_what_the_next_one_brings_to_the_same_end(afte
     assert step > 20
 
 
+def test_what_was_whole_when_it_was_stopped_is_not_made_again(tmp_path, monkeypatch):
+    def stopped(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SubjectWriter, "_rename", stopped)
+        finish(tmp_path)
+    with SubjectWriter(tmp_path, "sub-01", PLAN) as writer:
+        assert writer.complete
+    assert sorted(path.name for path in (tmp_path / "sub-01").iterdir()) == ["header.json", "test.npy", "train.npy"]
+
+
 def test_kills_upon_kills(made, tmp_path, seed):
     random = np.random.default_rng(seed)
     for _ in range(12):

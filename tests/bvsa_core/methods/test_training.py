@@ -63,15 +63,6 @@ def test_the_training_of_a_method_is_known_to_a_run(name):
     assert all(getattr(made, key) == value for key, value in training.items())
 
 
-def test_published_training():
-    """methods.md, section 6."""
-    nice = {"encoder": "tsconv", "optimiser": "adam", "lr": 2e-4, "betas": (0.5, 0.999), "batch_size": 1000, "epochs": 200}
-    assert nice.items() <= training_of("nice").items()
-    assert {"validation": 740, "initial_std": 0.02}.items() <= training_of("nice").items()
-    atm = {"encoder": "atm", "optimiser": "adamw", "lr": 3e-4, "batch_size": 64, "epochs": 40, "average": False}
-    assert atm.items() <= training_of("atm").items()
-
-
 def test_the_optimiser_is_the_one_that_is_asked_for(planted, monkeypatch):
     made = []
     for kind in ("AdamW", "Adam"):
@@ -82,7 +73,7 @@ def test_the_optimiser_is_the_one_that_is_asked_for(planted, monkeypatch):
         chosen = config("vanilla", optimiser=optimiser, betas=betas, weight_decay=0.25, epochs=1)
         problem.train(problem.make(chosen), chosen, samples=8)
         known, named = made[-1]
-        assert known.__name__.lower() == optimiser and named == {"lr": 4e-3, "betas": betas, "weight_decay": 0.25}
+        assert known.__name__.lower() == optimiser and named == {"lr": 4e-3, "betas": betas, "weight_decay": 0.25, "fused": True}
     for wrong, message in (({"betas": (0.9, 1.0)}, "betas are"), ({"validation": -1}, "validation is -1")):
         with pytest.raises(UserError, match=message):
             config("vanilla", **wrong)

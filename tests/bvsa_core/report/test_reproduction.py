@@ -9,7 +9,7 @@ import pytest
 
 from bvsa_core.errors import UserError
 from bvsa_core.experiments import published
-from bvsa_core.experiments.deal import Team
+from bvsa_core.parallel import Team
 from bvsa_core.report.reproduction import Entry, escape, lines, mean_statistics, notes, subject_rows, to_csv, to_latex, to_markdown
 from bvsa_core.report.tables import Row
 

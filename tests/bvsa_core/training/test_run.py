@@ -106,6 +106,16 @@ def test_multi_level_targets_are_trained_and_kept(small_data, tmp_path):
         MaterialsConfig(target_levels=[(50, 0.5)])
 
 
+def test_an_encoder_in_bfloat16_learns_nearly_the_same(materials, tmp_path):
+    losses = {}
+    for precision in ("32-true", "bf16-mixed"):
+        run(config(materials, method="bvsa", precision=precision), materials, RunFolder(tmp_path / precision))
+        losses[precision] = [json.loads(line)["loss"] for line in (tmp_path / precision / "metrics.jsonl").read_text().splitlines()]
+    # Cosines are right to two roundings of 2^-8, and are told apart by a scale of 1 / 0.07, of losses of about log 32.
+    assert losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=2 * 2**-8 / 0.07 / 3.5)
+    assert losses["bf16-mixed"] != losses["32-true"]
+
+
 def test_continuous_decoupling_runs_online(small_data, tmp_path):
     online = Materials(MaterialsConfig(data=small_data, views="online"))
     options = methods.method_class("bvsa").Options(continuous=True)
@@ -197,6 +207,10 @@ def test_what_cannot_be_run_is_refused(materials, tmp_path):
     with pytest.raises(UserError, match="needs at least 75 time points, not 25; choose a longer window"):
         short = Materials(MaterialsConfig(data=materials.config.data, window=(0.0, 0.096)))
         run(config(short, encoder="tsconv"), short, RunFolder(tmp_path / "c"))
+    with pytest.raises(UserError, match="unknown precision 'bf16'; choose one of 32-true, bf16-mixed"):
+        config(materials, precision="bf16")
+    with pytest.raises(UserError, match="precision 16-mixed is for GPUs; take bf16-mixed on the CPU"):
+        run(config(materials, precision="16-mixed"), materials, RunFolder(tmp_path / "d"))
     with pytest.raises(UserError, match="unknown device 'gpu0'"):
         choose_device("gpu0")
     if not torch.cuda.is_available():

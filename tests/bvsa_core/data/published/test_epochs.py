@@ -42,8 +42,9 @@ def test_samples_from_onset_on_are_kept_and_the_steps_told(attempt):
 
 
 WRONG = [
-    ({"channels": list("CDE")}, r"train.npy: 4 channels, and names of shape \(3,\)"),
-    ({"channels": None}, r"4 channels, and names of shape \(\)"),
+    ({"channels": list("CDE")}, "train.npy: 4 channels, and 3 names; fetch or make it again"),
+    ({"channels": None}, "4 channels, and what names them is no list of names"),
+    ({"channels": [["C"], ["D", "E"]]}, "4 channels, and what names them is no list of names"),
     ({"channels": list("CDEC")}, r"a channel's name appears twice \(C, D, E, C\)"),
     ({"channels": ["C", "D", "E", "stim"]}, "channel stim is the trigger, which tells the pictures"),
     ({"times": np.arange(9) / 100}, r"times of shape \(9,\) for 10 samples"),

@@ -73,6 +73,8 @@ def test_what_is_exported_converts_back_into_the_same_store(layout, planted, tmp
     opened = torch.load(out / "sub-01" / "test.pt", weights_only=False)
     assert opened.keys() == read_arrays(out / "sub-01" / "test.pt").keys()
     assert opened["eeg"].dtype == np.float16 and type(opened["eeg"]) is np.ndarray and opened["label"][:, 0].tolist() == [0, 1, 2]
+    if first.splits["test"].sessions:
+        np.testing.assert_array_equal(opened["session"], planted.sessions["test"] - 1.0)  # published ones start at 0
     dataset = Dataset(out)
     assert dataset.name == "mine" and dataset.load("sub-01", "test").sessions == first.splits["test"].sessions
 

@@ -1,0 +1,62 @@
+"""Recordings for other programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bvsa_core.data.layout import Dataset
+from bvsa_core.data.optional import import_mne
+from bvsa_core.data.store import read_header
+from bvsa_core.errors import UserError
+
+if TYPE_CHECKING:
+    import mne
+
+_SCALE = {"µV": 1e-6, "fT": 1e-15}  # to what MNE takes numbers for, volts and tesla
+
+
+def to_mne(dataset: Dataset | str | Path, subject: str, split: str, conditions: Sequence[int] | None = None) -> mne.EpochsArray:
+    """One split of one subject as MNE epochs, every repetition of every condition.
+
+    Event code c is condition c - 1, and the tags "concept/picture" select by either: epochs["aardvark"]. The second column
+    of the events is the session, 0 where the data do not tell. EEG channels get their places in the 10-10 system
+    (MNE's easycap-M1) where it names them; MEG channels are magnetometers whose places the store does not know.
+
+    MNE takes EEG for volts and MEG for tesla. Whitened recordings have no such unit: their numbers stay as they are, and
+    epochs.info["description"] says so.
+
+    Args:
+        conditions: rows of the split, all where left out; MNE keeps float64, four times the size of the store.
+
+    Raises:
+        UserError: MNE is not installed, or there is no such subject, split or condition.
+    """
+    mne = import_mne("MNE epochs")
+    dataset = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
+    recordings = dataset.load(subject, split)
+    rows = np.arange(len(recordings)) if conditions is None else np.asarray(conditions, dtype=int).ravel()
+    if wrong := [row for row in rows.tolist() if not 0 <= row < len(recordings)]:
+        raise UserError(f"{dataset.path(subject, split)}: no condition {wrong[0]}; there are 0 to {len(recordings) - 1}")
+    header = read_header(dataset.recordings_folder / subject) if dataset.in_store(subject) else None
+    units = header.units if header else "unknown, most likely whitened"
+    told = header.splits[split].sessions if header else None
+    repetitions = recordings.data.shape[1]
+    sessions = np.repeat(0, len(rows) * repetitions) if told is None else np.array(told)[rows].ravel()
+    data = recordings.data[rows].reshape(-1, *recordings.data.shape[2:]).astype(np.float64)
+    data *= _SCALE.get(units, 1)
+    rate = header.sampling_rate if header else 1 / np.diff(recordings.times).mean()
+    info = mne.create_info(recordings.channels, rate, "mag" if recordings.modality == "MEG" else "eeg", verbose="ERROR")
+    info["description"] = f"{dataset.name}, {subject}, {split}; units: {units}"
+    if recordings.modality == "EEG":
+        info.set_montage("easycap-M1", on_missing="ignore", verbose="ERROR")
+    codes = np.repeat(rows + 1, repetitions)
+    events = np.stack([np.arange(len(codes)) * data.shape[-1], sessions, codes], axis=1)
+    names = {}
+    for row in sorted(set(rows.tolist())):
+        name = f"{recordings.concepts[row]}/{Path(recordings.images[row]).stem}"
+        names[f"{name}/{row}" if name in names else name] = row + 1
+    return mne.EpochsArray(data, info, events, recordings.times[0], names, proj=False, verbose="ERROR")

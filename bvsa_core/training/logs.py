@@ -1,0 +1,69 @@
+"""Metrics of every epoch for those who watch from elsewhere: TensorBoard or Weights & Biases."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bvsa_core.errors import UserError
+
+Log = Callable[[dict], None]
+
+
+@contextmanager
+def logger(kind: str, folder: Path) -> Iterator[Log]:
+    """What hears of metrics, each a dict with its epoch.
+
+    Args:
+        kind: tensorboard (files in the folder of the run), wandb (a run of the folder's name, kept in the folder, and sent
+            where there is a key) or none.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    if kind == "none":
+        yield lambda metrics: None
+        return
+    if importlib.util.find_spec(kind) is None:
+        raise UserError(f"--log {kind} needs {kind}; pip install 'fovblur[{kind}]'")
+    yield from (_tensorboard if kind == "tensorboard" else _wandb)(folder)
+
+
+def _tensorboard(folder: Path) -> Iterator[Log]:
+    from lightning_fabric.loggers import TensorBoardLogger
+
+    log = TensorBoardLogger(folder, name="tensorboard", version="")
+    try:
+        yield lambda metrics: (log.log_metrics(flat(metrics), metrics["epoch"]), log.save())
+    finally:
+        log.finalize("")
+
+
+def _wandb(folder: Path) -> Iterator[Log]:
+    import wandb
+
+    @functools.cache
+    def run():  # not before there is something to tell, when the folder is the run's
+        keyless = wandb.api.api_key is None and "WANDB_MODE" not in os.environ
+        return wandb.init(project="bvsa", name=folder.resolve().name, dir=folder, mode="offline" if keyless else None)
+
+    try:
+        yield lambda metrics: run().log(flat(metrics), step=metrics["epoch"])
+    finally:
+        if run.cache_info().currsize:
+            run().finish()
+
+
+def flat(metrics: dict) -> dict[str, float]:
+    """Numbers by name; those of a part are called part/name."""
+    found = {}
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            found |= {f"{name}/{inner}": number for inner, number in flat(value).items()}
+        elif name != "epoch":
+            found[name] = value
+    return found

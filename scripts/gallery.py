@@ -1,0 +1,30 @@
+"""Draw docs/retrieved.jpg, what a run of the demo retrieves, for the README: python scripts/gallery.py [RUN]"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from PIL import Image
+
+from bvsa_core.experiments.evidence import find_runs, gather, lines_of_runs
+from bvsa_core.report.drawings import retrieved
+from bvsa_core.report.figures import save
+
+OUTPUT = Path(__file__).parents[1] / "docs" / "retrieved.jpg"
+RUN = Path("bvsa_runs", "demo", "bvsa-corrected_eeg_project_sub-01_seed0")
+
+
+def main(run: Path = RUN, output: Path = OUTPUT) -> None:
+    folders, _ = find_runs([run])
+    report = gather("", lines_of_runs(folders), {})
+    drawing = retrieved(report, report.retrievals[0])
+    with TemporaryDirectory() as folder:
+        png, _ = save([drawing], Path(folder))
+        Image.open(png).convert("RGB").save(output, quality=85, optimize=True)
+    print(drawing.caption)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))

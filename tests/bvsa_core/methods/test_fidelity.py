@@ -1,0 +1,177 @@
+"""Which preset of which method is checked for what, against tests/support/fidelity_oracles.py on random inputs.
+
+| checked                                       | vanilla | nice | atm | ubp | bvsa | mcdb | bravl             |
+| loss of every batch                           | yes     | yes  | yes | yes | yes  | yes  | test_bravl.py     |
+| per-sample state, interval rule               | none    | none | none| yes | yes  | none | none              |
+| balance of gradients                          |         |      |     |     |      | yes  |                   |
+| blur levels, gallery levels, gate             | yes     | yes  | yes | yes | yes  | yes  | yes               |
+| scores at retrieval, with the preset's gate   | yes     | yes  | yes | yes | yes  | yes  | test_bravl.py     |
+| nothing learnt from evaluation                | yes     | yes  | yes | yes | yes  | yes  | yes               |
+| number of parameters                          | yes     | yes  | yes | yes | yes  | yes  | yes               |
+
+Each for the presets paper, code and corrected, which are one where a method has no difference to offer. What is drawn or
+switched beside that is in test_methods.py; the gates as formulas of their own in ../retrieval/test_retrieval.py.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import fidelity_oracles as oracle
+import numpy as np
+import pytest
+import torch
+
+from bvsa_core import encoders, methods
+from bvsa_core.encoders import Shape
+from bvsa_core.methods.base import Batch, Method
+from bvsa_core.retrieval.evaluate import Scoring, similarity
+from bvsa_core.training.config import PRESETS, RunConfig, method_options, training_of
+from bvsa_core.vision.views import SHARP, Level
+
+SAMPLES, BATCH, CHANNELS, TIME, WIDTH = 40, 24, 3, 10, 16
+EVERY = [(name, preset) for name in methods.names() for preset in PRESETS]
+CONTRASTED = [(name, preset) for name, preset in EVERY if name != "bravl"]
+GAINS, SIZES = (0.0, 0.5, 1.0), (45, 51, 57)
+BLURRED = {
+    ("ubp", "code"): {(45, 0.5), (51, 0.5)},
+    "ubp": {(size, 0.5) for size in SIZES},
+    "bvsa": {(size, gain) for size in SIZES for gain in GAINS},
+}
+GALLERY = {("ubp", "code"): [(45, 0.5)], "ubp": [(51, 0.5)], ("bvsa", "code"): [(51, gain) for gain in GAINS], "bvsa": [(51, 0.5)]}
+GATE = {("bvsa", "paper"): "paper", ("bvsa", "code"): "code"}
+
+
+def of(table: dict, name: str, preset: str, otherwise: object) -> object:
+    return table.get((name, preset), table.get(name, otherwise))
+
+
+def make(name: str, preset: str, **changes) -> Method:
+    """In float64 and without dropout, so that it can be calculated; its adapters, where it has any, are not the identity."""
+    build = lambda shape: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(CHANNELS * TIME, shape.embedding))  # noqa: E731
+    method = methods.method_class(name)(method_options(name, preset, **changes), build, SAMPLES, Shape(CHANNELS, TIME, WIDTH))
+    for adapter in getattr(method, "adapters", {}).values():
+        torch.nn.init.normal_(adapter.branch[-1].weight)
+    for parameter in method.parameters():
+        parameter.data = parameter.data.double()
+    return method.double() if name == "bravl" else method  # which keeps no state, where that of others stays float32
+
+
+def random_batch() -> Batch:
+    unit = lambda: torch.nn.functional.normalize(torch.randn(BATCH, WIDTH, dtype=torch.float64), dim=1)  # noqa: E731
+    recordings = torch.randn(BATCH, CHANNELS, TIME, dtype=torch.float64)
+    return Batch(torch.randperm(SAMPLES)[:BATCH], recordings, unit(), unit())
+
+
+def heads(method: Method, recordings: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """What the brain encoders give: one for images, one for texts."""
+    for_text = getattr(method, "text_encoder", None) or method.encoder
+    return method.encoder(recordings).detach().numpy(), for_text(recordings).detach().numpy()
+
+
+def adapted(method: Method, which: str, x: np.ndarray) -> np.ndarray:
+    normalise, down, _, rise = method.adapters[which].branch
+    return oracle.adapter(x, *((part.weight.detach().numpy(), part.bias.detach().numpy()) for part in (normalise, down, rise)))
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "changes"),
+    [(*each, {}) for each in CONTRASTED] + [("bvsa", preset, {"continuous": True, "c": 0.3}) for preset in PRESETS],
+)
+def test_losses_and_state_of_four_batches(name, preset, changes, seed):
+    method = make(name, preset, **changes)
+    medium = of(GALLERY, name, preset, [SHARP])[0][0]
+    state = oracle.State(SAMPLES, medium)
+    state.gains[:] = SHARP.gain if medium == 1 else 0.5
+    own = {"ubp": {"code": preset == "code"}, "bvsa": {"paper": preset == "paper", **changes}}.get(name, {})
+    chosen = set()
+    for _ in range(4):
+        batch = random_batch()
+        brain, brain_text, images, texts = *heads(method, batch.recordings), batch.images.numpy(), batch.texts.numpy()
+        if name == "mcdb":
+            embeddings = (adapted(method, "brain", oracle.unit(brain)), adapted(method, "image", images), adapted(method, "text", texts))
+            expected, factors = oracle.mcdb(*embeddings, a=0.5)
+        else:
+            rule = getattr(oracle, "vanilla" if name == "nice" else name)
+            expected = rule(state, batch.samples.numpy(), brain, brain_text, images, texts, **own)
+        assert method(batch).item() == pytest.approx(expected, rel=1e-6)  # the scale starts as a float32
+        if name == "mcdb":
+            np.testing.assert_allclose(method.factors.numpy(), factors, rtol=1e-5)  # found in float32
+        gain, kernel_size = method.blur(torch.arange(SAMPLES))
+        # similarities of up to 15 are kept in float32, to 1e-6, and stand in units of a deviation above 0.2
+        np.testing.assert_allclose(gain.numpy(), state.gains, atol=2e-5)
+        np.testing.assert_allclose(kernel_size.numpy(), state.sizes, atol=2e-4)
+        chosen |= set(zip(state.gains.tolist(), state.sizes.tolist()))
+    assert name not in ("ubp", "bvsa") or len(chosen) > 1, "no sample ever stood out: the rule is not exercised"
+    assert kernel_size.is_floating_point() == bool(changes)
+
+
+@pytest.mark.parametrize(("name", "preset"), EVERY)
+def test_blur_levels_and_gate(name, preset):
+    method = make(name, preset)
+    sharp = [SHARP]
+    assert set(method.levels()) == {Level(*each) for each in of(BLURRED, name, preset, sharp)}
+    assert len(set(method.levels())) == len(method.levels())
+    assert method.gallery_levels() == [Level(*each) for each in of(GALLERY, name, preset, sharp)]
+    assert method.default_gate == of(GATE, name, preset, "none")
+
+
+@pytest.mark.parametrize(("name", "preset"), CONTRASTED)
+def test_scores_at_retrieval(name, preset, seed):
+    method = make(name, preset).eval()
+    recordings, texts = random_batch().recordings, random_batch().texts
+    views = torch.stack([random_batch().images for _ in method.gallery_levels()])
+    brain, brain_text = map(oracle.unit, heads(method, recordings))
+    with torch.no_grad():
+        ours = similarity(method.retrieval_embeddings(recordings, views, texts), Scoring(method.default_gate))
+    views, texts = views.numpy(), texts.numpy()
+    if name == "mcdb":
+        brain = brain_text = adapted(method, "brain", brain)
+        views, texts = np.stack([adapted(method, "image", view) for view in views]), adapted(method, "text", texts)
+    expected = oracle.scores(brain, brain_text, views, texts, of(GATE, name, preset, "none"))
+    np.testing.assert_allclose(ours.numpy(), expected, atol=1e-5)  # products of 16 and 48 terms in float32, none above 12
+
+
+@pytest.mark.parametrize(("name", "preset"), EVERY)
+def test_evaluation_leaves_the_state_alone(name, preset, seed):
+    method = make(name, preset)
+    method(random_batch())
+    before = {key: value.clone() for key, value in method.named_buffers()}
+    method.eval()
+    method(random_batch())
+    assert all(torch.equal(value, before[key]) for key, value in method.named_buffers())
+
+
+def parameters(name: str, preset: str, width: int = 1024) -> int:
+    head, scale = oracle.eeg_project(17, 250, width), 1
+    return {
+        "bvsa": (1 if preset == "paper" else 2) * head + scale,
+        "mcdb": head + scale + 3 * (2 * width + (width + 1) * (width // 4) + (width // 4 + 1) * width),
+        "bravl": oracle.bravl(17, 250, width),
+    }.get(name, head + scale)
+
+
+@pytest.mark.parametrize(("name", "preset"), EVERY)
+def test_numbers_of_parameters(name, preset):
+    with torch.device("meta"):
+        build = functools.partial(encoders.build, "eeg_project")
+        method = methods.method_class(name)(method_options(name, preset), build, 10, Shape(17, 250, 1024))
+    assert sum(parameter.numel() for parameter in method.parameters()) == parameters(name, preset)
+    fixed = [key for key, parameter in method.named_parameters() if not parameter.requires_grad]
+    assert fixed == (["logit_scale"] if name == "nice" else [])
+
+
+def test_published_numbers():
+    """Of methods.md, sections 5, 3 and 6."""
+    assert parameters("ubp", "paper") == parameters("bvsa", "paper") == 5_404_673
+    assert parameters("bvsa", "code") == parameters("bvsa", "corrected") == 10_809_345
+    assert oracle.eeg_project(271, 201, 1024) + 1 == 56_830_977
+    run = RunConfig()
+    assert (run.optimiser, run.lr, run.weight_decay, run.batch_size, run.epochs) == ("adamw", 1e-4, 1e-4, 1024, 50)
+    assert RunConfig(setting="inter").lr == 1e-5 and run.prompt == "A photo of a {object}."
+    nice = {"encoder": "tsconv", "optimiser": "adam", "lr": 2e-4, "betas": (0.5, 0.999), "batch_size": 1000, "epochs": 200}
+    assert {**nice, "validation": 740, "initial_std": 0.02}.items() <= training_of("nice").items()
+    atm = {"encoder": "atm", "optimiser": "adamw", "lr": 3e-4, "batch_size": 64, "epochs": 40, "average": False}
+    assert atm.items() <= training_of("atm").items()
+    bravl = {"window": (0.07, 0.39), "weight_decay": 0.0}
+    assert bravl.items() <= training_of("bravl").items() and method_options("bravl", "paper").components == 100

@@ -1,0 +1,206 @@
+"""Runs that are stopped, killed, or meet a full disk go on to the bytes of an undisturbed one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import re
+import shutil
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from bvsa_core import encoders, files, methods
+from bvsa_core.data.split import Split
+from bvsa_core.errors import UserError
+from bvsa_core.files import claim
+from bvsa_core.training import resume
+from bvsa_core.training.checkpoint import RunFolder
+from bvsa_core.training.config import MaterialsConfig, RunConfig
+from bvsa_core.training.loop import fit
+from bvsa_core.training.resume import Keeper, Stopped
+from bvsa_core.training.run import Materials, run
+
+KILLS = {"data": 7, "train": 8, "grid": 6}
+TRAINED = ("--method", "bvsa", "--selection", "validation", "--validation", 6, "--batch_size", 8)
+TINIER = ("--train_concepts", 4, "--images_per_concept", 2, "--train_repetitions", 1, "--test_concepts", 2, "--samples", 50)
+GRID = """
+methods: [vanilla, {method: bravl, options: {draws: 2, hidden: 16}}]
+seeds: 1
+resamples: 0
+run: {epochs: 2, batch_size: 16}
+"""
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def jobs(tiny_data, tmp_path_factory) -> dict[str, tuple]:
+    """Commands that lack the folder they write to."""
+    grid = tmp_path_factory.mktemp("grids") / "tiny.yaml"
+    grid.write_text(GRID)
+    return {
+        "data": ("data", "synthetic", *TINIER),
+        "train": ("train", "--data", tiny_data, *TRAINED, "--epochs", 3, "--out"),
+        "grid": ("reproduce", grid, "--eeg", tiny_data, "--out"),
+    }
+
+
+@pytest.mark.parametrize("job", ["data", "train", "grid"])
+def test_a_job_killed_at_random_moments_goes_on_to_the_same_bytes(forks, jobs, tmp_path, seed, job):
+    when, arguments = random.Random(seed), jobs[job]
+    (undisturbed,) = forks.bvsa(*arguments, tmp_path / "whole")
+    assert undisturbed.code == 0, undisturbed.err
+    expected, killed, finished = content(tmp_path / "whole"), 0, 0
+    while killed < KILLS[job] or finished < 1:
+        folder = tmp_path / f"disturbed{finished}"
+        (ended,) = forks.bvsa(*arguments, folder, after=when.uniform(0, undisturbed.seconds) if killed < KILLS[job] else None)
+        assert ended.code in (0, -signal.SIGKILL), ended.err
+        killed += ended.code != 0
+        if ended.code == 0:
+            finished += 1
+            assert content(folder) == expected
+
+
+def test_ctrl_c_says_how_to_go_on_and_the_run_does(forks, jobs, tmp_path):
+    arguments = ("train", *jobs["train"][1:-3], "--epochs", 15, "--out", tmp_path / "run")
+    folder = tmp_path / "run"
+    (ended,) = forks.bvsa(*arguments, after=folder / "resume.safetensors", by=signal.SIGINT)
+    told = rf"bvsa: {folder}: stopped in epoch \d+ of 15; the same command continues\n"
+    assert ended.code == 130 and re.fullmatch(told, ended.err), ended
+    assert not list(folder.glob(".*"))
+    (ended,) = forks.bvsa(*arguments)
+    found = content(folder)
+    shutil.rmtree(folder)
+    (undisturbed,) = forks.bvsa(*arguments)
+    assert ended.code == undisturbed.code == 0 and found == content(folder)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_method_goes_on_from_any_batch(tmp_path, name, seed):
+    """Parameters, per-sample state, moments and random numbers: all that was kept is all there is."""
+    torch.manual_seed(seed)
+    features = torch.nn.functional.normalize(torch.randn(20, 8), dim=1)
+    names, nobody = [str(i) for i in range(20)], torch.zeros(20, dtype=torch.int64)
+    split = Split(torch.randn(20, 2, 75), torch.arange(20), names, names, ["O1", "O2"], 1, nobody, ["sub-01"])
+    config = RunConfig(method=name, encoder="tsconv", epochs=2, batch_size=8, lr=1e-3)
+
+    def train(keeper: Keeper | None, begin: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(begin)
+        build = partial(encoders.build, "tsconv")
+        method = methods.method_class(name)(config.method_options, build, len(split), encoders.Shape(2, 75, 8))
+        views = lambda indices, gain, kernel_size: features[indices]  # noqa: E731
+        report = keeper.folder.add_metrics if keeper else lambda metrics: None
+        fit(method, split, views, features, config, Fabric(accelerator="cpu"), report, keeper=keeper)
+        return method.state_dict()
+
+    expected = train(None, seed)
+    stop_after = random.Random(seed).sample(range(1, 6), 2)  # of six batches
+    folder = RunFolder(tmp_path)
+    for passed in stop_after:
+        keeper = Keeper(folder)
+        keeper.passed = partial(stop_at, keeper, (passed - 1) // 3, (passed - 1) % 3 + 1)
+        with pytest.raises(Stopped, match=r"stopped in epoch \d of 2"):
+            train(keeper, seed)
+        found = train(Keeper(folder), seed + 1)  # all that the new seed has drawn is replaced
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+        assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+        folder.resume.unlink()
+
+
+def stop_at(keeper: Keeper, epoch: int, batch: int, standing, *of: int) -> None:
+    keeper.stopping = (standing.epoch, standing.batch) == (epoch, batch)
+    Keeper.passed(keeper, standing, *of)
+
+
+@pytest.fixture(scope="module")
+def materials(tiny_data) -> Materials:
+    return Materials(MaterialsConfig(data=tiny_data))
+
+
+@pytest.fixture
+def every_batch(monkeypatch) -> None:
+    monkeypatch.setattr(resume, "SECONDS", 0.0)
+    monkeypatch.setattr(resume, "WRITING", 0.0)
+
+
+def config(materials: Materials) -> RunConfig:
+    return RunConfig(data=materials.config.data, method="ubp", epochs=2, batch_size=16)
+
+
+def test_a_disk_that_is_full_at_any_write_loses_nothing(materials, tmp_path, every_batch, monkeypatch):
+    expected = run(config(materials), materials, RunFolder(tmp_path / "whole"))
+    writes, room, full = 0, 0, True
+
+    class Full:
+        """A file that takes half of what it is given once there is no room."""
+
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def write(self, data: bytes) -> None:
+            nonlocal writes
+            writes += 1
+            if writes > room:
+                self.file.write(data[: len(data) // 2])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.file.write(data)
+
+    while full:
+        folder, writes, full = RunFolder(tmp_path / f"run{room}"), 0, False
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "open", lambda *how: Full(open(*how)), raising=False)
+            try:
+                run(config(materials), materials, folder)
+            except UserError as error:
+                full = True
+                assert str(error).startswith(f"{folder.path}/"), error
+                assert str(error).endswith("cannot be written (No space left on device); make room, or choose another folder")
+        assert not list(folder.path.glob(".*"))
+        assert run(config(materials), materials, folder) == expected and content(folder.path) == content(tmp_path / "whole")
+        room += 1
+    # run.yaml, no lines kept; twice two batches, a line and an epoch; weights, embeddings, result; and the time that all found room.
+    assert room == 1 + 1 + 2 * (2 + 1 + 1) + 3 + 1
+
+
+def test_a_complete_run_is_read_where_nothing_can_be_written(materials, tmp_path, monkeypatch):
+    known = run(config(materials), materials, RunFolder(tmp_path))
+    monkeypatch.setattr(files.os, "open", lambda *how: pytest.fail("a folder is claimed"))
+    assert run(config(materials), materials, RunFolder(tmp_path)) == known
+
+
+def test_of_two_runs_in_one_folder_the_second_is_refused_and_a_dead_one_is_not_in_the_way(materials, tmp_path):
+    folder = tmp_path / "run"
+    with claim(folder, "a run"), pytest.raises(UserError, match=rf"run: a run is going on there \(process {os.getpid()} on .*\); wait"):
+        run(config(materials), materials, RunFolder(folder))
+    (folder / ".lock").write_text("process 1 on elsewhere\n")  # as a killed one leaves it
+    (folder / ".weights.safetensors.elsewhere.1.partial").write_text("half")
+    known = run(config(materials), materials, RunFolder(folder))
+    assert not list(folder.glob(".*"))
+    (folder / ".lock").touch()  # of one that was killed when all was done
+    assert run(config(materials), materials, RunFolder(folder)) == known and not list(folder.glob(".*"))
+
+
+def test_a_state_that_is_damaged_or_of_another_run_is_named(materials, tmp_path, every_batch):
+    folder = RunFolder(tmp_path)
+    folder.resume.write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
+    (tmp_path / "run.yaml").write_text("")
+    with folder.claimed(config(materials)):
+        pass
+    with pytest.raises(UserError, match=r"resume.safetensors: not where this run stood \('__metadata__'\); delete it"):
+        run(config(materials), materials, folder)
+    folder.resume.unlink()
+    assert run(config(materials), materials, folder)["epoch"] == 2

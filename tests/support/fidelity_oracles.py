@@ -1,0 +1,130 @@
+"""Every method once more, in a few lines of numpy written from the papers' formulas. Nothing of the package is used here.
+
+`brain` and `brain_text` are what the brain encoders give (the same array where there is one head), `images` and `texts` unit-norm
+features; row i of all belongs to sample `samples[i]`. A state holds the per-sample arrays that the next batch finds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from statistics import NormalDist
+
+import numpy as np
+
+SCALE = 1 / 0.07  # where the learnable one starts
+
+
+@dataclass
+class State:
+    """Of so many samples: smoothed similarities, and the blur of the next epoch."""
+
+    samples: int
+    size: float = 51
+    to_image: np.ndarray = field(init=False)
+    to_text: np.ndarray = field(init=False)
+    gains: np.ndarray = field(init=False)
+    sizes: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.to_image, self.to_text, self.gains = np.ones(self.samples), np.ones(self.samples), np.full(self.samples, 0.5)
+        self.sizes = np.full(self.samples, float(self.size))
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.sqrt((x**2).sum(1, keepdims=True))
+
+
+def softmax(logits: np.ndarray, axis: int) -> np.ndarray:
+    risen = np.exp(logits - logits.max(axis, keepdims=True))
+    return risen / risen.sum(axis, keepdims=True)
+
+
+def contrastive(logits: np.ndarray) -> float:
+    """Mean of the cross-entropies of rows and of columns, the diagonal being right."""
+    return -np.mean([np.log(np.diag(softmax(logits, axis))).mean() for axis in (0, 1)])
+
+
+def position(raw: np.ndarray, fitted: np.ndarray, alpha: float) -> np.ndarray:
+    """Where raw similarities lie in mean -+ z std of the fitted ones: below -1 and above 1 they are outside."""
+    return (raw - fitted.mean()) / (NormalDist().inv_cdf(1 - alpha / 2) * fitted.std(ddof=1))
+
+
+def smooth(state: np.ndarray, samples: np.ndarray, raw: np.ndarray) -> np.ndarray:
+    state[samples] = 0.3 * raw + 0.7 * state[samples]
+    return state[samples]
+
+
+def steps(position: np.ndarray) -> np.ndarray:
+    return np.where(position > 1, 1, np.where(position < -1, -1, 0))
+
+
+def vanilla(state, samples, brain, brain_text, images, texts) -> float:
+    return contrastive(SCALE * unit(brain) @ images.T)
+
+
+def atm(state, samples, brain, brain_text, images, texts) -> float:
+    return 0.99 * contrastive(SCALE * unit(brain) @ images.T) + 0.01 * contrastive(SCALE * unit(brain) @ texts.T)
+
+
+def ubp(state, samples, brain, brain_text, images, texts, code: bool = False) -> float:
+    logits = np.log1p(np.exp(np.log(SCALE))) * brain @ images.T if code else SCALE * unit(brain) @ images.T
+    low, medium, high = (45, 45, 51) if code else (45, 51, 57)
+    raw = np.diag(logits)
+    found = steps(position(raw, smooth(state.to_image, samples, raw), 0.05))
+    state.sizes[samples] = np.select([found > 0, found < 0], [low, high], medium)
+    return contrastive(logits)
+
+
+def bvsa(state, samples, brain, brain_text, images, texts, paper: bool = False, c: float = 0.5, continuous: bool = False) -> float:
+    to_image, to_text = SCALE * unit(brain) @ images.T, SCALE * unit(brain_text) @ texts.T
+    change = np.tanh if continuous else steps
+    for logits, smoothed, follow in ((to_image, state.to_image, "size"), (to_text, state.to_text, "gain")):
+        raw = np.diag(logits)
+        moved = change(position(raw, raw if paper else smooth(smoothed, samples, raw), 0.10))
+        if follow == "gain":
+            state.gains[samples] = 0.5 + c * moved  # I = -moved, gain = 0.5 - I c
+        else:
+            state.sizes[samples] = 51 - 6 * moved
+    return contrastive(to_image) if paper else (contrastive(to_image) + contrastive(to_text)) / 2
+
+
+def adapter(x: np.ndarray, normalise, down, rise) -> np.ndarray:
+    """x + bottleneck(x) to unit norm; the three layers as (weight, bias)."""
+    centred = x - x.mean(1, keepdims=True)
+    hidden = (centred / np.sqrt(centred.var(1, keepdims=True) + 1e-5) * normalise[0] + normalise[1]) @ down[0].T + down[1]
+    gelu = hidden * np.vectorize(NormalDist().cdf)(hidden)
+    return unit(x + gelu @ rise[0].T + rise[1])
+
+
+def mcdb(brain: np.ndarray, images: np.ndarray, texts: np.ndarray, a: float) -> tuple[float, np.ndarray]:
+    """The loss, of adapted embeddings, and the factors of the gradients of brain, image and text."""
+    to_image, to_text = SCALE * brain @ images.T, SCALE * brain @ texts.T
+    cosine = 1 - (np.diag(brain @ images.T) + np.diag(brain @ texts.T)).mean() / 2
+    share = lambda logits, axis: np.diag(softmax(logits, axis)).mean()  # noqa: E731
+    shares = np.array([(share(to_image, 1) + share(to_text, 1)) / 2, share(to_image, 0), share(to_text, 0)])
+    rho = 2 * shares / (shares.sum() - shares)
+    return 2 * (contrastive(to_image) + contrastive(to_text)) / 5 + 0.2 * cosine, np.where(rho > 1, 1 - np.tanh(a * rho), 1)
+
+
+def scores(brain: np.ndarray, brain_text: np.ndarray, views: np.ndarray, texts: np.ndarray, gate: str) -> np.ndarray:
+    """Retrieval by M_bv, modulated by the gate, for unit-norm embeddings; features (views, M, D) count side by side."""
+    to_image, to_text = sum(brain @ view.T for view in views), len(views) * brain_text @ texts.T
+    if gate == "none":
+        return to_image
+    pairs = np.diag(to_text)
+    reach = NormalDist().inv_cdf(0.95) if gate == "paper" else 1.96 / np.sqrt(len(pairs))
+    opened = (pairs >= pairs.mean() - reach * pairs.std(ddof=1)).astype(float)
+    return to_image * (1 + np.outer(opened, opened if gate == "paper" else np.ones_like(opened)) * to_text)
+
+
+def eeg_project(channels: int, time: int, width: int) -> int:
+    """Parameters: two linear maps with biases, and a layer norm."""
+    return (channels * time + 1) * width + (width + 1) * width + 2 * width
+
+
+def bravl(channels: int, time: int, width: int) -> int:
+    """Parameters at hidden 256, latent 32 and 100 components: encoders, decoders, and the networks Q."""
+    layer = lambda into, out: (into + 1) * out  # noqa: E731
+    observed = (channels * time, 100, width)
+    encoders = eeg_project(channels, time, 256) + layer(100, 256) + layer(width, 256) + 3 * layer(256, 64)
+    return encoders + sum(layer(32, 256) + layer(256, each) + layer(each, 256) + layer(256, 64) for each in observed)

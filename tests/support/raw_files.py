@@ -1,0 +1,83 @@
+"""Raw recordings as THINGS-EEG2 publishes them, small, and what plain numpy makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from bvsa_core.data.things_eeg import CHANNELS
+
+APART = 0.52  # seconds between two pictures: an answer of 0.3 s is over before the next baseline begins
+ANSWER = 0.3
+NAMES = [*reversed(CHANNELS), "Fz", "stim"]  # not in the order of the result, and one channel too many
+
+
+def answer(number: int, channel: str, shown: int, time: np.ndarray) -> np.ndarray:
+    """Volts of the planted answer to the shown-th presentation of a picture: every one differs from every other."""
+    peak, gain = 0.1 + 0.01 * (number % 7), (1 + CHANNELS.index(channel)) * (1 + 0.1 * number + 0.01 * shown)
+    return np.where(time < ANSWER, 1e-6 * gain * np.exp(-(((time - peak) / 0.02) ** 2)), 0.0)
+
+
+def recording(numbers: list[int], rate: float, noise: float, drift: float, random: np.random.Generator) -> dict:
+    """The content of a file that shows pictures, by number, one after another; 99999 is a target.
+
+    Args:
+        noise: volts, shared between channels.
+        drift: volts per second; every channel has an offset of its own, too.
+    """
+    apart, samples = round(APART * rate), round(APART * rate) * (len(numbers) + 1) + round(1.1 * rate)
+    mixing = noise * (np.eye(len(NAMES)) + 0.3 * random.standard_normal((len(NAMES), len(NAMES))))
+    data = mixing @ random.standard_normal((len(NAMES), samples))
+    data += 1e-3 * random.standard_normal((len(NAMES), 1)) + drift * np.arange(samples) / rate
+    data[NAMES.index("stim")] = 0
+    shown: dict[int, int] = {}
+    for place, number in enumerate(numbers):
+        onset = (place + 1) * apart
+        data[NAMES.index("stim"), onset] = number
+        if number != 99999:
+            time = np.arange(round(ANSWER * rate)) / rate
+            for channel in CHANNELS:
+                data[NAMES.index(channel), onset : onset + len(time)] += answer(number, channel, shown.get(number, 0), time)
+            shown[number] = shown.get(number, 0) + 1
+    kinds = ["stim" if name == "stim" else "eeg" for name in NAMES]
+    return {"raw_eeg_data": data, "ch_names": NAMES, "ch_types": kinds, "sfreq": int(rate), "highpass": 0.01, "lowpass": 100}
+
+
+def by_hand(content: dict, before: float = 0.0) -> dict[int, list[np.ndarray]]:
+    """Epochs (channels, time) of every picture from so many seconds before it, without MNE and without resampling."""
+    rate, data = content["sfreq"], content["raw_eeg_data"]
+    rows = data[[content["ch_names"].index(name) for name in CHANNELS]]
+    stim = data[content["ch_names"].index("stim")]
+    found: dict[int, list[np.ndarray]] = {}
+    for onset in np.flatnonzero(stim):
+        baseline = rows[:, onset - round(0.2 * rate) : onset + 1].mean(1, keepdims=True)
+        found.setdefault(int(stim[onset]), []).append(rows[:, onset - round(before * rate) : onset + round(rate)] - baseline)
+    return found
+
+
+def numbers_of(session: int, split: str) -> list[int]:
+    """What a session shows of 12 training or 3 test pictures: halves of the former in two sessions each, and targets."""
+    if split == "test":
+        return [99999, *[number for turn in range(20) for number in ((turn % 3) + 1, ((turn + 1) % 3) + 1, ((turn + 2) % 3) + 1)]]
+    half = [1, 2, 5, 6, 9, 10] if session in (1, 3) else [3, 4, 7, 8, 11, 12]
+    return [*half, 99999, *reversed(half)]
+
+
+def write_subject(folder: Path, content: Callable[[int, str], dict]) -> None:
+    """sub-XX/ses-0Y/raw_eeg_*.npy, as np.save writes a dict."""
+    for session in (1, 2, 3, 4):
+        (folder / f"ses-{session:02d}").mkdir(parents=True)
+        for split, name in (("train", "training"), ("test", "test")):
+            np.save(folder / f"ses-{session:02d}" / f"raw_eeg_{name}.npy", content(session, split))
+
+
+def write_pictures(folder: Path) -> None:
+    """The listing of six training concepts of two pictures and three of the test, without the pictures."""
+    for place, count, letters in (("training_images", 6, "bn"), ("test_images", 3, "s")):
+        for concept in range(count):
+            inside = folder / place / f"{concept + 1:05d}_{place[:2]}thing_{concept}"
+            inside.mkdir(parents=True)
+            for letter in letters:
+                (inside / f"{place[:2]}thing_{concept}_01{letter}.jpg").touch()
