@@ -104,6 +104,8 @@ def _npy_header(stream: IO[bytes]) -> tuple[np.dtype, tuple[int, ...]]:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as archive:
+        if min((part.header_offset for part in archive.infolist()), default=-1) != 0:
+            raise ValueError("its table of contents leaves out what the file begins with")
         for part in archive.infolist():
             with archive.open(part) as stream:
                 dtype, shape = _npy_header(stream)

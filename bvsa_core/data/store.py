@@ -35,6 +35,7 @@ HEADER = "header.json"
 SPLITS = ("train", "test")
 _PLAN = "plan.json"  # what is being made in a temporary folder, and of what
 _DTYPE = np.dtype("<f2")
+_MOST_SESSIONS = 100
 _BLOCK = 2**24  # bytes read at once
 _ENDS = 2**20  # bytes at either end of a source file that tell it from another of its size
 
@@ -314,7 +315,9 @@ def _check(header: Header, path: Path) -> None:
         conditions = split.shape[0] if len(split.shape) == 4 else -1
         fits = split.shape[2:] == [len(header.channels), len(header.times)] and name in SPLITS
         if split.sessions is not None:
+            numbers = {number for row in split.sessions for number in row}
             fits &= len(split.sessions) == conditions and {len(row) for row in split.sessions} <= {split.shape[1]}
+            fits &= all(isinstance(number, int) and 1 <= number <= _MOST_SESSIONS for number in numbers)
         if not fits or {len(split.images), len(split.concepts)} != {conditions}:
             raise UserError(f"{path}: damaged (the {name} part contradicts itself); make the folder again by bvsa data")
 
