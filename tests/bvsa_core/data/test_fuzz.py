@@ -22,9 +22,10 @@ import torch
 from PIL import Image
 
 from bvsa_core.data import store
-from bvsa_core.data.check import check_dataset, check_picture
+from bvsa_core.data.check import check_dataset
 from bvsa_core.data.image_set import bring_images
 from bvsa_core.data.layout import Dataset, read_recordings
+from bvsa_core.data.picture_file import read_picture
 from bvsa_core.data.published import epochs, meg_trials
 from bvsa_core.data.recording import read_arrays
 from bvsa_core.data.store import Header, SplitHeader, SubjectWriter
@@ -140,7 +141,7 @@ def all_kinds(root: Path) -> list[Kind]:
         Kind("info.json", arrays / "info.json", lambda path: check(path, arrays)),
         Kind("meta.json", sessions / "sub-01" / "meta_sub-01.json", lambda path: check(path, sessions)),
         Kind("img_conditions", sessions / "sub-01" / "img_conditions_test_sub-01.npy", lambda path: check(path, sessions)),
-        *(Kind(name, stills / name, check_picture) for name in ("a.jpg", "b.png", "c.jpg")),
+        *(Kind(name, stills / name, _decoded) for name in ("a.jpg", "b.png", "c.jpg")),
         Kind("zip of pictures", stills / "training_images.zip", lambda path: _brought(path, root / "images")),
         Kind("attributes", tables / "a.csv", meg_trials.read_attributes),
         Kind("image_paths.csv", tables / "image_paths.csv", lambda path: _pictures(tables)),
@@ -163,6 +164,10 @@ def _plain(found) -> dict:
 def _checked(folder: Path) -> None:
     problems = check_dataset(folder).problems
     assert all("\n" not in line for line in problems), problems
+
+
+def _decoded(path: Path) -> None:
+    read_picture(path)
 
 
 def _brought(path: Path, target: Path) -> None:
