@@ -11,7 +11,7 @@ from PIL import Image
 
 from bvsa_core.errors import UserError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 DAMAGE = (  # what Pillow raises
     OSError,
     SyntaxError,

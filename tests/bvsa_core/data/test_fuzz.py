@@ -29,6 +29,7 @@ from bvsa_core.data.picture_file import read_picture
 from bvsa_core.data.published import epochs, meg_trials
 from bvsa_core.data.recording import read_arrays
 from bvsa_core.data.store import Header, SplitHeader, SubjectWriter
+from bvsa_core.retrieval.gallery import Rows
 
 if not sys.platform.startswith("linux"):
     pytest.skip("forks, and bounds the memory of its children", allow_module_level=True)
@@ -117,6 +118,8 @@ def all_kinds(root: Path) -> list[Kind]:
     (npy / "old.npy").write_bytes(pickle.dumps(raw, protocol=2))
     np.save(npy / "plain.npy", DATA)
     np.savez(npy / "both.npz", one=DATA, two=np.arange(5))
+    np.save(npy / "rows.npy", DATA.reshape(-1, 5).astype(np.float32))
+    safetensors.torch.save_file({"image": torch.rand(4, 5)}, npy / "rows.safetensors")
     safetensors.torch.save_file({"one": torch.eye(3), "two": torch.arange(5)}, npy / "x.safetensors")
     arrays, sessions, stills = arrays_layout(place["arrays"]), session_layout(place["sessions"]), pictures(place["pictures"])
     tables = place["tables"]
@@ -146,6 +149,7 @@ def all_kinds(root: Path) -> list[Kind]:
         Kind("attributes", tables / "a.csv", meg_trials.read_attributes),
         Kind("image_paths.csv", tables / "image_paths.csv", lambda path: _pictures(tables)),
         Kind("image_concept_index.csv", tables / "image_concept_index.csv", lambda path: _pictures(tables)),
+        *(Kind(f"gallery {name}", npy / name, lambda path: Rows(path).read(slice(0, 2))) for name in ("rows.npy", "rows.safetensors")),
         Kind("description", arrays / "info.json", epochs.read_json),
     ]
 

@@ -248,3 +248,9 @@ def test_a_pickle_that_ends_early_is_refused(tmp_path):
     (tmp_path / "x.pt").write_bytes(content.replace(b"xxxxx", b".xxxx").replace(b"one", b"on."))
     with pytest.raises(UserError, match="damaged"):
         read_arrays(tmp_path / "x.pt")
+
+
+def test_what_a_pickle_names_is_told_in_one_line(tmp_path):
+    (tmp_path / "x.npy").write_bytes(b"\x80\x04\x8c\x02o\n\x8c\x04\x1b[2J\x93.")
+    with pytest.raises(UserError, match=r"names 'o\\n.\\x1b\[2J', which is not data"):
+        read_arrays(tmp_path / "x.npy")
