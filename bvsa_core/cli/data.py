@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
 from pathlib import Path
 
 import jsonargparse
@@ -11,9 +13,11 @@ from bvsa_core.cli.progress import Display
 from bvsa_core.data import published
 from bvsa_core.data.check import check_dataset
 from bvsa_core.data.image_set import bring_images
-from bvsa_core.data.layout import Dataset
+from bvsa_core.data.layout import Dataset, Recordings
 from bvsa_core.data.published import ubp
 from bvsa_core.data.published.source import Options
+from bvsa_core.data.quality import quality
+from bvsa_core.data.store import SPLITS, read_header
 from bvsa_core.data.synthetic import SyntheticConfig, make_dataset
 from bvsa_core.errors import ProblemsFound, UserError
 
@@ -35,6 +39,7 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     check = Parser(description="Say what is missing or wrong in a data set, file by file. Exit code 1 where something is.")
     check.add_argument("folder", type=Path, help="made by 'bvsa data', in the layout of UBP and BVSA, or to be converted")
     check.add_argument("--images", type=Path, help="stimuli or image_metadata.npy of a folder to be converted, unless beside it")
+    check.add_argument("--figures", type=Path, help="folder for figures: evoked responses, reliability, noise, trials")
     commands.add_subcommand("check", check, help="say what is missing or wrong, file by file")
     images = Parser(description="Check, resize and index the stimuli that a folder of recordings needs.")
     images.add_argument("source", type=Path, help="training_images and test_images as folders or zip files, or the pictures of THINGS")
@@ -79,7 +84,9 @@ def _report(what: str, chosen: jsonargparse.Namespace) -> None:
         if what == "images":
             report = bring_images(chosen.source, chosen.folder, chosen.size, chosen.quality, display)
         else:
+            dataset = Dataset(chosen.folder) if chosen.figures else None  # before the check, which takes its time
             report = check_dataset(chosen.folder, display, chosen.images)
+            report.found += _draw(dataset, chosen.figures, display) if dataset else []
     for line in report.found:
         print(line)
     if report.problems:
@@ -88,3 +95,30 @@ def _report(what: str, chosen: jsonargparse.Namespace) -> None:
         kind = ProblemsFound if what == "check" else UserError
         raise kind(f"{chosen.folder}: {len(report.problems)} problem(s), listed above")
     print("nothing wrong")
+
+
+def _draw(dataset: Dataset, folder: Path, display: Display) -> list[str]:
+    """Figures of every subject whose test recordings can be read."""
+    from bvsa_core.report import figures, recordings  # matplotlib takes its time
+
+    measured = {}
+    for subject in dataset.subjects:
+        try:
+            test = dataset.load(subject, "test")
+            trials = {split: _trials(test if split == "test" else dataset.load(subject, split)) for split in SPLITS}
+        except UserError:
+            continue  # a problem that the check has told
+        units = read_header(dataset.recordings_folder / subject).units if dataset.in_store(subject) else ""
+        found = quality(test.data, progress=functools.partial(display, f"{subject} statistics"))
+        measured[subject] = recordings.Measured(found, test.channels, test.times, units, test.modality, trials)
+    drawn, told = recordings.drawings(measured)
+    written = figures.save(drawn, folder)
+    return [*told, f"{len(written)} files of {len(drawn)} figures in {folder}"]
+
+
+def _trials(found: Recordings) -> dict[int, int]:
+    """Trials of each session; all are of session 0 where none is told."""
+    conditions, repetitions = found.data.shape[:2]
+    if found.sessions is None:
+        return {0: conditions * repetitions}
+    return dict(sorted(Counter(session for row in found.sessions for session in row).items()))

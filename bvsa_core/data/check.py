@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from bvsa_core.data import store, things_eeg, things_meg
 from bvsa_core.data.layout import Dataset, Recordings, read_recordings, read_stored
+from bvsa_core.data.picture_file import read_picture
 from bvsa_core.data.published import recognise, rehearsal
 from bvsa_core.data.scan import scan, some
 from bvsa_core.data.store import SPLITS, Header
@@ -79,19 +79,6 @@ def check_dataset(folder: Path, progress: Progress = lambda *_: None, images: Pa
     report.problems += _leaks(folder, about)
     _pictures(dataset, dict.fromkeys(image for looked in about.values() for image in looked.images), progress, report)
     return report
-
-
-def check_picture(path: Path) -> None:
-    """Decode a picture.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"picture {path} cannot be read ({error}); fetch or make it again") from error
 
 
 def _unfinished(folder: Path, report: Report) -> list[str]:
@@ -256,7 +243,7 @@ def _pictures(dataset: Dataset, named: Iterable[str], progress: Progress, report
         try:
             used.add(path := dataset.image_path(picture))
             kind = "damaged"
-            check_picture(path)
+            read_picture(path)
         except UserError as error:
             wrong[kind].append(str(error))
     progress("pictures", len(named), len(named))

@@ -19,9 +19,7 @@ import io
 import json
 import os
 import re
-import struct
 import zipfile
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +31,7 @@ from PIL import Image, UnidentifiedImageError
 from bvsa_core.data import things_eeg, things_meg
 from bvsa_core.data.check import Report
 from bvsa_core.data.layout import IMAGE_FOLDERS, concept_of
+from bvsa_core.data.picture_file import DAMAGE
 from bvsa_core.data.store import HEADER, read_header, sha256_of
 from bvsa_core.errors import UserError
 from bvsa_core.files import write_atomically
@@ -45,17 +44,7 @@ _SUFFIXES = (".jpg", ".jpeg", ".png")
 _FORMATS = ("JPEG", "PNG")
 _EXPECTED = {"training_images": [1654 * facts.IMAGES_PER_CONCEPT for facts in (things_eeg, things_meg)], "test_images": [200]}
 _MAX_BYTES, _MAX_PIXELS = 2**26, 2**26  # of one picture; those of THINGS are far below either
-_DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    NotImplementedError,
-    struct.error,
-    Image.DecompressionBombError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+_DAMAGE = (*DAMAGE, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)

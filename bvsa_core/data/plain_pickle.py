@@ -101,7 +101,9 @@ class _Reader(pickle._Unpickler):
             return _no_bytes
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
-        raise UserError(f"{self.path}: names {module}.{name}, which is not data; it was not run. Do not trust this file")
+        told = f"{module}.{name}"[:200]
+        told = told if told.isprintable() else repr(told)
+        raise UserError(f"{self.path}: names {told}, which is not data; it was not run. Do not trust this file")
 
     def persistent_load(self, reference: Any) -> _Storage:
         kind, dtype, key, _, count = reference

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import pickle
 import struct
+import tokenize
 import zipfile
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +20,7 @@ from torch import Tensor
 from bvsa_core.data import plain_pickle
 from bvsa_core.errors import UserError
 
-_READ_ERRORS = (
+READ_ERRORS = (  # what damaged files make numpy, zipfile, pickle and torch raise
     OSError,
     EOFError,
     zipfile.BadZipFile,
@@ -36,6 +37,8 @@ _READ_ERRORS = (
     RecursionError,
     UnicodeDecodeError,
     RuntimeError,
+    SyntaxError,
+    tokenize.TokenError,
 )
 
 
@@ -65,7 +68,7 @@ def read_arrays(path: str | Path) -> Any:
         return readers[path.suffix](path)
     except UserError:
         raise
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: damaged or incomplete ({detail}); fetch or make it again") from error
 
@@ -82,7 +85,7 @@ def _read_npy(path: Path) -> Any:
                 raise ValueError("a table with objects in it")
             return plain_pickle.load(stream, path)
         stated, there = math.prod(shape) * dtype.itemsize, path.stat().st_size - stream.tell()
-        if stated > there:
+        if stated != there:
             raise ValueError(f"tells of {stated} bytes and has {there}")
         stream.seek(0)
         return np.load(stream, allow_pickle=False)
@@ -101,11 +104,13 @@ def _npy_header(stream: IO[bytes]) -> tuple[np.dtype, tuple[int, ...]]:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as archive:
+        if min((part.header_offset for part in archive.infolist()), default=-1) != 0:
+            raise ValueError("its table of contents leaves out what the file begins with")
         for part in archive.infolist():
             with archive.open(part) as stream:
                 dtype, shape = _npy_header(stream)
-                if math.prod(shape) * dtype.itemsize > part.file_size:
-                    raise ValueError(f"{part.filename} tells of more than it has")
+                if not dtype.hasobject and math.prod(shape) * dtype.itemsize != part.file_size - stream.tell():
+                    raise ValueError(f"{part.filename} does not have the size that it tells of")
     with np.load(path, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
 
@@ -129,4 +134,7 @@ def _read_pt(path: Path) -> Any:
         if len(pickles) != 1:
             raise ValueError("no data.pkl inside, or several")
         with archive.open(pickles[0]) as stream:
-            return plain_pickle.load(stream, path, archive, pickles[0].removesuffix("data.pkl"))
+            content = plain_pickle.load(stream, path, archive, pickles[0].removesuffix("data.pkl"))
+            if stream.read(1):  # and so the checksum of all that was read is compared
+                raise ValueError("its pickle ends early")
+            return content

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from bvsa_core.data.recording import READ_ERRORS
 from bvsa_core.errors import UserError
 from bvsa_core.files import locked, write_atomically
 
@@ -34,6 +35,7 @@ HEADER = "header.json"
 SPLITS = ("train", "test")
 _PLAN = "plan.json"  # what is being made in a temporary folder, and of what
 _DTYPE = np.dtype("<f2")
+_MOST_SESSIONS = 100
 _BLOCK = 2**24  # bytes read at once
 _ENDS = 2**20  # bytes at either end of a source file that tell it from another of its size
 
@@ -245,7 +247,7 @@ def open_array(folder: Path, header: Header, split: str) -> np.ndarray:
         raise UserError(f"{folder}: no {split} data; there are {', '.join(header.splits)}")
     try:
         data = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except READ_ERRORS as error:
         raise UserError(f"{path}: missing or damaged ({error}); delete {folder} and make it again") from error
     if list(data.shape) != header.splits[split].shape or data.dtype != _DTYPE:
         raise UserError(f"{path}: {data.dtype} {data.shape} where {HEADER} tells of {header.splits[split].shape}; make it again")
@@ -313,7 +315,9 @@ def _check(header: Header, path: Path) -> None:
         conditions = split.shape[0] if len(split.shape) == 4 else -1
         fits = split.shape[2:] == [len(header.channels), len(header.times)] and name in SPLITS
         if split.sessions is not None:
+            numbers = {number for row in split.sessions for number in row}
             fits &= len(split.sessions) == conditions and {len(row) for row in split.sessions} <= {split.shape[1]}
+            fits &= all(isinstance(number, int) and 1 <= number <= _MOST_SESSIONS for number in numbers)
         if not fits or {len(split.images), len(split.concepts)} != {conditions}:
             raise UserError(f"{path}: damaged (the {name} part contradicts itself); make the folder again by bvsa data")
 

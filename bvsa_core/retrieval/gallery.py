@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from bvsa_core.data.recording import file_and_key
+from bvsa_core.data.recording import READ_ERRORS, file_and_key
 from bvsa_core.errors import UserError
 
 KINDS = (".npy", ".safetensors")
@@ -35,8 +35,8 @@ class Rows:
             raise UserError(f"{path}: no such file")
         try:
             self.data = _map_npy(self.path) if self.path.suffix == ".npy" else _map_safetensors(self.path, key)
-        except (OSError, ValueError, TypeError, EOFError) as error:
-            raise UserError(f"{path}: damaged or not numbers ({str(error).splitlines()[0]}); fetch or make it again") from error
+        except READ_ERRORS as error:
+            raise UserError(f"{path}: damaged or not numbers ({' '.join(str(error).split())}); fetch or make it again") from error
         if self.data.ndim != 2 or 0 in self.data.shape or not self.data.is_floating_point():
             raise UserError(f"{path}: is {self.data.dtype} of shape {tuple(self.data.shape)}; embeddings are floats (rows, dimensions)")
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from bvsa_core.data.picture_file import read_picture
 from bvsa_core.errors import UserError
 
 RESIZING = Image.Resampling.BILINEAR
@@ -36,13 +37,7 @@ def read_images(paths: Sequence[Path], size: int, progress: Callable[[int], None
 
 
 def _read(path: Path, size: int) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            picture = image.convert("RGB")
-    except FileNotFoundError as error:
-        raise UserError(f"picture {path} is missing; copy the image set there") from error
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        raise UserError(f"picture {path} cannot be read ({error}); fetch or make it again") from error
+    picture = read_picture(path).convert("RGB")
     if picture.size != (size, size):
         picture = picture.resize((size, size), RESIZING)
     return np.array(picture)

@@ -15,7 +15,7 @@ import numpy as np
 
 from bvsa_core.data.published import stimuli
 from bvsa_core.data.published.source import Options, Progress, Source
-from bvsa_core.data.recording import read_arrays
+from bvsa_core.data.recording import READ_ERRORS, read_arrays
 from bvsa_core.data.store import SPLITS, Header, SplitHeader, SubjectWriter
 from bvsa_core.errors import UserError
 
@@ -49,8 +49,10 @@ def open_file(path: Path) -> Any:
         UserError: it is missing, damaged, or holds anything but plain data.
     """
     if path.is_file():
-        with contextlib.suppress(ValueError, EOFError, OSError):  # read_arrays says it better
-            return np.lib.format.open_memmap(path, mode="r")
+        with contextlib.suppress(*READ_ERRORS):  # read_arrays says it better
+            mapped = np.lib.format.open_memmap(path, mode="r")
+            if mapped.offset + mapped.nbytes == path.stat().st_size:
+                return mapped
     return read_arrays(path)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +49,9 @@ def alter(subject: Path, **changes) -> None:
 
 
 def alter_split(subject: Path, split: str, **changes) -> None:
-    header = store.read_header(subject)
-    alter(subject, splits={name: asdict(part) | (changes if name == split else {}) for name, part in header.splits.items()})
+    splits = json.loads((subject / store.HEADER).read_text())["splits"]
+    splits[split] |= changes
+    alter(subject, splits=splits)
 
 
 def alter_samples(subject: Path, split: str, where: tuple, value: float) -> None:
@@ -117,8 +118,9 @@ def test_what_is_told_of_conditions(tmp_path):
     assert "train.npy: 1 picture(s) in two conditions" in twice and images[0] in twice
     assert "no recordings of session 2;" in session
     assert "1 test concept(s) are trained on too (train0)" in leak
-    alter_split(subject, "train", sessions=[[1, 1]] * 3)
-    assert "contradicts itself" in problems(tmp_path)[0]
+    for sessions in ([[1, 1]] * 3, [[1, 1, 2, 2**62]] * 3, [[1, 1, 2, 0.5]] * 3):
+        alter_split(subject, "train", sessions=sessions)
+        assert "contradicts itself" in problems(tmp_path)[0]
 
 
 def test_subjects_that_differ(two):

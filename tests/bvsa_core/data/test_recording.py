@@ -221,3 +221,36 @@ def test_a_large_array_of_a_pickled_npy_file_is_mapped_and_a_cut_one_told(tmp_pa
         (tmp_path / "x.npy").write_bytes(whole[:size])
         with pytest.raises(UserError, match="x.npy: damaged or incomplete"):
             read_arrays(tmp_path / "x.npy")
+
+
+def test_a_header_that_cannot_be_parsed_and_sizes_that_are_not_what_is_told(tmp_path):
+    np.save(tmp_path / "x.npy", np.eye(4))
+    content = (tmp_path / "x.npy").read_bytes()
+    np.savez(tmp_path / "x.npz", np.eye(40))
+    archive = (tmp_path / "x.npz").read_bytes()
+    end = archive.rindex(b"PK\5\6")
+    damaged = {
+        "open.npy": content.replace(b"(4, 4)", b"[(4, 4"),
+        "less.npy": content.replace(b"(4, 4)", b"(4, 2)"),
+        "more.npy": content + b"x",
+        "nothing.npz": archive[:end] + archive[end : end + 8] + bytes(8) + end.to_bytes(4, "little") + bytes(2),  # tells of no parts
+    }
+    for name, changed in damaged.items():
+        (tmp_path / name).write_bytes(changed)
+        with pytest.raises(UserError, match=f"{name}: damaged or incomplete"):
+            read_arrays(tmp_path / name)
+    assert zipfile.ZipFile(tmp_path / "nothing.npz").namelist() == []
+
+
+def test_a_pickle_that_ends_early_is_refused(tmp_path):
+    torch.save({"one": np.arange(5), "two": "x" * 9000}, tmp_path / "x.pt", pickle_protocol=5)
+    content = (tmp_path / "x.pt").read_bytes()
+    (tmp_path / "x.pt").write_bytes(content.replace(b"xxxxx", b".xxxx").replace(b"one", b"on."))
+    with pytest.raises(UserError, match="damaged"):
+        read_arrays(tmp_path / "x.pt")
+
+
+def test_what_a_pickle_names_is_told_in_one_line(tmp_path):
+    (tmp_path / "x.npy").write_bytes(b"\x80\x04\x8c\x02o\n\x8c\x04\x1b[2J\x93.")
+    with pytest.raises(UserError, match=r"names 'o\\n.\\x1b\[2J', which is not data"):
+        read_arrays(tmp_path / "x.npy")
