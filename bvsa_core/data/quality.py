@@ -47,7 +47,7 @@ def quality(data: np.ndarray, splits: int = 20, seed: int = 0, progress: Callabl
     halves = _halves(repetitions, splits, np.random.default_rng(seed))
     total, products = np.zeros((channels, samples)), np.zeros((channels, channels))
     sums = np.zeros((len(halves), 5, channels, samples))  # of a, b, a a, b b and a b
-    origin = np.asarray(data[0]).mean(axis=0, dtype=np.float64) if repetitions else 0  # large offsets would cost digits
+    origin = np.asarray(data[0]).mean(axis=0, dtype=np.float64)  # large offsets would cost digits
     step = max(1, _BLOCK // max(1, data[:1].size))
     for start in range(0, conditions, step):
         progress(start, conditions)

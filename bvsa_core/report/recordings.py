@@ -41,12 +41,13 @@ def drawings(measured: Mapping[str, Measured]) -> tuple[list[Drawing], list[str]
         told += [f"{subject}: {lacking}"] if lacking else []
         found.append(_evoked(subject, about, places))
         if about.quality.reliability is not None:
-            found.append(_reliability(subject, about))
+            found.append(_reliability(subject, about, about.quality.reliability))
         else:
             told.append(f"{subject}: one repetition, so no reliability and no noise ceiling")
         found.append(_covariance(subject, about))
-    if repeated := {subject: about for subject, about in measured.items() if about.quality.ceiling is not None}:
-        found.append(_ceilings(repeated))
+    ceilings = {subject: about.quality.ceiling for subject, about in measured.items()}
+    if known := {subject: ceiling for subject, ceiling in ceilings.items() if ceiling is not None}:
+        found.append(_ceilings(known))
     if measured:
         found.append(_trials(measured))
     return found, list(dict.fromkeys(told))
@@ -121,8 +122,8 @@ def _channel_axis(axes: Axes, names: Sequence[str], which: str) -> None:
     getattr(axes, f"set_{which}label")("channel")
 
 
-def _reliability(subject: str, about: Measured) -> Drawing:
-    found, milliseconds = about.quality.reliability, 1000 * about.times
+def _reliability(subject: str, about: Measured, found: np.ndarray) -> Drawing:
+    milliseconds = 1000 * about.times
 
     def draw() -> Figure:
         figure = Figure((WIDTH, 5.2), layout="constrained")
@@ -175,16 +176,16 @@ def _covariance(subject: str, about: Measured) -> Drawing:
     return Drawing(f"{subject}-covariance", PART, f"Noise covariance of {subject}", caption, caption, draw)
 
 
-def _ceilings(measured: Mapping[str, Measured]) -> Drawing:
+def _ceilings(known: Mapping[str, np.ndarray]) -> Drawing:
     def draw() -> Figure:
         figure = Figure((WIDTH, 2.8), layout="constrained")
         axes = figure.subplots()
-        places = np.arange(len(measured))
-        means = [float(about.quality.ceiling.mean()) for about in measured.values()]
-        best = [float(about.quality.ceiling.max()) for about in measured.values()]
+        places = np.arange(len(known))
+        means = [float(ceiling.mean()) for ceiling in known.values()]
+        best = [float(ceiling.max()) for ceiling in known.values()]
         axes.bar(places, means, color=PALETTE[0], width=0.6, label="mean over channels and times")
         axes.plot(places, best, "o", color=PALETTE[1], markersize=4, label="best channel and time")
-        axes.set_xticks(places, measured, rotation=90 if len(measured) > 10 else 0)
+        axes.set_xticks(places, list(known), rotation=90 if len(known) > 10 else 0)
         axes.set_ylim(0, 1.15)
         axes.set_yticks(np.linspace(0, 1, 6))
         axes.set_ylabel("noise ceiling (correlation)")
