@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import jsonargparse
+import numpy as np
 
 from bvsa_core.cli.arguments import Parser, add_dataclass, make
 from bvsa_core.cli.progress import Display
@@ -108,9 +109,11 @@ def _draw(dataset: Dataset, folder: Path, display: Display) -> list[str]:
             trials = {split: _trials(test if split == "test" else dataset.load(subject, split)) for split in SPLITS}
         except UserError:
             continue  # a problem that the check has told
-        units = read_header(dataset.recordings_folder / subject).units if dataset.in_store(subject) else ""
+        header = read_header(dataset.recordings_folder / subject) if dataset.in_store(subject) else None
         found = quality(test.data, progress=functools.partial(display, f"{subject} statistics"))
-        measured[subject] = recordings.Measured(found, test.channels, test.times, units, test.modality, trials)
+        before = np.array(header.whitened_from) if header and header.whitened_from else None
+        units = header.units if header else ""
+        measured[subject] = recordings.Measured(found, test.channels, test.times, units, test.modality, trials, before)
     drawn, told = recordings.drawings(measured)
     written = figures.save(drawn, folder)
     return [*told, f"{len(written)} files of {len(drawn)} figures in {folder}"]

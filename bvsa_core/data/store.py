@@ -66,6 +66,7 @@ class Header:
     splits: dict[str, SplitHeader] = field(default_factory=dict)
     made_from: dict[str, Any] = field(default_factory=dict)  # the plan: layout, options, and source files with their sizes and checksums
     versions: dict[str, str] = field(default_factory=dict)
+    whitened_from: list[list[float]] | None = None  # (channels, channels) V², what whitening was fitted on, mean over sessions
     format: int = FORMAT
 
 
@@ -303,7 +304,8 @@ def sha256_of(path: Path) -> str:
 
 def _check(header: Header, path: Path) -> None:
     texts = [header.subject, header.modality, header.units, header.layout, *header.channels, *header.processing]
-    numbers = [header.sampling_rate, *header.times]
+    before = header.whitened_from
+    numbers = [header.sampling_rate, *header.times, *(number for row in before or () for number in row)]
     for split in header.splits.values():
         texts += [*split.images, *split.concepts, split.sha256]
         numbers += [*split.shape, *(number for row in split.sessions or () for number in row)]
@@ -311,6 +313,8 @@ def _check(header: Header, path: Path) -> None:
     typed = all(isinstance(part, list) for part in lists) and all(isinstance(text, str) for text in texts)
     if not typed or not all(type(number) in (int, float) for number in numbers) or not isinstance(header.made_from, dict):
         raise UserError(f"{path}: damaged (something in it is of another type); make the folder again by bvsa data")
+    if before is not None and [len(row) for row in before] != [len(header.channels)] * len(header.channels):
+        raise UserError(f"{path}: damaged (a covariance of other channels); make the folder again by bvsa data")
     for name, split in header.splits.items():
         conditions = split.shape[0] if len(split.shape) == 4 else -1
         fits = split.shape[2:] == [len(header.channels), len(header.times)] and name in SPLITS

@@ -30,6 +30,7 @@ class Measured:
     units: str
     modality: str
     trials: Mapping[str, Mapping[int, int]]  # split, then session (0 where none is told): trials
+    whitened_from: np.ndarray | None = None  # (channels, channels) V², before whitening
 
 
 def drawings(measured: Mapping[str, Measured]) -> tuple[list[Drawing], list[str]]:
@@ -153,16 +154,20 @@ def _reliability(subject: str, about: Measured, found: np.ndarray) -> Drawing:
 
 def _covariance(subject: str, about: Measured) -> Drawing:
     found = about.quality.covariance
+    panels = [("as kept", found, f"covariance (({about.units})²)" if about.units else "covariance")]
+    if about.whitened_from is not None:
+        panels.insert(0, ("before whitening", 1e12 * about.whitened_from, "covariance (µV²)"))
 
     def draw() -> Figure:
-        figure = Figure((WIDTH, 4.3), layout="constrained")
-        axes = figure.subplots()
-        limit = float(np.abs(found).max()) or 1.0
-        image = axes.imshow(found, vmin=-limit, vmax=limit, cmap="RdBu_r", interpolation="nearest")
-        axes.grid(visible=False)
-        _channel_axis(axes, about.channels, "x")
-        _channel_axis(axes, about.channels, "y")
-        figure.colorbar(image, label=f"covariance (({about.units})²)" if about.units else "covariance")
+        figure = Figure((WIDTH, 4.3 * len(panels)), layout="constrained")
+        for axes, (title, matrix, label) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels):
+            limit = float(np.abs(matrix).max()) or 1.0
+            image = axes.imshow(matrix, vmin=-limit, vmax=limit, cmap="RdBu_r", interpolation="nearest")
+            axes.set_title(title)
+            axes.grid(visible=False)
+            _channel_axis(axes, about.channels, "x")
+            _channel_axis(axes, about.channels, "y")
+            figure.colorbar(image, ax=axes, label=label)
         return figure
 
     around = "the mean of their picture" if about.quality.repetitions > 1 else "the mean over pictures"
@@ -171,7 +176,8 @@ def _covariance(subject: str, about: Measured) -> Drawing:
     caption = (
         f"{subject}: covariance of channels in single test trials around {around}, over all times, as the recordings are kept"
         f" (units: {about.units or 'not told'}). Variances {diagonal.min():.2g} to {diagonal.max():.2g}; largest covariance"
-        f" {np.abs(apart).max():.2g}. What is whitened well is near a multiple of the identity; that of before is not kept."
+        f" {np.abs(apart).max():.2g}. What is whitened well is near a multiple of the identity. "
+        + ("That of before is not kept." if about.whitened_from is None else "Before: what whitening was fitted on, mean over sessions.")
     )
     return Drawing(f"{subject}-covariance", PART, f"Noise covariance of {subject}", caption, caption, draw)
 

@@ -61,11 +61,15 @@ def _read(source: Source, writer: SubjectWriter, options: Options, progress: Pro
     sessions = {split: _sessions(source, about, split, pictures[split][0]) for split in SPLITS}
     shapes = {split: (*sessions[split].shape, len(things_eeg.CHANNELS), len(times) - first) for split in SPLITS}
     arrays = {split: writer.array(split, shape) for split, shape in shapes.items()}
+    covariances = []
     for session in SESSIONS:
         progress("whitening", session - 1, len(SESSIONS))
         epochs = {split: opened((split, session))[1] for split in SPLITS}  # two of eight at a time: mapped memory counts
         fitted_on = [epochs[split][..., onset:] for split in WHITENING[options.whitening]]
-        factor = _whitener(files["train", session], fitted_on) if fitted_on else 1e6 * np.eye(len(things_eeg.CHANNELS))
+        factor = 1e6 * np.eye(len(things_eeg.CHANNELS))
+        if fitted_on:
+            covariances.append(np.mean([mvnn.noise_covariance(part) for part in fitted_on], axis=0))
+            factor = _whitener(files["train", session], covariances[-1])
         for split in SPLITS:
             rows = np.array(about[split, session]["numbers"]) - 1
             columns = np.nonzero(sessions[split][rows] == session)[1].reshape(len(rows), -1)
@@ -83,6 +87,7 @@ def _read(source: Source, writer: SubjectWriter, options: Options, progress: Pro
         LAYOUT,
         _processing(list(about.values()), options),
         {split: SplitHeader(list(shapes[split]), *pictures[split], sessions[split].tolist()) for split in SPLITS},
+        whitened_from=np.mean(covariances, axis=0).tolist() if covariances else None,
     )
     writer.finish(header)
 
@@ -141,9 +146,8 @@ def _sessions(source: Source, about: dict[tuple[str, int], Any], split: str, ima
     return np.repeat(np.nonzero(shown)[1].reshape(len(images), expected) + SESSIONS[0], REPETITIONS[split], axis=1)
 
 
-def _whitener(path: Path, fitted_on: list[np.ndarray]) -> np.ndarray:
-    """Of one session, from (pictures, repetitions, channels, time) of each split."""
-    covariance = np.mean([mvnn.noise_covariance(epochs) for epochs in fitted_on], axis=0)
+def _whitener(path: Path, covariance: np.ndarray) -> np.ndarray:
+    """Of one session, from its noise covariance."""
     try:
         return mvnn.whitener(covariance)
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,6 +34,15 @@ def test_every_figure_is_drawn(tmp_path):
     (png, pdf) = figures.save(found[1:2], tmp_path)
     assert Image.open(png).size[0] == 1000 and pdf.read_bytes().startswith(b"%PDF")
     assert all("test pictures" in drawing.caption or "trial" in drawing.caption.lower() for drawing in found)
+
+
+def test_what_whitening_was_fitted_on_is_drawn_beside_what_it_left():
+    about = replace(measured(), whitened_from=1e-12 * np.eye(len(OCCIPITAL_CHANNELS)))
+    (drawing,) = (each for each in drawings({"sub-01": about})[0] if each.name == "sub-01-covariance")
+    before, after, *bars = drawing.draw().axes
+    assert (before.get_title(), after.get_title()) == ("before whitening", "as kept") and "not kept" not in drawing.caption
+    np.testing.assert_allclose(before.images[0].get_array(), np.eye(len(OCCIPITAL_CHANNELS)))
+    assert {bar.get_ylabel() for bar in bars} == {"covariance (µV²)", "covariance ((whitened)²)"}
 
 
 def test_what_cannot_be_drawn_is_told(monkeypatch):

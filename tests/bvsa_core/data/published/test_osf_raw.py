@@ -101,7 +101,7 @@ def test_without_whitening_the_store_holds_microvolts_in_the_order_of_pictures_a
     assert test.sessions == 3 * [[s for s in (1, 2, 3, 4) for _ in range(20)]]
     assert train.images[2] == "training_images/00002_trthing_1/trthing_1_01b.jpg" and train.concepts[2] == "trthing_1"
     assert test.images == [f"test_images/{i + 1:05d}_tething_{i}/tething_{i}_01s.jpg" for i in range(3)]
-    assert "whitening" not in " ".join(header.processing)
+    assert "whitening" not in " ".join(header.processing) and header.whitened_from is None
 
 
 @pytest.mark.parametrize(("whitening", "fitted_on"), [("train", ("train",)), ("original", ("train", "test"))])
@@ -110,6 +110,8 @@ def test_whitening_is_the_matrix_power_of_scikit_learns_covariances(contents, st
     factors = {session: factor(contents, session, fitted_on) for session in (1, 2, 3, 4)}
     assert header.units == "whitened" and f"whitening: {whitening}" in " ".join(header.processing)
     assert header.times[0] == 0 and len(header.times) == 250
+    covariance = np.mean([np.linalg.inv(each @ each) for each in factors.values()], axis=0)
+    np.testing.assert_allclose(header.whitened_from, covariance, rtol=1e-6, atol=1e-6 * abs(covariance).max())
     for split in SPLITS:
         wanted = expected(contents, split, factors=factors)
         # 63 products in float32 are summed: below 63 eps of the largest, beside float16's rounding.
