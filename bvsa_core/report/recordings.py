@@ -159,7 +159,7 @@ def _covariance(subject: str, about: Measured) -> Drawing:
         panels.insert(0, ("before whitening", 1e12 * about.whitened_from, "covariance (µV²)"))
 
     def draw() -> Figure:
-        figure = Figure((WIDTH, 4.3 * len(panels)), layout="constrained")
+        figure = Figure((WIDTH, 4.3 * len(panels)), layout="compressed")
         for axes, (title, matrix, label) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels):
             limit = float(np.abs(matrix).max()) or 1.0
             image = axes.imshow(matrix, vmin=-limit, vmax=limit, cmap="RdBu_r", interpolation="nearest")
