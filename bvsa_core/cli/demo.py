@@ -13,8 +13,10 @@ from rich.console import Console
 from bvsa_core.cli.arguments import Parser, make
 from bvsa_core.cli.progress import Display
 from bvsa_core.data.synthetic import SyntheticConfig, make_dataset
+from bvsa_core.errors import UserError
 from bvsa_core.experiments.grid import cells, run_grid
 from bvsa_core.files import write_atomically
+from bvsa_core.methods import method_class
 from bvsa_core.report.tables import rows, to_markdown, to_rich
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.run import Materials
@@ -32,6 +34,12 @@ class DemoConfig:
     """Methods that are trained, all alike."""
     seeds: int = 3
     """Seeds of every method."""
+
+    def __post_init__(self) -> None:
+        for name in self.methods:
+            method_class(name)
+        if self.seeds < 1:
+            raise UserError(f"seeds is {self.seeds}; it must be at least 1")
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
