@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from bvsa_core import data
 from bvsa_core.cli import COMMANDS, main
 
 SHARED = Path("Preprocessed_data_250Hz_whiten")
@@ -118,8 +120,8 @@ MISTAKES = {
     "evaluate": "give either the folder of a run, or --brain and --image",
     "evaluate {r} --brain {t}/matrix.npy": "give either the folder of a run, or --brain and --image",
     "evaluate --brain {t}/matrix.npy --image {t}/row.npy": "--image {t}/row.npy: is (4,); embeddings are a matrix (rows, dimensions)",
-    "evaluate {t}/other_shape --full": "{t}/other_shape/weights.safetensors: not the weights of this run (size mismatch for scale: copying"
-    " a param with shape torch.Size([2]) from checkpoint, the shape in current model is torch.Size([]).); train it again",
+    "evaluate {t}/other_shape --full": "{t}/other_shape/weights.safetensors: not the weights of this run (size mismatch for logit_scale:"
+    " copying a param with shape torch.Size([2]) from checkpoint, the shape in current model is torch.Size([]).); train it again",
     "retrieve {r} --gallery {t}/matrix.npy --top 9": "9 pictures are asked for; the gallery has 4",
     "reproduce {t}/grid.yaml --meg {d}": "EEG is left out: no folder was given with --eeg",
     "reproduce {t}/grid.yaml --eeg {d} --subjects sub-09": "{d}: no subject sub-09; there are sub-01, sub-02",
@@ -163,7 +165,7 @@ def wrong(finished, tmp_path_factory) -> Path:
     embeddings.write_bytes(embeddings.read_bytes()[:-9])
     (folder / "untold" / "run.yaml").unlink()
     weights = folder / "other_shape" / "weights.safetensors"
-    safetensors.torch.save_file({**safetensors.torch.load_file(weights), "scale": torch.ones(2)}, weights)
+    safetensors.torch.save_file({**safetensors.torch.load_file(weights), "logit_scale": torch.ones(2)}, weights)
     np.save(folder / "matrix.npy", np.ones((4, 3), np.float32))
     np.save(folder / "row.npy", np.ones(4, np.float32))
     (folder / "cut.npy").write_bytes((folder / "matrix.npy").read_bytes()[:-9])
@@ -184,3 +186,11 @@ def test_a_mistake_is_told_in_one_line(line, wrong, finished, small_data, tmp_pa
     assert capsys.readouterr().err == f"bvsa: error: {MISTAKES[line].format(**places)}\n"
     assert not list(tmp_path.rglob("metrics.jsonl"))
     assert json.loads((finished / "result.json").read_text())["seed"] == 0
+
+
+def test_pictures_without_what_draws_them_name_the_extra(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    monkeypatch.delitem(sys.modules, "bvsa_core.data.pictures", raising=False)
+    monkeypatch.delattr(data, "pictures", raising=False)
+    assert main(["data", "synthetic", str(tmp_path / "new")]) == 2
+    assert capsys.readouterr().err == "bvsa: error: pictures need resvg_py, which is missing; pip install 'fovblur[demo]'\n"
