@@ -9,7 +9,7 @@ import numpy as np
 
 from bvsa_core.data.layout import Recordings
 from bvsa_core.data.split import make_split
-from bvsa_core.retrieval.evaluate import Scores, Scoring, ranks, score, similarity
+from bvsa_core.retrieval.evaluate import Scoring, ranks, score, similarity
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.run import Materials, embed, load_method
 
@@ -46,9 +46,9 @@ def repetition_curves(
     trained = materials.trained_on(config)
     conditions, repetitions = recordings.data.shape[:2]
     rng = np.random.default_rng(seed)
-    curves: list[list[dict]] = [[] for _ in scorings]
+    curves = [[] for _ in scorings]
     for n in steps(repetitions):
-        found: list[list[Scores]] = [[] for _ in scorings]
+        found = [[] for _ in scorings]
         for _ in range(resamples if n < repetitions else 1):
             chosen = rng.permuted(np.tile(np.arange(repetitions), (conditions, 1)), axis=1)[:, :n]
             part = averaged(recordings, np.sort(chosen, axis=1))
@@ -57,7 +57,7 @@ def repetition_curves(
             for scores, scoring in zip(found, scorings):
                 scores.append(score(ranks(similarity(embeddings, scoring))))
         for curve, scores in zip(curves, found):
-            point: dict[str, float] = {"averaged": n, "resamples": len(scores)}
+            point = {"averaged": n, "resamples": len(scores)}
             for name in ("top1", "top5"):
                 values = [getattr(each, name) for each in scores]
                 point |= {name: float(np.mean(values)), f"{name}_std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
