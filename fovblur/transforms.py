@@ -8,9 +8,13 @@ from typing import Any
 import PIL.Image
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
+
+try:
+    from torchvision import tv_tensors
+    from torchvision.transforms import v2
+    from torchvision.transforms.v2 import functional as F
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError(f"fovblur.transforms needs torchvision ({missing}); pip install 'fovblur[train]'") from missing
 
 from fovblur.foveated_blur.api import foveated_blur
 from fovblur.modules import FoveatedBlur2d, GaussianBlur2d

@@ -1,4 +1,4 @@
-"""What `pip install` does where nvcc fails, is not wanted, or is told something it does not understand."""
+"""What `pip install` gives: from the published archive, where nvcc fails, is not wanted, or is told what it does not understand."""
 
 from __future__ import annotations
 
@@ -6,44 +6,138 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 
 
-@pytest.fixture
-def checkout(tmp_path) -> Path:
-    """A copy of what the build reads, with an nvcc that fails."""
-    copy = tmp_path / "checkout"
-    shutil.copytree(ROOT / "csrc", copy / "csrc")
-    shutil.copytree(ROOT / "fovblur", copy / "fovblur", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory) -> Path:
+    """The sdist of a copy of this checkout."""
+    copy = tmp_path_factory.mktemp("checkout")
+    for name in ("csrc", "fovblur", "bvsa_core"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
-    nvcc = copy / "cuda" / "bin" / "nvcc"
-    nvcc.parent.mkdir(parents=True)
-    nvcc.write_text("#!/bin/sh\ncase $1 in --version) echo release 99.9;; *) echo 'nvcc fatal error: no licence' >&2; exit 1;; esac\n")
-    nvcc.chmod(0o755)
+    (copy / "tests").mkdir()
+    (copy / "tests" / "test_nothing.py").touch()
+    subprocess.run([sys.executable, "setup.py", "-q", "sdist"], cwd=copy, check=True, capture_output=True)
+    (made,) = (copy / "dist").iterdir()
+    return made
+
+
+@pytest.fixture(scope="session")
+def checkout(archive, tmp_path_factory) -> Path:
+    """The archive unpacked, beside an nvcc that fails and a C++ compiler that is quick because it does not optimise."""
+    folder = tmp_path_factory.mktemp("build")
+    with tarfile.open(archive) as files:
+        files.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+    (copy,) = folder.iterdir()
+    failing = "case $1 in --version) echo release 99.9;; *) echo 'nvcc fatal error: no licence' >&2; exit 1;; esac"
+    quick = f'exec {os.environ.get("CXX", "c++")} "$@" -O0'
+    for path, script in ((copy / "cuda" / "bin" / "nvcc", failing), (copy / "quick" / "c++", quick)):
+        path.parent.mkdir(parents=True)
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
     return copy
 
 
-def build(checkout: Path, **environment: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "CUDA_HOME": str(checkout / "cuda"), **environment}
-    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+def build(checkout: Path, command: list[str], **environment: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "CUDA_HOME": str(checkout / "cuda"), "CXX": str(checkout / "quick" / "c++"), **environment}
     return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
 
 
-def test_a_failing_nvcc_gives_one_line_and_a_working_cpu_module(checkout):
-    done = build(checkout, FOVBLUR_BUILD_CUDA="")
-    assert done.returncode == 0, done.stderr
-    told = [line for line in done.stderr.splitlines() if "CUDA" in line]
+@pytest.fixture(scope="session")
+def built(checkout) -> tuple[Path, str]:
+    """The wheel of the archive, and what pip told while it was built."""
+    command = [*PIP, "wheel", "-v", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", "wheels", "."]
+    done = build(checkout, command, FOVBLUR_BUILD_CUDA="")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = (checkout / "wheels").iterdir()
+    return wheel, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def installed(built, tmp_path_factory) -> Path:
+    """Python of a new environment with the wheel, installed where no compiler is on the PATH; other packages are this one's."""
+    environment = tmp_path_factory.mktemp("environment")
+    venv.create(environment)
+    python = environment / "bin" / "python"
+    command = [*PIP, "--python", str(python), "install", "--no-deps", "--no-index", str(built[0])]
+    subprocess.run(command, env={"PATH": str(environment / "bin")}, check=True, capture_output=True)
+    (site,) = environment.glob("lib/python*/site-packages")
+    (site / "torch_of_the_tests.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python
+
+
+def call(installed: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [str(installed), *arguments],
+        cwd=installed.parents[1],
+        env={"PATH": str(installed.parent)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_archive_holds_what_is_compiled_and_no_tests(archive):
+    with tarfile.open(archive) as files:
+        held = {name.partition("/")[2] for name in files.getnames()}
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*") if path.is_file()}
+    assert sources < held and not any(name.startswith("tests") for name in held)
+
+
+def test_the_wheel_holds_every_data_file_and_is_typed(built):
+    held = set(zipfile.ZipFile(built[0]).namelist())
+    ours = [path for package in ("fovblur", "bvsa_core") for path in (ROOT / package).rglob("*") if path.is_file()]
+    wanted = {path.relative_to(ROOT).as_posix() for path in ours if path.suffix != ".so" and "__pycache__" not in path.parts}
+    assert wanted <= held and {"fovblur/py.typed", "bvsa_core/py.typed"} <= wanted
+    assert not [name for name in held if name.startswith(("csrc", "tests"))]
+
+
+SMOKE = """
+import sys
+for name in ("triton", "torchvision", "open_clip", "lightning_fabric", "jsonargparse", "safetensors", "scipy", "PIL", "rich"):
+    sys.modules[name] = None
+import torch, fovblur
+from bvsa_core.cli import main
+blurred = fovblur.foveated_blur(torch.rand(2, 3, 9, 8), kernel_size=torch.tensor([3, 5]), backend="cpu")
+assert blurred.shape == (2, 3, 9, 8) and blurred.isfinite().all()
+print(fovblur.__file__, *fovblur.available_backends().values(), sep="\\n")
+sys.exit(main(["train"]))
+"""
+
+
+def test_the_wheel_runs_where_there_is_no_compiler_nor_triton_nor_cuda_nor_an_extra(installed):
+    done = call(installed, "-c", SMOKE)
+    assert done.returncode == 2, done.stderr
+    where, reference, cpu, triton, cuda = done.stdout.splitlines()
+    assert Path(where).is_relative_to(installed.parents[1]) and reference == cpu == "None"
+    assert "install it with: pip install triton" in triton and "was not built" in cuda
+    assert "PIL, rich, torchvision not installed; the command needs: pip install 'fovblur[train]'" in done.stderr
+    assert done.stderr.count("\n") == 1
+    program = subprocess.run([str(installed.with_name("bvsa")), "--help"], capture_output=True, text=True, check=True)
+    assert "usage: bvsa COMMAND" in program.stdout
+
+
+def test_a_failing_nvcc_gives_one_line_and_a_working_cpu_module(built, checkout, installed):
+    told = [line for line in built[1].splitlines() if "CUDA" in line]
     assert len(told) == 1 and "fovblur: CUDA module skipped:" in told[0] and "no licence" in told[0]
-    info = subprocess.run([sys.executable, "-m", "fovblur.info"], cwd=checkout, capture_output=True, text=True, check=True).stdout
+    info = call(installed, "-m", "fovblur.info").stdout
     assert "CUDA module: not built:" in info and "no licence" in info
     assert "CPU tensors would be served by cpu" in info
-    again = build(checkout, FOVBLUR_BUILD_CUDA="0")  # and the reason changes with the next build
+    again = build(checkout, IN_PLACE, FOVBLUR_BUILD_CUDA="0")  # and the reason changes with the next build
     assert again.returncode == 0 and "skipped: FOVBLUR_BUILD_CUDA=0" in again.stderr
+
+
+IN_PLACE = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
 
 
 @pytest.mark.parametrize(
@@ -56,5 +150,5 @@ def test_a_failing_nvcc_gives_one_line_and_a_working_cpu_module(checkout):
     ids=["failing nvcc", "unknown architecture", "unknown switch"],
 )
 def test_what_must_build_and_cannot_is_an_error(checkout, environment, message):
-    done = build(checkout, **environment)
+    done = build(checkout, IN_PLACE, **environment)
     assert done.returncode != 0 and message in done.stderr

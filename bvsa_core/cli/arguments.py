@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Set
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -12,10 +13,11 @@ import jsonargparse
 import yaml
 
 from bvsa_core import encoders
-from bvsa_core.errors import UserError
+from bvsa_core.errors import UserError, unknown_name
 from bvsa_core.training.config import RunConfig, method_options, training_of
 
 Config = TypeVar("Config")
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "list": "a list, such as [one,other]"}
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)  # --help says what the dataclasses say
 
 
@@ -27,7 +29,19 @@ class Parser(jsonargparse.ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         told = " ".join(line.strip(" -\t") for line in message.splitlines() if line.strip())
-        raise UserError(f"{told} (see {self.prog} --help)")
+        raise UserError(f"{_plainly(told)} (see {self.prog} --help)")
+
+
+def _plainly(told: str) -> str:
+    """What jsonargparse says of a value that does not fit, in the words of the other messages; as it is where it says something else."""
+    found = re.fullmatch(r'Parser key "([^"]+)": (.*) (?:Got|Given) value: (.*)', told)
+    if found is None:
+        return told
+    key, expected, value = found.groups()
+    if choices := re.search(r"Literal\[(.*?)\]", expected):
+        return unknown_name(key, value, re.findall(r"'([^']*)'", choices[1]))
+    kinds = [_KINDS[kind] for kind in re.findall(r"Expected an? <class '(\w+)'>", expected) if kind in _KINDS]
+    return f"{key} is {value!r}; it must be {' or '.join(kinds)}" if kinds else told
 
 
 def add_dataclass(parser: Parser, config_class: type, skip: Set[str] = frozenset()) -> None:

@@ -14,9 +14,11 @@ from bvsa_core.cli.arguments import Parser, make
 from bvsa_core.cli.progress import Display
 from bvsa_core.cli.report import PAGE, origin, write_page
 from bvsa_core.data.synthetic import SyntheticConfig, make_dataset
+from bvsa_core.errors import UserError
 from bvsa_core.experiments.evidence import gather, lines_of_runs, with_curves
 from bvsa_core.experiments.grid import cells, folder_of, run_grid
 from bvsa_core.files import claim, write_atomically
+from bvsa_core.methods import method_class
 from bvsa_core.report.tables import rows, to_markdown, to_rich
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig
@@ -37,6 +39,12 @@ class DemoConfig:
     """Seeds of every method."""
     resamples: int = 2
     """Draws for the curves over test repetitions on the page, of the first seed; 0 leaves them out."""
+
+    def __post_init__(self) -> None:
+        for name in self.methods:
+            method_class(name)
+        if self.seeds < 1:
+            raise UserError(f"seeds is {self.seeds}; it must be at least 1")
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:

@@ -57,7 +57,7 @@ def parse_level(text: str) -> Level:
     Raises:
         UserError: it is written otherwise, or out of range.
     """
-    match = re.fullmatch(r"(\d+):([\d.]+)", text)
+    match = re.fullmatch(r"(\d+):(\d*\.?\d+)", text)
     if not match or int(match[1]) % 2 == 0 or not 0 <= float(match[2]) <= 1:
         raise UserError(f"level {text!r}; write an odd kernel size and a gain in [0, 1], such as 51:0.5")
     return Level(int(match[1]), float(match[2]))

@@ -61,6 +61,9 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
 
 
 def run(parsed: jsonargparse.Namespace) -> None:
+    for name in ("top", "candidates", "probes"):
+        if (value := getattr(parsed, name)) < 1:
+            raise UserError(f"--{name} is {value}; it must be at least 1")
     folder = RunFolder(parsed.run)
     learnt = folder.result().get("reliability")
     scoring = Scoring(parsed.gate, Reliability(**learnt) if learnt else None)

@@ -165,9 +165,9 @@ class Picture:
 
 def plan_pictures(config: SyntheticConfig) -> dict[str, list[Picture]]:
     """Which concepts are trained on and which are tested, and every picture of them, by split."""
-    from bvsa_core.data import pictures
-
     try:
+        from bvsa_core.data import pictures
+
         concepts = pictures.concepts()
     except ModuleNotFoundError as error:
         raise UserError(str(error)) from error

@@ -42,12 +42,14 @@ class Bench:
 
     def __init__(self, device: str | None = None, progress: Progress = lambda *_: None):
         self.device, self.progress = device, progress
-        self._key, self._subject, self._materials = None, None, None
+        self._key: MaterialsConfig | None = None
+        self._subject: str | None = None
+        self._materials: Materials | None = None
 
     def materials(self, config: RunConfig) -> Materials:
         """The materials of a cell."""
         key = MaterialsConfig(**{field.name: getattr(config, field.name) for field in fields(MaterialsConfig)})
-        if key != self._key:
+        if self._materials is None or key != self._key:
             device = self.device if self.device and config.device == "auto" else config.device
             self._materials = Materials(replace(config, device=device), self.progress)
         elif config.subject != self._subject:
@@ -134,7 +136,7 @@ def fill_banks(cells: Iterable[Cell], bench: Bench) -> None:
             images, concepts = zip(*shown)
             with suppress(UserError):
                 if materials.config.views == "banked":
-                    materials.bank(images).fill(list(needed), lambda done, of, told=materials.progress: told("features", done, of))
+                    materials.bank(images).fill(list(needed), functools.partial(materials.progress, "features"))
                 materials.texts(images, concepts)
 
 

@@ -22,7 +22,7 @@ from bvsa_core.report.reproduction import (
     to_latex,
     to_markdown,
 )
-from bvsa_core.report.tables import rows, scoring, statistics_lines
+from bvsa_core.report.tables import Row, rows, scoring, statistics_lines
 from bvsa_core.retrieval.statistics import Comparison, compare
 
 
@@ -48,7 +48,7 @@ def entries_of(cells: Sequence[Cell], root: Path, list_others: bool) -> list[tup
             found.append((Entry(modality, setting, name, encoder, ours, missing, len(group), beside), results))
         following = list(groups)[number + 1 : number + 2]
         if list_others and (not following or following[0][:2] != (modality, setting)):
-            here = {row.published for cell in cells for row in cell.rows}
+            here = {row.published for cell in cells for row in cell.rows if row.published}
             found += [(Entry(modality, setting, each.method, published=each), []) for each in published.others(modality, setting, here)]
     return found
 
@@ -62,7 +62,9 @@ def write(grid: Grid, cells: Sequence[Cell], left_out: Sequence[str], root: Path
     sections += [f"## Comparisons, {data}\n\n{comparisons_text(told)}\n" for data, told in tests.items()]
     content = {
         "rows": [
-            {**_described(entry), "subjects": subject_rows(results), **mean_statistics(results)} for entry, results in found if results
+            {**_described(entry, row), "subjects": subject_rows(results), **mean_statistics(results)}
+            for entry, results in found
+            if (row := entry.row)
         ],
         "comparisons": {data: told if isinstance(told, str) else [asdict(each) for each in told] for data, told in tests.items()},
         "left_out": list(left_out),
@@ -84,37 +86,35 @@ def comparisons(found: Sequence[tuple[Entry, list[dict]]], baseline: str | None)
     settings: dict[str, dict[str, list[float]]] = {}
     reference: dict[str, str] = {}
     for entry, results in found:
-        if results:
-            name = _named(entry)
+        if row := entry.row:
+            name = _named(entry, row)
             settings.setdefault(entry.data, {})[name] = [top1 for top1, _ in subject_rows(results).values()]
             if entry.system == baseline:
                 reference.setdefault(entry.data, name)
     return {data: compare(accuracies, reference.get(data)) for data, accuracies in settings.items()}
 
 
-def _named(entry: Entry) -> str:
-    protocol = entry.row.protocol
-    return f"{entry.system}, gate {scoring(protocol)} ({entry.encoder}, pictures by {protocol['encoder']})"
+def _named(entry: Entry, row: Row) -> str:
+    return f"{entry.system}, gate {scoring(row.protocol)} ({entry.encoder}, pictures by {row.protocol['encoder']})"
 
 
-def _described(entry: Entry) -> dict:
-    return {"data": entry.data, "row": _named(entry), "method": entry.row.method, "protocol": entry.row.protocol}
+def _described(entry: Entry, row: Row) -> dict:
+    return {"data": entry.data, "row": _named(entry, row), "method": row.method, "protocol": row.protocol}
 
 
 def _subjects(found: Sequence[tuple[Entry, list[dict]]]) -> str:
     table = []
     for entry, results in found:
-        if results:
-            each = subject_rows(results)
-            parts = [*each.items(), ("mean", (entry.row.top1, entry.row.top5))]
-            table += [(entry.data, _named(entry), who, f"{100 * top1:.1f}", f"{100 * top5:.1f}") for who, (top1, top5) in parts]
+        if row := entry.row:
+            parts = [*subject_rows(results).items(), ("mean", (row.top1, row.top5))]
+            table += [(entry.data, _named(entry, row), who, f"{100 * top1:.1f}", f"{100 * top5:.1f}") for who, (top1, top5) in parts]
     return f"## Subjects, mean over seeds\n\n{markdown_table(('data', 'row', 'subject', 'Top-1 %', 'Top-5 %'), table)}\n"
 
 
 def _statistics(found: Sequence[tuple[Entry, list[dict]]]) -> str:
     told = []
     for entry, results in found:
-        if results:
-            told.append(f"- {entry.data}, {_named(entry)}")
+        if row := entry.row:
+            told.append(f"- {entry.data}, {_named(entry, row)}")
             told += [f"  - {line}" for line in statistics_lines(mean_statistics(results))]
     return "\n".join(["## Statistics, mean over subjects and seeds", "", *told, ""])

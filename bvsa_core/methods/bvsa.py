@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bvsa_core.encoders import Shape, encode
+from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Batch, Contrastive, Interval, symmetric_contrastive
 from bvsa_core.vision.views import SHARP, Level
 
@@ -56,6 +57,12 @@ class BVSAOptions:
     """Weight of the newest similarity in the smoothed one; None fits the batch at hand."""
     gallery_views: int = 1
     """1: pictures to retrieve are seen at gain 0.5; 3: at gains 0.5 - c, 0.5 and 0.5 + c, side by side."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.c <= 0.5:
+            raise UserError(f"c is {self.c}; it must be within [0, 0.5]")
+        if self.kernel_size % 2 == 0 or self.shift % 2 or not 0 <= self.shift < self.kernel_size:
+            raise UserError(f"kernel_size is {self.kernel_size} and shift {self.shift}; give an odd one and a smaller even one")
 
 
 class BVSA(Contrastive):

@@ -6,7 +6,7 @@ Everything here is a function of ranks, scores or accuracies; nothing is trained
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,7 +120,7 @@ class Comparison:
     p: float  # adjusted for all comparisons of the table
 
 
-def compare(accuracies: dict[str, Sequence[float]], baseline: str | None = None) -> list[Comparison] | str:
+def compare(accuracies: Mapping[str, Sequence[float]], baseline: str | None = None) -> list[Comparison] | str:
     """Pairs of methods by `wilcoxon`, adjusted by `holm`; or, where no p could reach LEVEL, a sentence that says so.
 
     Args:

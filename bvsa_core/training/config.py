@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +56,10 @@ class MaterialsConfig:
     def __post_init__(self) -> None:
         if "{object}" not in self.prompt:
             raise UserError(f"prompt is {self.prompt!r}; it must contain {{object}}")
+        if not 0 <= self.decay < math.inf:
+            raise UserError(f"decay is {self.decay}; it must be finite and at least 0")
+        if self.vision == "tiny" and self.weights is not None:
+            raise UserError(f"weights are {self.weights!r}, but the vision encoder tiny has its own; choose another encoder with --vision")
         for size, gain in self.target_levels:
             if size < 1 or size % 2 == 0 or not 0 <= gain <= 1:
                 raise UserError(f"target_levels has ({size}, {gain}); give an odd kernel size and a gain in [0, 1]")
@@ -114,8 +119,11 @@ class RunConfig(MaterialsConfig):
             raise UserError(f"lr is {self.lr}; it must be positive")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas are {self.betas}; each must be at least 0 and below 1")
-        if self.validation < 0:
-            raise UserError(f"validation is {self.validation}; it must be at least 0")
+        for name in ("validation", "weight_decay", "initial_std"):
+            if getattr(self, name) is not None and not getattr(self, name) >= 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed is {self.seed}; it must be at least 0 and below 2**32")
 
 
 def training_of(method: str) -> dict[str, Any]:

@@ -32,7 +32,8 @@ class Best:
     def __init__(self, selection: str):
         self.selection = selection
         self.merit: tuple[float, ...] | None = None
-        self.epoch, self.state = 0, None
+        self.epoch = 0
+        self.state: dict[str, Tensor] | None = None
 
     def offer(self, module: nn.Module, metrics: dict) -> None:
         """Keep a copy of the module's state if these metrics of its are better than all before."""

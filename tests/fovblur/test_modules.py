@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+
 import kornia
 import numpy as np
 import PIL.Image
@@ -138,3 +141,10 @@ def test_random_transform_draws_for_every_image_and_shares_within_a_video(seed):
 def test_transforms_refuse_bad_arguments_when_they_are_made(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_transforms_without_torchvision_name_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.delitem(sys.modules, "fovblur.transforms")
+    with pytest.raises(ModuleNotFoundError, match=r"fovblur.transforms needs torchvision .*; pip install 'fovblur\[train\]'"):
+        importlib.import_module("fovblur.transforms")

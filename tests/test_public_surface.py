@@ -1,0 +1,107 @@
+"""What others build on: functions, ops, methods, commands and flags. Changing it is a decision, told in CHANGELOG.md.
+
+`EXPECTTEST_ACCEPT=1 pytest tests/test_public_surface.py` writes the lists anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import textwrap
+
+import torch
+from expecttest import assert_expected_inline
+
+import fovblur
+from bvsa_core import cli, encoders, methods
+from bvsa_core.cli.arguments import Parser
+
+
+def wrapped(line: str) -> list[str]:
+    return textwrap.wrap(line, 130, subsequent_indent="    ", break_on_hyphens=False)
+
+
+def test_functions():
+    told = [line for name in sorted(fovblur.__all__) for line in wrapped(f"{name}{inspect.signature(getattr(fovblur, name))}")]
+    assert_expected_inline("\n".join(told), """\
+available_backends() -> 'dict[str, str | None]'
+enhanced_similarity(brain_image: 'Tensor', image: 'Tensor', brain_text: 'Tensor', text: 'Tensor', *, row_gate: 'Tensor | None' =
+    None, column_gate: 'Tensor | None' = None, backend: 'str | None' = None) -> 'Tensor'
+enhanced_topk(brain_image: 'Tensor', image: 'Tensor', brain_text: 'Tensor', text: 'Tensor', k: 'int', *, row_gate: 'Tensor | None'
+    = None, column_gate: 'Tensor | None' = None, backend: 'str | None' = None) -> 'tuple[Tensor, Tensor]'
+foveated_blur(images: 'Tensor', sigma: 'float | Tensor | None' = None, *, kernel_size: 'int | Tensor | None' = None, gain: 'float
+    | Tensor' = 0.5, decay: 'float' = 3.0, falloff: 'str' = 'exp', fixation: 'Sequence[float] | Tensor | None' = None, mean:
+    'float | Sequence[float] | Tensor | None' = None, std: 'float | Sequence[float] | Tensor | None' = None, out_dtype:
+    'torch.dtype | None' = None, backend: 'str | None' = None) -> 'Tensor'
+gaussian_blur(images: 'Tensor', sigma: 'float | Tensor | None' = None, *, kernel_size: 'int | Tensor | None' = None, backend: 'str
+    | None' = None) -> 'Tensor'
+kernel_size_from_sigma(sigma)
+sigma_from_kernel_size(k)""")
+
+
+def test_ops():
+    known = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fovblur::"))
+    assert_expected_inline("\n".join(known), """\
+fovblur::enhanced_similarity
+fovblur::enhanced_topk
+fovblur::foveated_blur
+fovblur::foveated_blur_backward""")
+
+
+def test_methods_and_encoders():
+    assert_expected_inline(f"{' '.join(methods.names())}\n{' '.join(encoders.names())}", """\
+atm bravl bvsa mcdb nice ubp vanilla
+atm deepnet eeg_project eegnet shallownet tsconv""")
+
+
+def flags(name: str, parser: argparse.ArgumentParser) -> list[str]:
+    """A command and its flags as lines, and those of its subcommands."""
+    found, below = [], []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            below += [line for each, sub in action.choices.items() for line in flags(f"{name} {each}", sub)]
+        else:
+            found += action.option_strings or [action.dest.upper()]
+    own = sorted(flag for flag in found if flag not in ("-h", "--help", "--print_config") and flag[-1] != "+")
+    return [*wrapped(" ".join([name, *own])), *below]
+
+
+def test_commands_and_flags():
+    told = []
+    for name in cli.COMMANDS:
+        parser = Parser(prog=name)
+        importlib.import_module(f"bvsa_core.cli.{name}").add_arguments(parser, [])
+        told += flags(name, parser)
+    assert_expected_inline("\n".join(told), """\
+demo --average --bank --batch_size --betas --cache_dir --data --decay --device --encoder --epochs --falloff --initial_std --lr
+    --methods --optimiser --out --precision --prompt --repetitions --seed --seeds --selection --setting --shuffle_pairs
+    --synthetic --synthetic.channels --synthetic.images_per_concept --synthetic.modality --synthetic.samples --synthetic.seed
+    --synthetic.signal_to_noise --synthetic.subjects --synthetic.test_concepts --synthetic.test_repetitions
+    --synthetic.train_concepts --synthetic.train_repetitions --target_layers --target_levels --validation --views --vision
+    --weight_decay --weights
+data
+data synthetic --channels --images_per_concept --modality --samples --seed --signal_to_noise --subjects --test_concepts
+    --test_repetitions --train_concepts --train_repetitions FOLDER
+data eeg --images --name --sampling_rate --subjects --whitening --whole_epoch FOLDER SOURCE
+data meg --images --name --sensors --subjects --whole_epoch FOLDER SOURCE
+data export FOLDER SOURCE
+data check FOLDER
+data images --quality --size FOLDER SOURCE
+features --bank --cache_dir --data --decay --device --falloff --levels --prompt --target_layers --target_levels --vision --weights
+train --average --bank --batch_size --betas --cache_dir --channels --config --data --decay --device --encoder --encoder_options
+    --encoder_options.dropout --epochs --falloff --initial_std --lr --method --method_options --method_options.alpha
+    --method_options.c --method_options.continuous --method_options.decouple --method_options.dynamic --method_options.enhancement
+    --method_options.gallery_views --method_options.gamma --method_options.heads --method_options.kernel_size
+    --method_options.shift --optimiser --out --precision --preset --prompt --repetitions --seed --selection --setting
+    --shuffle_pairs --subject --target_layers --target_levels --validation --views --vision --weight_decay --weights --window
+evaluate --brain --brain-text --brain_text --data --device --full --gate --image --json --reliability --rescoring --shuffle-texts
+    --shuffle_texts --text RUN
+reproduce --average --bank --batch_size --betas --cache_dir --channels --config --decay --device --eeg --encoders --epochs
+    --falloff --initial_std --lr --meg --methods --optimiser --out --precision --prompt --repetitions --resamples --seeds
+    --selection --shuffle_pairs --subjects --synthetic --synthetic.channels --synthetic.images_per_concept --synthetic.samples
+    --synthetic.seed --synthetic.signal_to_noise --synthetic.subjects --synthetic.test_concepts --synthetic.test_repetitions
+    --synthetic.train_concepts --synthetic.train_repetitions --target_layers --target_levels --threads --validation --views
+    --vision --weight_decay --weights --window --workers GRID
+retrieve --bank --candidates --data --device --gallery --gallery-text --gallery_text --gate --index --index-type --index_type
+    --out --probes --recordings --top RUN""")
