@@ -153,10 +153,11 @@ def test_a_run_is_evaluated_in_full(finished, tmp_path, succeed):
 def test_repetitions_are_drawn_for_every_picture_and_averaged(finished, small_data):
     recordings = Dataset(small_data).load("sub-01", "test")
     chosen = np.array([[0, 3]] * 11 + [[1, 5]])
-    part = averaged(recordings, chosen).data
+    other, part = (each.data for each in averaged(recordings, np.stack([np.roll(chosen, 1, axis=0), chosen])))
     expected = recordings.data[11, [1, 5]].astype(np.float32).mean(0)
     # float16 means in float32: one addition, one division, each rounded.
     np.testing.assert_allclose(part[11, 0], expected, rtol=2**-22, atol=2**-22)
+    np.testing.assert_allclose(other[0, 0], recordings.data[0, [1, 5]].astype(np.float32).mean(0), rtol=2**-22, atol=2**-22)
     assert part.shape == (12, 1, *recordings.data.shape[2:]) and steps(1) == [1] and steps(80) == [1, 2, 4, 8, 16, 32, 64, 80]
     folder = RunFolder(finished)
     materials = Materials(folder.config())
