@@ -27,8 +27,8 @@ if TYPE_CHECKING:  # for whoever checks types, the same as _PLACES
     from bvsa_core.data.synthetic import SyntheticConfig as SyntheticConfig
     from bvsa_core.data.synthetic import make_dataset as make_dataset
     from bvsa_core.encoders import Shape as Shape
-    from bvsa_core.encoders import register as register_encoder
-    from bvsa_core.methods import register as register_method
+    from bvsa_core.encoders import register as register_encoder  # noqa: F401
+    from bvsa_core.methods import register as register_method  # noqa: F401
     from bvsa_core.methods.base import Batch as Batch
     from bvsa_core.methods.base import Contrastive as Contrastive
     from bvsa_core.methods.base import Method as Method

@@ -2,6 +2,8 @@
 
     STORE/sub-01/{header.json,train.npy,test.npy}     by write_subject
     STORE/Image_set/...                               the pictures, by whoever has them, under the names that recordings give
+
+Published recordings come by `bvsa data eeg` and `bvsa data meg`.
 """
 
 from __future__ import annotations
