@@ -48,5 +48,5 @@ for config in configs:
     print(f"{config.encoder}: {parameters:,} parameters, Top-5 {found.scores.top5:.0%}, median rank {found.scores.median_rank:g}")
     assert torch.isfinite(found.embeddings.brain_image).all()
 
-# %% From the command line: this file with `import sys; from bvsa_core.cli import main; sys.exit(main())` as its last lines is
-# `bvsa` with one encoder more, so that `python own_encoder.py train --encoder attention_pool --data ...` trains it.
+# %% From the command line: a file of the first cell and the line `raise SystemExit(bvsa_core.cli.main())`, with bvsa_core.cli
+# imported, is the command `bvsa` with one encoder more: python FILE train --encoder attention_pool --encoder_options.width 48 ...

@@ -14,6 +14,7 @@ import torch
 
 import bvsa_core
 from bvsa_core import encoders, methods
+from bvsa_core.cli.arguments import Parser, add_run_arguments, make
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Method
 from bvsa_core.training.config import RunConfig, from_dict, to_dict
@@ -74,6 +75,10 @@ def test_an_encoder_of_ones_own_is_built_by_name_and_survives_run_yaml(registrie
     again = from_dict(to_dict(config))
     assert again == config and again.encoder_options == Options(width=5)
     assert len(encoders.build("mine", encoders.Shape(4, 6, 8), again.encoder_options)) == 7
+    flags = ["--encoder", "mine", "--encoder_options.width", "5"]
+    parser = Parser()
+    add_run_arguments(parser, flags)
+    assert make(RunConfig, parser.parse_args(flags)) == config
     encoders._own.clear()
     with pytest.raises(UserError, match="unknown encoder 'mine'; .*or register your own first"):
         from_dict(to_dict(config))
