@@ -24,3 +24,15 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1)
     meant = f"; did you mean {close[0]!r}?" if close else ";"
     return f"unknown {kind} {name!r}{meant} choose one of {', '.join(known)}"
+
+
+def check_own_name(kind: str, name: str, shipped: Iterable[str]) -> None:
+    """Whether something of one's own can be registered under a name, which becomes part of the names of files.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if name in shipped:
+        raise UserError(f"{kind} {name!r} is shipped with bvsa_core; register yours under another name")
+    if not name.isidentifier():
+        raise UserError(f"{kind} {name!r}: give a name of letters, digits and underscores")

@@ -1,15 +1,21 @@
-"""Brain encoders: recordings (B, channels, time) to embeddings (B, embedding). One file each; its name is the encoder's."""
+"""Brain encoders: recordings (B, channels, time) to embeddings (B, embedding). One file each; its name is the encoder's.
+
+Encoders that live elsewhere are asked for by name too, once `register` knows them.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, is_dataclass
+from types import SimpleNamespace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from bvsa_core.errors import UserError, unknown_name
+from bvsa_core.errors import UserError, check_own_name, unknown_name
 from bvsa_core.parallel import share_out
 
 BRAINDECODE = "braindecode:"  # and the name of a class of braindecode.models
@@ -25,9 +31,49 @@ class Shape:
     subjects: int = 1  # whose recordings it is trained on
 
 
+@dataclass(frozen=True)
+class NoOptions:
+    """Options of an encoder that has none."""
+
+
+_own: dict[str, SimpleNamespace] = {}  # in this process; each holds what the file of an encoder holds
+Build = TypeVar("Build", bound=Callable[[Shape, Any], nn.Module])
+
+
 def names() -> list[str]:
     """Every encoder that can be asked for by name."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    return sorted([*_shipped(), *_own])
+
+
+def register(name: str, options: type = NoOptions) -> Callable[[Build], Build]:
+    """A decorator: a brain encoder of one's own is asked for by this name from now on, in this process.
+
+    It decorates a function, or an nn.Module class, that is called with (Shape, options) and gives a module from recordings
+    (B, channels, time) to embeddings (B, shape.embedding). A module with a true attribute `takes_subjects` is called with
+    (recordings, subjects), whose recordings they are (B,) int64, -1 for a stranger's. What a run leaves on disk holds the
+    name alone, so whoever reads it registers the encoder first.
+
+    >>> @register("flat")
+    ... def flat(shape, options):
+    ...     return nn.Sequential(nn.Flatten(), nn.Linear(shape.channels * shape.time, shape.embedding))
+    >>> build("flat", Shape(channels=17, time=100, embedding=64))(torch.zeros(2, 17, 100)).shape
+    torch.Size([2, 64])
+
+    Args:
+        options: dataclass of what can be set, every field with a default.
+
+    Raises:
+        UserError: a name that is taken or is none, or options that are no dataclass.
+    """
+    check_own_name("encoder", name, _shipped())
+    if not (isinstance(options, type) and is_dataclass(options)):
+        raise UserError(f"encoder {name!r}: options is {options!r}; give a dataclass, every field with a default")
+
+    def keep(build: Build) -> Build:
+        _own[name] = SimpleNamespace(Options=options, build=build)
+        return build
+
+    return keep
 
 
 def options_class(name: str) -> type:
@@ -78,6 +124,12 @@ def _module(name: str):
         from bvsa_core.encoders import _braindecode
 
         return _braindecode.encoder(name.removeprefix(BRAINDECODE))
-    if name not in names():
-        raise UserError(unknown_name("encoder", name, [*names(), f"{BRAINDECODE}CLASS"]))
+    if name in _own:
+        return _own[name]
+    if name not in _shipped():
+        raise UserError(f"{unknown_name('encoder', name, [*names(), f'{BRAINDECODE}CLASS'])}, or register your own first")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def _shipped() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]

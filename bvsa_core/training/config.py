@@ -54,6 +54,9 @@ class MaterialsConfig:
     """auto, cpu, cuda or cuda:N."""
 
     def __post_init__(self) -> None:
+        self.data = Path(self.data)
+        for name in ("bank", "cache_dir"):
+            setattr(self, name, Path(getattr(self, name)) if getattr(self, name) is not None else None)
         if "{object}" not in self.prompt:
             raise UserError(f"prompt is {self.prompt!r}; it must contain {{object}}")
         if not 0 <= self.decay < math.inf:
@@ -124,6 +127,22 @@ class RunConfig(MaterialsConfig):
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; it must be at least 0 and below 2**32")
+
+    @classmethod
+    def of(cls, method: str, **changes: Any) -> RunConfig:
+        """The training that the authors of a method chose, encoder included, as `bvsa train --method` has it, with changes.
+
+        >>> config = RunConfig.of("nice", epochs=3)
+        >>> config.encoder, config.batch_size, config.epochs
+        ('tsconv', 1000, 3)
+
+        Raises:
+            UserError: no such method, or settings that do not fit.
+        """
+        try:
+            return cls(**{**training_of(method), **changes, "method": method})
+        except TypeError as error:
+            raise UserError(f"RunConfig: {error}") from error
 
 
 def training_of(method: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -19,10 +19,10 @@ from bvsa_core.data.split import Split, hold_out, load_split
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Method
 from bvsa_core.parallel import Team, share_out, together
-from bvsa_core.retrieval.evaluate import Embeddings, Protocol, Scoring, ranks, score, similarity
-from bvsa_core.retrieval.gates import Reliability, learn_reliability, reliabilities
+from bvsa_core.retrieval.evaluate import Scoring, ranks, score, similarity
 from bvsa_core.training.checkpoint import RunFolder
-from bvsa_core.training.config import SELECTIONS, SETTINGS, MaterialsConfig, RunConfig
+from bvsa_core.training.config import MaterialsConfig, RunConfig
+from bvsa_core.training.evaluation import Trained, evaluate
 from bvsa_core.training.loop import fit, make_fabric
 from bvsa_core.training.resume import Keeper
 from bvsa_core.training.selection import embed_samples, held_out_top1, rounds
@@ -201,11 +201,7 @@ def _run(config: RunConfig, materials: Materials, folder: RunFolder, progress: P
     with nullcontext() if config.selection == "oracle" else materials.sealed():
         trained = train(config, materials, report, keeper)
     method, known = trained.method, trained.split
-    test = materials.split(config.subject, "test", config.repetitions)
-    embeddings = embed(method, test, materials, known.subjects)
-    reliability = None if method.classifies else trained.learn_gate(materials, test, config)
-    scoring = Scoring(method.default_gate, reliability)
-    rank = ranks(similarity(embeddings, scoring))
+    found = evaluate(trained, config, materials)
     result = {
         "method": config.method,
         "preset": config.preset,
@@ -213,34 +209,18 @@ def _run(config: RunConfig, materials: Materials, folder: RunFolder, progress: P
         "subject": config.subject,
         "seed": config.seed,
         "epoch": trained.epoch,
-        **score(rank).to_json(protocol_of(config, materials, test, scoring)),
-        "reliability": asdict(reliability) if reliability else None,
+        **found.scores.to_json(found.protocol),
+        "reliability": asdict(found.reliability) if found.reliability else None,
         "samples": len(known),
         "held_out": len(trained.held_out) if trained.held_out else 0,
         "shape": asdict(trained.shape),
-        "ranks": rank.tolist(),
-        "images": test.images,
+        "ranks": found.ranks.tolist(),
+        "images": found.images,
     }
     if team.rank == 0:
-        folder.finish(method, embeddings, result)
+        folder.finish(method, found.embeddings, result)
     team.wait()
     return result
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained method and what it is trained on."""
-
-    method: Method
-    epoch: int  # whose weights it has, from 1
-    shape: encoders.Shape
-    split: Split
-    held_out: Split | None
-
-    def learn_gate(self, materials: Materials, test: Split, config: RunConfig) -> Reliability:
-        """When the gate label_free opens, in galleries as large as that of the test set."""
-        known = self.split if self.held_out is None else self.held_out
-        return learn_gate(self.method, known, materials, self.split.subjects, gallery=len(test.images), seed=config.seed)
 
 
 def train(
@@ -341,40 +321,3 @@ def load_method(folder: RunFolder, materials: Materials) -> Method:
     method = build_method(folder.config(), encoders.Shape(**result["shape"]), result["samples"], materials)
     folder.load_weights(method)
     return method.eval()
-
-
-def embed(method: Method, split: Split, materials: Materials, trained: list[str]) -> Embeddings:
-    """What retrieval compares, after training on some subjects: row i of everything belongs to sample i of a split."""
-    views = materials.views(split.images, method.views_of_gallery())
-    return embed_samples(method, split, views, materials.texts(split.images, split.concepts), trained)
-
-
-def learn_gate(method: Method, known: Split, materials: Materials, trained: list[str], gallery: int, seed: int) -> Reliability:
-    """When the gate label_free opens: learnt on recordings whose pictures are known, in galleries as large as the test one.
-
-    A gallery has one picture a concept, as the test set has; every known concept is in one of them.
-    """
-    order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))
-    of_concept = {known.concepts[known.image_of[sample]]: sample for sample in order.tolist()}
-    samples = torch.tensor(list(of_concept.values()), device=materials.device)
-    examples = []
-    for part in samples.tensor_split(max(1, len(samples) // gallery)):
-        embeddings = embed(method, known.take(part), materials, trained)
-        closed, opened = (ranks(similarity(embeddings, Scoring(gate))) for gate in ("none", "always"))
-        examples.append((closed, opened, reliabilities(embeddings.brain_text, embeddings.text)))
-    return learn_reliability(examples)
-
-
-def protocol_of(config: RunConfig, materials: Materials, test: Split, scoring: Scoring) -> Protocol:
-    """The conditions of a run's figures."""
-    return Protocol(
-        dataset=materials.dataset.name,
-        selection=SELECTIONS[config.selection],
-        gallery=len(test.images),
-        channels=len(test.channels),
-        repetitions=test.repetitions,
-        encoder=materials.clip.name,
-        setting=SETTINGS[config.setting],
-        modality=test.modality,
-        **scoring.protocol(),
-    )

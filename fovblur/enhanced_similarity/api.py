@@ -48,6 +48,7 @@ def enhanced_similarity(
 
     Differentiable, any number of times, in the four embeddings and the gates.
 
+    >>> import torch
     >>> recordings, images = torch.eye(2, 4), torch.eye(3, 4)
     >>> enhanced_similarity(recordings, images, recordings, images)
     tensor([[2., 0., 0.],
@@ -88,6 +89,7 @@ def enhanced_topk(
 
     Not differentiable: gather the rows and call :func:`enhanced_similarity` on them.
 
+    >>> import torch
     >>> recordings, images = torch.eye(2, 4), torch.eye(3, 4)
     >>> values, indices = enhanced_topk(recordings, images, recordings, images, 2)
     >>> indices

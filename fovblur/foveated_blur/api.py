@@ -18,7 +18,7 @@ def sigma_from_kernel_size(k):
 
     Takes a number or a tensor, and returns the same.
 
-    >>> sigma_from_kernel_size(51)
+    >>> round(sigma_from_kernel_size(51), 6)
     8.0
     """
     return 0.3 * ((k - 1) * 0.5 - 1) + 0.8

@@ -1,0 +1,107 @@
+"""A trained method on the test set: what retrieval compares, and the figures it makes, with their protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bvsa_core import encoders
+from bvsa_core.data.split import Split
+from bvsa_core.methods.base import Method
+from bvsa_core.retrieval.evaluate import Embeddings, Protocol, Scores, Scoring, ranks, score, similarity
+from bvsa_core.retrieval.gates import Reliability, learn_reliability, reliabilities
+from bvsa_core.training.config import SELECTIONS, SETTINGS, RunConfig
+from bvsa_core.training.selection import embed_samples
+
+if TYPE_CHECKING:
+    from bvsa_core.training.run import Materials
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained method and what it is trained on."""
+
+    method: Method
+    epoch: int  # whose weights it has, from 1
+    shape: encoders.Shape
+    split: Split
+    held_out: Split | None
+
+    def learn_gate(self, materials: Materials, test: Split, config: RunConfig) -> Reliability:
+        """When the gate label_free opens, in galleries as large as that of the test set."""
+        known = self.split if self.held_out is None else self.held_out
+        return learn_gate(self.method, known, materials, self.split.subjects, gallery=len(test.images), seed=config.seed)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of a trained method, and what they are made of."""
+
+    scores: Scores
+    protocol: Protocol
+    ranks: Tensor  # (N,) from 1, of the right picture of every test recording
+    images: list[str]  # (N,) the test pictures
+    embeddings: Embeddings  # row i of each belongs to test recording i
+    reliability: Reliability | None  # what the gate label_free learnt on training recordings; None of a method that classifies
+
+
+def evaluate(trained: Trained, config: RunConfig, materials: Materials, scoring: Scoring | None = None) -> Evaluation:
+    """Embed the test set of config.subject, rank all its pictures for every recording, and score the ranks.
+
+    Args:
+        trained: by `train`, with the same configuration and materials.
+        scoring: gate and rescoring; the method's own gate where left out. A gate label_free without a reliability gets the
+            one that is learnt here.
+
+    Raises:
+        UserError: data that are missing or do not fit the method.
+    """
+    method = trained.method
+    test = materials.split(config.subject, "test", config.repetitions)
+    embeddings = embed(method, test, materials, trained.split.subjects)
+    reliability = None if method.classifies else trained.learn_gate(materials, test, config)
+    scoring = scoring or Scoring(method.default_gate)
+    if scoring.reliability is None:
+        scoring = replace(scoring, reliability=reliability)
+    rank = ranks(similarity(embeddings, scoring))
+    return Evaluation(score(rank), protocol_of(config, materials, test, scoring), rank, test.images, embeddings, reliability)
+
+
+def embed(method: Method, split: Split, materials: Materials, trained: list[str]) -> Embeddings:
+    """What retrieval compares, after training on some subjects: row i of everything belongs to sample i of a split."""
+    views = materials.views(split.images, method.views_of_gallery())
+    return embed_samples(method, split, views, materials.texts(split.images, split.concepts), trained)
+
+
+def learn_gate(method: Method, known: Split, materials: Materials, trained: list[str], gallery: int, seed: int) -> Reliability:
+    """When the gate label_free opens: learnt on recordings whose pictures are known, in galleries as large as the test one.
+
+    A gallery has one picture a concept, as the test set has; every known concept is in one of them.
+    """
+    order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))
+    of_concept = {known.concepts[known.image_of[sample]]: sample for sample in order.tolist()}
+    samples = torch.tensor(list(of_concept.values()), device=materials.device)
+    examples = []
+    for part in samples.tensor_split(max(1, len(samples) // gallery)):
+        embeddings = embed(method, known.take(part), materials, trained)
+        closed, opened = (ranks(similarity(embeddings, Scoring(gate))) for gate in ("none", "always"))
+        examples.append((closed, opened, reliabilities(embeddings.brain_text, embeddings.text)))
+    return learn_reliability(examples)
+
+
+def protocol_of(config: RunConfig, materials: Materials, test: Split, scoring: Scoring) -> Protocol:
+    """The conditions of a run's figures."""
+    return Protocol(
+        dataset=materials.dataset.name,
+        selection=SELECTIONS[config.selection],
+        gallery=len(test.images),
+        channels=len(test.channels),
+        repetitions=test.repetitions,
+        encoder=materials.clip.name,
+        setting=SETTINGS[config.setting],
+        modality=test.modality,
+        **scoring.protocol(),
+    )

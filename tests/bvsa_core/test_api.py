@@ -1,0 +1,102 @@
+"""What people import from bvsa_core, and what they add to it."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+import bvsa_core
+from bvsa_core import encoders, methods
+from bvsa_core.cli.arguments import Parser, add_run_arguments, make
+from bvsa_core.errors import UserError
+from bvsa_core.methods.base import Method
+from bvsa_core.training.config import RunConfig, from_dict, to_dict
+
+
+@pytest.fixture
+def registries(monkeypatch) -> None:
+    """Empty, and as they were afterwards."""
+    for registry in (encoders, methods):
+        monkeypatch.setattr(registry, "_own", {})
+
+
+def test_every_public_name_is_there():
+    missing = [name for name in bvsa_core.__all__ if getattr(bvsa_core, name, None) is None]
+    assert not missing and set(bvsa_core.__all__) <= set(dir(bvsa_core))
+    assert bvsa_core.register_method is methods.register and bvsa_core.register_encoder is encoders.register
+    declared = (Path(bvsa_core.__file__)).read_text()
+    assert [name for name in bvsa_core.__all__ if f" {name}\n" not in declared and f" {name}  #" not in declared] == []
+    with pytest.raises(AttributeError, match="no attribute 'fit_all'"):
+        bvsa_core.fit_all  # noqa: B018
+
+
+def test_the_package_is_imported_without_torch():
+    command = "import sys, bvsa_core; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command], timeout=120).returncode == 0
+
+
+def test_what_is_not_installed_is_told_with_its_extra(monkeypatch):
+    def lacking(name: str):
+        raise ModuleNotFoundError("No module named 'lightning_fabric'", name="lightning_fabric")
+
+    monkeypatch.delitem(vars(bvsa_core), "train", raising=False)
+    monkeypatch.setattr(importlib, "import_module", lacking)
+    with pytest.raises(UserError, match=r"bvsa_core.train needs lightning_fabric; pip install 'fovblur\[train\]'"):
+        bvsa_core.train  # noqa: B018
+
+
+@dataclass(frozen=True)
+class Options:
+    width: int = 3
+
+
+def test_an_encoder_of_ones_own_is_built_by_name_and_survives_run_yaml(registries):
+    @bvsa_core.register_encoder("mine", Options)
+    def mine(shape, options):
+        return torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(shape.channels * shape.time, shape.embedding), *[torch.nn.Identity()] * options.width
+        )
+
+    assert "mine" in encoders.names()
+    config = RunConfig(encoder="mine", encoder_options=Options(width=5))
+    again = from_dict(to_dict(config))
+    assert to_dict(again) == to_dict(config) and again.encoder_options == Options(width=5)
+    assert len(encoders.build("mine", encoders.Shape(4, 6, 8), again.encoder_options)) == 7
+    flags = ["--encoder", "mine", "--encoder_options.width", "5"]
+    parser = Parser()
+    add_run_arguments(parser, flags)
+    assert to_dict(make(RunConfig, parser.parse_args(flags))) == to_dict(config)
+    encoders._own.clear()
+    with pytest.raises(UserError, match="unknown encoder 'mine'; .*or register your own first"):
+        from_dict(to_dict(config))
+
+
+def test_what_cannot_be_registered_is_refused(registries):
+    for name, told in (("bvsa", "method 'bvsa' is shipped"), ("a/b", "method 'a/b': give a name of letters")):
+        with pytest.raises(UserError, match=told):
+            bvsa_core.register_method(name)
+    with pytest.raises(UserError, match="encoder 'tsconv' is shipped with bvsa_core; register yours under another name"):
+        bvsa_core.register_encoder("tsconv")
+    with pytest.raises(UserError, match="encoder 'mine': options is .*; give a dataclass"):
+        bvsa_core.register_encoder("mine", dict)
+    with pytest.raises(UserError, match="method 'mine': register a subclass of bvsa_core.Method"):
+        bvsa_core.register_method("mine")(torch.nn.Linear)
+    with pytest.raises(UserError, match="method 'mine': Half lacks forward and Options, a dataclass"):
+        bvsa_core.register_method("mine")(type("Half", (Method,), {}))
+    assert "mine" not in methods.names() and "mine" not in encoders.names()
+
+
+def test_a_configuration_of_a_method_is_its_authors():
+    config = RunConfig.of("nice", data="somewhere", bank="else", epochs=3)
+    assert (config.encoder, config.optimiser, config.epochs) == ("tsconv", "adam", 3)
+    assert config.data == Path("somewhere") and config.bank == Path("else") and config.cache_dir is None
+    with pytest.raises(UserError, match="unknown method 'nise'; did you mean 'nice'"):
+        RunConfig.of("nise")
+    with pytest.raises(UserError, match="RunConfig: .*'epoch'"):
+        RunConfig.of("nice", epoch=3)

@@ -1,0 +1,46 @@
+"""The examples run, and say what they promise."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from bvsa_core import encoders, methods
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+PROMISED = {
+    "blur_one_picture": r"sigma 0, gain 0, .*differs by 0\.0 grey.*the gain was 0\.7; found 0\.7000",
+    "own_recordings": r"12 pictures: Top-1 .*chance 8%.*information inductive.*rescoring csls .label-free transductive.*single trials: ",
+    "own_encoder": r"eeg_project: [\d,]+ parameters.*attention_pool: [\d,]+ parameters, Top-5",
+    "own_method": r"vanilla: Top-5.*sharpening: Top-5 .* from blurred to sharp.*weights of samples after training: 0\.",
+}
+
+
+def test_every_example_is_run_here():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*PROMISED, "planted"}
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Which such small products are fastest on."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", PROMISED)
+def test_an_example_runs(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(EXAMPLES)
+    for registry in (encoders, methods):
+        monkeypatch.setattr(registry, "_own", {})
+    runpy.run_path(str(EXAMPLES / f"{name}.py"))
+    told = capsys.readouterr().out
+    assert re.search(PROMISED[name], told, re.DOTALL), told
