@@ -75,9 +75,9 @@ def test_commands_and_flags():
         told += flags(name, parser)
     assert_expected_inline("\n".join(told), """\
 demo --average --bank --batch_size --betas --cache_dir --data --decay --device --encoder --epochs --falloff --initial_std --lr
-    --methods --optimiser --out --precision --prompt --repetitions --seed --seeds --selection --setting --shuffle_pairs
-    --synthetic --synthetic.channels --synthetic.images_per_concept --synthetic.modality --synthetic.samples --synthetic.seed
-    --synthetic.signal_to_noise --synthetic.subjects --synthetic.test_concepts --synthetic.test_repetitions
+    --methods --optimiser --out --precision --prompt --repetitions --resamples --seed --seeds --selection --setting
+    --shuffle_pairs --synthetic --synthetic.channels --synthetic.images_per_concept --synthetic.modality --synthetic.samples
+    --synthetic.seed --synthetic.signal_to_noise --synthetic.subjects --synthetic.test_concepts --synthetic.test_repetitions
     --synthetic.train_concepts --synthetic.train_repetitions --target_layers --target_levels --validation --views --vision
     --weight_decay --weights
 data
@@ -86,11 +86,11 @@ data synthetic --channels --images_per_concept --modality --samples --seed --sig
 data eeg --images --name --sampling_rate --subjects --whitening --whole_epoch FOLDER SOURCE
 data meg --images --name --sensors --subjects --whole_epoch FOLDER SOURCE
 data export FOLDER SOURCE
-data check FOLDER
+data check --figures --images FOLDER
 data images --quality --size FOLDER SOURCE
 features --bank --cache_dir --data --decay --device --falloff --levels --prompt --target_layers --target_levels --vision --weights
 train --average --bank --batch_size --betas --cache_dir --channels --config --data --decay --device --encoder --encoder_options
-    --encoder_options.dropout --epochs --falloff --initial_std --lr --method --method_options --method_options.alpha
+    --encoder_options.dropout --epochs --falloff --initial_std --log --lr --method --method_options --method_options.alpha
     --method_options.c --method_options.continuous --method_options.decouple --method_options.dynamic --method_options.enhancement
     --method_options.gallery_views --method_options.gamma --method_options.heads --method_options.kernel_size
     --method_options.shift --optimiser --out --precision --preset --prompt --repetitions --seed --selection --setting
@@ -104,4 +104,5 @@ reproduce --average --bank --batch_size --betas --cache_dir --channels --config 
     --synthetic.train_concepts --synthetic.train_repetitions --target_layers --target_levels --threads --validation --views
     --vision --weight_decay --weights --window --workers GRID
 retrieve --bank --candidates --data --device --gallery --gallery-text --gallery_text --gate --index --index-type --index_type
-    --out --probes --recordings --top RUN""")
+    --out --probes --recordings --top RUN
+report --data --device --figures --out --resamples --title RUNS""")

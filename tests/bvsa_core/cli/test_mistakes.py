@@ -18,8 +18,8 @@ from bvsa_core.cli import COMMANDS, main
 SHARED = Path("Preprocessed_data_250Hz_whiten")
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="says how many GPUs there are")
 VISION = "choose one of tiny, RN50, RN101, ViT-B-16, ViT-B-32, ViT-L-14, ViT-H-14, ViT-g-14, ViT-bigG-14, or any other model of open_clip"
-BRAIN = "choose one of atm, deepnet, eeg_project, eegnet, shallownet, tsconv, braindecode:CLASS"
-METHODS = "choose one of atm, bravl, bvsa, mcdb, nice, ubp, vanilla"
+BRAIN = "choose one of atm, deepnet, eeg_project, eegnet, shallownet, tsconv, braindecode:CLASS, or register your own first"
+METHODS = "choose one of atm, bravl, bvsa, mcdb, nice, ubp, vanilla, or register your own first"
 GATES = "choose one of none, always, label_free, paper, code"
 FILES = "unknown kind of file; give one of .pt, .pth, .npy, .npz, .safetensors"
 GRIDS = "no such file, nor built in; choose one of main, ablation, c-sweep, fidelity, or give a YAML file"
