@@ -350,5 +350,5 @@ def _write_subject(
             times=np.arange(config.samples) / subject.sampling_rate,
         )
         labels = np.array([picture.concept_number for picture in plan[split]])
-        sessions = np.tile(np.arange(repetitions) * 4 // repetitions, (len(labels), 1)).astype(np.float64)
+        sessions = np.tile(np.arange(repetitions) * min(4, repetitions) // repetitions, (len(labels), 1)).astype(np.float64)
         write_recordings(folder / f"{split}.pt", recordings, labels, sessions)

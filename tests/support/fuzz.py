@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import mmap
 import os
@@ -125,6 +126,7 @@ def hunt(kind: Kind, numbers: Iterable[int], seed: int, donors: list[bytes]) -> 
 def _child(kind, numbers, start, seed, donors, content, original, shared, told) -> None:
     """Never returns."""
     try:
+        faulthandler.disable()  # that a child dies is told as a finding
         os.close(1), os.close(2)
         os.open(os.devnull, os.O_WRONLY), os.open(os.devnull, os.O_WRONLY)
         torch.set_num_threads(1)
