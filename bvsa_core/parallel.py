@@ -96,7 +96,13 @@ def follow_parent() -> None:
     """Called in a worker process: it ends when its parent does, even killed, and at Ctrl-C, of which the parent tells."""
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 _together: Team | None = None
@@ -113,14 +119,14 @@ def together(members: Team) -> Iterator[None]:
         _together = before
 
 
-def share_out(work: Callable[..., Tensor], *whole: Tensor | None, training: bool = False) -> Tensor:
-    """work(*whole), whose rows (B, ...) follow from the rows of the arguments, each process doing its part of them.
+def share_out(work: Callable[..., Tensor], first: Tensor, *others: Tensor | None, training: bool = False) -> Tensor:
+    """work(first, *others), whose rows (B, ...) follow from the rows of the arguments, each process doing its part of them.
 
     Args:
         training: whether work may draw random numbers, which are then those of the whole batch, and normalise batches, which
             then are the whole one.
     """
-    count = len(whole[0])
+    whole, count = (first, *others), len(first)
     if _together is None or count < _together.size:
         return work(*whole)
     least, more = divmod(count, _together.size)
@@ -203,7 +209,7 @@ class WholeBatchNorm(TorchFunctionMode):
         count = counts.sum()
         mean = (counts * means).sum(0) / count
         squares = (squares + counts * (means - mean).square()).sum(0)
-        if running_mean is not None:
+        if running_mean is not None and running_var is not None:
             with torch.no_grad():
                 running_mean.lerp_(mean.to(running_mean.dtype), momentum)
                 running_var.lerp_((squares / (count - 1)).to(running_var.dtype), momentum)

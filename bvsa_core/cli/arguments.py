@@ -92,7 +92,7 @@ def make(config_class: type[Config], parsed: jsonargparse.Namespace, **changes: 
     for group in ("method_options", "encoder_options"):
         if isinstance(values.get(group), dict):
             values[group] = _options(group, values)
-    names = {field.name for field in dataclasses.fields(config_class)}
+    names = {field.name for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
     return config_class(**{name: value for name, value in values.items() if name in names})
 
 

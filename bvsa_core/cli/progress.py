@@ -5,7 +5,17 @@ from __future__ import annotations
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 
@@ -34,11 +44,11 @@ class Display:
             console=console,
             disable=quiet or not console.is_terminal,
         )
-        self._tasks: dict[str, int] = {}
+        self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, what: str, done: float, of: int) -> None:
         if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(what, total=of, completed=done)  # what was done before does not count as fast
+            self._tasks[what] = self._bars.add_task(what, total=of, completed=int(done))  # what was done before is not fast
         self._bars.update(self._tasks[what], completed=done, total=of)
 
     def __enter__(self) -> Display:

@@ -97,7 +97,7 @@ def data_folders(parsed: jsonargparse.Namespace, grid: Grid, display: Display, p
         return given
     flags = parsed.synthetic.as_dict()
     flags["subjects"] = max(flags["subjects"], 2 if "inter" in grid.settings else 1)
-    folders = {}
+    folders: dict[str, Path] = {}
     for modality in grid.modalities:
         as_demo = modality == "eeg" and flags["subjects"] == 1
         folders[modality] = DEMO if as_demo else DEMO.with_name(f"synthetic_{modality}_{flags['subjects']}_subjects")

@@ -32,6 +32,7 @@ from bvsa_core.retrieval.gates import Reliability
 from bvsa_core.retrieval.index import Index, recall, search_candidates
 from bvsa_core.retrieval.search import Found, Queries, search
 from bvsa_core.training.checkpoint import RunFolder
+from bvsa_core.training.config import RunConfig
 from bvsa_core.training.run import Materials, load_method
 from bvsa_core.vision.bank import ABOUT, level_files
 
@@ -77,10 +78,10 @@ def run(parsed: jsonargparse.Namespace) -> None:
         method = load_method(folder, materials)
         if method.classifies:
             raise UserError(f"{parsed.run}: method {config.method} classifies test pictures and has no embeddings to search with")
-        names, recordings, whose = read_queries(parsed.recordings, folder, materials)
+        names, recordings, whose = read_queries(parsed.recordings, folder, config, materials)
         with torch.no_grad(), one_thread():
             queries = Queries(*method.query_embeddings(recordings.to(materials.device), whose))
-        gallery = open_gallery(parsed, method, materials, display)
+        gallery = open_gallery(parsed, method, config, materials, display)
         report = lambda done, of: display("rows searched", done, of)  # noqa: E731
         if parsed.index is None:
             found, recalled = search(queries, gallery, parsed.top, scoring, progress=report), None
@@ -115,13 +116,15 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def read_queries(path: Path | None, folder: RunFolder, materials: Materials) -> tuple[list[str], Tensor, Tensor | None]:
+def read_queries(
+    path: Path | None, folder: RunFolder, config: RunConfig, materials: Materials
+) -> tuple[list[str], Tensor, Tensor | None]:
     """Names and recordings (N, channels, time) to search for, and whose they are (N,) among those trained on, where it is known.
 
     Raises:
         UserError: the file is missing, damaged, or has other channels or times than the run.
     """
-    config, shape = materials.config, folder.result()["shape"]
+    shape = folder.result()["shape"]
     if path is None or path.suffix == ".pt":
         if path is None:
             split = materials.split(config.subject, "test", config.repetitions)
@@ -157,7 +160,9 @@ def read_array(path: Path) -> Tensor:
     return torch.as_tensor(content).float()
 
 
-def open_gallery(parsed: jsonargparse.Namespace, method: Method, materials: Materials, display: Display) -> Gallery:
+def open_gallery(
+    parsed: jsonargparse.Namespace, method: Method, config: RunConfig, materials: Materials, display: Display
+) -> Gallery:
     """The gallery of the flags: the run's test pictures, a folder of pictures, a feature bank, or files of features.
 
     Raises:
@@ -179,7 +184,7 @@ def open_gallery(parsed: jsonargparse.Namespace, method: Method, materials: Mate
     if given_texts:
         raise UserError("--gallery_text belongs to a gallery of features; the texts of pictures are made from their names")
     if where is None:
-        test = materials.split(materials.config.subject, "test", materials.config.repetitions)
+        test = materials.split(config.subject, "test", config.repetitions)
         names, concepts, bank = test.images, test.concepts, materials.bank(test.images)
     else:
         paths = sorted(path for path in Path(where).rglob("*") if path.suffix.lower() in PICTURES)

@@ -61,4 +61,4 @@ def own_device(asked: str, processes: Team) -> str:
     if asked == "cuda" and processes.device is None:
         raise UserError(f"--device cuda: process {processes.rank} has no GPU of its own; start as many a machine as it has GPUs")
     everyone = processes.gather(processes.device)
-    return "cpu" if None in everyone else processes.device
+    return processes.device if processes.device and None not in everyone else "cpu"

@@ -319,9 +319,9 @@ def _check(header: Header, path: Path) -> None:
         conditions = split.shape[0] if len(split.shape) == 4 else -1
         fits = split.shape[2:] == [len(header.channels), len(header.times)] and name in SPLITS
         if split.sessions is not None:
-            numbers = {number for row in split.sessions for number in row}
+            told = {number for row in split.sessions for number in row}
             fits &= len(split.sessions) == conditions and {len(row) for row in split.sessions} <= {split.shape[1]}
-            fits &= all(isinstance(number, int) and 1 <= number <= _MOST_SESSIONS for number in numbers)
+            fits &= all(isinstance(number, int) and 1 <= number <= _MOST_SESSIONS for number in told)
         if not fits or {len(split.images), len(split.concepts)} != {conditions}:
             raise UserError(f"{path}: damaged (the {name} part contradicts itself); make the folder again by bvsa data")
 

@@ -25,7 +25,8 @@ class TSConv(nn.Sequential):
     """The published layers. The first two, a convolution and the mean over its results, are linear: they are taken as one."""
 
     def forward(self, recordings: Tensor) -> Tensor:
-        _, convolution, _, *later = self
+        convolution, later = self[1], list(self)[3:]
+        assert isinstance(convolution, nn.Conv2d)
         kernel = pooled(convolution.weight.flatten(1), POOL)
         windows = recordings.unfold(-1, kernel.shape[1], STRIDE)  # (B, channels, steps, taps)
         maps = linear(windows, kernel, convolution.bias).permute(0, 3, 1, 2)  # (B, filters, channels, steps), filters innermost

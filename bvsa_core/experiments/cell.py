@@ -30,7 +30,7 @@ from bvsa_core.training.run import Materials, run
 from bvsa_core.vision.views import Level
 
 SCORES = "scores.json"
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, float, int], None]
 
 
 class Bench:

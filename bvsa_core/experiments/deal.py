@@ -42,7 +42,7 @@ def run_here(cells: Sequence[Cell], root: Path, bench: Bench, progress: Progress
 def run_in_workers(cells: Sequence[Cell], root: Path, workers: int, progress: Progress, threads: int | None = None) -> dict[str, str]:
     """Run cells in so many processes, which share threads and GPUs. Returns what was wrong with those that failed."""
     waiting = [cell for cell in cells if not complete(cell, root)]
-    done, failures = len(cells) - len(waiting), {}
+    done, failures = len(cells) - len(waiting), dict[str, str]()
     progress(done, len(cells))
     if not waiting:
         return failures
@@ -91,7 +91,7 @@ def _work(cell: Cell, root: Path) -> str | None:
         os._exit(130)
 
 
-def _attempt(cell: Cell, root: Path, bench: Bench, progress: Callable[[str, int, int], None] = lambda *_: None) -> str | None:
+def _attempt(cell: Cell, root: Path, bench: Bench, progress: Callable[[str, float, int], None] = lambda *_: None) -> str | None:
     """Run a cell; returns what was wrong, the whole traceback where it is no fault of the user's."""
     try:
         run_cell(cell, root, bench, progress)

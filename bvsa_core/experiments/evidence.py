@@ -43,7 +43,7 @@ _NO_SETTING = {"subject", "seed", "device", "bank", "cache_dir"}
 _SHOWN_ANYWAY = ("method", "preset", "encoder", "vision", "selection")
 _NEEDED = ("method", "preset", "subject", "seed", "protocol", "ranks", "images")
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, float, int], None]
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[RunFolder], list[str]]:

@@ -10,7 +10,7 @@ import torch
 
 from bvsa_core.data.layout import Recordings
 from bvsa_core.data.split import make_split
-from bvsa_core.retrieval.evaluate import Scoring, ranks, score, similarity
+from bvsa_core.retrieval.evaluate import Scores, Scoring, ranks, score, similarity
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.run import Materials, load_method
 from bvsa_core.training.selection import embed_samples
@@ -57,9 +57,9 @@ def repetition_curves(
     views, texts = materials.views(shown.images, method.views_of_gallery()), materials.texts(shown.images, shown.concepts)
     conditions, repetitions = recordings.data.shape[:2]
     rng = np.random.default_rng(seed)
-    curves = [[] for _ in scorings]
+    curves: list[list[dict[str, float]]] = [[] for _ in scorings]
     for n in steps(repetitions):
-        found = [[] for _ in scorings]
+        found: list[list[Scores]] = [[] for _ in scorings]
         of_all = np.tile(np.arange(repetitions), (conditions, 1))
         draws = [np.sort(rng.permuted(of_all, axis=1)[:, :n], axis=1) for _ in range(resamples if n < repetitions else 1)]
         for part in averaged(recordings, np.stack(draws)):
@@ -68,7 +68,7 @@ def repetition_curves(
             for scores, scoring in zip(found, scorings):
                 scores.append(score(ranks(similarity(embeddings, scoring))))
         for curve, scores in zip(curves, found):
-            point = {"averaged": n, "resamples": len(scores)}
+            point: dict[str, float] = {"averaged": n, "resamples": len(scores)}
             for name in ("top1", "top5"):
                 values = [getattr(each, name) for each in scores]
                 point |= {name: float(np.mean(values)), f"{name}_std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}

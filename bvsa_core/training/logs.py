@@ -37,8 +37,13 @@ def _tensorboard(folder: Path) -> Iterator[Log]:
     from lightning_fabric.loggers import TensorBoardLogger
 
     log = TensorBoardLogger(folder, name="tensorboard", version="")
+
+    def tell(metrics: dict) -> None:
+        log.log_metrics(flat(metrics), metrics["epoch"])
+        log.save()
+
     try:
-        yield lambda metrics: (log.log_metrics(flat(metrics), metrics["epoch"]), log.save())
+        yield tell
     finally:
         log.finalize("")
 
@@ -60,7 +65,7 @@ def _wandb(folder: Path) -> Iterator[Log]:
 
 def flat(metrics: dict) -> dict[str, float]:
     """Numbers by name; those of a part are called part/name."""
-    found = {}
+    found: dict[str, float] = {}
     for name, value in metrics.items():
         if isinstance(value, dict):
             found |= {f"{name}/{inner}": number for inner, number in flat(value).items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -85,7 +86,7 @@ def fit(
     return best.restore(method)
 
 
-def make_fabric(device: torch.device, team: Team, precision: str) -> Fabric:
+def make_fabric(device: torch.device, team: Team, precision: Any) -> Fabric:
     """What runs a training on a device, together with the other processes of a team.
 
     Raises:

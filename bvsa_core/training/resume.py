@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -57,7 +58,7 @@ class Standing:
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
         facts: dict = {"epoch": self.epoch, "batch": self.batch, "best": [self.best.merit, self.best.epoch], "optimiser": {}}
         for number, moments in self.optimiser.state_dict()["state"].items():
-            numbers = {}
+            numbers: dict[str, Any] = {}
             for name, value in moments.items():
                 (tensors if isinstance(value, Tensor) else numbers)[f"optimiser.{number}.{name}"] = value
             facts["optimiser"][number] = [list(moments), numbers]

@@ -32,7 +32,7 @@ from bvsa_core.vision.images import read_images
 from bvsa_core.vision.multilevel import Fusion, MultiLevelViews
 from bvsa_core.vision.views import BankedViews, Falloff, Level, OnlineViews, Views
 
-Progress = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
+Progress = Callable[[str, float, int], None]  # what is being done, how much of it, of how much
 
 
 def choose_device(name: str) -> torch.device:
@@ -249,7 +249,9 @@ def train(
         split = replace(split, image_of=split.image_of[order])
     if config.selection == "validation":
         gallery = materials.views(split.images, method.views_of_gallery())
-        examine = lambda: {"validation_top1": held_out_top1(method, validation, gallery, texts, split.subjects)}  # noqa: E731
+        assert validation is not None  # as divide made sure
+        held = validation
+        examine = lambda: {"validation_top1": held_out_top1(method, held, gallery, texts, split.subjects)}  # noqa: E731
     elif config.selection == "oracle":
         examine = oracle(Trained(method, 0, shape, split, validation), materials, config)
     with keeper.listening():
