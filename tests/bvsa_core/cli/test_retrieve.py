@@ -89,7 +89,7 @@ def test_whose_recordings_they_are_is_told_to_encoders_that_ask(finished, small_
     folder = RunFolder(finished)
     materials = Materials(folder.config())
     files = [small_data / "Preprocessed_data_250Hz_whiten" / subject / "test.pt" for subject in ("sub-01", "sub-02")]
-    own, of_file, of_another = (read_queries(path, folder, materials)[2].unique().tolist() for path in (None, *files))
+    own, of_file, of_another = (read_queries(path, folder, folder.config(), materials)[2].unique().tolist() for path in (None, *files))
     assert own == of_file == [0] and of_another == [-1]
 
 
