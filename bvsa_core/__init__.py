@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from bvsa_core.errors import UserError
 
 if TYPE_CHECKING:  # for whoever checks types, the same as _PLACES
-    from bvsa_core.data.export import to_mne as to_mne
     from bvsa_core.data.layout import Dataset as Dataset
     from bvsa_core.data.layout import Recordings as Recordings
+    from bvsa_core.data.mne_export import to_mne as to_mne
     from bvsa_core.data.own import write_subject as write_subject
     from bvsa_core.data.split import Split as Split
     from bvsa_core.data.split import load_split as load_split
@@ -62,7 +62,7 @@ _PLACES = {
     "data.split": ("Split", "load_split"),
     "data.own": ("write_subject",),
     "data.synthetic": ("SyntheticConfig", "make_dataset"),
-    "data.export": ("to_mne",),
+    "data.mne_export": ("to_mne",),
     "training.config": ("MaterialsConfig", "RunConfig"),
     "training.run": ("Materials", "train", "run", "load_method"),
     "training.evaluation": ("Trained", "Evaluation", "evaluate"),

@@ -1,5 +1,5 @@
 """Recordings and pictures: readers, layouts, the store of converted data sets, and the synthetic data set."""
 
-from bvsa_core.data.export import to_mne
+from bvsa_core.data.mne_export import to_mne
 
 __all__ = ["to_mne"]
