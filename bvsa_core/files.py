@@ -176,19 +176,19 @@ def claim_work(folder: Path, name: str, leftovers: str, wait: bool = False) -> I
     """
     byte = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")  # of the file of claims, which stays empty
     with open(folder / CLAIMS, "ab") as claims:
-        locked = False
+        held = False
         try:
             if sys.platform != "win32":
                 fcntl.lockf(claims, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, byte)
-                locked = True
+                held = True
         except OSError as error:
             if error.errno in _TAKEN:
                 yield False
                 return
             if error.errno not in _NO_LOCKS:
                 raise
-        if locked:
-            for partial in folder.glob(f".{leftovers}.*.partial"):
+        if held:
+            for partial in folder.glob(f".{leftovers}.*{PARTIAL}"):
                 partial.unlink(missing_ok=True)
         yield True
 

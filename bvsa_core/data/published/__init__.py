@@ -15,7 +15,7 @@ from bvsa_core.data.layout import DESCRIPTION
 from bvsa_core.data.published.source import Options, Source
 from bvsa_core.data.store import SubjectWriter
 from bvsa_core.errors import UserError
-from bvsa_core.files import locked, write_atomically
+from bvsa_core.files import PARTIAL, locked, write_atomically
 
 Progress = Callable[[str, int, int], None]
 
@@ -91,7 +91,7 @@ def _describe(store: Path, modality: str, options: Options) -> None:
     if not path.exists() or not any(store.glob("sub-*")):  # nothing has come of what was described
         name = options.name or {"EEG": "THINGS-EEG2", "MEG": "THINGS-MEG"}[modality]
         with locked(store):
-            for left_by_a_kill in store.glob(f".{DESCRIPTION}.*.partial"):
+            for left_by_a_kill in store.glob(f".{DESCRIPTION}.*{PARTIAL}"):
                 left_by_a_kill.unlink()
             write_atomically(path, json.dumps({"name": name, "modality": modality}, indent=1).encode() + b"\n")
     try:

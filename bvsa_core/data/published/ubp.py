@@ -17,7 +17,7 @@ from bvsa_core.data.published.epochs import Epochs
 from bvsa_core.data.published.source import Options, Progress, Source
 from bvsa_core.data.store import SPLITS, SubjectWriter
 from bvsa_core.errors import UserError
-from bvsa_core.files import locked, make_folder, write_atomically
+from bvsa_core.files import locked, make_folder, remove_partials, write_atomically
 
 LAYOUT = "ubp"
 MODALITIES = ("EEG", "MEG")
@@ -78,6 +78,7 @@ def export(dataset: Dataset, target: Path, progress: Callable[[str, int, int], N
     target.mkdir(parents=True, exist_ok=True)
     try:
         with locked(target, wait=False):
+            remove_partials(target)  # of exports that were killed: gigabytes each
             if not (target / DESCRIPTION).exists():
                 description = {"name": dataset.name, "modality": dataset.modality}
                 write_atomically(target / DESCRIPTION, json.dumps(description, indent=1).encode() + b"\n")

@@ -16,7 +16,7 @@ from bvsa_core.data.published.ubp import export
 from bvsa_core.data.recording import read_arrays
 from bvsa_core.data.store import read_header
 from bvsa_core.errors import UserError
-from bvsa_core.files import locked
+from bvsa_core.files import locked, partial_of
 
 SUBJECT = Path("Preprocessed_data_250Hz_whiten", "sub-01")
 WRONG = [
@@ -87,3 +87,12 @@ def test_exports_do_not_cross(planted, tmp_path, converted):
     (tmp_path / "out").mkdir()
     with locked(tmp_path / "out"), pytest.raises(UserError, match="out: another process is writing there"):
         export(dataset, tmp_path / "out")
+
+
+def test_what_a_killed_export_left_is_cleared_away(planted, tmp_path, converted):
+    planted_eeg.osf(tmp_path / "source", planted)
+    left = partial_of(tmp_path / "out" / "sub-01")
+    left.mkdir(parents=True)
+    (left / "train.pt").write_bytes(b"half")
+    export(Dataset(converted()), tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["dataset.json", "sub-01"]
