@@ -64,15 +64,13 @@ def test_the_table_shows_the_kept_rows(script, kept):
 def test_the_kept_rows_are_what_the_compilers_make(gpu_resources, kept, backend, compiler):
     if compiler not in gpu_resources["versions"]:
         pytest.skip(WITHOUT_NVCC)
-    version = gpu_resources["versions"][compiler]
-    if version != kept["versions"][compiler]:
-        pytest.skip(f"the table was made with {compiler} {kept['versions'][compiler]}, and here is {version}")
     identity = lambda row: (row["kernel"], row.get("configuration"), row["architecture"])  # noqa: E731
     rows = {identity(row): row for row in kept["kernels"] if row["backend"] == backend}
     made = {identity(row): row for row in gpu_resources["kernels"] if row["backend"] == backend}
     assert made.keys() == rows.keys(), "run: python scripts/gpu_resources.py"
-    for key, row in made.items():
-        assert row == rows[key], "run: python scripts/gpu_resources.py"
+    if gpu_resources["versions"][compiler] == kept["versions"][compiler]:  # another version's code may use other registers
+        for key, row in made.items():
+            assert row == rows[key], "run: python scripts/gpu_resources.py"
 
 
 @pytest.mark.skipif(not HAS_NVCC, reason=WITHOUT_NVCC)
