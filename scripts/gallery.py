@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 from PIL import Image
 
 from bvsa_core.experiments.evidence import find_runs, gather, lines_of_runs
-from bvsa_core.report.drawings import retrieved
 from bvsa_core.report.figures import save
+from bvsa_core.report.picture_drawings import retrieved
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "retrieved.jpg"
 RUN = Path("bvsa_runs", "demo", "bvsa-corrected_eeg_project_sub-01_seed0")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import math
-import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -15,15 +13,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
-from bvsa_core.report.content import Blurred, Line, Report, Retrieval, Run
-from bvsa_core.report.figures import DASHES, INK, PALETTE, QUIET, RIGHT, WIDTH, Drawing
+from bvsa_core.report.content import Line, Report, Run
+from bvsa_core.report.figures import DASHES, INK, PALETTE, QUIET, Drawing, axes_of, slug
+from bvsa_core.report.picture_drawings import MATRICES, blurred_pictures, retrieved, similarity
 from bvsa_core.retrieval.bootstrap import crossed_bootstrap
 
 BARS = 32  # of one axes; more of them get axes of their own
 LEVELS = 12  # bands of one figure
-MATRICES = 6  # of one figure, some 100 kB each on a page
 
 
 def drawings(report: Report) -> list[Drawing]:
@@ -37,26 +34,16 @@ def drawings(report: Report) -> list[Drawing]:
     for name, runs in trainings.items():
         if shares := blur_shares(runs):
             found.append(_levels(name, *shares))
-    found += [_pictures(each) for each in report.blurred]
+    found += [blurred_pictures(each) for each in report.blurred]
     if report.retrievals and any(picture.thumbnail for picture in report.pictures):
         found.append(retrieved(report, report.retrievals[0]))
     for data, lines in report.data.items():
         if shown := [each for each in report.retrievals if each.data == data]:
-            found.append(_similarity(data, list({each.label: each for each in reversed(shown)}.values())[::-1][:MATRICES]))
+            found.append(similarity(data, list({each.label: each for each in reversed(shown)}.values())[::-1][:MATRICES]))
         if any(run.repetitions for line in lines for run in line.runs):
             found.append(_repetitions(data, lines))
     names = [drawing.name for drawing in found]
     return [replace(each, name=f"{each.name}-{i}") if names.count(each.name) > 1 else each for i, each in enumerate(found, start=1)]
-
-
-def slug(name: str) -> str:
-    """Part of a file's name."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unnamed"
-
-
-def _axes(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, np.ndarray]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def _percent(axes: Axes, what: str) -> None:
@@ -122,7 +109,7 @@ def _accuracy(data: str, lines: Sequence[Line]) -> Drawing:
         return handles
 
     def together() -> Figure:
-        figure, axes = _axes(1, 2, 2.7)
+        figure, axes = axes_of(1, 2, 2.7)
         handles, _ = (bars(each, known[k], k) for k, each in zip(known, axes.flat))
         _legend(figure, handles, [line.label for line in lines])
         return figure
@@ -130,7 +117,7 @@ def _accuracy(data: str, lines: Sequence[Line]) -> Drawing:
     def apart() -> Figure:
         titles = [textwrap.fill(line.label, 38) for line in lines]
         rows, tallest = math.ceil(len(lines) / 2), 1 + max(title.count("\n") for title in titles)
-        figure, axes = _axes(rows, 2, (1.2 + 0.16 * tallest) * rows + 0.3, sharex=True, sharey=True)
+        figure, axes = axes_of(rows, 2, (1.2 + 0.16 * tallest) * rows + 0.3, sharex=True, sharey=True)
         for shown, title, each in zip(known[1], titles, axes.flat):
             bars(each, [shown], 1)
             each.set_title(title, fontsize=7.5)
@@ -168,7 +155,7 @@ def _training(trainings: dict[str, list[Run]]) -> Drawing:
     chosen = [metric for metric in _CHOSEN_BY if any(each[metric] is not None for each in known.values())]
 
     def draw() -> Figure:
-        figure, axes = _axes(1 + len(chosen), 1, 2.6 + 1.6 * len(chosen), sharex=True)
+        figure, axes = axes_of(1 + len(chosen), 1, 2.6 + 1.6 * len(chosen), sharex=True)
         handles: list[Any] = []
         for number, metrics in enumerate(known.values()):
             look = {"color": PALETTE[number % len(PALETTE)], "ls": DASHES[number // len(PALETTE) % len(DASHES)]}
@@ -233,7 +220,7 @@ def _blur(level: str) -> tuple[float, float]:
 
 def _levels(name: str, levels: list[str], shares: np.ndarray, joined: bool) -> Drawing:
     def draw() -> Figure:
-        figure, ((axes,),) = _axes(1, 1, 2.7)
+        figure, ((axes,),) = axes_of(1, 1, 2.7)
         epochs = np.arange(1, shares.shape[1] + 1)
         colours = matplotlib.colormaps["viridis"](np.linspace(0.95, 0.05, len(levels)))
         if len(epochs) == 1:
@@ -260,109 +247,12 @@ def _levels(name: str, levels: list[str], shares: np.ndarray, joined: bool) -> D
     )
 
 
-def _pictures(blurred: Blurred) -> Drawing:
-    def draw() -> Figure:
-        rows, columns = blurred.images.shape[:2]
-        figure, axes = _axes(rows, columns, WIDTH / columns * rows + 0.3)
-        figure.set_layout_engine("constrained", w_pad=0.015, h_pad=0.015, hspace=0, wspace=0)
-        for row, images in zip(axes, blurred.images):
-            for each, image in zip(row, images):
-                each.imshow(image)
-                each.set_axis_off()
-        for each, level in zip(axes[0], ["not blurred", *blurred.levels]):
-            each.set_title(level.replace(" gain", "\ngain"), fontsize=6.5, loc="center")
-        return figure
-
-    return Drawing(
-        f"blurred-{slug(blurred.label)}",
-        "",
-        f"What the blur does, {blurred.label}",
-        f"Pictures of the data set as the picture encoder's input, blurred by fovblur; k: kernel size in pixels; {blurred.falloff}.",
-        f"Pictures of {', '.join(blurred.names)}, first as they are, then at {', '.join(blurred.levels)}.",
-        draw,
-    )
-
-
-def retrieved(report: Report, of: Retrieval, rows: int = 6) -> Drawing:
-    """What a run finds for a few recordings, taken evenly from all."""
-    chosen = [i * (len(of.right) - 1) // max(1, rows - 1) for i in range(min(rows, len(of.right)))]
-
-    def show(axes: Axes, number: int, title: str, colour: str) -> None:
-        picture = report.pictures[number]
-        if picture.thumbnail:
-            axes.imshow(Image.open(io.BytesIO(picture.thumbnail)))
-        axes.set(xticks=[], yticks=[])
-        axes.grid(False)
-        for side in axes.spines.values():
-            side.set(visible=colour != INK, color=colour, linewidth=2.5)
-        axes.set_title(title if len(title) < 18 else f"{title[:15]}...", fontsize=6, color=colour, loc="left", pad=3)
-
-    def draw() -> Figure:
-        columns = len(of.best[0])
-        widths = [1, 0.12, *[1] * columns]
-        figure, axes = _axes(len(chosen), len(widths), (WIDTH / (columns + 1) + 0.16) * len(chosen), width_ratios=widths)
-        figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, hspace=0, wspace=0)
-        for row, query in zip(axes, chosen):
-            show(row[0], of.right[query], report.pictures[of.right[query]].concept, INK)
-            row[1].set_visible(False)
-            for each, number in zip(row[2:], of.best[query]):
-                right = number == of.right[query]
-                show(each, number, ("\N{CHECK MARK} " if right else "") + report.pictures[number].concept, RIGHT if right else INK)
-        return figure
-
-    hits = sum(of.ranks[query] <= len(of.best[query]) for query in chosen)
-    return Drawing(
-        "retrieved",
-        "",
-        f"Retrieved pictures, {of.label}",
-        f"What was seen (left) and the best {len(of.best[0])} of {of.similarity.shape[1]} pictures for its recording, best first, for "
-        f"{len(chosen)} recordings taken evenly from the test set of {of.subject}, seed {of.seed}; framed: the right picture. {of.data}.",
-        f"Rows of pictures; the right one is among the best {len(of.best[0])} in {hits} of {len(chosen)}.",
-        draw,
-    )
-
-
-def _similarity(data: str, shown: Sequence[Retrieval]) -> Drawing:
-    ends = [np.quantile(each.similarity, [0.5, 0.995]) for each in shown]
-    low, high = min(end[0] for end in ends), max(end[1] for end in ends)
-
-    def draw() -> Figure:
-        columns = min(2, len(shown))
-        rows = math.ceil(len(shown) / columns)
-        figure, axes = _axes(rows, columns, 1.08 * min(WIDTH / columns, 3.4) * rows + 0.5)
-        for each, one in zip(axes.flat, shown):
-            drawn = each.imshow(one.similarity, cmap="cividis", vmin=low, vmax=high)
-            each.set(title=one.label, xlabel="picture", ylabel="recording")
-            each.grid(False)
-        for each in axes.flat[len(shown) :]:
-            each.set_visible(False)
-        figure.colorbar(drawn, ax=axes, label="similarity", location="bottom", shrink=0.6, aspect=40)
-        return figure
-
-    clear = [f"{each.label} {_clearness(each):.1f}" for each in shown]
-    return Drawing(
-        f"similarity-{slug(data)}",
-        "similarity",
-        f"Similarity, {data}",
-        "Similarity of every test recording to every picture of the gallery, of one run each (first subject and seed) of up to "
-        f"{MATRICES} systems; right pictures lie on the diagonal. Colours go from the median to the upper half percent.",
-        f"Matrices of similarity. By how much right pictures are the more similar ones, in standard deviations: {', '.join(clear)}",
-        draw,
-    )
-
-
-def _clearness(retrieval: Retrieval) -> float:
-    right = retrieval.similarity.diagonal()
-    others = retrieval.similarity[np.eye(*retrieval.similarity.shape) == 0]
-    return float((right.mean() - others.mean()) / (others.std() or 1))
-
-
 def _repetitions(data: str, lines: Sequence[Line]) -> Drawing:
     known = {line.label: [run.repetitions for run in line.runs if run.repetitions] for line in lines}
     curves = {label: _mean_curve(found) for label, found in known.items() if found}
 
     def draw() -> Figure:
-        figure, axes = _axes(1, 2, 2.7)
+        figure, axes = axes_of(1, 2, 2.7)
         for each, metric, name in zip(axes.flat, ("top1", "top5"), ("Top-1 / %", "Top-5 / %")):
             handles = []
             for number, curve in enumerate(curves.values()):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
 from bvsa_core.files import write_atomically
@@ -78,3 +79,13 @@ def to_svg(drawing: Drawing) -> str:
     for colour, name in named.items():
         text = text.replace(colour, f"var(--{name})")
     return text.strip()
+
+
+def slug(name: str) -> str:
+    """Part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unnamed"
+
+
+def axes_of(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
