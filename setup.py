@@ -49,7 +49,9 @@ def find_nvcc() -> Path:
 
 def cuda_architectures() -> list[str]:
     """The architectures to build for, as "8.6" or "9.0+PTX", from TORCH_CUDA_ARCH_LIST or the default."""
-    architectures = re.split(r"[;,\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() or DEFAULT_CUDA_ARCHITECTURES)
+    architectures = re.split(
+        r"[;,\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() or DEFAULT_CUDA_ARCHITECTURES
+    )
     for architecture in architectures:
         if not re.fullmatch(r"\d+\.\d[a-z]?(\+PTX)?", architecture):
             raise CudaUnavailable(f"TORCH_CUDA_ARCH_LIST names {architecture!r}; write numbers such as 8.6 or 9.0+PTX")
@@ -81,7 +83,9 @@ class Ninja:
     def compile(self, compiler: str, flags: list[str], source: Path, target: str) -> str:
         """An object file from a source, rebuilt when the source, a header it includes or a flag changes."""
         depfile = f"{target}.d"
-        return self._add(target, [compiler, *flags, "-MD", "-MF", depfile, "-c", str(source), "-o", target], [str(source)], depfile)
+        return self._add(
+            target, [compiler, *flags, "-MD", "-MF", depfile, "-c", str(source), "-o", target], [str(source)], depfile
+        )
 
     def link(self, linker: list[str], objects: list[str], target: Path) -> None:
         self._add(str(target), [*linker, *objects, "-o", str(target)], objects)
@@ -145,11 +149,21 @@ class BuildKernels(build_ext):
         directory = self.build_directory("cpu")
         ninja = Ninja(directory)
         header = directory / "build_info.h"
-        text = f"#define FOVBLUR_BUILD_INFO R\"json({json.dumps(info)})json\"\n"
+        text = f'#define FOVBLUR_BUILD_INFO R"json({json.dumps(info)})json"\n'
         if not header.exists() or header.read_text() != text:
             header.write_text(text)
-        kernel_flags = ["-std=c++17", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
-        kernel_flags.append("-fno-predictive-commoning")  # taps are broadcast by loads, which cost the multipliers no slot
+        kernel_flags = [
+            "-std=c++17",
+            "-O3",
+            "-fPIC",
+            "-pthread",
+            "-fvisibility=hidden",
+            "-fno-math-errno",
+            "-fno-trapping-math",
+        ]
+        kernel_flags.append(
+            "-fno-predictive-commoning"
+        )  # taps are broadcast by loads, which cost the multipliers no slot
         objects = [
             ninja.compile(
                 self.cxx,
@@ -160,7 +174,9 @@ class BuildKernels(build_ext):
             for op in OPS
             for name, vector_bytes, flags in CPU_VARIANTS
         ]
-        objects.append(ninja.compile(self.cxx, [*self.bind_flags(), f"-I{directory}"], CSRC / "bind_cpu.cpp", "bind_cpu.o"))
+        objects.append(
+            ninja.compile(self.cxx, [*self.bind_flags(), f"-I{directory}"], CSRC / "bind_cpu.cpp", "bind_cpu.o")
+        )
         ninja.link(self.link_command(), objects, self.extension_path("fovblur._cpu"))
         try:
             ninja.run()
@@ -190,7 +206,13 @@ class BuildKernels(build_ext):
         architectures = cuda_architectures()
         directory = self.build_directory("cuda")
         ninja = Ninja(directory)
-        flags = ["-std=c++17", "-O3", "--threads=0", "-Xcompiler=-fPIC,-fvisibility=hidden", *gencode_flags(architectures)]
+        flags = [
+            "-std=c++17",
+            "-O3",
+            "--threads=0",
+            "-Xcompiler=-fPIC,-fvisibility=hidden",
+            *gencode_flags(architectures),
+        ]
         objects = [
             *(ninja.compile(str(nvcc), flags, CSRC / op / "cuda.cu", f"{op}.o") for op in OPS),
             ninja.compile(self.cxx, self.bind_flags(), CSRC / "bind_cuda.cpp", "bind_cuda.o"),
@@ -204,7 +226,9 @@ class BuildKernels(build_ext):
             log = directory / "build.log"
             output = (getattr(error, "stdout", "") or "") + (getattr(error, "stderr", "") or "") or str(error)
             log.write_text(output)
-            complaint = next((line for line in output.splitlines() if "error" in line.lower()), output.strip().splitlines()[-1])
+            complaint = next(
+                (line for line in output.splitlines() if "error" in line.lower()), output.strip().splitlines()[-1]
+            )
             raise CudaUnavailable(f"{nvcc} failed: {complaint.strip()} (all of it in {log})") from error
         return {"compiler": re.search(r"release ([\d.]+)", version)[0], "architectures": architectures}
 

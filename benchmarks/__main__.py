@@ -32,7 +32,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         files = [str(HERE / f"bench_{suite}.py") for suite in chosen.suite or SUITES]
-        options = [f"--device={chosen.device}", f"--benchmark-json={report}", "-q", "--no-header", "-p", "no:cacheprovider"]
+        options = [
+            f"--device={chosen.device}",
+            f"--benchmark-json={report}",
+            "-q",
+            "--no-header",
+            "-p",
+            "no:cacheprovider",
+        ]
         naming = ["-o", "python_functions=bench_*", "-o", "python_files=bench_*.py", "-k", chosen.select]
         code = pytest.main([*files, *options, *naming])
         if not report.exists() or not report.read_text():

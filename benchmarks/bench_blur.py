@@ -62,7 +62,10 @@ def by_kornia(images: Tensor, sizes: Tensor) -> Callable[[], Tensor]:
 
 def by_opencv(images: Tensor, sizes: Tensor) -> Callable[[], Tensor]:
     """The path of UBP and BVSA: one uint8 picture at a time, blurred and blended in 8 bits, then to a tensor."""
-    pictures = [image.permute(1, 2, 0).mul(255).round().to(torch.uint8).cpu().numpy() for image in images.float() / images.float().max()]
+    pictures = [
+        image.permute(1, 2, 0).mul(255).round().to(torch.uint8).cpu().numpy()
+        for image in images.float() / images.float().max()
+    ]
     weight, sizes = weight_of(images)[0, 0].cpu().numpy()[..., None], sizes.tolist()
 
     def blur() -> Tensor:
@@ -81,7 +84,8 @@ def by_scipy(images: Tensor, sizes: Tensor) -> Callable[[], Tensor]:
     def blur() -> Tensor:
         sigma = fovblur.sigma_from_kernel_size
         blurred = [
-            scipy.ndimage.gaussian_filter(image, sigma(k), mode="mirror", radius=k // 2, axes=(1, 2)) for image, k in zip(arrays, sizes)
+            scipy.ndimage.gaussian_filter(image, sigma(k), mode="mirror", radius=k // 2, axes=(1, 2))
+            for image, k in zip(arrays, sizes)
         ]
         return torch.from_numpy(weight * arrays + (1 - weight) * np.stack(blurred))
 
@@ -125,10 +129,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     device_name = metafunc.config.getoption("--device")
     if "case" in metafunc.fixturenames:
         chosen = cases_of(device_name) if metafunc.function is bench_forward else [FORWARD[0][0], FORWARD[5][0]]
-        providers = [name for name in OURS if backends.why_not(name) is None and (name == "cpu") == (device_name == "cpu")]
+        providers = [
+            name for name in OURS if backends.why_not(name) is None and (name == "cpu") == (device_name == "cpu")
+        ]
         peers = peer_names(device_name) if metafunc.function is bench_forward else ["torchvision loop", "kornia"]
-        extra = ["device copy of the same bytes"] if device_name == "cuda" and metafunc.function is bench_forward else []
-        metafunc.parametrize(("case", "provider"), [(case, name) for case in chosen for name in providers + peers + extra])
+        extra = (
+            ["device copy of the same bytes"] if device_name == "cuda" and metafunc.function is bench_forward else []
+        )
+        metafunc.parametrize(
+            ("case", "provider"), [(case, name) for case in chosen for name in providers + peers + extra]
+        )
 
 
 def make_images(case: str, device: torch.device) -> tuple[Tensor, Tensor, dict]:
@@ -151,7 +161,9 @@ def bench_forward(case, provider, device, limits, time_provider):
     bytes_moved, fma = moved_and_multiplied(images, ours, sizes)
     if provider in OURS:
         function = lambda: fovblur.foveated_blur(images, kernel_size=sizes, gain=GAIN, backend=provider, **options)  # noqa: E731
-        reference_on_few = fovblur.foveated_blur(images[:4], kernel_size=sizes[:4], gain=GAIN, backend="reference", **options)
+        reference_on_few = fovblur.foveated_blur(
+            images[:4], kernel_size=sizes[:4], gain=GAIN, backend="reference", **options
+        )
         assert largest_difference(function()[:4], reference_on_few) < 2e-2
     elif provider == "device copy of the same bytes":
         source = torch.empty(bytes_moved // 2, dtype=torch.uint8, device=device)
@@ -167,7 +179,13 @@ def bench_forward(case, provider, device, limits, time_provider):
         one_kernel = len(set(sizes.tolist())) > 1 and provider == "kornia"  # a wider cut-off for the smaller sigmas
         assert different < (2e-2 if one_kernel or provider.startswith("OpenCV") else 1e-4), (provider, different)
     limit = limits.seconds(bytes_moved, fma if device.type == "cpu" or images.dtype == torch.float32 else 0)
-    info = {"suite": SUITE, "case": f"forward, {case}", "provider": provider, "ours": provider in OURS, "limit_s": limit}
+    info = {
+        "suite": SUITE,
+        "case": f"forward, {case}",
+        "provider": provider,
+        "ours": provider in OURS,
+        "limit_s": limit,
+    }
     time_provider(function, **info)
 
 

@@ -86,7 +86,11 @@ class Blurred(TorchDataset):
 
 def loaders(paths: list[Path], levels: list[Level], clip: Clip) -> list[DataLoader]:
     """One for all levels of an item. Their workers stay, so that a short benchmark is not one of starting them."""
-    options = {"batch_size": max(1, BATCH // len(levels)), "num_workers": torch.get_num_threads(), "persistent_workers": True}
+    options = {
+        "batch_size": max(1, BATCH // len(levels)),
+        "num_workers": torch.get_num_threads(),
+        "persistent_workers": True,
+    }
     return [DataLoader(Blurred(paths, levels, clip), **options)]
 
 
@@ -117,7 +121,13 @@ class _Pixels:
     """Stands for an encoder that takes no time."""
 
     def __init__(self, clip: Clip, keep: Callable[[Tensor], Tensor]):
-        self.device, self.mean, self.std, self.image_size, self.encode_images = clip.device, clip.mean, clip.std, clip.image_size, keep
+        self.device, self.mean, self.std, self.image_size, self.encode_images = (
+            clip.device,
+            clip.mean,
+            clip.std,
+            clip.image_size,
+            keep,
+        )
 
 
 def batches(paths: list[Path], levels: list[Level], clip: Clip, keep: Callable[[Tensor], Tensor]) -> list[list[Tensor]]:
@@ -128,7 +138,9 @@ def batches(paths: list[Path], levels: list[Level], clip: Clip, keep: Callable[[
         views = OnlineViews(_Pixels(clip, keep), images)
         for level, kept in zip(levels, made):
             for batch in torch.arange(len(images)).split(BATCH):
-                kept.append(views(batch, torch.full((len(batch),), level.gain), torch.full((len(batch),), level.kernel_size)))
+                kept.append(
+                    views(batch, torch.full((len(batch),), level.gain), torch.full((len(batch),), level.kernel_size))
+                )
     return made
 
 
@@ -143,7 +155,9 @@ def make_pictures(count: int) -> tuple[tempfile.TemporaryDirectory, list[Path]]:
     folder, rng = tempfile.TemporaryDirectory(), np.random.default_rng(0)
     paths = [Path(folder.name, f"{i:04d}.jpg") for i in range(count)]
     for path in paths:
-        scales = [cv2.resize(rng.normal(0, 40, (side, side, 3)).astype(np.float32), (SIDE, SIDE)) for side in (4, 16, 64, 250)]
+        scales = [
+            cv2.resize(rng.normal(0, 40, (side, side, 3)).astype(np.float32), (SIDE, SIDE)) for side in (4, 16, 64, 250)
+        ]
         Image.fromarray(np.clip(128 + sum(scales) / 2, 0, 255).astype(np.uint8)).save(path, quality=90)
     return folder, paths
 

@@ -105,7 +105,12 @@ def by_faiss(case: Case, embeddings: list[Tensor], gate: Tensor) -> Callable[[],
     return lambda: tuple(map(torch.from_numpy, index.search(queries, case.k)))
 
 
-PEERS = {"eager PyTorch": by_eager, "eager, in chunks": by_chunks, "torch.compile": by_compiler, "faiss IndexFlatIP": by_faiss}
+PEERS = {
+    "eager PyTorch": by_eager,
+    "eager, in chunks": by_chunks,
+    "torch.compile": by_compiler,
+    "faiss IndexFlatIP": by_faiss,
+}
 
 
 def providers_of(case: Case, device_name: str) -> list[str]:

@@ -59,7 +59,10 @@ def make(case: Case, device: torch.device, dropout: bool = True) -> Material:
     torch.manual_seed(0)
     shape = encoders.Shape(CHANNELS, SAMPLES, case.width)
     kind, options = methods.method_class("vanilla"), method_options("vanilla", "corrected")
-    runs = [kind(options, lambda shape: encoders.build(case.encoder, shape), case.batch, shape).to(device) for _ in range(case.runs)]
+    runs = [
+        kind(options, lambda shape: encoders.build(case.encoder, shape), case.batch, shape).to(device)
+        for _ in range(case.runs)
+    ]
     if not dropout:
         for run in runs:
             run.eval()

@@ -82,10 +82,14 @@ def make(case: Case, device: torch.device) -> Material:
     count = case.recordings
     recordings = torch.randn(count, CHANNELS, SAMPLES, device=device).half().float()
     every = torch.arange(count, device=device)
-    split = Split(recordings, every, [str(i) for i in range(count)], [""] * count, [""] * CHANNELS, 4, 0 * every, ["sub-01"])
+    split = Split(
+        recordings, every, [str(i) for i in range(count)], [""] * count, [""] * CHANNELS, 4, 0 * every, ["sub-01"]
+    )
     options = method_options(case.method, "corrected")
     shape = encoders.Shape(CHANNELS, SAMPLES, case.width)
-    method = methods.method_class(case.method)(options, functools.partial(encoders.build, case.encoder), count, shape).to(device)
+    method = methods.method_class(case.method)(
+        options, functools.partial(encoders.build, case.encoder), count, shape
+    ).to(device)
     levels = method.levels()
     unit = lambda *sizes: normalize(torch.randn(*sizes, case.width, device=device), dim=-1)  # noqa: E731
     config = RunConfig(method=case.method, encoder=case.encoder, epochs=1, batch_size=case.batch)
@@ -148,7 +152,9 @@ def published_loss(brain: torch.Tensor, other: torch.Tensor, scale: torch.Tensor
 
 def by_loader(material: Material, device: torch.device, workers: int = 0) -> Callable[[], float]:
     method, config = material.method, material.config
-    order = [part.tolist() for part in batches(len(material.split), config.batch_size, config.seed, 0, torch.device("cpu"))]
+    order = [
+        part.tolist() for part in batches(len(material.split), config.batch_size, config.seed, 0, torch.device("cpu"))
+    ]
     items, on_gpu = Items(material), device.type == "cuda"
     for module in method.modules():
         if isinstance(module, tsconv.TSConv):
@@ -157,7 +163,9 @@ def by_loader(material: Material, device: torch.device, workers: int = 0) -> Cal
     def epoch() -> float:
         gain, kernel_size = method.blur(torch.arange(len(items), device=device))
         items.levels = list(zip(kernel_size.tolist(), gain.tolist()))
-        loader = DataLoader(items, batch_sampler=order, num_workers=workers, pin_memory=on_gpu, generator=torch.Generator())
+        loader = DataLoader(
+            items, batch_sampler=order, num_workers=workers, pin_memory=on_gpu, generator=torch.Generator()
+        )
         optimiser = torch.optim.AdamW(method.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         method.train()
         total = 0.0
@@ -195,7 +203,9 @@ def first_loss(build: Callable[..., Callable[[], float]], material: Material, de
 
 
 # Workers are compared in one case.
-COMPARED = [(case, provider) for case in CASES for provider in (OURS, *PEERS) if not PEERS.get(provider) or case == CASES[1]]
+COMPARED = [
+    (case, provider) for case in CASES for provider in (OURS, *PEERS) if not PEERS.get(provider) or case == CASES[1]
+]
 
 
 @pytest.mark.parametrize(("case", "provider"), COMPARED, ids=str)
@@ -206,4 +216,6 @@ def bench_training(case, provider, device, limits, time_provider):
     read = material.split.recordings.nbytes + 2 * material.texts.nbytes
     limit = limits.seconds(read, multiply_adds(material))
     function = by_ours(material, device) if provider == OURS else by_loader(material, device, PEERS[provider])
-    time_provider(function, least=4, suite=SUITE, case=str(case), provider=provider, ours=provider == OURS, limit_s=limit)
+    time_provider(
+        function, least=4, suite=SUITE, case=str(case), provider=provider, ours=provider == OURS, limit_s=limit
+    )

@@ -24,15 +24,28 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     cases = list(dict.fromkeys(row.case for row in single))
     providers = list(dict.fromkeys(row.provider for row in rows))
     colour = dict(zip(providers, COLOURS * 3))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 1.6 + 0.42 * max(len(cases), 8)), width_ratios=(3, 2), layout="constrained")
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(14, 1.6 + 0.42 * max(len(cases), 8)), width_ratios=(3, 2), layout="constrained"
+    )
     for provider in providers:
         mine = [row for row in single if row.provider == provider]
         places = [cases.index(row.case) for row in mine]
-        left.scatter([row.ratio_to_best_of_ours for row in mine], places, color=colour[provider], label=provider, s=36, zorder=3)
+        left.scatter(
+            [row.ratio_to_best_of_ours for row in mine], places, color=colour[provider], label=provider, s=36, zorder=3
+        )
         along = sorted((k, row) for row, k in swept.items() if row.provider == provider)
         if along:
-            right.plot([k for k, _ in along], [1e3 * row.median_s for _, row in along], "o-", color=colour[provider], label=provider, ms=4)
-    left.set(xscale="log", yticks=range(len(cases)), yticklabels=cases, xlabel="time, as a multiple of ours (log scale)")
+            right.plot(
+                [k for k, _ in along],
+                [1e3 * row.median_s for _, row in along],
+                "o-",
+                color=colour[provider],
+                label=provider,
+                ms=4,
+            )
+    left.set(
+        xscale="log", yticks=range(len(cases)), yticklabels=cases, xlabel="time, as a multiple of ours (log scale)"
+    )
     left.invert_yaxis()
     left.axvline(1, color="black", lw=0.8)
     (right if swept else left).legend(handles=left.collections[: len(providers)], labels=providers, fontsize=8)
@@ -47,6 +60,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     for axis in (left, right):
         axis.grid(alpha=0.3)
     here = rows[0].machine
-    figure.suptitle(f"{here.get('gpu', here['processor'])}, {here['threads']} threads, torch {rows[0].versions['torch']}", fontsize=10)
+    figure.suptitle(
+        f"{here.get('gpu', here['processor'])}, {here['threads']} threads, torch {rows[0].versions['torch']}",
+        fontsize=10,
+    )
     figure.savefig(path, dpi=110)
     plt.close(figure)

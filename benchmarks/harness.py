@@ -132,7 +132,18 @@ def _processor() -> str:
 def versions() -> dict:
     """Versions of everything that is timed."""
     found = {"python": platform.python_version()}
-    for name in ("fovblur", "torch", "torchvision", "triton", "kornia", "opencv-python-headless", "pillow", "scipy", "faiss-cpu", "numpy"):
+    for name in (
+        "fovblur",
+        "torch",
+        "torchvision",
+        "triton",
+        "kornia",
+        "opencv-python-headless",
+        "pillow",
+        "scipy",
+        "faiss-cpu",
+        "numpy",
+    ):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -52,7 +52,9 @@ def main() -> None:
     cap = None
     if told.memory_gb is not None:
         cap = int(told.memory_gb * 1e9)
-        torch.cuda.set_per_process_memory_fraction(cap / torch.cuda.get_device_properties(told.device).total_memory, told.device)
+        torch.cuda.set_per_process_memory_fraction(
+            cap / torch.cuda.get_device_properties(told.device).total_memory, told.device
+        )
     measured = measure(told.device, told.vision, told.batch, told.steps, cap)
     text = json.dumps(asdict(measured), indent=1)
     print(text)

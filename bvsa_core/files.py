@@ -92,7 +92,9 @@ def told_of(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); make room, or choose another folder") from error
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); make room, or choose another folder"
+        ) from error
 
 
 @contextmanager
@@ -123,14 +125,18 @@ def _take(path: Path, doing: str) -> int:
         try:
             if sys.platform != "win32":
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(path.stat(), os.fstat(lock)):  # else its last owner has just removed it
+            if path.exists() and os.path.samestat(
+                path.stat(), os.fstat(lock)
+            ):  # else its last owner has just removed it
                 os.ftruncate(lock, 0)
                 os.write(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
                 return lock
         except BlockingIOError:
             owner = os.pread(lock, 200, 0).decode(errors="replace").strip() or "another process"
             os.close(lock)
-            raise UserError(f"{path.parent}: {doing} is going on there ({owner}); wait for its end, or choose another folder") from None
+            raise UserError(
+                f"{path.parent}: {doing} is going on there ({owner}); wait for its end, or choose another folder"
+            ) from None
         except BaseException:
             os.close(lock)
             raise

@@ -134,7 +134,11 @@ def share_out(work: Callable[..., Tensor], first: Tensor, *others: Tensor | None
     mine = [each if each is None else each[parts.mine] for each in whole]
     if not training:
         return gather_rows(work(*mine), parts)
-    with WholeBatchNorm(parts), WholeBatchRandom(parts), sdpa_kernel(SDPBackend.MATH):  # whose dropout is drawn by itself
+    with (
+        WholeBatchNorm(parts),
+        WholeBatchRandom(parts),
+        sdpa_kernel(SDPBackend.MATH),
+    ):  # whose dropout is drawn by itself
         return gather_rows(work(*mine), parts)
 
 
@@ -168,7 +172,9 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        total = gradient.to(torch.promote_types(gradient.dtype, torch.float32), copy=True, memory_format=torch.contiguous_format)
+        total = gradient.to(
+            torch.promote_types(gradient.dtype, torch.float32), copy=True, memory_format=torch.contiguous_format
+        )
         dist.all_reduce(total)
         return total[ctx.parts.mine].to(gradient.dtype), None
 
@@ -220,7 +226,10 @@ class WholeBatchNorm(TorchFunctionMode):
 
 
 # Operations that draw a number for each element of a tensor, whatever it holds.
-_RANDOM = {f"aten::{name}" for name in ("native_dropout", "bernoulli_", "uniform_", "normal_", "exponential_", "rand_like", "randn_like")}
+_RANDOM = {
+    f"aten::{name}"
+    for name in ("native_dropout", "bernoulli_", "uniform_", "normal_", "exponential_", "rand_like", "randn_like")
+}
 
 
 class WholeBatchRandom(TorchDispatchMode):
@@ -232,13 +241,17 @@ class WholeBatchRandom(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in function.tags or (function is torch.ops.aten.native_dropout.default and not args[2]):
+        if torch.Tag.nondeterministic_seeded not in function.tags or (
+            function is torch.ops.aten.native_dropout.default and not args[2]
+        ):
             return function(*args, **kwargs)
         like, *rest = args if args and isinstance(args[0], Tensor) else (torch.empty(()), *args)
         mine = self.parts.sizes[self.parts.rank]
         known = function._schema.name in _RANDOM and not any(isinstance(each, Tensor) for each in rest)
         if not known or like.ndim == 0 or len(like) % mine:
-            raise UserError(f"the encoder draws random numbers ({function}) that are not one for each sample; train it without torchrun")
+            raise UserError(
+                f"the encoder draws random numbers ({function}) that are not one for each sample; train it without torchrun"
+            )
         each = len(like) // mine  # rows of a sample
         rows = slice(self.parts.mine.start * each, self.parts.mine.stop * each)
         by_stride = sorted(range(like.ndim), key=lambda dim: -like.stride(dim))

@@ -19,7 +19,9 @@ blurred = fovblur.foveated_blur(picture.expand(8, -1, -1, -1), sigma, gain=gain,
 assert blurred.dtype == torch.uint8 and torch.equal(blurred[0], picture[0])  # sigma 0 changes nothing
 for i in range(8):
     left = (blurred[i].float() - picture[0].float()).square().mean().sqrt().item()
-    print(f"sigma {sigma[i]:g}, gain {gain[i]:g}, fixation {tuple(fixation[i].int().tolist())}: differs by {left:.1f} grey levels")
+    print(
+        f"sigma {sigma[i]:g}, gain {gain[i]:g}, fixation {tuple(fixation[i].int().tolist())}: differs by {left:.1f} grey levels"
+    )
 
 # %% The blur is differentiable in sigma and gain: which gain made this picture?
 image = picture.double() / 255

@@ -35,17 +35,29 @@ class AttentionPool(nn.Module):
 
 # %% Two encoders under one method and the same data, by the same figures
 store = planted.store(Path("bvsa_data/own_encoder"))
-shared = {"data": store, "channels": "all", "method": "vanilla", "epochs": 15, "batch_size": 30, "lr": 3e-3, "device": "cpu"}
+shared = {
+    "data": store,
+    "channels": "all",
+    "method": "vanilla",
+    "epochs": 15,
+    "batch_size": 30,
+    "lr": 3e-3,
+    "device": "cpu",
+}
 configs = [
     bvsa_core.RunConfig(**shared, encoder="eeg_project"),
     bvsa_core.RunConfig(**shared, encoder="attention_pool", encoder_options=Options(width=48)),
 ]
 materials = bvsa_core.Materials(configs[0])
 for config in configs:
-    trained = bvsa_core.train(config, materials, lambda metrics: None)  # which may print or plot the loss of every epoch
+    trained = bvsa_core.train(
+        config, materials, lambda metrics: None
+    )  # which may print or plot the loss of every epoch
     found = bvsa_core.evaluate(trained, config, materials)
     parameters = sum(weight.numel() for weight in trained.method.encoder.parameters())
-    print(f"{config.encoder}: {parameters:,} parameters, Top-5 {found.scores.top5:.0%}, median rank {found.scores.median_rank:g}")
+    print(
+        f"{config.encoder}: {parameters:,} parameters, Top-5 {found.scores.top5:.0%}, median rank {found.scores.median_rank:g}"
+    )
     assert torch.isfinite(found.embeddings.brain_image).all()
 
 # %% From the command line: a file of the first cell and the line `raise SystemExit(bvsa_core.cli.main())`, with bvsa_core.cli

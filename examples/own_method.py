@@ -32,7 +32,10 @@ class Sharpening(bvsa_core.Contrastive):
         self.register_buffer("weight", torch.ones(samples))  # per-sample state, kept with the weights
 
     def levels(self) -> list[bvsa_core.Level]:
-        return [bvsa_core.Level(1, 0.0), bvsa_core.Level(25, 0.5)]  # (kernel size in pixels, gain): all that blur asks for
+        return [
+            bvsa_core.Level(1, 0.0),
+            bvsa_core.Level(25, 0.5),
+        ]  # (kernel size in pixels, gain): all that blur asks for
 
     def blur(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         sharp = self.epoch >= self.options.patience * self.epochs

@@ -12,9 +12,13 @@ STORE, RUN = Path("bvsa_data/own_recordings"), Path("bvsa_runs/own_recordings")
 rng = np.random.default_rng(1)
 shown = {
     "train": [f"training_images/thing{i:03d}/thing{i:03d}_01.png" for i in range(60)],
-    "test": [f"test_images/other{i:03d}/other{i:03d}_01.png" for i in range(12)],  # concepts that training does not show
+    "test": [
+        f"test_images/other{i:03d}/other{i:03d}_01.png" for i in range(12)
+    ],  # concepts that training does not show
 }
-seen = {split: np.stack([planted.draw(STORE / "Image_set", name, rng) for name in names]) for split, names in shown.items()}
+seen = {
+    split: np.stack([planted.draw(STORE / "Image_set", name, rng) for name in names]) for split, names in shown.items()
+}
 
 # %% The recordings, (pictures, repetitions, channels, time), about 1 in size: whitened, standardised or in microvolts
 recorded = {"train": planted.record(seen["train"], 2, rng), "test": planted.record(seen["test"], 8, rng)}
@@ -22,7 +26,9 @@ train, test = (
     bvsa_core.Recordings(
         data=recorded[split],
         images=shown[split],  # relative to Image_set
-        concepts=[Path(name).parent.name for name in shown[split]],  # what they show, for prompts such as "A photo of a ..."
+        concepts=[
+            Path(name).parent.name for name in shown[split]
+        ],  # what they show, for prompts such as "A photo of a ..."
         channels=planted.CHANNELS,
         times=planted.TIMES,
     )
@@ -49,4 +55,6 @@ method = bvsa_core.load_method(bvsa_core.RunFolder(RUN), materials)
 later = bvsa_core.load_split(materials.dataset, ["sub-01"], "test", channels="all", repetitions=1)
 brain, _ = method.query_embeddings(later.recordings)
 best = (brain @ embeddings.image.T).topk(3).indices
-print(f"single trials: {sum(i in row for i, row in enumerate(best.tolist()))} of {len(brain)} pictures are among the best 3")
+print(
+    f"single trials: {sum(i in row for i, row in enumerate(best.tolist()))} of {len(brain)} pictures are among the best 3"
+)

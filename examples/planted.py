@@ -26,7 +26,9 @@ def draw(folder: Path, name: str, rng: np.random.Generator) -> np.ndarray:
 
 def record(seen: np.ndarray, repetitions: int, rng: np.random.Generator) -> np.ndarray:
     """Recordings (pictures, repetitions, channels, time) of what was seen (pictures, features)."""
-    answer = np.random.default_rng(0).standard_normal((seen.shape[1], len(CHANNELS) * len(TIMES))) / np.sqrt(seen.shape[1])
+    answer = np.random.default_rng(0).standard_normal((seen.shape[1], len(CHANNELS) * len(TIMES))) / np.sqrt(
+        seen.shape[1]
+    )
     shape = (len(seen), repetitions, len(CHANNELS), len(TIMES))
     return (seen @ answer).reshape(len(seen), 1, *shape[2:]) + rng.standard_normal(shape)
 
@@ -35,12 +37,17 @@ def store(folder: Path, subjects: int = 1) -> Path:
     """A data set of such pictures and recordings, as own_recordings.py makes it step by step."""
     rng = np.random.default_rng(0)
     splits = {"training": (TRAINING, 2), "test": (TEST, 8)}
-    names = {split: [f"{split}_images/{split}{i:03d}/{split}{i:03d}_01.png" for i in range(count)] for split, (count, _) in splits.items()}
+    names = {
+        split: [f"{split}_images/{split}{i:03d}/{split}{i:03d}_01.png" for i in range(count)]
+        for split, (count, _) in splits.items()
+    }
     seen = {split: np.stack([draw(folder / "Image_set", name, rng) for name in names[split]]) for split in splits}
     for number in range(1, subjects + 1):
         recorded = {split: record(seen[split], repetitions, rng) for split, (_, repetitions) in splits.items()}
         train, test = (
-            Recordings(recorded[split], names[split], [Path(name).parent.name for name in names[split]], CHANNELS, TIMES)
+            Recordings(
+                recorded[split], names[split], [Path(name).parent.name for name in names[split]], CHANNELS, TIMES
+            )
             for split in splits
         )
         write_subject(folder, f"sub-{number:02d}", train, test, "standardised")

@@ -22,7 +22,9 @@ def report() -> str:
         lines.append(f"CPU module: variants {', '.join(info['cpu_variants'])}; in use here: {native.variant()}")
         cuda = info["cuda"]
         built = cuda.get("skipped") and f"not built: {cuda['skipped']}"
-        lines.append(f"CUDA module: {built or cuda['compiler'] + ', architectures ' + ', '.join(cuda['architectures'])}")
+        lines.append(
+            f"CUDA module: {built or cuda['compiler'] + ', architectures ' + ', '.join(cuda['architectures'])}"
+        )
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             major, minor = torch.cuda.get_device_capability(index)

@@ -87,7 +87,11 @@ class GaussianBlur2d(nn.Module):
     kernel_size: int | Tensor | None
 
     def __init__(
-        self, sigma: float | Tensor | None = None, *, kernel_size: int | Tensor | None = None, backend: str | None = None
+        self,
+        sigma: float | Tensor | None = None,
+        *,
+        kernel_size: int | Tensor | None = None,
+        backend: str | None = None,
     ):
         super().__init__()
         _hold(self, sigma=sigma, kernel_size=kernel_size)

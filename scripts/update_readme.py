@@ -23,7 +23,10 @@ def demo() -> str:
 
 def tiny() -> str:
     log = json.loads((ROOT / "bvsa_core" / "vision" / "tiny_clip_training.json").read_text())
-    lines = [f"| held-out pictures ({log['held_out_renderings_of_a_concept']} of each concept) | Top-1 % | Top-5 % |", "|---|---|---|"]
+    lines = [
+        f"| held-out pictures ({log['held_out_renderings_of_a_concept']} of each concept) | Top-1 % | Top-5 % |",
+        "|---|---|---|",
+    ]
     for condition, found in log["accuracy_on_held_out"].items():
         lines.append(f"| {condition} | {100 * found['top1']:.1f} | {100 * found['top5']:.1f} |")
     trained = log["trained_on"]

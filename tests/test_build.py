@@ -50,7 +50,12 @@ def checkout(archive, tmp_path_factory) -> Path:
 
 
 def build(checkout: Path, command: list[str], **environment: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "CUDA_HOME": str(checkout / "cuda"), "CXX": str(checkout / "quick" / "c++"), **environment}
+    environment = {
+        **os.environ,
+        "CUDA_HOME": str(checkout / "cuda"),
+        "CXX": str(checkout / "quick" / "c++"),
+        **environment,
+    }
     return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
 
 
@@ -97,7 +102,9 @@ def test_the_archive_holds_what_is_compiled_and_no_tests(archive):
 def test_the_wheel_holds_every_data_file_and_is_typed(built):
     held = set(zipfile.ZipFile(built[0]).namelist())
     ours = [path for package in ("fovblur", "bvsa_core") for path in (ROOT / package).rglob("*") if path.is_file()]
-    wanted = {path.relative_to(ROOT).as_posix() for path in ours if path.suffix != ".so" and "__pycache__" not in path.parts}
+    wanted = {
+        path.relative_to(ROOT).as_posix() for path in ours if path.suffix != ".so" and "__pycache__" not in path.parts
+    }
     assert wanted <= held and {"fovblur/py.typed", "bvsa_core/py.typed"} <= wanted
     assert not [name for name in held if name.startswith(("csrc", "tests"))]
 

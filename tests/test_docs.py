@@ -17,8 +17,14 @@ import fovblur
 from bvsa_core import encoders, methods
 
 ROOT = Path(__file__).parents[1]
-SOURCES = [path.relative_to(ROOT) for package in ("fovblur", "bvsa_core") for path in sorted((ROOT / package).rglob("*.py"))]
-WITH_EXAMPLES = [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in SOURCES if ">>> " in (ROOT / path).read_text()]
+SOURCES = [
+    path.relative_to(ROOT) for package in ("fovblur", "bvsa_core") for path in sorted((ROOT / package).rglob("*.py"))
+]
+WITH_EXAMPLES = [
+    ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+    for path in SOURCES
+    if ">>> " in (ROOT / path).read_text()
+]
 
 
 def test_the_site_builds_and_its_links_lead_somewhere(tmp_path):
@@ -46,5 +52,7 @@ def test_every_public_name_is_documented():
 def test_examples_in_docstrings_are_right(module, monkeypatch):
     for registry in (encoders, methods):
         monkeypatch.setattr(registry, "_own", {})
-    outcome = doctest.testmod(importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    outcome = doctest.testmod(
+        importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    )
     assert outcome.attempted and not outcome.failed

@@ -23,8 +23,14 @@ def wrapped(line: str) -> list[str]:
 
 
 def test_functions():
-    told = [line for name in sorted(fovblur.__all__) for line in wrapped(f"{name}{inspect.signature(getattr(fovblur, name))}")]
-    assert_expected_inline("\n".join(told), """\
+    told = [
+        line
+        for name in sorted(fovblur.__all__)
+        for line in wrapped(f"{name}{inspect.signature(getattr(fovblur, name))}")
+    ]
+    assert_expected_inline(
+        "\n".join(told),
+        """\
 available_backends() -> 'dict[str, str | None]'
 enhanced_similarity(brain_image: 'Tensor', image: 'Tensor', brain_text: 'Tensor', text: 'Tensor', *, row_gate: 'Tensor | None' =
     None, column_gate: 'Tensor | None' = None, backend: 'str | None' = None) -> 'Tensor'
@@ -37,22 +43,29 @@ foveated_blur(images: 'Tensor', sigma: 'float | Tensor | None' = None, *, kernel
 gaussian_blur(images: 'Tensor', sigma: 'float | Tensor | None' = None, *, kernel_size: 'int | Tensor | None' = None, backend: 'str
     | None' = None) -> 'Tensor'
 kernel_size_from_sigma(sigma)
-sigma_from_kernel_size(k)""")
+sigma_from_kernel_size(k)""",
+    )
 
 
 def test_ops():
     known = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fovblur::"))
-    assert_expected_inline("\n".join(known), """\
+    assert_expected_inline(
+        "\n".join(known),
+        """\
 fovblur::enhanced_similarity
 fovblur::enhanced_topk
 fovblur::foveated_blur
-fovblur::foveated_blur_backward""")
+fovblur::foveated_blur_backward""",
+    )
 
 
 def test_methods_and_encoders():
-    assert_expected_inline(f"{' '.join(methods.names())}\n{' '.join(encoders.names())}", """\
+    assert_expected_inline(
+        f"{' '.join(methods.names())}\n{' '.join(encoders.names())}",
+        """\
 atm bravl bvsa mcdb nice ubp vanilla
-atm deepnet eeg_project eegnet shallownet tsconv""")
+atm deepnet eeg_project eegnet shallownet tsconv""",
+    )
 
 
 def flags(name: str, parser: argparse.ArgumentParser) -> list[str]:
@@ -73,7 +86,9 @@ def test_commands_and_flags():
         parser = Parser(prog=name)
         importlib.import_module(f"bvsa_core.cli.{name}").add_arguments(parser, [])
         told += flags(name, parser)
-    assert_expected_inline("\n".join(told), """\
+    assert_expected_inline(
+        "\n".join(told),
+        """\
 demo --average --bank --batch_size --betas --cache_dir --data --decay --device --encoder --epochs --falloff --initial_std --lr
     --methods --optimiser --out --precision --prompt --repetitions --resamples --seed --seeds --selection --setting
     --shuffle_pairs --synthetic --synthetic.channels --synthetic.images_per_concept --synthetic.modality --synthetic.samples
@@ -105,4 +120,5 @@ reproduce --average --bank --batch_size --betas --cache_dir --channels --config 
     --vision --weight_decay --weights --window --workers GRID
 retrieve --bank --candidates --data --device --gallery --gallery-text --gallery_text --gate --index --index-type --index_type
     --out --probes --recordings --top RUN
-report --data --device --figures --out --resamples --title RUNS""")
+report --data --device --figures --out --resamples --title RUNS""",
+    )

@@ -22,9 +22,24 @@ COMMANDS = {
     "retrieve": "the best pictures of a gallery for given recordings",
     "report": "one self-contained HTML page about runs, and its figures",
 }
-_NEEDED = ("jsonargparse", "open_clip", "lightning_fabric", "safetensors", "scipy", "PIL", "rich", "torchvision", "matplotlib", "jinja2")
+_NEEDED = (
+    "jsonargparse",
+    "open_clip",
+    "lightning_fabric",
+    "safetensors",
+    "scipy",
+    "PIL",
+    "rich",
+    "torchvision",
+    "matplotlib",
+    "jinja2",
+)
 _USAGE = "\n".join(
-    ["usage: bvsa COMMAND [options]      bvsa COMMAND --help", "", *(f"  {name:<10} {text}" for name, text in COMMANDS.items())]
+    [
+        "usage: bvsa COMMAND [options]      bvsa COMMAND --help",
+        "",
+        *(f"  {name:<10} {text}" for name, text in COMMANDS.items()),
+    ]
 )
 
 

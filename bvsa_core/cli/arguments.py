@@ -51,7 +51,9 @@ def add_dataclass(parser: Parser, config_class: type, skip: Set[str] = frozenset
 
 def add_run_arguments(parser: Parser, arguments: list[str], skip: Set[str] = frozenset()) -> None:
     """The flags of a RunConfig. Options and defaults depend on method, preset and encoder, so these are read first."""
-    parser.add_argument("--config", action="config", help="YAML file with any of these settings, such as a run's run.yaml")
+    parser.add_argument(
+        "--config", action="config", help="YAML file with any of these settings, such as a run's run.yaml"
+    )
     add_dataclass(parser, RunConfig, {"method_options", "encoder_options", *skip})
     method = _read_ahead(arguments, {"method": RunConfig.method})["method"]
     training = training_of(method)
@@ -63,7 +65,9 @@ def add_run_arguments(parser: Parser, arguments: list[str], skip: Set[str] = fro
         ("encoder_options", encoders.options_class(chosen["encoder"])()),
     ):
         parser.add_class_arguments(type(options), group)
-        parser.set_defaults({f"{group}.{field.name}": getattr(options, field.name) for field in dataclasses.fields(options)})
+        parser.set_defaults(
+            {f"{group}.{field.name}": getattr(options, field.name) for field in dataclasses.fields(options)}
+        )
 
 
 def _read_ahead(arguments: list[str], defaults: dict[str, str]) -> dict[str, str]:

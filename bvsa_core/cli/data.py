@@ -32,20 +32,36 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     synthetic.add_class_arguments(SyntheticConfig)
     commands.add_subcommand("synthetic", synthetic, help="make the synthetic data set")
     for modality, name, skip in (("eeg", "THINGS-EEG2", _ONLY_MEG), ("meg", "THINGS-MEG", _ONLY_RAW_EEG)):
-        commands.add_subcommand(modality, _conversion(modality, name, skip), help=f"convert published {name} recordings")
-    export = Parser(description="Write a data set's recordings in the layout of UBP and BVSA: sub-XX/train.pt and test.pt.")
+        commands.add_subcommand(
+            modality, _conversion(modality, name, skip), help=f"convert published {name} recordings"
+        )
+    export = Parser(
+        description="Write a data set's recordings in the layout of UBP and BVSA: sub-XX/train.pt and test.pt."
+    )
     export.add_argument("source", type=Path, help="data set, such as a folder made by 'bvsa data eeg'")
     export.add_argument("folder", type=Path, help="where sub-XX go; what is there already stays")
     commands.add_subcommand("export", export, help="write recordings in the layout of UBP and BVSA")
-    check = Parser(description="Say what is missing or wrong in a data set, file by file. Exit code 1 where something is.")
-    check.add_argument("folder", type=Path, help="made by 'bvsa data', in the layout of UBP and BVSA, or to be converted")
-    check.add_argument("--images", type=Path, help="stimuli or image_metadata.npy of a folder to be converted, unless beside it")
+    check = Parser(
+        description="Say what is missing or wrong in a data set, file by file. Exit code 1 where something is."
+    )
+    check.add_argument(
+        "folder", type=Path, help="made by 'bvsa data', in the layout of UBP and BVSA, or to be converted"
+    )
+    check.add_argument(
+        "--images", type=Path, help="stimuli or image_metadata.npy of a folder to be converted, unless beside it"
+    )
     check.add_argument("--figures", type=Path, help="folder for figures: evoked responses, reliability, noise, trials")
     commands.add_subcommand("check", check, help="say what is missing or wrong, file by file")
     images = Parser(description="Check, resize and index the stimuli that a folder of recordings needs.")
-    images.add_argument("source", type=Path, help="training_images and test_images as folders or zip files, or the pictures of THINGS")
-    images.add_argument("folder", type=Path, help="recordings made by 'bvsa data eeg' or 'meg'; pictures go into its Image_set_Resize")
-    images.add_argument("--size", type=int, default=224, help="width and height in pixels; 0 leaves the files as they are")
+    images.add_argument(
+        "source", type=Path, help="training_images and test_images as folders or zip files, or the pictures of THINGS"
+    )
+    images.add_argument(
+        "folder", type=Path, help="recordings made by 'bvsa data eeg' or 'meg'; pictures go into its Image_set_Resize"
+    )
+    images.add_argument(
+        "--size", type=int, default=224, help="width and height in pixels; 0 leaves the files as they are"
+    )
     images.add_argument("--quality", type=int, default=95, help="of the JPEG files that are made, 1 to 100")
     commands.add_subcommand("images", images, help="check, resize and index the stimuli")
 
@@ -76,7 +92,9 @@ def run(parsed: jsonargparse.Namespace) -> None:
             if parsed.what == "export":
                 told = ubp.export(Dataset(chosen.source), chosen.folder, display)
             else:
-                told = published.convert(chosen.source, chosen.folder, parsed.what.upper(), make(Options, chosen), display)
+                told = published.convert(
+                    chosen.source, chosen.folder, parsed.what.upper(), make(Options, chosen), display
+                )
         print("\n".join(told))
 
 

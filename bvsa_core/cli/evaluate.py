@@ -33,11 +33,22 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("--brain", help="brain embeddings (N, D): .pt, .npy, .npz or .safetensors, FILE or FILE:KEY")
     parser.add_argument("--image", help="embeddings (N, D) of the pictures, row i that of recording i")
     parser.add_argument("--text", help="embeddings (N, E) of the texts, for gates")
-    parser.add_argument("--brain_text", "--brain-text", help="brain embeddings (N, E) to compare with the texts; --brain where left out")
-    parser.add_argument("--gate", default=None, help=f"{', '.join(INFORMATION)}; none, or the run's own, where left out")
-    parser.add_argument("--reliability", help="of the gate label_free, KIND:THRESHOLD such as margin:0.05; that of the run where left out")
-    parser.add_argument("--rescoring", default="none", help=f"{', '.join(rescoring.INFORMATION)}: queries inform each other's ranking")
-    parser.add_argument("--shuffle_texts", "--shuffle-texts", action="store_true", help="control: every picture has another's text")
+    parser.add_argument(
+        "--brain_text", "--brain-text", help="brain embeddings (N, E) to compare with the texts; --brain where left out"
+    )
+    parser.add_argument(
+        "--gate", default=None, help=f"{', '.join(INFORMATION)}; none, or the run's own, where left out"
+    )
+    parser.add_argument(
+        "--reliability",
+        help="of the gate label_free, KIND:THRESHOLD such as margin:0.05; that of the run where left out",
+    )
+    parser.add_argument(
+        "--rescoring", default="none", help=f"{', '.join(rescoring.INFORMATION)}: queries inform each other's ranking"
+    )
+    parser.add_argument(
+        "--shuffle_texts", "--shuffle-texts", action="store_true", help="control: every picture has another's text"
+    )
     full = "hubness and smaller galleries too; of a run also curves over test repetitions, for which its data are read"
     parser.add_argument("--full", action="store_true", help=full)
     parser.add_argument("--data", type=Path, help="data folder of the run, where it has moved; for --full")
@@ -54,7 +65,9 @@ def run(parsed: jsonargparse.Namespace) -> None:
     if parsed.run:
         Console().print(to_rich(rows([{**RunFolder(parsed.run).result(), **result}])))
     else:
-        shown = f"Top-1 {100 * result['top1']:.2f} %  Top-5 {100 * result['top5']:.2f} %  mAP {100 * result['map']:.2f} %"
+        shown = (
+            f"Top-1 {100 * result['top1']:.2f} %  Top-5 {100 * result['top5']:.2f} %  mAP {100 * result['map']:.2f} %"
+        )
         print(f"{shown}  median rank {result['median_rank']:g}  of {result['n']} queries")
         print("protocol: " + ", ".join(f"{key} {value}" for key, value in result["protocol"].items()))
     for line in statistics_lines(result.get("statistics", {})):
@@ -81,7 +94,9 @@ def score_run(parsed: jsonargparse.Namespace) -> dict:
 
 def scoring_of(parsed: jsonargparse.Namespace, gate: str, learnt: dict | None = None) -> Scoring:
     """What the flags ask for, over a run's own gate and the reliability it learnt."""
-    reliability = Reliability.parse(parsed.reliability) if parsed.reliability else Reliability(**learnt) if learnt else None
+    reliability = (
+        Reliability.parse(parsed.reliability) if parsed.reliability else Reliability(**learnt) if learnt else None
+    )
     return Scoring(parsed.gate or gate, reliability, parsed.rescoring, parsed.shuffle_texts)
 
 
@@ -94,10 +109,14 @@ def score_files(parsed: jsonargparse.Namespace) -> dict:
         raise UserError(f"--gate {scoring.gate} compares recordings with texts; give their embeddings with --text")
     brain, image = (read_embeddings(flag, getattr(parsed, flag)) for flag in ("brain", "image"))
     text = read_embeddings("text", parsed.text) if parsed.text else image
-    brain_text = read_embeddings("brain_text", parsed.brain_text) if parsed.brain_text else brain if parsed.text else image
+    brain_text = (
+        read_embeddings("brain_text", parsed.brain_text) if parsed.brain_text else brain if parsed.text else image
+    )
     for name, one, other in (("image", brain, image), ("text", brain_text, text)):
         if one.shape[1] != other.shape[1]:
-            raise UserError(f"--{name} has {other.shape[1]} dimensions and the brain embeddings {one.shape[1]}; they must agree")
+            raise UserError(
+                f"--{name} has {other.shape[1]} dimensions and the brain embeddings {one.shape[1]}; they must agree"
+            )
     counts = {"brain": len(brain), "image": len(image), "text": len(text), "brain_text": len(brain_text)}
     if len(set(counts.values())) > 1:
         told = ", ".join(f"--{name} {count}" for name, count in counts.items())
@@ -128,7 +147,9 @@ def read_embeddings(flag: str, where: str) -> Tensor:
         raise UserError(f"--{flag} {where}: holds {tensor.dtype}; embeddings are real numbers")
     tensor = tensor.float()
     if not tensor.isfinite().all():
-        raise UserError(f"--{flag} {where}: row {int((~tensor.isfinite()).any(1).int().argmax())} has NaN or infinite values")
+        raise UserError(
+            f"--{flag} {where}: row {int((~tensor.isfinite()).any(1).int().argmax())} has NaN or infinite values"
+        )
     return normalize(tensor, dim=1)
 
 

@@ -40,7 +40,9 @@ def run(parsed: jsonargparse.Namespace) -> None:
             pictures = list(dict.fromkeys(recordings.images))
             bank = materials.bank(pictures)
             bank.fill(levels, lambda done, total: display(f"features of {split}", done, total))  # noqa: B023
-            materials.texts(pictures, [dict(zip(recordings.images, recordings.concepts))[picture] for picture in pictures])
+            materials.texts(
+                pictures, [dict(zip(recordings.images, recordings.concepts))[picture] for picture in pictures]
+            )
             if processes.rank == 0:
                 bank.files(levels)  # tells of what was damaged before
                 print(f"{split}: {len(pictures)} pictures at {len(levels)} levels in {bank.folder}")
@@ -48,7 +50,9 @@ def run(parsed: jsonargparse.Namespace) -> None:
 
 def levels_of_all_methods() -> list[Level]:
     """Every level that some method asks for under its default options."""
-    return list(dict.fromkeys(level for name in methods.names() for level in levels_of(name, method_options(name, "corrected"))))
+    return list(
+        dict.fromkeys(level for name in methods.names() for level in levels_of(name, method_options(name, "corrected")))
+    )
 
 
 def parse_level(text: str) -> Level:

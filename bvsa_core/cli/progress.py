@@ -48,12 +48,16 @@ class Display:
 
     def __call__(self, what: str, done: float, of: int) -> None:
         if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(what, total=of, completed=int(done))  # what was done before is not fast
+            self._tasks[what] = self._bars.add_task(
+                what, total=of, completed=int(done)
+            )  # what was done before is not fast
         self._bars.update(self._tasks[what], completed=done, total=of)
 
     def __enter__(self) -> Display:
         self._bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bars.stop()

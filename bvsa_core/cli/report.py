@@ -39,7 +39,12 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     add("--figures", type=Path, default=None, help="folder for every figure as PNG and PDF")
     add("--title", default=None, help="of the page")
     add("--data", type=Path, default=None, help="data folder, where it has moved since the runs")
-    add("--resamples", type=int, default=0, help="draws for a curve over test repetitions of the first run of every line that has none")
+    add(
+        "--resamples",
+        type=int,
+        default=0,
+        help="draws for a curve over test repetitions of the first run of every line that has none",
+    )
     add("--device", default="auto", help="where curves are computed: auto, cpu, cuda or cuda:N")
 
 
@@ -78,9 +83,14 @@ def origin(command: str) -> dict[str, str]:
         found["commit"] = commit
     installed = {(each.name or "").lower().replace("_", "-"): each.version for each in distributions()}
     found["versions"] = ", ".join(
-        [f"Python {platform.python_version()}", *(f"{name} {installed[name]}" for name in _PACKAGES if name in installed)]
+        [
+            f"Python {platform.python_version()}",
+            *(f"{name} {installed[name]}" for name in _PACKAGES if name in installed),
+        ]
     )
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU with {torch.get_num_threads()} threads"
+    device = (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU with {torch.get_num_threads()} threads"
+    )
     found["machine"] = f"{platform.system()} {platform.machine()}, {device}"
     return found
 

@@ -40,11 +40,21 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     add = parser.add_argument
     parser.add_argument("--config", action="config", help="YAML file with any of these flags")
     add("grid", help="main, ablation, c-sweep, fidelity, or a YAML file")
-    add("--eeg", type=Path | None, default=None, help="folder of EEG recordings; synthetic data are made where neither is given")
+    add(
+        "--eeg",
+        type=Path | None,
+        default=None,
+        help="folder of EEG recordings; synthetic data are made where neither is given",
+    )
     add("--meg", type=Path | None, default=None, help="folder of MEG recordings")
     add("--out", type=Path | None, default=None, help="folder of the grid; bvsa_runs/GRID where left out")
     add("--workers", type=int, default=1, help="processes of this machine that share the cells")
-    add("--threads", type=int | None, default=None, help="CPU threads of a cell; an equal share where left out. Same threads, same bytes")
+    add(
+        "--threads",
+        type=int | None,
+        default=None,
+        help="CPU threads of a cell; an equal share where left out. Same threads, same bytes",
+    )
     add("--methods", type=str, nargs="+", default=None, help="only these of the grid, by name of method or row")
     add("--seeds", type=int | None, default=None, help="seeds of every method; the grid's where left out")
     add("--subjects", type=str, nargs="+", default=None, help="only these")
@@ -54,7 +64,12 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     hints = get_type_hints(RunConfig)
     for field in fields(RunConfig):
         if field.name not in SETTLED:
-            add(f"--{field.name}", type=hints[field.name] | None, default=None, help="of every run; see bvsa train --help")
+            add(
+                f"--{field.name}",
+                type=hints[field.name] | None,
+                default=None,
+                help="of every run; see bvsa train --help",
+            )
     parser.add_class_arguments(SyntheticConfig, "synthetic", skip={"modality"})
     parser.set_defaults({"synthetic.subjects": 1})
 
@@ -62,7 +77,11 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
 def run(parsed: jsonargparse.Namespace) -> None:
     started = time.perf_counter()
     grid, systems = read_grid(parsed.grid)
-    given = {name: getattr(parsed, name) for name in ("seeds", "subjects", "vision", "resamples") if getattr(parsed, name) is not None}
+    given = {
+        name: getattr(parsed, name)
+        for name in ("seeds", "subjects", "vision", "resamples")
+        if getattr(parsed, name) is not None
+    }
     grid = replace(grid, **given)
     for name, least in (("seeds", 1), ("resamples", 0), ("workers", 1), ("threads", 1)):
         value = getattr(parsed, name)
@@ -72,7 +91,9 @@ def run(parsed: jsonargparse.Namespace) -> None:
         systems = choose(systems, parsed.methods)
     if parsed.encoders:
         systems = [replace(system, encoders=parsed.encoders) for system in systems]
-    flags = {field.name: value for field in fields(RunConfig) if (value := getattr(parsed, field.name, None)) is not None}
+    flags = {
+        field.name: value for field in fields(RunConfig) if (value := getattr(parsed, field.name, None)) is not None
+    }
     flags = {name: value for name, value in flags.items() if name not in SETTLED}
     root = parsed.out or Path("bvsa_runs", Path(parsed.grid).stem)
     with team() as processes, Display(quiet=processes.rank > 0) as display:
@@ -86,9 +107,13 @@ def run(parsed: jsonargparse.Namespace) -> None:
                 report = finish(grid, todo, left_out, failures, root, parsed.said, display)
     if processes.rank == 0:
         write_page(report, root / PAGE)
-        print(f"{time.perf_counter() - started:.0f} s; table.md, table.csv, table.tex, statistics.json and all runs are in {root}")
+        print(
+            f"{time.perf_counter() - started:.0f} s; table.md, table.csv, table.tex, statistics.json and all runs are in {root}"
+        )
     if failures and processes.rank == 0:
-        raise UserError(f"{len(failures)} of {len(todo)} cells failed, as told above; the same command tries them again")
+        raise UserError(
+            f"{len(failures)} of {len(todo)} cells failed, as told above; the same command tries them again"
+        )
 
 
 def data_folders(parsed: jsonargparse.Namespace, grid: Grid, display: Display, processes: Team) -> dict[str, Path]:
@@ -107,7 +132,9 @@ def data_folders(parsed: jsonargparse.Namespace, grid: Grid, display: Display, p
     return folders
 
 
-def run_all(todo: list[Cell], root: Path, parsed: jsonargparse.Namespace, display: Display, processes: Team) -> dict[str, str]:
+def run_all(
+    todo: list[Cell], root: Path, parsed: jsonargparse.Namespace, display: Display, processes: Team
+) -> dict[str, str]:
     """Fill the feature banks, then run every cell. Returns what was wrong with those that failed."""
     bench = Bench(processes.device, display)
     report = lambda done, of: display("cells", done, of)  # noqa: E731

@@ -44,7 +44,9 @@ RECALL_QUERIES = 256  # that are also searched exactly, where an index is used
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
     add = parser.add_argument
     add("run", type=Path, help="folder of a finished run")
-    recordings = "published recordings file (.pt), or array (N, channels, time) as the run's; its test recordings where left out"
+    recordings = (
+        "published recordings file (.pt), or array (N, channels, time) as the run's; its test recordings where left out"
+    )
     add("--recordings", type=Path, help=recordings)
     gallery = "folder of pictures, folder of a feature bank, or features (M, D): .npy, .safetensors, .safetensors:KEY"
     add("--gallery", help=f"{gallery}; the run's test pictures where left out")
@@ -52,7 +54,11 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     add("--top", type=int, default=5, help="pictures for each recording")
     add("--gate", default="none", help="none, always or label_free")
     add("--index", type=Path, help="FAISS index that proposes pictures: a file to read, or to build and keep")
-    add("--index_type", "--index-type", help="what to build, in FAISS's words: IVF4096,SQ8 or HNSW32; by size where left out")
+    add(
+        "--index_type",
+        "--index-type",
+        help="what to build, in FAISS's words: IVF4096,SQ8 or HNSW32; by size where left out",
+    )
     add("--candidates", type=int, default=100, help="pictures the index proposes for each recording")
     add("--probes", type=int, default=64, help="cells of the index that are searched; more find more")
     add("--data", type=Path, help="data folder, where it has moved since the run")
@@ -77,7 +83,9 @@ def run(parsed: jsonargparse.Namespace) -> None:
         materials = Materials(replace(config, device=device, **moved), display)
         method = load_method(folder, materials)
         if method.classifies:
-            raise UserError(f"{parsed.run}: method {config.method} classifies test pictures and has no embeddings to search with")
+            raise UserError(
+                f"{parsed.run}: method {config.method} classifies test pictures and has no embeddings to search with"
+            )
         names, recordings, whose = read_queries(parsed.recordings, folder, config, materials)
         with torch.no_grad(), one_thread():
             queries = Queries(*method.query_embeddings(recordings.to(materials.device), whose))
@@ -101,7 +109,9 @@ def search_by_index(
     candidates = index.propose(queries.brain_image, parsed.candidates, parsed.probes)
     found = search_candidates(queries, gallery, candidates, parsed.top, scoring)
     some = Queries(*(brain[:RECALL_QUERIES] for brain in queries))
-    exact = search(some, gallery, parsed.top, scoring, progress=lambda done, of: display("exact search for recall", done, of))
+    exact = search(
+        some, gallery, parsed.top, scoring, progress=lambda done, of: display("exact search for recall", done, of)
+    )
     return found, recall(found.rows[:RECALL_QUERIES], exact.rows)
 
 
@@ -176,13 +186,17 @@ def open_gallery(
         if not Path(where).suffix:
             raise UserError(f"--gallery {where}: no such folder")
         if len(levels) > 1:
-            raise UserError(f"--gallery {where}: the run sees pictures at {len(levels)} blur levels; give a folder of pictures or a bank")
+            raise UserError(
+                f"--gallery {where}: the run sees pictures at {len(levels)} blur levels; give a folder of pictures or a bank"
+            )
         return Gallery([Rows(where)], given_texts, **shared)
     if where is not None and (Path(where) / ABOUT).is_file():
         paths = level_files(Path(where), levels, materials.clip, materials.falloff)
         return Gallery([Rows(path) for path in paths], given_texts, **shared)
     if given_texts:
-        raise UserError("--gallery_text belongs to a gallery of features; the texts of pictures are made from their names")
+        raise UserError(
+            "--gallery_text belongs to a gallery of features; the texts of pictures are made from their names"
+        )
     if where is None:
         test = materials.split(config.subject, "test", config.repetitions)
         names, concepts, bank = test.images, test.concepts, materials.bank(test.images)
@@ -223,9 +237,14 @@ def tell(parsed: jsonargparse.Namespace, found: Found, names: list[str], gallery
         for picture in best:
             shown = Path(name).name if picture["rank"] == 1 else ""
             score = f"{picture['score']:.4f}"
-            table.add_row(shown, str(picture["rank"]), Path(picture["picture"]).name, score, end_section=picture is best[-1])
+            table.add_row(
+                shown, str(picture["rank"]), Path(picture["picture"]).name, score, end_section=picture is best[-1]
+            )
     Console().print(table)
     if len(names) > SHOWN:
         print(f"and {len(names) - SHOWN} recordings more")
-    print("protocol: " + ", ".join(f"{key} {value:.3f}" if key == "recall" else f"{key} {value}" for key, value in protocol.items()))
+    print(
+        "protocol: "
+        + ", ".join(f"{key} {value:.3f}" if key == "recall" else f"{key} {value}" for key, value in protocol.items())
+    )
     print(f"all are in {out}")

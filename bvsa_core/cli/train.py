@@ -59,6 +59,8 @@ def own_device(asked: str, processes: Team) -> str:
     if asked not in ("auto", "cuda"):
         raise UserError(f"--device {asked} is one for {processes.size} processes; leave it out, and each takes its own")
     if asked == "cuda" and processes.device is None:
-        raise UserError(f"--device cuda: process {processes.rank} has no GPU of its own; start as many a machine as it has GPUs")
+        raise UserError(
+            f"--device cuda: process {processes.rank} has no GPU of its own; start as many a machine as it has GPUs"
+        )
     everyone = processes.gather(processes.device)
     return processes.device if processes.device and None not in everyone else "cpu"

@@ -69,7 +69,9 @@ def check_dataset(folder: Path, progress: Progress = lambda *_: None, images: Pa
     about: dict[tuple[str, str], _About] = {}
     for subject in dataset.subjects:
         for split in SPLITS:
-            if looked := _recordings(dataset, subject, split, report, functools.partial(progress, f"{subject} {split}")):
+            if looked := _recordings(
+                dataset, subject, split, report, functools.partial(progress, f"{subject} {split}")
+            ):
                 about[subject, split] = looked
         splits = [looked for (of, _), looked in about.items() if of == subject]
         if len(splits) == len(SPLITS):
@@ -117,7 +119,9 @@ def _rehearse(folder: Path, images: Path | None, progress: Progress, report: Rep
     return bool(sources)
 
 
-def _recordings(dataset: Dataset, subject: str, split: str, report: Report, progress: Callable[[int, int], None]) -> _About | None:
+def _recordings(
+    dataset: Dataset, subject: str, split: str, report: Report, progress: Callable[[int, int], None]
+) -> _About | None:
     """Look at one array and what is told of it; None where it cannot be read."""
     path, folder, header = dataset.path(subject, split), dataset.recordings_folder / subject, None
     try:
@@ -127,7 +131,9 @@ def _recordings(dataset: Dataset, subject: str, split: str, report: Report, prog
         elif path.is_file():
             recordings = read_recordings(path, finite=False)
         else:
-            raise UserError(f"{path}: no such file, and no {store.HEADER} beside it; fetch or convert it again, or delete the folder")
+            raise UserError(
+                f"{path}: no such file, and no {store.HEADER} beside it; fetch or convert it again, or delete the folder"
+            )
     except UserError as error:
         if str(error) not in report.problems:  # as the header that both splits share
             report.problems.append(str(error))
@@ -146,7 +152,9 @@ def _recordings(dataset: Dataset, subject: str, split: str, report: Report, prog
             problems.append(str(error))
     report.problems += problems
     sessions = {int(session) for row in recordings.sessions or () for session in row}
-    return _About(path, recordings.channels, recordings.times.tolist(), recordings.images, recordings.concepts, sessions)
+    return _About(
+        path, recordings.channels, recordings.times.tolist(), recordings.images, recordings.concepts, sessions
+    )
 
 
 def _of_header(path: Path, header: Header, dataset: Dataset) -> list[str]:
@@ -188,7 +196,9 @@ def _of_published(path: Path, recordings: Recordings, split: str, dataset: Datas
     for what, here, published in (("conditions", conditions, many), ("repetitions", repetitions, times)):
         if here != published:
             problems.append(f"{path}: {here} {what}, and {name} has {published}; {instead}")
-    if recordings.modality == "EEG" and (missing := [each for each in facts.CHANNELS if each not in recordings.channels]):
+    if recordings.modality == "EEG" and (
+        missing := [each for each in facts.CHANNELS if each not in recordings.channels]
+    ):
         problems.append(f"{path}: {name}'s channel(s) {some(missing)} missing; {instead}")
     elif len(recordings.channels) != len(facts.CHANNELS):
         problems.append(f"{path}: {len(recordings.channels)} channels, and {name} has {len(facts.CHANNELS)}; {instead}")
@@ -221,15 +231,22 @@ def _differences(subjects: list[_About], split: str) -> list[str]:
     sessions = set().union(*(about.sessions for about in subjects))
     for about in subjects:
         if about.sessions and (lacking := [str(number) for number in sorted(sessions - about.sessions)]):
-            problems.append(f"{about.path}: no recordings of session {some(lacking)}, which others have; fetch them and convert again")
+            problems.append(
+                f"{about.path}: no recordings of session {some(lacking)}, which others have; fetch them and convert again"
+            )
     return problems
 
 
 def _leaks(folder: Path, about: dict[tuple[str, str], _About]) -> list[str]:
     """Test concepts that are trained on."""
-    concepts = {split: {name for (_, of), looked in about.items() if of == split for name in looked.concepts} for split in SPLITS}
+    concepts = {
+        split: {name for (_, of), looked in about.items() if of == split for name in looked.concepts}
+        for split in SPLITS
+    }
     if shared := sorted(concepts["train"] & concepts["test"]):
-        return [f"{folder}: {len(shared)} test concept(s) are trained on too ({some(shared)}); retrieval is not zero-shot"]
+        return [
+            f"{folder}: {len(shared)} test concept(s) are trained on too ({some(shared)}); retrieval is not zero-shot"
+        ]
     return []
 
 
@@ -251,8 +268,15 @@ def _pictures(dataset: Dataset, named: Iterable[str], progress: Progress, report
     for kind, problems in wrong.items():
         report.problems += problems[:_NAMED]
         if len(problems) > _NAMED:
-            report.problems.append(f"{dataset.root}: {len(problems)} pictures {kind} in all, of {len(named)}; the first {_NAMED} are above")
-    there = (path for folder in dataset.image_folders for path in sorted(folder.rglob("*")) if path.suffix.lower() in _SUFFIXES)
+            report.problems.append(
+                f"{dataset.root}: {len(problems)} pictures {kind} in all, of {len(named)}; the first {_NAMED} are above"
+            )
+    there = (
+        path
+        for folder in dataset.image_folders
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in _SUFFIXES
+    )
     if spare := [str(path) for path in there if path not in used and not path.name.startswith(".")]:
         report.found.append(f"{len(spare)} pictures that no recording names: {some(spare)}")
 

@@ -42,7 +42,10 @@ _NAME = re.compile(r"\w+/\d{5}_(?P<concept>[^/]+)/(?P=concept)_\d\d\w*\.(?:jpe?g
 _LIKE = "training_images/00001_aardvark/aardvark_01b.jpg"
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _FORMATS = ("JPEG", "PNG")
-_EXPECTED = {"training_images": [1654 * facts.IMAGES_PER_CONCEPT for facts in (things_eeg, things_meg)], "test_images": [200]}
+_EXPECTED = {
+    "training_images": [1654 * facts.IMAGES_PER_CONCEPT for facts in (things_eeg, things_meg)],
+    "test_images": [200],
+}
 _MAX_BYTES, _MAX_PIXELS = 2**26, 2**26  # of one picture; those of THINGS are far below either
 _DAMAGE = (*DAMAGE, zipfile.BadZipFile)
 
@@ -71,7 +74,11 @@ class _Found:
 
 
 def bring_images(
-    source: Path, store: Path, size: int = 224, quality: int = 95, progress: Callable[[str, int, int], None] = lambda *_: None
+    source: Path,
+    store: Path,
+    size: int = 224,
+    quality: int = 95,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Report:
     """Check, resize and index the pictures that the store's recordings name; all of the source where there are none.
 
@@ -89,10 +96,14 @@ def bring_images(
     report, folder = Report(), store / IMAGE_FOLDERS[0]
     within = os.path.commonpath([source.resolve(), folder.resolve()])
     if within in (str(source.resolve()), str(folder.resolve())):
-        raise UserError(f"{source}: pictures of {folder} cannot be made there; give a folder outside, or another one for the recordings")
+        raise UserError(
+            f"{source}: pictures of {folder} cannot be made there; give a folder outside, or another one for the recordings"
+        )
     found = list(_find(source, report))
     if not found:
-        raise UserError(f"{source}: no pictures inside; give the folder of training_images and test_images, or their zip files")
+        raise UserError(
+            f"{source}: no pictures inside; give the folder of training_images and test_images, or their zip files"
+        )
     chosen = _choose(found, _named(store), source, store, report)
     known = _begin(folder, size, quality)
 
@@ -109,7 +120,9 @@ def bring_images(
                 entries.append(result)
     progress("pictures", len(chosen), len(chosen))
     for split, count in Counter(entry.name.partition("/")[0] for entry in entries).items():
-        report.found.append(f"{folder / split}: {count} pictures, {'as they were' if size == 0 else f'{size} x {size}'}")
+        report.found.append(
+            f"{folder / split}: {count} pictures, {'as they were' if size == 0 else f'{size} x {size}'}"
+        )
     report.found += [f"the same picture under several names: {', '.join(names)}" for names in _same(entries)]
     if not report.problems:
         for left_by_a_kill in folder.rglob(".*.partial"):
@@ -138,7 +151,9 @@ def _in_folder(folder: Path) -> Iterator[_Found]:
             path = Path(place, name)
             if path.suffix.lower() in _SUFFIXES and not _hidden(name) and path.is_file():
                 about = path.stat()
-                yield _Found(str(path), path.relative_to(folder).parts, about.st_size, about.st_mtime_ns, path.read_bytes)
+                yield _Found(
+                    str(path), path.relative_to(folder).parts, about.st_size, about.st_mtime_ns, path.read_bytes
+                )
 
 
 def _in_zip(path: Path, report: Report) -> Iterator[_Found]:
@@ -150,13 +165,23 @@ def _in_zip(path: Path, report: Report) -> Iterator[_Found]:
     for member in archive.infolist():
         parts = PurePosixPath(member.filename).parts
         if ".." in parts or member.filename.startswith("/") or "\\" in member.filename or ":" in member.filename:
-            report.problems.append(f"{path}: {member.filename!r} points outside the archive; it was not read. Do not trust this file")
+            report.problems.append(
+                f"{path}: {member.filename!r} points outside the archive; it was not read. Do not trust this file"
+            )
             continue
         if not parts or any(map(_hidden, parts)) or PurePosixPath(parts[-1]).suffix.lower() not in _SUFFIXES:
             continue
         if member.flag_bits & 1:
-            raise UserError(f"{path}: password-protected; unpack it with the password that THINGS gives, then give the folder")
-        yield _Found(f"{path}: {member.filename}", parts, member.file_size, _time_of(member), functools.partial(archive.read, member))
+            raise UserError(
+                f"{path}: password-protected; unpack it with the password that THINGS gives, then give the folder"
+            )
+        yield _Found(
+            f"{path}: {member.filename}",
+            parts,
+            member.file_size,
+            _time_of(member),
+            functools.partial(archive.read, member),
+        )
 
 
 def _time_of(member: zipfile.ZipInfo) -> int | None:
@@ -179,7 +204,9 @@ def _named(store: Path) -> list[str]:
     for name in names:
         parts = PurePosixPath(name).parts
         if len(parts) != 3 or parts[0] not in _SPLITS or ".." in parts or "\\" in name:
-            raise UserError(f"{store}: recordings name the picture {name!r}, which should be like {_LIKE}; make them again by bvsa data")
+            raise UserError(
+                f"{store}: recordings name the picture {name!r}, which should be like {_LIKE}; make them again by bvsa data"
+            )
     return list(names)
 
 
@@ -202,28 +229,38 @@ def _choose(found: list[_Found], named: list[str], source: Path, store: Path, re
         if len(candidates) == 1:
             chosen[name] = candidates[0]
         elif candidates:
-            report.problems.append(f"{name}: several in {source}, {candidates[0].where} and {candidates[1].where}; keep one of them")
+            report.problems.append(
+                f"{name}: several in {source}, {candidates[0].where} and {candidates[1].where}; keep one of them"
+            )
         else:
             report.problems.append(f"{name}: missing in {source}; fetch it")
     if not chosen:
-        raise UserError(f"{source}: none of the {len(named)} pictures that recordings in {store} show, as {named[0]}; give their folder")
+        raise UserError(
+            f"{source}: none of the {len(named)} pictures that recordings in {store} show, as {named[0]}; give their folder"
+        )
     if spare := len(found) - len({id(picture) for picture in chosen.values()}):
         report.found.append(f"{source}: {spare} more pictures, which no recording names, left alone")
     return chosen
 
 
-def _all(placed: dict[str, _Found], found: list[_Found], source: Path, store: Path, report: Report) -> dict[str, _Found]:
+def _all(
+    placed: dict[str, _Found], found: list[_Found], source: Path, store: Path, report: Report
+) -> dict[str, _Found]:
     """Every picture of the source, which is all there is to go by where the store has no recordings yet."""
     good = {name: picture for name, picture in placed.items() if _NAME.fullmatch(name)}
     if not good:
-        raise UserError(f"{source}: no picture named like {_LIKE}, and no recordings in {store} to say which are needed; bring those first")
+        raise UserError(
+            f"{source}: no picture named like {_LIKE}, and no recordings in {store} to say which are needed; bring those first"
+        )
     strange = [picture.where for picture in found if not _NAME.fullmatch(_place(picture.parts) or "")]
     report.problems += [f"{where}: not named like {_LIKE}; rename or remove it" for where in strange]
     counts = Counter(name.partition("/")[0] for name in good)
     for split, numbers in _EXPECTED.items():
         if counts[split] not in numbers:
             told = f"{split} are {counts[split]} pictures, not {' or '.join(map(str, numbers))}"
-            report.problems.append(f"{source}: {told}; fetch them all, or bring the recordings first if they need no more")
+            report.problems.append(
+                f"{source}: {told}; fetch them all, or bring the recordings first if they need no more"
+            )
     return dict(sorted(good.items()))
 
 
@@ -249,11 +286,15 @@ def _begin(folder: Path, size: int, quality: int) -> dict[str, str]:
         made = there["size"], there["quality"]
         known = {entry["name"]: entry["sha256"] for entry in there["pictures"] or ()}
     except FileNotFoundError as error:
-        raise UserError(f"{folder}: is there already, and not made by 'bvsa data images' ({INDEX} is missing); move it away") from error
+        raise UserError(
+            f"{folder}: is there already, and not made by 'bvsa data images' ({INDEX} is missing); move it away"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged ({error}); delete {folder} and make it again") from error
     if made != (size, quality):
-        raise UserError(f"{folder}: made with size {made[0]} and quality {made[1]}; give these, or delete it to make it again")
+        raise UserError(
+            f"{folder}: made with size {made[0]} and quality {made[1]}; give these, or delete it to make it again"
+        )
     return known
 
 
@@ -276,7 +317,9 @@ def _bring(picture: _Found, folder: Path, name: str, known: str | None, size: in
         write_atomically(target, content)
         if picture.time is not None:
             os.utime(target, ns=(picture.time, picture.time))
-    return Entry(name, concept_of(name), PurePosixPath(name).stem, width, len(content), hashlib.sha256(content).hexdigest())
+    return Entry(
+        name, concept_of(name), PurePosixPath(name).stem, width, len(content), hashlib.sha256(content).hexdigest()
+    )
 
 
 def _resized(content: bytes, suffix: str, size: int, quality: int) -> bytes:

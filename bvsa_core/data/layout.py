@@ -1,9 +1,9 @@
 """A data set's folder: the store that `bvsa data` makes, or what UBP and BVSA publish; beside the recordings, the pictures.
 
-    ROOT/sub-01/{header.json,train.npy,test.npy}                              (the store, see data.store)
-    ROOT/Preprocessed_data_250Hz_whiten/sub-01/{train,test}.pt                (UBP and BVSA)
-    ROOT/Image_set_Resize/training_images/00001_aardvark/aardvark_01b.jpg     (or Image_set, or train_images)
-    ROOT/Image_set_Resize/test_images/00001_aircraft_carrier/aircraft_carrier_06s.jpg
+ROOT/sub-01/{header.json,train.npy,test.npy}                              (the store, see data.store)
+ROOT/Preprocessed_data_250Hz_whiten/sub-01/{train,test}.pt                (UBP and BVSA)
+ROOT/Image_set_Resize/training_images/00001_aardvark/aardvark_01b.jpg     (or Image_set, or train_images)
+ROOT/Image_set_Resize/test_images/00001_aircraft_carrier/aircraft_carrier_06s.jpg
 """
 
 from __future__ import annotations
@@ -59,9 +59,13 @@ class Dataset:
         found = [folder for folder in candidates if any(any(folder.glob(f"sub-*/{name}")) for name in names)]
         if not found:
             wanted = f"{RECORDINGS_FOLDER}/sub-XX/train.pt as UBP and BVSA publish it, or sub-XX/{store.HEADER} as 'bvsa data' makes it"
-            raise UserError(f"{root}: no recordings inside; expected {wanted}; convert other layouts by 'bvsa data eeg' or 'meg'")
+            raise UserError(
+                f"{root}: no recordings inside; expected {wanted}; convert other layouts by 'bvsa data eeg' or 'meg'"
+            )
         self.recordings_folder = found[0]
-        places = [self.root] if found[0] != self.root else [self.root, self.root.parent]  # in the store, or beside UBP's folder
+        places = (
+            [self.root] if found[0] != self.root else [self.root, self.root.parent]
+        )  # in the store, or beside UBP's folder
         self.image_folders = [place / name for place in places for name in IMAGE_FOLDERS if (place / name).is_dir()]
 
     @property
@@ -119,7 +123,9 @@ class Dataset:
         """
         self._check(subject)
         if len(self.subjects) == 1:
-            raise UserError(f"{self.recordings_folder}: {subject} is the only subject, with nobody else to train on; use --setting intra")
+            raise UserError(
+                f"{self.recordings_folder}: {subject} is the only subject, with nobody else to train on; use --setting intra"
+            )
         return [name for name in self.subjects if name != subject]
 
     def _check(self, subject: str) -> None:
@@ -143,7 +149,9 @@ class Dataset:
                 if (folder / name).is_file():
                     return folder / name
         looked = " and ".join(map(str, self.image_folders)) or f"{' or '.join(IMAGE_FOLDERS)}, which do not exist,"
-        raise UserError(f"picture {image} is missing: not in {looked} for {self.recordings_folder}; copy the image set there")
+        raise UserError(
+            f"picture {image} is missing: not in {looked} for {self.recordings_folder}; copy the image set there"
+        )
 
 
 def read_stored(folder: Path, split: str) -> Recordings:
@@ -155,7 +163,9 @@ def read_stored(folder: Path, split: str) -> Recordings:
     header = store.read_header(folder)
     data = store.open_array(folder, header, split)
     about = header.splits[split]
-    return Recordings(data, about.images, about.concepts, header.channels, np.array(header.times), header.modality, about.sessions)
+    return Recordings(
+        data, about.images, about.concepts, header.channels, np.array(header.times), header.modality, about.sessions
+    )
 
 
 def read_recordings(path: Path, finite: bool = True) -> Recordings:
@@ -177,9 +187,13 @@ def read_recordings(path: Path, finite: bool = True) -> Recordings:
     conditions, _, channels, time = data.shape
     images = _per_condition(path, "img", content["img"], conditions)
     names = content.get("text")
-    concepts = [concept_of(image) for image in images] if names is None else _per_condition(path, "text", names, conditions)
+    concepts = (
+        [concept_of(image) for image in images] if names is None else _per_condition(path, "text", names, conditions)
+    )
     try:
-        channel_names = [str(name) for name in content.get("ch_names", [])] or [f"channel {i + 1}" for i in range(channels)]
+        channel_names = [str(name) for name in content.get("ch_names", [])] or [
+            f"channel {i + 1}" for i in range(channels)
+        ]
         told = np.asarray(content["times"], dtype=np.float64) if "times" in content else None
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: 'ch_names' or 'times' is no list ({error}); make the file again") from error
@@ -241,5 +255,7 @@ def _sessions(values: object, trials: tuple[int, int]) -> list[list[int]] | None
 def _per_condition(path: Path, key: str, values: object, conditions: int) -> list[str]:
     values = np.asarray(values)
     if values.dtype.kind != "U" or values.ndim not in (1, 2) or len(values) != conditions:
-        raise UserError(f"{path}: {key!r} has shape {values.shape}; it must name something for each of {conditions} conditions")
+        raise UserError(
+            f"{path}: {key!r} has shape {values.shape}; it must name something for each of {conditions} conditions"
+        )
     return [str(value) for value in (values[:, 0] if values.ndim == 2 else values)]

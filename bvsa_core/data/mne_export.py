@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 _SCALE = {"µV": 1e-6, "fT": 1e-15}  # to what MNE takes numbers for, volts and tesla
 
 
-def to_mne(dataset: Dataset | str | Path, subject: str, split: str, conditions: Sequence[int] | None = None) -> mne.EpochsArray:
+def to_mne(
+    dataset: Dataset | str | Path, subject: str, split: str, conditions: Sequence[int] | None = None
+) -> mne.EpochsArray:
     """One split of one subject as MNE epochs, every repetition of every condition.
 
     Event code c is condition c - 1, and the tags "concept/picture" select by either: epochs["aardvark"]. The second column
@@ -40,7 +42,9 @@ def to_mne(dataset: Dataset | str | Path, subject: str, split: str, conditions: 
     recordings = dataset.load(subject, split)
     rows = np.arange(len(recordings)) if conditions is None else np.asarray(conditions, dtype=int).ravel()
     if wrong := [row for row in rows.tolist() if not 0 <= row < len(recordings)]:
-        raise UserError(f"{dataset.path(subject, split)}: no condition {wrong[0]}; there are 0 to {len(recordings) - 1}")
+        raise UserError(
+            f"{dataset.path(subject, split)}: no condition {wrong[0]}; there are 0 to {len(recordings) - 1}"
+        )
     header = read_header(dataset.recordings_folder / subject) if dataset.in_store(subject) else None
     units = header.units if header else "unknown, most likely whitened"
     told = header.splits[split].sessions if header else None

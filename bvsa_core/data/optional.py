@@ -16,5 +16,7 @@ def import_mne(needed_by: str) -> ModuleType:
     try:
         import mne
     except ImportError as error:
-        raise UserError(f"MNE cannot be imported ({error}); {needed_by} need: pip install 'fovblur[preprocess]'") from error
+        raise UserError(
+            f"MNE cannot be imported ({error}); {needed_by} need: pip install 'fovblur[preprocess]'"
+        ) from error
     return mne

@@ -20,7 +20,9 @@ from bvsa_core.errors import UserError
 LEAST_DEVIATION = 2.0**-4  # a thousandth of it is the smallest number that float16 holds to its full precision
 
 
-def write_subject(store: str | Path, subject: str, train: Recordings, test: Recordings, units: str = "as given") -> Path:
+def write_subject(
+    store: str | Path, subject: str, train: Recordings, test: Recordings, units: str = "as given"
+) -> Path:
     """Put one subject's recordings into a store, which `Dataset` and `bvsa train --data` read. Returns the subject's folder.
 
     What is trained on and what is tested should show different concepts. Samples become float16, so they are to be of the
@@ -61,7 +63,11 @@ def write_subject(store: str | Path, subject: str, train: Recordings, test: Reco
             split: SplitHeader(list(each.data.shape), list(each.images), list(each.concepts), each.sessions)
             for split, each in splits.items()
         }
-        writer.finish(Header(subject, train.modality, units, rate, list(train.channels), times, "own", ["As they were given."], about))
+        writer.finish(
+            Header(
+                subject, train.modality, units, rate, list(train.channels), times, "own", ["As they were given."], about
+            )
+        )
     return writer.target
 
 
@@ -73,10 +79,14 @@ def _check(what: str, recordings: Recordings) -> None:
     conditions, _, channels, time = data.shape
     for name, length in (("images", conditions), ("concepts", conditions), ("channels", channels), ("times", time)):
         if len(getattr(recordings, name)) != length:
-            raise UserError(f"{what}: {len(getattr(recordings, name))} {name} for data of shape {data.shape}; give {length}")
+            raise UserError(
+                f"{what}: {len(getattr(recordings, name))} {name} for data of shape {data.shape}; give {length}"
+            )
     for image in recordings.images:
         if Path(image).is_absolute() or ".." in Path(image).parts:
-            raise UserError(f"{what}: the picture name {image!r} points outside the image folder; give it relative to Image_set")
+            raise UserError(
+                f"{what}: the picture name {image!r} points outside the image folder; give it relative to Image_set"
+            )
     steps = np.diff(recordings.times)
     if time < 2 or not (steps > 0).all():
         raise UserError(f"{what}: times must be at least two, in seconds after the picture appears, ascending")
@@ -90,5 +100,7 @@ def _check(what: str, recordings: Recordings) -> None:
 
 def _digest(recordings: Recordings) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(recordings.data).tobytes())
-    digest.update(repr((recordings.images, recordings.concepts, list(recordings.channels), list(recordings.times))).encode())
+    digest.update(
+        repr((recordings.images, recordings.concepts, list(recordings.channels), list(recordings.times))).encode()
+    )
     return digest.hexdigest()

@@ -36,12 +36,18 @@ def read_picture(path: Path) -> Image.Image:
         UserError: it is missing, damaged, or of another format.
     """
     try:
-        content = io.BytesIO(path.read_bytes())  # Pillow asks a file for as many bytes as it tells of, and gets no more from these
+        content = io.BytesIO(
+            path.read_bytes()
+        )  # Pillow asks a file for as many bytes as it tells of, and gets no more from these
         with Image.open(content, formats=FORMATS) as image:
             image.load()
             return image
     except FileNotFoundError as error:
         raise UserError(f"picture {path} is missing; copy the image set there") from error
     except DAMAGE as error:
-        reason = f"no {', '.join(FORMATS)} file" if isinstance(error, Image.UnidentifiedImageError) else " ".join(str(error).split())
+        reason = (
+            f"no {', '.join(FORMATS)} file"
+            if isinstance(error, Image.UnidentifiedImageError)
+            else " ".join(str(error).split())
+        )
         raise UserError(f"picture {path} cannot be read ({reason}); fetch or make it again") from error

@@ -107,7 +107,12 @@ class _Reader(pickle._Unpickler):
 
     def persistent_load(self, reference: Any) -> _Storage:
         kind, dtype, key, _, count = reference
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or not re.fullmatch(r"\w+", str(key)) or self.archive is None:
+        if (
+            kind != "storage"
+            or not isinstance(dtype, torch.dtype)
+            or not re.fullmatch(r"\w+", str(key))
+            or self.archive is None
+        ):
             raise ValueError(f"unknown reference {reference!r}")
         return _Storage(self.archive, f"{self.folder}data/{key}", dtype, count)
 

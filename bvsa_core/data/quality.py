@@ -22,7 +22,9 @@ class Quality:
 
     evoked: np.ndarray  # (channels, time) mean over conditions and repetitions
     covariance: np.ndarray  # (channels, channels) of single trials around the mean of their condition
-    reliability: np.ndarray | None  # (channels, time) of means over all repetitions, Spearman-Brown; None with one repetition
+    reliability: (
+        np.ndarray | None
+    )  # (channels, time) of means over all repetitions, Spearman-Brown; None with one repetition
     conditions: int
     repetitions: int
     splits: int  # into halves, over which the reliability is a mean
@@ -33,7 +35,9 @@ class Quality:
         return None if self.reliability is None else np.sqrt(np.clip(self.reliability, 0, 1))
 
 
-def quality(data: np.ndarray, splits: int = 20, seed: int = 0, progress: Callable[[int, int], None] = lambda *_: None) -> Quality:
+def quality(
+    data: np.ndarray, splits: int = 20, seed: int = 0, progress: Callable[[int, int], None] = lambda *_: None
+) -> Quality:
     """Statistics of (conditions, repetitions, channels, time), which may be memory-mapped.
 
     The reliability is the correlation over conditions between the means of two random halves of the repetitions, at every

@@ -59,7 +59,13 @@ def read_arrays(path: str | Path) -> Any:
         UserError: the file is missing, damaged, of another kind, or holds anything but plain data.
     """
     path = Path(path)
-    readers = {".pt": _read_pt, ".pth": _read_pt, ".npy": _read_npy, ".npz": _read_npz, ".safetensors": _read_safetensors}
+    readers = {
+        ".pt": _read_pt,
+        ".pth": _read_pt,
+        ".npy": _read_npy,
+        ".npz": _read_npz,
+        ".safetensors": _read_safetensors,
+    }
     if path.suffix not in readers:
         raise UserError(f"{path}: unknown kind of file; give one of {', '.join(readers)}")
     if not path.is_file():

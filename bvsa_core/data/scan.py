@@ -50,7 +50,9 @@ class Scan:
             else:
                 lines.append(f"{path}: NaN, or too large for float16, in {where}; fetch or make it again")
         if self.constant.any():
-            lines.append(f"{path}: flat in channels {self._told(channels, self.constant)}; leave these out, or make the file again")
+            lines.append(
+                f"{path}: flat in channels {self._told(channels, self.constant)}; leave these out, or make the file again"
+            )
         return lines
 
     def _told(self, channels: list[str], counts: np.ndarray) -> str:

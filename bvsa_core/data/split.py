@@ -39,7 +39,9 @@ class Split:
 
     def take(self, samples: Tensor) -> Split:
         """Some of the samples, by number or mask; the lists stay as they are."""
-        return replace(self, **{name: getattr(self, name)[samples] for name in ("recordings", "image_of", "subject_of")})
+        return replace(
+            self, **{name: getattr(self, name)[samples] for name in ("recordings", "image_of", "subject_of")}
+        )
 
     def numbers_among(self, subjects: list[str]) -> Tensor:
         """(samples,) int64: whose each sample is, as a number in another list of subjects; -1 for one that is not in it."""
@@ -57,7 +59,9 @@ def hold_out(split: Split, pictures: int, seed: int) -> tuple[Split, Split]:
     order = np.random.default_rng(seed).permutation(sorted(counts)).tolist()
     drawn = int(np.searchsorted(np.cumsum([counts[concept] for concept in order]), pictures)) + 1
     if drawn >= len(order):
-        raise UserError(f"validation is {pictures}; that leaves none of {len(split.images)} training pictures, hold out fewer")
+        raise UserError(
+            f"validation is {pictures}; that leaves none of {len(split.images)} training pictures, hold out fewer"
+        )
     chosen = set(order[:drawn])
     held = torch.tensor([concept in chosen for concept in split.concepts], device=split.image_of.device)[split.image_of]
     return split.take(~held), split.take(held)
@@ -84,7 +88,9 @@ def load_split(
     Raises:
         UserError: a subject, channel, time or repetition that is not there, or subjects that do not fit together.
     """
-    parts = ((dataset.path(subject, split), dataset.load(subject, split)) for subject in subjects)  # one in memory at a time
+    parts = (
+        (dataset.path(subject, split), dataset.load(subject, split)) for subject in subjects
+    )  # one in memory at a time
     return make_split(parts, list(subjects), channels, window, average, repetitions)
 
 
@@ -102,7 +108,9 @@ def make_split(
     number: dict[str, int] = {}
     concept: dict[str, str] = {}
     for path, part in parts:
-        chosen = part.data[:, :repetitions, _channel_indices(part, channels, path)][..., _time_slice(part, window, path)]
+        chosen = part.data[:, :repetitions, _channel_indices(part, channels, path)][
+            ..., _time_slice(part, window, path)
+        ]
         conditions, taken = chosen.shape[:2]
         if repetitions is not None and taken < repetitions:
             raise UserError(f"{path}: a picture is shown {taken} times, not {repetitions}; ask for fewer repetitions")
@@ -117,7 +125,9 @@ def make_split(
         subject_of.append(np.full(len(index), len(subject_of)))
         paths.append(path)
         if samples[-1].shape[1:] != samples[0].shape[1:]:
-            raise UserError(f"{path}: recordings are {samples[-1].shape[1:]} and those of {paths[0]} {samples[0].shape[1:]}")
+            raise UserError(
+                f"{path}: recordings are {samples[-1].shape[1:]} and those of {paths[0]} {samples[0].shape[1:]}"
+            )
     return Split(
         recordings=torch.from_numpy(np.concatenate(samples)),
         image_of=torch.from_numpy(np.concatenate(images_of)),
@@ -134,7 +144,9 @@ def make_split(
 def _channel_indices(part: Recordings, channels: str | list[str], path: object) -> list[int]:
     if channels == "all" or (channels == "standard" and part.modality == "MEG"):
         return list(range(len(part.channels)))
-    wanted = list(OCCIPITAL_CHANNELS) if channels == "standard" else [channels] if isinstance(channels, str) else channels
+    wanted = (
+        list(OCCIPITAL_CHANNELS) if channels == "standard" else [channels] if isinstance(channels, str) else channels
+    )
     missing = [name for name in wanted if name not in part.channels]
     if missing:
         raise UserError(f"{path}: no channel {', '.join(missing)}; there are {', '.join(part.channels)}")
@@ -147,5 +159,7 @@ def _time_slice(part: Recordings, window: tuple[float, float] | None, path: obje
     tolerance = 1e-6
     inside = np.flatnonzero((part.times >= window[0] - tolerance) & (part.times <= window[1] + tolerance))
     if not len(inside):
-        raise UserError(f"{path}: no sample between {window[0]} and {window[1]} s; times run {part.times[0]:g} to {part.times[-1]:g}")
+        raise UserError(
+            f"{path}: no sample between {window[0]} and {window[1]} s; times run {part.times[0]:g} to {part.times[-1]:g}"
+        )
     return slice(int(inside[0]), int(inside[-1]) + 1)

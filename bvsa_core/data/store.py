@@ -64,9 +64,13 @@ class Header:
     layout: str  # of the source
     processing: list[str]  # the steps, in order, one sentence each; what was done before us as far as it is known
     splits: dict[str, SplitHeader] = field(default_factory=dict)
-    made_from: dict[str, Any] = field(default_factory=dict)  # the plan: layout, options, and source files with their sizes and checksums
+    made_from: dict[str, Any] = field(
+        default_factory=dict
+    )  # the plan: layout, options, and source files with their sizes and checksums
     versions: dict[str, str] = field(default_factory=dict)
-    whitened_from: list[list[float]] | None = None  # (channels, channels) V², what whitening was fitted on, mean over sessions
+    whitened_from: list[list[float]] | None = (
+        None  # (channels, channels) V², what whitening was fitted on, mean over sessions
+    )
     format: int = FORMAT
 
 
@@ -153,14 +157,20 @@ class SubjectWriter:
         path.unlink(missing_ok=True)
         wanted, free = int(np.prod(shape)) * _DTYPE.itemsize, shutil.disk_usage(self.folder).free
         if wanted > free:
-            raise UserError(f"{self.folder}: {split} takes {wanted / 2**30:.1f} GiB and {free / 2**30:.1f} are free; make room")
+            raise UserError(
+                f"{self.folder}: {split} takes {wanted / 2**30:.1f} GiB and {free / 2**30:.1f} are free; make room"
+            )
         data = np.lib.format.open_memmap(path, "w+", _DTYPE, tuple(shape))
-        if hasattr(os, "posix_fallocate"):  # or a disk that fills meanwhile would end the process when it writes to the map
+        if hasattr(
+            os, "posix_fallocate"
+        ):  # or a disk that fills meanwhile would end the process when it writes to the map
             with path.open("r+b") as stream:
                 try:
                     os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
                 except OSError as error:
-                    raise UserError(f"{path}: no room for {wanted / 2**30:.1f} GiB ({error.strerror}); make room") from error
+                    raise UserError(
+                        f"{path}: no room for {wanted / 2**30:.1f} GiB ({error.strerror}); make room"
+                    ) from error
         return data
 
     def finish(self, header: Header) -> Header:
@@ -226,7 +236,9 @@ def read_header(folder: Path) -> Header:
     try:
         content = json.loads(path.read_text("utf-8"))
         if content["format"] != FORMAT:
-            raise UserError(f"{path}: format {content['format']}, and this version reads {FORMAT}; make it again by bvsa data")
+            raise UserError(
+                f"{path}: format {content['format']}, and this version reads {FORMAT}; make it again by bvsa data"
+            )
         content["splits"] = {name: SplitHeader(**split) for name, split in content["splits"].items()}
         header = Header(**content)
         _check(header, path)
@@ -251,7 +263,9 @@ def open_array(folder: Path, header: Header, split: str) -> np.ndarray:
     except READ_ERRORS as error:
         raise UserError(f"{path}: missing or damaged ({error}); delete {folder} and make it again") from error
     if list(data.shape) != header.splits[split].shape or data.dtype != _DTYPE:
-        raise UserError(f"{path}: {data.dtype} {data.shape} where {HEADER} tells of {header.splits[split].shape}; make it again")
+        raise UserError(
+            f"{path}: {data.dtype} {data.shape} where {HEADER} tells of {header.splits[split].shape}; make it again"
+        )
     return data
 
 
@@ -309,9 +323,18 @@ def _check(header: Header, path: Path) -> None:
     for split in header.splits.values():
         texts += [*split.images, *split.concepts, split.sha256]
         numbers += [*split.shape, *(number for row in split.sessions or () for number in row)]
-    lists = [header.channels, header.times, header.processing, *(part for split in header.splits.values() for part in _lists(split))]
+    lists = [
+        header.channels,
+        header.times,
+        header.processing,
+        *(part for split in header.splits.values() for part in _lists(split)),
+    ]
     typed = all(isinstance(part, list) for part in lists) and all(isinstance(text, str) for text in texts)
-    if not typed or not all(type(number) in (int, float) for number in numbers) or not isinstance(header.made_from, dict):
+    if (
+        not typed
+        or not all(type(number) in (int, float) for number in numbers)
+        or not isinstance(header.made_from, dict)
+    ):
         raise UserError(f"{path}: damaged (something in it is of another type); make the folder again by bvsa data")
     if before is not None and [len(row) for row in before] != [len(header.channels)] * len(header.channels):
         raise UserError(f"{path}: damaged (a covariance of other channels); make the folder again by bvsa data")
@@ -327,7 +350,12 @@ def _check(header: Header, path: Path) -> None:
 
 
 def _lists(split: SplitHeader) -> list[Any]:
-    return [split.shape, split.images, split.concepts, *(() if split.sessions is None else (split.sessions, *split.sessions))]
+    return [
+        split.shape,
+        split.images,
+        split.concepts,
+        *(() if split.sessions is None else (split.sessions, *split.sessions)),
+    ]
 
 
 def _json(content: Any) -> bytes:

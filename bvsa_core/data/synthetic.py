@@ -37,7 +37,11 @@ if TYPE_CHECKING:
     from bvsa_core.data.pictures import Concept
 
 IMAGE_SIZE = 224  # pixels
-SCALES = ((2.0, 2, 16), (5.0, 4, 10), (10.0, 8, 6))  # (sigma in pixels, sampling in pixels, side of the grid), fine to coarse
+SCALES = (
+    (2.0, 2, 16),
+    (5.0, 4, 10),
+    (10.0, 8, 6),
+)  # (sigma in pixels, sampling in pixels, side of the grid), fine to coarse
 UNITS_OF_A_SCALE = 24
 LATENCIES = (0.17, 0.13, 0.09)  # seconds, of the scales
 FEW_PICTURES = 60  # are drawn before other processes would have started
@@ -79,7 +83,14 @@ class SyntheticConfig:
         for name in ("images_per_concept", "train_repetitions", "test_repetitions", "samples"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, getattr(self.shape, name.upper()))
-        for name in ("subjects", "train_concepts", "images_per_concept", "train_repetitions", "test_concepts", "test_repetitions"):
+        for name in (
+            "subjects",
+            "train_concepts",
+            "images_per_concept",
+            "train_repetitions",
+            "test_concepts",
+            "test_repetitions",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.samples < 50:
@@ -96,7 +107,11 @@ class SyntheticConfig:
 
     @property
     def channel_names(self) -> tuple[str, ...]:
-        return things_eeg.OCCIPITAL_CHANNELS if (self.modality, self.channels) == ("eeg", "standard") else self.shape.CHANNELS
+        return (
+            things_eeg.OCCIPITAL_CHANNELS
+            if (self.modality, self.channels) == ("eeg", "standard")
+            else self.shape.CHANNELS
+        )
 
 
 Progress = Callable[[str, int, int], None]  # what is being made, how many are done, of how many
@@ -115,7 +130,9 @@ def make_dataset(root: str | Path, config: SyntheticConfig, progress: Progress =
     known = root / DESCRIPTION
     if known.exists():
         if json.loads(known.read_text()) != description:
-            raise UserError(f"{root}: holds a synthetic data set made with other settings; choose another folder or delete it")
+            raise UserError(
+                f"{root}: holds a synthetic data set made with other settings; choose another folder or delete it"
+            )
     elif root.exists() and any(not is_ours(path) for path in root.iterdir()):
         raise UserError(f"{root}: not empty and not a synthetic data set; choose another folder")
     if not known.exists() or not (root / IMAGE_FOLDERS[0]).exists() or _missing(root, config):
@@ -260,7 +277,10 @@ def visual_drive(images: Tensor, weights: list[Tensor]) -> np.ndarray:
         seen = avg_pool2d(fovblur.foveated_blur(images, sigma, mean=0.5, std=0.25), sampling)
         red, green, blue = seen.unbind(1)
         luminance = seen.mean(1)
-        contrast = luminance.diff(dim=1, append=luminance[:, -1:]).abs() + luminance.diff(dim=2, append=luminance[:, :, -1:]).abs()
+        contrast = (
+            luminance.diff(dim=1, append=luminance[:, -1:]).abs()
+            + luminance.diff(dim=2, append=luminance[:, :, -1:]).abs()
+        )
         opponents = torch.stack([luminance, red - green, blue - (red + green) / 2, contrast], dim=1)
         drives.append(adaptive_avg_pool2d(opponents, grid).flatten(1) @ weight)
     return torch.cat(drives, dim=1).numpy()
@@ -294,14 +314,21 @@ def make_subject(number: int, drive: np.ndarray, config: SyntheticConfig) -> Sub
     own = np.random.default_rng([config.seed, _SUBJECT, number])
     units = UNITS_OF_A_SCALE * len(SCALES)
     mixing = shared.standard_normal((units, len(names))) + own.standard_normal((units, len(names)))
-    latency = np.repeat(LATENCIES, UNITS_OF_A_SCALE) + shared.normal(0, 0.012, units) + own.normal(0, 0.01) + own.normal(0, 0.005, units)
+    latency = (
+        np.repeat(LATENCIES, UNITS_OF_A_SCALE)
+        + shared.normal(0, 0.012, units)
+        + own.normal(0, 0.01)
+        + own.normal(0, 0.005, units)
+    )
     width = shared.uniform(0.02, 0.04, units)
     rebound = shared.uniform(0.3, 0.9, units)
     t = np.arange(config.samples) / config.shape.SAMPLING_RATE
     first = np.exp(-0.5 * ((t - latency[:, None]) / width[:, None]) ** 2)
     second = np.exp(-0.5 * ((t - latency[:, None] - 4 * width[:, None]) / (2 * width[:, None])) ** 2)
     waves = first - rebound[:, None] * second
-    neighbours = np.exp(-np.abs(np.subtract.outer(np.arange(len(names)), np.arange(len(names)))) / own.uniform(1.5, 3.0))
+    neighbours = np.exp(
+        -np.abs(np.subtract.outer(np.arange(len(names)), np.arange(len(names)))) / own.uniform(1.5, 3.0)
+    )
     noise_mixing = np.linalg.cholesky(neighbours + 0.1 * np.eye(len(names)))
     noise_mixing /= np.sqrt((noise_mixing**2).sum(1, keepdims=True))
     response = respond(drive[:200], mixing, waves)
@@ -314,7 +341,9 @@ def respond(drive: np.ndarray, mixing: np.ndarray, waves: np.ndarray) -> np.ndar
     return np.einsum("nk,kc,kt->nct", drive, mixing, waves, optimize=True)
 
 
-def record(subject: Subject, drive: np.ndarray, repetitions: int, seeds: Iterator[np.random.SeedSequence]) -> np.ndarray:
+def record(
+    subject: Subject, drive: np.ndarray, repetitions: int, seeds: Iterator[np.random.SeedSequence]
+) -> np.ndarray:
     """Trials (conditions, repetitions, channels, samples) float16 of pictures with the given unit activity."""
     channels, samples = len(subject.channels), subject.waves.shape[1]
     frequencies = scipy.fft.rfftfreq(samples, 1 / subject.sampling_rate)
@@ -330,7 +359,9 @@ def record(subject: Subject, drive: np.ndarray, repetitions: int, seeds: Iterato
         spectrum = rng.standard_normal((*shape, 2), dtype=np.float32).view(np.complex64)[..., 0] * amplitude
         noise = scipy.fft.irfft(spectrum, samples, overwrite_x=True)
         noise = np.matmul(subject.noise_mixing.astype(np.float32), noise)
-        gain = rng.lognormal(0.0, 0.3, (len(part), repetitions, 1, 1)).astype(np.float32) * np.float32(subject.response_scale)
+        gain = rng.lognormal(0.0, 0.3, (len(part), repetitions, 1, 1)).astype(np.float32) * np.float32(
+            subject.response_scale
+        )
         response = respond(part, subject.mixing, subject.waves).astype(np.float32)
         trials[start : start + step] = noise + gain * response[:, None]
     return trials
@@ -340,7 +371,9 @@ def _write_subject(
     folder: Path, number: int, drive: dict[str, np.ndarray], plan: dict[str, list[Picture]], config: SyntheticConfig
 ) -> None:
     subject = make_subject(number, drive["train"], config)
-    for stream, (split, repetitions) in enumerate((("train", config.train_repetitions), ("test", config.test_repetitions))):
+    for stream, (split, repetitions) in enumerate(
+        (("train", config.train_repetitions), ("test", config.test_repetitions))
+    ):
         seeds = (np.random.SeedSequence([config.seed, _TRIALS, number, stream, chunk]) for chunk in range(2**31))
         recordings = Recordings(
             data=record(subject, drive[split], repetitions, seeds),
@@ -350,5 +383,7 @@ def _write_subject(
             times=np.arange(config.samples) / subject.sampling_rate,
         )
         labels = np.array([picture.concept_number for picture in plan[split]])
-        sessions = np.tile(np.arange(repetitions) * min(4, repetitions) // repetitions, (len(labels), 1)).astype(np.float64)
+        sessions = np.tile(np.arange(repetitions) * min(4, repetitions) // repetitions, (len(labels), 1)).astype(
+            np.float64
+        )
         write_recordings(folder / f"{split}.pt", recordings, labels, sessions)

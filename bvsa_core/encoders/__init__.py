@@ -127,7 +127,9 @@ def _module(name: str):
     if name in _own:
         return _own[name]
     if name not in _shipped():
-        raise UserError(f"{unknown_name('encoder', name, [*names(), f'{BRAINDECODE}CLASS'])}, or register your own first")
+        raise UserError(
+            f"{unknown_name('encoder', name, [*names(), f'{BRAINDECODE}CLASS'])}, or register your own first"
+        )
     return importlib.import_module(f"{__name__}.{name}")
 
 

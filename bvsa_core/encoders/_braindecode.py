@@ -34,17 +34,26 @@ def encoder(class_name: str) -> SimpleNamespace:
     if importlib.util.find_spec("braindecode") is None:
         raise UserError(f"encoder braindecode:{class_name} needs braindecode; pip install 'fovblur[braindecode]'")
     models = importlib.import_module("braindecode.models")
-    known = sorted(name for name, value in vars(models).items() if inspect.isclass(value) and issubclass(value, nn.Module))
+    known = sorted(
+        name for name, value in vars(models).items() if inspect.isclass(value) and issubclass(value, nn.Module)
+    )
     if class_name not in known:
         raise UserError(unknown_name("class of braindecode.models", class_name, known))
 
     def build(shape: Shape, options: Options) -> nn.Module:
-        sizes = {"n_chans": shape.channels, "n_times": shape.time, "n_outputs": shape.embedding, "sfreq": options.sampling_rate}
+        sizes = {
+            "n_chans": shape.channels,
+            "n_times": shape.time,
+            "n_outputs": shape.embedding,
+            "sfreq": options.sampling_rate,
+        }
         try:
             return getattr(models, class_name)(**{**sizes, **options.arguments})
         except Exception as error:  # each class has its own complaints about a shape
             detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-            given = f"{shape.channels} channels, {shape.time} time points, encoder_options.arguments {options.arguments}"
+            given = (
+                f"{shape.channels} channels, {shape.time} time points, encoder_options.arguments {options.arguments}"
+            )
             raise ValueError(f"{detail} (built for {given})") from error
 
     return SimpleNamespace(Options=Options, build=build)

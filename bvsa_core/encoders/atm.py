@@ -39,14 +39,22 @@ class ATM(nn.Module):
     def __init__(self, shape: Shape, options: Options):
         super().__init__()
         width = shape.time
-        self.convolution = tsconv.build(Shape(shape.channels, width, shape.embedding), tsconv.Options(options.convolution_dropout))
+        self.convolution = tsconv.build(
+            Shape(shape.channels, width, shape.embedding), tsconv.Options(options.convolution_dropout)
+        )
         self.token = nn.Linear(shape.time, width)
-        self.subject_tokens = nn.Parameter(torch.randn(shape.subjects if options.subject_token == "subject" else 1, width))
+        self.subject_tokens = nn.Parameter(
+            torch.randn(shape.subjects if options.subject_token == "subject" else 1, width)
+        )
         self.dropout = nn.Dropout(options.dropout)
         self.attention = Attention(width, HEADS, options.dropout)
         self.after_attention = nn.LayerNorm(width)
         self.feed_forward = nn.Sequential(
-            nn.Linear(width, HIDDEN), nn.GELU(), nn.Dropout(options.dropout), nn.Linear(HIDDEN, width), nn.Dropout(options.dropout)
+            nn.Linear(width, HIDDEN),
+            nn.GELU(),
+            nn.Dropout(options.dropout),
+            nn.Linear(HIDDEN, width),
+            nn.Dropout(options.dropout),
         )
         self.after_feed_forward = nn.LayerNorm(width)
         self.norm = nn.LayerNorm(width)

@@ -23,7 +23,11 @@ class Options:
 def build(shape: Shape, options: Options) -> nn.Module:
     first, *later = FILTERS
     steps = steps_after(shape.time, *[(KERNEL, 1), (POOL, POOL)] * len(FILTERS))
-    blocks = [nn.Conv2d(1, first, (1, KERNEL)), nn.Conv2d(first, first, (shape.channels, 1)), *_after(first, options.dropout)]
+    blocks = [
+        nn.Conv2d(1, first, (1, KERNEL)),
+        nn.Conv2d(first, first, (shape.channels, 1)),
+        *_after(first, options.dropout),
+    ]
     for before, filters in zip(FILTERS, later):
         blocks += [nn.Conv2d(before, filters, (1, KERNEL)), *_after(filters, options.dropout)]
     projection = ResidualProjection(FILTERS[-1] * steps, shape.embedding, options.dropout)

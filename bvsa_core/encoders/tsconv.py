@@ -29,7 +29,9 @@ class TSConv(nn.Sequential):
         assert isinstance(convolution, nn.Conv2d)
         kernel = pooled(convolution.weight.flatten(1), POOL)
         windows = recordings.unfold(-1, kernel.shape[1], STRIDE)  # (B, channels, steps, taps)
-        maps = linear(windows, kernel, convolution.bias).permute(0, 3, 1, 2)  # (B, filters, channels, steps), filters innermost
+        maps = linear(windows, kernel, convolution.bias).permute(
+            0, 3, 1, 2
+        )  # (B, filters, channels, steps), filters innermost
         for layer in later:
             maps = layer(maps)
         return maps

@@ -1,7 +1,7 @@
 """One cell of a grid: trained, scored in every way the grid asks for, and left on disk.
 
-    CELL/...            the run, see training.checkpoint
-    CELL/scores.json    figures and statistics of every scoring; the cell is complete when both are there
+CELL/...            the run, see training.checkpoint
+CELL/scores.json    figures and statistics of every scoring; the cell is complete when both are there
 """
 
 from __future__ import annotations
@@ -72,10 +72,14 @@ def run_cell(cell: Cell, root: Path, bench: Bench, progress: Progress = lambda *
     learnt = Reliability(**result["reliability"]) if result["reliability"] else None
     gates = [row.gate or result["protocol"]["gate"] for row in cell.rows]
     scorings = [Scoring(gate, learnt, row.rescoring, row.shuffle_texts) for gate, row in zip(gates, cell.rows)]
-    curves = repetition_curves(folder, materials, scorings, cell.resamples) if cell.resamples else [None] * len(scorings)
+    curves = (
+        repetition_curves(folder, materials, scorings, cell.resamples) if cell.resamples else [None] * len(scorings)
+    )
     scored = [_scored(result, folder, scoring, curve) for scoring, curve in zip(scorings, curves)]
     with claim(folder.path, "the scoring of a run"):  # which clears away what one that was killed has half written
-        write_atomically(folder.path / SCORES, json.dumps({"asked": asked(cell), "rows": scored}, indent=1).encode() + b"\n")
+        write_atomically(
+            folder.path / SCORES, json.dumps({"asked": asked(cell), "rows": scored}, indent=1).encode() + b"\n"
+        )
 
 
 def _scored(result: dict, folder: RunFolder, scoring: Scoring, curve: list[dict] | None) -> dict:
@@ -89,7 +93,10 @@ def _scored(result: dict, folder: RunFolder, scoring: Scoring, curve: list[dict]
 
 def asked(cell: Cell) -> dict:
     """What scores.json answers."""
-    return {"rows": [{**asdict(row), "name": None, "published": None} for row in cell.rows], "resamples": cell.resamples}
+    return {
+        "rows": [{**asdict(row), "name": None, "published": None} for row in cell.rows],
+        "resamples": cell.resamples,
+    }
 
 
 def complete(cell: Cell, root: Path) -> bool:
@@ -129,7 +136,11 @@ def fill_banks(cells: Iterable[Cell], bench: Bench) -> None:
         asked_for = [*levels_of(config.method, config.method_options), *(Level(*each) for each in config.target_levels)]
         for split, subjects in (("train", trained), ("test", [config.subject])):
             with suppress(UserError):
-                shown = {image: concept for subject in subjects for image, concept in pictures(materials.dataset, subject, split)}
+                shown = {
+                    image: concept
+                    for subject in subjects
+                    for image, concept in pictures(materials.dataset, subject, split)
+                }
                 levels.setdefault(tuple(shown.items()), {}).update(dict.fromkeys(asked_for))
     for materials, levels in wanted.values():
         for shown, needed in levels.items():

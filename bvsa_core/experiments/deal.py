@@ -22,7 +22,9 @@ from bvsa_core.parallel import follow_parent
 Progress = Callable[[float, int], None]  # cells done (with the part of one at work), cells in all
 
 
-def run_here(cells: Sequence[Cell], root: Path, bench: Bench, progress: Progress, threads: int | None = None) -> dict[str, str]:
+def run_here(
+    cells: Sequence[Cell], root: Path, bench: Bench, progress: Progress, threads: int | None = None
+) -> dict[str, str]:
     """Run cells one after another. Returns what was wrong with those that failed, by cell."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
@@ -39,7 +41,9 @@ def run_here(cells: Sequence[Cell], root: Path, bench: Bench, progress: Progress
     return failures
 
 
-def run_in_workers(cells: Sequence[Cell], root: Path, workers: int, progress: Progress, threads: int | None = None) -> dict[str, str]:
+def run_in_workers(
+    cells: Sequence[Cell], root: Path, workers: int, progress: Progress, threads: int | None = None
+) -> dict[str, str]:
     """Run cells in so many processes, which share threads and GPUs. Returns what was wrong with those that failed."""
     waiting = [cell for cell in cells if not complete(cell, root)]
     done, failures = len(cells) - len(waiting), dict[str, str]()
@@ -91,7 +95,9 @@ def _work(cell: Cell, root: Path) -> str | None:
         os._exit(130)
 
 
-def _attempt(cell: Cell, root: Path, bench: Bench, progress: Callable[[str, float, int], None] = lambda *_: None) -> str | None:
+def _attempt(
+    cell: Cell, root: Path, bench: Bench, progress: Callable[[str, float, int], None] = lambda *_: None
+) -> str | None:
     """Run a cell; returns what was wrong, the whole traceback where it is no fault of the user's."""
     try:
         run_cell(cell, root, bench, progress)

@@ -56,15 +56,27 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[RunFolder], list[str]]:
     told = []
     for path in paths:
         if not path.is_dir():
-            near = difflib.get_close_matches(path.name, [each.name for each in path.parent.glob("*") if each.is_dir()], n=1)
-            meant = f"did you mean {path.parent / near[0]}?" if near else "give folders that 'bvsa train', 'demo' or 'reproduce' left"
+            near = difflib.get_close_matches(
+                path.name, [each.name for each in path.parent.glob("*") if each.is_dir()], n=1
+            )
+            meant = (
+                f"did you mean {path.parent / near[0]}?"
+                if near
+                else "give folders that 'bvsa train', 'demo' or 'reproduce' left"
+            )
             raise UserError(f"{path}: no such folder; {meant}")
-        inside = sorted({*(each.parent for each in path.rglob("run.yaml")), *(each.parent for each in path.rglob("result.json"))})
+        inside = sorted(
+            {*(each.parent for each in path.rglob("run.yaml")), *(each.parent for each in path.rglob("result.json"))}
+        )
         if not inside:
-            raise UserError(f"{path}: no run inside (no run.yaml); give folders that 'bvsa train', 'demo' or 'reproduce' left")
+            raise UserError(
+                f"{path}: no run inside (no run.yaml); give folders that 'bvsa train', 'demo' or 'reproduce' left"
+            )
         finished = [each for each in inside if (each / "result.json").is_file()]
         if not finished:
-            raise UserError(f"{path}: no finished run there (result.json is missing); the command that began it continues it")
+            raise UserError(
+                f"{path}: no finished run there (result.json is missing); the command that began it continues it"
+            )
         if len(inside) > len(finished):
             told.append(f"{len(inside) - len(finished)} unfinished run(s) in {path} are left out")
         found |= dict.fromkeys(each.resolve() for each in finished)
@@ -86,7 +98,10 @@ def lines_of_runs(folders: Sequence[RunFolder]) -> list[Line]:
             key = json.dumps([own, result["protocol"]], sort_keys=True)
             groups.setdefault(key, []).append((folder, config, result))
     settings = [json.loads(key)[0] for key in groups]
-    data = [tuple(group[0][2]["protocol"].get(name) for name in ("dataset", "modality", "setting")) for group in groups.values()]
+    data = [
+        tuple(group[0][2]["protocol"].get(name) for name in ("dataset", "modality", "setting"))
+        for group in groups.values()
+    ]
     found = []
     for group, own, place in zip(groups.values(), settings, data):
         _check_joins(group)
@@ -95,7 +110,9 @@ def lines_of_runs(folders: Sequence[RunFolder]) -> list[Line]:
         config, protocol = group[0][1], row.protocol
         beside = [other for other, there in zip(settings, data) if there == place]
         alike = [other for other in beside if (other["method"], other["preset"]) == (own["method"], own["preset"])]
-        apart = [name for name in own if name not in _SHOWN_ANYWAY and any(other.get(name) != own[name] for other in alike)]
+        apart = [
+            name for name in own if name not in _SHOWN_ANYWAY and any(other.get(name) != own[name] for other in alike)
+        ]
         system = ", ".join([row.method, *(f"{name.split('.')[-1]} {_shown(own[name])}" for name in apart)])
         setting = protocol.get("setting", "intra-subject").removesuffix("-subject")
         entry = Entry(protocol.get("modality", "EEG").lower(), setting, system, config.encoder, row, cells=len(group))
@@ -105,7 +122,9 @@ def lines_of_runs(folders: Sequence[RunFolder]) -> list[Line]:
 
 def lines_of_grid(found: Sequence[tuple[Entry, list[dict]]], root: Path) -> list[Line]:
     """Lines of the table of a grid, as `experiments.results.entries_of` joined them."""
-    return _labelled([(entry, [_run(RunFolder(root / each["folder"]), each) for each in results]) for entry, results in found])
+    return _labelled(
+        [(entry, [_run(RunFolder(root / each["folder"]), each) for each in results]) for entry, results in found]
+    )
 
 
 def _labelled(found: Sequence[tuple[Entry, list[Run]]]) -> list[Line]:
@@ -131,17 +150,27 @@ def _labelled(found: Sequence[tuple[Entry, list[Run]]]) -> list[Line]:
 
 
 def _names(entry: Entry, protocol: dict) -> tuple[str, ...]:
-    return entry.system, f"gate {scoring(protocol)}", entry.encoder, f"pictures by {protocol['encoder']}", protocol["selection"]
+    return (
+        entry.system,
+        f"gate {scoring(protocol)}",
+        entry.encoder,
+        f"pictures by {protocol['encoder']}",
+        protocol["selection"],
+    )
 
 
 def _results(folder: RunFolder) -> list[dict]:
     """The result of a run, or in a grid's cell one for each way it is scored in."""
     result = folder.result()
     if lacking := [name for name in _NEEDED if name not in result]:
-        raise UserError(f"{folder.path / 'result.json'}: {', '.join(lacking)} missing; a run of an earlier version, train it again")
+        raise UserError(
+            f"{folder.path / 'result.json'}: {', '.join(lacking)} missing; a run of an earlier version, train it again"
+        )
     ranks = result["ranks"]
     if not ranks or not isinstance(ranks, list) or not all(isinstance(rank, int) and rank > 0 for rank in ranks):
-        raise UserError(f"{folder.path / 'result.json'}: ranks must be a list of whole numbers from 1; train the run again")
+        raise UserError(
+            f"{folder.path / 'result.json'}: ranks must be a list of whole numbers from 1; train the run again"
+        )
     scores = folder.path / SCORES
     if not scores.is_file():
         return [result]
@@ -156,18 +185,28 @@ def _check_joins(group: Sequence[tuple[RunFolder, RunConfig, dict]]) -> None:
     for folder, _, result in group:
         cell = result["subject"], result["seed"]
         if cell in seen:
-            raise UserError(f"{seen[cell].path} and {folder.path}: the same run twice ({cell[0]}, seed {cell[1]}); name one of them")
+            raise UserError(
+                f"{seen[cell].path} and {folder.path}: the same run twice ({cell[0]}, seed {cell[1]}); name one of them"
+            )
         seen[cell] = folder
     for subject in {subject for subject, _ in seen}:
         for seed in {seed for _, seed in seen}:
             if (subject, seed) not in seen:
                 folder = next(folder for (who, _), folder in seen.items() if who == subject)
-                raise UserError(f"{folder.path}: of {subject} there is no run with seed {seed}, as of others; name runs of the same seeds")
+                raise UserError(
+                    f"{folder.path}: of {subject} there is no run with seed {seed}, as of others; name runs of the same seeds"
+                )
 
 
 def _shown(value: object) -> str:
     named = {None: "none", True: "on", False: "off"}
-    return named[value] if value is None or isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    return (
+        named[value]
+        if value is None or isinstance(value, bool)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def _run(folder: RunFolder, result: dict) -> Run:
@@ -185,7 +224,10 @@ def _run(folder: RunFolder, result: dict) -> Run:
 
 
 def with_curves(
-    lines: Sequence[Line], materials_of: Callable[[RunConfig], Materials], resamples: int, progress: Progress = lambda *_: None
+    lines: Sequence[Line],
+    materials_of: Callable[[RunConfig], Materials],
+    resamples: int,
+    progress: Progress = lambda *_: None,
 ) -> list[Line]:
     """Lines without a curve over test repetitions get that of their first run; with 0 resamples they stay as they are.
 
@@ -205,7 +247,11 @@ def with_curves(
 
 
 def gather(
-    title: str, lines: Sequence[Line], made_by: dict[str, str], data: Path | None = None, progress: Progress = lambda *_: None
+    title: str,
+    lines: Sequence[Line],
+    made_by: dict[str, str],
+    data: Path | None = None,
+    progress: Progress = lambda *_: None,
 ) -> Report:
     """A report of lines, with what their runs retrieve and how their pictures are blurred.
 
@@ -224,16 +270,24 @@ def gather(
         retrievals.append(_retrieval(line, run, album))
     progress("retrieved pictures", len(chosen), len(chosen))
     runs = sum(len(line.runs) for line in lines)
-    told = [f"{len(chosen)} of {runs} runs are shown, of every line the first; 'bvsa report RUN' shows any."] if runs > len(chosen) else []
+    told = (
+        [f"{len(chosen)} of {runs} runs are shown, of every line the first; 'bvsa report RUN' shows any."]
+        if runs > len(chosen)
+        else []
+    )
     if (longest := max((len(each.similarity) for each in retrievals), default=0)) > QUERIES:
         told.append(f"Of up to {longest} recordings of a run the first {QUERIES} are shown.")
     missing |= {"retrieved": " ".join(told)} if told else {}
     blurred = _blurred(lines, album)
     pictures = album.pictures(progress)
     if album.unreadable:
-        missing["pictures"] = f"Pictures are out of reach ({album.unreadable}); 'bvsa report RUN --data FOLDER' says where they are."
+        missing["pictures"] = (
+            f"Pictures are out of reach ({album.unreadable}); 'bvsa report RUN --data FOLDER' says where they are."
+        )
     elif album.full:
-        missing["pictures"] = "Some pictures are not shown, to keep the page small; 'bvsa report RUN' of fewer runs shows them."
+        missing["pictures"] = (
+            "Some pictures are not shown, to keep the page small; 'bvsa report RUN' of fewer runs shows them."
+        )
     return Report(title, lines, pictures, retrievals, blurred, missing, made_by)
 
 
@@ -248,7 +302,9 @@ def _in_turn(lines: Sequence[Line], limit: int) -> list[tuple[Line, Run]]:
 def scoring_of(protocol: dict, learnt: dict | None) -> Scoring:
     """The way embeddings became the scores that a protocol describes."""
     reliability = Reliability(**learnt) if learnt else None
-    return Scoring(protocol["gate"], reliability, protocol.get("rescoring", "none"), protocol.get("texts") == "shuffled")
+    return Scoring(
+        protocol["gate"], reliability, protocol.get("rescoring", "none"), protocol.get("texts") == "shuffled"
+    )
 
 
 def _retrieval(line: Line, run: Run, album: Album) -> Retrieval:
@@ -256,7 +312,9 @@ def _retrieval(line: Line, run: Run, album: Album) -> Retrieval:
     result = folder.result()
     scores = similarity(folder.embeddings(), scoring_of(protocol, result.get("reliability")))
     if scores.shape[0] != len(run.ranks) or scores.shape[1] != len(result["images"]):
-        raise UserError(f"{folder.path}: result.json and embeddings.safetensors are not of the same run; train it again")
+        raise UserError(
+            f"{folder.path}: result.json and embeddings.safetensors are not of the same run; train it again"
+        )
     numbers = [album.number(run.settings["data"], image) for image in result["images"]]
     found = scores[:QUERIES].sort(dim=1, descending=True, stable=True)
     best = found.indices[:, :TOP].tolist()
@@ -323,7 +381,9 @@ class Album:
 def jpeg(picture: np.ndarray, side: int, quality: int = 72) -> bytes:
     """A picture (height, width, 3) uint8 as a square file."""
     file = io.BytesIO()
-    Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS).save(file, "JPEG", quality=quality, optimize=True)
+    Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS).save(
+        file, "JPEG", quality=quality, optimize=True
+    )
     return file.getvalue()
 
 
@@ -361,6 +421,8 @@ def _blurred(lines: Sequence[Line], album: Album) -> list[Blurred]:
             names=[concept_of(name).replace("_", " ") for name in names],
             images=shown,
             thumbnails=[[jpeg(picture, BLURRED, 80) for picture in row] for row in shown],
-            falloff=f"falloff {config.falloff}, decay {config.decay:g}" if config.falloff == "exp" else f"falloff {config.falloff}",
+            falloff=f"falloff {config.falloff}, decay {config.decay:g}"
+            if config.falloff == "exp"
+            else f"falloff {config.falloff}",
         )
     return list(found.values())

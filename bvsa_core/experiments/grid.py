@@ -28,7 +28,9 @@ def folder_of(cell: RunConfig, root: Path) -> Path:
     return root / f"{cell.method}-{cell.preset}_{cell.encoder}_{cell.subject}_seed{cell.seed}"
 
 
-def run_grid(grid: Sequence[RunConfig], root: Path, materials: Materials, progress: Progress = lambda *_: None) -> list[dict]:
+def run_grid(
+    grid: Sequence[RunConfig], root: Path, materials: Materials, progress: Progress = lambda *_: None
+) -> list[dict]:
     """Results of all cells. A cell that is complete in its folder is not run again."""
     results = []
     for done, cell in enumerate(grid):

@@ -27,7 +27,18 @@ from bvsa_core.training.config import RunConfig, method_options, training_of
 
 BUILT_IN = ("main", "ablation", "c-sweep", "fidelity")
 # What a cell is, which the keys of a grid say; `run` says the rest.
-SETTLED = {"data", "vision", "method", "method_options", "preset", "encoder", "encoder_options", "subject", "setting", "seed"}
+SETTLED = {
+    "data",
+    "vision",
+    "method",
+    "method_options",
+    "preset",
+    "encoder",
+    "encoder_options",
+    "subject",
+    "setting",
+    "seed",
+}
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,9 @@ def read_grid(name: str) -> tuple[Grid, list[System]]:
     """
     path = Path(__file__).with_name(f"{name}.yaml") if name in BUILT_IN else Path(name)
     if not path.is_file():
-        raise UserError(f"grid {name}: no such file, nor built in; choose one of {', '.join(BUILT_IN)}, or give a YAML file")
+        raise UserError(
+            f"grid {name}: no such file, nor built in; choose one of {', '.join(BUILT_IN)}, or give a YAML file"
+        )
     try:
         values = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -137,7 +150,9 @@ def _system(values: Any, where: str) -> System:
     system.run = _typed(RunConfig, system.run, f"{where}: run", SETTLED)
     scorings = system.scorings or [{}]
     rows = [Row(**_typed(Row, each, f"{where}: scorings[{number}]")) for number, each in enumerate(scorings)]
-    system.scorings = [Row(**{**vars(row), "published": row.published or (system.published if not row.name else None)}) for row in rows]
+    system.scorings = [
+        Row(**{**vars(row), "published": row.published or (system.published if not row.name else None)}) for row in rows
+    ]
     for row in system.scorings:
         Scoring(row.gate or "none", None, row.rescoring)
         if row.published:
@@ -154,7 +169,11 @@ def _typed(kind: type, values: Any, where: str, skip: Iterable[str] = ()) -> dic
         raise UserError(f"{where}: must hold settings as 'name: value', such as {', '.join(known) or 'none at all'}")
     for key in values:
         if key not in known:
-            raise UserError(f"{where}: {unknown_name('key', str(key), known)}" if known else f"{where}: {key!r}, where no key is known")
+            raise UserError(
+                f"{where}: {unknown_name('key', str(key), known)}"
+                if known
+                else f"{where}: {key!r}, where no key is known"
+            )
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, skip=set(skip))
     try:
@@ -177,7 +196,9 @@ def choose(systems: Sequence[System], names: Sequence[str]) -> list[System]:
     return [system for system in systems if {system.label, system.method} & set(names)]
 
 
-def cells(grid: Grid, systems: Sequence[System], data: dict[str, Path], flags: dict[str, Any]) -> tuple[list[Cell], list[str]]:
+def cells(
+    grid: Grid, systems: Sequence[System], data: dict[str, Path], flags: dict[str, Any]
+) -> tuple[list[Cell], list[str]]:
     """Cells of a grid in the order of its table, and sentences about what had to be left out.
 
     Args:
@@ -194,7 +215,9 @@ def cells(grid: Grid, systems: Sequence[System], data: dict[str, Path], flags: d
             left_out.append(f"{modality.upper()} is left out: no folder was given with --{modality}")
             continue
         there = Dataset(data[modality]).subjects
-        subjects = there if grid.subjects == "all" else [grid.subjects] if isinstance(grid.subjects, str) else grid.subjects
+        subjects = (
+            there if grid.subjects == "all" else [grid.subjects] if isinstance(grid.subjects, str) else grid.subjects
+        )
         if strangers := [subject for subject in subjects if subject not in there]:
             raise UserError(f"{data[modality]}: no subject {', '.join(strangers)}; there are {', '.join(there)}")
         for setting in grid.settings:
@@ -204,9 +227,17 @@ def cells(grid: Grid, systems: Sequence[System], data: dict[str, Path], flags: d
             for system, vision in itertools.product(systems, grid.vision):
                 values = {**training_of(system.method), **shared, **system.run, **flags}
                 own = values.pop("encoder", RunConfig.encoder)
-                values |= {"data": data[modality], "vision": vision, "setting": setting, "method": system.method, "preset": system.preset}
+                values |= {
+                    "data": data[modality],
+                    "vision": vision,
+                    "setting": setting,
+                    "method": system.method,
+                    "preset": system.preset,
+                }
                 values["method_options"] = method_options(system.method, system.preset, **system.options)
-                for encoder, subject, seed in itertools.product(system.encoders or grid.encoders or [own], subjects, range(grid.seeds)):
+                for encoder, subject, seed in itertools.product(
+                    system.encoders or grid.encoders or [own], subjects, range(grid.seeds)
+                ):
                     config = RunConfig(**values, encoder=encoder, subject=subject, seed=seed)
                     found.append(Cell(config, modality, system.label, tuple(system.scorings), grid.resamples))
     if not found:

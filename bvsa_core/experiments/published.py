@@ -10,7 +10,11 @@ from bvsa_core.errors import UserError, unknown_name
 from bvsa_core.report.reproduction import Published
 
 # Retrieval with BVSA's published gate, which reads the text of the recording's own picture.
-_GATED = ("BVSA", "bvsa_ablation_eeg_intra/+ enhancement", *(f"bvsa_c_sweep_eeg_intra/{c}" for c in (0.1, 0.2, 0.3, 0.5)))
+_GATED = (
+    "BVSA",
+    "bvsa_ablation_eeg_intra/+ enhancement",
+    *(f"bvsa_c_sweep_eeg_intra/{c}" for c in (0.1, 0.2, 0.3, 0.5)),
+)
 
 
 @functools.cache

@@ -54,14 +54,19 @@ def repetition_curves(
     recordings = materials.dataset.load(config.subject, "test")
     trained = materials.trained_on(config)
     shown = materials.split(config.subject, "test", config.repetitions)
-    views, texts = materials.views(shown.images, method.views_of_gallery()), materials.texts(shown.images, shown.concepts)
+    views, texts = (
+        materials.views(shown.images, method.views_of_gallery()),
+        materials.texts(shown.images, shown.concepts),
+    )
     conditions, repetitions = recordings.data.shape[:2]
     rng = np.random.default_rng(seed)
     curves: list[list[dict[str, float]]] = [[] for _ in scorings]
     for n in steps(repetitions):
         found: list[list[Scores]] = [[] for _ in scorings]
         of_all = np.tile(np.arange(repetitions), (conditions, 1))
-        draws = [np.sort(rng.permuted(of_all, axis=1)[:, :n], axis=1) for _ in range(resamples if n < repetitions else 1)]
+        draws = [
+            np.sort(rng.permuted(of_all, axis=1)[:, :n], axis=1) for _ in range(resamples if n < repetitions else 1)
+        ]
         for part in averaged(recordings, np.stack(draws)):
             test = make_split([(path, part)], [config.subject], config.channels, config.window).to(materials.device)
             embeddings = embed_samples(method, test, views, texts, trained)
@@ -71,6 +76,9 @@ def repetition_curves(
             point: dict[str, float] = {"averaged": n, "resamples": len(scores)}
             for name in ("top1", "top5"):
                 values = [getattr(each, name) for each in scores]
-                point |= {name: float(np.mean(values)), f"{name}_std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
+                point |= {
+                    name: float(np.mean(values)),
+                    f"{name}_std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+                }
             curve.append(point)
     return curves

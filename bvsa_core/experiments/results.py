@@ -43,13 +43,18 @@ def entries_of(cells: Sequence[Cell], root: Path, list_others: bool) -> list[tup
             name = row.name or system
             joined = rows(results) if results else [None]
             if len(joined) > 1:
-                raise UserError(f"{name}: subjects differ in gallery, channels or repetitions, and have no mean; name those that agree")
+                raise UserError(
+                    f"{name}: subjects differ in gallery, channels or repetitions, and have no mean; name those that agree"
+                )
             (ours,) = joined
             found.append((Entry(modality, setting, name, encoder, ours, missing, len(group), beside), results))
         following = list(groups)[number + 1 : number + 2]
         if list_others and (not following or following[0][:2] != (modality, setting)):
             here = {row.published for cell in cells for row in cell.rows if row.published}
-            found += [(Entry(modality, setting, each.method, published=each), []) for each in published.others(modality, setting, here)]
+            found += [
+                (Entry(modality, setting, each.method, published=each), [])
+                for each in published.others(modality, setting, here)
+            ]
     return found
 
 
@@ -58,7 +63,12 @@ def write(grid: Grid, cells: Sequence[Cell], left_out: Sequence[str], root: Path
     found = entries_of(cells, root, grid.list_others)
     entries = [entry for entry, _ in found]
     tests = comparisons(found, grid.baseline)
-    sections = [to_markdown(grid.title, entries), *(f"{told}.\n" for told in left_out), _subjects(found), _statistics(found)]
+    sections = [
+        to_markdown(grid.title, entries),
+        *(f"{told}.\n" for told in left_out),
+        _subjects(found),
+        _statistics(found),
+    ]
     sections += [f"## Comparisons, {data}\n\n{comparisons_text(told)}\n" for data, told in tests.items()]
     content = {
         "rows": [
@@ -66,7 +76,9 @@ def write(grid: Grid, cells: Sequence[Cell], left_out: Sequence[str], root: Path
             for entry, results in found
             if (row := entry.row)
         ],
-        "comparisons": {data: told if isinstance(told, str) else [asdict(each) for each in told] for data, told in tests.items()},
+        "comparisons": {
+            data: told if isinstance(told, str) else [asdict(each) for each in told] for data, told in tests.items()
+        },
         "left_out": list(left_out),
     }
     root.mkdir(parents=True, exist_ok=True)
@@ -107,8 +119,13 @@ def _subjects(found: Sequence[tuple[Entry, list[dict]]]) -> str:
     for entry, results in found:
         if row := entry.row:
             parts = [*subject_rows(results).items(), ("mean", (row.top1, row.top5))]
-            table += [(entry.data, _named(entry, row), who, f"{100 * top1:.1f}", f"{100 * top5:.1f}") for who, (top1, top5) in parts]
-    return f"## Subjects, mean over seeds\n\n{markdown_table(('data', 'row', 'subject', 'Top-1 %', 'Top-5 %'), table)}\n"
+            table += [
+                (entry.data, _named(entry, row), who, f"{100 * top1:.1f}", f"{100 * top5:.1f}")
+                for who, (top1, top5) in parts
+            ]
+    return (
+        f"## Subjects, mean over seeds\n\n{markdown_table(('data', 'row', 'subject', 'Top-1 %', 'Top-5 %'), table)}\n"
+    )
 
 
 def _statistics(found: Sequence[tuple[Entry, list[dict]]]) -> str:

@@ -42,9 +42,13 @@ class Method(nn.Module, ABC):
 
     Options: ClassVar[type]
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"corrected": {}}
-    TRAINING: ClassVar[dict[str, Any]] = {}  # how its authors train it: fields of RunConfig, which flags and YAML override
+    TRAINING: ClassVar[
+        dict[str, Any]
+    ] = {}  # how its authors train it: fields of RunConfig, which flags and YAML override
     NOTE: ClassVar[str] = ""  # what a reader of its figures has to know; printed in every table
-    classifies: ClassVar[bool] = False  # scores come from a classifier of the test pictures: nothing else can be searched
+    classifies: ClassVar[bool] = (
+        False  # scores come from a classifier of the test pictures: nothing else can be searched
+    )
     default_gate: str = "none"  # how retrieval uses the texts unless it is told otherwise
 
     def __init__(self, options: Any, build_encoder: Callable[[Shape], nn.Module], samples: int, shape: Shape):
@@ -111,7 +115,9 @@ class Method(nn.Module, ABC):
         """Embeddings of texts, from features (M, D): repeated as those of recordings are."""
         return self.embed_texts(features).repeat(1, len(self.gallery_levels()))
 
-    def retrieval_embeddings(self, recordings: Tensor, images: Tensor, texts: Tensor, subjects: Tensor | None = None) -> Embeddings:
+    def retrieval_embeddings(
+        self, recordings: Tensor, images: Tensor, texts: Tensor, subjects: Tensor | None = None
+    ) -> Embeddings:
         """Embeddings of test recordings (N, channels, time), of pictures and of texts, from their features.
 
         Args:

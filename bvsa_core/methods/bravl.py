@@ -102,7 +102,9 @@ class BraVL(Method):
     @torch.no_grad()
     def prepare(self, everything: Callable[[], Batch]) -> None:
         if importlib.util.find_spec("sklearn") is None:
-            raise UserError("method bravl classifies with scikit-learn, which is not installed; pip install 'fovblur[train]'")
+            raise UserError(
+                "method bravl classifies with scikit-learn, which is not installed; pip install 'fovblur[train]'"
+            )
         batch = everything()
         self.image_mean.copy_(batch.images.mean(0))
         self.text_mean.copy_(batch.texts.mean(0))
@@ -119,7 +121,10 @@ class BraVL(Method):
 
     def experts(self, x: list[Tensor], recordings: Tensor, subjects: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean and logarithm of the variance (3, B, latent) of the modalities' posteriors."""
-        hidden = [encode(self.encoder, recordings, subjects), *(body(each) for body, each in zip(self.bodies, x[IMAGE:]))]
+        hidden = [
+            encode(self.encoder, recordings, subjects),
+            *(body(each) for body, each in zip(self.bodies, x[IMAGE:])),
+        ]
         mean, log_variance = torch.stack([head(each) for head, each in zip(self.heads, hidden)]).chunk(2, dim=-1)
         return mean, log_variance
 
@@ -133,7 +138,10 @@ class BraVL(Method):
         decoded = [decoder(z) for decoder in self.decoders]
         likelihood = sum(laplace(each, expected, self.options.scale).mean() for each, expected in zip(x, decoded))
         elbo = likelihood - min(1.0, self.options.annealing * self.epoch) * divergence
-        intra = sum(gaussian(z, *estimator(expected).chunk(2, dim=-1)).mean() for estimator, expected in zip(self.estimators, decoded))
+        intra = sum(
+            gaussian(z, *estimator(expected).chunk(2, dim=-1)).mean()
+            for estimator, expected in zip(self.estimators, decoded)
+        )
         loss = -elbo - self.options.intra * intra
         if self.options.inter and len(z) > 1:  # one sample has nobody to be taken for
             loss = loss - self.options.inter * (elbo - self._bound_of_negatives(x, mean, log_variance))
@@ -148,16 +156,23 @@ class BraVL(Method):
             for parts in (x, means, log_variances):
                 parts[modality] = parts[modality].roll(shift, dims=0)
         mean, log_variance = torch.stack(means), torch.stack(log_variances)
-        centre, spread = draw_components([product(mean[list(subset)], log_variance[list(subset)]) for subset in SUBSETS])
+        centre, spread = draw_components(
+            [product(mean[list(subset)], log_variance[list(subset)]) for subset in SUBSETS]
+        )
         z = centre + spread * torch.randn(self.options.draws, *spread.shape, device=spread.device, dtype=spread.dtype)
         weight = gaussian(z, torch.zeros_like(centre), torch.zeros_like(centre)) - gaussian(z, centre, 2 * spread.log())
         weight = weight + sum(laplace(each, decoder(z), self.options.scale) for each, decoder in zip(x, self.decoders))
         return (torch.logsumexp(2 * weight, dim=0) - math.log(self.options.draws)).mean() / 2
 
-    def retrieval_embeddings(self, recordings: Tensor, images: Tensor, texts: Tensor, subjects: Tensor | None = None) -> Embeddings:
+    def retrieval_embeddings(
+        self, recordings: Tensor, images: Tensor, texts: Tensor, subjects: Tensor | None = None
+    ) -> Embeddings:
         """The classifier's scores (N, M), as embeddings whose products are those: recordings by scores, pictures by axes."""
         gallery = self.observed(recordings[:0], self.fuse(images)[0], texts)
-        heads = [head(body(each)).chunk(2, dim=-1) for head, body, each in zip(self.heads[IMAGE:], self.bodies, gallery[IMAGE:])]
+        heads = [
+            head(body(each)).chunk(2, dim=-1)
+            for head, body, each in zip(self.heads[IMAGE:], self.bodies, gallery[IMAGE:])
+        ]
         latents, _ = product(*(torch.stack(each) for each in zip(*heads)))
         queries = self.heads[BRAIN](encode(self.encoder, recordings, subjects)).chunk(2, dim=-1)[0]
         scores = self._classify(latents, queries)

@@ -62,7 +62,9 @@ class BVSAOptions:
         if not 0 <= self.c <= 0.5:
             raise UserError(f"c is {self.c}; it must be within [0, 0.5]")
         if self.kernel_size % 2 == 0 or self.shift % 2 or not 0 <= self.shift < self.kernel_size:
-            raise UserError(f"kernel_size is {self.kernel_size} and shift {self.shift}; give an odd one and a smaller even one")
+            raise UserError(
+                f"kernel_size is {self.kernel_size} and shift {self.shift}; give an odd one and a smaller even one"
+            )
 
 
 class BVSA(Contrastive):
@@ -139,7 +141,9 @@ class BVSA(Contrastive):
             self.kernel_size[samples] = self.options.kernel_size - change
 
     def _change(self, interval: Interval, samples: Tensor, similarity: Tensor) -> Tensor:
-        return interval.position(samples, similarity).tanh() if self.options.continuous else interval(samples, similarity)
+        return (
+            interval.position(samples, similarity).tanh() if self.options.continuous else interval(samples, similarity)
+        )
 
 
 METHOD = BVSA

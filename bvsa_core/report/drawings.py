@@ -39,11 +39,16 @@ def drawings(report: Report) -> list[Drawing]:
         found.append(retrieved(report, report.retrievals[0]))
     for data, lines in report.data.items():
         if shown := [each for each in report.retrievals if each.data == data]:
-            found.append(similarity(data, list({each.label: each for each in reversed(shown)}.values())[::-1][:MATRICES]))
+            found.append(
+                similarity(data, list({each.label: each for each in reversed(shown)}.values())[::-1][:MATRICES])
+            )
         if any(run.repetitions for line in lines for run in line.runs):
             found.append(_repetitions(data, lines))
     names = [drawing.name for drawing in found]
-    return [replace(each, name=f"{each.name}-{i}") if names.count(each.name) > 1 else each for i, each in enumerate(found, start=1)]
+    return [
+        replace(each, name=f"{each.name}-{i}") if names.count(each.name) > 1 else each
+        for i, each in enumerate(found, start=1)
+    ]
 
 
 def _percent(axes: Axes, what: str) -> None:
@@ -62,7 +67,13 @@ def _epochs(axes: Axes, count: int) -> None:
 def _legend(figure: Figure, handles: Sequence[Any], labels: Iterable[str]) -> None:
     labels = list(labels)
     longest = max(map(len, labels))
-    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, min(len(labels), 84 // (longest + 7))), handlelength=1.8)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=max(1, min(len(labels), 84 // (longest + 7))),
+        handlelength=1.8,
+    )
 
 
 def _by_subject(line: Line) -> dict[str, np.ndarray]:
@@ -100,7 +111,14 @@ def _accuracy(data: str, lines: Sequence[Line]) -> Drawing:
             values = np.array(list(found.values()))
             reach = np.abs(values[:, 1:] - values[:, :1]).T
             handles.append(
-                axes.bar(places, values[:, 0], width * 0.9, color=colour, yerr=reach, error_kw={"ecolor": INK, "elinewidth": 0.8})
+                axes.bar(
+                    places,
+                    values[:, 0],
+                    width * 0.9,
+                    color=colour,
+                    yerr=reach,
+                    error_kw={"ecolor": INK, "elinewidth": 0.8},
+                )
             )
         for size in gallery:
             axes.axhline(100 * k / size, color=QUIET, lw=0.8, ls=":")
@@ -164,11 +182,19 @@ def _training(trainings: dict[str, list[Run]]) -> Drawing:
                     continue
                 on, scale = (axes[0, 0], 1) if metric.endswith("loss") else (axes[1 + chosen.index(metric), 0], 100)
                 epochs = np.arange(1, values.shape[1] + 1)
-                lines = on.plot(epochs, scale * values.mean(0), **(look | ({"ls": ":"} if metric == "validation_loss" else {})))
+                lines = on.plot(
+                    epochs, scale * values.mean(0), **(look | ({"ls": ":"} if metric == "validation_loss" else {}))
+                )
                 if len(epochs) == 1:
                     lines[0].set_marker("o")
                 if len(values) > 1:
-                    on.fill_between(epochs, *(scale * end for end in (values.min(0), values.max(0))), color=look["color"], alpha=0.15, lw=0)
+                    on.fill_between(
+                        epochs,
+                        *(scale * end for end in (values.min(0), values.max(0))),
+                        color=look["color"],
+                        alpha=0.15,
+                        lw=0,
+                    )
                 handles += lines if metric == "loss" else []
         axes[0, 0].set_ylabel("loss")
         for metric, each in zip(chosen, axes[1:, 0]):
@@ -225,13 +251,23 @@ def _levels(name: str, levels: list[str], shares: np.ndarray, joined: bool) -> D
         colours = matplotlib.colormaps["viridis"](np.linspace(0.95, 0.05, len(levels)))
         if len(epochs) == 1:
             under = 100 * (shares.cumsum(0) - shares)
-            bands = [axes.bar(epochs, 100 * share, 0.5, start, color=colour) for share, start, colour in zip(shares, under, colours)]
+            bands = [
+                axes.bar(epochs, 100 * share, 0.5, start, color=colour)
+                for share, start, colour in zip(shares, under, colours)
+            ]
         else:
             bands = axes.stackplot(epochs, 100 * shares, colors=colours, lw=0)
             axes.set_xlim(1, len(epochs))
         axes.set(ylim=(0, 100), ylabel="training samples / %")
         _epochs(axes, len(epochs))
-        figure.legend(list(bands)[::-1], levels[::-1], loc="outside right upper", handlelength=1, title="blur level", alignment="left")
+        figure.legend(
+            list(bands)[::-1],
+            levels[::-1],
+            loc="outside right upper",
+            handlelength=1,
+            title="blur level",
+            alignment="left",
+        )
         return figure
 
     most = int(shares[:, -1].argmax())
@@ -259,7 +295,9 @@ def _repetitions(data: str, lines: Sequence[Line]) -> Drawing:
                 look = {"color": PALETTE[number % len(PALETTE)], "ls": DASHES[number // len(PALETTE) % len(DASHES)]}
                 value, spread = 100 * curve[metric], 100 * curve[f"{metric}_std"]
                 handles += each.plot(curve["averaged"], value, marker="o", ms=3, **look)
-                each.fill_between(curve["averaged"], value - spread, value + spread, color=look["color"], alpha=0.15, lw=0)
+                each.fill_between(
+                    curve["averaged"], value - spread, value + spread, color=look["color"], alpha=0.15, lw=0
+                )
             each.set_xscale("log", base=2)
             averaged = sorted({int(n) for curve in curves.values() for n in curve["averaged"]})
             ticks = [n for n in averaged if n == averaged[-1] or 1.5 * n < averaged[-1]]  # 64 would touch 80
@@ -270,7 +308,10 @@ def _repetitions(data: str, lines: Sequence[Line]) -> Drawing:
         _legend(figure, handles, curves)
         return figure
 
-    told = [f"{label} from {100 * curve['top1'][0]:.1f} to {100 * curve['top1'][-1]:.1f} percent" for label, curve in curves.items()]
+    told = [
+        f"{label} from {100 * curve['top1'][0]:.1f} to {100 * curve['top1'][-1]:.1f} percent"
+        for label, curve in curves.items()
+    ]
     draws = max(int(curve["resamples"]) for curve in curves.values())
     runs = max(int(curve["runs"]) for curve in curves.values())
     return Drawing(
@@ -288,5 +329,13 @@ def _mean_curve(curves: Sequence[list[dict]]) -> dict[str, Any]:
     """Means over runs, of the repetitions that all of them have."""
     common = sorted(set.intersection(*({point["averaged"] for point in curve} for curve in curves)))
     at = [{point["averaged"]: point for point in curve} for curve in curves]
-    found = {name: np.array([np.mean([each[n][name] for each in at]) for n in common]) for name in ("top1", "top1_std", "top5", "top5_std")}
-    return {**found, "averaged": np.array(common), "resamples": max(point["resamples"] for point in curves[0]), "runs": len(curves)}
+    found = {
+        name: np.array([np.mean([each[n][name] for each in at]) for n in common])
+        for name in ("top1", "top1_std", "top5", "top5_std")
+    }
+    return {
+        **found,
+        "averaged": np.array(common),
+        "resamples": max(point["resamples"] for point in curves[0]),
+        "runs": len(curves),
+    }

@@ -56,7 +56,10 @@ def save(drawings: Iterable[Drawing], folder: Path) -> list[Path]:
             figure = drawing.draw()
             for kind in ("png", "pdf"):
                 file = io.BytesIO()
-                about = {"Title": drawing.title, **({"Subject": drawing.caption} if kind == "pdf" else {"Description": drawing.caption})}
+                about = {
+                    "Title": drawing.title,
+                    **({"Subject": drawing.caption} if kind == "pdf" else {"Description": drawing.caption}),
+                }
                 figure.savefig(file, format=kind, metadata=about)
                 path = folder / f"{drawing.name}.{kind}"
                 write_atomically(path, file.getvalue())

@@ -44,7 +44,9 @@ _TAGS = {
 def to_html(report: Report) -> str:
     """The page."""
     folder = files("bvsa_core.report") / "template"
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     script = (folder / "page.js").read_text(encoding="utf-8")
     shown = drawings(report)
     return environment.from_string((folder / "page.html").read_text(encoding="utf-8")).render(
@@ -68,10 +70,14 @@ def to_html(report: Report) -> str:
 def table(lines: Sequence[Line]) -> dict:
     """The table of results: tags that all lines share, the lines with the rest, footnotes."""
     ours = [line.entry.row.protocol for line in lines if line.entry.row]
-    tagged = [{name: text.format(protocol[name]) for name, text in _TAGS.items() if name in protocol} for protocol in ours]
+    tagged = [
+        {name: text.format(protocol[name]) for name, text in _TAGS.items() if name in protocol} for protocol in ours
+    ]
     for tags, line in zip(tagged, (line for line in lines if line.entry.row)):
         tags["brain"] = f"brain encoder {line.entry.encoder}"
-    shared = [text for name, text in tagged[0].items() if all(tags.get(name) == text for tags in tagged)] if tagged else []
+    shared = (
+        [text for name, text in tagged[0].items() if all(tags.get(name) == text for tags in tagged)] if tagged else []
+    )
     beside = any(line.entry.published for line in lines)
     footnotes: list[str] = []
     found = []
@@ -87,7 +93,9 @@ def table(lines: Sequence[Line]) -> dict:
                 "ours": _figures(line) if row else None,
                 "absent": f"{entry.missing} of {entry.cells} cells missing" if entry.cells and not row else ABSENT,
                 "data": entry.data,
-                "tags": _scored(row.protocol) + [(text, False) for text in next(waiting).values() if text not in shared] if row else [],
+                "tags": _scored(row.protocol) + [(text, False) for text in next(waiting).values() if text not in shared]
+                if row
+                else [],
                 "published": entry.published,
                 "notes": sorted({footnotes.index(note) + 1 for note in told}),
             }
@@ -107,7 +115,9 @@ def _scored(protocol: dict) -> list[tuple[str, bool]]:
 
 def _chance(protocols: Sequence[dict]) -> str:
     sizes = sorted({protocol["gallery"] for protocol in protocols})
-    return "; ".join(f"Top-1 {100 / size:.3g} %, Top-5 {100 * min(1, 5 / size):.3g} % in {size} pictures" for size in sizes)
+    return "; ".join(
+        f"Top-1 {100 / size:.3g} %, Top-5 {100 * min(1, 5 / size):.3g} % in {size} pictures" for size in sizes
+    )
 
 
 def _figures(line: Line) -> dict:
@@ -127,7 +137,10 @@ def _subjects(lines: Sequence[Line]) -> dict:
     found = [(line.label, bars_of(line, 1), bars_of(line, 5)) for line in lines]
     names = list(dict.fromkeys(name for _, top1, _ in found for name in top1))
     cell = lambda bars, name: f"{bars[name][0]:.1f}" if name in bars else ABSENT  # noqa: E731
-    return {"names": names, "lines": [(label, [(cell(top1, name), cell(top5, name)) for name in names]) for label, top1, top5 in found]}
+    return {
+        "names": names,
+        "lines": [(label, [(cell(top1, name), cell(top5, name)) for name in names]) for label, top1, top5 in found],
+    }
 
 
 def data_uri(jpeg: bytes) -> str:
@@ -139,8 +152,12 @@ def _blurred(blurred: Blurred) -> dict:
     return {
         "label": blurred.label,
         "falloff": blurred.falloff,
-        "levels": list(zip(["not blurred", *blurred.levels], ["" if share is None else f"{100 * share:.1f} %" for share in shares])),
-        "rows": [(name, [data_uri(image) for image in images]) for name, images in zip(blurred.names, blurred.thumbnails)],
+        "levels": list(
+            zip(["not blurred", *blurred.levels], ["" if share is None else f"{100 * share:.1f} %" for share in shares])
+        ),
+        "rows": [
+            (name, [data_uri(image) for image in images]) for name, images in zip(blurred.names, blurred.thumbnails)
+        ],
     }
 
 
@@ -148,7 +165,9 @@ def _retrieved(report: Report) -> dict:
     """What the script shows, as plain as it gets."""
     runs: list[dict[str, Any]] = [
         {
-            "name": ", ".join([each.label, *([each.data] if len(report.data) > 1 else []), each.subject, f"seed {each.seed}"]),
+            "name": ", ".join(
+                [each.label, *([each.data] if len(report.data) > 1 else []), each.subject, f"seed {each.seed}"]
+            ),
             "right": each.right,
             "ranks": each.ranks,
             "best": each.best,
@@ -174,6 +193,7 @@ def _settings(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
     first = next(iter(known.values()), {})
     shared = {name: value for name, value in first.items() if all(each.get(name) == value for each in known.values())}
     tables = [("all runs" if len(known) > 1 else next(iter(known), ""), shared)]
-    tables += [(label, {name: value for name, value in each.items() if name not in shared}) for label, each in known.items()]
+    tables += [
+        (label, {name: value for name, value in each.items() if name not in shared}) for label, each in known.items()
+    ]
     return [(label, [(name, str(value)) for name, value in settings.items()]) for label, settings in tables if settings]
-

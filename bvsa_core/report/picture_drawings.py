@@ -57,14 +57,21 @@ def retrieved(report: Report, of: Retrieval, rows: int = 6) -> Drawing:
     def draw() -> Figure:
         columns = len(of.best[0])
         widths = [1, 0.12, *[1] * columns]
-        figure, axes = axes_of(len(chosen), len(widths), (WIDTH / (columns + 1) + 0.16) * len(chosen), width_ratios=widths)
+        figure, axes = axes_of(
+            len(chosen), len(widths), (WIDTH / (columns + 1) + 0.16) * len(chosen), width_ratios=widths
+        )
         figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, hspace=0, wspace=0)
         for row, query in zip(axes, chosen):
             show(row[0], of.right[query], report.pictures[of.right[query]].concept, INK)
             row[1].set_visible(False)
             for each, number in zip(row[2:], of.best[query]):
                 right = number == of.right[query]
-                show(each, number, ("\N{CHECK MARK} " if right else "") + report.pictures[number].concept, RIGHT if right else INK)
+                show(
+                    each,
+                    number,
+                    ("\N{CHECK MARK} " if right else "") + report.pictures[number].concept,
+                    RIGHT if right else INK,
+                )
         return figure
 
     hits = sum(of.ranks[query] <= len(of.best[query]) for query in chosen)

@@ -81,7 +81,11 @@ def _evoked(subject: str, about: Measured, info: Any) -> Drawing:
 
     def draw() -> Figure:
         figure = Figure((WIDTH, 3.9 if info is not None else 2.6), layout="constrained")
-        rows = figure.subplot_mosaic([list(range(len(at))), ["lines"] * len(at)], height_ratios=(1, 1.5)) if info is not None else None
+        rows = (
+            figure.subplot_mosaic([list(range(len(at))), ["lines"] * len(at)], height_ratios=(1, 1.5))
+            if info is not None
+            else None
+        )
         axes = rows["lines"] if rows else figure.subplots()
         axes.plot(milliseconds, evoked.T, color=QUIET, linewidth=0.5, alpha=0.6)
         axes.plot(milliseconds, evoked.std(axis=0), color=PALETTE[1], label="standard deviation over channels")
@@ -97,7 +101,8 @@ def _evoked(subject: str, about: Measured, info: Any) -> Drawing:
 
     caption = (
         f"{subject}: mean over {about.quality.conditions} test pictures and {about.quality.repetitions} repetitions of each; one grey line"
-        f" a channel ({len(about.channels)}). Dotted: the largest spreads over channels" + (", mapped above." if info is not None else ".")
+        f" a channel ({len(about.channels)}). Dotted: the largest spreads over channels"
+        + (", mapped above." if info is not None else ".")
     )
     return Drawing(f"{subject}-evoked", PART, f"Evoked response of {subject}", caption, caption, draw)
 
@@ -136,7 +141,9 @@ def _reliability(subject: str, about: Measured, found: np.ndarray) -> Drawing:
         top.legend(loc="upper right", ncols=2)
         step = (milliseconds[-1] - milliseconds[0]) / max(1, len(milliseconds) - 1)
         edges = (milliseconds[0] - step / 2, milliseconds[-1] + step / 2, len(found) - 0.5, -0.5)
-        image = bottom.imshow(found, aspect="auto", extent=edges, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
+        image = bottom.imshow(
+            found, aspect="auto", extent=edges, vmin=0, vmax=1, cmap="viridis", interpolation="nearest"
+        )
         bottom.grid(visible=False)
         _channel_axis(bottom, about.channels, "y")
         bottom.set_xlabel("time after the picture appears (ms)")
@@ -177,7 +184,11 @@ def _covariance(subject: str, about: Measured) -> Drawing:
         f"{subject}: covariance of channels in single test trials around {around}, over all times, as the recordings are kept"
         f" (units: {about.units or 'not told'}). Variances {diagonal.min():.2g} to {diagonal.max():.2g}; largest covariance"
         f" {np.abs(apart).max():.2g}. What is whitened well is near a multiple of the identity. "
-        + ("That of before is not kept." if about.whitened_from is None else "Before: what whitening was fitted on, mean over sessions.")
+        + (
+            "That of before is not kept."
+            if about.whitened_from is None
+            else "Before: what whitening was fitted on, mean over sessions."
+        )
     )
     return Drawing(f"{subject}-covariance", PART, f"Noise covariance of {subject}", caption, caption, draw)
 
@@ -207,9 +218,18 @@ def _ceilings(known: Mapping[str, np.ndarray]) -> Drawing:
 
 
 def _trials(measured: Mapping[str, Measured]) -> Drawing:
-    columns = sorted({(split, session) for about in measured.values() for split, counts in about.trials.items() for session in counts})
+    columns = sorted(
+        {
+            (split, session)
+            for about in measured.values()
+            for split, counts in about.trials.items()
+            for session in counts
+        }
+    )
     columns.sort(key=lambda column: (column[0] != "train", column[1]))
-    counts = np.array([[about.trials.get(split, {}).get(session, 0) for split, session in columns] for about in measured.values()])
+    counts = np.array(
+        [[about.trials.get(split, {}).get(session, 0) for split, session in columns] for about in measured.values()]
+    )
 
     def draw() -> Figure:
         figure = Figure((max(WIDTH, 0.55 * len(columns) + 1), 1.3 + 0.25 * len(measured)), layout="constrained")

@@ -125,7 +125,9 @@ def lines(entries: Sequence[Entry]) -> tuple[list[tuple[str, ...]], list[str]]:
             if note not in footnotes:
                 footnotes.append(note)
             marks.append(footnotes.index(note) + 1)
-        table.append((entry.data, entry.system, *_ours(entry), *_theirs(entry.published), " ".join(map(str, sorted(marks)))))
+        table.append(
+            (entry.data, entry.system, *_ours(entry), *_theirs(entry.published), " ".join(map(str, sorted(marks))))
+        )
     return table, footnotes
 
 
@@ -196,13 +198,22 @@ def to_csv(entries: Sequence[Entry]) -> str:
         record["brain_encoder"] = entry.encoder
         if row := entry.row:
             protocol = row.protocol
-            record |= {name: protocol.get(name) for name in ("selection", "information", "gallery", "channels", "repetitions")}
-            record |= {"data": protocol["dataset"], "method": row.method, "picture_encoder": protocol["encoder"], "gate": scoring(protocol)}
+            record |= {
+                name: protocol.get(name) for name in ("selection", "information", "gallery", "channels", "repetitions")
+            }
+            record |= {
+                "data": protocol["dataset"],
+                "method": row.method,
+                "picture_encoder": protocol["encoder"],
+                "gate": scoring(protocol),
+            }
             record |= {"subjects": row.subjects, "seeds": row.seeds, "median_rank": row.median_rank}
             values = (row.top1, *row.top1_interval, row.top5, *row.top5_interval, row.map)
             record |= {name: round(100 * value, 4) for name, value in zip(fields[15:22], values)}
         if theirs := entry.published:
-            record |= {f"published_{name}": getattr(theirs, name) for name in ("method", "year", "top1", "top5", "selection")}
+            record |= {
+                f"published_{name}": getattr(theirs, name) for name in ("method", "year", "top1", "top5", "selection")
+            }
         writer.writerow(record | {"notes": "; ".join(notes(entry))})
     return file.getvalue()
 

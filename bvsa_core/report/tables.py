@@ -44,7 +44,9 @@ def _row(group: list[dict]) -> Row:
     subjects = sorted({result["subject"] for result in group})
     seeds = sorted({result["seed"] for result in group})
     by_cell = {(result["subject"], result["seed"]): result["ranks"] for result in group}
-    ranks = np.array([[by_cell[subject, seed] for seed in seeds] for subject in subjects])  # (subjects, seeds, pictures)
+    ranks = np.array(
+        [[by_cell[subject, seed] for seed in seeds] for subject in subjects]
+    )  # (subjects, seeds, pictures)
     scores = score(torch.from_numpy(ranks.ravel()))
     return Row(
         method=f"{group[0]['method']} ({group[0]['preset']})",
@@ -124,11 +126,15 @@ def statistics_lines(statistics: dict) -> list[str]:
     lines = []
     if hubs := statistics.get("hubness"):
         never = f"{100 * hubs['never_retrieved']:.1f} % of pictures never"
-        lines.append(f"hubness: skewness {hubs['skewness']:.2f} of the {hubs['k']}-occurrence, {never} among the {hubs['k']} best")
+        lines.append(
+            f"hubness: skewness {hubs['skewness']:.2f} of the {hubs['k']}-occurrence, {never} among the {hubs['k']} best"
+        )
     if galleries := statistics.get("galleries"):
         told = ", ".join(f"{part['size']}: {both(part)}" for part in galleries)
         lines.append(f"Top-1 / Top-5 % expected in random galleries of size {told}")
     if curve := statistics.get("repetitions"):
         told = ", ".join(f"{point['averaged']}: {both(point)}" for point in curve)
-        lines.append(f"Top-1 / Top-5 % by test repetitions averaged, mean of {max(p['resamples'] for p in curve)} draws: {told}")
+        lines.append(
+            f"Top-1 / Top-5 % by test repetitions averaged, mean of {max(p['resamples'] for p in curve)} draws: {told}"
+        )
     return lines

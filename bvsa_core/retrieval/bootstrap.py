@@ -6,7 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 
-def crossed_bootstrap(values: ArrayLike, level: float = 0.95, resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
+def crossed_bootstrap(
+    values: ArrayLike, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
     """Percentile interval of the mean of values (subjects, seeds, pictures).
 
     Each factor is resampled with replacement, independently of the others (Owen, Annals of Applied Statistics 2007), so

@@ -52,7 +52,10 @@ class Scores:
     n: int  # queries
 
     def to_json(self, protocol: Protocol) -> dict:
-        return {**asdict(self), "protocol": {key: value for key, value in asdict(protocol).items() if value is not None}}
+        return {
+            **asdict(self),
+            "protocol": {key: value for key, value in asdict(protocol).items() if value is not None},
+        }
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,9 @@ def similarity(embeddings: Embeddings, scoring: Scoring) -> Tensor:
     if scoring.shuffle_texts:
         text = text[another_text(text)]
     row_gate, column_gate = gates.gates(scoring.gate, brain_text, text, scoring.reliability)
-    scores = fovblur.enhanced_similarity(brain_image, image, brain_text, text, row_gate=row_gate, column_gate=column_gate)
+    scores = fovblur.enhanced_similarity(
+        brain_image, image, brain_text, text, row_gate=row_gate, column_gate=column_gate
+    )
     return rescoring.rescore(scoring.rescoring, scores)
 
 
@@ -118,7 +123,9 @@ def ranks(scores: Tensor) -> Tensor:
     if scores.shape[0] > scores.shape[1]:
         raise UserError(f"{scores.shape[0]} queries and {scores.shape[1]} pictures; query i must find picture i")
     if scores.isnan().any():
-        raise UserError(f"the similarities of query {int(scores.isnan().any(1).int().argmax())} are NaN; check the embeddings")
+        raise UserError(
+            f"the similarities of query {int(scores.isnan().any(1).int().argmax())} are NaN; check the embeddings"
+        )
     return (scores >= scores.diagonal()[:, None]).sum(1)
 
 

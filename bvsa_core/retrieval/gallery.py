@@ -36,9 +36,13 @@ class Rows:
         try:
             self.data = _map_npy(self.path) if self.path.suffix == ".npy" else _map_safetensors(self.path, key)
         except READ_ERRORS as error:
-            raise UserError(f"{path}: damaged or not numbers ({' '.join(str(error).split())}); fetch or make it again") from error
+            raise UserError(
+                f"{path}: damaged or not numbers ({' '.join(str(error).split())}); fetch or make it again"
+            ) from error
         if self.data.ndim != 2 or 0 in self.data.shape or not self.data.is_floating_point():
-            raise UserError(f"{path}: is {self.data.dtype} of shape {tuple(self.data.shape)}; embeddings are floats (rows, dimensions)")
+            raise UserError(
+                f"{path}: is {self.data.dtype} of shape {tuple(self.data.shape)}; embeddings are floats (rows, dimensions)"
+            )
 
     def __len__(self) -> int:
         return len(self.data)
@@ -89,7 +93,9 @@ class Gallery:
         self._image_embeddings, self._text_embeddings = image_embeddings, text_embeddings
         for other in (*self.images[1:], *([texts] if texts else [])):
             if len(other) != len(self.images[0]):
-                raise UserError(f"{other.path} has {len(other)} rows and {self.images[0].path} {len(self.images[0])}; they must agree")
+                raise UserError(
+                    f"{other.path} has {len(other)} rows and {self.images[0].path} {len(self.images[0])}; they must agree"
+                )
         self.names = list(names) if names else [str(row) for row in range(len(self))]
 
     def __len__(self) -> int:

@@ -21,7 +21,13 @@ from bvsa_core.errors import UserError, unknown_name
 INDUCTIVE = "inductive"
 TRANSDUCTIVE = "label-free transductive"
 USES_LABELS = "uses labels"
-INFORMATION = {"none": INDUCTIVE, "always": INDUCTIVE, "label_free": INDUCTIVE, "paper": USES_LABELS, "code": USES_LABELS}
+INFORMATION = {
+    "none": INDUCTIVE,
+    "always": INDUCTIVE,
+    "label_free": INDUCTIVE,
+    "paper": USES_LABELS,
+    "code": USES_LABELS,
+}
 KINDS = ("margin", "max")
 
 
@@ -72,10 +78,14 @@ def gates(
         return None, None
     if name == "label_free":
         if reliability is None:
-            raise UserError("gate 'label_free' needs the reliability learnt on training recordings, such as margin:0.05")
+            raise UserError(
+                "gate 'label_free' needs the reliability learnt on training recordings, such as margin:0.05"
+            )
         return (reliabilities(brain_text, text)[reliability.kind] >= reliability.threshold).to(brain_text.dtype), None
     if rows != columns:
-        raise UserError(f"gate {name!r} pairs each recording with one text; there are {rows} recordings and {columns} texts")
+        raise UserError(
+            f"gate {name!r} pairs each recording with one text; there are {rows} recordings and {columns} texts"
+        )
     true_pairs = (brain_text * text).sum(1)
     spread = true_pairs.std() if rows > 1 else true_pairs.new_zeros(())
     reach = NormalDist().inv_cdf(1 - alpha / 2) if name == "paper" else 1.96 / math.sqrt(rows)

@@ -36,7 +36,9 @@ class Index:
         try:
             import faiss
         except ImportError as error:
-            raise UserError("an approximate index needs FAISS; install it with: pip install 'fovblur[faiss]'") from error
+            raise UserError(
+                "an approximate index needs FAISS; install it with: pip install 'fovblur[faiss]'"
+            ) from error
         self.faiss, self.gallery, self.path = faiss, gallery, path
         faiss.omp_set_num_threads(torch.get_num_threads())
         self.index = self._read() if path.exists() else self._build(kind or default_kind(len(gallery)), progress)
@@ -47,7 +49,9 @@ class Index:
             self.index.nprobe = probes
         elif hasattr(self.index, "hnsw"):
             self.index.hnsw.efSearch = max(count, probes)
-        _, rows = self.index.search(np.ascontiguousarray(brain_image.float().cpu().numpy()), min(count, len(self.gallery)))
+        _, rows = self.index.search(
+            np.ascontiguousarray(brain_image.float().cpu().numpy()), min(count, len(self.gallery))
+        )
         return torch.from_numpy(rows).sort(dim=1).values
 
     def _read(self):
@@ -69,14 +73,18 @@ class Index:
         try:
             index = self.faiss.index_factory(width, kind, self.faiss.METRIC_INNER_PRODUCT)
         except RuntimeError as error:
-            raise UserError(f"index kind {kind!r} is not one that FAISS makes, such as IVF4096,SQ8 or HNSW32") from error
+            raise UserError(
+                f"index kind {kind!r} is not one that FAISS makes, such as IVF4096,SQ8 or HNSW32"
+            ) from error
         if not index.is_trained:
             wanted = TRAINING_ROWS_PER_CELL * getattr(index, "nlist", 256)
             chosen = torch.randperm(rows, generator=torch.Generator().manual_seed(0))[:wanted].sort().values
             try:
                 index.train(self.gallery.image(chosen).cpu().numpy())
             except RuntimeError as error:
-                raise UserError(f"index kind {kind!r} cannot be trained on {len(chosen)} pictures; choose fewer cells") from error
+                raise UserError(
+                    f"index kind {kind!r} cannot be trained on {len(chosen)} pictures; choose fewer cells"
+                ) from error
         for start in range(0, rows, ROWS_AT_ONCE):
             stop = min(start + ROWS_AT_ONCE, rows)
             index.add(self.gallery.image(slice(start, stop)).cpu().numpy())
@@ -97,7 +105,9 @@ def default_kind(rows: int) -> str:
     return "Flat" if rows < 10_000 else f"IVF{2 ** round(math.log2(4 * math.sqrt(rows)))},SQ8"
 
 
-def search_candidates(queries: Queries, gallery: Gallery, candidates: Tensor, k: int, scoring: Scoring = Scoring()) -> Found:
+def search_candidates(
+    queries: Queries, gallery: Gallery, candidates: Tensor, k: int, scoring: Scoring = Scoring()
+) -> Found:
     """The k best of the candidate rows (N, c) of every recording, by the scores that `retrieval.search.search` gives.
 
     A place without candidate has value -inf and row -1.

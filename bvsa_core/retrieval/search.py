@@ -60,12 +60,17 @@ def search(
     check(queries, gallery, k, scoring)
     shard = list(_shard(gallery, chunk_rows, group))
     gate = row_gate(queries, gallery, scoring, shard, group)
-    found = Found(queries.brain_image.new_empty(len(queries.brain_image), 0), torch.empty(len(queries.brain_image), 0, dtype=torch.int64))
+    found = Found(
+        queries.brain_image.new_empty(len(queries.brain_image), 0),
+        torch.empty(len(queries.brain_image), 0, dtype=torch.int64),
+    )
     for chunk in shard:
         image = gallery.image(chunk)
         text = image if scoring.gate == "none" else gallery.text(chunk)
         brain_text = queries.brain_image if scoring.gate == "none" else queries.brain_text
-        values, rows = fovblur.enhanced_topk(queries.brain_image, image, brain_text, text, min(k, len(image)), row_gate=gate)
+        values, rows = fovblur.enhanced_topk(
+            queries.brain_image, image, brain_text, text, min(k, len(image)), row_gate=gate
+        )
         found = merge([found, Found(values, rows.cpu() + chunk.start)], k)
         progress(chunk.stop, shard[-1].stop)
     return merge([Found(*parts) for parts in zip(_gather(found.values, group), _gather(found.rows, group))], k)
@@ -74,20 +79,34 @@ def search(
 def check(queries: Queries, gallery: Gallery, k: int, scoring: Scoring) -> None:
     """UserError for what `search` refuses."""
     if scoring.information != INDUCTIVE or scoring.shuffle_texts:
-        name = scoring.rescoring if scoring.rescoring != "none" else "shuffle_texts" if scoring.shuffle_texts else scoring.gate
-        raise UserError(f"a search scores each recording alone, without knowing its picture; {name} belongs to 'bvsa evaluate'")
+        name = (
+            scoring.rescoring
+            if scoring.rescoring != "none"
+            else "shuffle_texts"
+            if scoring.shuffle_texts
+            else scoring.gate
+        )
+        raise UserError(
+            f"a search scores each recording alone, without knowing its picture; {name} belongs to 'bvsa evaluate'"
+        )
     if not 1 <= k <= len(gallery):
         raise UserError(f"{k} pictures are asked for; the gallery has {len(gallery)}")
     compared = [(queries.brain_image, gallery.image, gallery.images[0])]
     if scoring.gate != "none":
         if gallery.texts is None:
-            raise UserError(f"gate {scoring.gate!r} compares recordings with texts; the gallery has none (--gallery_text)")
+            raise UserError(
+                f"gate {scoring.gate!r} compares recordings with texts; the gallery has none (--gallery_text)"
+            )
         compared.append((queries.brain_text, gallery.text, gallery.texts))
     for brain, embeddings, features in compared:
         if not brain.isfinite().all():
-            raise UserError(f"the embedding of recording {int((~brain.isfinite()).any(1).int().argmax())} is NaN or infinite")
+            raise UserError(
+                f"the embedding of recording {int((~brain.isfinite()).any(1).int().argmax())} is NaN or infinite"
+            )
         if (width := embeddings(slice(0, 1)).shape[1]) != brain.shape[1]:
-            raise UserError(f"{features.path}: embeddings of {width} dimensions, and those of recordings have {brain.shape[1]}")
+            raise UserError(
+                f"{features.path}: embeddings of {width} dimensions, and those of recordings have {brain.shape[1]}"
+            )
 
 
 def row_gate(

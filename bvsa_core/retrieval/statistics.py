@@ -128,7 +128,11 @@ def compare(accuracies: Mapping[str, Sequence[float]], baseline: str | None = No
         baseline: the method that all others are compared with; every pair where left out.
     """
     names = list(accuracies)
-    pairs = [(other, baseline) for other in names if other != baseline] if baseline in names else list(itertools.combinations(names, 2))
+    pairs = (
+        [(other, baseline) for other in names if other != baseline]
+        if baseline in names
+        else list(itertools.combinations(names, 2))
+    )
     if not pairs:
         return "no test: there is nothing to compare"
     subjects = len(accuracies[names[0]])

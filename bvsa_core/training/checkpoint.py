@@ -1,11 +1,11 @@
 """What a run leaves on disk.
 
-    RUN/run.yaml               the configuration, which 'bvsa train --config' takes
-    RUN/metrics.jsonl          one line an epoch
-    RUN/weights.safetensors    encoder, scale, weights of fused targets, per-sample state
-    RUN/embeddings.safetensors what retrieval compares, of the test set
-    RUN/result.json            the figures; a run is complete when it is there
-    RUN/resume.safetensors     where training stands, while it does; see training.resume
+RUN/run.yaml               the configuration, which 'bvsa train --config' takes
+RUN/metrics.jsonl          one line an epoch
+RUN/weights.safetensors    encoder, scale, weights of fused targets, per-sample state
+RUN/embeddings.safetensors what retrieval compares, of the test set
+RUN/result.json            the figures; a run is complete when it is there
+RUN/resume.safetensors     where training stands, while it does; see training.resume
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class RunFolder:
         known = self.path / "run.yaml"
         if known.exists():
             if self._described() != to_dict(config):
-                raise UserError(f"{self.path}: holds a run with other settings (see run.yaml); choose another folder with --out")
+                raise UserError(
+                    f"{self.path}: holds a run with other settings (see run.yaml); choose another folder with --out"
+                )
             return (self.path / "result.json").exists() and not self.resume.exists()
         if self.path.exists() and any(not is_ours(path) for path in self.path.iterdir()):
             raise UserError(f"{self.path}: not empty and not a run; choose another folder with --out")
@@ -127,7 +129,9 @@ class RunFolder:
         """
         path = self.path / "result.json"
         if not path.is_file():
-            raise UserError(f"{self.path}: no finished run there (result.json is missing); train one with 'bvsa train --out'")
+            raise UserError(
+                f"{self.path}: no finished run there (result.json is missing); train one with 'bvsa train --out'"
+            )
         return read_json(path)
 
     def metrics(self) -> list[dict]:
@@ -165,7 +169,9 @@ class RunFolder:
         try:
             module.load_state_dict(read_arrays(path))
         except RuntimeError as error:
-            raise UserError(f"{path}: not the weights of this run ({str(error).splitlines()[-1].strip()}); train it again") from error
+            raise UserError(
+                f"{path}: not the weights of this run ({str(error).splitlines()[-1].strip()}); train it again"
+            ) from error
 
     def embeddings(self) -> Embeddings:
         """What retrieval compares, as the run left it."""

@@ -62,7 +62,9 @@ class MaterialsConfig:
         if not 0 <= self.decay < math.inf:
             raise UserError(f"decay is {self.decay}; it must be finite and at least 0")
         if self.vision == "tiny" and self.weights is not None:
-            raise UserError(f"weights are {self.weights!r}, but the vision encoder tiny has its own; choose another encoder with --vision")
+            raise UserError(
+                f"weights are {self.weights!r}, but the vision encoder tiny has its own; choose another encoder with --vision"
+            )
         for size, gain in self.target_levels:
             if size < 1 or size % 2 == 0 or not 0 <= gain <= 1:
                 raise UserError(f"target_levels has ({size}, {gain}); give an odd kernel size and a gain in [0, 1]")

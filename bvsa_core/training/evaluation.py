@@ -33,7 +33,9 @@ class Trained:
     def learn_gate(self, materials: Materials, test: Split, config: RunConfig) -> Reliability:
         """When the gate label_free opens, in galleries as large as that of the test set."""
         known = self.split if self.held_out is None else self.held_out
-        return learn_gate(self.method, known, materials, self.split.subjects, gallery=len(test.images), seed=config.seed)
+        return learn_gate(
+            self.method, known, materials, self.split.subjects, gallery=len(test.images), seed=config.seed
+        )
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ class Evaluation:
     ranks: Tensor  # (N,) from 1, of the right picture of every test recording
     images: list[str]  # (N,) the test pictures
     embeddings: Embeddings  # row i of each belongs to test recording i
-    reliability: Reliability | None  # what the gate label_free learnt on training recordings; None of a method that classifies
+    reliability: (
+        Reliability | None
+    )  # what the gate label_free learnt on training recordings; None of a method that classifies
 
 
 def evaluate(trained: Trained, config: RunConfig, materials: Materials, scoring: Scoring | None = None) -> Evaluation:
@@ -67,7 +71,9 @@ def evaluate(trained: Trained, config: RunConfig, materials: Materials, scoring:
     if scoring.reliability is None:
         scoring = replace(scoring, reliability=reliability)
     rank = ranks(similarity(embeddings, scoring))
-    return Evaluation(score(rank), protocol_of(config, materials, test, scoring), rank, test.images, embeddings, reliability)
+    return Evaluation(
+        score(rank), protocol_of(config, materials, test, scoring), rank, test.images, embeddings, reliability
+    )
 
 
 def embed(method: Method, split: Split, materials: Materials, trained: list[str]) -> Embeddings:
@@ -76,7 +82,9 @@ def embed(method: Method, split: Split, materials: Materials, trained: list[str]
     return embed_samples(method, split, views, materials.texts(split.images, split.concepts), trained)
 
 
-def learn_gate(method: Method, known: Split, materials: Materials, trained: list[str], gallery: int, seed: int) -> Reliability:
+def learn_gate(
+    method: Method, known: Split, materials: Materials, trained: list[str], gallery: int, seed: int
+) -> Reliability:
     """When the gate label_free opens: learnt on recordings whose pictures are known, in galleries as large as the test one.
 
     A gallery has one picture a concept, as the test set has; every known concept is in one of them.

@@ -48,9 +48,13 @@ def fit(
     Raises:
         UserError: the loss is no longer finite.
     """
-    method.prepare(lambda: make_batch(method, train, torch.arange(len(train), device=train.image_of.device), views, texts))
+    method.prepare(
+        lambda: make_batch(method, train, torch.arange(len(train), device=train.image_of.device), views, texts)
+    )
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimiser]
-    optimiser = kind(method.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+    optimiser = kind(
+        method.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
+    )
     best, total = Best(config.selection), torch.zeros((), device=train.recordings.device)
     standing, keeper = Standing(method, optimiser, best, total, fabric), keeper or Keeper()
     module, optimiser = fabric.setup(method, optimiser)
@@ -118,7 +122,9 @@ def make_batch(method: Method, split: Split, samples: Tensor, views: Views, text
 
 
 @torch.no_grad()
-def validate(module: torch.nn.Module, method: Method, split: Split, views: Views, texts: Tensor, batch_size: int) -> float:
+def validate(
+    module: torch.nn.Module, method: Method, split: Split, views: Views, texts: Tensor, batch_size: int
+) -> float:
     """Mean loss of held-out samples, seen as the gallery is; leaves the method's state and the stream of random numbers alone."""
     module.eval()
     level = method.gallery_levels()[0]
@@ -144,7 +150,9 @@ def blur_census(method: Method, samples: int) -> dict[str, dict[str, int]]:
     gain, kernel_size = method.blur(torch.arange(samples, device=next(method.parameters()).device))
     if kernel_size.is_floating_point():
         gain, kernel_size = (gain * 10).round() / 10, kernel_size.round()
-    (sizes, of_size), (gains, of_gain) = (each.float().cpu().unique(return_inverse=True) for each in (kernel_size, gain))
+    (sizes, of_size), (gains, of_gain) = (
+        each.float().cpu().unique(return_inverse=True) for each in (kernel_size, gain)
+    )
     counts = torch.bincount(of_size * len(gains) + of_gain, minlength=len(sizes) * len(gains)).tolist()
     pairs = itertools.product(sizes.tolist(), gains.tolist())
     return {"blur": {f"k{int(k)} gain {g:g}": n for (k, g), n in zip(pairs, counts) if n}}

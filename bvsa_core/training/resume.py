@@ -56,7 +56,12 @@ class Standing:
         tensors |= {"total": self.total, "random": torch.get_rng_state()}
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        facts: dict = {"epoch": self.epoch, "batch": self.batch, "best": [self.best.merit, self.best.epoch], "optimiser": {}}
+        facts: dict = {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "best": [self.best.merit, self.best.epoch],
+            "optimiser": {},
+        }
         for number, moments in self.optimiser.state_dict()["state"].items():
             numbers: dict[str, Any] = {}
             for name, value in moments.items():
@@ -111,7 +116,12 @@ class Keeper:
         progress: hears of (epochs done, epochs in all) after batches, a few times a second.
     """
 
-    def __init__(self, folder: RunFolder | None = None, team: Team = Team(), progress: Callable[[float, int], None] = lambda *_: None):
+    def __init__(
+        self,
+        folder: RunFolder | None = None,
+        team: Team = Team(),
+        progress: Callable[[float, int], None] = lambda *_: None,
+    ):
         self.folder, self.team, self.progress = folder, team, progress
         self.stopping = False
         self.waits, self.kept, self.told = SECONDS, time.monotonic(), 0.0
@@ -131,9 +141,13 @@ class Keeper:
                 standing.read(content)
             except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
                 detail = str(error).splitlines()[-1].strip() if str(error) else type(error).__name__
-                raise UserError(f"{path}: not where this run stood ({detail}); delete it, and the run starts again") from error
+                raise UserError(
+                    f"{path}: not where this run stood ({detail}); delete it, and the run starts again"
+                ) from error
         if self.team.rank == 0 and not self.folder.keep_metrics(standing.epoch):
-            raise UserError(f"{self.folder.path}/metrics.jsonl: lines are missing; delete {path.name}, and the run starts again")
+            raise UserError(
+                f"{self.folder.path}/metrics.jsonl: lines are missing; delete {path.name}, and the run starts again"
+            )
 
     def passed(self, standing: Standing, epochs: int, batches: int) -> None:
         """Called after every batch and every epoch.

@@ -48,7 +48,9 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise UserError(f"unknown device {name!r}; choose auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise UserError(f"device {name!r} is not there ({torch.cuda.device_count()} GPUs are visible); use --device cpu")
+        raise UserError(
+            f"device {name!r} is not there ({torch.cuda.device_count()} GPUs are visible); use --device cpu"
+        )
     return device
 
 
@@ -136,7 +138,9 @@ class Materials:
             online = self._online(tuple(pictures))
             return lambda *asked: share_out(online, *asked)
         bank = self.bank(pictures)
-        bank.fill(levels, lambda done, total: self.progress("features", done, total))  # together with the other processes
+        bank.fill(
+            levels, lambda done, total: self.progress("features", done, total)
+        )  # together with the other processes
         return BankedViews(bank.load(levels).to(self.device), levels)
 
     def texts(self, pictures: Sequence[str], concepts: Sequence[str]) -> Tensor:
@@ -188,7 +192,9 @@ def run(
         return _run(config, materials, folder, progress, log)
 
 
-def _run(config: RunConfig, materials: Materials, folder: RunFolder, progress: Progress, log: Callable[[dict], None]) -> dict:
+def _run(
+    config: RunConfig, materials: Materials, folder: RunFolder, progress: Progress, log: Callable[[dict], None]
+) -> dict:
     team = materials.team
 
     def report(metrics: dict) -> None:
@@ -224,7 +230,10 @@ def _run(config: RunConfig, materials: Materials, folder: RunFolder, progress: P
 
 
 def train(
-    config: RunConfig, materials: Materials, report: Callable[[dict], None] = lambda metrics: None, keeper: Keeper | None = None
+    config: RunConfig,
+    materials: Materials,
+    report: Callable[[dict], None] = lambda metrics: None,
+    keeper: Keeper | None = None,
 ) -> Trained:
     """Train a method from scratch, or from where its keeper left it, and keep the weights that the selection chooses.
 
@@ -272,7 +281,9 @@ def divide(split: Split, config: RunConfig) -> tuple[Split, Split | None]:
         return split, None
     split, held_out = hold_out(split, pictures, config.seed)
     if config.selection == "validation" and not rounds(held_out):
-        raise UserError(f"validation is {pictures}; that holds one concept out, and choosing takes two: hold out more pictures")
+        raise UserError(
+            f"validation is {pictures}; that holds one concept out, and choosing takes two: hold out more pictures"
+        )
     return split, held_out
 
 

@@ -62,7 +62,9 @@ class FeatureBank:
         """Levels not computed yet."""
         return [level for level in dict.fromkeys(levels) if not self.path(level).exists()]
 
-    def fill(self, levels: Sequence[Level], progress: Progress = lambda *_: None, batch_size: int | None = None) -> None:
+    def fill(
+        self, levels: Sequence[Level], progress: Progress = lambda *_: None, batch_size: int | None = None
+    ) -> None:
         """Compute the levels that are missing, together with all who do the same; progress hears of (features done, in all).
 
         Left out, batch_size is 256 on a GPU, and on the CPU 32, whose results an allocator can still reuse.

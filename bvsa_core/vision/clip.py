@@ -62,7 +62,9 @@ class Clip:
     def _encode(self, images: Tensor) -> list[Tensor]:
         seen = {}
         hooks = [
-            stages(self.model.visual)[layer].register_forward_hook(lambda _, __, output, layer=layer: seen.update({layer: output}))
+            stages(self.model.visual)[layer].register_forward_hook(
+                lambda _, __, output, layer=layer: seen.update({layer: output})
+            )
             for layer in self.layers
         ]
         try:
@@ -83,7 +85,9 @@ class Clip:
         count = len(stages(self.model.visual))
         for layer in layers:
             if not -count <= layer < count:
-                raise UserError(f"vision encoder {self.name} has no layer {layer}; it has {count}, from 0 or from -{count} to -1")
+                raise UserError(
+                    f"vision encoder {self.name} has no layer {layer}; it has {count}, from 0 or from -{count} to -1"
+                )
         chosen = tuple(layer % count for layer in layers)
         digest = hashlib.sha256(f"{self.fingerprint} {chosen}".encode()).hexdigest()
         return replace(self, layers=chosen, fingerprint=digest) if chosen else self
@@ -126,11 +130,16 @@ def stages(visual: Any) -> list[nn.Module]:
         return list(visual.transformer.resblocks)
     if hasattr(visual, "layer4"):
         return [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
-    raise UserError(f"a vision encoder of kind {type(visual).__name__} shows no layers; leave target_layers out, or take a ViT or RN")
+    raise UserError(
+        f"a vision encoder of kind {type(visual).__name__} shows no layers; leave target_layers out, or take a ViT or RN"
+    )
 
 
 def load_clip(
-    name: str = TINY, weights: str | None = None, cache_dir: str | Path | None = None, device: str | torch.device = "cpu"
+    name: str = TINY,
+    weights: str | None = None,
+    cache_dir: str | Path | None = None,
+    device: str | torch.device = "cpu",
 ) -> Clip:
     """Load an encoder.
 
@@ -183,7 +192,11 @@ def _load_open_clip(open_clip, name: str, weights: str | None, cache_dir: str | 
         model = open_clip.create_model(name, pretrained=tag, cache_dir=cache_dir, weights_only=True)
     except Exception as error:  # open_clip lets through whatever its downloaders raise
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        remedy = "give another file" if is_file else "give a local file with --weights, or a folder that has them with --cache_dir"
+        remedy = (
+            "give another file"
+            if is_file
+            else "give a local file with --weights, or a folder that has them with --cache_dir"
+        )
         raise UserError(f"weights {tag!r} of {name} cannot be loaded ({detail}); {remedy}") from error
     return model, f"{name}/{Path(tag).name}"
 

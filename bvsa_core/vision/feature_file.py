@@ -58,7 +58,11 @@ def map_features(path: Path, rows: int, bank: str) -> Tensor:
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path}: damaged or incomplete ({str(error).splitlines()[0]}); {REMEDY}") from error
     if (about.get("bank"), about.get("content")) != (bank, path.name):
-        found = f"{about['content']} of bank {about.get('bank')}" if "content" in about else "a file that no bank has written"
+        found = (
+            f"{about['content']} of bank {about.get('bank')}"
+            if "content" in about
+            else "a file that no bank has written"
+        )
         raise UserError(f"{path}: is {found}, not {path.name} of bank {bank}; {REMEDY}")
     if features.dtype != torch.float32 or features.ndim != 2 or len(features) != rows:
         raise UserError(f"{path}: is {features.dtype} {tuple(features.shape)}, not float32 of {rows} rows; {REMEDY}")

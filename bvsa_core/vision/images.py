@@ -54,5 +54,7 @@ def hash_files(paths: Sequence[Path]) -> str:
         try:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         except OSError as error:
-            raise UserError(f"picture {path} is missing or unreadable ({error.strerror}); copy the image set there") from error
+            raise UserError(
+                f"picture {path} is missing or unreadable ({error.strerror}); copy the image set there"
+            ) from error
     return digest.hexdigest()

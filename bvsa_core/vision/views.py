@@ -62,7 +62,10 @@ class OnlineViews:
         images = self.images[indices.to(self.images.device)].to(device, non_blocking=True)
         sigma, kernel_size = None, kernel_size.to(device)
         if kernel_size.is_floating_point():
-            sigma, kernel_size = fovblur.sigma_from_kernel_size(kernel_size), 2 * ((kernel_size - 1) / 2).ceil().int() + 1
+            sigma, kernel_size = (
+                fovblur.sigma_from_kernel_size(kernel_size),
+                2 * ((kernel_size - 1) / 2).ceil().int() + 1,
+            )
         blurred = fovblur.foveated_blur(
             images,
             sigma,
@@ -103,7 +106,9 @@ class BankedViews:
         matches = same_kernel & (same_gain | (self._kernel_sizes == 1))  # a kernel of one pixel is sharp at any gain
         if not matches.any(dim=1).all():
             held = ", ".join(f"k={level.kernel_size} gain={level.gain:g}" for level in self.levels)
-            raise UserError(f"a blur level is asked for that the feature bank does not hold ({held}); use --views online")
+            raise UserError(
+                f"a blur level is asked for that the feature bank does not hold ({held}); use --views online"
+            )
         return matches.int().argmax(dim=1)
 
     def _interpolate(self, indices: Tensor, gain: Tensor, kernel_size: Tensor) -> Tensor:

@@ -20,5 +20,7 @@ def gaussian_blur_separately(
     floats = images if images.is_floating_point() else images.float()
     along_x = gaussian_blur(floats.reshape(batch, channels * height, 1, width), sigma_x, kernel_size=kernel_x)
     turned = along_x.reshape(batch, channels, height, width).transpose(2, 3).reshape(batch, channels * width, 1, height)
-    blurred = gaussian_blur(turned, sigma_y, kernel_size=kernel_y).reshape(batch, channels, width, height).transpose(2, 3)
+    blurred = (
+        gaussian_blur(turned, sigma_y, kernel_size=kernel_y).reshape(batch, channels, width, height).transpose(2, 3)
+    )
     return blurred if images.is_floating_point() else blurred.round().to(images.dtype)

@@ -39,5 +39,10 @@ def gaussian_blur2d(
     if sigma.ndim != 2 or sigma.shape[1] != 2 or sigma.shape[0] not in (1, len(input)):
         raise ValueError(f"sigma has shape {tuple(sigma.shape)}; it must be ({len(input)}, 2), along y and along x")
     sigma_y, sigma_x = sigma.expand(len(input), 2).unbind(1)
-    same = kernel_y == kernel_x and not torch.compiler.is_compiling() and torch.equal(sigma_y, sigma_x) and not sigma.requires_grad
+    same = (
+        kernel_y == kernel_x
+        and not torch.compiler.is_compiling()
+        and torch.equal(sigma_y, sigma_x)
+        and not sigma.requires_grad
+    )
     return gaussian_blur_separately(input, sigma_y, sigma_x, kernel_y, kernel_x, same)

@@ -10,7 +10,9 @@ from fovblur.adapters._separate import gaussian_blur_separately
 from fovblur.foveated_blur.api import sigma_from_kernel_size
 
 
-def gaussian_blur(inpt: Tensor, kernel_size: int | Sequence[int], sigma: float | Sequence[float] | None = None) -> Tensor:
+def gaussian_blur(
+    inpt: Tensor, kernel_size: int | Sequence[int], sigma: float | Sequence[float] | None = None
+) -> Tensor:
     """Blur images (..., C, H, W) with one Gaussian.
 
     Args:

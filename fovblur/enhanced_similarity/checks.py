@@ -28,7 +28,9 @@ def check_embeddings(brain_image: Tensor, image: Tensor, brain_text: Tensor, tex
         if other.dtype != brain_image.dtype:
             raise TypeError(f"{name} is {other.dtype} and brain_image {brain_image.dtype}; all must be of one dtype")
         if other.device != brain_image.device:
-            raise ValueError(f"{name} is on {other.device} and brain_image on {brain_image.device}; they must be on one device")
+            raise ValueError(
+                f"{name} is on {other.device} and brain_image on {brain_image.device}; they must be on one device"
+            )
     _check_shared("image", image, "brain_image", brain_image, 1)
     _check_shared("brain_text", brain_text, "brain_image", brain_image, 0)
     _check_shared("text", text, "image", image, 0)
@@ -47,7 +49,9 @@ def gate(name: str, value: Tensor | None, of_name: str, of: Tensor) -> Tensor | 
     if value.is_complex() or value.is_quantized or value.layout != torch.strided:
         raise TypeError(f"{name} is {value.layout} {value.dtype}; it must be dense and hold real numbers or booleans")
     if value.device != of.device:
-        raise ValueError(f"{name} is on {value.device} and {of_name} on {of.device}; move it with {name}.to({of_name}.device)")
+        raise ValueError(
+            f"{name} is on {value.device} and {of_name} on {of.device}; move it with {name}.to({of_name}.device)"
+        )
     return value.to(accumulation_dtype(of.dtype))
 
 

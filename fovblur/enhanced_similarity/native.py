@@ -52,7 +52,9 @@ def launch_similarity(module: ModuleType, stream: int, out: Tensor, *inputs: Unp
 def launch_topk(module: ModuleType, stream: int, values: Tensor, indices: Tensor, *inputs: Unpack[Inputs]) -> None:
     (recordings, k), images = values.shape, inputs[1].shape[0]
     if images > MOST_IMAGES:
-        raise ValueError(f"image has {images:,} rows; backend 'cuda' ranks at most {MOST_IMAGES:,}: split them and merge the best")
+        raise ValueError(
+            f"image has {images:,} rows; backend 'cuda' ranks at most {MOST_IMAGES:,}: split them and merge the best"
+        )
     if k > module.MOST_FUSED:
         large_k.topk(functools.partial(launch_similarity, module, stream), values, indices, *inputs)
         return

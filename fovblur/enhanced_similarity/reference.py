@@ -19,7 +19,12 @@ GALLERY_CHUNK = 16_384  # rows of image that top-k scores at once
 
 
 def enhanced_similarity(
-    brain_image: Tensor, image: Tensor, brain_text: Tensor, text: Tensor, row_gate: Tensor | None, column_gate: Tensor | None
+    brain_image: Tensor,
+    image: Tensor,
+    brain_text: Tensor,
+    text: Tensor,
+    row_gate: Tensor | None,
+    column_gate: Tensor | None,
 ) -> Tensor:
     """M_bi * (1 + r_i c_j M_bt) in the dtype that is accumulated in; where a gate is 0 the factor is 1, whatever M_bt."""
     with torch.autocast(brain_image.device.type, enabled=False):
@@ -58,7 +63,9 @@ def gradients(
             lambda: _gated(of_gates, None, column_gate).sum(1),
             lambda: _gated(of_gates, row_gate, None).sum(0),
         )
-        return tuple(make().to(x.dtype) if needed and x is not None else None for x, make, needed in zip(inputs, wanted, needs))
+        return tuple(
+            make().to(x.dtype) if needed and x is not None else None for x, make, needed in zip(inputs, wanted, needs)
+        )
 
 
 def enhanced_topk(
@@ -75,7 +82,9 @@ def enhanced_topk(
     for first in range(0, len(image), GALLERY_CHUNK):
         chunk = slice(first, first + GALLERY_CHUNK)
         gate = None if column_gate is None else column_gate[chunk]
-        scores = enhanced_similarity(brain_image, image[chunk], brain_text, text[chunk], row_gate, gate) + 0.0  # -0 becomes 0
+        scores = (
+            enhanced_similarity(brain_image, image[chunk], brain_text, text[chunk], row_gate, gate) + 0.0
+        )  # -0 becomes 0
         chunk_indices = torch.arange(first, first + scores.shape[1], device=scores.device).expand(scores.shape)
         if first > 0:
             scores, chunk_indices = torch.cat([best, scores], 1), torch.cat([indices, chunk_indices], 1)

@@ -31,7 +31,15 @@ _INTERPRETED_PROGRAMS = 4  # where there is no GPU to fill: enough for several s
 _NOBODY, _UNBEATEN = tl.constexpr(-(2**63)), tl.constexpr(2**63 - 1)
 _NO_ORDER, _NAN_ORDER = tl.constexpr(-(2**31)), tl.constexpr(-(2**31) + 1)  # -inf lies above both
 _LOW_HALF = tl.constexpr(2**32 - 1)
-_COUNTS = ("recordings", "images", "row_tiles", "column_tiles", "slice_tiles", "slices", "k")  # no reason to compile anew
+_COUNTS = (
+    "recordings",
+    "images",
+    "row_tiles",
+    "column_tiles",
+    "slice_tiles",
+    "slices",
+    "k",
+)  # no reason to compile anew
 
 
 @triton.jit
@@ -171,9 +179,16 @@ def launch_configuration(dtype: torch.dtype, architecture: int, recordings: int,
     if dtype == torch.float32 and precision == "ieee":
         block_n, block_m, depth, warps = (32 if kept > 16 else 64), 64, 16, (8 if kept or architecture < 90 else 4)
     elif kept:
-        block_n, block_m, depth, warps = (128 if many and kept <= 16 and architecture >= 90 else 64), 128, 64 // dtype.itemsize, 8
+        block_n, block_m, depth, warps = (
+            (128 if many and kept <= 16 and architecture >= 90 else 64),
+            128,
+            64 // dtype.itemsize,
+            8,
+        )
     else:
-        block_n, block_m, depth, warps = (128, 128, 128 // dtype.itemsize, 8) if many else (64, 64, 128 // dtype.itemsize, 4)
+        block_n, block_m, depth, warps = (
+            (128, 128, 128 // dtype.itemsize, 8) if many else (64, 64, 128 // dtype.itemsize, 4)
+        )
     operand = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}[dtype]
     if architecture == 0 and dtype == torch.bfloat16:
         operand = tl.float32  # the interpreter multiplies no bfloat16
@@ -228,7 +243,11 @@ def slices_of(row_tiles: int, column_tiles: int, programs: int) -> int:
 
 def _programs(tensor: Tensor) -> int:
     """How many top-k programs run at once: one a multiprocessor, as their registers have it."""
-    return torch.cuda.get_device_properties(tensor.device).multi_processor_count if tensor.is_cuda else _INTERPRETED_PROGRAMS
+    return (
+        torch.cuda.get_device_properties(tensor.device).multi_processor_count
+        if tensor.is_cuda
+        else _INTERPRETED_PROGRAMS
+    )
 
 
 def _architecture(tensor: Tensor) -> int:
@@ -241,7 +260,9 @@ def _architecture(tensor: Tensor) -> int:
 def _grid(programs: int, inputs: Inputs) -> tuple[int]:
     if programs > _LARGEST_GRID:
         shapes = " and ".join(str(tuple(x.shape)) for x in inputs[:2])
-        raise ValueError(f"brain_image and image of shapes {shapes} need {programs} blocks; split them to stay below 2^31")
+        raise ValueError(
+            f"brain_image and image of shapes {shapes} need {programs} blocks; split them to stay below 2^31"
+        )
     return (programs,)
 
 
@@ -256,7 +277,10 @@ def _sizes(inputs: Inputs) -> tuple[int, ...]:
 
 def _strides(inputs: Inputs) -> tuple[int, ...]:
     *embeddings, row_gate, column_gate = inputs
-    return (*(s for x in embeddings for s in x.stride()), *(0 if gate is None else gate.stride(0) for gate in (row_gate, column_gate)))
+    return (
+        *(s for x in embeddings for s in x.stride()),
+        *(0 if gate is None else gate.stride(0) for gate in (row_gate, column_gate)),
+    )
 
 
 def _gated(inputs: Inputs) -> dict[str, bool]:

@@ -115,7 +115,9 @@ def foveated_blur(
         std = checks.per_channel("std", 1.0 if std is None else std, images, dtype)
     out_dtype = checks.out_dtype(out_dtype, images, normalise)
     backends.check_name(backend)
-    return foveated_blur_op(images, sigma, kernel_size, gain, fixation, mean, std, falloff, decay, out_dtype, backend or "")
+    return foveated_blur_op(
+        images, sigma, kernel_size, gain, fixation, mean, std, falloff, decay, out_dtype, backend or ""
+    )
 
 
 def gaussian_blur(

@@ -19,7 +19,10 @@ LARGEST_SIGMA = (LARGEST_KERNEL_SIZE - 1) / 8 - 1
 
 _RANGES = {
     "sigma": (f"a finite number of pixels, from 0 to {LARGEST_SIGMA:g}", lambda v: (v >= 0) & (v <= LARGEST_SIGMA)),
-    "kernel_size": (f"odd, from 1 to {LARGEST_KERNEL_SIZE}", lambda v: (v >= 1) & (v <= LARGEST_KERNEL_SIZE) & (v % 2 == 1)),
+    "kernel_size": (
+        f"odd, from 1 to {LARGEST_KERNEL_SIZE}",
+        lambda v: (v >= 1) & (v <= LARGEST_KERNEL_SIZE) & (v % 2 == 1),
+    ),
     "gain": ("within [0, 1]", lambda v: (v >= 0) & (v <= 1)),
     "fixation": ("finite (y, x) pixels", lambda v: abs(v) <= 1e9),
     "mean": ("finite", lambda v: abs(v) <= 3e38),
@@ -50,7 +53,9 @@ def per_sample(name: str, value: float | Tensor, images: Tensor, dtype: torch.dt
     if isinstance(value, Tensor):
         _check_tensor(name, value, images, integer=dtype == torch.int32)
         if value.ndim > 1 or (value.ndim == 1 and value.shape[0] != batch):
-            raise ValueError(f"{name} has shape {tuple(value.shape)}; it must be a number or ({batch},), one for each image")
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)}; it must be a number or ({batch},), one for each image"
+            )
         return value.to(dtype).expand(batch)
     _check_number(name, value, integer=dtype == torch.int32)
     return constant((value,), dtype, images).expand(batch)
@@ -62,7 +67,9 @@ def per_channel(name: str, value: float | Sequence[float] | Tensor, images: Tens
     if isinstance(value, Tensor):
         _check_tensor(name, value, images, integer=False)
         if value.ndim > 1 or (value.ndim == 1 and value.shape[0] != channels):
-            raise ValueError(f"{name} has shape {tuple(value.shape)}; it must be a number or ({channels},), one for each channel")
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)}; it must be a number or ({channels},), one for each channel"
+            )
         return value.to(dtype).expand(channels).contiguous()
     values = tuple(value) if isinstance(value, Sequence) else (value,) * channels
     if len(values) != channels:
@@ -78,11 +85,15 @@ def fixation(value: Sequence[float] | Tensor, images: Tensor, dtype: torch.dtype
     if isinstance(value, Tensor):
         _check_tensor("fixation", value, images, integer=False)
         if tuple(value.shape) not in ((2,), (batch, 2)):
-            raise ValueError(f"fixation has shape {tuple(value.shape)}; it must be (2,) or ({batch}, 2), as (y, x) pixels")
+            raise ValueError(
+                f"fixation has shape {tuple(value.shape)}; it must be (2,) or ({batch}, 2), as (y, x) pixels"
+            )
         value = value.to(dtype)
         return value.expand(batch, 2) if value.ndim == 1 else value.contiguous()
     if not isinstance(value, Sequence) or len(value) != 2:
-        raise TypeError(f"fixation is {value!r}; it must be two numbers (y, x) or a tensor of shape (2,) or ({batch}, 2)")
+        raise TypeError(
+            f"fixation is {value!r}; it must be two numbers (y, x) or a tensor of shape (2,) or ({batch}, 2)"
+        )
     for each in value:
         _check_number("fixation", each, integer=False)
     return constant(tuple(value), dtype, images).expand(batch, 2)
@@ -109,7 +120,9 @@ def out_dtype(value: torch.dtype | None, images: Tensor, normalise: bool) -> tor
     if value == torch.uint8 and (normalise or images.dtype != torch.uint8):
         raise ValueError("out_dtype uint8 is for uint8 images without mean and std; choose a floating-point out_dtype")
     if value == torch.float64 and images.dtype != torch.float64:
-        raise ValueError("out_dtype float64 is for float64 images, as others are blurred in float32; pass images.double()")
+        raise ValueError(
+            "out_dtype float64 is for float64 images, as others are blurred in float32; pass images.double()"
+        )
     return value
 
 
@@ -130,7 +143,10 @@ def constant(values: tuple[float, ...], dtype: torch.dtype, images: Tensor) -> T
     """A small tensor of numbers beside images, made once: copying it on every call would stall a GPU and break capture."""
     if torch.compiler.is_compiling():
         return torch.stack([torch.full((), value, dtype=dtype, device=images.device) for value in values])
-    if type(images) not in (Tensor, torch.nn.Parameter):  # a tracer's fake tensor, which cached real ones do not mix with
+    if type(images) not in (
+        Tensor,
+        torch.nn.Parameter,
+    ):  # a tracer's fake tensor, which cached real ones do not mix with
         return torch.tensor(values, dtype=dtype, device=images.device)
     key = (values, dtype, images.device)
     if key not in _constants:
@@ -143,7 +159,9 @@ def constant(values: tuple[float, ...], dtype: torch.dtype, images: Tensor) -> T
 
 def _check_tensor(name: str, value: Tensor, images: Tensor, integer: bool) -> None:
     if value.device != images.device:
-        raise ValueError(f"{name} is on {value.device} and images on {images.device}; move it with {name}.to(images.device)")
+        raise ValueError(
+            f"{name} is on {value.device} and images on {images.device}; move it with {name}.to(images.device)"
+        )
     is_integer = not value.is_floating_point() and not value.is_complex() and value.dtype != torch.bool
     if integer and not is_integer:
         raise TypeError(f"{name} is a tensor of {value.dtype}; it must hold integers")

@@ -18,7 +18,9 @@ def cpu_forward(images: Tensor, out: Tensor, *parameters) -> None:
     module.foveated_blur(params, describe(module, out), torch.get_num_threads())
 
 
-def cpu_backward(grad: Tensor, images: Tensor, grads: tuple[Tensor | None, Tensor | None, Tensor | None], *parameters) -> None:
+def cpu_backward(
+    grad: Tensor, images: Tensor, grads: tuple[Tensor | None, Tensor | None, Tensor | None], *parameters
+) -> None:
     module = backends.load_native("cpu")
     params = blur_params(module, images, *parameters)
     module.foveated_blur_backward(params, blur_gradients(module, grad, *grads), torch.get_num_threads())
@@ -30,7 +32,9 @@ def cuda_forward(images: Tensor, out: Tensor, *parameters) -> None:
         launch_forward(module, torch.cuda.current_stream(images.device).cuda_stream, images, out, *parameters)
 
 
-def cuda_backward(grad: Tensor, images: Tensor, grads: tuple[Tensor | None, Tensor | None, Tensor | None], *parameters) -> None:
+def cuda_backward(
+    grad: Tensor, images: Tensor, grads: tuple[Tensor | None, Tensor | None, Tensor | None], *parameters
+) -> None:
     module = backends.load_native("cuda")
     with torch.cuda.device(images.device):
         launch_backward(module, torch.cuda.current_stream(images.device).cuda_stream, grad, images, grads, *parameters)

@@ -187,7 +187,10 @@ def _blur_kernel(
     sum_w, _ = _sums(sigma, radius_w, OPERAND)
     p_first, p_end = tl.maximum(first_row - radius_h, 0), tl.minimum(first_row + BLOCK + radius_h, height)
     # Whole steps of DEPTH from the left border on, so that pixels are read several at a time; their taps beyond the radius are 0.
-    q_first, q_end = tl.maximum(first_column - radius_w, 0) // DEPTH * DEPTH, tl.minimum(first_column + BLOCK + radius_w, width)
+    q_first, q_end = (
+        tl.maximum(first_column - radius_w, 0) // DEPTH * DEPTH,
+        tl.minimum(first_column + BLOCK + radius_w, width),
+    )
 
     y = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
     bad = 0.0
@@ -257,7 +260,10 @@ def _parameter_gradient_kernel(
     moment_h /= sum_h
     moment_w /= sum_w
     # Whole steps of DEPTH from the left border on, so that pixels are read several at a time; their taps beyond the radius are 0.
-    q_first, q_end = tl.maximum(first_column - radius_w, 0) // DEPTH * DEPTH, tl.minimum(first_column + BLOCK + radius_w, width)
+    q_first, q_end = (
+        tl.maximum(first_column - radius_w, 0) // DEPTH * DEPTH,
+        tl.minimum(first_column + BLOCK + radius_w, width),
+    )
 
     y = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
     slope = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
@@ -358,7 +364,9 @@ def _tiles(images: Tensor, block: int) -> tuple[int, int, int]:
     row_tiles, column_tiles = triton.cdiv(height, block), triton.cdiv(width, block)
     tiles = batch * channels * row_tiles * column_tiles
     if tiles > _LARGEST_GRID:
-        raise ValueError(f"images of shape {tuple(images.shape)} need {tiles} blocks; split the batch to stay below 2^31")
+        raise ValueError(
+            f"images of shape {tuple(images.shape)} need {tiles} blocks; split the batch to stay below 2^31"
+        )
     return row_tiles, column_tiles, tiles
 
 

@@ -46,7 +46,10 @@ def kernels(architectures: tuple[int, ...]) -> list[dict]:
     launched = {launch["kernel"] for launch in launches}
     if launched != {row["name"] for row in used}:
         raise RuntimeError(f"compiled and launched kernels differ in {launched ^ {row['name'] for row in used}}")
-    calls = {name: list(dict.fromkeys(launch["call"] for launch in launches if launch["kernel"] == name)) for name in launched}
+    calls = {
+        name: list(dict.fromkeys(launch["call"] for launch in launches if launch["kernel"] == name))
+        for name in launched
+    }
     shapes = {launch["kernel"]: (launch["threads"], launch["dynamic_shared"]) for launch in launches}
     readable = dict(zip(launched, demangled(list(launched))))
     return [
@@ -91,7 +94,16 @@ def compile_op(op: str, target: Path, architectures: tuple[int, ...]) -> list[di
 
 def launches_of(objects: list[Path], program: Path) -> list[dict]:
     """What the ops launch, as launches.cpp prints it, linked with the ops in place of the CUDA runtime."""
-    command = [nvcc(), "-std=c++17", "-cudart=none", f"-I{CSRC}", str(HERE / "launches.cpp"), *map(str, objects), "-o", str(program)]
+    command = [
+        nvcc(),
+        "-std=c++17",
+        "-cudart=none",
+        f"-I{CSRC}",
+        str(HERE / "launches.cpp"),
+        *map(str, objects),
+        "-o",
+        str(program),
+    ]
     run(command)
     printed = run([str(program)]).stdout
     return [json.loads(line) for line in printed.splitlines()]

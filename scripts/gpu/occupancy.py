@@ -34,7 +34,9 @@ def occupancy(architecture: int, threads: int, registers: int, shared: int) -> d
     warps_of_partition = REGISTERS // PARTITIONS // rounded_up(max(registers, 1) * WARP, REGISTER_UNIT)
     by = {
         "registers": PARTITIONS * warps_of_partition // warps,
-        "shared memory": limits.shared // rounded_up(shared + RESERVED_SHARED, SHARED_UNIT) if shared <= limits.shared_of_block else 0,
+        "shared memory": limits.shared // rounded_up(shared + RESERVED_SHARED, SHARED_UNIT)
+        if shared <= limits.shared_of_block
+        else 0,
         "threads": limits.threads // (warps * WARP),
         "blocks": limits.blocks,
     }

@@ -144,7 +144,9 @@ def compiled(launch: Launch) -> dict:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(result.asm["cubin"])
         file.flush()
-        show = lambda what: subprocess.run([cuobjdump(), what, file.name], capture_output=True, text=True, check=True).stdout  # noqa: E731
+        show = lambda what: (
+            subprocess.run([cuobjdump(), what, file.name], capture_output=True, text=True, check=True).stdout
+        )  # noqa: E731
         usage, code = show("-res-usage"), show("-sass")
     number = lambda name: int(re.search(rf"\b{name}:(\d+)", usage)[1])  # noqa: E731
     mix = instruction_mix(code)
@@ -157,7 +159,8 @@ def compiled(launch: Launch) -> dict:
         "stack": number("STACK"),
         "spill_stores": bytes_of(mix, "STL"),
         "spill_loads": bytes_of(mix, "LDL"),
-        "static_shared": number("SHARED") - (RESERVED_SHARED if launch.architecture >= 90 else 0),  # which it counts there
+        "static_shared": number("SHARED")
+        - (RESERVED_SHARED if launch.architecture >= 90 else 0),  # which it counts there
         "dynamic_shared": result.metadata.shared,
         "instructions": mix,
     }
@@ -167,22 +170,36 @@ def names_of(launch: Launch) -> dict[str, str]:
     """What tells a configuration from the others: kernel and types, and tile."""
     types, constants, options = dict(launch.signature), dict(launch.constants), dict(launch.options)
     name = launch.kernel.removeprefix("_").removesuffix("_kernel")
-    ends = [types[end][1:] for end in ("source", "images", "grad", "target", "brain_image") if types.get(end, "")[:1] == "*"]
+    ends = [
+        types[end][1:] for end in ("source", "images", "grad", "target", "brain_image") if types.get(end, "")[:1] == "*"
+    ]
     precision = {"tf32": ", tf32", "tf32x3": ", three tf32 products"}.get(constants["PRECISION"], "")
-    tile = [f"{name} {constants[name]}" for name in ("BLOCK", "ROWS", "BLOCK_N", "BLOCK_M", "DEPTH", "KEPT") if name in constants]
+    tile = [
+        f"{name} {constants[name]}"
+        for name in ("BLOCK", "ROWS", "BLOCK_N", "BLOCK_M", "DEPTH", "KEPT")
+        if name in constants
+    ]
     return {
-        "kernel": name + (", adjoint" if constants.get("ADJOINT") else "") + f", {' and '.join(dict.fromkeys(ends))}{precision}",
-        "configuration": ", ".join([*tile, *(f"{value} {name.removeprefix('num_')}" for name, value in options.items())]),
+        "kernel": name
+        + (", adjoint" if constants.get("ADJOINT") else "")
+        + f", {' and '.join(dict.fromkeys(ends))}{precision}",
+        "configuration": ", ".join(
+            [*tile, *(f"{value} {name.removeprefix('num_')}" for name, value in options.items())]
+        ),
     }
 
 
 def bytes_of(mix: dict[str, int], instruction: str) -> int:
     """That loads from, or stores to, the stack move, each instruction counted once."""
-    return sum(count * int(kind.split(".")[1]) // 8 for kind, count in mix.items() if kind.startswith(instruction + "."))
+    return sum(
+        count * int(kind.split(".")[1]) // 8 for kind, count in mix.items() if kind.startswith(instruction + ".")
+    )
 
 
 def kernels(architectures: tuple[int, ...]) -> Callable[[], list[dict]]:
     """Begins to compile, and returns what waits for a row of each configuration that is launched."""
-    launches = [launch for sm in architectures for calls in (blur_calls, similarity_calls) for launch in record(sm, calls())]
+    launches = [
+        launch for sm in architectures for calls in (blur_calls, similarity_calls) for launch in record(sm, calls())
+    ]
     pool = multiprocessing.get_context("fork").Pool(os.cpu_count())
     return pool.map_async(compiled, launches, chunksize=1).get

@@ -60,7 +60,9 @@ def test_an_encoder_of_ones_own_is_built_by_name_and_survives_run_yaml(registrie
     @bvsa_core.register_encoder("mine", Options)
     def mine(shape, options):
         return torch.nn.Sequential(
-            torch.nn.Flatten(), torch.nn.Linear(shape.channels * shape.time, shape.embedding), *[torch.nn.Identity()] * options.width
+            torch.nn.Flatten(),
+            torch.nn.Linear(shape.channels * shape.time, shape.embedding),
+            *[torch.nn.Identity()] * options.width,
         )
 
     assert "mine" in encoders.names()
@@ -81,7 +83,9 @@ def test_what_cannot_be_registered_is_refused(registries):
     for name, told in (("bvsa", "method 'bvsa' is shipped"), ("a/b", "method 'a/b': give a name of letters")):
         with pytest.raises(UserError, match=told):
             bvsa_core.register_method(name)
-    with pytest.raises(UserError, match="encoder 'tsconv' is shipped with bvsa_core; register yours under another name"):
+    with pytest.raises(
+        UserError, match="encoder 'tsconv' is shipped with bvsa_core; register yours under another name"
+    ):
         bvsa_core.register_encoder("tsconv")
     with pytest.raises(UserError, match="encoder 'mine': options is .*; give a dataclass"):
         bvsa_core.register_encoder("mine", dict)

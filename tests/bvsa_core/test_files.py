@@ -74,7 +74,9 @@ def test_a_claim_ends_with_its_owner_however_that_ends(tmp_path):
     folder = tmp_path / "run"
     owner = subprocess.Popen([sys.executable, "-c", CLAIM, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert owner.stdout.readline() == b"claimed\n"
-    with pytest.raises(UserError, match=rf"run: a run is going on there \(process {owner.pid} on .*\); wait for its end, or choose"):
+    with pytest.raises(
+        UserError, match=rf"run: a run is going on there \(process {owner.pid} on .*\); wait for its end, or choose"
+    ):
         with claim(folder, "a run"):
             pass
     assert (folder / ".half.partial").exists()  # of the living nothing is cleared away

@@ -43,7 +43,9 @@ def test_losses_are_those_of_one_process_with_the_same_batches(trained, case):
             found, expected = trained[processes][case], trained[1][case]
             assert found.keys() == expected.keys()
             assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5)
-            if case == "bvsa eeg_project":  # where no bias lies before a batch normalisation, along which rounding leads Adam
+            if (
+                case == "bvsa eeg_project"
+            ):  # where no bias lies before a batch normalisation, along which rounding leads Adam
                 assert found["held out"] == pytest.approx(expected["held out"], rel=1e-5)
             for name in ("kernel_size", "gain"):
                 assert found.get(name) == expected.get(name)
@@ -65,7 +67,10 @@ def test_random_numbers_that_belong_to_no_sample_are_refused(forks):
     ended = forks.run("trained_together:refuses", "", processes=2)
     told = "".join(each.err for each in ended)
     assert all(each.code for each in ended)
-    assert "the encoder draws random numbers (aten.rand.default) that are not one for each sample; train it without torchrun" in told
+    assert (
+        "the encoder draws random numbers (aten.rand.default) that are not one for each sample; train it without torchrun"
+        in told
+    )
 
 
 def test_the_first_to_fail_tells_and_the_others_end_without_a_word(forks):
@@ -74,7 +79,20 @@ def test_the_first_to_fail_tells_and_the_others_end_without_a_word(forks):
 
 
 def test_the_command_trains_in_two_processes_and_only_the_first_writes_and_tells(forks, tiny_data, tmp_path):
-    arguments = ("train", "--data", tiny_data, "--method", "ubp", "--epochs", 2, "--batch_size", 16, "--views", "online", "--out")
+    arguments = (
+        "train",
+        "--data",
+        tiny_data,
+        "--method",
+        "ubp",
+        "--epochs",
+        2,
+        "--batch_size",
+        16,
+        "--views",
+        "online",
+        "--out",
+    )
     (alone,) = forks.bvsa(*arguments, tmp_path / "alone")
     first, second = forks.bvsa(*arguments, tmp_path / "together", processes=2)
     assert alone.code == first.code == second.code == 0, (alone, first, second)
@@ -87,7 +105,9 @@ def test_the_command_trains_in_two_processes_and_only_the_first_writes_and_tells
     results = [json.loads(each["result.json"].read_text()) for each in left]
     assert results[0]["ranks"] == results[1]["ranks"]
 
-    first, second = forks.bvsa(*arguments, tmp_path / "together", "--seed", 1, processes=2)  # which the folder does not hold
+    first, second = forks.bvsa(
+        *arguments, tmp_path / "together", "--seed", 1, processes=2
+    )  # which the folder does not hold
     assert first.code == second.code == 2 and (first.err + second.err).count("holds a run with other settings") == 1
     first, second = forks.bvsa(*arguments, tmp_path / "else", "--device", "cuda:0", processes=2)
     assert first.code == second.code == 2 and (first.err + second.err).count("\n") == 1
@@ -96,21 +116,40 @@ def test_the_command_trains_in_two_processes_and_only_the_first_writes_and_tells
 
 def test_grids_and_searches_of_two_processes_are_those_of_one(forks, tiny_data, tmp_path):
     grid, run = tmp_path / "grid.yaml", tiny_data.parent / "run"
-    grid.write_text("methods: [vanilla, nice]\nencoders: [eeg_project]\nseeds: 1\nresamples: 0\nrun: {epochs: 1, validation: 0}\n")
+    grid.write_text(
+        "methods: [vanilla, nice]\nencoders: [eeg_project]\nseeds: 1\nresamples: 0\nrun: {epochs: 1, validation: 0}\n"
+    )
     found = []
     for processes in (1, 2):
         out = tmp_path / f"by{processes}"
-        for arguments in (("reproduce", grid, "--eeg", tiny_data, "--out", out), ("retrieve", run, "--out", out / "found.json")):
+        for arguments in (
+            ("reproduce", grid, "--eeg", tiny_data, "--out", out),
+            ("retrieve", run, "--out", out / "found.json"),
+        ):
             first, *others = forks.bvsa(*arguments, processes=processes)
             assert first.code == 0 and not first.err, first
             assert all(each == replace(each, code=0, out="", err="") for each in others), others
-        files = (path for path in out.rglob("*") if path.is_file() and path.name != "page.html")  # which tells the command
+        files = (
+            path for path in out.rglob("*") if path.is_file() and path.name != "page.html"
+        )  # which tells the command
         found.append({path.relative_to(out): path.read_bytes() for path in files})
     assert found[0] == found[1] and len(found[0]) > 10
 
 
 def test_ctrl_c_ends_all_processes_and_the_first_says_where(forks, tiny_data, tmp_path):
-    arguments = ("train", "--data", tiny_data, "--method", "vanilla", "--batch_size", 8, "--epochs", 300, "--out", tmp_path / "run")
+    arguments = (
+        "train",
+        "--data",
+        tiny_data,
+        "--method",
+        "vanilla",
+        "--batch_size",
+        8,
+        "--epochs",
+        300,
+        "--out",
+        tmp_path / "run",
+    )
     begun = tmp_path / "run" / "resume.safetensors"
     first, second = forks.bvsa(*arguments, processes=2, after=begun, by=signal.SIGINT)
     assert first.code == 130 and second.code == 2 and not second.out + second.err, (first, second)

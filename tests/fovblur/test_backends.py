@@ -84,10 +84,16 @@ import fovblur
 @pytest.mark.parametrize(
     ("blocked", "then"),
     [
-        (["triton", "fovblur._cuda"], "assert fovblur.gaussian_blur(torch.rand(1, 1, 8, 8), 1.0).shape == (1, 1, 8, 8)"),
+        (
+            ["triton", "fovblur._cuda"],
+            "assert fovblur.gaussian_blur(torch.rand(1, 1, 8, 8), 1.0).shape == (1, 1, 8, 8)",
+        ),
         (["triton"], "assert 'triton is blocked' in fovblur.available_backends()['triton']"),
         (["fovblur._cuda"], "assert 'not built' in fovblur.available_backends()['cuda']"),
-        (["scipy", "torchvision", "lightning_fabric", "jsonargparse", "open_clip", "cv2"], "fovblur.available_backends()"),
+        (
+            ["scipy", "torchvision", "lightning_fabric", "jsonargparse", "open_clip", "cv2"],
+            "fovblur.available_backends()",
+        ),
     ],
     ids=str,
 )
@@ -97,5 +103,7 @@ def test_imports_and_runs_without(blocked, then):
 
 
 def test_import_loads_neither_triton_nor_the_training_package():
-    code = "import sys, fovblur; assert not {'triton', 'bvsa_core', 'fovblur._cuda'} & set(sys.modules), 'loaded too much'"
+    code = (
+        "import sys, fovblur; assert not {'triton', 'bvsa_core', 'fovblur._cuda'} & set(sys.modules), 'loaded too much'"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

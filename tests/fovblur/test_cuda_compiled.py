@@ -19,7 +19,12 @@ RESIDENT = {
     "similarity_scores": 1,
     "merge_slices": 8,
 }
-BLUR_LOADS = {"unsigned char": "LDG.64", "Half": "LDG.128", "BFloat16": "LDG.128", "float": "LDG.128"}  # of eight pixels
+BLUR_LOADS = {
+    "unsigned char": "LDG.64",
+    "Half": "LDG.128",
+    "BFloat16": "LDG.128",
+    "float": "LDG.128",
+}  # of eight pixels
 HALF_A_MULTIPROCESSOR = 48 * 1024  # bytes of shared memory: what a launch gets without asking
 
 pytestmark = pytest.mark.skipif(not HAS_NVCC, reason=WITHOUT_NVCC)
@@ -45,7 +50,10 @@ def test_calls_launch_the_form_that_is_exact_enough(gpu_resources):
     launched = {row["kernel"]: set(row["calls"]) for row in of(gpu_resources, "cuda")}
     direct, products = launched["blur_direct<4, Images>"], launched["blur_products<float, Images>"]
     assert "blur, float32 to float32" in direct and "blur, float32 to float32, tf32" in products
-    assert "blur, uint8 to float32" in direct and "blur, uint8 to float16" in launched["blur_products<unsigned char, Images>"]
+    assert (
+        "blur, uint8 to float32" in direct
+        and "blur, uint8 to float16" in launched["blur_products<unsigned char, Images>"]
+    )
     assert launched["similarity_scores<ExactProducts, Matrix>"] == {"similarity, float32"}
     assert launched["similarity_scores<MatrixProducts<float>, SliceBest>"] == {"top-k, float32, tf32"}
 
@@ -70,7 +78,9 @@ def test_the_similarity_uses_tensor_cores_and_wide_copies(gpu_resources):
         used = row["instructions"]
         assert used["LDGSTS.128"] > 0, row
         if "Exact" in row["kernel"]:
-            assert "HMMA" not in used and used["FFMA"] >= 4 * 64 and used["LDS.128"] > 0, row  # four steps of depth for 64 sums
+            assert "HMMA" not in used and used["FFMA"] >= 4 * 64 and used["LDS.128"] > 0, (
+                row
+            )  # four steps of depth for 64 sums
         else:
             assert used["HMMA"] == 4 * 4 * 2 and used["LDSM"] > 0, row  # 4 x 4 tiles of sums, twice in a step
         assert "Matrix>" not in row["kernel"] or used["STG.128"] > 0, row

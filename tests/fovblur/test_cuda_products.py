@@ -11,7 +11,12 @@ import fovblur
 
 KERNEL_SIZES = (1, 3, 45, 51, 57, 101, 129)  # 129 reaches 64 pixels, the most that products serve
 TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
-ROUNDING = {torch.uint8: 2**-11, torch.float16: 2**-11, torch.bfloat16: 2**-8, torch.float32: 2**-11}  # of an operand; tf32 for float32
+ROUNDING = {
+    torch.uint8: 2**-11,
+    torch.float16: 2**-11,
+    torch.bfloat16: 2**-8,
+    torch.float32: 2**-11,
+}  # of an operand; tf32 for float32
 IMAGE_GRADIENT = {torch.float32: 1e-3, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 
 only_cuda = pytest.mark.parametrize("implementation", ["cuda"], indirect=True)
@@ -77,7 +82,12 @@ def test_normalised_and_converted(implementation, dtype, out_dtype, seed):
 @pytest.mark.parametrize("falloff", ["linear", "brachistochrone"])
 def test_falloffs_off_centre(implementation, falloff, seed):
     images = random_images((2, 1, 30, 77), torch.float16)
-    options = {"kernel_size": 17, "gain": 0.9, "falloff": falloff, "fixation": torch.tensor([[3.0, 60.5], [40.0, -9.0]])}
+    options = {
+        "kernel_size": 17,
+        "gain": 0.9,
+        "falloff": falloff,
+        "fixation": torch.tensor([[3.0, 60.5], [40.0, -9.0]]),
+    }
     assert_rounded_four_times(implementation.foveated_blur(images, **options), exact(images, **options), 1)
 
 
@@ -153,7 +163,9 @@ def test_uint8_is_exact_in_float32_and_rounded_in_half_precision(implementation,
     images = random_images((3, 1, 40, 70), torch.uint8)
     options = {"kernel_size": torch.tensor([3, 51, 129]), "mean": 0.5, "std": 0.25}
     expected = exact(images.double() / 255, **options)
-    results = {kind: implementation.foveated_blur(images, out_dtype=kind, **options) for kind in (torch.float32, torch.float16)}
+    results = {
+        kind: implementation.foveated_blur(images, out_dtype=kind, **options) for kind in (torch.float32, torch.float16)
+    }
     assert relative_error(results[torch.float32], expected) < 1e-5
     rounded_once = relative_error(expected.half(), expected)
     assert rounded_once < relative_error(results[torch.float16], expected) < 2e-3

@@ -29,7 +29,10 @@ def test_the_best_of_the_formula(similarity, dtype, shape, seed):
     embeddings = random_embeddings(*shape, dtype)
     for gates in ({}, random_gates(*shape[:2])):
         values, indices = similarity.topk(*embeddings, k, **gates)
-        assert values.dtype == (torch.float64 if dtype == torch.float64 else torch.float32) and indices.dtype == torch.int64
+        assert (
+            values.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+            and indices.dtype == torch.int64
+        )
         assert values.shape == indices.shape == (shape[0], k)
         check_topk(values, indices, exact(*embeddings, **gates), TOLERANCE[dtype])
 

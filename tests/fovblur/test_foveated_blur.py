@@ -45,7 +45,9 @@ def test_agrees_with_the_float64_reference(implementation, dtype, shape, seed):
 def test_uint8_is_within_one_grey_level_of_the_published_pipeline(implementation, shape, seed):
     images = random_images((len(KERNEL_SIZES), 3, *shape), torch.uint8)
     ours = implementation.foveated_blur(images, kernel_size=torch.tensor(KERNEL_SIZES)).int()
-    weight = reference.acuity("exp", 3.0, torch.tensor([[shape[0] // 2, shape[1] // 2]]).double(), *shape)[0].numpy() * 0.5
+    weight = (
+        reference.acuity("exp", 3.0, torch.tensor([[shape[0] // 2, shape[1] // 2]]).double(), *shape)[0].numpy() * 0.5
+    )
     for i, k in enumerate(KERNEL_SIZES):
         image = images[i].permute(1, 2, 0).numpy()
         sigma = fovblur.sigma_from_kernel_size(k)  # OpenCV's filter, without the 8-bit coefficients of its uint8 path
@@ -57,7 +59,9 @@ def test_uint8_is_within_one_grey_level_of_the_published_pipeline(implementation
 
 def test_uint8_is_within_one_grey_level_of_opencvs_uint8_blur_on_a_picture(implementation, seed):
     side = 224 if ON_GPU or implementation.backend == "cpu" else 100
-    noise = cv2.resize(np.random.rand(14, 14, 3), (side, side), interpolation=cv2.INTER_CUBIC)  # smooth, as photographs are
+    noise = cv2.resize(
+        np.random.rand(14, 14, 3), (side, side), interpolation=cv2.INTER_CUBIC
+    )  # smooth, as photographs are
     picture = np.rint(255 * (noise - noise.min()) / np.ptp(noise)).astype(np.uint8)
     images = torch.from_numpy(picture).permute(2, 0, 1)[None]
     for k in (45, 51, 57):

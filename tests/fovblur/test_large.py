@@ -42,4 +42,6 @@ def test_a_batch_of_more_than_two_to_the_31_elements():
         out = fovblur.foveated_blur(image.expand(batch, -1, -1, -1), kernel_size=3, gain=gain, backend=name)
         assert out.numel() > 2**31
         for i in (0, 2**11 - 1, 2**11, batch - 2, batch - 1):
-            assert torch.equal(out[i : i + 1], fovblur.foveated_blur(image, kernel_size=3, gain=gain[i].item(), backend=name)), (name, i)
+            assert torch.equal(
+                out[i : i + 1], fovblur.foveated_blur(image, kernel_size=3, gain=gain[i].item(), backend=name)
+            ), (name, i)

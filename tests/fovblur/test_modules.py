@@ -45,7 +45,9 @@ def test_a_module_learns_the_sigma_and_gain_it_should(seed):
 
 
 @pytest.mark.parametrize("shape", [(3, 20, 30), (2, 3, 20, 30), (2, 4, 3, 20, 30)], ids=str)
-@pytest.mark.parametrize(("kernel_size", "sigma"), [([9, 9], [2.0, 2.0]), ([5, 9], [0.7, 2.5]), ([7, 7], None), (5, 1.1)], ids=str)
+@pytest.mark.parametrize(
+    ("kernel_size", "sigma"), [([9, 9], [2.0, 2.0]), ([5, 9], [0.7, 2.5]), ([7, 7], None), (5, 1.1)], ids=str
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
 def test_torchvision_users_change_an_import(shape, kernel_size, sigma, dtype, seed):
     images = torch.rand(shape) if dtype == torch.float32 else (torch.rand(shape) * 255).to(dtype)
@@ -76,7 +78,9 @@ def test_kornia_users_keep_their_gradients(seed):
     images = torch.rand(2, 1, 12, 13, requires_grad=True)
     sigma = torch.tensor([[1.0, 1.0], [2.0, 1.5]], requires_grad=True)
     weight = torch.rand(2, 1, 12, 13)
-    theirs = torch.autograd.grad((kornia.filters.gaussian_blur2d(images, (9, 9), sigma) * weight).sum(), (images, sigma))
+    theirs = torch.autograd.grad(
+        (kornia.filters.gaussian_blur2d(images, (9, 9), sigma) * weight).sum(), (images, sigma)
+    )
     ours = torch.autograd.grad((gaussian_blur2d(images, (9, 9), sigma) * weight).sum(), (images, sigma))
     for one, other in zip(ours, theirs):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
@@ -146,5 +150,7 @@ def test_transforms_refuse_bad_arguments_when_they_are_made(make, message):
 def test_transforms_without_torchvision_name_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.delitem(sys.modules, "fovblur.transforms")
-    with pytest.raises(ModuleNotFoundError, match=r"fovblur.transforms needs torchvision .*; pip install 'fovblur\[train\]'"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"fovblur.transforms needs torchvision .*; pip install 'fovblur\[train\]'"
+    ):
         importlib.import_module("fovblur.transforms")

@@ -35,10 +35,14 @@ def test_a_graph_replays_on_changed_input(backend, seed):
     parameters["kernel_size"].copy_(torch.randint(0, 40, (16,), device="cuda") * 2 + 1)
     parameters["gain"].copy_(torch.rand(16, device="cuda"))
     graph.replay()
-    torch.testing.assert_close(out, fovblur.foveated_blur(images, **parameters, backend="reference"), rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(
+        out, fovblur.foveated_blur(images, **parameters, backend="reference"), rtol=1e-5, atol=1e-3
+    )
 
 
-def result_and_gradients(images: torch.Tensor, sigma: torch.Tensor, gain: torch.Tensor, backend: str) -> tuple[torch.Tensor, ...]:
+def result_and_gradients(
+    images: torch.Tensor, sigma: torch.Tensor, gain: torch.Tensor, backend: str
+) -> tuple[torch.Tensor, ...]:
     leaves = [x.detach().requires_grad_() for x in (images, sigma, gain)]
     out = fovblur.foveated_blur(leaves[0], leaves[1], kernel_size=25, gain=leaves[2], backend=backend)
     return (out.detach(), *torch.autograd.grad(out.square().sum(), leaves))
@@ -101,7 +105,9 @@ def test_the_second_device_serves_while_the_first_is_current(backend, seed):
     with torch.cuda.device(0):
         out = fovblur.foveated_blur(images, **parameters, backend=backend)
     assert out.device == torch.device("cuda:1")
-    torch.testing.assert_close(out, fovblur.foveated_blur(images, **parameters, backend="reference"), rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(
+        out, fovblur.foveated_blur(images, **parameters, backend="reference"), rtol=1e-5, atol=1e-3
+    )
 
 
 def test_inductor_compiles_it_whole(backend, seed):
@@ -147,7 +153,9 @@ def test_every_kernel_on_awkward_shapes(backend, dtype, seed):
     for height, width, kernel_size in ((7, 5, 21), (33, 65, 9), (40, 48, 301)):
         images = torch.rand(2, 2, height, width, device="cuda").mul(255).to(dtype)
         leaf = images.requires_grad_(dtype != torch.uint8)
-        for out_dtype in (torch.float32, torch.float16) if dtype == torch.uint8 else (dtype,):  # directly, and by products
+        for out_dtype in (
+            (torch.float32, torch.float16) if dtype == torch.uint8 else (dtype,)
+        ):  # directly, and by products
             sigma = torch.tensor([1.5, 4.0], device="cuda", requires_grad=True)
             gain = torch.tensor([0.3, 0.9], device="cuda", requires_grad=True)
             options = {"kernel_size": kernel_size, "gain": gain, "mean": 0.5, "std": 0.2, "out_dtype": out_dtype}

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 import fovblur
 from fovblur.foveated_blur.checks import FALLOFFS
 
-RELATIVE_ERROR = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 2e-3, torch.bfloat16: 1.2e-2, torch.uint8: 2.6e-3}
+RELATIVE_ERROR = {
+    torch.float32: 1e-5,
+    torch.float64: 1e-12,
+    torch.float16: 2e-3,
+    torch.bfloat16: 1.2e-2,
+    torch.uint8: 2.6e-3,
+}
 
 
 @st.composite

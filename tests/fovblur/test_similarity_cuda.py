@@ -36,7 +36,11 @@ def error_bound(embeddings, rounding: float) -> torch.Tensor:
     brain_image, image, brain_text, text = (x.double() for x in embeddings)
     of_image, of_text = (rounding * x.abs() @ y.abs().T for x, y in ((brain_image, image), (brain_text, text)))
     factor, image_similarity = 1 + brain_text @ text.T, brain_image @ image.T
-    return of_image * (factor.abs() + of_text) + (image_similarity * of_text).abs() + 2**-22 * (image_similarity * factor).abs()
+    return (
+        of_image * (factor.abs() + of_text)
+        + (image_similarity * of_text).abs()
+        + 2**-22 * (image_similarity * factor).abs()
+    )
 
 
 def test_matmul_precision_chooses_the_products_of_float32(similarity, seed):

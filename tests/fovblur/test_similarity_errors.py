@@ -11,17 +11,41 @@ import fovblur
 GOOD = dict(zip(("brain_image", "image", "brain_text", "text"), map(torch.rand, ((2, 4), (3, 4), (2, 5), (3, 5)))))
 CASES = [
     (dict(image=np.zeros((3, 4))), TypeError, r"image is a ndarray; pass a torch.Tensor of shape \(M, D\)"),
-    (dict(brain_text=torch.rand(5)), ValueError, r"brain_text has shape \(5,\); it must be \(N, E\); add a dimension with"),
-    (dict(brain_image=torch.zeros(2, 4, dtype=torch.int32)), TypeError, "brain_image is torch.int32; it must be one of float16"),
-    (dict(text=torch.rand(3, 5).double()), TypeError, "text is torch.float64 and brain_image torch.float32; all must be of one"),
+    (
+        dict(brain_text=torch.rand(5)),
+        ValueError,
+        r"brain_text has shape \(5,\); it must be \(N, E\); add a dimension with",
+    ),
+    (
+        dict(brain_image=torch.zeros(2, 4, dtype=torch.int32)),
+        TypeError,
+        "brain_image is torch.int32; it must be one of float16",
+    ),
+    (
+        dict(text=torch.rand(3, 5).double()),
+        TypeError,
+        "text is torch.float64 and brain_image torch.float32; all must be of one",
+    ),
     (dict(image=torch.rand(3, 4, device="meta")), ValueError, "image is on meta and brain_image on cpu; they must"),
     (dict(image=torch.rand(3, 4).to_sparse()), TypeError, "image must be a dense tensor"),
-    (dict(image=torch.rand(3, 6)), ValueError, r"image has shape \(3, 6\) and brain_image \(2, 4\); their numbers of columns"),
-    (dict(brain_text=torch.rand(1, 5)), ValueError, r"brain_text has shape .* and brain_image .*; their numbers of rows"),
+    (
+        dict(image=torch.rand(3, 6)),
+        ValueError,
+        r"image has shape \(3, 6\) and brain_image \(2, 4\); their numbers of columns",
+    ),
+    (
+        dict(brain_text=torch.rand(1, 5)),
+        ValueError,
+        r"brain_text has shape .* and brain_image .*; their numbers of rows",
+    ),
     (dict(text=torch.rand(1, 5)), ValueError, "text has shape .* and image .*; their numbers of rows"),
     (dict(text=torch.rand(3, 6)), ValueError, "text has shape .* and brain_text .*; their numbers of columns"),
     (dict(row_gate=1.0), TypeError, r"row_gate is a float; pass None or a torch.Tensor of shape \(2,\)"),
-    (dict(row_gate=torch.ones(3)), ValueError, r"row_gate has shape \(3,\); it must be \(2,\), one for each row of brain_image"),
+    (
+        dict(row_gate=torch.ones(3)),
+        ValueError,
+        r"row_gate has shape \(3,\); it must be \(2,\), one for each row of brain_image",
+    ),
     (dict(column_gate=torch.ones(1, 3)), ValueError, r"column_gate has shape \(1, 3\); it must be \(3,\)"),
     (dict(column_gate=torch.ones(3) * 1j), TypeError, "real numbers or booleans"),
     (dict(column_gate=torch.ones(3, device="meta")), ValueError, "column_gate is on meta and image on cpu"),

@@ -60,7 +60,9 @@ def check(similarity, call) -> None:
     scale = max(1.0, expected[finite].abs().max().item() if finite.any() else 1.0)
     assert ((ours.double() - expected)[finite].abs() <= RELATIVE_ERROR[dtype] * scale).all()
     if finite.all():
-        check_topk(values, indices, expected, RELATIVE_ERROR[torch.float64 if dtype == torch.float64 else torch.float32])
+        check_topk(
+            values, indices, expected, RELATIVE_ERROR[torch.float64 if dtype == torch.float64 else torch.float32]
+        )
     else:
         assert torch.equal(values.isnan(), expected.gather(1, indices).isnan())
         ranked = values.nan_to_num(float("-inf"), float("inf"), float("-inf"))

@@ -91,7 +91,9 @@ def test_a_gallery_beyond_the_keys_is_refused():
 def test_offsets_beyond_32_bits(which, seed):
     """Of the 4 GiB of addresses, only the pages that are touched become memory."""
     embeddings = [x.half() for x in random_embeddings(2, 2, 2, 2)]
-    far = torch.empty(2**31 + 100, dtype=torch.float16).as_strided((2, 2), (1, 2**31 + 50) if which == "columns" else (2**31 + 50, 1))
+    far = torch.empty(2**31 + 100, dtype=torch.float16).as_strided(
+        (2, 2), (1, 2**31 + 50) if which == "columns" else (2**31 + 50, 1)
+    )
     out = torch.empty(2, 2, dtype=torch.float16)
     if which == "out":
         out = far

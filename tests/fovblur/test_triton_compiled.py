@@ -11,7 +11,10 @@ def test_every_type_is_compiled_for_both_architectures(gpu_resources):
     assert len(keys) == len(rows)
     blurs = [row for row in rows if "topk" not in row["kernel"] and "similarity" not in row["kernel"]]
     assert len(blurs) == 2 * (4 + 3 + 4)
-    of_similarity = {86: 3 * 4 + 3, 90: 3 * 5 + 3}  # float16, bfloat16 and tf32, then float32: few and many recordings, few and many kept
+    of_similarity = {
+        86: 3 * 4 + 3,
+        90: 3 * 5 + 3,
+    }  # float16, bfloat16 and tf32, then float32: few and many recordings, few and many kept
     assert len(rows) - len(blurs) == sum(of_similarity.values())
 
 

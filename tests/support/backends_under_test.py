@@ -73,7 +73,9 @@ def run_cuda_on_host(monkeypatch, tmp_path_factory, thread_order: int = 1) -> No
 
     monkeypatch.setattr(native, "cuda_forward", functools.partial(native.launch_forward, module, 0))
     monkeypatch.setattr(native, "cuda_backward", functools.partial(native.launch_backward, module, 0))
-    monkeypatch.setattr(native_similarity, "cuda_similarity", functools.partial(native_similarity.launch_similarity, module, 0))
+    monkeypatch.setattr(
+        native_similarity, "cuda_similarity", functools.partial(native_similarity.launch_similarity, module, 0)
+    )
     monkeypatch.setattr(native_similarity, "cuda_topk", functools.partial(native_similarity.launch_topk, module, 0))
     why_not_for = backends.why_not_for
     monkeypatch.setattr(backends, "why_not", lambda name: None)

@@ -20,7 +20,9 @@ from bvsa_core.vision.clip import load_clip
 from bvsa_core.vision.views import Level, OnlineViews
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["open_clip", "bvsa_core.vision.bank", "bvsa_core.vision.tiny", "bvsa_core.cli.features"])
+CONTEXT.set_forkserver_preload(
+    ["open_clip", "bvsa_core.vision.bank", "bvsa_core.vision.tiny", "bvsa_core.cli.features"]
+)
 PICTURES = 3  # of a piece
 
 
@@ -37,7 +39,9 @@ def end(*processes: BaseProcess) -> list[int]:
     return [process.exitcode for process in processes]
 
 
-def fill(folder: Path, paths: Sequence[Path], levels: Sequence[Level], told: Path, rank: int = 0, world: int = 1) -> None:
+def fill(
+    folder: Path, paths: Sequence[Path], levels: Sequence[Level], told: Path, rank: int = 0, world: int = 1
+) -> None:
     """Fill a bank, and tell how many features were computed for it."""
     torch.set_num_threads(1)
     pieces.PICTURES = PICTURES

@@ -27,7 +27,9 @@ def exact_gradients(images, sigma, kernel_size, gain, grad, **options):
     mean, std = (
         torch.full((channels,), options.get(*default), dtype=torch.float64) for default in (("mean", 0.0), ("std", 1.0))
     )
-    y = reference.foveated_blur(leaves[0], leaves[1], kernel_size, leaves[2], fixation, mean, std, "exp", 3.0, torch.float64)
+    y = reference.foveated_blur(
+        leaves[0], leaves[1], kernel_size, leaves[2], fixation, mean, std, "exp", 3.0, torch.float64
+    )
     return torch.autograd.grad(y, leaves, grad.double(), allow_unused=True, materialize_grads=True)
 
 
@@ -35,7 +37,12 @@ def gradients(implementation, images, sigma, kernel_size, gain, grad, **options)
     device = implementation.device
     leaves = [x.detach().to(device).requires_grad_() for x in (images, sigma, gain)]
     y = fovblur.foveated_blur(
-        leaves[0], leaves[1], kernel_size=kernel_size.to(device), gain=leaves[2], backend=implementation.backend, **options
+        leaves[0],
+        leaves[1],
+        kernel_size=kernel_size.to(device),
+        gain=leaves[2],
+        backend=implementation.backend,
+        **options,
     )
     return tuple(x.cpu() for x in torch.autograd.grad(y, leaves, grad.to(device, y.dtype)))
 

@@ -26,7 +26,11 @@ class State:
     sizes: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        self.to_image, self.to_text, self.gains = np.ones(self.samples), np.ones(self.samples), np.full(self.samples, 0.5)
+        self.to_image, self.to_text, self.gains = (
+            np.ones(self.samples),
+            np.ones(self.samples),
+            np.full(self.samples, 0.5),
+        )
         self.sizes = np.full(self.samples, float(self.size))
 
 
@@ -75,7 +79,9 @@ def ubp(state, samples, brain, brain_text, images, texts, code: bool = False) ->
     return contrastive(logits)
 
 
-def bvsa(state, samples, brain, brain_text, images, texts, paper: bool = False, c: float = 0.5, continuous: bool = False) -> float:
+def bvsa(
+    state, samples, brain, brain_text, images, texts, paper: bool = False, c: float = 0.5, continuous: bool = False
+) -> float:
     to_image, to_text = SCALE * unit(brain) @ images.T, SCALE * unit(brain_text) @ texts.T
     change = np.tanh if continuous else steps
     for logits, smoothed, follow in ((to_image, state.to_image, "size"), (to_text, state.to_text, "gain")):
@@ -91,7 +97,9 @@ def bvsa(state, samples, brain, brain_text, images, texts, paper: bool = False, 
 def adapter(x: np.ndarray, normalise, down, rise) -> np.ndarray:
     """x + bottleneck(x) to unit norm; the three layers as (weight, bias)."""
     centred = x - x.mean(1, keepdims=True)
-    hidden = (centred / np.sqrt(centred.var(1, keepdims=True) + 1e-5) * normalise[0] + normalise[1]) @ down[0].T + down[1]
+    hidden = (centred / np.sqrt(centred.var(1, keepdims=True) + 1e-5) * normalise[0] + normalise[1]) @ down[0].T + down[
+        1
+    ]
     gelu = hidden * np.vectorize(NormalDist().cdf)(hidden)
     return unit(x + gelu @ rise[0].T + rise[1])
 
@@ -103,7 +111,9 @@ def mcdb(brain: np.ndarray, images: np.ndarray, texts: np.ndarray, a: float) -> 
     share = lambda logits, axis: np.diag(softmax(logits, axis)).mean()  # noqa: E731
     shares = np.array([(share(to_image, 1) + share(to_text, 1)) / 2, share(to_image, 0), share(to_text, 0)])
     rho = 2 * shares / (shares.sum() - shares)
-    return 2 * (contrastive(to_image) + contrastive(to_text)) / 5 + 0.2 * cosine, np.where(rho > 1, 1 - np.tanh(a * rho), 1)
+    return 2 * (contrastive(to_image) + contrastive(to_text)) / 5 + 0.2 * cosine, np.where(
+        rho > 1, 1 - np.tanh(a * rho), 1
+    )
 
 
 def scores(brain: np.ndarray, brain_text: np.ndarray, views: np.ndarray, texts: np.ndarray, gate: str) -> np.ndarray:

@@ -34,17 +34,35 @@ class Forks:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests" / "support"), os.environ.get("PYTHONPATH", "")])
+        path = os.pathsep.join(
+            [str(REPOSITORY), str(REPOSITORY / "tests" / "support"), os.environ.get("PYTHONPATH", "")]
+        )
         self.program = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
         )
 
     def run(
-        self, function: str, *args: object, processes: int = 1, after: float | Path | None = None, by: int = signal.SIGKILL
+        self,
+        function: str,
+        *args: object,
+        processes: int = 1,
+        after: float | Path | None = None,
+        by: int = signal.SIGKILL,
     ) -> list[Ended]:
         """Call a function in so many processes, as torchrun would start them; after so many seconds, or a file, they get a signal."""
         after = str(after) if isinstance(after, Path) else after
-        call = {"function": function, "args": args, "processes": processes, "after": after, "by": by, "folder": str(self.folder)}
+        call = {
+            "function": function,
+            "args": args,
+            "processes": processes,
+            "after": after,
+            "by": by,
+            "folder": str(self.folder),
+        }
         print(json.dumps(call), file=self.program.stdin, flush=True)
         return [Ended(**each) for each in json.loads(self.program.stdout.readline())]
 
@@ -71,7 +89,13 @@ def serve() -> None:
     torch.set_num_threads(1)
     for name in ("demo", "data", "train", "reproduce"):
         importlib.import_module(f"bvsa_core.cli.{name}")
-    for name in ("bvsa_core.data.pictures", "bvsa_core.vision.tiny", "sklearn.svm", "scipy.stats", "torch.utils._python_dispatch"):
+    for name in (
+        "bvsa_core.data.pictures",
+        "bvsa_core.vision.tiny",
+        "sklearn.svm",
+        "scipy.stats",
+        "torch.utils._python_dispatch",
+    ):
         importlib.import_module(name)
     for line in sys.stdin:
         call = json.loads(line)
@@ -83,7 +107,10 @@ def serve() -> None:
         children = [start(call, rank, port) for rank in range(call["processes"])]
         if call["after"] is not None:
             if isinstance(call["after"], str):
-                while not Path(call["after"]).exists() and os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                while (
+                    not Path(call["after"]).exists()
+                    and os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+                ):
                     time.sleep(0.01)
             else:
                 time.sleep(call["after"])
@@ -123,7 +150,12 @@ def start(call: dict, rank: int, port: int) -> int:
         for number, stream in ((1, "out"), (2, "err")):
             os.dup2(os.open(Path(call["folder"], f"{stream}{rank}"), os.O_WRONLY | os.O_TRUNC | os.O_CREAT), number)
         if call["processes"] > 1:
-            world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": call["processes"], "LOCAL_WORLD_SIZE": call["processes"]}
+            world = {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "WORLD_SIZE": call["processes"],
+                "LOCAL_WORLD_SIZE": call["processes"],
+            }
             world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
             os.environ |= {name: str(value) for name, value in world.items()}
         module, _, function = call["function"].partition(":")

@@ -29,7 +29,17 @@ GROWTH = 2**31  # bytes of address space, beyond what the process had
 _VALUES = [0, 1, -1, 2**7, 2**15, 2**31 - 1, -(2**31), 2**32, 2**62]
 _JSON = ["null", "-1", "0", "1e999", "NaN", '"x"', "[]", "{}", "[[1]]", "true", "1" * 30, '"\\ud800"', "[" * 3000]
 _LIBRARIES = tuple(str(Path(sysconfig.get_paths()[name]).resolve()) for name in ("stdlib", "purelib", "platlib"))
-_FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.startfile", "subprocess", "socket", "pickle.find_class", "pty.spawn")
+_FORBIDDEN = (
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "os.startfile",
+    "subprocess",
+    "socket",
+    "pickle.find_class",
+    "pty.spawn",
+)
 _CHANGES_FILES = tuple(f"os.{name}" for name in "remove rename mkdir rmdir link symlink truncate chmod utime".split())
 
 
@@ -95,7 +105,9 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and one.shape == other.shape and one.numpy().tobytes() == other.numpy().tobytes()
+        return (
+            one.dtype == other.dtype and one.shape == other.shape and one.numpy().tobytes() == other.numpy().tobytes()
+        )
     if isinstance(one, np.ndarray):
         return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
     return one == other or one != one
@@ -164,7 +176,9 @@ def _finding(kind: Kind, original: Any) -> str:
         return ""
     except BaseException as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
-        where = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)[-4:]]
+        where = [
+            f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)[-4:]
+        ]
         return f"{type(error).__name__} at {last.name} {where}: {str(error)[:200]}"
     if kind.exact and not same(found, original):
         return "read as something else"
@@ -183,10 +197,18 @@ def _watch(watched: list[str], folder: Path) -> None:
                 watched.append(f"executed code of {file}")
             elif file == "<string>" and not _by_library():
                 watched.append("executed a string")
-        elif event == "open" and _writes(arguments[1], arguments[2]) and not str(arguments[0]).startswith((*inside, os.devnull)):
+        elif (
+            event == "open"
+            and _writes(arguments[1], arguments[2])
+            and not str(arguments[0]).startswith((*inside, os.devnull))
+        ):
             if not isinstance(arguments[0], int):
                 watched.append(f"opened {arguments[0]} for writing")
-        elif event.startswith(_CHANGES_FILES) and not isinstance(arguments[0], int) and not str(arguments[0]).startswith(inside):
+        elif (
+            event.startswith(_CHANGES_FILES)
+            and not isinstance(arguments[0], int)
+            and not str(arguments[0]).startswith(inside)
+        ):
             if event == "os.truncate" or arguments[-1] < 0:  # or else in a folder that is open, as rmtree does
                 watched.append(f"did {event} {arguments!r:.200}")
 

@@ -29,7 +29,9 @@ class Planted:
     files: dict[str, list[str]]
 
     def images(self, split: str) -> list[str]:
-        return [f"{PARTS[split]}_images/{folder}/{file}" for folder, file in zip(self.folders[split], self.files[split])]
+        return [
+            f"{PARTS[split]}_images/{folder}/{file}" for folder, file in zip(self.folders[split], self.files[split])
+        ]
 
     def concepts(self, split: str) -> list[str]:
         return [folder.split("_", 1)[1] for folder in self.folders[split]]
@@ -44,7 +46,11 @@ def plant(seed: int) -> Planted:
         folders[split] = [f"{i + 1:05d}_{name}" for i, name in enumerate(names) for _ in range(pictures)]
         files[split] = [f"{name}_{k + 1:02d}b.jpg" for name in names for k in range(pictures)]
         conditions = concepts * pictures
-        shown = [[1, 3] if i % 2 else [2, 4] for i in range(conditions)] if split == "train" else [[1, 2, 3, 4]] * conditions
+        shown = (
+            [[1, 3] if i % 2 else [2, 4] for i in range(conditions)]
+            if split == "train"
+            else [[1, 2, 3, 4]] * conditions
+        )
         sessions[split] = np.repeat(shown, 2, axis=1)
         shape = conditions, sessions[split].shape[1], len(CHANNELS), len(TIMES)
         whole[split] = rng.standard_normal(shape, dtype=np.float32).astype(np.float16)
@@ -109,7 +115,9 @@ def things_eeg2_dataset(root: Path, planted: Planted) -> None:
         for session in range(1, SESSIONS + 1):
             there = (planted.sessions[split] == session).any(axis=1)
             numbers.append(np.flatnonzero(there) + 1)
-            trials.append([planted.whole[split][i][planted.sessions[split][i] == session] for i in np.flatnonzero(there)])
+            trials.append(
+                [planted.whole[split][i][planted.sessions[split][i] == session] for i in np.flatnonzero(there)]
+            )
         np.save(place / f"preprocessed_eeg_{part}_sub-01.npy", np.array(trials, dtype=np.float32))
         np.save(place / f"img_conditions_{part}_sub-01.npy", np.array(numbers))
     (place / "meta_sub-01.json").write_text(json.dumps({"ch_names": list(CHANNELS), "times": TIMES.tolist()}))

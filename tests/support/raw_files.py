@@ -39,10 +39,19 @@ def recording(numbers: list[int], rate: float, noise: float, drift: float, rando
         if number != 99999:
             time = np.arange(round(ANSWER * rate)) / rate
             for channel in CHANNELS:
-                data[NAMES.index(channel), onset : onset + len(time)] += answer(number, channel, shown.get(number, 0), time)
+                data[NAMES.index(channel), onset : onset + len(time)] += answer(
+                    number, channel, shown.get(number, 0), time
+                )
             shown[number] = shown.get(number, 0) + 1
     kinds = ["stim" if name == "stim" else "eeg" for name in NAMES]
-    return {"raw_eeg_data": data, "ch_names": NAMES, "ch_types": kinds, "sfreq": int(rate), "highpass": 0.01, "lowpass": 100}
+    return {
+        "raw_eeg_data": data,
+        "ch_names": NAMES,
+        "ch_types": kinds,
+        "sfreq": int(rate),
+        "highpass": 0.01,
+        "lowpass": 100,
+    }
 
 
 def by_hand(content: dict, before: float = 0.0) -> dict[int, list[np.ndarray]]:
@@ -53,14 +62,19 @@ def by_hand(content: dict, before: float = 0.0) -> dict[int, list[np.ndarray]]:
     found: dict[int, list[np.ndarray]] = {}
     for onset in np.flatnonzero(stim):
         baseline = rows[:, onset - round(0.2 * rate) : onset + 1].mean(1, keepdims=True)
-        found.setdefault(int(stim[onset]), []).append(rows[:, onset - round(before * rate) : onset + round(rate)] - baseline)
+        found.setdefault(int(stim[onset]), []).append(
+            rows[:, onset - round(before * rate) : onset + round(rate)] - baseline
+        )
     return found
 
 
 def numbers_of(session: int, split: str) -> list[int]:
     """What a session shows of 12 training or 3 test pictures: halves of the former in two sessions each, and targets."""
     if split == "test":
-        return [99999, *[number for turn in range(20) for number in ((turn % 3) + 1, ((turn + 1) % 3) + 1, ((turn + 2) % 3) + 1)]]
+        return [
+            99999,
+            *[number for turn in range(20) for number in ((turn % 3) + 1, ((turn + 1) % 3) + 1, ((turn + 2) % 3) + 1)],
+        ]
     half = [1, 2, 5, 6, 9, 10] if session in (1, 3) else [3, 4, 7, 8, 11, 12]
     return [*half, 99999, *reversed(half)]
 

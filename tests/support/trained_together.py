@@ -56,7 +56,12 @@ def train(name: str, encoder: str, team: parallel.Team, seed: int) -> dict:
     assert method.encoder.spare.item() == 1
     buffers = {key: value.tolist() for key, value in method.named_buffers() if "num_batches" not in key}
     fused = method.fusion.weights.tolist() if method.fusion else []
-    return {"losses": [line["loss"] for line in heard], "held out": [line["validation_loss"] for line in heard], "fused": fused, **buffers}
+    return {
+        "losses": [line["loss"] for line in heard],
+        "held out": [line["validation_loss"] for line in heard],
+        "fused": fused,
+        **buffers,
+    }
 
 
 def gradients(path: str, seed: int) -> None:
@@ -64,15 +69,21 @@ def gradients(path: str, seed: int) -> None:
     with parallel.team() as team, parallel.together(team):
         torch.manual_seed(seed)
         x = torch.randn(7, 4, 5, dtype=torch.float64, requires_grad=True)
-        layers = nn.Sequential(nn.Conv1d(4, 6, 2), nn.BatchNorm1d(6), nn.Dropout(0.4), nn.ELU(), nn.Dropout1d(0.3), nn.Flatten()).double()
+        layers = nn.Sequential(
+            nn.Conv1d(4, 6, 2), nn.BatchNorm1d(6), nn.Dropout(0.4), nn.ELU(), nn.Dropout1d(0.3), nn.Flatten()
+        ).double()
         rows = parallel.share_out(layers, x, training=True)
         loss = (rows @ rows.T).square().sum() + rows.exp().mean()
-        found = [gradient / team.size for gradient in torch.autograd.grad(loss, [x, *layers.parameters()])]  # as DDP divides
+        found = [
+            gradient / team.size for gradient in torch.autograd.grad(loss, [x, *layers.parameters()])
+        ]  # as DDP divides
         found = [torch.stack(team.gather(gradient)).sum(0) for gradient in found]
         after = torch.randn(())  # every process has drawn as many numbers
     if team.rank == 0:
         named = [*layers[1].buffers()][:2]
-        Path(path).write_text(json.dumps([loss.item(), after.item(), *[each.flatten().tolist() for each in (rows, *named, *found)]]))
+        Path(path).write_text(
+            json.dumps([loss.item(), after.item(), *[each.flatten().tolist() for each in (rows, *named, *found)]])
+        )
 
 
 def refuses(path: str) -> str:

@@ -37,7 +37,9 @@ def recognise(folder: Path, modality: str) -> list[Source]:
     known = {name: module for name, module in layouts().items() if modality in module.MODALITIES}
     found = {name: sources for name, module in known.items() if (sources := module.find(folder))}
     if not found and folder.resolve().name.startswith("sub-"):
-        raise UserError(f"{folder}: looks like one subject's folder; give the one that holds it, and choose by --subjects")
+        raise UserError(
+            f"{folder}: looks like one subject's folder; give the one that holds it, and choose by --subjects"
+        )
     if not found:
         looks = "; ".join(f"{name}: {module.LOOKS_LIKE}" for name, module in known.items())
         raise UserError(f"{folder}: none of the published {modality} layouts ({looks})")
@@ -51,7 +53,9 @@ def recognise(folder: Path, modality: str) -> list[Source]:
     return [dataclasses.replace(source, modality=modality) for source in sources]
 
 
-def convert(source: Path, store: Path, modality: str, options: Options, progress: Progress = lambda *_: None) -> list[str]:
+def convert(
+    source: Path, store: Path, modality: str, options: Options, progress: Progress = lambda *_: None
+) -> list[str]:
     """Bring every subject of a published folder into the store. Returns one line a subject.
 
     What is there already is left alone, and what a killed conversion left is gone on with.
@@ -73,7 +77,9 @@ def convert(source: Path, store: Path, modality: str, options: Options, progress
             there = writer.complete
             if not there:
                 found.convert(writer, options, _of(found.subject, progress))
-        told.append(f"{found.subject}: {found.layout} {'was there already' if there else 'converted'}, in {writer.target}")
+        told.append(
+            f"{found.subject}: {found.layout} {'was there already' if there else 'converted'}, in {writer.target}"
+        )
     return told
 
 

@@ -23,7 +23,10 @@ MODALITIES = ("EEG",)
 LOOKS_LIKE = "sub-XX/train.npy and test.npy, with info.json beside the subjects"
 INFO = "info.json"
 _SHAPE = "(concepts, pictures, repetitions, channels, time)"
-_NORMALISED = {"mvnn": ("whitened", "MVNN."), "zscore": ("z-scores", "z-scores of every channel, by its training data.")}
+_NORMALISED = {
+    "mvnn": ("whitened", "MVNN."),
+    "zscore": ("z-scores", "z-scores of every channel, by its training data."),
+}
 
 
 def find(folder: Path) -> list[Source]:
@@ -34,16 +37,25 @@ def find(folder: Path) -> list[Source]:
     files = {place: [path for split in SPLITS if (path := place / f"{split}.npy").exists()] for place in places}
     for place in places:
         files[place] += [place.parent / INFO] * (place.parent / INFO).exists()
-    return [Source(LAYOUT, place.name, place.parent, files[place], _read, ("sampling_rate", "whitening")) for place in places]
+    return [
+        Source(LAYOUT, place.name, place.parent, files[place], _read, ("sampling_rate", "whitening"))
+        for place in places
+    ]
 
 
 def _read(source: Source, writer: SubjectWriter, options: Options, progress: Progress) -> None:
     info = epochs.read_json(source.root / INFO) if (source.root / INFO).exists() else {}
-    units, normalised = _NORMALISED.get(str(info.get("normalization")), ("as in the source", "How they were whitened is not told."))
+    units, normalised = _NORMALISED.get(
+        str(info.get("normalization")), ("as in the source", "How they were whitened is not told.")
+    )
     processing = ["Epochs, resampling and baseline by whoever made the arrays.", normalised]
     if not info:
-        processing.append("Where the files name no channels, THINGS-EEG2's 63 in their standard order and 250 Hz from picture onset.")
-    epochs.convert(source, writer, options, progress, lambda split: _epochs(source, options, split, info), units, processing)
+        processing.append(
+            "Where the files name no channels, THINGS-EEG2's 63 in their standard order and 250 Hz from picture onset."
+        )
+    epochs.convert(
+        source, writer, options, progress, lambda split: _epochs(source, options, split, info), units, processing
+    )
 
 
 def _epochs(source: Source, options: Options, split: str, info: dict[str, Any]) -> Epochs:

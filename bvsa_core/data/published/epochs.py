@@ -137,7 +137,9 @@ def _checked_channels(epochs: Epochs) -> list[str]:
     if len(set(channels)) != count:
         raise UserError(f"{path}: a channel's name appears twice ({', '.join(channels)}); fetch or make it again")
     if "stim" in channels:
-        raise UserError(f"{path}: channel stim is the trigger, which tells the pictures; make the file again without it")
+        raise UserError(
+            f"{path}: channel stim is the trigger, which tells the pictures; make the file again without it"
+        )
     return channels
 
 
@@ -149,9 +151,13 @@ def _kept(epochs: Epochs, options: Options) -> tuple[slice, list[float]]:
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: its times are not numbers ({error}); fetch or make it again") from error
     if times.ndim != 1 or len(times) < count or not np.isfinite(times).all() or (np.diff(times) <= 0).any():
-        raise UserError(f"{path}: times of shape {times.shape} for {count} samples; they must be rising seconds, one a sample")
+        raise UserError(
+            f"{path}: times of shape {times.shape} for {count} samples; they must be rising seconds, one a sample"
+        )
     if times[-1] - times[0] > _LONGEST:
-        raise UserError(f"{path}: times run from {times[0]:g} to {times[-1]:g}; they must be seconds after the picture appears")
+        raise UserError(
+            f"{path}: times run from {times[0]:g} to {times[-1]:g}; they must be seconds after the picture appears"
+        )
     cut, times = len(times) > count, times[-count:]
     if cut and not _ONSET <= times[0] < times[-1] / (count - 1 or 1):
         started = f"{count} samples and {len(epochs.times)} times, of which the last {count} start at {times[0]:g} s, not at picture onset"
@@ -160,7 +166,9 @@ def _kept(epochs: Epochs, options: Options) -> tuple[slice, list[float]]:
     if options.whole_epoch and times[0] >= _ONSET:
         raise UserError(f"{path}: has no samples before the picture appears; leave --whole_epoch out")
     if count - first < 2:
-        raise UserError(f"{path}: times run from {times[0]:g} to {times[-1]:g} s, which leaves nothing after the picture appears")
+        raise UserError(
+            f"{path}: times run from {times[0]:g} to {times[-1]:g} s, which leaves nothing after the picture appears"
+        )
     return slice(first, count), [round(float(time), 6) + 0.0 for time in times[first:]]
 
 
@@ -179,7 +187,9 @@ def _write(epochs: Epochs, target: np.memmap, keep: slice, progress: Callable[[i
     target.flush()
     if np.sqrt(power) < _SMALLEST and epochs.dtype != np.float16:
         deviation = f"{np.sqrt(power):.1e}"
-        raise UserError(f"{epochs.path}: samples are about {deviation}, too small for float16; bring them to microvolts or whiten them")
+        raise UserError(
+            f"{epochs.path}: samples are about {deviation}, too small for float16; bring them to microvolts or whiten them"
+        )
 
 
 def drop_pages(array: Any) -> None:

@@ -55,7 +55,9 @@ def find(folder: Path) -> list[Source]:
         if subject in sources:
             raise UserError(f"{first}: {subject} is in {sources[subject].files[0]} too; keep one of them")
         parts = sorted(first.parent.glob(f"{first.stem}-*.fif"))
-        tables = _tables(folder, f"sample_attributes_P{person[1]}.csv") or _tables(first.parent, f"sample_attributes_P{person[1]}.csv")
+        tables = _tables(folder, f"sample_attributes_P{person[1]}.csv") or _tables(
+            first.parent, f"sample_attributes_P{person[1]}.csv"
+        )
         pictures = [*_tables(folder, "image_paths.csv"), *_tables(folder, "image_concept_index.csv")]
         settled = ("sampling_rate", "whitening")
         sources[subject] = Source(LAYOUT, subject, folder, [first, *parts, *tables, *pictures], _read, settled)
@@ -76,7 +78,9 @@ def _read(source: Source, writer: SubjectWriter, options: Options, progress: Pro
     for split in SPLITS:
         shown = found[split].epochs
         arrays[split] = writer.array(split, (*shown.shape, len(picks), len(times)))
-        places |= {int(epoch): (split, condition, repetition) for (condition, repetition), epoch in np.ndenumerate(shown)}
+        places |= {
+            int(epoch): (split, condition, repetition) for (condition, repetition), epoch in np.ndenumerate(shown)
+        }
     units = _copy(epochs, picks, kept, places, arrays, path, progress)
     window = "The whole epoch kept" if options.whole_epoch else "The second from picture onset kept"
     steps = [
@@ -86,7 +90,9 @@ def _read(source: Source, writer: SubjectWriter, options: Options, progress: Pro
     ]
     channels = [epochs.ch_names[pick] for pick in picks]
     header = Header(source.subject, "MEG", units, epochs.info["sfreq"], channels, times, LAYOUT, steps)
-    header.splits.update({split: SplitHeader([], about.images, about.concepts, about.sessions) for split, about in found.items()})
+    header.splits.update(
+        {split: SplitHeader([], about.images, about.concepts, about.sessions) for split, about in found.items()}
+    )
     writer.finish(header)
 
 
@@ -111,11 +117,15 @@ def _copy(
         try:
             block = epochs.get_data(picks=picks, item=np.array(numbers), verbose="error")
         except Exception as error:  # MNE has no class of its own for damage; numpy, struct and assertions speak up
-            raise UserError(f"{path}: cannot be read from epoch {numbers[0] + 1} on ({error}); fetch it and its parts again") from error
+            raise UserError(
+                f"{path}: cannot be read from epoch {numbers[0] + 1} on ({error}); fetch it and its parts again"
+            ) from error
         here = _units(block, epochs.times < -1e-6)
         units = units or here
         if (here == "fT") != (units == "fT"):
-            raise UserError(f"{path}: {units} at first, but {here} from epoch {numbers[0] + 1} on; fetch parts of one version")
+            raise UserError(
+                f"{path}: {units} at first, but {here} from epoch {numbers[0] + 1} on; fetch parts of one version"
+            )
         if units == "fT":
             block *= _FEMTO
         with np.errstate(over="ignore"):  # what becomes infinite is named when the subject is finished
@@ -150,7 +160,9 @@ def _check_whole(path: Path) -> None:
             end = position + _TAG.size + length
             if following == _LAST and end <= size:
                 return
-            if kind <= 0 or length < 0 or following < 0 or 0 < following <= position:  # zeros are what a download leaves for later
+            if (
+                kind <= 0 or length < 0 or following < 0 or 0 < following <= position
+            ):  # zeros are what a download leaves for later
                 break
             position = following or end
     raise UserError(f"{path}: damaged or cut off ({size} bytes, and no end of a .fif file); fetch it again")
@@ -175,7 +187,9 @@ def _open(path: Path) -> Any:
 def _sensors(epochs: Any, path: Path, expected: int) -> list[int]:
     picks = [number for number, kind in enumerate(epochs.get_channel_types()) if kind in ("mag", "grad")]
     if len(picks) != expected:
-        raise UserError(f"{path}: {len(picks)} MEG sensors, not {expected}; if that is right, say so by --sensors {len(picks)}")
+        raise UserError(
+            f"{path}: {len(picks)} MEG sensors, not {expected}; if that is right, say so by --sensors {len(picks)}"
+        )
     return picks
 
 
@@ -185,7 +199,9 @@ def _window(epochs: Any, path: Path, whole: bool) -> tuple[slice, list[float]]:
     inside = np.flatnonzero((times > -0.5 / rate) & (times < (things_meg.SAMPLES - 0.5) / things_meg.SAMPLING_RATE))
     if rate != things_meg.SAMPLING_RATE or len(inside) != things_meg.SAMPLES:
         runs = f"{times[0]:g} to {times[-1]:g} s at {rate:g} Hz"
-        raise UserError(f"{path}: epochs run {runs}; they must hold 0 to 1 s at {things_meg.SAMPLING_RATE} Hz, as the published ones do")
+        raise UserError(
+            f"{path}: epochs run {runs}; they must hold 0 to 1 s at {things_meg.SAMPLING_RATE} Hz, as the published ones do"
+        )
     kept = slice(None) if whole else slice(int(inside[0]), int(inside[-1]) + 1)
     return kept, [round(float(time), 6) for time in times[kept]]
 
@@ -208,7 +224,9 @@ def _trials(source: Source, epochs: Any) -> list[meg_trials.Trial | None]:
         pictures = meg_trials.read_pictures(named["image_paths.csv"], named["image_concept_index.csv"])
         told[str(named["image_paths.csv"])] = lambda where: meg_trials.from_pictures(*pictures, events, where)
     if not told:
-        wanted = "sourcedata/sample_attributes_P*.csv of ds004212, or image_paths.csv and image_concept_index.csv of THINGS,"
+        wanted = (
+            "sourcedata/sample_attributes_P*.csv of ds004212, or image_paths.csv and image_concept_index.csv of THINGS,"
+        )
         raise UserError(f"{path}: does not tell what its epochs show; put {wanted} into {source.root}")
     (first, trials), *others = [(where, read(where)) for where, read in told.items()]
     for other, also in others:

@@ -71,20 +71,26 @@ def from_attributes(rows: Iterable[Mapping[str, Any]], events: np.ndarray, where
     """
     rows = list(rows)
     if len(rows) != len(events):
-        raise UserError(f"{where}: {len(rows)} trials where there are {len(events)} epochs; fetch table and recordings of one version")
+        raise UserError(
+            f"{where}: {len(rows)} trials where there are {len(events)} epochs; fetch table and recordings of one version"
+        )
     if missing := [name for name in _NEEDED if rows and name not in rows[0]]:
         raise UserError(f"{where}: no column {', '.join(missing)}; it must be a sample_attributes_P*.csv of ds004212")
     trials: list[Trial | None] = []
     for line, (row, event) in enumerate(zip(rows, events), start=1):
         kind = str(row["trial_type"])
         if kind not in _SPLIT_OF:
-            raise UserError(f"{where}: trial {line} is of the type {kind!r}, not {', '.join(_SPLIT_OF)}; fetch the table again")
+            raise UserError(
+                f"{where}: trial {line} is of the type {kind!r}, not {', '.join(_SPLIT_OF)}; fetch the table again"
+            )
         split = _SPLIT_OF[kind]
         names = () if split is None else ("things_image_nr", "things_category_nr", "session_nr")
         shown, concept, session = [_number(row[name], name, where, line) for name in names] or [CATCH, None, None]
         if shown != event:
             told = "no object" if split is None else f"picture {shown}"
-            raise UserError(f"{where}: trial {line} shows {told}, but the event of that epoch is {event}; fetch both of one version")
+            raise UserError(
+                f"{where}: trial {line} shows {told}, but the event of that epoch is {event}; fetch both of one version"
+            )
         if split is None:
             trials.append(None)
         elif concept is None:
@@ -111,7 +117,9 @@ def from_pictures(paths: list[str], concepts: list[int], events: np.ndarray, whe
             trials.append(None)
             continue
         if not 1 <= event <= len(paths):
-            raise UserError(f"{where}: epoch {epoch + 1} has the event {event}, and there are {len(paths)} pictures; fetch the table again")
+            raise UserError(
+                f"{where}: epoch {epoch + 1} has the event {event}, and there are {len(paths)} pictures; fetch the table again"
+            )
         split = "test" if shown[event] == things_meg.TEST_REPETITIONS else "train"
         trials.append(Trial(event, concepts[event - 1], _file(paths[event - 1], where, event), split, None))
     return trials
@@ -126,7 +134,9 @@ def compare(trials: list[Trial | None], others: list[Trial | None], where: objec
     for line, (one, two) in enumerate(zip(trials, others), start=1):
         shown = [trial.image if trial else "no object" for trial in (one, two)]
         if shown[0] != shown[1]:
-            raise UserError(f"trial {line} shows {shown[0]} in {where} and {shown[1]} in {other}; fetch both of one version")
+            raise UserError(
+                f"trial {line} shows {shown[0]} in {where} and {shown[1]} in {other}; fetch both of one version"
+            )
 
 
 def arrange(trials: list[Trial | None], where: object) -> dict[str, Conditions]:
@@ -172,10 +182,16 @@ def read_pictures(paths: Path, index: Path) -> tuple[list[str], list[int]]:
         UserError: one cannot be read, or they are not of one length.
     """
     names = [row[0].strip() for row in _read(paths, csv.reader) if row]
-    numbers = [_number(row[0], "concept number", index, line) for line, row in enumerate(_read(index, csv.reader), start=1) if row]
+    numbers = [
+        _number(row[0], "concept number", index, line)
+        for line, row in enumerate(_read(index, csv.reader), start=1)
+        if row
+    ]
     known = [number for number in numbers if number is not None]
     if not len(names) == len(numbers) == len(known) or not names:
-        raise UserError(f"{index}: {len(known)} concept numbers for the {len(names)} pictures of {paths}; fetch both again")
+        raise UserError(
+            f"{index}: {len(known)} concept numbers for the {len(names)} pictures of {paths}; fetch both again"
+        )
     return names, known
 
 
@@ -183,14 +199,18 @@ def _expect(counts: Mapping[str, int], wanted: int, message: str) -> None:
     wrong = [f"{name} {count}" for name, count in counts.items() if count != wanted]
     if wrong:
         more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
-        raise UserError(f"{message}, but there are {', '.join(wrong[:_NAMED])}{more}; fetch all parts of the recordings again")
+        raise UserError(
+            f"{message}, but there are {', '.join(wrong[:_NAMED])}{more}; fetch all parts of the recordings again"
+        )
 
 
 def _file(path: Any, where: object, line: int) -> str:
     """The name of a picture's file: of images_meg/aardvark/aardvark_01b.jpg as of images_test_meg/aardvark_14n.jpg."""
     file = PurePosixPath(str(path).replace("\\", "/")).name
     if not file.rpartition("_")[0] or "." not in file or file.startswith("."):
-        raise UserError(f"{where}: line {line} names the picture {path!r}, which should be like aardvark_01b.jpg; fetch the table again")
+        raise UserError(
+            f"{where}: line {line} names the picture {path!r}, which should be like aardvark_01b.jpg; fetch the table again"
+        )
     return file
 
 

@@ -23,9 +23,19 @@ _KEYS = ("preprocessed_eeg_data", "ch_names", "times")
 def find(folder: Path) -> list[Source]:
     """Its subjects; none where this is another layout."""
     roots = [folder, *sorted(folder.glob("[Pp]reprocessed*"))]
-    places = sorted({path.parent for root in roots for path in root.glob("sub-*/preprocessed_eeg_*.npy") if path.name in FILES.values()})
+    places = sorted(
+        {
+            path.parent
+            for root in roots
+            for path in root.glob("sub-*/preprocessed_eeg_*.npy")
+            if path.name in FILES.values()
+        }
+    )
     files = {place: [place / name for name in FILES.values() if (place / name).exists()] for place in places}
-    return [Source(LAYOUT, _subject(place), place.parent, files[place], _read, ("sampling_rate", "whitening")) for place in places]
+    return [
+        Source(LAYOUT, _subject(place), place.parent, files[place], _read, ("sampling_rate", "whitening"))
+        for place in places
+    ]
 
 
 def _subject(place: Path) -> str:
@@ -35,8 +45,13 @@ def _subject(place: Path) -> str:
 
 
 def _read(source: Source, writer: SubjectWriter, options: Options, progress: Progress) -> None:
-    processing = ["Epochs, resampling and baseline by the authors' preprocessing (Gifford et al., 2022) or a variant of it.", "MVNN."]
-    epochs.convert(source, writer, options, progress, lambda split: _epochs(source, options, split), "whitened", processing)
+    processing = [
+        "Epochs, resampling and baseline by the authors' preprocessing (Gifford et al., 2022) or a variant of it.",
+        "MVNN.",
+    ]
+    epochs.convert(
+        source, writer, options, progress, lambda split: _epochs(source, options, split), "whitened", processing
+    )
 
 
 def _epochs(source: Source, options: Options, split: str) -> Epochs:

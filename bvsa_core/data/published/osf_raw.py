@@ -31,7 +31,10 @@ REPETITIONS = {"train": 2, "test": 20}  # of a picture in a session
 WHITENING = {"train": ("train",), "original": ("train", "test"), "none": ()}  # what the covariance is of
 _TOTAL = {"train": things_eeg.TRAIN_REPETITIONS, "test": things_eeg.TEST_REPETITIONS}
 _FILES = {"train": "raw_eeg_training.npy", "test": "raw_eeg_test.npy"}
-_FITTED_ON = {"train": "the training recordings alone", "original": "training and test recordings, whose covariances are averaged"}
+_FITTED_ON = {
+    "train": "the training recordings alone",
+    "original": "training and test recordings, whose covariances are averaged",
+}
 _BLOCK = 2**24  # samples whitened at once
 
 
@@ -40,14 +43,19 @@ def find(folder: Path) -> list[Source]:
     roots = [folder, folder / "Raw_data", folder / "raw_data"]
     files = [path for root in roots for name in _FILES.values() for path in root.glob(f"sub-*/ses-*/{name}")]
     places = sorted({path.parents[1] for path in files})
-    return [Source(LAYOUT, place.name, folder, sorted(path for path in files if path.parents[1] == place), _read) for place in places]
+    return [
+        Source(LAYOUT, place.name, folder, sorted(path for path in files if path.parents[1] == place), _read)
+        for place in places
+    ]
 
 
 def _read(source: Source, writer: SubjectWriter, options: Options, progress: Progress) -> None:
     files = _files(source)
     _check(options)
     pictures = {split: stimuli.conditions(source, options, split) for split in SPLITS}
-    opened = functools.partial(_open, writer, files, {split: len(images) for split, (images, _) in pictures.items()}, options)
+    opened = functools.partial(
+        _open, writer, files, {split: len(images) for split, (images, _) in pictures.items()}, options
+    )
     about = {}
     for done, key in enumerate(files):
         progress("sessions", done, len(files))
@@ -64,7 +72,9 @@ def _read(source: Source, writer: SubjectWriter, options: Options, progress: Pro
     covariances = []
     for session in SESSIONS:
         progress("whitening", session - 1, len(SESSIONS))
-        epochs = {split: opened((split, session))[1] for split in SPLITS}  # two of eight at a time: mapped memory counts
+        epochs = {
+            split: opened((split, session))[1] for split in SPLITS
+        }  # two of eight at a time: mapped memory counts
         fitted_on = [epochs[split][..., onset:] for split in WHITENING[options.whitening]]
         factor = 1e6 * np.eye(len(things_eeg.CHANNELS))
         if fitted_on:
@@ -99,14 +109,20 @@ def _files(source: Source) -> dict[tuple[str, int], Path]:
         UserError: some are missing; all of them are named.
     """
     folder = source.files[0].parents[1]
-    wanted = {(split, session): folder / f"ses-{session:02d}" / _FILES[split] for session in SESSIONS for split in SPLITS}
+    wanted = {
+        (split, session): folder / f"ses-{session:02d}" / _FILES[split] for session in SESSIONS for split in SPLITS
+    }
     if missing := [str(path.relative_to(folder)) for path in wanted.values() if path not in source.files]:
         raise UserError(f"{folder}: without {', '.join(missing)}; fetch what is missing, a subject has four sessions")
     return wanted
 
 
 def _open(
-    writer: SubjectWriter, files: dict[tuple[str, int], Path], pictures: dict[str, int], options: Options, key: tuple[str, int]
+    writer: SubjectWriter,
+    files: dict[tuple[str, int], Path],
+    pictures: dict[str, int],
+    options: Options,
+    key: tuple[str, int],
 ) -> tuple[dict[str, Any], np.ndarray]:
     """What RawSession tells and its epochs, memory-mapped; the file is read only where they are not there yet.
 
@@ -115,7 +131,11 @@ def _open(
     """
     split, session = key
     raw = RawSession(files[key], REPETITIONS[split], options.sampling_rate)
-    about = json.loads(bytes(writer.piece(f"{split}-{session}-about", lambda: np.frombuffer(json.dumps(raw.about()).encode(), np.uint8))))
+    about = json.loads(
+        bytes(
+            writer.piece(f"{split}-{session}-about", lambda: np.frombuffer(json.dumps(raw.about()).encode(), np.uint8))
+        )
+    )
     if about["numbers"][-1] > pictures[split]:
         told = f"shows picture {about['numbers'][-1]}, and the image set has {pictures[split]}"
         raise UserError(f"{files[key]}: {told}; give the complete one by --images")
@@ -142,7 +162,9 @@ def _sessions(source: Source, about: dict[tuple[str, int], Any], split: str, ima
     if (wrong := shown.sum(1) != expected).any():
         number = int(wrong.argmax())
         told = f"picture {number + 1} ({images[number]}) is in {shown[number].sum()} session(s) and should be in {expected}"
-        raise UserError(f"{source.root}: {source.subject} {split}: {told}; {wrong.sum() - 1} more like it; fetch the sessions again")
+        raise UserError(
+            f"{source.root}: {source.subject} {split}: {told}; {wrong.sum() - 1} more like it; fetch the sessions again"
+        )
     return np.repeat(np.nonzero(shown)[1].reshape(len(images), expected) + SESSIONS[0], REPETITIONS[split], axis=1)
 
 
@@ -151,8 +173,13 @@ def _whitener(path: Path, covariance: np.ndarray) -> np.ndarray:
     try:
         return mvnn.whitener(covariance)
     except ValueError as error:
-        flat = ", ".join(name for name, variance in zip(things_eeg.CHANNELS, np.diag(covariance)) if variance == 0) or "none"
-        raise UserError(f"{path.parent}: cannot be whitened, {error} (flat channels: {flat}); give --whitening none") from error
+        flat = (
+            ", ".join(name for name, variance in zip(things_eeg.CHANNELS, np.diag(covariance)) if variance == 0)
+            or "none"
+        )
+        raise UserError(
+            f"{path.parent}: cannot be whitened, {error} (flat channels: {flat}); give --whitening none"
+        ) from error
 
 
 def _fill(array: np.ndarray, rows: np.ndarray, columns: np.ndarray, epochs: np.ndarray, factor: np.ndarray) -> None:
@@ -177,10 +204,15 @@ def _processing(about: list[dict[str, Any]], options: Options) -> list[str]:
         "Epochs from 0.2 s before to 1 s after the picture appears, less their mean before it (MNE-Python).",
     ]
     if any(told["rate"] != options.sampling_rate for told in about):
-        steps.append(f"Resampled to {options.sampling_rate:g} Hz by Fourier transform, the first sample of the epoch in its place.")
+        steps.append(
+            f"Resampled to {options.sampling_rate:g} Hz by Fourier transform, the first sample of the epoch in its place."
+        )
     if options.whitening in _FITTED_ON:
         steps.append(
             "Multivariate noise normalisation, session by session: inverse square root of the mean Ledoit-Wolf covariance of epochs "
             f"from the onset on, fitted on {_FITTED_ON[options.whitening]} (whitening: {options.whitening})."
         )
-    return [*steps, f"Samples {'before the onset kept, too' if options.whole_epoch else 'from the onset on kept'}, as float16."]
+    return [
+        *steps,
+        f"Samples {'before the onset kept, too' if options.whole_epoch else 'from the onset on kept'}, as float16.",
+    ]

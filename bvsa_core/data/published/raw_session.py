@@ -73,7 +73,9 @@ class RawSession:
             block, _ = self._cut(kept[start : start + _TOGETHER])
             if not (finite := np.isfinite(block).all(axis=(1, 2))).all():
                 sample, _, number = kept[start + int(finite.argmin())]
-                raise UserError(f"{self.path}: samples around {sample} (picture {number}) are not finite; fetch it again")
+                raise UserError(
+                    f"{self.path}: samples around {sample} (picture {number}) are not finite; fetch it again"
+                )
             found[places[start : start + _TOGETHER]] = block
         return found.reshape(len(numbers), self.repetitions, -1, samples)
 
@@ -86,7 +88,9 @@ class RawSession:
         names = [str(name) for name in names] if isinstance(names, (list, tuple, np.ndarray)) else []
         shape = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
         if not isinstance(data, np.ndarray) or data.dtype.kind != "f" or data.ndim != 2 or len(data) != len(names):
-            raise UserError(f"{self.path}: 'raw_eeg_data' is {shape}; it must be floats, a row for each of {len(names)} channels")
+            raise UserError(
+                f"{self.path}: 'raw_eeg_data' is {shape}; it must be floats, a row for each of {len(names)} channels"
+            )
         if missing := [name for name in ("stim", *things_eeg.CHANNELS) if names.count(name) != 1]:
             raise UserError(f"{self.path}: channels {', '.join(missing)} are missing or there twice; fetch it again")
         if not isinstance(rate, (int, float, np.integer, np.floating)) or not 0 < rate < math.inf:
@@ -101,7 +105,9 @@ class RawSession:
     @functools.cached_property
     def _raw(self):
         recording = self._recording
-        kinds = ["stim" if name == "stim" else "eeg" if name in things_eeg.CHANNELS else "misc" for name in recording.names]
+        kinds = [
+            "stim" if name == "stim" else "eeg" if name in things_eeg.CHANNELS else "misc" for name in recording.names
+        ]
         info = self.mne.create_info(recording.names, recording.rate, kinds, verbose="ERROR")
         return self.mne.io.RawArray(recording.data, info, verbose="ERROR")
 
@@ -110,8 +116,15 @@ class RawSession:
         """Events (trials, 3) in the order of presentation, the place of each in the result, pictures shown, how many too often."""
         recording = self._recording
         stim = recording.data[recording.names.index("stim")]
-        if not (np.isfinite(stim).all() and (stim == np.rint(stim)).all() and stim.min(initial=0) >= 0 and stim.max(initial=0) <= TARGET):
-            raise UserError(f"{self.path}: the channel stim is damaged (it must be whole numbers from 0 to {TARGET}); fetch it again")
+        if not (
+            np.isfinite(stim).all()
+            and (stim == np.rint(stim)).all()
+            and stim.min(initial=0) >= 0
+            and stim.max(initial=0) <= TARGET
+        ):
+            raise UserError(
+                f"{self.path}: the channel stim is damaged (it must be whole numbers from 0 to {TARGET}); fetch it again"
+            )
         try:
             events = self.mne.find_events(self._raw, "stim", verbose="ERROR")
         except ValueError as error:

@@ -57,7 +57,9 @@ class Source:
         default = Options()
         for name in self.settled:
             if getattr(options, name) != getattr(default, name):
-                raise UserError(f"{name} is {getattr(options, name)}, but in the layout {self.layout} that is settled; leave it out")
+                raise UserError(
+                    f"{name} is {getattr(options, name)}, but in the layout {self.layout} that is settled; leave it out"
+                )
         apart = {"subjects", "name", "images", *self.settled}
         kept = {key: value for key, value in dataclasses.asdict(options).items() if key not in apart}
         return {"layout": self.layout, **kept, "files": fingerprint(self.files, self.root)}

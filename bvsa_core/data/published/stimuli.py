@@ -19,7 +19,9 @@ _BESIDE = ("", "Image_set_Resize", "Image_set", "image_set", "images_set", "imag
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
-def conditions(source: Source, options: Options, split: str, expected: int | None = None) -> tuple[list[str], list[str]]:
+def conditions(
+    source: Source, options: Options, split: str, expected: int | None = None
+) -> tuple[list[str], list[str]]:
     """Picture paths, such as "training_images/00001_aardvark/aardvark_01b.jpg", and concepts of a split in the order of their numbers.
 
     Args:
@@ -51,7 +53,11 @@ def texts(value: Any) -> list[str] | None:
     """The texts in a list, or in an array of one axis; None where it is anything else."""
     if isinstance(value, np.ndarray) and value.ndim == 1:
         value = value.tolist()
-    return [str(item) for item in value] if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value) else None
+    return (
+        [str(item) for item in value]
+        if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+        else None
+    )
 
 
 def _find(source: Source, options: Options) -> Path:
@@ -61,7 +67,9 @@ def _find(source: Source, options: Options) -> Path:
             raise UserError(f"--images {options.images}: no such file or folder")
         if found := next(_candidates([options.images]), None):
             return found
-        raise UserError(f"--images {options.images}: neither {METADATA} nor a folder with training_images and test_images")
+        raise UserError(
+            f"--images {options.images}: neither {METADATA} nor a folder with training_images and test_images"
+        )
     root = source.root.resolve()
     bases = [base / name for base in (root, root.parent) for name in _BESIDE]
     if found := next(_candidates(bases), None):
@@ -75,7 +83,9 @@ def _find(source: Source, options: Options) -> Path:
 def _candidates(places: list[Path]) -> Iterator[Path]:
     yield from (place for place in places if place.is_file())
     yield from (place / METADATA for place in places if (place / METADATA).is_file())
-    yield from (place for place in places if all(any((place / name).is_dir() for name in names) for names in FOLDERS.values()))
+    yield from (
+        place for place in places if all(any((place / name).is_dir() for name in names) for names in FOLDERS.values())
+    )
 
 
 def _of_metadata(path: Path, split: str) -> list[tuple[str, str]]:
@@ -97,4 +107,9 @@ def _of_folder(place: Path, split: str) -> list[tuple[str, str]]:
     folder = next(place / name for name in FOLDERS[split] if (place / name).is_dir())
     concepts = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     listed = ((path, sorted(file.name for file in path.iterdir())) for path in concepts)
-    return [(path.name, file) for path, files in listed for file in files if Path(file).suffix.lower() in _SUFFIXES and file[0] != "."]
+    return [
+        (path.name, file)
+        for path, files in listed
+        for file in files
+        if Path(file).suffix.lower() in _SUFFIXES and file[0] != "."
+    ]

@@ -15,16 +15,23 @@ from bvsa_core.errors import UserError
 
 LAYOUT = "things_eeg2_dataset"
 MODALITIES = ("EEG",)
-LOOKS_LIKE = "processed/sub-XX/preprocessed_eeg_training_sub-XX.npy with img_conditions_training_sub-XX.npy and meta_sub-XX.json"
+LOOKS_LIKE = (
+    "processed/sub-XX/preprocessed_eeg_training_sub-XX.npy with img_conditions_training_sub-XX.npy and meta_sub-XX.json"
+)
 _PARTS = {"train": "training", "test": "test"}
 _SHAPE = "(sessions, conditions, repetitions, channels, time)"
 
 
 def find(folder: Path) -> list[Source]:
     """Its subjects; none where this is another layout."""
-    places = {path.parent for root in (folder, folder / "processed") for path in root.glob("sub-*/preprocessed_eeg_*_sub-*.npy")}
+    places = {
+        path.parent
+        for root in (folder, folder / "processed")
+        for path in root.glob("sub-*/preprocessed_eeg_*_sub-*.npy")
+    }
     return [
-        Source(LAYOUT, place.name, place.parent, sorted(_wanted(place)), _read, ("sampling_rate", "whitening")) for place in sorted(places)
+        Source(LAYOUT, place.name, place.parent, sorted(_wanted(place)), _read, ("sampling_rate", "whitening"))
+        for place in sorted(places)
     ]
 
 
@@ -38,7 +45,9 @@ def _read(source: Source, writer: SubjectWriter, options: Options, progress: Pro
     meta = epochs.read_json(epochs.file_of(source, f"meta_{source.subject}.json"))
     mvnn = "MVNN of every session with the covariance of its training data."
     processing = ["Low-pass, epochs and baseline by the package things_eeg2_dataset.", mvnn]
-    epochs.convert(source, writer, options, progress, lambda split: _epochs(source, options, split, meta), "whitened", processing)
+    epochs.convert(
+        source, writer, options, progress, lambda split: _epochs(source, options, split, meta), "whitened", processing
+    )
 
 
 def _epochs(source: Source, options: Options, split: str, meta: dict[str, Any]) -> Epochs:
@@ -48,7 +57,9 @@ def _epochs(source: Source, options: Options, split: str, meta: dict[str, Any]) 
     numbers = epochs.open_file(where)
     if not isinstance(numbers, np.ndarray) or numbers.dtype.kind not in "iu" or numbers.shape != data.shape[:2]:
         told = f"{numbers.dtype} {numbers.shape}" if isinstance(numbers, np.ndarray) else type(numbers).__name__
-        raise UserError(f"{where}: {told} where {path.name} has {data.shape[:2]} sessions x conditions; fetch both again")
+        raise UserError(
+            f"{where}: {told} where {path.name} has {data.shape[:2]} sessions x conditions; fetch both again"
+        )
     images, concepts = stimuli.conditions(source, options, split)
     places = _places(where, np.asarray(numbers), images)
     sessions = np.repeat(places[..., 0] + 1, data.shape[2], axis=1)
@@ -65,11 +76,15 @@ def _places(where: Path, numbers: np.ndarray, images: list[str]) -> np.ndarray:
         UserError: a number is no picture's, appears twice in a session, or a picture is in fewer sessions than another.
     """
     if numbers.min() < 1 or numbers.max() > len(images):
-        raise UserError(f"{where}: picture numbers {numbers.min()} to {numbers.max()}, and there are pictures 1 to {len(images)}")
+        raise UserError(
+            f"{where}: picture numbers {numbers.min()} to {numbers.max()}, and there are pictures 1 to {len(images)}"
+        )
     for session, part in enumerate(numbers):
         values, counts = np.unique(part, return_counts=True)
         if counts.max() > 1:
-            raise UserError(f"{where}: picture {values[counts.argmax()]} is in session {session + 1} twice; fetch it again")
+            raise UserError(
+                f"{where}: picture {values[counts.argmax()]} is in session {session + 1} twice; fetch it again"
+            )
     counts = np.bincount(numbers.ravel(), minlength=len(images) + 1)[1:]
     if counts.min() != counts.max():
         fewest = int(counts.argmin())

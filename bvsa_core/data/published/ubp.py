@@ -48,11 +48,19 @@ def _read(source: Source, writer: SubjectWriter, options: Options, progress: Pro
 def _epochs(source: Source, split: str) -> Epochs:
     path = epochs.file_of(source, f"{split}.pt")
     found = read_recordings(path)
-    known = "MEG" if found.modality == "MEG" else "EEG" if set(things_eeg.CHANNELS) & set(found.channels) else source.modality
+    known = (
+        "MEG"
+        if found.modality == "MEG"
+        else "EEG"
+        if set(things_eeg.CHANNELS) & set(found.channels)
+        else source.modality
+    )
     if known != source.modality:
         raise UserError(f"{path}: these are {known} recordings; convert them by 'bvsa data {known.lower()}'")
     if np.array_equal(found.times, np.arange(len(found.times))):
-        raise UserError(f"{path}: does not tell when its samples were taken; add 'times', in seconds after the picture appears")
+        raise UserError(
+            f"{path}: does not tell when its samples were taken; add 'times', in seconds after the picture appears"
+        )
     images = [stimuli.canonical(image, split) for image in found.images]
     if len(set(images)) != len(images):
         twice = next(image for image in images if images.count(image) > 1)
@@ -62,7 +70,15 @@ def _epochs(source: Source, split: str) -> Epochs:
     sessions = None if found.sessions is None else [found.sessions[i] for i in order]
     rows = lambda part: found.data[order[part]]  # noqa: E731
     return Epochs(
-        path, found.data.shape, found.data.dtype, rows, found.images, found.concepts, found.channels, found.times, sessions
+        path,
+        found.data.shape,
+        found.data.dtype,
+        rows,
+        found.images,
+        found.concepts,
+        found.channels,
+        found.times,
+        sessions,
     )
 
 

@@ -27,17 +27,30 @@ def test_demo_goes_from_nothing_to_a_table_and_the_second_time_trains_nothing(tm
     sizes = [f"--synthetic.{name}={value}" for name, value in small.items()]
     command = ["demo", "--data", tmp_path / "data", "--out", tmp_path / "runs", "--seeds", 2, *QUICK, *sizes]
     shown = succeed(*command)
-    for part in ("vanilla", "ubp", "bvsa", "(corrected)", "last, inductive", "gate none", "synthetic data, 8-way retrieval"):
+    for part in (
+        "vanilla",
+        "ubp",
+        "bvsa",
+        "(corrected)",
+        "last, inductive",
+        "gate none",
+        "synthetic data, 8-way retrieval",
+    ):
         assert part in shown
     page = (tmp_path / "runs" / "page.html").read_text()
-    assert all(part in page for part in ("<h1>bvsa demo</h1>", "vanilla (corrected)", "Blur levels, ubp", "Test repetitions, synthetic"))
+    assert all(
+        part in page
+        for part in ("<h1>bvsa demo</h1>", "vanilla (corrected)", "Blur levels, ubp", "Test repetitions, synthetic")
+    )
     table = (tmp_path / "runs" / "table.md").read_text()
     assert table.count("\n| ") == 3 and "(chance 12.5 %)" in table and "1 subject(s) x 2 seed(s)" in table
     weights = sorted((tmp_path / "runs").rglob("weights.safetensors"))
     written = [path.stat().st_mtime_ns for path in weights]
     assert len(weights) == 6
     succeed(*command)
-    assert [path.stat().st_mtime_ns for path in weights] == written and (tmp_path / "runs" / "table.md").read_text() == table
+    assert [path.stat().st_mtime_ns for path in weights] == written and (
+        tmp_path / "runs" / "table.md"
+    ).read_text() == table
 
 
 def test_demo_with_online_views_gives_the_same_table(tmp_path, succeed):
@@ -47,16 +60,29 @@ def test_demo_with_online_views_gives_the_same_table(tmp_path, succeed):
     for views in ("banked", "online"):
         out = tmp_path / views
         once = ("--seeds", 1, "--resamples", 0)
-        succeed("demo", "--data", tmp_path / "data", "--out", out, "--vision=tiny", "--views", views, *once, *QUICK, *sizes)
+        succeed(
+            "demo", "--data", tmp_path / "data", "--out", out, "--vision=tiny", "--views", views, *once, *QUICK, *sizes
+        )
         tables.append((out / "table.md").read_text())
     assert tables[0] == tables[1]
 
 
 def test_synthetic_data_are_made_and_checked(tmp_path, succeed):
-    sizes = ["--train_concepts=3", "--images_per_concept=2", "--test_concepts=2", "--test_repetitions=2", "--samples=60", "--subjects=1"]
+    sizes = [
+        "--train_concepts=3",
+        "--images_per_concept=2",
+        "--test_concepts=2",
+        "--test_repetitions=2",
+        "--samples=60",
+        "--subjects=1",
+    ]
     assert "synthetic EEG data of 1 subject(s)" in succeed("data", "synthetic", tmp_path / "data", *sizes)
     shown = succeed("data", "check", tmp_path / "data")
-    assert "6 conditions x 4 repetitions x 17 channels x 60 samples" in shown and "8 pictures named" in shown and "nothing wrong" in shown
+    assert (
+        "6 conditions x 4 repetitions x 17 channels x 60 samples" in shown
+        and "8 pictures named" in shown
+        and "nothing wrong" in shown
+    )
 
 
 def test_features_fill_the_bank_that_runs_then_only_read(small_data, tmp_path, succeed, capsys):
@@ -85,27 +111,66 @@ def test_all_subjects_are_trained_one_after_another(small_data, tmp_path, succee
 def test_a_run_repeats_from_its_own_settings(finished, tmp_path, succeed):
     succeed("train", "--config", finished / "run.yaml", "--out", tmp_path / "again")
     assert (tmp_path / "again" / "result.json").read_text() == (finished / "result.json").read_text()
-    succeed("train", "--config", finished / "run.yaml", "--out", tmp_path / "other", "--seed", 3, "--method_options.c", 0.25)
+    succeed(
+        "train", "--config", finished / "run.yaml", "--out", tmp_path / "other", "--seed", 3, "--method_options.c", 0.25
+    )
     assert json.loads((tmp_path / "other" / "result.json").read_text())["seed"] == 3
     assert "c: 0.25" in (tmp_path / "other" / "run.yaml").read_text()
 
 
 def test_a_method_brings_its_training_and_flags_and_files_override_it(small_data, tmp_path, capsys, succeed):
     (tmp_path / "mine.yaml").write_text("method: nice\nlr: 0.001\nbatch_size: 40\n")
-    given = ["--config", tmp_path / "mine.yaml", "--data", small_data, "--batch_size", "30", "--epochs", "1", "--validation", "6"]
+    given = [
+        "--config",
+        tmp_path / "mine.yaml",
+        "--data",
+        small_data,
+        "--batch_size",
+        "30",
+        "--epochs",
+        "1",
+        "--validation",
+        "6",
+    ]
     succeed("train", *given, "--out", tmp_path / "run", "--target_levels", "[[51,0.5]]")
     settings = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
-    from_nice = {"encoder": "tsconv", "optimiser": "adam", "betas": [0.5, 0.999], "initial_std": 0.02, "weight_decay": 0.0}
-    assert {**from_nice, "lr": 0.001, "batch_size": 30, "validation": 6, "target_levels": [[51, 0.5]]}.items() <= settings.items()
+    from_nice = {
+        "encoder": "tsconv",
+        "optimiser": "adam",
+        "betas": [0.5, 0.999],
+        "initial_std": 0.02,
+        "weight_decay": 0.0,
+    }
+    assert {
+        **from_nice,
+        "lr": 0.001,
+        "batch_size": 30,
+        "validation": 6,
+        "target_levels": [[51, 0.5]],
+    }.items() <= settings.items()
     again = succeed("train", "--config", tmp_path / "run" / "run.yaml", "--out", tmp_path / "again")
-    assert "nice" in again and (tmp_path / "again" / "result.json").read_text() == (tmp_path / "run" / "result.json").read_text()
+    assert (
+        "nice" in again
+        and (tmp_path / "again" / "result.json").read_text() == (tmp_path / "run" / "result.json").read_text()
+    )
     short = ["--data", small_data, "--out", tmp_path / "other", "--method", "nice"]
     assert main([str(word) for word in ("train", *short)]) == 2
     assert "validation is 740; that leaves none of 90 training pictures, hold out fewer" in capsys.readouterr().err
 
 
 def test_setting_and_selection_are_told_by_flags_and_kept(small_data, tmp_path, succeed):
-    chosen = ["--setting", "inter", "--selection", "validation", "--repetitions", "3", "--method", "vanilla", "--epochs", "1"]
+    chosen = [
+        "--setting",
+        "inter",
+        "--selection",
+        "validation",
+        "--repetitions",
+        "3",
+        "--method",
+        "vanilla",
+        "--epochs",
+        "1",
+    ]
     shown = succeed("train", "--data", small_data, "--out", tmp_path / "run", *chosen)
     assert "validation," in shown and "3 repetitions averaged" in " ".join(shown.split())
     settings = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
@@ -118,14 +183,28 @@ def test_a_run_is_scored_again_under_another_gate(finished, tmp_path, succeed):
     assert "last, inductive" in succeed("evaluate", finished)
     shown = succeed("evaluate", finished, "--gate", "paper", "--json", tmp_path / "figures.json")
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert "last, uses labels" in shown and "gate paper" in shown and figures["protocol"]["information"] == "uses labels"
+    assert (
+        "last, uses labels" in shown and "gate paper" in shown and figures["protocol"]["information"] == "uses labels"
+    )
     assert {"top1", "top5", "map", "median_rank", "n", "protocol"} <= set(figures)
-    shown = succeed("evaluate", finished, "--gate", "label_free", "--rescoring", "csls", "--shuffle_texts", "--json", tmp_path / "f.json")
+    shown = succeed(
+        "evaluate",
+        finished,
+        "--gate",
+        "label_free",
+        "--rescoring",
+        "csls",
+        "--shuffle_texts",
+        "--json",
+        tmp_path / "f.json",
+    )
     protocol = json.loads((tmp_path / "f.json").read_text())["protocol"]
     assert "+ csls" in shown and "texts shuffled" in shown and protocol["information"] == "label-free transductive"
 
 
-@pytest.mark.parametrize("command", ["demo", "data", "features", "train", "evaluate", "reproduce", "retrieve", "report"])
+@pytest.mark.parametrize(
+    "command", ["demo", "data", "features", "train", "evaluate", "reproduce", "retrieve", "report"]
+)
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
@@ -156,7 +235,10 @@ def broken(small_data, tmp_path) -> Path:
 
 WRONG = [
     ("trane", "unknown command 'trane'; did you mean 'train'?"),
-    ("train --data {t}/nowhere", "{t}/nowhere: no such folder; make the synthetic data with 'bvsa data synthetic {t}/nowhere'"),
+    (
+        "train --data {t}/nowhere",
+        "{t}/nowhere: no such folder; make the synthetic data with 'bvsa data synthetic {t}/nowhere'",
+    ),
     ("train --data {t}/empty", "no recordings inside; expected Preprocessed_data_250Hz_whiten/sub-XX/train.pt"),
     ("train --data {d}", "sub-01/train.pt: damaged or incomplete"),
     ("train --data {d} --subject sub-02 --method vanilla", "_01b.jpg is missing"),
@@ -165,7 +247,10 @@ WRONG = [
     ("data check {t}/nowhere", "{t}/nowhere: no such folder"),
     ("data synthetic {t}/new --subjects 0", "subjects is 0; it must be at least 1"),
     ("data synthetic {d}/..", "not empty and not a synthetic data set"),
-    ("train --data {d} --method bsva", "unknown method 'bsva'; did you mean 'bvsa'? choose one of atm, bravl, bvsa, mcdb, nice"),
+    (
+        "train --data {d} --method bsva",
+        "unknown method 'bsva'; did you mean 'bvsa'? choose one of atm, bravl, bvsa, mcdb, nice",
+    ),
     ("train --data {d} --encoder EEGproject", "unknown encoder 'EEGproject'; did you mean 'eeg_project'?"),
     ("train --data {d} --preset papr", "unknown preset 'papr'"),
     ("train --data {s} --vision RN51", "unknown vision encoder 'RN51'"),
@@ -188,7 +273,9 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG, ids=[arguments for arguments, _ in WRONG])
-def test_what_is_wrong_is_one_line_and_an_exit_code(small_data, broken, tmp_path, arguments, message, capsys, monkeypatch):
+def test_what_is_wrong_is_one_line_and_an_exit_code(
+    small_data, broken, tmp_path, arguments, message, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     looked = arguments == "data check {d}"
     assert main([word.format(t=tmp_path, d=broken, s=small_data) for word in arguments.split()]) == (1 if looked else 2)

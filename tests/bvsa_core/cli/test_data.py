@@ -31,7 +31,10 @@ def test_training_on_the_store_is_training_on_what_it_was_made_from(small_data, 
     weights = []
     for data in (small_data, stored):
         out = tmp_path / f"run-{data.name}"
-        assert "small" in succeed("train", "--data", data, "--bank", tmp_path / "bank", "--out", out, *QUICK) or data == small_data
+        assert (
+            "small" in succeed("train", "--data", data, "--bank", tmp_path / "bank", "--out", out, *QUICK)
+            or data == small_data
+        )
         weights.append(next(out.rglob("weights.safetensors")).read_bytes())
     assert weights[0] == weights[1]
 

@@ -38,16 +38,33 @@ def files(tmp_path):
 
 @pytest.mark.parametrize(
     ("brain", "image"),
-    [("brain.npy", "image.npy"), ("brain.pt", "dict.pt"), ("both.npz", "both.npz:pictures"), ("brain.npy", "one.safetensors")],
+    [
+        ("brain.npy", "image.npy"),
+        ("brain.pt", "dict.pt"),
+        ("both.npz", "both.npz:pictures"),
+        ("brain.npy", "one.safetensors"),
+    ],
 )
 def test_every_kind_of_file_gives_the_same_figures(files, brain, image, capsys):
-    arguments = ["evaluate", "--brain", str(files / brain), "--image", str(files / image), "--json", str(files / "out.json")]
+    arguments = [
+        "evaluate",
+        "--brain",
+        str(files / brain),
+        "--image",
+        str(files / image),
+        "--json",
+        str(files / "out.json"),
+    ]
     assert main(arguments) == 0
     result = json.loads((files / "out.json").read_text())
     expected = noisy_pairs()
     assert set(result) == {"top1", "top5", "map", "median_rank", "n", "protocol"}
-    assert result["top1"] == pytest.approx(expected_top(*expected, 1)) and result["top5"] == pytest.approx(expected_top(*expected, 5))
-    assert result["n"] == 40 and result["protocol"]["information"] == "inductive" and result["protocol"]["gallery"] == 40
+    assert result["top1"] == pytest.approx(expected_top(*expected, 1)) and result["top5"] == pytest.approx(
+        expected_top(*expected, 5)
+    )
+    assert (
+        result["n"] == 40 and result["protocol"]["information"] == "inductive" and result["protocol"]["gallery"] == 40
+    )
     assert "Top-1" in capsys.readouterr().out
 
 
@@ -63,12 +80,23 @@ def test_gate_always_is_the_modulated_similarity(files):
     brain_text, text = (rng.standard_normal((40, 7)).astype(np.float32) for _ in range(2))
     np.save(files / "bt.npy", brain_text)
     np.save(files / "t.npy", text)
-    options = ["--text", str(files / "t.npy"), "--brain-text", str(files / "bt.npy"), "--gate", "always", "--json", str(files / "o.json")]
+    options = [
+        "--text",
+        str(files / "t.npy"),
+        "--brain-text",
+        str(files / "bt.npy"),
+        "--gate",
+        "always",
+        "--json",
+        str(files / "o.json"),
+    ]
     assert main(["evaluate", "--brain", str(files / "brain.npy"), "--image", str(files / "image.npy"), *options]) == 0
     unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
     brain, image = map(unit, noisy_pairs())
     scores = (brain @ image.T) * (1 + unit(brain_text) @ unit(text).T)
-    assert json.loads((files / "o.json").read_text())["top1"] == pytest.approx((scores.argmax(1) == np.arange(40)).mean())
+    assert json.loads((files / "o.json").read_text())["top1"] == pytest.approx(
+        (scores.argmax(1) == np.arange(40)).mean()
+    )
 
 
 WRONG = [
@@ -81,7 +109,10 @@ WRONG = [
     (["--brain", "{f}/narrow.npy", "--image", "{f}/image.npy"], "--image has 16 dimensions and the brain embeddings 3"),
     (["--brain", "{f}/nan.npy", "--image", "{f}/image.npy"], "row 2 has NaN or infinite values"),
     (["--brain", "{f}/cut.pt", "--image", "{f}/image.npy"], "cut.pt: damaged or incomplete"),
-    (["--brain", "{f}/brain.npy", "--image", "{f}/image.npy", "--gate", "papper"], "unknown gate 'papper'; did you mean 'paper'?"),
+    (
+        ["--brain", "{f}/brain.npy", "--image", "{f}/image.npy", "--gate", "papper"],
+        "unknown gate 'papper'; did you mean 'paper'?",
+    ),
     (["--brain", "{f}/brain.npy", "--image", "{f}/image.npy", "--gate", "paper"], "give their embeddings with --text"),
     (["{f}"], "no finished run there (result.json is missing)"),
 ]

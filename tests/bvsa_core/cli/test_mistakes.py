@@ -18,7 +18,9 @@ from bvsa_core.cli import COMMANDS, main
 SHARED = Path("Preprocessed_data_250Hz_whiten")
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="says how many GPUs there are")
 VISION = "choose one of tiny, RN50, RN101, ViT-B-16, ViT-B-32, ViT-L-14, ViT-H-14, ViT-g-14, ViT-bigG-14, or any other model of open_clip"
-BRAIN = "choose one of atm, deepnet, eeg_project, eegnet, shallownet, tsconv, braindecode:CLASS, or register your own first"
+BRAIN = (
+    "choose one of atm, deepnet, eeg_project, eegnet, shallownet, tsconv, braindecode:CLASS, or register your own first"
+)
 METHODS = "choose one of atm, bravl, bvsa, mcdb, nice, ubp, vanilla, or register your own first"
 GATES = "choose one of none, always, label_free, paper, code"
 FILES = "unknown kind of file; give one of .pt, .pth, .npy, .npz, .safetensors"
@@ -170,7 +172,12 @@ def wrong(finished, tmp_path_factory) -> Path:
     np.save(folder / "row.npy", np.ones(4, np.float32))
     (folder / "cut.npy").write_bytes((folder / "matrix.npy").read_bytes()[:-9])
     (folder / "notes").mkdir()
-    settings = {"method": "method: bsva", "options": "method_options: {gian: 1}", "many": "epochs: many", "open": "a: [1"}
+    settings = {
+        "method": "method: bsva",
+        "options": "method_options: {gian: 1}",
+        "many": "epochs: many",
+        "open": "a: [1",
+    }
     for name, text in {**settings, "grid": "methods: [vanilla]"}.items():
         (folder / f"{name}.yaml").write_text(text)
     for name in ("file", "notes/a.txt"):
@@ -178,7 +185,9 @@ def wrong(finished, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("line", [pytest.param(line, marks=[NO_GPU] if "0 GPUs" in told else []) for line, told in MISTAKES.items()])
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, marks=[NO_GPU] if "0 GPUs" in told else []) for line, told in MISTAKES.items()]
+)
 def test_a_mistake_is_told_in_one_line(line, wrong, finished, small_data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # where commands write that are not told otherwise
     places = {"t": wrong, "d": small_data, "r": finished, "s": SHARED}
@@ -193,4 +202,7 @@ def test_pictures_without_what_draws_them_name_the_extra(tmp_path, monkeypatch, 
     monkeypatch.delitem(sys.modules, "bvsa_core.data.pictures", raising=False)
     monkeypatch.delattr(data, "pictures", raising=False)
     assert main(["data", "synthetic", str(tmp_path / "new")]) == 2
-    assert capsys.readouterr().err == "bvsa: error: pictures need resvg_py, which is missing; pip install 'fovblur[demo]'\n"
+    assert (
+        capsys.readouterr().err
+        == "bvsa: error: pictures need resvg_py, which is missing; pip install 'fovblur[demo]'\n"
+    )

@@ -26,7 +26,9 @@ def test_bars_tell_rate_and_remaining_time_on_a_terminal_alone(monkeypatch, term
         assert not shown.getvalue()
         return
     assert "epochs" in shown.getvalue() and "48/100" in shown.getvalue()
-    assert "2.5 s each" in shown.getvalue() and "0:02:10" in shown.getvalue()  # 52 epochs, not counting the 40 as done in no time
+    assert (
+        "2.5 s each" in shown.getvalue() and "0:02:10" in shown.getvalue()
+    )  # 52 epochs, not counting the 40 as done in no time
 
 
 def test_rates_of_fast_things_are_a_second():

@@ -38,14 +38,29 @@ def runs(finished, small_data, tmp_path_factory) -> Path:
 def page(runs) -> Path:
     """The page of both runs, with curves, and its figures beside it."""
     out = runs.parent / "out" / "page.html"
-    assert main(["report", str(runs), "--out", str(out), "--figures", str(out.parent / "figures"), "--resamples", "2"]) == 0
+    assert (
+        main(["report", str(runs), "--out", str(out), "--figures", str(out.parent / "figures"), "--resamples", "2"])
+        == 0
+    )
     return out
 
 
 def browse(page: Path, *flags: str, fragment: str = "") -> subprocess.CompletedProcess:
     """Chromium without a window, on the page; what it prints on the console is an error of the page."""
-    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
-    command += [f"--user-data-dir={page.parent / 'profile'}", "--virtual-time-budget=4000", *flags, f"file://{page}{fragment}"]
+    command = [
+        CHROMIUM,
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--enable-logging=stderr",
+    ]
+    command += [
+        f"--user-data-dir={page.parent / 'profile'}",
+        "--virtual-time-budget=4000",
+        *flags,
+        f"file://{page}{fragment}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "CONSOLE" not in done.stderr, done.stderr
     return done
@@ -53,19 +68,37 @@ def browse(page: Path, *flags: str, fragment: str = "") -> subprocess.CompletedP
 
 def test_a_page_is_made_of_runs(runs, page):
     text = page.read_text()
-    for part in ("bvsa (corrected)", "vanilla (corrected)", "synthetic data", "12-way", "gate none", "k51 gain 0.5", "Test repetitions"):
+    for part in (
+        "bvsa (corrected)",
+        "vanilla (corrected)",
+        "synthetic data",
+        "12-way",
+        "gate none",
+        "k51 gain 0.5",
+        "Test repetitions",
+    ):
         assert part in text
-    assert "absent" not in text.split("</style>", 1)[1].split("<noscript>")[0] and "<dt>command</dt><dd>bvsa report" in text
+    assert (
+        "absent" not in text.split("</style>", 1)[1].split("<noscript>")[0]
+        and "<dt>command</dt><dd>bvsa report" in text
+    )
     assert not re.search(r"https?:", text) and len(text) < 1e6
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
-    assert [run["name"] for run in data["runs"]] == ["bvsa (corrected), sub-01, seed 0", "vanilla (corrected), sub-01, seed 0"]
+    assert [run["name"] for run in data["runs"]] == [
+        "bvsa (corrected), sub-01, seed 0",
+        "vanilla (corrected), sub-01, seed 0",
+    ]
     for name, run in zip(("bvsa", "vanilla"), data["runs"]):
         kept = json.loads((runs / name / "result.json").read_text())
         assert run["ranks"] == kept["ranks"]
         places = [row.index(right) + 1 if right in row else 6 for row, right in zip(run["best"], run["right"])]
         assert places == [min(6, rank) for rank in run["ranks"]]
     figures = {path.name for path in (page.parent / "figures").iterdir()}
-    assert {"repetitions-synthetic-eeg-intra-subject.pdf", "levels-bvsa-corrected.png", "blurred-bvsa-corrected.pdf"} <= figures
+    assert {
+        "repetitions-synthetic-eeg-intra-subject.pdf",
+        "levels-bvsa-corrected.png",
+        "blurred-bvsa-corrected.pdf",
+    } <= figures
 
 
 def test_without_the_data_folder_the_page_says_so(runs, tmp_path, succeed):
@@ -90,7 +123,9 @@ def test_the_filter_works_by_address_and_by_typing(page, tmp_path):
         for (let i = 0; i < 2; i++) document.getElementById("theme").click();
         document.title = `${{location.hash}} ${{document.documentElement.dataset.theme}} ${{getComputedStyle(document.body).colorScheme}}`;
     """
-    typed.write_text(re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text()) + f"<script>{does}</script>")
+    typed.write_text(
+        re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text()) + f"<script>{does}</script>"
+    )
     found = browse(typed, "--dump-dom").stdout
     assert re.findall(r'data-concept="([^"]*)"', found) == [name for name in names if names[3] in name]
     title = re.search(r"<title>(.*?)</title>", found)[1]
@@ -113,12 +148,19 @@ def test_a_script_that_is_not_the_pages_own_does_not_run(page, tmp_path):
 
 
 @in_a_browser
-@pytest.mark.parametrize("name, scheme, width, height", [("light", 1, 1280, 4200), ("dark", 0, 1280, 4200), ("phone", 0, 390, 6000)])
+@pytest.mark.parametrize(
+    "name, scheme, width, height", [("light", 1, 1280, 4200), ("dark", 0, 1280, 4200), ("phone", 0, 390, 6000)]
+)
 def test_it_is_drawn_in_both_themes_and_on_a_telephone(page, name, scheme, width, height):
     """The screenshots stay for people to look at."""
     ARTIFACTS.mkdir(parents=True, exist_ok=True)
     shot = ARTIFACTS / f"page-{name}.png"
-    browse(page, f"--window-size={width},{height}", f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={shot}")
+    browse(
+        page,
+        f"--window-size={width},{height}",
+        f"--blink-settings=preferredColorScheme={scheme}",
+        f"--screenshot={shot}",
+    )
     drawn = Image.open(shot).convert("L")
     ground = drawn.getpixel((2, 2))
     assert drawn.size == (width, height) and (ground > 240 if scheme else ground < 40)
@@ -130,7 +172,9 @@ def other(run: Path, folder: Path, **settings) -> Path:
     shutil.copytree(run, folder)
     for file, read, write in (("run.yaml", yaml.safe_load, yaml.safe_dump), ("result.json", json.loads, json.dumps)):
         kept = read((folder / file).read_text())
-        (folder / file).write_text(write(kept | {name: value for name, value in settings.items() if file == "run.yaml" or name in kept}))
+        (folder / file).write_text(
+            write(kept | {name: value for name, value in settings.items() if file == "run.yaml" or name in kept})
+        )
     return folder
 
 
@@ -139,20 +183,35 @@ def test_runs_that_differ_in_a_setting_are_lines_of_their_own(runs, tmp_path, mo
     again = other(runs / "vanilla", tmp_path / "again", seed=1)
     folders, told = find_runs([runs / "vanilla", faster, again, runs / "vanilla"])
     slow, fast = lines_of_runs(folders)
-    assert (slow.label, fast.label) == ("vanilla (corrected), lr 0.0001", "vanilla (corrected), lr 0.002") and told == []
+    assert (slow.label, fast.label) == (
+        "vanilla (corrected), lr 0.0001",
+        "vanilla (corrected), lr 0.002",
+    ) and told == []
     assert [run.seed for run in slow.runs] == [0, 1] and (slow.entry.row.seeds, fast.entry.row.seeds) == (2, 1)
     few = other(runs / "vanilla", tmp_path / "few", repetitions=2, data=str(tmp_path))
-    assert [line.label for line in lines_of_runs([folders[0], RunFolder(few)])][1] == f"vanilla (corrected), data {tmp_path}, repetitions 2"
+    assert [line.label for line in lines_of_runs([folders[0], RunFolder(few)])][
+        1
+    ] == f"vanilla (corrected), data {tmp_path}, repetitions 2"
     report = gather("", [slow, fast], {})
-    assert [(each.label, each.seed) for each in report.retrievals] == [(slow.label, 0), (slow.label, 1), (fast.label, 0)]
+    assert [(each.label, each.seed) for each in report.retrievals] == [
+        (slow.label, 0),
+        (slow.label, 1),
+        (fast.label, 0),
+    ]
     assert len(report.pictures) == 12 and all(picture.thumbnail for picture in report.pictures)
     monkeypatch.setattr(evidence, "RETRIEVALS", 2)
     monkeypatch.setattr(evidence, "QUERIES", 5)
     monkeypatch.setattr(evidence, "THUMBNAILS", 3000)
     small = gather("", [slow, fast], {})
     assert [(each.label, len(each.ranks)) for each in small.retrievals] == [(slow.label, 5), (fast.label, 5)]
-    assert small.missing["retrieved"].startswith("2 of 3 runs are shown") and "the first 5 are shown" in small.missing["retrieved"]
-    assert 1 <= sum(picture.thumbnail is not None for picture in small.pictures) < 12 and "keep the page small" in small.missing["pictures"]
+    assert (
+        small.missing["retrieved"].startswith("2 of 3 runs are shown")
+        and "the first 5 are shown" in small.missing["retrieved"]
+    )
+    assert (
+        1 <= sum(picture.thumbnail is not None for picture in small.pictures) < 12
+        and "keep the page small" in small.missing["pictures"]
+    )
 
 
 @pytest.fixture
@@ -164,7 +223,9 @@ def broken(runs, tmp_path) -> Path:
     result.write_bytes(result.read_bytes()[:200])
     kept = json.loads((runs / "vanilla" / "result.json").read_text())
     (tmp_path / "odd" / "run" / "result.json").write_text(json.dumps({**kept, "ranks": [0, "<b>"]}))
-    (tmp_path / "old" / "run" / "result.json").write_text(json.dumps({name: kept[name] for name in kept if name != "images"}))
+    (tmp_path / "old" / "run" / "result.json").write_text(
+        json.dumps({name: kept[name] for name in kept if name != "images"})
+    )
     (tmp_path / "unfinished" / "run" / "result.json").unlink()
     shutil.copytree(runs / "vanilla", tmp_path / "twice" / "again")
     (tmp_path / "epochs" / "run" / "metrics.jsonl").write_text('{"epoch": 1}\n{"epo')

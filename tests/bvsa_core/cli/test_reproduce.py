@@ -60,7 +60,9 @@ def written(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("weights.safetensors")}
 
 
-def test_workers_and_one_process_give_the_same_bytes_and_a_stopped_grid_continues(grid, done, small_data, tmp_path, succeed):
+def test_workers_and_one_process_give_the_same_bytes_and_a_stopped_grid_continues(
+    grid, done, small_data, tmp_path, succeed
+):
     """Of a copy of the finished grid, whose cells a stop had left half trained, half scored and not begun."""
     out = tmp_path / "again"
     shutil.copytree(done, out)
@@ -94,7 +96,9 @@ def test_the_table_says_what_is_ours_and_what_differs(done):
     assert all("not recorded from people" in told(line)[0] for line in ours)
     assert "pictures by: ours tiny, published RN50" in told(ours[0])
     assert "selection: ours last epoch, published best on test, Top-1 and Top-5 separately" in told(ours[2])
-    assert any("gate paper uses labels" in note for note in told(ours[2])) and any("control" in note for note in told(ours[3]))
+    assert any("gate paper uses labels" in note for note in told(ours[2])) and any(
+        "control" in note for note in told(ours[3])
+    )
     assert any("disagree" in note for line in lines if line["published"].startswith("ATM-S") for note in told(line))
     assert "no test: with 2 subject(s)" in text and "sub-02" in text and "hubness: skewness" in text
 
@@ -108,13 +112,21 @@ def test_the_page_holds_the_same_table(done):
     ]  # fmt: skip
     assert re.findall(r'<td class="n theirs">([\d.]+)</td>', table)[:4] == ["50.9", "79.7", "58.2", "89.1"]
     records = list(csv.DictReader((done / "table.csv").read_text().splitlines()))
-    assert re.findall(r'<td class="n">([\d.]+)<span', table)[::2] == [f"{float(each['top1']):.1f}" for each in records[:4]]
-    assert "<h1>Two &amp; a half</h1>" in page and "both_heads, gate always, texts shuffled" in page and "bvsa reproduce" in page
+    assert re.findall(r'<td class="n">([\d.]+)<span', table)[::2] == [
+        f"{float(each['top1']):.1f}" for each in records[:4]
+    ]
+    assert (
+        "<h1>Two &amp; a half</h1>" in page
+        and "both_heads, gate always, texts shuffled" in page
+        and "bvsa reproduce" in page
+    )
 
 
 def test_csv_and_latex_hold_the_same_table(done):
     records = list(csv.DictReader((done / "table.csv").read_text().splitlines()))
-    assert [record["system"] for record in records[:4]] == ["vanilla", "both_heads", "gated", "both_heads"] and len(records) == 10
+    assert [record["system"] for record in records[:4]] == ["vanilla", "both_heads", "gated", "both_heads"] and len(
+        records
+    ) == 10
     rows = json.loads((done / "statistics.json").read_text())["rows"]
     for record, row in zip(records, rows):
         top1 = np.mean([each[0] for each in row["subjects"].values()])
@@ -126,13 +138,20 @@ def test_csv_and_latex_hold_the_same_table(done):
     lines = [line for line in inside.splitlines() if line.endswith(r"\\")]
     assert len(lines) == 11 and all(len(re.findall(r"(?<!\\)&", line)) == 12 for line in lines)
     assert r"Two \& a half." in latex and r"both\_heads" in latex and r"50.9" in latex
-    assert not re.search(r"(?<!\\)[%_#$]", latex.split("\n", 1)[1].replace(r"\_", "")) and latex.count("{") == latex.count("}")
+    assert not re.search(r"(?<!\\)[%_#$]", latex.split("\n", 1)[1].replace(r"\_", "")) and latex.count(
+        "{"
+    ) == latex.count("}")
 
 
 def test_every_cell_has_its_statistics(done, small_data):
     rows = json.loads((done / "statistics.json").read_text())["rows"]
     assert [part["size"] for part in rows[0]["galleries"]] == [2, 10] and rows[0]["hubness"]["k"] == 10
-    assert [(point["averaged"], point["resamples"]) for point in rows[0]["repetitions"]] == [(1, 2), (2, 2), (4, 2), (6, 1)]
+    assert [(point["averaged"], point["resamples"]) for point in rows[0]["repetitions"]] == [
+        (1, 2),
+        (2, 2),
+        (4, 2),
+        (6, 1),
+    ]
     for cell in done.rglob("scores.json"):
         for row in json.loads(cell.read_text())["rows"]:  # all repetitions are what the run was scored by
             last = row["statistics"]["repetitions"][-1]
@@ -145,12 +164,30 @@ def test_a_failing_cell_is_told_and_the_others_go_on(grid, small_data, tmp_path,
     test = data / "Preprocessed_data_250Hz_whiten" / "sub-02" / "test.pt"
     whole = test.read_bytes()
     test.write_bytes(whole[:-5000])
-    command = ["reproduce", grid, "--eeg", data, "--out", tmp_path / "out", *QUICK, "--methods", "vanilla", "--resamples", 0]
+    command = [
+        "reproduce",
+        grid,
+        "--eeg",
+        data,
+        "--out",
+        tmp_path / "out",
+        *QUICK,
+        "--methods",
+        "vanilla",
+        "--resamples",
+        0,
+    ]
     command = [str(word) for word in command]
     assert main(command) == 2
     told = capsys.readouterr()
-    assert "failed: vanilla, EEG intra-subject, eeg_project, tiny, sub-02, seed 0: " in told.err and "test.pt: damaged" in told.err
-    assert "bvsa: error: 1 of 2 cells failed" in told.err and "1 of 2 cells missing" in (tmp_path / "out" / "table.md").read_text()
+    assert (
+        "failed: vanilla, EEG intra-subject, eeg_project, tiny, sub-02, seed 0: " in told.err
+        and "test.pt: damaged" in told.err
+    )
+    assert (
+        "bvsa: error: 1 of 2 cells failed" in told.err
+        and "1 of 2 cells missing" in (tmp_path / "out" / "table.md").read_text()
+    )
     test.write_bytes(whole)
     assert main(command) == 0
     assert "cells missing" not in (tmp_path / "out" / "table.md").read_text()
@@ -170,8 +207,14 @@ def test_repetitions_are_drawn_for_every_picture_and_averaged(finished, small_da
     expected = recordings.data[11, [1, 5]].astype(np.float32).mean(0)
     # float16 means in float32: one addition, one division, each rounded.
     np.testing.assert_allclose(part[11, 0], expected, rtol=2**-22, atol=2**-22)
-    np.testing.assert_allclose(other[0, 0], recordings.data[0, [1, 5]].astype(np.float32).mean(0), rtol=2**-22, atol=2**-22)
-    assert part.shape == (12, 1, *recordings.data.shape[2:]) and steps(1) == [1] and steps(80) == [1, 2, 4, 8, 16, 32, 64, 80]
+    np.testing.assert_allclose(
+        other[0, 0], recordings.data[0, [1, 5]].astype(np.float32).mean(0), rtol=2**-22, atol=2**-22
+    )
+    assert (
+        part.shape == (12, 1, *recordings.data.shape[2:])
+        and steps(1) == [1]
+        and steps(80) == [1, 2, 4, 8, 16, 32, 64, 80]
+    )
     folder = RunFolder(finished)
     materials = Materials(folder.config())
     first, second = repetition_curves(folder, materials, [Scoring("none"), Scoring("none")], resamples=2)
@@ -186,7 +229,10 @@ def test_built_in_grids_have_cells(name, small_data):
     assert (left_out == ["MEG is left out: no folder was given with --meg"]) == (name == "main")
     if name == "ablation":
         by_name = {cell.system: cell for cell in found}
-        assert not by_name["+ decouple"].config.method_options.dynamic and by_name["+ dynamic"].config.method_options.dynamic
+        assert (
+            not by_name["+ decouple"].config.method_options.dynamic
+            and by_name["+ dynamic"].config.method_options.dynamic
+        )
         assert {row.gate for row in by_name["+ dynamic"].rows} == {"none", "always", "label_free", "paper", "code"}
     if name == "main":
         assert {cell.config.encoder for cell in found if cell.config.method == "nice"} == {"tsconv"}
@@ -199,13 +245,19 @@ WRONG = [
     ("methods: [ubq]", "unknown method 'ubq'; did you mean 'ubp'?"),
     ("methods: [{method: ubp, preset: papr}]", "unknown preset 'papr'"),
     ("methods: [{method: ubp, options: {gains: 1}}]", "methods[0]: options: unknown key 'gains'; did you mean 'gain'?"),
-    ("methods: [{method: ubp, options: {gain: much}}]", 'methods[0]: options: Parser key "gain": Expected a <class \'float\'>'),
+    (
+        "methods: [{method: ubp, options: {gain: much}}]",
+        "methods[0]: options: Parser key \"gain\": Expected a <class 'float'>",
+    ),
     ("methods: [{method: vanilla, options: {gain: 1}}]", "methods[0]: options: 'gain', where no key is known"),
     ("methods: [{method: ubp, published: UPB}]", "unknown published row 'UPB'"),
     ("methods: [{method: ubp, scorings: [{gate: papr}]}]", "unknown gate 'papr'"),
-    ("methods: [{method: ubp, scorings: [{gait: none}]}]", "methods[0]: scorings[0]: unknown key 'gait'; did you mean 'gate'?"),
+    (
+        "methods: [{method: ubp, scorings: [{gait: none}]}]",
+        "methods[0]: scorings[0]: unknown key 'gait'; did you mean 'gate'?",
+    ),
     ("methods: [ubp, ubp]", "ubp and ubp are called alike"),
-    ("methods: [ubp]\nseeds: many", 'mine.yaml: Parser key "seeds": Expected a <class \'int\'>. Got value: many'),
+    ("methods: [ubp]\nseeds: many", "mine.yaml: Parser key \"seeds\": Expected a <class 'int'>. Got value: many"),
     ("methods: [ubp]\nseeds: 0", "seeds is 0 and resamples 10; they must be at least 1 and 0"),
     ("methods: [ubp]\nsettings: [inner]", "Expected a typing.Literal['intra', 'inter']. Got value: inner"),
     ("methods: [ubp]\nrun: {epochz: 3}", "mine.yaml: run: unknown key 'epochz'; did you mean 'epochs'?"),
@@ -221,7 +273,9 @@ WRONG = [
 @pytest.mark.parametrize(("text", "message"), WRONG, ids=[text for text, _ in WRONG])
 def test_a_grid_that_is_wrong_is_one_line(text, message, small_data, tmp_path, capsys):
     (tmp_path / "mine.yaml").write_text(text)
-    assert main(["reproduce", str(tmp_path / "mine.yaml"), "--eeg", str(small_data), "--out", str(tmp_path / "out")]) == 2
+    assert (
+        main(["reproduce", str(tmp_path / "mine.yaml"), "--eeg", str(small_data), "--out", str(tmp_path / "out")]) == 2
+    )
     told = capsys.readouterr().err
     assert message in told and told.count("\n") == 1 and "Traceback" not in told and not (tmp_path / "out").exists()
 
@@ -255,14 +309,33 @@ def test_the_four_settings_stand_under_each_other(small_data, tmp_path, succeed)
     (meg / "dataset.json").write_text(json.dumps({**about, "modality": "MEG"}))
     bank = ("--bank", small_data / "Image_feature")  # of the same pictures
     quick = (*QUICK, *bank, "--seeds", 1, "--resamples", 0)
-    succeed("reproduce", "main", "--eeg", small_data, "--meg", meg, "--out", tmp_path / "out", "--methods", "vanilla", *quick)
+    succeed(
+        "reproduce",
+        "main",
+        "--eeg",
+        small_data,
+        "--meg",
+        meg,
+        "--out",
+        tmp_path / "out",
+        "--methods",
+        "vanilla",
+        *quick,
+    )
     records = list(csv.DictReader((tmp_path / "out" / "table.csv").read_text().splitlines()))
     ours = [record for record in records if record["system"] == "vanilla"]
     places = [("eeg", "intra"), ("eeg", "inter"), ("meg", "intra"), ("meg", "inter")]
     assert [(record["modality"], record["setting"]) for record in ours] == places
     assert all(record["data"] == "synthetic" and record["subjects"] == "2" for record in ours)
     protocols = [row["protocol"] for row in json.loads((tmp_path / "out" / "statistics.json").read_text())["rows"]]
-    assert [(each["modality"].lower(), each["setting"]) for each in protocols] == [(one, f"{other}-subject") for one, other in places]
-    assert "ours: 17 channels; usual are 271" in ours[2]["notes"] and "2 subject(s); published are means over 4" in ours[3]["notes"]
-    bvsa = [(record["modality"], record["published_top1"]) for record in records if record["published_method"] == "BVSA"]
+    assert [(each["modality"].lower(), each["setting"]) for each in protocols] == [
+        (one, f"{other}-subject") for one, other in places
+    ]
+    assert (
+        "ours: 17 channels; usual are 271" in ours[2]["notes"]
+        and "2 subject(s); published are means over 4" in ours[3]["notes"]
+    )
+    bvsa = [
+        (record["modality"], record["published_top1"]) for record in records if record["published_method"] == "BVSA"
+    ]
     assert bvsa == [("eeg", "58.2"), ("eeg", "15.8"), ("meg", "32.5"), ("meg", "5.4")]

@@ -48,31 +48,54 @@ def test_test_recordings_find_what_the_embeddings_of_the_run_say(finished, retri
     assert found["protocol"] == {"information": "inductive", "gate": gate, "gallery": 12}
     names = folder.result()["images"]
     assert [query["recording"] for query in found["queries"]] == names
-    assert all(picture["picture"] == names[picture["row"]] for query in found["queries"] for picture in query["pictures"])
+    assert all(
+        picture["picture"] == names[picture["row"]] for query in found["queries"] for picture in query["pictures"]
+    )
     assert Path(names[0]).name in shown and "gate " + gate in shown
 
 
-def test_a_folder_of_pictures_a_bank_and_a_file_of_features_are_the_same_gallery(finished, small_data, retrieved, tmp_path):
+def test_a_folder_of_pictures_a_bank_and_a_file_of_features_are_the_same_gallery(
+    finished, small_data, retrieved, tmp_path
+):
     config = RunFolder(finished).config()
     pictures = sorted((small_data / "Image_set_Resize" / "test_images").rglob("*.jpg"))
-    of_folder, _ = retrieved("--gallery", small_data / "Image_set_Resize" / "test_images", "--bank", tmp_path / "bank", "--gate", "always")
+    of_folder, _ = retrieved(
+        "--gallery", small_data / "Image_set_Resize" / "test_images", "--bank", tmp_path / "bank", "--gate", "always"
+    )
     (bank,) = (tmp_path / "bank").iterdir()
     texts = next(bank.glob("texts_*.safetensors"))
     of_bank, _ = retrieved("--gallery", bank, "--gallery-text", texts, "--gate", "always")
     level = bank / "k51_gain0.5.safetensors"
     of_file, _ = retrieved("--gallery", f"{level}:features", "--gallery-text", texts, "--gate", "always")
     assert rows(of_folder) == rows(of_bank) == rows(of_file) and config.data == small_data
-    assert of_folder["queries"][0]["pictures"][0]["picture"] in [path.relative_to(path.parents[1]).as_posix() for path in pictures]
+    assert of_folder["queries"][0]["pictures"][0]["picture"] in [
+        path.relative_to(path.parents[1]).as_posix() for path in pictures
+    ]
     by_default, _ = retrieved("--gate", "always")
     assert rows(by_default) == rows(of_folder)  # the test pictures are in the order of their paths
 
 
 def test_a_run_with_fused_targets_fuses_its_gallery(small_data, succeed, tmp_path):
     fused = ["--target_levels", "[[51,0.5]]", "--target_layers", "[0]"]
-    succeed("train", "--data", small_data, "--out", tmp_path / "run", "--method", "vanilla", "--epochs", 1, "--lr", 0.01, *fused)
+    succeed(
+        "train",
+        "--data",
+        small_data,
+        "--out",
+        tmp_path / "run",
+        "--method",
+        "vanilla",
+        "--epochs",
+        1,
+        "--lr",
+        0.01,
+        *fused,
+    )
     succeed("retrieve", tmp_path / "run", "--top", 3)
     found = json.loads((tmp_path / "run" / "retrieved.json").read_text())
-    assert rows(found) == similarity(RunFolder(tmp_path / "run").embeddings(), Scoring()).topk(3, dim=1).indices.tolist()
+    assert (
+        rows(found) == similarity(RunFolder(tmp_path / "run").embeddings(), Scoring()).topk(3, dim=1).indices.tolist()
+    )
 
 
 def test_recordings_come_from_published_files_and_arrays(finished, small_data, retrieved, tmp_path):
@@ -89,7 +112,9 @@ def test_whose_recordings_they_are_is_told_to_encoders_that_ask(finished, small_
     folder = RunFolder(finished)
     materials = Materials(folder.config())
     files = [small_data / "Preprocessed_data_250Hz_whiten" / subject / "test.pt" for subject in ("sub-01", "sub-02")]
-    own, of_file, of_another = (read_queries(path, folder, folder.config(), materials)[2].unique().tolist() for path in (None, *files))
+    own, of_file, of_another = (
+        read_queries(path, folder, folder.config(), materials)[2].unique().tolist() for path in (None, *files)
+    )
     assert own == of_file == [0] and of_another == [-1]
 
 

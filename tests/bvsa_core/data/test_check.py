@@ -27,7 +27,10 @@ def make(folder: Path, subject: str = "sub-01", data=None, repetitions: int = 4,
     splits = {}
     with SubjectWriter(folder, subject, PLAN) as writer:
         for split, conditions in (("train", 3), ("test", 2)):
-            images = [f"{planted_eeg.PARTS[split]}_images/{i + 1:05d}_{split}{i}/{split}{i}_01b.jpg" for i in range(conditions)]
+            images = [
+                f"{planted_eeg.PARTS[split]}_images/{i + 1:05d}_{split}{i}/{split}{i}_01b.jpg"
+                for i in range(conditions)
+            ]
             shape = [conditions, repetitions, 2, 5]
             sessions = np.tile([1, 1, 2, 2], (conditions, 1))[:, :repetitions].tolist()
             splits[split] = SplitHeader(shape, images, [f"{split}{i}" for i in range(conditions)], sessions)
@@ -38,7 +41,9 @@ def make(folder: Path, subject: str = "sub-01", data=None, repetitions: int = 4,
                 path = folder / "Image_set_Resize" / image
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (4, 4)).save(path)
-        header = Header(subject, "EEG", "V", 100.0, ["O1", "Oz"], [i / 100 for i in range(5)], "planted", ["Made."], splits)
+        header = Header(
+            subject, "EEG", "V", 100.0, ["O1", "Oz"], [i / 100 for i in range(5)], "planted", ["Made."], splits
+        )
         writer.finish(replace(header, **changes))
     return folder / subject
 
@@ -82,7 +87,10 @@ def test_damaged_samples_are_named_by_channel_and_by_checksum(two):
     alter_samples(two / "sub-01", "train", (2, 0, 0, 3), np.inf)
     alter_samples(two / "sub-02", "test", (slice(None), slice(None), 1), 7)
     bad, altered, flat, altered_too = problems(two)
-    assert "sub-01/train.npy: condition 1 (training_images/00002_train1/train1_01b.jpg) and 1 more" in bad and "O1 (2 of 12 trials)" in bad
+    assert (
+        "sub-01/train.npy: condition 1 (training_images/00002_train1/train1_01b.jpg) and 1 more" in bad
+        and "O1 (2 of 12 trials)" in bad
+    )
     assert "sub-02/test.npy: flat in channels Oz (8 of 8 trials);" in flat and "O1" not in flat
     assert all("checksum differs" in line for line in (altered, altered_too))
 
@@ -126,7 +134,9 @@ def test_what_is_told_of_conditions(tmp_path):
 def test_subjects_that_differ(two):
     make(two, "sub-03", channels=["O1", "O2"], times=[i / 100 + 0.01 for i in range(5)])
     header = store.read_header(two / "sub-02").splits["test"].images
-    alter_split(two / "sub-02", "test", images=["test_images/00009_x/x_01b.jpg", header[1]], sessions=[[1, 1, 1, 1]] * 2)
+    alter_split(
+        two / "sub-02", "test", images=["test_images/00009_x/x_01b.jpg", header[1]], sessions=[[1, 1, 1, 1]] * 2
+    )
     found = problems(two)
     for part in (
         "sub-03/train.npy: its channels (2) differ from most",
@@ -147,7 +157,11 @@ def test_arrays_cut_off_of_another_type_or_gone(two):
     (two / "sub-02" / "test.npy").unlink()
     (two / "sub-03").mkdir()
     found = problems(two)
-    for part in ("train.npy: missing or damaged", "test.npy: float64 (2, 4, 2, 5) where header.json", "sub-02/test.npy: missing"):
+    for part in (
+        "train.npy: missing or damaged",
+        "test.npy: float64 (2, 4, 2, 5) where header.json",
+        "sub-02/test.npy: missing",
+    ):
         assert sum(part in line for line in found) == 1, part
     assert sum("sub-03" in line for line in found) == 2
 
@@ -156,7 +170,12 @@ def test_what_goes_by_the_name_of_the_published_data_has_their_shape(tmp_path):
     make(tmp_path)
     (tmp_path / "dataset.json").write_text('{"name": "THINGS-EEG2", "modality": "EEG"}')
     found = problems(tmp_path)
-    for part in ("3 conditions, and THINGS-EEG2 has 16540", "2 conditions", "4 repetitions, and THINGS-EEG2 has 80", "channel(s) Fp1, Fp2"):
+    for part in (
+        "3 conditions, and THINGS-EEG2 has 16540",
+        "2 conditions",
+        "4 repetitions, and THINGS-EEG2 has 80",
+        "channel(s) Fp1, Fp2",
+    ):
         assert any(part in line for line in found), part
     assert sum("repetitions" in line for line in found) == 1 and len(things_eeg.CHANNELS) == 63
     (tmp_path / "dataset.json").write_text('{"name": ')
@@ -171,7 +190,9 @@ def test_pictures_and_recordings_are_compared_both_ways(two):
     pictures[1].write_bytes(pictures[1].read_bytes()[:300])
     report = check_dataset(two)
     assert len(report.problems) == 1 and f"{pictures[1]} cannot be read" in report.problems[0]
-    assert report.found[-1].startswith("7 pictures that no recording names: ") and report.found[-1].endswith("and 2 more")
+    assert report.found[-1].startswith("7 pictures that no recording names: ") and report.found[-1].endswith(
+        "and 2 more"
+    )
 
 
 def test_a_conversion_that_was_killed_is_told_of(tmp_path, capsys):
@@ -179,7 +200,10 @@ def test_a_conversion_that_was_killed_is_told_of(tmp_path, capsys):
         writer.piece("session-1", lambda: np.zeros(3))
         assert "being made by another process" in told_while_it_is_made(tmp_path)
     (found,) = problems(tmp_path)
-    assert ".sub-02.partial: sub-02 is half converted; the same 'bvsa data eeg' or 'meg' command (it reads planted) goes on" in found
+    assert (
+        ".sub-02.partial: sub-02 is half converted; the same 'bvsa data eeg' or 'meg' command (it reads planted) goes on"
+        in found
+    )
     make(tmp_path)
     assert len(problems(tmp_path)) == 1
     assert main(["data", "check", str(tmp_path)]) == 1

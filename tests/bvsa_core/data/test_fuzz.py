@@ -58,7 +58,13 @@ def stored(folder: Path) -> Path:
 
 def recordings(folder: Path) -> Path:
     images = np.array(IMAGES).reshape(-1, 1).repeat(2, 1)
-    content = {"eeg": DATA.astype(np.float16), "img": images, "ch_names": CHANNELS, "times": np.array(TIMES), "session": np.zeros((3, 2))}
+    content = {
+        "eeg": DATA.astype(np.float16),
+        "img": images,
+        "ch_names": CHANNELS,
+        "times": np.array(TIMES),
+        "session": np.zeros((3, 2)),
+    }
     torch.save(content, folder / "train.pt", pickle_protocol=5)
     return folder / "train.pt"
 
@@ -74,7 +80,10 @@ def arrays_layout(folder: Path) -> Path:
     names = {}
     for split in store.SPLITS:
         np.save(place / f"{split}.npy", DATA.astype(np.float32))
-        names |= {f"{split}_img_concepts": [f"{i:05d}_{split}{i}" for i in range(3)], f"{split}_img_files": [f"{i}.jpg" for i in range(3)]}
+        names |= {
+            f"{split}_img_concepts": [f"{i:05d}_{split}{i}" for i in range(3)],
+            f"{split}_img_files": [f"{i}.jpg" for i in range(3)],
+        }
     np.save(folder / "image_metadata.npy", names)
     (folder / "info.json").write_text(json.dumps({"ch_names": CHANNELS, "times": TIMES, "normalization": "mvnn"}))
     return folder
@@ -97,7 +106,11 @@ def session_layout(folder: Path) -> Path:
 
 def pictures(folder: Path) -> Path:
     content = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
-    for name, options in (("a.jpg", {}), ("b.png", {}), ("c.jpg", {"progressive": True, "exif": b"Exif\0\0II*\0" + bytes(30)})):
+    for name, options in (
+        ("a.jpg", {}),
+        ("b.png", {}),
+        ("c.jpg", {"progressive": True, "exif": b"Exif\0\0II*\0" + bytes(30)}),
+    ):
         Image.fromarray(content).save(folder / name, **options)
     with zipfile.ZipFile(folder / "training_images.zip", "w") as archive:
         for i, name in enumerate(IMAGES):
@@ -121,7 +134,11 @@ def all_kinds(root: Path) -> list[Kind]:
     np.save(npy / "rows.npy", DATA.reshape(-1, 5).astype(np.float32))
     safetensors.torch.save_file({"image": torch.rand(4, 5)}, npy / "rows.safetensors")
     safetensors.torch.save_file({"one": torch.eye(3), "two": torch.arange(5)}, npy / "x.safetensors")
-    arrays, sessions, stills = arrays_layout(place["arrays"]), session_layout(place["sessions"]), pictures(place["pictures"])
+    arrays, sessions, stills = (
+        arrays_layout(place["arrays"]),
+        session_layout(place["sessions"]),
+        pictures(place["pictures"]),
+    )
     tables = place["tables"]
     (tables / "a.csv").write_text('trial_type,things_image_nr,image_path\nexp,1,a/b.jpg\ntest,2,"c, d.jpg"\n' * 3)
     (tables / "image_paths.csv").write_text("images/a/a_01b.jpg\nimages/b/b_01b.jpg\n")
@@ -132,7 +149,10 @@ def all_kinds(root: Path) -> list[Kind]:
         Kind("recordings .pt", train, read_arrays, exact=True),
         Kind("recordings", train, lambda path: _plain(read_recordings(path)), exact=True),
         Kind("tensors .pt", npy / "tensors.pt", read_arrays, exact=True),
-        *(Kind(name, npy / name, read_arrays) for name in ("saved.npy", "dumped.npy", "old.npy", "plain.npy", "x.safetensors")),
+        *(
+            Kind(name, npy / name, read_arrays)
+            for name in ("saved.npy", "dumped.npy", "old.npy", "plain.npy", "x.safetensors")
+        ),
         Kind("both.npz", npy / "both.npz", read_arrays, exact=True),
         Kind("header.json", subject / "header.json", lambda path: store.read_header(path.parent)),
         Kind("header.json, checked", subject / "header.json", lambda path: _checked(path.parents[1])),
@@ -143,13 +163,18 @@ def all_kinds(root: Path) -> list[Kind]:
         Kind("image_metadata.npy", arrays / "image_metadata.npy", lambda path: check(path, arrays)),
         Kind("info.json", arrays / "info.json", lambda path: check(path, arrays)),
         Kind("meta.json", sessions / "sub-01" / "meta_sub-01.json", lambda path: check(path, sessions)),
-        Kind("img_conditions", sessions / "sub-01" / "img_conditions_test_sub-01.npy", lambda path: check(path, sessions)),
+        Kind(
+            "img_conditions", sessions / "sub-01" / "img_conditions_test_sub-01.npy", lambda path: check(path, sessions)
+        ),
         *(Kind(name, stills / name, _decoded) for name in ("a.jpg", "b.png", "c.jpg")),
         Kind("zip of pictures", stills / "training_images.zip", lambda path: _brought(path, root / "images")),
         Kind("attributes", tables / "a.csv", meg_trials.read_attributes),
         Kind("image_paths.csv", tables / "image_paths.csv", lambda path: _pictures(tables)),
         Kind("image_concept_index.csv", tables / "image_concept_index.csv", lambda path: _pictures(tables)),
-        *(Kind(f"gallery {name}", npy / name, lambda path: Rows(path).read(slice(0, 2))) for name in ("rows.npy", "rows.safetensors")),
+        *(
+            Kind(f"gallery {name}", npy / name, lambda path: Rows(path).read(slice(0, 2)))
+            for name in ("rows.npy", "rows.safetensors")
+        ),
         Kind("description", arrays / "info.json", epochs.read_json),
     ]
 

@@ -23,7 +23,11 @@ from bvsa_core.errors import UserError
 from bvsa_core.vision.images import read_images
 
 SIZE = 24
-TRAINING = [f"training_images/{i:05d}_{name}/{name}_0{k}b.jpg" for i, name in enumerate(("aardvark", "bat1"), start=1) for k in (1, 2)]
+TRAINING = [
+    f"training_images/{i:05d}_{name}/{name}_0{k}b.jpg"
+    for i, name in enumerate(("aardvark", "bat1"), start=1)
+    for k in (1, 2)
+]
 TEST = ["test_images/00001_coat_rack/coat_rack_13s.jpg"]
 
 
@@ -75,7 +79,11 @@ def test_pictures_are_resized_as_their_reader_would(source, store):
     wanted = read_images([source / name for name in TRAINING + TEST], SIZE)
     assert (brought.int() - wanted.int()).abs().max() <= 6  # quality 95 divides by steps of at most 12
     index = json.loads((store / "Image_set_Resize" / INDEX).read_text())
-    assert (index["size"], index["quality"], [entry["name"] for entry in index["pictures"]]) == (SIZE, 95, TRAINING + TEST)
+    assert (index["size"], index["quality"], [entry["name"] for entry in index["pictures"]]) == (
+        SIZE,
+        95,
+        TRAINING + TEST,
+    )
     path = dataset.image_path(TEST[0])
     entry = {"name": TEST[0], "concept": "coat_rack", "things_id": "coat_rack_13s", "width": SIZE}
     assert index["pictures"][-1] == {**entry, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
@@ -111,7 +119,9 @@ def test_pictures_of_things_are_found_by_their_names(source, store, tmp_path):
         shutil.copy2(source / name, target)
     picture(9).save(things / "bat1" / "bat1_99s.jpg")
     report = bring_images(things, store, SIZE)
-    assert report.problems == [] and report.found[0] == f"{things}: 1 more pictures, which no recording names, left alone"
+    assert (
+        report.problems == [] and report.found[0] == f"{things}: 1 more pictures, which no recording names, left alone"
+    )
     assert Dataset(store).image_path(TEST[0]).is_file()
 
 
@@ -127,7 +137,9 @@ def test_the_same_command_again_changes_nothing_and_mends_what_is_altered(source
     os.utime(altered, ns=(time, time))
     (folder / "training_images" / ".x.jpg.1.partial").write_bytes(b"left by a kill")
     made = []
-    monkeypatch.setattr(image_set, "_resized", lambda *arguments, real=image_set._resized: made.append(1) or real(*arguments))
+    monkeypatch.setattr(
+        image_set, "_resized", lambda *arguments, real=image_set._resized: made.append(1) or real(*arguments)
+    )
     assert bring_images(source, store, SIZE).problems == []
     assert len(made) == 2 and (folder / INDEX).read_bytes() == index
     left = [path for path in folder.rglob("*") if path.suffix in (".jpg", ".partial")]
@@ -171,7 +183,9 @@ def test_every_problem_is_listed(source, store, capsys):
         (TEST[0], "cannot be used (Image size (400000000 pixels) exceeds limit"),
     ]:
         assert f"{name}: {what}" in told
-    assert len(report.problems) == 5 and json.loads((store / "Image_set_Resize" / INDEX).read_text())["pictures"] is None
+    assert (
+        len(report.problems) == 5 and json.loads((store / "Image_set_Resize" / INDEX).read_text())["pictures"] is None
+    )
     assert main(["data", "images", str(source), str(store), "--size", str(SIZE)]) == 2
     captured = capsys.readouterr()
     assert captured.out.count("wrong: ") == 5 and "5 problem(s), listed above" in captured.err
@@ -202,7 +216,9 @@ def test_a_disk_without_room_is_no_fault_of_a_picture(source, store, monkeypatch
         raise OSError(28, "No space left on device", str(path))
 
     real = image_set.write_atomically
-    monkeypatch.setattr(image_set, "write_atomically", lambda path, content: (real if path.name == INDEX else full)(path, content))
+    monkeypatch.setattr(
+        image_set, "write_atomically", lambda path, content: (real if path.name == INDEX else full)(path, content)
+    )
     with pytest.raises(OSError, match="No space left"):
         bring_images(source, store, SIZE)
 
@@ -226,7 +242,10 @@ def test_without_recordings_names_and_numbers_are_checked(source, tmp_path, monk
         (source / wrong).parent.mkdir(exist_ok=True)
         shutil.copy2(source / TRAINING[0], source / wrong)
         [problem] = bring_images(source, tmp_path / "empty", SIZE).problems
-        assert problem == f"{source / wrong}: not named like training_images/00001_aardvark/aardvark_01b.jpg; rename or remove it"
+        assert (
+            problem
+            == f"{source / wrong}: not named like training_images/00001_aardvark/aardvark_01b.jpg; rename or remove it"
+        )
         (source / wrong).unlink()
     with pytest.raises(UserError, match="no picture named like .* bring those first"):
         bring_images(source / "training_images", tmp_path / "other", SIZE)
@@ -237,12 +256,25 @@ def test_archives_cannot_write_elsewhere(source, store, tmp_path):
     buffer = io.BytesIO()
     picture(1).save(buffer, "JPEG")
     with zipfile.ZipFile(path, "a") as archive:
-        for name in ("../../training_images/00001_x/x_01b.jpg", "/tmp/x_01b.jpg", "a\\..\\x_01b.jpg", "c:/x_01b.jpg", "../x", ""):
+        for name in (
+            "../../training_images/00001_x/x_01b.jpg",
+            "/tmp/x_01b.jpg",
+            "a\\..\\x_01b.jpg",
+            "c:/x_01b.jpg",
+            "../x",
+            "",
+        ):
             archive.writestr(zipfile.ZipInfo(name), buffer.getvalue())
     before = set(tmp_path.rglob("*"))
     report = bring_images(path, store, SIZE)
-    assert len(report.problems) == 5 and all("points outside the archive; it was not read" in problem for problem in report.problems)
-    assert {place for place in set(tmp_path.rglob("*")) - before if store / "Image_set_Resize" not in (place, *place.parents)} == set()
+    assert len(report.problems) == 5 and all(
+        "points outside the archive; it was not read" in problem for problem in report.problems
+    )
+    assert {
+        place
+        for place in set(tmp_path.rglob("*")) - before
+        if store / "Image_set_Resize" not in (place, *place.parents)
+    } == set()
 
 
 def test_damaged_archives_are_named(source, store, tmp_path):

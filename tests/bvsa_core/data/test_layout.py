@@ -17,7 +17,9 @@ def published(conditions=3, repetitions=2, channels=17, samples=60, **changes) -
     images = [f"training_images/{i + 1:05d}_thing_{i}/thing_{i}_01b.jpg" for i in range(conditions)]
     repeat = lambda values: np.tile(np.array(values)[:, None], (1, repetitions))  # noqa: E731
     return {
-        "eeg": np.random.default_rng(0).standard_normal((conditions, repetitions, channels, samples)).astype(np.float16),
+        "eeg": np.random.default_rng(0)
+        .standard_normal((conditions, repetitions, channels, samples))
+        .astype(np.float16),
         "label": repeat(range(conditions)),
         "img": repeat(images),
         "text": repeat([f"thing_{i}" for i in range(conditions)]),
@@ -54,7 +56,13 @@ def test_reads_files_without_texts_and_with_one_name_a_condition(tmp_path):
 
 def test_what_is_written_reads_back(tmp_path):
     content = published()
-    first = Recordings(content["eeg"], list(content["img"][:, 0]), list(content["text"][:, 0]), content["ch_names"], np.arange(60) / 250)
+    first = Recordings(
+        content["eeg"],
+        list(content["img"][:, 0]),
+        list(content["text"][:, 0]),
+        content["ch_names"],
+        np.arange(60) / 250,
+    )
     write_recordings(tmp_path / "train.pt", first, np.arange(3), content["session"])
     again = read_recordings(tmp_path / "train.pt")
     np.testing.assert_array_equal(again.data, first.data)
@@ -148,7 +156,10 @@ def test_split_refuses_what_is_not_there(root, arguments, message):
 
 
 def test_sessions_are_numbered_from_1_and_anything_else_is_no_session(tmp_path):
-    for given, told in [(np.array([[0, 3], [1, 1], [2, 2]]), [[1, 4], [2, 2], [3, 3]]), (np.full((3, 2), 2.0), [[2, 2]] * 3)]:
+    for given, told in [
+        (np.array([[0, 3], [1, 1], [2, 2]]), [[1, 4], [2, 2], [3, 3]]),
+        (np.full((3, 2), 2.0), [[2, 2]] * 3),
+    ]:
         torch.save(published(session=given), tmp_path / "train.pt")
         assert read_recordings(tmp_path / "train.pt").sessions == told
     for given in (None, np.zeros(3), np.full((3, 2), 0.5), np.full((3, 2), np.nan), np.full((3, 2), "a")):

@@ -28,7 +28,9 @@ def store(tmp_path, seed):
             writer.array("train", data.shape)[:] = data
             split = SplitHeader(list(data.shape), IMAGES, CONCEPTS, [[1, 3], [2, 4], [1, 3]])
             times = ((np.arange(60) - 10) / 250).tolist()
-            writer.finish(Header("sub-01", modality, units, 250.0, list(channels), times, "osf_raw", [], {"train": split}))
+            writer.finish(
+                Header("sub-01", modality, units, 250.0, list(channels), times, "osf_raw", [], {"train": split})
+            )
         return tmp_path, data.astype(np.float64)
 
     return make
@@ -41,7 +43,8 @@ def test_volts_times_places_and_events(store):
     np.testing.assert_allclose(epochs.times, (np.arange(60) - 10) / 250, rtol=0, atol=1e-12)
     assert epochs.get_channel_types() == ["eeg", "eeg"] and "units: µV" in epochs.info["description"]
     known, placed = (
-        montage.get_positions()["ch_pos"] for montage in (mne.channels.make_standard_montage("easycap-M1"), epochs.get_montage())
+        montage.get_positions()["ch_pos"]
+        for montage in (mne.channels.make_standard_montage("easycap-M1"), epochs.get_montage())
     )
     distances = [np.linalg.norm(places["Oz"] - places["Cz"]) for places in (known, placed)]
     assert distances[0] == pytest.approx(distances[1], rel=1e-5)  # MNE turns them into its own frame, in float32
@@ -67,7 +70,11 @@ def test_meg_is_magnetometers_in_tesla(store):
 
 
 def test_the_layout_of_ubp_tells_neither_units_nor_sessions(tmp_path):
-    content = {"eeg": np.ones((3, 2, 2, 60), np.float16), "img": np.array([IMAGES[0], *IMAGES[:2]]), "ch_names": ["Oz", "elsewhere"]}
+    content = {
+        "eeg": np.ones((3, 2, 2, 60), np.float16),
+        "img": np.array([IMAGES[0], *IMAGES[:2]]),
+        "ch_names": ["Oz", "elsewhere"],
+    }
     (tmp_path / "sub-01").mkdir()
     torch.save({**content, "times": np.arange(60) / 250}, tmp_path / "sub-01" / "train.pt")
     epochs = to_mne(tmp_path, "sub-01", "train")
@@ -79,5 +86,7 @@ def test_the_layout_of_ubp_tells_neither_units_nor_sessions(tmp_path):
 def test_without_mne_the_extra_is_named(store, monkeypatch):
     folder, _ = store()
     monkeypatch.setitem(sys.modules, "mne", None)
-    with pytest.raises(UserError, match=r"MNE cannot be imported .*; MNE epochs need: pip install 'fovblur\[preprocess\]'"):
+    with pytest.raises(
+        UserError, match=r"MNE cannot be imported .*; MNE epochs need: pip install 'fovblur\[preprocess\]'"
+    ):
         to_mne(folder, "sub-01", "train")

@@ -19,7 +19,11 @@ def recordings(conditions=4, repetitions=3, channels=5, time=40) -> np.ndarray:
 
 def one_by_one(data: np.ndarray, over: str) -> np.ndarray:
     """The definition: a covariance at a time, over standardised channels and back."""
-    items = data.reshape(-1, *data.shape[2:]) if over == "epochs" else data.transpose(0, 3, 2, 1).reshape(-1, data.shape[2], data.shape[1])
+    items = (
+        data.reshape(-1, *data.shape[2:])
+        if over == "epochs"
+        else data.transpose(0, 3, 2, 1).reshape(-1, data.shape[2], data.shape[1])
+    )
     found = []
     for item in items:
         spread = item.std(axis=1)
@@ -45,7 +49,9 @@ def test_units_do_not_matter_and_a_channel_flat_in_one_epoch_is_without_variance
     units = 10.0 ** np.arange(5)[:, None]
     covariance = mvnn.noise_covariance(data)
     scale = np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)))
-    np.testing.assert_allclose(mvnn.noise_covariance(data * units) / units / units.T / scale, covariance / scale, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        mvnn.noise_covariance(data * units) / units / units.T / scale, covariance / scale, rtol=0, atol=1e-10
+    )
     # Shrinkage leaves a channel its variance, so the flat epoch adds nothing to the sum.
     there = data[..., 3, :].var(axis=-1)
     assert there[1, 2] < 1e-25 and covariance[3, 3] == pytest.approx(there.mean(), rel=1e-10)
@@ -56,7 +62,9 @@ def test_the_whitener_is_the_inverse_square_root(seed):
     covariance = 1e-10 * (root @ root.T + np.eye(6))  # volts squared, well conditioned
     whitener = mvnn.whitener(covariance)
     np.testing.assert_array_equal(whitener, whitener.T)
-    np.testing.assert_allclose(whitener, scipy.linalg.fractional_matrix_power(covariance, -0.5), rtol=0, atol=1e-11 * whitener.max())
+    np.testing.assert_allclose(
+        whitener, scipy.linalg.fractional_matrix_power(covariance, -0.5), rtol=0, atol=1e-11 * whitener.max()
+    )
 
 
 def test_a_flat_channel_cannot_be_whitened(seed):

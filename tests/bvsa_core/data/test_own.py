@@ -24,7 +24,11 @@ def test_what_is_written_is_read_back_and_written_once(recordings, tmp_path):
     folder = write_subject(tmp_path, "sub-07", recordings, recordings, "whitened")
     stored = Dataset(tmp_path).load("sub-07", "test")
     np.testing.assert_array_equal(stored.data, recordings.data.astype(np.float16))
-    assert (stored.images, stored.concepts, stored.channels) == (recordings.images, recordings.concepts, recordings.channels)
+    assert (stored.images, stored.concepts, stored.channels) == (
+        recordings.images,
+        recordings.concepts,
+        recordings.channels,
+    )
     np.testing.assert_array_equal(stored.times, recordings.times)
     split = load_split(Dataset(tmp_path), ["sub-07"], "train", channels=["Pz"], window=(0.01, 0.03))
     assert split.recordings.shape == (4, 1, 3)
@@ -47,7 +51,10 @@ def test_what_is_written_is_read_back_and_written_once(recordings, tmp_path):
         ({"channels": ["Oz"]}, "1 channels for data .* give 2"),
         ({"times": np.zeros(5)}, "times must be at least two, .* ascending"),
         ({"modality": "fMRI"}, "modality is 'fMRI'; give 'EEG' or 'MEG'"),
-        ({"data": np.random.default_rng(0).standard_normal((4, 3, 2, 5)) * 1e-5}, "samples deviate by .*give µV or fT instead of V or T"),
+        (
+            {"data": np.random.default_rng(0).standard_normal((4, 3, 2, 5)) * 1e-5},
+            "samples deviate by .*give µV or fT instead of V or T",
+        ),
         ({"data": np.full((4, 3, 2, 5), np.nan)}, "condition 0 .* not finite in float16"),
         ({"data": np.linspace(0, 1e6, 120).reshape(4, 3, 2, 5)}, "not finite in float16"),
     ],

@@ -42,7 +42,12 @@ def test_reads_numpy_arrays_of_every_pickle_protocol(tmp_path, protocol):
 
 
 def test_reads_tensors_and_state_dicts(tmp_path):
-    tensors = {"half": torch.rand(3).half(), "transposed": torch.rand(3, 4).t(), "long": torch.arange(5), "bool": torch.tensor([True])}
+    tensors = {
+        "half": torch.rand(3).half(),
+        "transposed": torch.rand(3, 4).t(),
+        "long": torch.arange(5),
+        "bool": torch.tensor([True]),
+    }
     torch.save(tensors, tmp_path / "x.pt")
     for key, value in read_arrays(tmp_path / "x.pt").items():
         assert torch.equal(value, tensors[key])
@@ -137,7 +142,9 @@ def write_pickle(path: Path, code: bytes) -> None:
         b"\x80\x04\x8e" + b"\xff" * 5 + b"\0" * 3 + b"x.",  # bytes of a length that is not there
         b"\x80\x02cnumpy._core.multiarray\nscalar\nN}X\x0c\x00\x00\x00__defaults__NsN\x86b.",  # a state for our own function
         b"\x80\x02cnumpy\ndtype\n(X\x02\x00\x00\x00f8K\x00K\x01t\x81.",  # an object made without its constructor
-        b"\x80\x02]q\0" + b"".join(b"]q" + bytes([i]) + b"(" + (b"h" + bytes([i - 1])) * 40 + b"e" for i in range(1, 15)) + b".",
+        b"\x80\x02]q\0"
+        + b"".join(b"]q" + bytes([i]) + b"(" + (b"h" + bytes([i - 1])) * 40 + b"e" for i in range(1, 15))
+        + b".",
     ],
 )
 def test_an_odd_pickle_is_refused(tmp_path, code):
@@ -151,13 +158,20 @@ def test_an_odd_pickle_is_refused(tmp_path, code):
 
 
 def test_a_memo_number_does_not_take_memory(tmp_path):
-    (tmp_path / "x.npy").write_bytes(b"\x80\x02Nr\xff\xff\xff\x7f.")  # None, kept as number 2^31 - 1: 32 GB of table in C
+    (tmp_path / "x.npy").write_bytes(
+        b"\x80\x02Nr\xff\xff\xff\x7f."
+    )  # None, kept as number 2^31 - 1: 32 GB of table in C
     assert read_arrays(tmp_path / "x.npy") is None
 
 
 def test_an_array_cannot_claim_more_than_its_file_has(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((3, 4)))
-    claims = (tmp_path / "x.npy").read_bytes().replace(b"(3, 4)", b"(3, 4000000000)".ljust(15)).replace(b" " * 9 + b"\n", b"\n")
+    claims = (
+        (tmp_path / "x.npy")
+        .read_bytes()
+        .replace(b"(3, 4)", b"(3, 4000000000)".ljust(15))
+        .replace(b" " * 9 + b"\n", b"\n")
+    )
     (tmp_path / "y.npy").write_bytes(claims)
     with zipfile.ZipFile(tmp_path / "z.npz", "w") as archive:
         archive.writestr("a.npy", claims)
@@ -233,7 +247,11 @@ def test_a_header_that_cannot_be_parsed_and_sizes_that_are_not_what_is_told(tmp_
         "open.npy": content.replace(b"(4, 4)", b"[(4, 4"),
         "less.npy": content.replace(b"(4, 4)", b"(4, 2)"),
         "more.npy": content + b"x",
-        "nothing.npz": archive[:end] + archive[end : end + 8] + bytes(8) + end.to_bytes(4, "little") + bytes(2),  # tells of no parts
+        "nothing.npz": archive[:end]
+        + archive[end : end + 8]
+        + bytes(8)
+        + end.to_bytes(4, "little")
+        + bytes(2),  # tells of no parts
     }
     for name, changed in damaged.items():
         (tmp_path / name).write_bytes(changed)

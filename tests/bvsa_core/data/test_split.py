@@ -19,7 +19,9 @@ def make(concepts: int, pictures: int, repetitions: int) -> Split:
     image_of = torch.arange(count).repeat_interleave(repetitions)
     names = [f"concept {i // pictures}" for i in range(count)]
     recordings = image_of[:, None, None].float()
-    return Split(recordings, image_of, [str(i) for i in range(count)], names, ["Oz"], 1, torch.zeros_like(image_of), ["sub-01"])
+    return Split(
+        recordings, image_of, [str(i) for i in range(count)], names, ["Oz"], 1, torch.zeros_like(image_of), ["sub-01"]
+    )
 
 
 @pytest.mark.parametrize(("wanted", "held_pictures"), [(1, 3), (3, 3), (4, 6), (15, 15)])
@@ -54,7 +56,9 @@ def test_subjects_who_saw_other_pictures_share_the_numbers_of_those_both_saw():
     saw = {"sub-01": ["x", "y"], "sub-02": ["z", "y", "x"]}
     channels, times = [str(i) for i in range(271)], np.arange(3) / 200
     data = [np.full((len(images), 2, 271, 3), number, np.float16) for number, images in enumerate(saw.values())]
-    parts = [(Path(name), Recordings(data.pop(0), images, images, channels, times, "MEG")) for name, images in saw.items()]
+    parts = [
+        (Path(name), Recordings(data.pop(0), images, images, channels, times, "MEG")) for name, images in saw.items()
+    ]
     split = make_split(parts, list(saw), average=False, repetitions=1)
     assert split.images == split.concepts == ["x", "y", "z"] and split.image_of.tolist() == [0, 1, 2, 1, 0]
     assert split.subject_of.tolist() == [0, 0, 1, 1, 1] and split.recordings[:, 0, 0].tolist() == [0, 0, 1, 1, 1]

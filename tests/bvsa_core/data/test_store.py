@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 
 from bvsa_core.data import store
-from bvsa_core.data.store import Header, SplitHeader, SubjectWriter, fingerprint, first_bad_condition, open_array, read_header, verify
+from bvsa_core.data.store import (
+    Header,
+    SplitHeader,
+    SubjectWriter,
+    fingerprint,
+    first_bad_condition,
+    open_array,
+    read_header,
+    verify,
+)
 from bvsa_core.errors import UserError
 
 PLAN = {"layout": "some", "files": {"a": [1, "x"]}}
@@ -31,7 +40,9 @@ def fill(writer: SubjectWriter, value: float | None = None) -> None:
     """As a conversion does: pieces first, then both arrays out of them."""
     shape = tuple(header().splits["train"].shape)
     for number, split in enumerate(store.SPLITS):
-        piece = writer.piece(f"session-{number}", lambda number=number: np.arange(np.prod(shape), dtype=np.float32) + number)
+        piece = writer.piece(
+            f"session-{number}", lambda number=number: np.arange(np.prod(shape), dtype=np.float32) + number
+        )
         array = writer.array(split, shape)
         array[:] = piece.reshape(shape) if value is None else value
         array.flush()
@@ -162,7 +173,10 @@ def test_pieces_are_gone_on_with_by_the_same_plan_and_thrown_away_by_another(tmp
 
 
 def test_one_process_at_a_time(tmp_path, made):
-    with SubjectWriter(tmp_path / "new", "sub-01", PLAN), pytest.raises(UserError, match="sub-01: another process is making it; wait"):
+    with (
+        SubjectWriter(tmp_path / "new", "sub-01", PLAN),
+        pytest.raises(UserError, match="sub-01: another process is making it; wait"),
+    ):
         SubjectWriter(tmp_path / "new", "sub-01", PLAN)
     with SubjectWriter(tmp_path / "new", "sub-01", PLAN) as first:
         with SubjectWriter(tmp_path / "new", "sub-02", PLAN) as second:
@@ -197,14 +211,19 @@ def test_a_full_disk_is_told_before_and_while_it_fills(tmp_path, monkeypatch):
 
 
 def test_arrays_that_do_not_fit_their_header_or_are_not_finite_stay_unfinished(tmp_path):
-    for value, message in ((np.inf, r"sub-01 train: condition 0 \(train/0.jpg\) has samples that are not finite in float16"), (1.0, None)):
+    for value, message in (
+        (np.inf, r"sub-01 train: condition 0 \(train/0.jpg\) has samples that are not finite in float16"),
+        (1.0, None),
+    ):
         with SubjectWriter(tmp_path, "sub-01", PLAN) as writer:
             if message:
                 with pytest.raises(UserError, match=message):
                     fill(writer, value)
             else:
                 writer.array("train", (3, 4, 2, 4)), writer.array("test", (3, 4, 2, 4))
-                with pytest.raises(UserError, match=r"train.npy: \(3, 4, 2, 4\) written where the header tells of \(3, 4, 2, 5\)"):
+                with pytest.raises(
+                    UserError, match=r"train.npy: \(3, 4, 2, 4\) written where the header tells of \(3, 4, 2, 5\)"
+                ):
                     writer.finish(header())
     assert not (tmp_path / "sub-01").exists()
 

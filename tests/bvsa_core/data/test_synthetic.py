@@ -20,7 +20,13 @@ from bvsa_core.data.synthetic import SyntheticConfig, make_dataset, make_subject
 from bvsa_core.errors import UserError
 
 TINY = SyntheticConfig(
-    subjects=1, train_concepts=4, images_per_concept=2, train_repetitions=2, test_concepts=3, test_repetitions=4, samples=60
+    subjects=1,
+    train_concepts=4,
+    images_per_concept=2,
+    train_repetitions=2,
+    test_concepts=3,
+    test_repetitions=4,
+    samples=60,
 )
 
 
@@ -33,7 +39,9 @@ def test_the_files_are_those_ubp_publishes(small_data):
     content = read_arrays(small_data / "Preprocessed_data_250Hz_whiten" / "sub-02" / "train.pt")
     assert set(content) == {"eeg", "label", "img", "text", "session", "ch_names", "times"}
     assert content["eeg"].dtype == np.float16 and content["eeg"].shape == (90, 2, 17, 100)
-    assert content["label"].shape == content["img"].shape == content["text"].shape == content["session"].shape == (90, 2)
+    assert (
+        content["label"].shape == content["img"].shape == content["text"].shape == content["session"].shape == (90, 2)
+    )
     image = content["img"][0, 0]
     assert image.startswith("training_images/00001_") and (small_data / "Image_set_Resize" / image).is_file()
     # and torch itself reads them, as the published code does
@@ -56,7 +64,11 @@ def test_full_size_by_default():
     assert len({picture.concept for picture in plan["train"]}) >= 600 and len(plan["test"]) == 200
     assert config.images_per_concept == 10 and config.train_repetitions == 4 and config.test_repetitions == 80
     assert not {picture.concept for picture in plan["train"]} & {picture.concept for picture in plan["test"]}
-    assert (config.samples, len(config.channel_names), len(SyntheticConfig(channels="all").channel_names)) == (250, 17, 63)
+    assert (config.samples, len(config.channel_names), len(SyntheticConfig(channels="all").channel_names)) == (
+        250,
+        17,
+        63,
+    )
     meg = SyntheticConfig(modality="meg")
     assert (meg.images_per_concept, meg.train_repetitions, meg.test_repetitions) == (12, 1, 12)
     assert (meg.samples, len(meg.channel_names)) == (201, 271)

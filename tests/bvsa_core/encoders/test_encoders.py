@@ -37,7 +37,10 @@ def projection(features: int) -> int:
         (lambda: encoders.build("atm", Shape(63, 250, 1024, 10), OPTIONS["atm"]), 3_075_162),
         # (convolutions with biases) + (batch norms) + projection of 40 * 36, 200 * 7 and 16 * 78 features
         (lambda: encoders.build("shallownet", Shape(17, 250, 1024)), 1040 + 27_240 + 80 + projection(1440)),
-        (lambda: encoders.build("deepnet", Shape(17, 250, 1024)), 275 + 10_650 + 12_550 + 50_100 + 200_200 + 750 + projection(1400)),
+        (
+            lambda: encoders.build("deepnet", Shape(17, 250, 1024)),
+            275 + 10_650 + 12_550 + 50_100 + 200_200 + 750 + projection(1400),
+        ),
         (lambda: encoders.build("eegnet", Shape(17, 250, 1024)), 520 + 2_192 + 4_112 + 80 + projection(1248)),
     ],
     ids=["EEGProject MEG", "TSConv", "ATM-S", "ShallowNet", "DeepNet", "EEGNet"],
@@ -112,7 +115,10 @@ def test_unknown_names_and_impossible_shapes_are_told():
         encoders.build("TS-Conv", Shape(17, 250, 8))
     for name, least in {"atm": 75, "tsconv": 75, "shallownet": 75, "deepnet": 151, "eegnet": 95}.items():
         encoders.build(name, Shape(1, least, 8))
-        with pytest.raises(UserError, match=f"encoder {name}: needs at least {least} time points, not {least - 1}; choose a longer window"):
+        with pytest.raises(
+            UserError,
+            match=f"encoder {name}: needs at least {least} time points, not {least - 1}; choose a longer window",
+        ):
             encoders.build(name, Shape(17, least - 1, 8))
     with pytest.raises(UserError, match="encoder eeg_project: channels is 0; it must be at least 1"):
         encoders.build("eeg_project", Shape(0, 250, 8))
@@ -139,7 +145,9 @@ def test_classes_of_braindecode_are_encoders_by_name(monkeypatch):
     options = encoders.options_class("braindecode:FakeNet")(sampling_rate=200.0, arguments={"drop_prob": 0.1})
     encoder = encoders.build("braindecode:FakeNet", Shape(5, 120, 16), options)
     assert encoder(torch.randn(4, 5, 120)).shape == (4, 16) and (encoder.sfreq, encoder.drop_prob) == (200.0, 0.1)
-    with pytest.raises(UserError, match=r"encoder braindecode:FakeNet: n_times is too small \(built for 5 channels, 50 time points"):
+    with pytest.raises(
+        UserError, match=r"encoder braindecode:FakeNet: n_times is too small \(built for 5 channels, 50 time points"
+    ):
         encoders.build("braindecode:FakeNet", Shape(5, 50, 16))
     with pytest.raises(UserError, match="unknown class of braindecode.models 'NoNet'.* choose one of FakeNet"):
         encoders.build("braindecode:NoNet", Shape(5, 120, 16))
@@ -148,5 +156,7 @@ def test_classes_of_braindecode_are_encoders_by_name(monkeypatch):
 def test_without_braindecode_the_extra_is_named(monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "braindecode" else found(name))
-    with pytest.raises(UserError, match=r"encoder braindecode:EEGNetv4 needs braindecode; pip install 'fovblur\[braindecode\]'"):
+    with pytest.raises(
+        UserError, match=r"encoder braindecode:EEGNetv4 needs braindecode; pip install 'fovblur\[braindecode\]'"
+    ):
         encoders.build("braindecode:EEGNetv4", Shape(17, 250, 8))

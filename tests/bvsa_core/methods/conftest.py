@@ -39,7 +39,15 @@ class Planted:
         """Metrics of the epochs."""
         views = lambda indices, gain, kernel_size: self.features[indices]  # noqa: E731
         heard = []
-        fit(method, self.split.take(torch.arange(samples)), views, self.texts, config, Fabric(accelerator="cpu"), heard.append)
+        fit(
+            method,
+            self.split.take(torch.arange(samples)),
+            views,
+            self.texts,
+            config,
+            Fabric(accelerator="cpu"),
+            heard.append,
+        )
         return heard
 
     @torch.no_grad()
@@ -63,7 +71,9 @@ def planted(seed) -> Iterator[Callable[[int, int], Planted]]:
         recordings = (response + 0.3 * torch.randn_like(response)).unflatten(1, (channels, time))
         names = [str(i) for i in range(count)]
         everyone = torch.zeros(count, dtype=torch.int64)
-        split = Split(recordings, torch.arange(count), names, names, [f"c{i}" for i in range(channels)], 1, everyone, ["sub-01"])
+        split = Split(
+            recordings, torch.arange(count), names, names, [f"c{i}" for i in range(channels)], 1, everyone, ["sub-01"]
+        )
         return Planted(split, features, texts)
 
     threads = torch.get_num_threads()

@@ -63,7 +63,9 @@ def test_elbo_and_information_of_each_modality(seed, monkeypatch):
     fused = [fuse(mean[some], variance[some]) for some in subsets]
     divergence = np.mean([0.5 * (v + m**2 - 1 - np.log(v)).sum(-1).mean() for m, v in fused])
     z = fused[6][0]
-    monkeypatch.setattr(bravl, "draw_components", lambda components: (components[6][0], torch.zeros_like(components[6][0])))
+    monkeypatch.setattr(
+        bravl, "draw_components", lambda components: (components[6][0], torch.zeros_like(components[6][0]))
+    )
     information = 0.0
     for estimator, decoder in zip(method.estimators, method.decoders):
         centre, log_variance = np.split(*numbers(estimator(decoder(torch.from_numpy(z)))), 2, axis=-1)
@@ -89,7 +91,9 @@ def test_bound_of_negatives(seed, monkeypatch):
     z = centre + np.sqrt(spread) * drawn.numpy()
     weight = scipy.stats.norm.logpdf(z).sum(-1) - scipy.stats.norm(centre, np.sqrt(spread)).logpdf(z).sum(-1)
     weight = weight + log_likelihood(method, x, z)
-    assert bound.item() == pytest.approx(0.5 * (scipy.special.logsumexp(2 * weight, axis=0) - np.log(3)).mean(), rel=1e-9)
+    assert bound.item() == pytest.approx(
+        0.5 * (scipy.special.logsumexp(2 * weight, axis=0) - np.log(3)).mean(), rel=1e-9
+    )
 
 
 def test_every_component_of_the_mixture_takes_its_turn(seed):

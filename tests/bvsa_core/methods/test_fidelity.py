@@ -38,7 +38,12 @@ BLURRED = {
     "ubp": {(size, 0.5) for size in SIZES},
     "bvsa": {(size, gain) for size in SIZES for gain in GAINS},
 }
-GALLERY = {("ubp", "code"): [(45, 0.5)], "ubp": [(51, 0.5)], ("bvsa", "code"): [(51, gain) for gain in GAINS], "bvsa": [(51, 0.5)]}
+GALLERY = {
+    ("ubp", "code"): [(45, 0.5)],
+    "ubp": [(51, 0.5)],
+    ("bvsa", "code"): [(51, gain) for gain in GAINS],
+    "bvsa": [(51, 0.5)],
+}
 GATE = {("bvsa", "paper"): "paper", ("bvsa", "code"): "code"}
 
 
@@ -49,7 +54,9 @@ def of(table: dict, name: str, preset: str, otherwise: object) -> object:
 def make(name: str, preset: str, **changes) -> Method:
     """In float64 and without dropout, so that it can be calculated; its adapters, where it has any, are not the identity."""
     build = lambda shape: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(CHANNELS * TIME, shape.embedding))  # noqa: E731
-    method = methods.method_class(name)(method_options(name, preset, **changes), build, SAMPLES, Shape(CHANNELS, TIME, WIDTH))
+    method = methods.method_class(name)(
+        method_options(name, preset, **changes), build, SAMPLES, Shape(CHANNELS, TIME, WIDTH)
+    )
     for adapter in getattr(method, "adapters", {}).values():
         torch.nn.init.normal_(adapter.branch[-1].weight)
     for parameter in method.parameters():
@@ -71,7 +78,9 @@ def heads(method: Method, recordings: torch.Tensor) -> tuple[np.ndarray, np.ndar
 
 def adapted(method: Method, which: str, x: np.ndarray) -> np.ndarray:
     normalise, down, _, rise = method.adapters[which].branch
-    return oracle.adapter(x, *((part.weight.detach().numpy(), part.bias.detach().numpy()) for part in (normalise, down, rise)))
+    return oracle.adapter(
+        x, *((part.weight.detach().numpy(), part.bias.detach().numpy()) for part in (normalise, down, rise))
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,7 +98,11 @@ def test_losses_and_state_of_four_batches(name, preset, changes, seed):
         batch = random_batch()
         brain, brain_text, images, texts = *heads(method, batch.recordings), batch.images.numpy(), batch.texts.numpy()
         if name == "mcdb":
-            embeddings = (adapted(method, "brain", oracle.unit(brain)), adapted(method, "image", images), adapted(method, "text", texts))
+            embeddings = (
+                adapted(method, "brain", oracle.unit(brain)),
+                adapted(method, "image", images),
+                adapted(method, "text", texts),
+            )
             expected, factors = oracle.mcdb(*embeddings, a=0.5)
         else:
             rule = getattr(oracle, "vanilla" if name == "nice" else name)
@@ -129,7 +142,9 @@ def test_scores_at_retrieval(name, preset, seed):
         brain = brain_text = adapted(method, "brain", brain)
         views, texts = np.stack([adapted(method, "image", view) for view in views]), adapted(method, "text", texts)
     expected = oracle.scores(brain, brain_text, views, texts, of(GATE, name, preset, "none"))
-    np.testing.assert_allclose(ours.numpy(), expected, atol=1e-5)  # products of 16 and 48 terms in float32, none above 12
+    np.testing.assert_allclose(
+        ours.numpy(), expected, atol=1e-5
+    )  # products of 16 and 48 terms in float32, none above 12
 
 
 @pytest.mark.parametrize(("name", "preset"), EVERY)
@@ -169,7 +184,14 @@ def test_published_numbers():
     run = RunConfig()
     assert (run.optimiser, run.lr, run.weight_decay, run.batch_size, run.epochs) == ("adamw", 1e-4, 1e-4, 1024, 50)
     assert RunConfig(setting="inter").lr == 1e-5 and run.prompt == "A photo of a {object}."
-    nice = {"encoder": "tsconv", "optimiser": "adam", "lr": 2e-4, "betas": (0.5, 0.999), "batch_size": 1000, "epochs": 200}
+    nice = {
+        "encoder": "tsconv",
+        "optimiser": "adam",
+        "lr": 2e-4,
+        "betas": (0.5, 0.999),
+        "batch_size": 1000,
+        "epochs": 200,
+    }
     assert {**nice, "validation": 740, "initial_std": 0.02}.items() <= training_of("nice").items()
     atm = {"encoder": "atm", "optimiser": "adamw", "lr": 3e-4, "batch_size": 64, "epochs": 40, "average": False}
     assert atm.items() <= training_of("atm").items()

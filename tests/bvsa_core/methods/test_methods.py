@@ -70,7 +70,9 @@ def test_mcdb_scales_the_gradients_of_a_modality_that_dominates(seed):
     free(batch).backward()
     for (name, gradient), factor in zip(scaled.items(), method.factors):
         torch.testing.assert_close(gradient, factor * free.adapters[name].branch[-1].weight.grad)
-    assert free.factors.tolist() == [1, 1, 1] and (method.factors < 1).any(), "no modality ever dominates: the rule is not exercised"
+    assert free.factors.tolist() == [1, 1, 1] and (method.factors < 1).any(), (
+        "no modality ever dominates: the rule is not exercised"
+    )
 
 
 def test_mcdb_perturbs_less_and_less(seed):
@@ -106,7 +108,9 @@ def test_fused_targets_are_fused_at_retrieval_too(seed):
 
 
 def test_unknown_names_are_told():
-    with pytest.raises(UserError, match="unknown method 'UBPP'; did you mean 'ubp'. choose one of atm, bravl, bvsa, mcdb, nice, ubp"):
+    with pytest.raises(
+        UserError, match="unknown method 'UBPP'; did you mean 'ubp'. choose one of atm, bravl, bvsa, mcdb, nice, ubp"
+    ):
         methods.method_class("UBPP")
     with pytest.raises(UserError, match="unknown preset 'mine'; choose one of corrected, paper, code"):
         method_options("ubp", "mine")

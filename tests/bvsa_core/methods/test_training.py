@@ -16,7 +16,9 @@ SMALLER = {"bravl": {"hidden": 64, "draws": 2}}
 
 def config(method: str, **changes) -> RunConfig:
     options = methods.method_class(method).Options(**SMALLER.get(method, {}))
-    return RunConfig(**{"method": method, "method_options": options, "epochs": 12, "batch_size": 64, "lr": 4e-3, **changes})
+    return RunConfig(
+        **{"method": method, "method_options": options, "epochs": 12, "batch_size": 64, "lr": 4e-3, **changes}
+    )
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -67,13 +69,22 @@ def test_the_optimiser_is_the_one_that_is_asked_for(planted, monkeypatch):
     made = []
     for kind in ("AdamW", "Adam"):
         known = getattr(torch.optim, kind)
-        monkeypatch.setattr(torch.optim, kind, lambda *given, known=known, **named: made.append((known, named)) or known(*given, **named))
+        monkeypatch.setattr(
+            torch.optim,
+            kind,
+            lambda *given, known=known, **named: made.append((known, named)) or known(*given, **named),
+        )
     problem = planted(2, 8)
     for optimiser, betas in (("adamw", (0.9, 0.999)), ("adam", (0.5, 0.999))):
         chosen = config("vanilla", optimiser=optimiser, betas=betas, weight_decay=0.25, epochs=1)
         problem.train(problem.make(chosen), chosen, samples=8)
         known, named = made[-1]
-        assert known.__name__.lower() == optimiser and named == {"lr": 4e-3, "betas": betas, "weight_decay": 0.25, "fused": True}
+        assert known.__name__.lower() == optimiser and named == {
+            "lr": 4e-3,
+            "betas": betas,
+            "weight_decay": 0.25,
+            "fused": True,
+        }
     for wrong, message in (({"betas": (0.9, 1.0)}, "betas are"), ({"validation": -1}, "validation is -1")):
         with pytest.raises(UserError, match=message):
             config("vanilla", **wrong)

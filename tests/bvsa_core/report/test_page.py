@@ -52,15 +52,25 @@ def result(subject: str, seed: int, ranks: list[int], **protocol) -> dict:
         "dataset": "synthetic", "selection": "last", "information": "inductive", "gate": "none", "gallery": 3,
         "channels": 17, "repetitions": 80, "encoder": "tiny", "setting": "intra-subject", "modality": "EEG",
     }  # fmt: skip
-    return {"method": "bvsa", "preset": "corrected", "subject": subject, "seed": seed, "ranks": ranks, "protocol": usual | protocol}
+    return {
+        "method": "bvsa",
+        "preset": "corrected",
+        "subject": subject,
+        "seed": seed,
+        "ranks": ranks,
+        "protocol": usual | protocol,
+    }
 
 
 def a_line(system: str = "bvsa", beside=None, **protocol) -> Line:
     results = [result("sub-01", 0, [1, 2, 1], **protocol), result("sub-02", 0, [3, 1, 1], **protocol)]
     (row,) = rows(results)
-    curve = [{"averaged": n, "resamples": 2, "top1": n / 9, "top1_std": 0.1, "top5": 1.0, "top5_std": 0.0} for n in (1, 2, 4)]
+    curve = [
+        {"averaged": n, "resamples": 2, "top1": n / 9, "top1_std": 0.1, "top5": 1.0, "top5_std": 0.0} for n in (1, 2, 4)
+    ]
     metrics = [
-        {"epoch": n, "loss": 3.0 / n, "blur": {"k51 gain 0.5": 10 - n, "k45 gain 1": n}, "validation_loss": 4.0 / n} for n in (1, 2, 3)
+        {"epoch": n, "loss": 3.0 / n, "blur": {"k51 gain 0.5": 10 - n, "k45 gain 1": n}, "validation_loss": 4.0 / n}
+        for n in (1, 2, 3)
     ]
     made = {"metrics": metrics, "settings": {"epochs": 3, "note": EVIL}, "finished": "2026-01-01", "repetitions": curve}
     runs = [Run(each["subject"], each["subject"], each["seed"], each["ranks"], **made) for each in results]
@@ -77,9 +87,13 @@ def report() -> Report:
     beside = published.find("BVSA", "eeg", "intra")
     lines = [a_line(EVIL, beside), a_line("gated", gate="paper", information="uses labels")]
     best = [[0, 1, 2], [2, 1, 0], [2, 0, 1]]
-    retrieval = Retrieval(EVIL, lines[0].entry.data, "sub-01", 0, [0, 1, 2], [1, 2, 1], best, [[0.5, 0.25, 0.1]] * 3, np.eye(3))
+    retrieval = Retrieval(
+        EVIL, lines[0].entry.data, "sub-01", 0, [0, 1, 2], [1, 2, 1], best, [[0.5, 0.25, 0.1]] * 3, np.eye(3)
+    )
     images = np.zeros((1, 3, 8, 8, 3), np.uint8)
-    blurred = Blurred(EVIL, ["k45 gain 1", "k51 gain 0.5"], [0.3, None], [EVIL], images, [[picture] * 3], "falloff exp, decay 3")
+    blurred = Blurred(
+        EVIL, ["k45 gain 1", "k51 gain 0.5"], [0.3, None], [EVIL], images, [[picture] * 3], "falloff exp, decay 3"
+    )
     return Report(f"Title {EVIL}", lines, pictures, [retrieval], [blurred], {"pictures": EVIL}, {"command": EVIL})
 
 
@@ -92,7 +106,9 @@ def test_whatever_comes_from_files_is_text(page):
     parsed = Checked(page)
     assert not [attributes for _, attributes in parsed.found if any(name.startswith("on") for name in attributes)]
     assert [attributes.get("type") for tag, attributes in parsed.found if tag == "script"] == ["application/json", None]
-    assert all(attributes["src"].startswith("data:image/jpeg;base64,") for tag, attributes in parsed.found if tag == "img")
+    assert all(
+        attributes["src"].startswith("data:image/jpeg;base64,") for tag, attributes in parsed.found if tag == "img"
+    )
     assert "<img src=x" not in page and page.count("<!--") == 0
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
     assert data["pictures"]["1"][0] == EVIL and data["runs"][0]["best"][1] == [2, 1, 0]
@@ -102,15 +118,28 @@ def test_nothing_is_fetched_and_only_the_pages_own_script_runs(page):
     without_data = re.sub(r"data:image/\w+;base64,[A-Za-z0-9+/=\s]+", "", page)
     assert not re.search(r"https?:|//\w|@import|url\((?!#)", without_data)
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1]
-    assert policy.startswith("default-src 'none'; img-src data:;") and re.search(r"script-src 'sha256-[\w+/]{43}='", policy)
+    assert policy.startswith("default-src 'none'; img-src data:;") and re.search(
+        r"script-src 'sha256-[\w+/]{43}='", policy
+    )
 
 
 def test_every_number_has_its_protocol_and_published_ones_stand_apart(page):
-    parts = ["synthetic data", "3-way", "17 channels", "80 repetitions averaged", "pictures by tiny", "brain encoder eeg_project"]
+    parts = [
+        "synthetic data",
+        "3-way",
+        "17 channels",
+        "80 repetitions averaged",
+        "pictures by tiny",
+        "brain encoder eeg_project",
+    ]
     shared = re.search(r'<p class="shared">(.*?)</p>', page)[1]
     assert shared.split(" · ") == ["synthetic data", "EEG", "intra-subject", *parts[1:]]
     table = page.split('<table class="results">')[1].split("</table>")[0]
-    assert '<span class="tag wary">uses labels</span>' in table and table.count("selection last") == 2 and "gate paper" in table
+    assert (
+        '<span class="tag wary">uses labels</span>' in table
+        and table.count("selection last") == 2
+        and "gate paper" in table
+    )
     first, second = table.split("<tr>")[2:]
     assert '<td class="n theirs">58.2</td>' in first and "BVSA 2026" in first and 'class="n theirs"' not in second
     assert '66.7<span class="interval">' in first and "Chance: Top-1 33.3 %, Top-5 100 %" in page
@@ -150,7 +179,12 @@ def test_text_stands_out_from_its_ground_in_both_themes(page):
 def test_what_is_missing_is_said(report):
     line = replace(report.lines[0], runs=[replace(run, metrics=[], repetitions=None) for run in report.lines[0].runs])
     bare = to_html(Report("Bare", [line, Line("none", "none", Entry("eeg", "intra", "none", missing=2, cells=6), [])]))
-    for sentence in ("kept no metrics", "No training here moved", "No run has left what it retrieves", "No curve over test repetitions"):
+    for sentence in (
+        "kept no metrics",
+        "No training here moved",
+        "No run has left what it retrieves",
+        "No curve over test repetitions",
+    ):
         assert sentence in bare
     assert "2 of 6 cells missing" in bare
 
@@ -159,7 +193,12 @@ def test_figures_are_files_of_both_formats(report, tmp_path):
     plain = replace(report, retrievals=[replace(report.retrievals[0], label="bvsa")])
     written = save(drawings(plain), tmp_path / "figures")
     names = {path.name for path in written}
-    for name in ("accuracy-synthetic-eeg-intra-subject", "training", "similarity-synthetic-eeg-intra-subject", "retrieved"):
+    for name in (
+        "accuracy-synthetic-eeg-intra-subject",
+        "training",
+        "similarity-synthetic-eeg-intra-subject",
+        "retrieved",
+    ):
         assert {f"{name}.png", f"{name}.pdf"} <= names
     for path in written:
         if path.suffix == ".png":
@@ -182,5 +221,9 @@ def test_shares_are_means_over_runs_and_many_levels_are_joined():
 
 def test_bars_are_of_the_subjects_and_of_their_mean():
     bars = bars_of(a_line(), 1)
-    assert list(bars) == ["mean", "sub-01", "sub-02"] and [round(value) for value, _, _ in bars.values()] == [67, 67, 67]
+    assert list(bars) == ["mean", "sub-01", "sub-02"] and [round(value) for value, _, _ in bars.values()] == [
+        67,
+        67,
+        67,
+    ]
     assert all(low <= value <= high for value, low, high in bars.values())

@@ -40,7 +40,10 @@ def test_what_whitening_was_fitted_on_is_drawn_beside_what_it_left():
     about = replace(measured(), whitened_from=1e-12 * np.eye(len(OCCIPITAL_CHANNELS)))
     (drawing,) = (each for each in drawings({"sub-01": about})[0] if each.name == "sub-01-covariance")
     before, after, *bars = drawing.draw().axes
-    assert (before.get_title(), after.get_title()) == ("before whitening", "as kept") and "not kept" not in drawing.caption
+    assert (before.get_title(), after.get_title()) == (
+        "before whitening",
+        "as kept",
+    ) and "not kept" not in drawing.caption
     np.testing.assert_allclose(before.images[0].get_array(), np.eye(len(OCCIPITAL_CHANNELS)))
     assert {bar.get_ylabel() for bar in bars} == {"covariance (µV²)", "covariance ((whitened)²)"}
 
@@ -50,7 +53,9 @@ def test_what_cannot_be_drawn_is_told(monkeypatch):
     assert "where MEG sensors are" in places and "one repetition" in repetition
     monkeypatch.setitem(sys.modules, "mne", None)
     found, (told,) = drawings({"sub-01": measured()})
-    assert "pip install 'fovblur[preprocess]'" in told and len(found) == 5 and optional.import_mne is recordings.import_mne
+    assert (
+        "pip install 'fovblur[preprocess]'" in told and len(found) == 5 and optional.import_mne is recordings.import_mne
+    )
     assert len(found[0].draw().axes) == 1
 
 

@@ -10,7 +10,17 @@ import pytest
 from bvsa_core.errors import UserError
 from bvsa_core.experiments import published
 from bvsa_core.parallel import Team
-from bvsa_core.report.reproduction import Entry, escape, lines, mean_statistics, notes, subject_rows, to_csv, to_latex, to_markdown
+from bvsa_core.report.reproduction import (
+    Entry,
+    escape,
+    lines,
+    mean_statistics,
+    notes,
+    subject_rows,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
 from bvsa_core.report.tables import Row
 
 PUBLISHED = published.find("NICE", "eeg", "inter")
@@ -33,9 +43,19 @@ def test_notes_name_what_differs_and_nothing_else():
         "gallery: ours 200 pictures, published class centres",
         "pictures by: ours RN50, published not stated",
     ]
-    told = notes(entry(beside=None, selection="oracle (upper bound, selected on test)", dataset="synthetic", note="reconstruction"))
-    assert "upper bound, selected on test" in told[2] and "not recorded from people" in told[0] and "reconstruction" in told[1]
-    told = notes(entry(beside=None, information="label-free transductive", rescoring="csls", channels=63, repetitions=40))
+    told = notes(
+        entry(
+            beside=None, selection="oracle (upper bound, selected on test)", dataset="synthetic", note="reconstruction"
+        )
+    )
+    assert (
+        "upper bound, selected on test" in told[2]
+        and "not recorded from people" in told[0]
+        and "reconstruction" in told[1]
+    )
+    told = notes(
+        entry(beside=None, information="label-free transductive", rescoring="csls", channels=63, repetitions=40)
+    )
     assert told[0].startswith("label-free transductive") and told[1:] == [
         "ours: 63 channels; usual are 17", "ours: 40 test repetitions averaged; usual are 80"
     ]  # fmt: skip
@@ -66,7 +86,11 @@ def test_latex_prints_every_character():
         r"50 \% \& \$1\_2 \{x\}\textasciicircum{}\# \textasciitilde{} \textbackslash{}n"
     )  # fmt: skip
     text = to_latex("Every & all", [entry(system="a_b & c%"), entry(setting="intra")])
-    assert r"a\_b \& c\%" in text and text.count(r"\midrule") == 2 and text.count(r"\toprule") == text.count(r"\bottomrule") == 1
+    assert (
+        r"a\_b \& c\%" in text
+        and text.count(r"\midrule") == 2
+        and text.count(r"\toprule") == text.count(r"\bottomrule") == 1
+    )
     columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", text)[1]
     body = text.split(r"\toprule")[1].split(r"\bottomrule")[0]
     assert all(len(re.split(r"(?<!\\)&", line)) == len(columns) for line in body.splitlines() if line.endswith(r"\\"))

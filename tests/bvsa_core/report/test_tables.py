@@ -16,13 +16,24 @@ def result(method: str, seed: int, ranks: list[int], gate: str = "none", subject
         "dataset": "synthetic", "selection": "last", "information": information, "gate": gate,
         "gallery": 200, "channels": 17, "repetitions": 80, "encoder": "tiny",
     }  # fmt: skip
-    return {"method": method, "preset": "corrected", "subject": subject, "seed": seed, "ranks": ranks, "protocol": protocol}
+    return {
+        "method": method,
+        "preset": "corrected",
+        "subject": subject,
+        "seed": seed,
+        "ranks": ranks,
+        "protocol": protocol,
+    }
 
 
 def test_seeds_and_subjects_are_averaged_and_protocols_kept_apart():
     table = rows(
         [
-            *(result("ubp", seed, [1, 1, 7, 200], subject=subject) for seed in range(2) for subject in ("sub-01", "sub-02")),
+            *(
+                result("ubp", seed, [1, 1, 7, 200], subject=subject)
+                for seed in range(2)
+                for subject in ("sub-01", "sub-02")
+            ),
             result("bvsa", 0, [1, 2, 3, 4]),
             result("bvsa", 0, [1, 1, 1, 1], gate="paper"),
         ]
@@ -41,12 +52,24 @@ def test_everything_fits_a_terminal_of_80_columns():
     rescored = result("bvsa", 0, [1] * 200)
     rescored["protocol"] |= {"information": "label-free transductive", "rescoring": "sinkhorn", "texts": "shuffled"}
     oracle = result("ubp", 0, [1] * 200)
-    oracle["protocol"] |= {"selection": "oracle (upper bound, selected on test)", "setting": "inter-subject", "modality": "MEG"}
+    oracle["protocol"] |= {
+        "selection": "oracle (upper bound, selected on test)",
+        "setting": "inter-subject",
+        "modality": "MEG",
+    }
     results += [rescored, {**result("bravl", 0, [1] * 200), "note": "fitted on gallery"}, oracle]
     console.print(to_rich(rows(results)))
     shown = console.export_text()
     assert "…" not in shown and max(map(len, shown.splitlines())) <= 80
-    parts = ("last, inductive", "last, uses labels", "gate paper", "transductive", "+ sinkhorn", "shuffled", "fitted on gallery")
+    parts = (
+        "last, inductive",
+        "last, uses labels",
+        "gate paper",
+        "transductive",
+        "+ sinkhorn",
+        "shuffled",
+        "fitted on gallery",
+    )
     for part in (*parts, "[100.0, 100.0]", "100.5"):
         assert part in shown
     assert "oracle (upper" in shown and "bound, selected" in shown and "on test)," in shown
@@ -55,5 +78,13 @@ def test_everything_fits_a_terminal_of_80_columns():
 def test_markdown_names_the_conditions_under_the_table():
     text = to_markdown(rows([result("vanilla", 0, [1, 2, 3])]))
     assert text.startswith("| method | Top-1 % |") and "| last | inductive | none |" in text
-    assert to_markdown(rows([{**result("mcdb", 0, [1]), "note": "reconstruction"}])).count("| mcdb (corrected), reconstruction |") == 1
-    assert "synthetic data, 200-way retrieval (chance 0.5 %), 17 channels, 80 repetitions averaged, pictures by tiny" in text
+    assert (
+        to_markdown(rows([{**result("mcdb", 0, [1]), "note": "reconstruction"}])).count(
+            "| mcdb (corrected), reconstruction |"
+        )
+        == 1
+    )
+    assert (
+        "synthetic data, 200-way retrieval (chance 0.5 %), 17 channels, 80 repetitions averaged, pictures by tiny"
+        in text
+    )

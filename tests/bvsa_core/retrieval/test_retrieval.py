@@ -49,7 +49,9 @@ def test_gates_follow_their_formulas(seed):
     np.testing.assert_array_equal(rows.numpy().astype(bool), expected)
     assert torch.equal(rows, columns)
     rows, columns = gates("code", brain_text, text)
-    np.testing.assert_array_equal(rows.numpy().astype(bool), diagonal >= diagonal.mean() - 1.96 * diagonal.std(ddof=1) / np.sqrt(40))
+    np.testing.assert_array_equal(
+        rows.numpy().astype(bool), diagonal >= diagonal.mean() - 1.96 * diagonal.std(ddof=1) / np.sqrt(40)
+    )
     assert columns is None
 
 
@@ -73,7 +75,9 @@ def test_reliability_is_learnt_where_the_modulation_helps(seed):
     helps = margin >= 0.3
     closed, opened = torch.where(helps, 5, 1), torch.where(helps, 1, 5)
     parts = [slice(0, 150), slice(150, 400)]
-    learnt = learn_reliability((closed[part], opened[part], {"margin": margin[part], "max": largest[part]}) for part in parts)
+    learnt = learn_reliability(
+        (closed[part], opened[part], {"margin": margin[part], "max": largest[part]}) for part in parts
+    )
     assert learnt.kind == "margin" and learnt.threshold == margin[helps].min().item()
     never = learn_reliability([(torch.ones(9), torch.full((9,), 2), {"margin": margin[:9], "max": largest[:9]})])
     assert not (margin[:9] >= never.threshold).any()
@@ -142,7 +146,11 @@ def test_csls_and_sinkhorn_against_numpy(seed):
 def test_rescoring_lowers_a_picture_that_is_near_to_everyone(seed):
     scores = torch.eye(20) + 0.1 * torch.rand(20, 20)
     scores[:, 3] += 1.5
-    assert score(ranks(scores)).top1 == 0.05 and score(ranks(csls(scores))).top1 > 0.9 and score(ranks(sinkhorn(scores))).top1 > 0.9
+    assert (
+        score(ranks(scores)).top1 == 0.05
+        and score(ranks(csls(scores))).top1 > 0.9
+        and score(ranks(sinkhorn(scores))).top1 > 0.9
+    )
 
 
 def test_bootstrap_intervals_cover_as_often_as_they_say():

@@ -19,7 +19,11 @@ from bvsa_core.retrieval.index import Index, default_kind, recall, search_candid
 from bvsa_core.retrieval.search import Found, Queries, merge, search
 
 ROWS, D, E = 700, 24, 10
-SCORINGS = [Scoring(), Scoring("always"), *(Scoring("label_free", Reliability(*of)) for of in (("margin", 0.05), ("max", 0.6)))]
+SCORINGS = [
+    Scoring(),
+    Scoring("always"),
+    *(Scoring("label_free", Reliability(*of)) for of in (("margin", 0.05), ("max", 0.6))),
+]
 
 
 @pytest.fixture
@@ -41,7 +45,9 @@ def gallery(tmp_path, seed) -> Gallery:
 
 def expected(queries: Queries, gallery: Gallery, k: int, scoring: Scoring) -> Found:
     every = slice(0, ROWS)
-    scores = similarity(Embeddings(queries.brain_image, gallery.image(every), queries.brain_text, gallery.text(every)), scoring)
+    scores = similarity(
+        Embeddings(queries.brain_image, gallery.image(every), queries.brain_text, gallery.text(every)), scoring
+    )
     values, rows = scores.sort(dim=1, descending=True, stable=True)
     return Found(values[:, :k], rows[:, :k])
 
@@ -103,7 +109,10 @@ def test_one_two_and_four_processes_find_the_same(queries, gallery, tmp_path):
 
 
 def test_merging_orders_ties_by_row():
-    parts = [Found(torch.tensor([[3.0, 1.0]]), torch.tensor([[9, 2]])), Found(torch.tensor([[3.0, 1.0]]), torch.tensor([[4, 1]]))]
+    parts = [
+        Found(torch.tensor([[3.0, 1.0]]), torch.tensor([[9, 2]])),
+        Found(torch.tensor([[3.0, 1.0]]), torch.tensor([[4, 1]])),
+    ]
     merged = merge(parts, 3)
     assert merged.values.tolist() == [[3, 3, 1]] and merged.rows.tolist() == [[4, 9, 1]]
 
@@ -176,7 +185,12 @@ def test_what_cannot_be_searched_is_refused(queries, gallery, tmp_path):
         (gallery, 5, Scoring("always", shuffle_texts=True), "shuffle_texts belongs to"),
         (gallery, 5, Scoring("label_free"), "needs the reliability that a run learns"),
         (Gallery(gallery.images), 5, Scoring("always"), "compares recordings with texts; the gallery has none"),
-        (Gallery([Rows(tmp_path / "narrow.npy")]), 5, Scoring(), "narrow.npy: embeddings of 3 dimensions, and those of recordings have 24"),
+        (
+            Gallery([Rows(tmp_path / "narrow.npy")]),
+            5,
+            Scoring(),
+            "narrow.npy: embeddings of 3 dimensions, and those of recordings have 24",
+        ),
         (Gallery(gallery.images, Rows(tmp_path / "narrow.npy")), 5, Scoring("always"), "embeddings of 3 dimensions"),
         (Gallery([Rows(tmp_path / "nan.npy")], text), 5, Scoring(), "nan.npy: row 431 has NaN or infinite values"),
     ):

@@ -44,7 +44,11 @@ def test_small_galleries_are_the_mean_over_all_of_them(seed):
 def test_small_galleries_of_the_whole_gallery_are_the_accuracies(seed):
     rank = torch.randint(1, 201, (50,))
     table = {row["size"]: row for row in small_galleries(rank.numpy(), 200)}
-    assert list(table) == [2, 10, 50, 100, 200] and [row["size"] for row in small_galleries(rank.numpy(), 60)] == [2, 10, 50]
+    assert list(table) == [2, 10, 50, 100, 200] and [row["size"] for row in small_galleries(rank.numpy(), 60)] == [
+        2,
+        10,
+        50,
+    ]
     assert table[200]["top1"] == pytest.approx((rank <= 1).double().mean().item())
     assert table[200]["top5"] == pytest.approx((rank <= 5).double().mean().item())
     assert table[2]["top5"] == 1 and table[2]["top1"] == pytest.approx(1 - ((rank - 1) / 199).double().mean().item())
@@ -53,7 +57,9 @@ def test_small_galleries_of_the_whole_gallery_are_the_accuracies(seed):
 @pytest.mark.parametrize("subjects", [4, 7, 10])
 def test_wilcoxon_is_scipys_exact_one(subjects, seed):
     first, second = np.random.rand(2, subjects)
-    assert wilcoxon(first, second) == pytest.approx(scipy.stats.wilcoxon(first, second, method="exact").pvalue, abs=1e-12)
+    assert wilcoxon(first, second) == pytest.approx(
+        scipy.stats.wilcoxon(first, second, method="exact").pvalue, abs=1e-12
+    )
 
 
 def test_wilcoxon_with_ties_counts_every_sign(seed):
@@ -81,4 +87,6 @@ def test_methods_are_compared_only_where_a_difference_could_show(seed):
     (one,) = compare({name: accuracy[name] for name in "ab"})
     assert (one.first, one.second) == ("a", "b") and one.difference == pytest.approx(0.3) and one.p == 2 / 2**6
     longer = {name: np.append(values, [0.1, 0.2]) for name, values in accuracy.items()}
-    assert [(each.first, each.second) for each in compare(longer, "b")] == [("a", "b"), ("c", "b")] and len(compare(longer)) == 3
+    assert [(each.first, each.second) for each in compare(longer, "b")] == [("a", "b"), ("c", "b")] and len(
+        compare(longer)
+    ) == 3

@@ -52,5 +52,8 @@ def test_wandb_needs_no_network_and_begins_with_the_first_epoch(tmp_path, monkey
 @pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
 def test_a_package_that_is_absent_is_named_with_its_extra(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=rf"--log {kind} needs {kind}; pip install 'fovblur\[{kind}\]'"), logger(kind, tmp_path):
+    with (
+        pytest.raises(UserError, match=rf"--log {kind} needs {kind}; pip install 'fovblur\[{kind}\]'"),
+        logger(kind, tmp_path),
+    ):
         pass

@@ -28,7 +28,18 @@ from bvsa_core.training.run import Materials, run
 
 KILLS = {"data": 7, "train": 8, "grid": 6}
 TRAINED = ("--method", "bvsa", "--selection", "validation", "--validation", 6, "--batch_size", 8)
-TINIER = ("--train_concepts", 4, "--images_per_concept", 2, "--train_repetitions", 1, "--test_concepts", 2, "--samples", 50)
+TINIER = (
+    "--train_concepts",
+    4,
+    "--images_per_concept",
+    2,
+    "--train_repetitions",
+    1,
+    "--test_concepts",
+    2,
+    "--samples",
+    50,
+)
 GRID = """
 methods: [vanilla, {method: bravl, options: {draws: 2, hidden: 16}}]
 seeds: 1
@@ -38,7 +49,9 @@ run: {epochs: 2, batch_size: 16}
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "page.html")  # which tells when it was made
+    files = (
+        path for path in folder.rglob("*") if path.is_file() and path.name != "page.html"
+    )  # which tells when it was made
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
@@ -62,7 +75,9 @@ def test_a_job_killed_at_random_moments_goes_on_to_the_same_bytes(forks, jobs, t
     expected, killed, finished = content(tmp_path / "whole"), 0, 0
     while killed < KILLS[job] or finished < 1:
         folder = tmp_path / f"disturbed{finished}"
-        (ended,) = forks.bvsa(*arguments, folder, after=when.uniform(0, undisturbed.seconds) if killed < KILLS[job] else None)
+        (ended,) = forks.bvsa(
+            *arguments, folder, after=when.uniform(0, undisturbed.seconds) if killed < KILLS[job] else None
+        )
         assert ended.code in (0, -signal.SIGKILL), ended.err
         killed += ended.code != 0
         if ended.code == 0:
@@ -169,9 +184,13 @@ def test_a_disk_that_is_full_at_any_write_loses_nothing(materials, tmp_path, eve
             except UserError as error:
                 full = True
                 assert str(error).startswith(f"{folder.path}/"), error
-                assert str(error).endswith("cannot be written (No space left on device); make room, or choose another folder")
+                assert str(error).endswith(
+                    "cannot be written (No space left on device); make room, or choose another folder"
+                )
         assert not list(folder.path.glob(".*"))
-        assert run(config(materials), materials, folder) == expected and content(folder.path) == content(tmp_path / "whole")
+        assert run(config(materials), materials, folder) == expected and content(folder.path) == content(
+            tmp_path / "whole"
+        )
         room += 1
     # run.yaml, no lines kept; twice two batches, a line and an epoch; weights, embeddings, result; and the time that all found room.
     assert room == 1 + 1 + 2 * (2 + 1 + 1) + 3 + 1
@@ -185,7 +204,10 @@ def test_a_complete_run_is_read_where_nothing_can_be_written(materials, tmp_path
 
 def test_of_two_runs_in_one_folder_the_second_is_refused_and_a_dead_one_is_not_in_the_way(materials, tmp_path):
     folder = tmp_path / "run"
-    with claim(folder, "a run"), pytest.raises(UserError, match=rf"run: a run is going on there \(process {os.getpid()} on .*\); wait"):
+    with (
+        claim(folder, "a run"),
+        pytest.raises(UserError, match=rf"run: a run is going on there \(process {os.getpid()} on .*\); wait"),
+    ):
         run(config(materials), materials, RunFolder(folder))
     (folder / ".lock").write_text("process 1 on elsewhere\n")  # as a killed one leaves it
     (folder / ".weights.safetensors.elsewhere.1.partial").write_text("half")

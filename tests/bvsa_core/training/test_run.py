@@ -41,7 +41,10 @@ def test_every_method_runs_from_recordings_to_figures(materials, tmp_path, metho
     folder = tmp_path / "run"
     heard = []
     result = run(
-        config(materials, method=method, preset=preset, encoder=encoder), materials, RunFolder(folder), lambda *told: heard.append(told)
+        config(materials, method=method, preset=preset, encoder=encoder),
+        materials,
+        RunFolder(folder),
+        lambda *told: heard.append(told),
     )
     files = {"run.yaml", "metrics.jsonl", "weights.safetensors", "embeddings.safetensors", "result.json"}
     assert {path.name for path in folder.iterdir()} == files
@@ -64,7 +67,11 @@ def test_every_method_runs_from_recordings_to_figures(materials, tmp_path, metho
     [
         ("nice", {"optimiser": "adam", "betas": (0.5, 0.999), "initial_std": 0.02, "validation": 6}, ""),
         ("atm", {"average": False, "encoder": "atm", "epochs": 1}, ""),
-        ("bravl", {"method_options": methods.method_class("bravl").Options(draws=2), "validation": 1}, "fitted on gallery"),
+        (
+            "bravl",
+            {"method_options": methods.method_class("bravl").Options(draws=2), "validation": 1},
+            "fitted on gallery",
+        ),
         ("mcdb", {}, "reconstruction"),
     ],
 )
@@ -90,7 +97,9 @@ def test_holding_out_for_validation_changes_nothing_but_the_samples(materials, t
         if changed:
             monkeypatch.setattr(loop, "validate", lambda *_: 0.0)
         run(config(materials, method="bvsa", validation=6), materials, RunFolder(tmp_path / name))
-    assert (tmp_path / "told" / "weights.safetensors").read_bytes() == (tmp_path / "quiet" / "weights.safetensors").read_bytes()
+    assert (tmp_path / "told" / "weights.safetensors").read_bytes() == (
+        tmp_path / "quiet" / "weights.safetensors"
+    ).read_bytes()
 
 
 def test_multi_level_targets_are_trained_and_kept(small_data, tmp_path):
@@ -110,7 +119,9 @@ def test_an_encoder_in_bfloat16_learns_nearly_the_same(materials, tmp_path):
     losses = {}
     for precision in ("32-true", "bf16-mixed"):
         run(config(materials, method="bvsa", precision=precision), materials, RunFolder(tmp_path / precision))
-        losses[precision] = [json.loads(line)["loss"] for line in (tmp_path / precision / "metrics.jsonl").read_text().splitlines()]
+        losses[precision] = [
+            json.loads(line)["loss"] for line in (tmp_path / precision / "metrics.jsonl").read_text().splitlines()
+        ]
     # Cosines are right to two roundings of 2^-8, and are told apart by a scale of 1 / 0.07, of losses of about log 32.
     assert losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=2 * 2**-8 / 0.07 / 3.5)
     assert losses["bf16-mixed"] != losses["32-true"]
@@ -183,7 +194,13 @@ def many_ways(tmp_path_factory) -> Materials:
     make_dataset(
         folder,
         SyntheticConfig(
-            subjects=1, train_concepts=300, images_per_concept=3, train_repetitions=2, test_repetitions=20, samples=100, signal_to_noise=0.6
+            subjects=1,
+            train_concepts=300,
+            images_per_concept=3,
+            train_repetitions=2,
+            test_repetitions=20,
+            samples=100,
+            signal_to_noise=0.6,
         ),
     )
     return Materials(MaterialsConfig(data=folder))

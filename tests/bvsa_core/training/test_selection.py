@@ -128,14 +128,18 @@ def test_held_out_samples_compete_with_those_of_other_concepts(seed):
     parts = rounds(split)
     assert sorted(torch.cat(parts).tolist()) == list(range(24)) and all(len(part) == 4 for part in parts)
     assert all(len({concepts[image_of[sample]] for sample in part}) == 4 for part in parts)
-    assert [part.tolist() for part in rounds(split.take(torch.tensor([0, 1, 2])))] == [[0, 2]]  # the other of concept 0 is alone
+    assert [part.tolist() for part in rounds(split.take(torch.tensor([0, 1, 2])))] == [
+        [0, 2]
+    ]  # the other of concept 0 is alone
 
     features = torch.randn(pictures, 5)
     texts = torch.zeros(pictures, 1)
     method = SimpleNamespace(
         eval=lambda: None,
         views_of_gallery=lambda: [SHARP],
-        retrieval_embeddings=lambda brain, images, text, subjects: Embeddings(brain[:, 0], images[0], torch.zeros(len(brain), 1), text),
+        retrieval_embeddings=lambda brain, images, text, subjects: Embeddings(
+            brain[:, 0], images[0], torch.zeros(len(brain), 1), text
+        ),
     )
     found = held_out_top1(method, split, lambda indices, gain, kernel_size: features[indices], texts, ["a", "b", "c"])
     scores = recordings[:, 0].double().numpy() @ features.double().numpy().T  # (samples, pictures)

@@ -33,7 +33,9 @@ def meg_data(small_data, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "meg"
     pictures = small_data / "Image_set_Resize"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synthetic, "_write_pictures", lambda folder, *_: shutil.copytree(pictures, folder, dirs_exist_ok=True))
+        patch.setattr(
+            synthetic, "_write_pictures", lambda folder, *_: shutil.copytree(pictures, folder, dirs_exist_ok=True)
+        )
         sizes = {"train_concepts": 30, "images_per_concept": 1, "test_concepts": 12, "test_repetitions": 2}
         flags = [f"--{name}={value}" for name, value in sizes.items()]
         assert main(["data", "synthetic", str(folder), "--modality", "meg", *flags]) == 0
@@ -48,15 +50,25 @@ def config(materials: Materials, **changes) -> RunConfig:
 def test_every_fold_starts_fresh_and_learns_from_the_others_alone(materials, small_data, tmp_path):
     """Two people: a fold trains on the one whom it does not test, as an intra-subject run of that one does."""
     alone = Materials(MaterialsConfig(data=small_data))  # as in another process, where nothing has run before
-    for name, subject, used in (("sub-01", "sub-01", materials), ("sub-02", "sub-02", materials), ("alone", "sub-02", alone)):
+    for name, subject, used in (
+        ("sub-01", "sub-01", materials),
+        ("sub-02", "sub-02", materials),
+        ("alone", "sub-02", alone),
+    ):
         result = run(config(used, lr=1e-3, subject=subject, setting="inter"), used, RunFolder(tmp_path / name))
-        assert result["protocol"]["setting"] == "inter-subject" and result["subject"] == subject and result["samples"] == 90
+        assert (
+            result["protocol"]["setting"] == "inter-subject"
+            and result["subject"] == subject
+            and result["samples"] == 90
+        )
     for file in ("weights.safetensors", "embeddings.safetensors", "result.json"):
         other, after_it, by_itself = ((tmp_path / name / file).read_bytes() for name in ("sub-01", "sub-02", "alone"))
         assert after_it == by_itself != other, file
     intra = run(config(materials, lr=1e-3, subject="sub-01"), materials, RunFolder(tmp_path / "intra"))
     assert intra["protocol"]["setting"] == "intra-subject" and intra["protocol"]["modality"] == "EEG"
-    assert (tmp_path / "intra" / "weights.safetensors").read_bytes() == (tmp_path / "sub-02" / "weights.safetensors").read_bytes()
+    assert (tmp_path / "intra" / "weights.safetensors").read_bytes() == (
+        tmp_path / "sub-02" / "weights.safetensors"
+    ).read_bytes()
     tested = [load_file(tmp_path / name / "embeddings.safetensors")["brain_image"] for name in ("intra", "sub-02")]
     assert not torch.equal(*tested)
 
@@ -68,7 +80,9 @@ def test_inter_subject_needs_the_subject_and_someone_else(materials, small_data,
     shutil.copytree(small_data, lonely)
     shutil.rmtree(lonely / "Preprocessed_data_250Hz_whiten" / "sub-02")
     lonely = Materials(MaterialsConfig(data=lonely))
-    with pytest.raises(UserError, match="sub-01 is the only subject, with nobody else to train on; use --setting intra"):
+    with pytest.raises(
+        UserError, match="sub-01 is the only subject, with nobody else to train on; use --setting intra"
+    ):
         run(config(lonely, setting="inter"), lonely, RunFolder(tmp_path / "b"))
 
 
@@ -105,7 +119,9 @@ def test_meg_has_its_shape_and_runs_in_both_settings(meg_data, tmp_path, capsys)
     assert check_dataset(meg_data).problems == []
     materials = Materials(MaterialsConfig(data=meg_data))
     for setting in ("intra", "inter"):
-        result = run(config(materials, method="vanilla", epochs=1, setting=setting), materials, RunFolder(tmp_path / setting))
+        result = run(
+            config(materials, method="vanilla", epochs=1, setting=setting), materials, RunFolder(tmp_path / setting)
+        )
         protocol = result["protocol"]
         assert (protocol["modality"], protocol["setting"]) == ("MEG", f"{setting}-subject")
         assert (protocol["channels"], protocol["repetitions"], protocol["gallery"]) == (SENSORS, 2, 12)

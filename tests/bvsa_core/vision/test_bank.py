@@ -88,12 +88,16 @@ def test_processes_that_know_nothing_of_each_other_share_the_work(alone, few, tm
 
 # Files are renamed in this order: about.json, 8 pieces of each level, then the levels.
 @pytest.mark.parametrize(("method", "nth"), [("replace", 1), ("replace", 7), ("replace", 18), ("unlink", 3)])
-def test_after_a_kill_only_what_was_in_work_is_computed_again(alone, few, tmp_path, clip, small_pieces, computed, method, nth):
+def test_after_a_kill_only_what_was_in_work_is_computed_again(
+    alone, few, tmp_path, clip, small_pieces, computed, method, nth
+):
     assert end(start(fill_and_be_killed, tmp_path / "bank", few, LEVELS, method, nth)) == [-9]
     left = files(tmp_path / "bank")
     assert method == "unlink" or any("partial" in name for name in left)
     whole = [name for name in left if "partial" not in name]
-    finished = sum(COUNT if name in NAMES else PICTURES if "-of-" in name else 0 for name in whole)  # none is the last piece
+    finished = sum(
+        COUNT if name in NAMES else PICTURES if "-of-" in name else 0 for name in whole
+    )  # none is the last piece
     FeatureBank(tmp_path / "bank", clip, few).fill(LEVELS)
     assert files(tmp_path / "bank") == alone
     if nth < 18 and method == "replace":
@@ -124,7 +128,9 @@ def test_each_rank_begins_at_a_part_of_its_own(tmp_path, monkeypatch, small_piec
         def work(number: int, lacking: list[Path], seen=seen, all_of_them=all_of_them, target=target) -> None:
             assert lacking == [target]
             seen.append(number)
-            all_of_them.add(target, number, torch.full((len(range(COUNT)[all_of_them.slices[number]]), 2), float(number)))
+            all_of_them.add(
+                target, number, torch.full((len(range(COUNT)[all_of_them.slices[number]]), 2), float(number))
+            )
 
         all_of_them.share([target], work)
         assert sorted(seen) == list(range(8))
@@ -165,7 +171,17 @@ def test_the_command_is_shared_by_the_processes_of_torchrun(small_data, tmp_path
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = ["features", "--data", str(small_data), "--bank", str(tmp_path / "bank"), "--levels", "1:0", "--device", "cpu"]
+    arguments = [
+        "features",
+        "--data",
+        str(small_data),
+        "--bank",
+        str(tmp_path / "bank"),
+        "--levels",
+        "1:0",
+        "--device",
+        "cpu",
+    ]
     assert end(*(start(command, arguments, rank, port, tmp_path / f"printed{rank}") for rank in range(2))) == [0, 0]
     first, second = ((tmp_path / f"printed{rank}").read_text() for rank in range(2))
     assert "train: 90 pictures at 1 levels" in first and "test: 12 pictures at 1 levels" in first and not second
@@ -198,17 +214,24 @@ DAMAGE = {
     "altered": (flip_a_byte, "altered since it was written (its checksum differs)"),
     "another shape": (declare_other_rows, "is torch.float32 (11, 256), not float32 of 22 rows"),
     "another level": (lambda file: shutil.copy(file.with_name(NAMES[1]), file), f"is {NAMES[1]} of bank"),
-    "no bank's": (lambda file: safetensors.torch.save_file({"features": torch.ones(22, 128)}, file), "a file that no bank has written"),
+    "no bank's": (
+        lambda file: safetensors.torch.save_file({"features": torch.ones(22, 128)}, file),
+        "a file that no bank has written",
+    ),
 }
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_or_foreign_file_is_refused(filled, clip, damage, message):
     file = filled.folder / NAMES[0]
-    assert filled.load(LEVELS).shape == (2, COUNT, 128) and filled.files(LEVELS)[0] == file  # so that its checksum is known
+    assert (
+        filled.load(LEVELS).shape == (2, COUNT, 128) and filled.files(LEVELS)[0] == file
+    )  # so that its checksum is known
     damage(file)
     for read in (lambda: filled.load(LEVELS), lambda: level_files(filled.folder, LEVELS, clip)):
-        with pytest.raises(UserError, match=re.escape(f"{file}: ") + ".*" + re.escape(message) + ".*; delete it, and the same command"):
+        with pytest.raises(
+            UserError, match=re.escape(f"{file}: ") + ".*" + re.escape(message) + ".*; delete it, and the same command"
+        ):
             read()
     file.unlink()
     with pytest.raises(UserError, match="no such file; fill the bank with 'bvsa features'"):
@@ -234,7 +257,10 @@ def test_the_folder_of_one_bank_is_that_bank_or_refused(filled, few, clip, compu
     same.fill(LEVELS)
     assert same.folder == filled.folder and not computed
     listed = sorted(filled.folder.iterdir())
-    with pytest.raises(UserError, match=r"features of something else than asked for \(falloff is .*3.0.*, not .*2.0.*\); name the folder"):
+    with pytest.raises(
+        UserError,
+        match=r"features of something else than asked for \(falloff is .*3.0.*, not .*2.0.*\); name the folder",
+    ):
         FeatureBank(filled.folder, clip, few, Falloff(decay=2.0))
     with pytest.raises(UserError, match=r"\(pictures is 22, not 21, pictures_sha256 is \w{8}, not \w{8}\)"):
         FeatureBank(filled.folder, clip, few[1:])
@@ -246,9 +272,15 @@ def test_the_folder_of_one_bank_is_that_bank_or_refused(filled, few, clip, compu
 def test_an_about_that_is_of_another_version_altered_or_damaged_is_refused(filled, few, clip):
     about = filled.folder / ABOUT
     kept = json.loads(about.read_text())
-    for name, value, message in (("format", 1, r"\(format is 1, not 2\)"), ("mean", None, r"\(mean is unknown, not \[0\.")):
+    for name, value, message in (
+        ("format", 1, r"\(format is 1, not 2\)"),
+        ("mean", None, r"\(mean is unknown, not \[0\."),
+    ):
         about.write_text(json.dumps({**kept, name: value}))
-        for open_it in (lambda: FeatureBank(filled.folder.parent, clip, few), lambda: level_files(filled.folder, LEVELS, clip)):
+        for open_it in (
+            lambda: FeatureBank(filled.folder.parent, clip, few),
+            lambda: level_files(filled.folder, LEVELS, clip),
+        ):
             with pytest.raises(UserError, match=message):
                 open_it()
     about.write_text(json.dumps({**kept, "pictures": 21}))
@@ -265,7 +297,9 @@ def test_what_a_format_stands_for(tmp_path):
     y, x = np.mgrid[:300, :400]
     picture = np.stack([x * 255 // 399, y * 255 // 299, (x // 8 + y // 8) % 2 * 255], axis=-1).astype(np.uint8)
     Image.fromarray(picture).save(tmp_path / "picture.png")
-    seen = OnlineViews(_Identity(), read_images([tmp_path / "picture.png"], 96))(torch.tensor([0]), torch.tensor([0.5]), torch.tensor([51]))
+    seen = OnlineViews(_Identity(), read_images([tmp_path / "picture.png"], 96))(
+        torch.tensor([0]), torch.tensor([0.5]), torch.tensor([51])
+    )
     assert bank_module.FORMAT == 2
     torch.testing.assert_close(seen[0, :, [0, 48, 90], [0, 50, 7]].T, FORMAT_2, rtol=0, atol=2e-5)
 

@@ -30,7 +30,9 @@ def test_fusion_is_a_weighted_sum(features):
     start = fusion(features.unbind())
     torch.testing.assert_close(start, normalize(features[..., :6].mean(0), dim=-1))  # of the outputs alone
     start[0, 0].backward()
-    assert fusion.weights.grad[:, 0].abs().max() > 0 and all(linear.weight.grad.abs().max() > 0 for linear in fusion.maps)
+    assert fusion.weights.grad[:, 0].abs().max() > 0 and all(
+        linear.weight.grad.abs().max() > 0 for linear in fusion.maps
+    )
     with torch.no_grad():
         fusion.weights.copy_(torch.randn(3, 3))
         for linear in fusion.maps:
@@ -61,7 +63,9 @@ def test_layers_of_the_encoder_stand_beside_its_output(seed):
     assert clip.with_layers([]) is clip and layered.layers == (0, 2) and layered.widths() == [128, 128, 128]
     output, first, last = layered.encode_images(pictures).split(layered.widths(), dim=1)
     torch.testing.assert_close(output, clip.encode_images(pictures))
-    tokens = clip.model.visual.forward_intermediates(pictures, indices=[0, 2], output_fmt="NLC", output_extra_tokens=True)
+    tokens = clip.model.visual.forward_intermediates(
+        pictures, indices=[0, 2], output_fmt="NLC", output_extra_tokens=True
+    )
     for part, patches, extra in zip((first, last), tokens["image_intermediates"], tokens["image_intermediates_prefix"]):
         torch.testing.assert_close(part, normalize(torch.cat([extra, patches], dim=1).mean(1), dim=-1))
     prints = {each.fingerprint for each in (clip, layered, clip.with_layers([0]), clip.with_layers([-1, 0]))}
@@ -76,7 +80,9 @@ def test_a_resnet_has_four_layers():
     from bvsa_core.vision.clip import Clip
 
     config = {"image_size": 32, "layers": (1, 1, 1, 1), "width": 8, "patch_size": None}
-    model = open_clip.CLIP(embed_dim=16, vision_cfg=config, text_cfg={"width": 16, "heads": 2, "layers": 1, "vocab_size": 8}).eval()
+    model = open_clip.CLIP(
+        embed_dim=16, vision_cfg=config, text_cfg={"width": 16, "heads": 2, "layers": 1, "vocab_size": 8}
+    ).eval()
     clip = Clip("RN", model, lambda texts: texts, 32, (0.5,) * 3, (0.25,) * 3, "print")
     assert clip.with_layers([0, 1, 2, 3]).widths() == [16, 32, 64, 128, 256]
     model.visual = torch.nn.Flatten()

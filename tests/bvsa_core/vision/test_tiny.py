@@ -71,5 +71,6 @@ def test_the_script_trains_one_from_pictures_to_files(tmp_path):
     assert done.returncode == 0, done.stderr
     assert set(path.name for path in tmp_path.iterdir()) == {tiny.WEIGHTS.name, tiny.LOG.name}
     assert set(json.loads(done.stdout.partition("\n")[2])) == {
-        f"{condition} (one of 6)" for condition in ("sharp", "k51 gain 0.0", "k51 gain 0.5", "k57 gain 0.0", "k57 gain 0.5")
+        f"{condition} (one of 6)"
+        for condition in ("sharp", "k51 gain 0.0", "k51 gain 0.5", "k57 gain 0.0", "k57 gain 0.5")
     }

@@ -31,7 +31,10 @@ def test_online_and_banked_views_agree(clip, paths, bank):
     one, other = online(indices, gain, kernel_size), banked(indices, gain, kernel_size)
     torch.testing.assert_close(one, other, rtol=0, atol=2e-5)
     torch.testing.assert_close(one.norm(dim=1), torch.ones(100))
-    sharp, blurred = banked(indices, torch.zeros(100), torch.full((100,), 1)), banked(indices, torch.zeros(100), torch.full((100,), 45))
+    sharp, blurred = (
+        banked(indices, torch.zeros(100), torch.full((100,), 1)),
+        banked(indices, torch.zeros(100), torch.full((100,), 45)),
+    )
     assert (sharp * blurred).sum(1).mean() < 0.999  # so that levels could not be mixed up unnoticed
 
 
@@ -54,7 +57,9 @@ def test_between_levels_banked_views_interpolate(seed):
     torch.testing.assert_close(found.double(), normalize(torch.stack(expected), dim=1), rtol=0, atol=1e-4)
     torch.testing.assert_close(found.norm(dim=1), torch.ones(4))
     with pytest.raises(UserError, match="does not hold"):
-        BankedViews(features[:2], [Level(45, 0.0), Level(51, 1.0)])(torch.arange(1), torch.tensor([0.5]), torch.tensor([48.0]))
+        BankedViews(features[:2], [Level(45, 0.0), Level(51, 1.0)])(
+            torch.arange(1), torch.tensor([0.5]), torch.tensor([48.0])
+        )
 
 
 def test_real_kernel_sizes_are_interpolated_close_to_what_online_views_see(clip, paths, bank):
@@ -65,7 +70,10 @@ def test_real_kernel_sizes_are_interpolated_close_to_what_online_views_see(clip,
     indices, gain, size = torch.arange(3), torch.tensor([0.3, 0.375, 0.5]), torch.tensor([46.1, 47.0, 45.0])
     seen = online(indices, gain, size)
     banked = BankedViews(few.load(levels), levels)
-    between, corner = banked(indices, gain, size), banked(indices, torch.tensor([0.25, 0.25, 0.5]), torch.tensor([45, 45, 45]))
+    between, corner = (
+        banked(indices, gain, size),
+        banked(indices, torch.tensor([0.25, 0.25, 0.5]), torch.tensor([45, 45, 45])),
+    )
     away = lambda features: (1 - (features * seen).sum(1)).sum()  # noqa: E731
     assert away(between) < 0.3 * away(corner)
     whole = online(indices, gain, torch.tensor([45, 47, 45]))

@@ -23,9 +23,15 @@ def build(directory: Path) -> ModuleType:
     include = [HERE, CSRC, pybind11.get_include(), sysconfig.get_path("include")]
     compiler = ["c++", "-std=c++17", "-O1", "-fPIC", *(f"-I{path}" for path in include)]
     checked = ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]
-    sources = {CSRC / "bind_cuda.cpp": [], HERE / "order.cpp": [], **dict.fromkeys(sorted(CSRC.glob("*/cuda.cu")), checked)}
+    sources = {
+        CSRC / "bind_cuda.cpp": [],
+        HERE / "order.cpp": [],
+        **dict.fromkeys(sorted(CSRC.glob("*/cuda.cu")), checked),
+    }
     objects = {str(directory / f"{source.parent.name}_{source.stem}.o"): source for source in sources}
-    commands = [[*compiler, *sources[source], "-x", "c++", "-c", str(source), "-o", name] for name, source in objects.items()]
+    commands = [
+        [*compiler, *sources[source], "-x", "c++", "-c", str(source), "-o", name] for name, source in objects.items()
+    ]
     with ThreadPoolExecutor() as pool:
         list(pool.map(functools.partial(subprocess.run, check=True), commands))
     subprocess.run(["c++", "-shared", *objects, "-o", str(target)], check=True)

@@ -22,7 +22,12 @@ def attempt(tmp_path, seed):
     def run(split="train", whole=False, scale=1.0, **changes):
         def read(which):
             data = np.random.default_rng(seed).standard_normal((3, 2, 4, 10)) * (scale if which == split else 1)
-            about = {"images": list("abc"), "concepts": list("xyz"), "channels": list("CDEF"), "times": np.arange(-2, 8) / 100}
+            about = {
+                "images": list("abc"),
+                "concepts": list("xyz"),
+                "channels": list("CDEF"),
+                "times": np.arange(-2, 8) / 100,
+            }
             about |= changes if which == split else {}
             return Epochs(tmp_path / f"{which}.npy", data.shape, data.dtype, data.__getitem__, **about)
 
@@ -51,7 +56,10 @@ WRONG = [
     ({"times": np.zeros(10)}, "must be rising seconds"),
     ({"times": np.arange(-20, 80, 10)}, "times run from -20 to 70; they must be seconds"),
     ({"times": ["now"] * 10}, "its times are not numbers"),
-    ({"times": np.arange(-5, 15) / 100}, "10 samples and 20 times, of which the last 10 start at 0.05 s, not at picture onset"),
+    (
+        {"times": np.arange(-5, 15) / 100},
+        "10 samples and 20 times, of which the last 10 start at 0.05 s, not at picture onset",
+    ),
     ({"times": np.arange(-20, -10) / 100}, "times run from -0.2 to -0.11 s, which leaves nothing after the picture"),
     ({"whole": True, "times": np.arange(10) / 100}, "has no samples before the picture appears"),
     ({"split": "test", "channels": list("CDEG")}, "test.npy: its channels are not those of the train data"),

@@ -137,14 +137,25 @@ def test_planted_signals_come_out_in_their_places(published, tmp_path):
     assert train.data.shape == (36, 1, SENSORS, 201) and test.data.shape == (2, 12, SENSORS, 201)
     assert (train.modality, train.channels[0], dataset.name) == ("MEG", "MLC11-1609", "THINGS-MEG")
     assert train.images[0] == "training_images/00001_aardvark/aardvark_01b.jpg" and train.images == sorted(train.images)
-    assert test.images == ["test_images/00002_air_mattress/air_mattress_13x.jpg", "test_images/00004_coat_rack/coat_rack_13x.jpg"]
+    assert test.images == [
+        "test_images/00002_air_mattress/air_mattress_13x.jpg",
+        "test_images/00004_coat_rack/coat_rack_13x.jpg",
+    ]
     np.testing.assert_allclose(train.times, np.arange(201) / 200, atol=1e-9)
     for recordings in (train, test):
         shown = [Path(row["image_path"]).name for row in published.rows]
-        wanted = [[epoch for epoch, name in enumerate(shown) if name == Path(image).name] for image in recordings.images]
-        np.testing.assert_array_equal(recordings.data, published.samples[np.array(wanted)][..., 20:221].astype(np.float16))
+        wanted = [
+            [epoch for epoch, name in enumerate(shown) if name == Path(image).name] for image in recordings.images
+        ]
+        np.testing.assert_array_equal(
+            recordings.data, published.samples[np.array(wanted)][..., 20:221].astype(np.float16)
+        )
     header = read_header(tmp_path / "sub-01")
-    assert header.units == "standard deviations of the baseline" and "2023" in header.processing[0] and len(header.processing) == 3
+    assert (
+        header.units == "standard deviations of the baseline"
+        and "2023" in header.processing[0]
+        and len(header.processing) == 3
+    )
     assert header.splits["test"].sessions == [list(range(1, 13))] * 2
     assert [row[0] for row in header.splits["train"].sessions[:12]] == list(range(1, 13))
 
@@ -157,12 +168,20 @@ def test_test_concepts_leave_the_training_set(published, tmp_path):
 
 def test_the_same_data_as_ubp_stores_them_are_equal(published, tmp_path):
     """UBP's recipe, spelled out with MNE alone: crop to the first second, order by event, split by how often it is shown."""
-    epochs = mne.read_epochs(published.folder / "derivatives/preprocessed/preprocessed_P1-epo.fif", verbose="error").pick("mag").crop(0, 1)
+    epochs = (
+        mne.read_epochs(published.folder / "derivatives/preprocessed/preprocessed_P1-epo.fif", verbose="error")
+        .pick("mag")
+        .crop(0, 1)
+    )
     events = epochs.events[:, 2]
     concept, path = zip(*pictures())
     counts = {event: int((events == event).sum()) for event in set(events.tolist())}
     tested = sorted(event for event, count in counts.items() if count == 12 and event != 999999)
-    trained = [event for event in sorted(counts) if counts[event] == 1 and concept[event - 1] not in {concept[t - 1] for t in tested}]
+    trained = [
+        event
+        for event in sorted(counts)
+        if counts[event] == 1 and concept[event - 1] not in {concept[t - 1] for t in tested}
+    ]
     store = bring(published.folder, tmp_path / "store")
     for split, folder, numbers in (("train", "training_images", trained), ("test", "test_images", tested)):
         data = np.stack([epochs.get_data(copy=True)[events == number] for number in numbers]).astype(np.float16)
@@ -192,7 +211,9 @@ def test_units_are_those_of_the_samples(published, copied, tmp_path, size, units
     assert header.units == units and header.processing[0] == "Before us: as in the file."
     first = next(epoch for epoch, row in enumerate(published.rows) if row["things_image_nr"] == 26)
     stored = np.load(subject / "test.npy")[header.splits["test"].concepts.index("air_mattress"), 0]
-    np.testing.assert_allclose(stored, samples[first][:, 20:221].astype(np.float64) * factor, rtol=2**-11 + 2**-23, atol=2**-25)
+    np.testing.assert_allclose(
+        stored, samples[first][:, 20:221].astype(np.float64) * factor, rtol=2**-11 + 2**-23, atol=2**-25
+    )
 
 
 def test_what_float16_cannot_hold_is_named(published, copied, tmp_path):
@@ -217,7 +238,9 @@ def test_metadata_in_the_file_tell_what_is_shown(published, copied, tmp_path, mo
 
 def test_the_tables_of_the_pictures_tell_it_too(published, copied, tmp_path):
     one = save_alone(copied, epochs_of(published.rows, published.samples), None)
-    with pytest.raises(UserError, match=r"does not tell what its epochs show; put sourcedata/sample_attributes_P\*\.csv"):
+    with pytest.raises(
+        UserError, match=r"does not tell what its epochs show; put sourcedata/sample_attributes_P\*\.csv"
+    ):
         bring(one, tmp_path / "store")
     write_pictures(one)
     subject = bring(one, tmp_path / "store")
@@ -232,7 +255,9 @@ def test_tables_that_contradict_each_other_are_named(copied, tmp_path):
     swapped[0], swapped[1] = swapped[1], swapped[0]
     (copied / "image_paths.csv").write_text("".join(f"{path}\n" for _, path in swapped))
     shown = "training_images/00001_aardvark/aardvark_01b.jpg"
-    with pytest.raises(UserError, match=rf"trial \d+ shows {shown} in .*attributes_P1.csv and .*aardvark_02s.jpg in .*image_paths"):
+    with pytest.raises(
+        UserError, match=rf"trial \d+ shows {shown} in .*attributes_P1.csv and .*aardvark_02s.jpg in .*image_paths"
+    ):
         bring(copied, tmp_path / "store")
 
 
@@ -244,7 +269,10 @@ CONTRADICTIONS = [
     (lambda rows: rows[1:], "95 trials where there are 96 epochs"),
     (lambda rows: changed(rows, trial_type="extra"), "trial 1 is of the type 'extra', not exp, test, catch"),
     (lambda rows: changed(rows, trial_type="catch"), "trial 1 shows no object, but the event of that epoch is"),
-    (lambda rows: changed(rows, trial_type="exp", things_image_nr=64), "trial 1 shows picture 64, but the event of that epoch is"),
+    (
+        lambda rows: changed(rows, trial_type="exp", things_image_nr=64),
+        "trial 1 shows picture 64, but the event of that epoch is",
+    ),
     (lambda rows: changed(rows, things_image_nr="many"), "line 1 has the things_image_nr 'many', not a number"),
     (lambda rows: [{**row, "image_path": ""} for row in rows], "line 1 names the picture ''"),
     (lambda rows: [{**row, "things_category_nr": ""} for row in rows], "trial 1 has no things_category_nr"),
@@ -253,7 +281,11 @@ CONTRADICTIONS = [
 
 @pytest.mark.parametrize(("change", "message"), CONTRADICTIONS)
 def test_a_table_that_contradicts_the_epochs_is_refused(published, copied, tmp_path, change, message):
-    first = next(epoch for epoch, row in enumerate(published.rows) if row["trial_type"] == "exp" and row["things_category_nr"] == 1)
+    first = next(
+        epoch
+        for epoch, row in enumerate(published.rows)
+        if row["trial_type"] == "exp" and row["things_category_nr"] == 1
+    )
     order = [first, *(epoch for epoch in range(len(published.rows)) if epoch != first)]
     rows = [published.rows[epoch] for epoch in order]
     one = save_alone(copied, epochs_of(rows, published.samples[order]), change(rows))
@@ -264,7 +296,11 @@ def test_a_table_that_contradicts_the_epochs_is_refused(published, copied, tmp_p
 
 
 def test_a_table_of_another_kind_is_refused(copied, tmp_path):
-    wrong = {b"a,b\n" + b"1,2\n" * 96: "no column trial_type, things_", b"\xff\xfe\x00": "cannot be read", b"a" * 200_000: "cannot be read"}
+    wrong = {
+        b"a,b\n" + b"1,2\n" * 96: "no column trial_type, things_",
+        b"\xff\xfe\x00": "cannot be read",
+        b"a" * 200_000: "cannot be read",
+    }
     for content, message in wrong.items():
         (copied / "sourcedata" / "sample_attributes_P1.csv").write_bytes(content)
         with pytest.raises(UserError, match=f"sample_attributes_P1.csv: {message}"):
@@ -274,7 +310,10 @@ def test_a_table_of_another_kind_is_refused(copied, tmp_path):
 @pytest.mark.parametrize(
     ("lost", "message"),
     [
-        ([26], r"test pictures must be shown 12 time\(s\), but there are test_images/00002_air_mattress/air_mattress_13x.jpg 11"),
+        (
+            [26],
+            r"test pictures must be shown 12 time\(s\), but there are test_images/00002_air_mattress/air_mattress_13x.jpg 11",
+        ),
         ([1, 2], r"train concepts must have 12 picture\(s\), but there are aardvark 10; fetch"),
     ],
 )
@@ -308,7 +347,13 @@ def test_what_is_no_fif_file_is_refused(copied, tmp_path):
     whole = path.read_bytes()
     half = whole[: len(whole) // 2]
     astray = b"\0\0\0\x64" + bytes(8) + b"\xff\xff\xff\xfe" + bytes(100)  # its next tag would lie before the file
-    for content in (astray, bytes(100), b"\xff" * 100, b"<html>not found</html>" * 10, half + bytes(len(whole) - len(half))):
+    for content in (
+        astray,
+        bytes(100),
+        b"\xff" * 100,
+        b"<html>not found</html>" * 10,
+        half + bytes(len(whole) - len(half)),
+    ):
         path.write_bytes(content)
         with pytest.raises(UserError, match="preprocessed_P1-epo.fif: .*fetch it again"):
             bring(copied, tmp_path / "store")
@@ -339,5 +384,7 @@ def test_a_subject_twice_is_refused(copied):
 
 def test_without_mne_the_extra_is_named(copied, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mne", None)
-    with pytest.raises(UserError, match=r"MNE cannot be imported \(.*\); .fif files need: pip install 'fovblur\[preprocess\]'"):
+    with pytest.raises(
+        UserError, match=r"MNE cannot be imported \(.*\); .fif files need: pip install 'fovblur\[preprocess\]'"
+    ):
         bring(copied, tmp_path / "store")

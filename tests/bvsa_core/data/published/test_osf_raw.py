@@ -30,7 +30,9 @@ def contents() -> dict[tuple[int, str], dict]:
     seed = int(os.environ.get("FOVBLUR_TEST_SEED", 20260))
     random = np.random.default_rng(seed)
     return {
-        (session, split): recording(numbers_of(session, split), RATE, 1e-5 * (session + (split == "test")), 1e-6, random)
+        (session, split): recording(
+            numbers_of(session, split), RATE, 1e-5 * (session + (split == "test")), 1e-6, random
+        )
         for session in (1, 2, 3, 4)
         for split in SPLITS
     }
@@ -56,7 +58,9 @@ def convert(source: Path, store: Path, **options) -> Path:
 def stores(source, tmp_path_factory) -> dict[str, Path]:
     """A store for each whitening."""
     return {
-        "none": convert(source, tmp_path_factory.mktemp("none"), whitening="none", subjects=["sub-01"], whole_epoch=True),
+        "none": convert(
+            source, tmp_path_factory.mktemp("none"), whitening="none", subjects=["sub-01"], whole_epoch=True
+        ),
         "train": convert(source, tmp_path_factory.mktemp("train")),
         "original": convert(source, tmp_path_factory.mktemp("original"), whitening="original"),
     }
@@ -71,14 +75,18 @@ def expected(contents, split: str, before: float = 0.0, factors: dict[int, np.nd
     of_session = {session: by_hand(contents[session, split], before) for session in (1, 2, 3, 4)}
     pictures = range(1, 13 if split == "train" else 4)
     whitened = lambda session, epoch: epoch if factors is None else factors[session] @ epoch  # noqa: E731
-    return np.array([[whitened(s, epoch) for s in of_session for epoch in of_session[s].get(number, [])] for number in pictures])
+    return np.array(
+        [[whitened(s, epoch) for s in of_session for epoch in of_session[s].get(number, [])] for number in pictures]
+    )
 
 
 def factor(contents, session: int, splits: tuple[str, ...]) -> np.ndarray:
     """The definition: Ledoit and Wolf's covariance of each standardised epoch, averaged within a split, then over splits."""
     parts = []
     for split in splits:
-        epochs = [epoch for number, found in by_hand(contents[session, split]).items() if number != TARGET for epoch in found]
+        epochs = [
+            epoch for number, found in by_hand(contents[session, split]).items() if number != TARGET for epoch in found
+        ]
         found = []
         for epoch in epochs:
             spread = epoch.std(axis=1)
@@ -115,7 +123,9 @@ def test_whitening_is_the_matrix_power_of_scikit_learns_covariances(contents, st
     for split in SPLITS:
         wanted = expected(contents, split, factors=factors)
         # 63 products in float32 are summed: below 63 eps of the largest, beside float16's rounding.
-        np.testing.assert_allclose(array(stores[whitening], split), wanted, rtol=HALF, atol=63 * 2.0**-23 * abs(wanted).max() + SUBNORMAL)
+        np.testing.assert_allclose(
+            array(stores[whitening], split), wanted, rtol=HALF, atol=63 * 2.0**-23 * abs(wanted).max() + SUBNORMAL
+        )
 
 
 def test_training_recordings_never_see_the_test_recordings(stores):
@@ -177,14 +187,19 @@ def replace(folder: Path, name: str, content: dict) -> None:
 
 def test_missing_sessions_are_named(source, tmp_path):
     folder = linked(source, tmp_path / "raw", without="ses-03")
-    with pytest.raises(UserError, match=r"sub-01: without ses-03/raw_eeg_training.npy, ses-03/raw_eeg_test.npy; fetch what is missing"):
+    with pytest.raises(
+        UserError, match=r"sub-01: without ses-03/raw_eeg_training.npy, ses-03/raw_eeg_test.npy; fetch what is missing"
+    ):
         convert(folder, tmp_path / "store")
 
 
 def test_a_picture_shown_in_too_few_sessions_is_named(source, tmp_path, contents):
     folder = linked(source, tmp_path / "raw")
     replace(folder, "ses-03/raw_eeg_training.npy", contents[4, "train"])  # the other half again
-    with pytest.raises(UserError, match=r"sub-01 train: picture 1 \(training_images/.*\) is in 1 session.s. and should be in 2; 11 more"):
+    with pytest.raises(
+        UserError,
+        match=r"sub-01 train: picture 1 \(training_images/.*\) is in 1 session.s. and should be in 2; 11 more",
+    ):
         convert(folder, tmp_path / "store", whitening="none")
 
 

@@ -36,7 +36,11 @@ def test_every_layout_ends_in_the_same_store(layout, planted, tmp_path, converte
     for split in planted_eeg.PARTS:
         found = dataset.load("sub-01", split)
         np.testing.assert_array_equal(found.data, planted.whole[split][..., planted_eeg.ONSET :])
-        assert (found.images, found.concepts, found.channels) == (planted.images(split), planted.concepts(split), list(CHANNELS))
+        assert (found.images, found.concepts, found.channels) == (
+            planted.images(split),
+            planted.concepts(split),
+            list(CHANNELS),
+        )
         np.testing.assert_array_equal(found.times, np.round(planted_eeg.TIMES[planted_eeg.ONSET :], 6))
         assert found.sessions == (planted.sessions[split].tolist() if tells_sessions else None)
     header = read_header(dataset.recordings_folder / "sub-01")
@@ -50,7 +54,9 @@ def test_the_whole_epoch_is_kept_where_it_is_asked_for_and_there(planted, tmp_pa
     np.testing.assert_array_equal(found.data, planted.whole["test"])
     assert found.times[0] == -0.2
     planted_eeg.arrays(tmp_path / "other", planted)
-    with pytest.raises(UserError, match="train.npy: has no samples before the picture appears; leave --whole_epoch out"):
+    with pytest.raises(
+        UserError, match="train.npy: has no samples before the picture appears; leave --whole_epoch out"
+    ):
         convert(tmp_path / "other", tmp_path / "store2", "EEG", Options(whole_epoch=True))
 
 
@@ -63,7 +69,9 @@ def test_what_is_there_stays_and_what_was_made_otherwise_is_refused(planted, tmp
     told = convert(tmp_path / "source", store, "EEG", Options())
     assert told == [f"sub-01: osf_preprocessed was there already, in {store / 'sub-01'}"]
     assert [path.stat().st_mtime_ns for path in sorted(store.rglob("*"))] == written
-    with pytest.raises(UserError, match=r"sub-01 is there already, made otherwise \(whole_epoch\); delete it to make it again"):
+    with pytest.raises(
+        UserError, match=r"sub-01 is there already, made otherwise \(whole_epoch\); delete it to make it again"
+    ):
         converted(whole_epoch=True)
     file = tmp_path / "source" / "sub-1" / "preprocessed_eeg_test.npy"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
@@ -86,7 +94,9 @@ def test_folders_that_are_none_or_several_layouts_are_told(planted, tmp_path, co
     with pytest.raises(UserError, match="source: no such folder"):
         converted()
     (tmp_path / "source").mkdir()
-    with pytest.raises(UserError, match=r"none of the published EEG layouts \(arrays: sub-XX/train.npy .*ubp: sub-XX/train.pt"):
+    with pytest.raises(
+        UserError, match=r"none of the published EEG layouts \(arrays: sub-XX/train.npy .*ubp: sub-XX/train.pt"
+    ):
         converted()
     planted_eeg.ubp(tmp_path / "source", planted)
     planted_eeg.arrays(tmp_path / "source", planted)

@@ -32,7 +32,11 @@ def test_epochs_are_what_plain_numpy_cuts(seed, session):
     content = small((3, 1, 99999, 2, 1, 3, 2), noise=1e-5, drift=1e-4, seed=seed)
     raw = session(content)
     about, epochs = raw.about(), raw.epochs()
-    assert about["numbers"] == [1, 2, 3] and about["left_out"] == ["Fz"] and (about["rate"], about["band"]) == (250, "0.01 to 100 Hz")
+    assert (
+        about["numbers"] == [1, 2, 3]
+        and about["left_out"] == ["Fz"]
+        and (about["rate"], about["band"]) == (250, "0.01 to 100 Hz")
+    )
     np.testing.assert_allclose(about["times"], np.arange(-50, 250) / 250, rtol=0, atol=1e-9)
     assert epochs.dtype == np.float32 and epochs.shape == (3, 2, 63, 300)
     expected = by_hand(content, before=0.2)
@@ -104,8 +108,14 @@ REFUSED = [
     (lambda: changed(raw_eeg_data=[1.0]), "'raw_eeg_data' is list; it must be floats, a row for each of 65 channels"),
     (lambda: changed(raw_eeg_data=np.zeros((3, 4))), r"'raw_eeg_data' is float64 \(3, 4\)"),
     (lambda: changed(ch_names=7), "a row for each of 0 channels"),
-    (lambda: changed(ch_names=["Oz2" if name == "Oz" else name for name in NAMES]), "channels Oz are missing or there twice"),
-    (lambda: changed(ch_names=["Oz" if name == "stim" else name for name in NAMES]), "channels stim, Oz are missing or there twice"),
+    (
+        lambda: changed(ch_names=["Oz2" if name == "Oz" else name for name in NAMES]),
+        "channels Oz are missing or there twice",
+    ),
+    (
+        lambda: changed(ch_names=["Oz" if name == "stim" else name for name in NAMES]),
+        "channels stim, Oz are missing or there twice",
+    ),
     (lambda: changed(sfreq="fast"), "'sfreq' is 'fast'; it must be Hz above 0"),
     (lambda: changed(sfreq=100), "recorded at 100 Hz, and sampling_rate is 250; give a lower one in a simple ratio"),
     (lambda: with_sample("stim", 200, 0.5), "the channel stim is damaged .it must be whole numbers"),

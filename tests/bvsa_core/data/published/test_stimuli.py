@@ -36,7 +36,10 @@ def test_pictures_are_taken_from_where_the_option_points(planted, source, tmp_pa
     planted_eeg.metadata(tmp_path / "set", planted)
     for place in (tmp_path / "set", tmp_path / "set" / "image_metadata.npy"):
         assert conditions(source, Options(images=place), "test")[0] == planted.images("test")
-    for place, message in [("nowhere", "no such file or folder"), ("data", "neither image_metadata.npy nor a folder with training")]:
+    for place, message in [
+        ("nowhere", "no such file or folder"),
+        ("data", "neither image_metadata.npy nor a folder with training"),
+    ]:
         with pytest.raises(UserError, match=f"--images .*{place}: {message}"):
             conditions(source, Options(images=tmp_path / place), "test")
 
@@ -50,13 +53,17 @@ def test_a_folder_is_listed_in_its_sorted_order_and_other_files_are_no_pictures(
 
 
 def test_no_pictures_at_all_say_what_to_do(source):
-    with pytest.raises(UserError, match="which pictures were shown is not told; put image_metadata.npy .* or give it by --images"):
+    with pytest.raises(
+        UserError, match="which pictures were shown is not told; put image_metadata.npy .* or give it by --images"
+    ):
         conditions(source, Options(), "train")
 
 
 def test_another_number_of_pictures_is_told(planted, source):
     planted_eeg.image_set(source.root, planted)
-    with pytest.raises(UserError, match="sub-01 has 7 train conditions and .*250Hz 6 train pictures; give the complete image set"):
+    with pytest.raises(
+        UserError, match="sub-01 has 7 train conditions and .*250Hz 6 train pictures; give the complete image set"
+    ):
         conditions(source, Options(), "train", 7)
 
 
@@ -82,6 +89,8 @@ def test_a_damaged_list_of_pictures_is_told(changes, message, source):
         conditions(source, Options(), "train")
 
 
-@pytest.mark.parametrize("image", ["train_images/00001_x/a.jpg", "/data/Image_set/training_images/00001_x/a.jpg", "00001_x/a.jpg"])
+@pytest.mark.parametrize(
+    "image", ["train_images/00001_x/a.jpg", "/data/Image_set/training_images/00001_x/a.jpg", "00001_x/a.jpg"]
+)
 def test_paths_are_spelt_in_one_way(image):
     assert canonical(image, "train") == "training_images/00001_x/a.jpg"

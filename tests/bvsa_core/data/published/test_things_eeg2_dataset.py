@@ -26,13 +26,21 @@ NUMBERS, DATA = "img_conditions_training_sub-01.npy", "preprocessed_eeg_training
 WRONG = [
     (NUMBERS, lambda file: file.unlink(), f"sub-01 has no {NUMBERS}; fetch it"),
     ("meta_sub-01.json", lambda file: file.unlink(), "sub-01 has no meta_sub-01.json; fetch it"),
-    ("meta_sub-01.json", lambda file: file.write_text('{"ch_names": []'), "meta_sub-01.json: damaged, or without lists ch_names and times"),
+    (
+        "meta_sub-01.json",
+        lambda file: file.write_text('{"ch_names": []'),
+        "meta_sub-01.json: damaged, or without lists ch_names and times",
+    ),
     ("preprocessed_eeg_test_sub-01.npy", lambda file: file.unlink(), "sub-01 has no preprocessed_eeg_test_sub-01.npy"),
     (NUMBERS, lambda file: _edit(file, lambda v: v[:3]), r"int64 \(3, 3\) where .* has \(4, 3\) sessions x conditions"),
     (NUMBERS, lambda file: _edit(file, lambda v: v + 0.5), "float64 .* where"),
     (NUMBERS, lambda file: _edit(file, lambda v: v - 1), "picture numbers 0 to 5, and there are pictures 1 to 6"),
     (NUMBERS, lambda file: _edit(file, _put((0, 1), 2)), "picture 2 is in session 1 twice"),
-    (NUMBERS, lambda file: _edit(file, _put((0, 1), 1)), r"picture 4 \(training_images/00002_seen_1/.* is in 1 session.s. and others in 3"),
+    (
+        NUMBERS,
+        lambda file: _edit(file, _put((0, 1), 1)),
+        r"picture 4 \(training_images/00002_seen_1/.* is in 1 session.s. and others in 3",
+    ),
     (DATA, lambda file: _edit(file, lambda v: v[0]), r"it must be floats of shape \(sessions, conditions, repetitions"),
 ]
 

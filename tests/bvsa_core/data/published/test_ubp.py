@@ -64,15 +64,26 @@ def test_what_is_exported_converts_back_into_the_same_store(layout, planted, tmp
     out = tmp_path / "out"
     assert export(Dataset(store), out) == [f"sub-01: written, in {out / 'sub-01'}"]
     assert export(Dataset(store), out) == [f"sub-01: was there already, in {out / 'sub-01'}"]
-    assert sorted(str(path.relative_to(out)) for path in out.rglob("*")) == ["dataset.json", "sub-01", "sub-01/test.pt", "sub-01/train.pt"]
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*")) == [
+        "dataset.json",
+        "sub-01",
+        "sub-01/test.pt",
+        "sub-01/train.pt",
+    ]
     convert(out, tmp_path / "again", "EEG", Options(whole_epoch=True))
     first, second = read_header(store / "sub-01"), read_header(tmp_path / "again" / "sub-01")
     assert (first.splits, first.channels, first.times) == (second.splits, second.channels, second.times)
     for split in planted_eeg.PARTS:
-        assert (store / "sub-01" / f"{split}.npy").read_bytes() == (tmp_path / "again" / "sub-01" / f"{split}.npy").read_bytes()
+        assert (store / "sub-01" / f"{split}.npy").read_bytes() == (
+            tmp_path / "again" / "sub-01" / f"{split}.npy"
+        ).read_bytes()
     opened = torch.load(out / "sub-01" / "test.pt", weights_only=False)
     assert opened.keys() == read_arrays(out / "sub-01" / "test.pt").keys()
-    assert opened["eeg"].dtype == np.float16 and type(opened["eeg"]) is np.ndarray and opened["label"][:, 0].tolist() == [0, 1, 2]
+    assert (
+        opened["eeg"].dtype == np.float16
+        and type(opened["eeg"]) is np.ndarray
+        and opened["label"][:, 0].tolist() == [0, 1, 2]
+    )
     if first.splits["test"].sessions:
         np.testing.assert_array_equal(opened["session"], planted.sessions["test"] - 1.0)  # published ones start at 0
     dataset = Dataset(out)
