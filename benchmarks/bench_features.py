@@ -29,7 +29,7 @@ from torchvision import transforms
 from bvsa_core.vision.bank import FeatureBank
 from bvsa_core.vision.clip import Clip, load_clip
 from bvsa_core.vision.images import read_images
-from bvsa_core.vision.pieces import PICTURES
+from bvsa_core.vision.shards import PICTURES
 from bvsa_core.vision.views import Level, OnlineViews
 
 SUITE = "features"

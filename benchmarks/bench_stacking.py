@@ -17,11 +17,11 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import normalize
 from torch.utils.flop_counter import FlopCounterMode
 
-from bvsa_core import encoders, memory, methods
+from bvsa_core import allocator, encoders, methods
 from bvsa_core.methods.base import Batch, Method
 from bvsa_core.training.config import method_options
 
-memory.keep_freed()  # as the command does
+allocator.keep_freed()  # as the command does
 SUITE = "stacking"
 SINGLY, STACKED = "one after another", "stacked"
 CHANNELS, SAMPLES = 17, 250

@@ -5,7 +5,7 @@ are looked up by the picture's path and by its name; an item is a dict of eleven
 which the loader's default collation stacks; layers run one after another; each direction of the loss multiplies its own
 logits; AdamW is torch's default. UBP asks for 32 worker processes, which on two cores take longer than none (`--select
 workers` shows it for two). What it computes besides (accuracy on the batch, logging) is left out, and freed memory is kept
-for both, see bvsa_core.memory.
+for both, see bvsa_core.allocator.
 
 Random recordings and features of the shapes of THINGS-EEG serve for time. Both take the same batches in the same order, and
 the losses of two of them are compared first, without dropout.
@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from bvsa_core import encoders, memory, methods
+from bvsa_core import allocator, encoders, methods
 from bvsa_core.data.split import Split
 from bvsa_core.encoders import tsconv
 from bvsa_core.methods.base import Batch, Method
@@ -37,7 +37,7 @@ from bvsa_core.training.config import RunConfig, method_options
 from bvsa_core.training.loop import batches, fit
 from bvsa_core.vision.views import BankedViews
 
-memory.keep_freed()  # as the command does, for ours and for the peers
+allocator.keep_freed()  # as the command does, for ours and for the peers
 SUITE = "training"
 OURS = "bvsa_core"
 PEERS = {"DataLoader of dicts": 0, "the same, 2 workers": 2}  # processes

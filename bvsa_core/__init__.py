@@ -18,14 +18,12 @@ from typing import TYPE_CHECKING, Any
 from bvsa_core.errors import UserError
 
 if TYPE_CHECKING:  # for whoever checks types, the same as _PLACES
-    from bvsa_core.data.layout import Dataset as Dataset
-    from bvsa_core.data.layout import Recordings as Recordings
+    from bvsa_core.data.dataset import Dataset as Dataset
+    from bvsa_core.data.dataset import Recordings as Recordings
+    from bvsa_core.data.from_arrays import write_subject as write_subject
     from bvsa_core.data.mne_export import to_mne as to_mne
-    from bvsa_core.data.own import write_subject as write_subject
     from bvsa_core.data.split import Split as Split
     from bvsa_core.data.split import load_split as load_split
-    from bvsa_core.data.synthetic import SyntheticConfig as SyntheticConfig
-    from bvsa_core.data.synthetic import make_dataset as make_dataset
     from bvsa_core.encoders import Shape as Shape
     from bvsa_core.encoders import register as register_encoder  # noqa: F401
     from bvsa_core.methods import register as register_method  # noqa: F401
@@ -33,18 +31,20 @@ if TYPE_CHECKING:  # for whoever checks types, the same as _PLACES
     from bvsa_core.methods.base import Contrastive as Contrastive
     from bvsa_core.methods.base import Method as Method
     from bvsa_core.methods.base import symmetric_contrastive as symmetric_contrastive
-    from bvsa_core.retrieval.evaluate import Embeddings as Embeddings
-    from bvsa_core.retrieval.evaluate import Protocol as Protocol
-    from bvsa_core.retrieval.evaluate import Scores as Scores
-    from bvsa_core.retrieval.evaluate import Scoring as Scoring
-    from bvsa_core.retrieval.evaluate import ranks as ranks
-    from bvsa_core.retrieval.evaluate import score as score
-    from bvsa_core.retrieval.evaluate import similarity as similarity
     from bvsa_core.retrieval.gallery import Gallery as Gallery
     from bvsa_core.retrieval.gallery import Rows as Rows
+    from bvsa_core.retrieval.scoring import Embeddings as Embeddings
+    from bvsa_core.retrieval.scoring import Protocol as Protocol
+    from bvsa_core.retrieval.scoring import Scores as Scores
+    from bvsa_core.retrieval.scoring import Scoring as Scoring
+    from bvsa_core.retrieval.scoring import ranks as ranks
+    from bvsa_core.retrieval.scoring import score as score
+    from bvsa_core.retrieval.scoring import similarity as similarity
     from bvsa_core.retrieval.search import Found as Found
     from bvsa_core.retrieval.search import Queries as Queries
     from bvsa_core.retrieval.search import search as search
+    from bvsa_core.synthetic.dataset import SyntheticConfig as SyntheticConfig
+    from bvsa_core.synthetic.dataset import make_dataset as make_dataset
     from bvsa_core.training.checkpoint import RunFolder as RunFolder
     from bvsa_core.training.config import MaterialsConfig as MaterialsConfig
     from bvsa_core.training.config import RunConfig as RunConfig
@@ -58,16 +58,16 @@ if TYPE_CHECKING:  # for whoever checks types, the same as _PLACES
     from bvsa_core.vision.views import Level as Level
 
 _PLACES = {
-    "data.layout": ("Dataset", "Recordings"),
+    "data.dataset": ("Dataset", "Recordings"),
     "data.split": ("Split", "load_split"),
-    "data.own": ("write_subject",),
-    "data.synthetic": ("SyntheticConfig", "make_dataset"),
+    "data.from_arrays": ("write_subject",),
+    "synthetic.dataset": ("SyntheticConfig", "make_dataset"),
     "data.mne_export": ("to_mne",),
     "training.config": ("MaterialsConfig", "RunConfig"),
     "training.run": ("Materials", "train", "run", "load_method"),
     "training.evaluation": ("Trained", "Evaluation", "evaluate"),
     "training.checkpoint": ("RunFolder",),
-    "retrieval.evaluate": ("Embeddings", "Scoring", "Scores", "Protocol", "similarity", "ranks", "score"),
+    "retrieval.scoring": ("Embeddings", "Scoring", "Scores", "Protocol", "similarity", "ranks", "score"),
     "retrieval.gallery": ("Gallery", "Rows"),
     "retrieval.search": ("Queries", "Found", "search"),
     "methods.base": ("Method", "Contrastive", "Batch", "symmetric_contrastive"),

@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
-from bvsa_core.experiments.evidence import find_runs, gather, lines_of_runs
-from bvsa_core.report.figures import save
-from bvsa_core.report.picture_drawings import retrieved
+from bvsa_core.experiments.report_data import find_runs, gather, lines_of_runs
+from bvsa_core.report.image_figures import retrieved
+from bvsa_core.report.style import save
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "retrieved.jpg"
 RUN = Path("bvsa_runs", "demo", "bvsa-corrected_eeg_project_sub-01_seed0")

@@ -17,7 +17,7 @@ from pathlib import Path
 from gpu import cuda, roofline
 from gpu.occupancy import MULTIPROCESSORS, occupancy
 
-from bvsa_core.files import write_atomically
+from bvsa_core.io.atomic import write_atomically
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "docs" / "gpu_resources.md"

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import fovblur
-from bvsa_core.data.pictures import concepts, render
+from bvsa_core.synthetic.openmoji import concepts, render
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "foveated_blur.png"
 SIDE, GAP, CAPTION = 224, 8, 34  # pixels

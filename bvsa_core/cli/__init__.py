@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from bvsa_core import memory
+from bvsa_core import allocator
 from bvsa_core.errors import UserError, unknown_name
 
 COMMANDS = {
@@ -73,7 +73,7 @@ def _dispatch(arguments: list[str]) -> int:
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         raise UserError(unknown_name("command", name, COMMANDS))
-    memory.keep_freed()
+    allocator.keep_freed()
     command = importlib.import_module(f"{__name__}.{name}")
     from bvsa_core.cli.arguments import Parser
 

@@ -11,16 +11,16 @@ import numpy as np
 
 from bvsa_core.cli.arguments import Parser, add_dataclass, make
 from bvsa_core.cli.progress import Display
-from bvsa_core.data import published
-from bvsa_core.data.check import check_dataset
-from bvsa_core.data.image_set import bring_images
-from bvsa_core.data.layout import Dataset, Recordings
-from bvsa_core.data.published import ubp
-from bvsa_core.data.published.source import Options
-from bvsa_core.data.quality import quality
+from bvsa_core.data import layouts
+from bvsa_core.data.dataset import Dataset, Recordings
+from bvsa_core.data.layouts import ubp
+from bvsa_core.data.layouts.source import Options
+from bvsa_core.data.quality.check import check_dataset
+from bvsa_core.data.quality.reliability import quality
+from bvsa_core.data.stimulus_set import bring_images
 from bvsa_core.data.store import SPLITS, read_header
-from bvsa_core.data.synthetic import SyntheticConfig, make_dataset
 from bvsa_core.errors import ProblemsFound, UserError
+from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
 
 _ONLY_RAW_EEG, _ONLY_MEG = {"sampling_rate", "whitening"}, {"sensors"}
 
@@ -67,10 +67,10 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
 
 
 def _conversion(modality: str, name: str, skip: set[str]) -> Parser:
-    layouts = {key: layout for key, layout in published.layouts().items() if modality.upper() in layout.MODALITIES}
-    known = "; ".join(f"{layout.LOOKS_LIKE} ({key})" for key, layout in layouts.items())
+    known = {key: layout for key, layout in layouts.layouts().items() if modality.upper() in layout.MODALITIES}
+    looks = "; ".join(f"{layout.LOOKS_LIKE} ({key})" for key, layout in known.items())
     told = f"Convert published {name} recordings into a folder that every command takes as --data. What a folder holds is recognised: "
-    parser = Parser(description=f"{told}{known}. The same command continues where it was stopped.")
+    parser = Parser(description=f"{told}{looks}. The same command continues where it was stopped.")
     parser.add_argument("source", type=Path, help="published folder, which is only read")
     parser.add_argument("folder", type=Path, help="where the recordings go; subjects that are there already stay")
     parser.add_argument("--subjects", type=str, nargs="+", default=[], help="such as sub-01 sub-02; all where left out")
@@ -92,7 +92,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
             if parsed.what == "export":
                 told = ubp.export(Dataset(chosen.source), chosen.folder, display)
             else:
-                told = published.convert(
+                told = layouts.convert(
                     chosen.source, chosen.folder, parsed.what.upper(), make(Options, chosen), display
                 )
         print("\n".join(told))

@@ -13,13 +13,13 @@ from rich.console import Console
 from bvsa_core.cli.arguments import Parser, make
 from bvsa_core.cli.progress import Display
 from bvsa_core.cli.report import PAGE, origin, write_page
-from bvsa_core.data.synthetic import SyntheticConfig, make_dataset
 from bvsa_core.errors import UserError
-from bvsa_core.experiments.evidence import gather, lines_of_runs, with_curves
-from bvsa_core.experiments.grid import cells, folder_of, run_grid
-from bvsa_core.files import claim, write_atomically
+from bvsa_core.experiments.demo_grid import cells, folder_of, run_grid
+from bvsa_core.experiments.report_data import gather, lines_of_runs, with_curves
+from bvsa_core.io.atomic import claim, write_atomically
 from bvsa_core.methods import method_class
 from bvsa_core.report.tables import rows, to_markdown, to_rich
+from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.run import Materials

@@ -15,14 +15,14 @@ from torch.nn.functional import normalize
 
 from bvsa_core.cli.arguments import Parser
 from bvsa_core.cli.progress import Display
-from bvsa_core.data.recording import file_and_key, read_arrays
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.repetitions import repetition_curves
-from bvsa_core.files import write_atomically
+from bvsa_core.io.atomic import write_atomically
+from bvsa_core.io.safe_readers import file_and_key, read_arrays
 from bvsa_core.report.tables import rows, statistics_lines, to_rich
 from bvsa_core.retrieval import rescoring
-from bvsa_core.retrieval.evaluate import Embeddings, Protocol, Scoring, ranks, score, similarity
 from bvsa_core.retrieval.gates import INFORMATION, Reliability
+from bvsa_core.retrieval.scoring import Embeddings, Protocol, Scoring, ranks, score, similarity
 from bvsa_core.retrieval.statistics import statistics_of
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.run import Materials

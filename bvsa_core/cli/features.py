@@ -14,9 +14,9 @@ import jsonargparse
 from bvsa_core import methods
 from bvsa_core.cli.arguments import Parser, add_dataclass, make
 from bvsa_core.cli.progress import Display
+from bvsa_core.distributed.processes import team
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import levels_of
-from bvsa_core.parallel import team
 from bvsa_core.training.config import MaterialsConfig, method_options
 from bvsa_core.training.run import Materials
 from bvsa_core.vision.views import Level

@@ -21,12 +21,12 @@ from bvsa_core.cli.arguments import Parser
 from bvsa_core.cli.progress import Display
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import Bench
-from bvsa_core.experiments.evidence import find_runs, gather, lines_of_runs, with_curves
-from bvsa_core.files import write_atomically
+from bvsa_core.experiments.report_data import find_runs, gather, lines_of_runs, with_curves
+from bvsa_core.io.atomic import write_atomically
 from bvsa_core.report.content import Report
-from bvsa_core.report.drawings import drawings
-from bvsa_core.report.figures import save
 from bvsa_core.report.page import to_html
+from bvsa_core.report.result_figures import drawings
+from bvsa_core.report.style import save
 
 PAGE = "page.html"
 _PACKAGES = ("fovblur", "torch", "numpy", "open-clip-torch", "lightning-fabric", "matplotlib")

@@ -20,17 +20,17 @@ from rich.console import Console
 from bvsa_core.cli.arguments import Parser
 from bvsa_core.cli.progress import Display
 from bvsa_core.cli.report import PAGE, origin, write_page
-from bvsa_core.data.synthetic import SyntheticConfig, make_dataset
+from bvsa_core.distributed.processes import Team, team
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import Bench, complete, fill_banks
-from bvsa_core.experiments.deal import run_here, run_in_workers
-from bvsa_core.experiments.evidence import gather, lines_of_grid
-from bvsa_core.experiments.plan import SETTLED, Cell, Grid, cells, choose, read_grid
+from bvsa_core.experiments.grid import SETTLED, Cell, Grid, cells, choose, read_grid
+from bvsa_core.experiments.report_data import gather, lines_of_grid
 from bvsa_core.experiments.results import write
-from bvsa_core.files import claim, tidy
-from bvsa_core.parallel import Team, team
+from bvsa_core.experiments.runner import run_here, run_in_workers
+from bvsa_core.io.atomic import claim, tidy
+from bvsa_core.report.comparison_table import to_rich
 from bvsa_core.report.content import Report
-from bvsa_core.report.reproduction import to_rich
+from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
 from bvsa_core.training.config import RunConfig
 
 DEMO = Path("bvsa_data/demo")  # where `bvsa demo` keeps its data

@@ -19,17 +19,17 @@ from torch import Tensor
 
 from bvsa_core.cli.arguments import Parser
 from bvsa_core.cli.progress import Display
-from bvsa_core.data.layout import concept_of, read_recordings
-from bvsa_core.data.recording import read_arrays
+from bvsa_core.data.dataset import concept_of, read_recordings
 from bvsa_core.data.split import make_split
+from bvsa_core.distributed.processes import team
 from bvsa_core.errors import UserError
-from bvsa_core.files import write_atomically
+from bvsa_core.io.atomic import write_atomically
+from bvsa_core.io.safe_readers import read_arrays
 from bvsa_core.methods.base import Method
-from bvsa_core.parallel import team
-from bvsa_core.retrieval.evaluate import Scoring
 from bvsa_core.retrieval.gallery import Gallery, Rows
 from bvsa_core.retrieval.gates import Reliability
 from bvsa_core.retrieval.index import Index, recall, search_candidates
+from bvsa_core.retrieval.scoring import Scoring
 from bvsa_core.retrieval.search import Found, Queries, search
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig

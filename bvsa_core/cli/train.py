@@ -15,8 +15,8 @@ from rich.console import Console
 
 from bvsa_core.cli.arguments import Parser, add_run_arguments, make
 from bvsa_core.cli.progress import Display
+from bvsa_core.distributed.processes import Team, team
 from bvsa_core.errors import UserError
-from bvsa_core.parallel import Team, team
 from bvsa_core.report.tables import rows, to_rich
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig

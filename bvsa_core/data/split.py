@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bvsa_core.data.layout import Dataset, Recordings
+from bvsa_core.data.dataset import Dataset, Recordings
 from bvsa_core.data.things_eeg import OCCIPITAL_CHANNELS
 from bvsa_core.errors import UserError
 

@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from bvsa_core.data.recording import READ_ERRORS
 from bvsa_core.errors import UserError
-from bvsa_core.files import locked, write_atomically
+from bvsa_core.io.atomic import locked, write_atomically
+from bvsa_core.io.safe_readers import READ_ERRORS
 
 FORMAT = 1
 HEADER = "header.json"

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from bvsa_core.distributed.processes import share_out
 from bvsa_core.errors import UserError, check_own_name, unknown_name
-from bvsa_core.parallel import share_out
 
 BRAINDECODE = "braindecode:"  # and the name of a class of braindecode.models
 

@@ -16,13 +16,13 @@ from pathlib import Path
 import yaml
 
 from bvsa_core import encoders, methods
-from bvsa_core.data.layout import Dataset
+from bvsa_core.data.dataset import Dataset
 from bvsa_core.errors import UserError
-from bvsa_core.experiments.plan import Cell
+from bvsa_core.experiments.grid import Cell
 from bvsa_core.experiments.repetitions import repetition_curves
-from bvsa_core.files import claim, write_atomically
-from bvsa_core.retrieval.evaluate import Protocol, Scoring, ranks, score, similarity
+from bvsa_core.io.atomic import claim, write_atomically
 from bvsa_core.retrieval.gates import Reliability
+from bvsa_core.retrieval.scoring import Protocol, Scoring, ranks, score, similarity
 from bvsa_core.retrieval.statistics import statistics_of
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import MaterialsConfig, RunConfig, to_dict

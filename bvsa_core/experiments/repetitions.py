@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from bvsa_core.data.layout import Recordings
+from bvsa_core.data.dataset import Recordings
 from bvsa_core.data.split import make_split
-from bvsa_core.retrieval.evaluate import Scores, Scoring, ranks, score, similarity
+from bvsa_core.retrieval.scoring import Scores, Scoring, ranks, score, similarity
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.run import Materials, load_method
 from bvsa_core.training.selection import embed_samples

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bvsa_core.errors import UserError
-from bvsa_core.experiments import published
+from bvsa_core.experiments import paper_results
 from bvsa_core.experiments.cell import complete, scores_of
-from bvsa_core.experiments.plan import Cell, Grid
-from bvsa_core.files import write_atomically
-from bvsa_core.report.reproduction import (
+from bvsa_core.experiments.grid import Cell, Grid
+from bvsa_core.io.atomic import write_atomically
+from bvsa_core.report.comparison_table import (
     Entry,
     comparisons_text,
     markdown_table,
@@ -39,7 +39,7 @@ def entries_of(cells: Sequence[Cell], root: Path, list_others: bool) -> list[tup
         missing = len(group) - len(scored)
         for place, row in enumerate(group[0].rows):
             results = [] if missing else [each[place] for each in scored]
-            beside = published.find(row.published, modality, setting) if row.published else None
+            beside = paper_results.find(row.published, modality, setting) if row.published else None
             name = row.name or system
             joined = rows(results) if results else [None]
             if len(joined) > 1:
@@ -53,7 +53,7 @@ def entries_of(cells: Sequence[Cell], root: Path, list_others: bool) -> list[tup
             here = {row.published for cell in cells for row in cell.rows if row.published}
             found += [
                 (Entry(modality, setting, each.method, published=each), [])
-                for each in published.others(modality, setting, here)
+                for each in paper_results.others(modality, setting, here)
             ]
     return found
 

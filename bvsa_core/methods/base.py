@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, softplus
 
 from bvsa_core.encoders import Shape, encode
-from bvsa_core.retrieval.evaluate import Embeddings
+from bvsa_core.retrieval.scoring import Embeddings
 from bvsa_core.vision.multilevel import Fusion
 from bvsa_core.vision.views import SHARP, Level
 

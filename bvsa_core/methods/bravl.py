@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from bvsa_core.encoders import Shape, encode
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Batch, Method
-from bvsa_core.retrieval.evaluate import Embeddings
+from bvsa_core.retrieval.scoring import Embeddings
 
 BRAIN, IMAGE, TEXT = MODALITIES = range(3)
 SUBSETS = [subset for size in (1, 2, 3) for subset in combinations(MODALITIES, size)]

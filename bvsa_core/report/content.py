@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bvsa_core.report.reproduction import Entry
+from bvsa_core.report.comparison_table import Entry
 from bvsa_core.report.tables import Row
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from bvsa_core.report.comparison_table import ABSENT, notes, remarks
 from bvsa_core.report.content import Blurred, Line, Report, flat
-from bvsa_core.report.drawings import bars_of, drawings
-from bvsa_core.report.figures import to_svg
-from bvsa_core.report.reproduction import ABSENT, notes, remarks
+from bvsa_core.report.result_figures import bars_of, drawings
+from bvsa_core.report.style import to_svg
 from bvsa_core.report.tables import scoring
 
 PARTS = {

@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from bvsa_core.retrieval.bootstrap import crossed_bootstrap
-from bvsa_core.retrieval.evaluate import score
+from bvsa_core.retrieval.scoring import score
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from bvsa_core.data.recording import READ_ERRORS, file_and_key
 from bvsa_core.errors import UserError
+from bvsa_core.io.safe_readers import READ_ERRORS, file_and_key
 
 KINDS = (".npy", ".safetensors")
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 import fovblur
 from bvsa_core.errors import UserError
-from bvsa_core.retrieval.evaluate import Scoring
 from bvsa_core.retrieval.gallery import Gallery
+from bvsa_core.retrieval.scoring import Scoring
 from bvsa_core.retrieval.search import Found, Progress, Queries, check, row_gate
 
 ROWS_AT_ONCE = 65_536

@@ -15,9 +15,9 @@ from torch import Tensor
 
 import fovblur
 from bvsa_core.errors import UserError
-from bvsa_core.retrieval.evaluate import Scoring
 from bvsa_core.retrieval.gallery import Gallery
 from bvsa_core.retrieval.gates import INDUCTIVE, best_texts, reliabilities_of
+from bvsa_core.retrieval.scoring import Scoring
 
 CHUNK_BYTES = 64 * 2**20  # of float32 embeddings that a process reads at once
 Progress = Callable[[int, int], None]  # rows searched, of how many

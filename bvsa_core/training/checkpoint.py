@@ -19,10 +19,10 @@ import safetensors.torch
 import yaml
 from torch import nn
 
-from bvsa_core.data.recording import read_arrays
 from bvsa_core.errors import UserError
-from bvsa_core.files import append_line, claim, is_ours, tidy, write_atomically
-from bvsa_core.retrieval.evaluate import Embeddings
+from bvsa_core.io.atomic import append_line, claim, is_ours, tidy, write_atomically
+from bvsa_core.io.safe_readers import read_arrays
+from bvsa_core.retrieval.scoring import Embeddings
 from bvsa_core.training.config import RunConfig, from_dict, to_dict
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from bvsa_core import encoders
 from bvsa_core.data.split import Split
 from bvsa_core.methods.base import Method
-from bvsa_core.retrieval.evaluate import Embeddings, Protocol, Scores, Scoring, ranks, score, similarity
 from bvsa_core.retrieval.gates import Reliability, learn_reliability, reliabilities
+from bvsa_core.retrieval.scoring import Embeddings, Protocol, Scores, Scoring, ranks, score, similarity
 from bvsa_core.training.config import SELECTIONS, SETTINGS, RunConfig
 from bvsa_core.training.selection import embed_samples
 

@@ -13,9 +13,9 @@ from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor
 
 from bvsa_core.data.split import Split
+from bvsa_core.distributed.processes import Team
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Batch, Method
-from bvsa_core.parallel import Team
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.resume import Keeper, Standing
 from bvsa_core.training.selection import Best

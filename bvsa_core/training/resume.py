@@ -23,10 +23,10 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from bvsa_core.distributed.processes import Team
 from bvsa_core.errors import UserError
-from bvsa_core.files import write_atomically
+from bvsa_core.io.atomic import write_atomically
 from bvsa_core.methods.base import Method
-from bvsa_core.parallel import Team
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.selection import Best
 

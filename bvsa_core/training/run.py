@@ -14,12 +14,12 @@ from lightning_fabric import seed_everything
 from torch import Tensor
 
 from bvsa_core import encoders, methods
-from bvsa_core.data.layout import Dataset
+from bvsa_core.data.dataset import Dataset
 from bvsa_core.data.split import Split, hold_out, load_split
+from bvsa_core.distributed.processes import Team, share_out, together
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Method
-from bvsa_core.parallel import Team, share_out, together
-from bvsa_core.retrieval.evaluate import Scoring, ranks, score, similarity
+from bvsa_core.retrieval.scoring import Scoring, ranks, score, similarity
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import MaterialsConfig, RunConfig
 from bvsa_core.training.evaluation import Trained, evaluate

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bvsa_core.data.split import Split
 from bvsa_core.methods.base import Method
-from bvsa_core.retrieval.evaluate import Embeddings, Scoring, ranks, similarity
+from bvsa_core.retrieval.scoring import Embeddings, Scoring, ranks, similarity
 from bvsa_core.vision.views import Views
 
 

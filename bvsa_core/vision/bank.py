@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 from bvsa_core.errors import UserError
-from bvsa_core.files import claim_work, write_atomically
+from bvsa_core.io.atomic import claim_work, write_atomically
 from bvsa_core.vision.clip import Clip
 from bvsa_core.vision.feature_file import map_features, write_features
 from bvsa_core.vision.images import RESIZING, hash_files, read_images
-from bvsa_core.vision.pieces import Pieces
+from bvsa_core.vision.shards import Pieces
 from bvsa_core.vision.views import Falloff, Level, OnlineViews
 
 FORMAT = 2  # of the files, and of what the blur computes; part of every key

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bvsa_core.errors import UserError
-from bvsa_core.files import open_atomically
+from bvsa_core.io.atomic import open_atomically
 
 NAME = "features"
 REMEDY = "delete it, and the same command computes it again"

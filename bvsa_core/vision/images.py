@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bvsa_core.data.picture_file import read_picture
 from bvsa_core.errors import UserError
+from bvsa_core.io.image_file import read_picture
 
 RESIZING = Image.Resampling.BILINEAR
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fovblur.adapters._separate import gaussian_blur_separately
+from fovblur.adapters._anisotropic import gaussian_blur_separately
 
 
 def gaussian_blur2d(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fovblur.adapters._separate import gaussian_blur_separately
+from fovblur.adapters._anisotropic import gaussian_blur_separately
 from fovblur.foveated_blur.api import sigma_from_kernel_size
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fovblur import backends
-from fovblur.enhanced_similarity import checks
+from fovblur.enhanced_similarity import validation
 from fovblur.enhanced_similarity.op import enhanced_similarity_op, enhanced_topk_op
 
 
@@ -54,9 +54,9 @@ def enhanced_similarity(
     tensor([[2., 0., 0.],
             [0., 2., 0.]])
     """
-    checks.check_embeddings(brain_image, image, brain_text, text)
-    row_gate = checks.gate("row_gate", row_gate, "brain_image", brain_image)
-    column_gate = checks.gate("column_gate", column_gate, "image", image)
+    validation.check_embeddings(brain_image, image, brain_text, text)
+    row_gate = validation.gate("row_gate", row_gate, "brain_image", brain_image)
+    column_gate = validation.gate("column_gate", column_gate, "image", image)
     backends.check_name(backend)
     return enhanced_similarity_op(brain_image, image, brain_text, text, row_gate, column_gate, backend or "")
 
@@ -96,10 +96,10 @@ def enhanced_topk(
     tensor([[0, 1],
             [1, 0]])
     """
-    checks.check_embeddings(brain_image, image, brain_text, text)
-    checks.check_k(k, image)
-    row_gate = checks.gate("row_gate", row_gate, "brain_image", brain_image)
-    column_gate = checks.gate("column_gate", column_gate, "image", image)
+    validation.check_embeddings(brain_image, image, brain_text, text)
+    validation.check_k(k, image)
+    row_gate = validation.gate("row_gate", row_gate, "brain_image", brain_image)
+    column_gate = validation.gate("column_gate", column_gate, "image", image)
     backends.check_name(backend)
     tensors = (brain_image, image, brain_text, text, row_gate, column_gate)
     return enhanced_topk_op(*(None if tensor is None else tensor.detach() for tensor in tensors), k, backend or "")

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from fovblur import backends
 from fovblur.dtypes import DTYPES
-from fovblur.enhanced_similarity import large_k
+from fovblur.enhanced_similarity import chunked_topk
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from fovblur.enhanced_similarity.checks import Inputs
+    from fovblur.enhanced_similarity.validation import Inputs
 
 MOST_IMAGES = 2**32 - 2  # of a top-k on CUDA, whose keys have 32 bits for an index
 
@@ -56,7 +56,7 @@ def launch_topk(module: ModuleType, stream: int, values: Tensor, indices: Tensor
             f"image has {images:,} rows; backend 'cuda' ranks at most {MOST_IMAGES:,}: split them and merge the best"
         )
     if k > module.MOST_FUSED:
-        large_k.topk(functools.partial(launch_similarity, module, stream), values, indices, *inputs)
+        chunked_topk.topk(functools.partial(launch_similarity, module, stream), values, indices, *inputs)
         return
     params = similarity_params(module, *inputs)
     keys = indices.new_empty(recordings, module.topk_slices(params), k)

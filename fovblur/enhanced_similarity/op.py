@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fovblur import backends
 from fovblur.enhanced_similarity import reference
-from fovblur.enhanced_similarity.checks import accumulation_dtype
+from fovblur.enhanced_similarity.validation import accumulation_dtype
 
 _MODULES = {"reference": "reference", "cpu": "native", "triton": "triton", "cuda": "native"}
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fovblur.enhanced_similarity.checks import accumulation_dtype
+from fovblur.enhanced_similarity.validation import accumulation_dtype
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from fovblur.enhanced_similarity.checks import Inputs
+    from fovblur.enhanced_similarity.validation import Inputs
 
 GALLERY_CHUNK = 16_384  # rows of image that top-k scores at once
 

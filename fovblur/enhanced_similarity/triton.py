@@ -13,12 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fovblur.enhanced_similarity import large_k
+from fovblur.enhanced_similarity import chunked_topk
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from fovblur.enhanced_similarity.checks import Inputs
+    from fovblur.enhanced_similarity.validation import Inputs
 
 LARGEST_FUSED_K = 128  # beyond it the kept keys crowd out the products
 _LARGEST_GALLERY = 2**32  # an index takes half a key
@@ -217,7 +217,7 @@ def triton_topk(values: Tensor, indices: Tensor, *inputs: Unpack[Inputs]) -> Non
         raise ValueError(f"image has {len(image):,} rows; {most}: split them and merge the best")
     n, k = values.shape
     if k > LARGEST_FUSED_K:
-        large_k.topk(triton_similarity, values, indices, *inputs)
+        chunked_topk.topk(triton_similarity, values, indices, *inputs)
         return
     configuration = launch_configuration(brain_image.dtype, _architecture(brain_image), n, k)
     row_tiles = triton.cdiv(n, configuration["BLOCK_N"])
@@ -230,7 +230,7 @@ def triton_topk(values: Tensor, indices: Tensor, *inputs: Unpack[Inputs]) -> Non
             *_addresses(inputs, keys), *_sizes(inputs), row_tiles, column_tiles, slice_tiles, slices, k, *_strides(inputs),
             **_gated(inputs), **configuration,
         )  # fmt: skip
-    large_k.decode(keys.view(n, slices * k).topk(k).values, values, indices)
+    chunked_topk.decode(keys.view(n, slices * k).topk(k).values, values, indices)
 
 
 def slices_of(row_tiles: int, column_tiles: int, programs: int) -> int:

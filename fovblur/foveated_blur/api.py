@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fovblur import backends
-from fovblur.foveated_blur import checks
+from fovblur.foveated_blur import validation
 from fovblur.foveated_blur.op import foveated_blur_op
 
 
@@ -92,28 +92,28 @@ def foveated_blur(
     >>> foveated_blur(images, kernel_size=torch.tensor([5, 9]), gain=torch.tensor([1.0, 0.5])).shape
     torch.Size([2, 3, 32, 32])
     """
-    checks.check_images(images)
+    validation.check_images(images)
     height, width = images.shape[-2:]
-    dtype = checks.accumulation_dtype(images)
+    dtype = validation.accumulation_dtype(images)
     if sigma is not None:
-        sigma = checks.per_sample("sigma", sigma, images, dtype)
+        sigma = validation.per_sample("sigma", sigma, images, dtype)
     if kernel_size is not None:
-        kernel_size = checks.per_sample("kernel_size", kernel_size, images, torch.int32)
+        kernel_size = validation.per_sample("kernel_size", kernel_size, images, torch.int32)
         if sigma is None:
             sigma = sigma_from_kernel_size(kernel_size.to(dtype))
     elif sigma is not None:
         kernel_size = kernel_size_from_sigma(sigma)
     else:
         raise ValueError("sigma and kernel_size are both missing; give at least one of them")
-    gain = checks.per_sample("gain", gain, images, dtype)
-    decay = checks.decay(decay)
-    checks.check_falloff(falloff)
-    fixation = checks.fixation((height // 2, width // 2) if fixation is None else fixation, images, dtype)
+    gain = validation.per_sample("gain", gain, images, dtype)
+    decay = validation.decay(decay)
+    validation.check_falloff(falloff)
+    fixation = validation.fixation((height // 2, width // 2) if fixation is None else fixation, images, dtype)
     normalise = mean is not None or std is not None
     if normalise:
-        mean = checks.per_channel("mean", 0.0 if mean is None else mean, images, dtype)
-        std = checks.per_channel("std", 1.0 if std is None else std, images, dtype)
-    out_dtype = checks.out_dtype(out_dtype, images, normalise)
+        mean = validation.per_channel("mean", 0.0 if mean is None else mean, images, dtype)
+        std = validation.per_channel("std", 1.0 if std is None else std, images, dtype)
+    out_dtype = validation.out_dtype(out_dtype, images, normalise)
     backends.check_name(backend)
     return foveated_blur_op(
         images, sigma, kernel_size, gain, fixation, mean, std, falloff, decay, out_dtype, backend or ""

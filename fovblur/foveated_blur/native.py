@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fovblur import backends
 from fovblur.dtypes import DTYPES
-from fovblur.foveated_blur import checks
+from fovblur.foveated_blur import validation
 
 
 def cpu_forward(images: Tensor, out: Tensor, *parameters) -> None:
@@ -87,7 +87,7 @@ def blur_params(
         kernel_size=(kernel_size.data_ptr(), kernel_size.stride(0)),
         gain=(gain.data_ptr(), gain.stride(0)),
         fixation=(fixation.data_ptr(), fixation.stride(0)),
-        falloff=checks.FALLOFFS.index(falloff),
+        falloff=validation.FALLOFFS.index(falloff),
         decay=decay,
         mean=0 if mean is None else mean.data_ptr(),
         std=0 if std is None else std.data_ptr(),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fovblur import backends
-from fovblur.foveated_blur import checks
+from fovblur.foveated_blur import validation
 
 _MODULES = {"reference": "reference", "cpu": "native", "cuda": "native", "triton": "triton"}
 
@@ -28,7 +28,7 @@ def foveated_blur_op(
     out_dtype: torch.dtype,
     backend: str,
 ) -> Tensor:
-    checks.check_values(sigma=sigma, kernel_size=kernel_size, gain=gain, fixation=fixation, mean=mean, std=std)
+    validation.check_values(sigma=sigma, kernel_size=kernel_size, gain=gain, fixation=fixation, mean=mean, std=std)
     name = backends.choose(backend or None, images.device, images.dtype)
     out = torch.empty_like(images, dtype=out_dtype)
     if out.numel() == 0:

@@ -10,7 +10,7 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-from bvsa_core.files import write_atomically
+from bvsa_core.io.atomic import write_atomically
 
 GPU = "RTX 3080"
 SOURCE = (

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from forks import Forks
+from fork_server import Forks
 
-from bvsa_core.data.synthetic import SyntheticConfig, make_dataset
+from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
 
 SMALL = SyntheticConfig(
     subjects=2,
@@ -33,19 +33,19 @@ def small_data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def forks(tmp_path_factory) -> Iterator[Forks]:
+def fork_server(tmp_path_factory) -> Iterator[Forks]:
     """Starts processes that need not import anything."""
-    made = Forks(tmp_path_factory.mktemp("forks"))
+    made = Forks(tmp_path_factory.mktemp("fork_server"))
     yield made
     made.close()
 
 
 @pytest.fixture(scope="session")
-def tiny_data(forks, tmp_path_factory) -> Path:
+def tiny_data(fork_server, tmp_path_factory) -> Path:
     """A data set of TINY, with the features that BVSA asks for, made by processes of which none was disturbed."""
     folder = tmp_path_factory.mktemp("data") / "tiny"
-    (made,) = forks.bvsa("data", "synthetic", folder, *TINY)
+    (made,) = fork_server.bvsa("data", "synthetic", folder, *TINY)
     assert made.code == 0, made.err
-    (trained,) = forks.bvsa("train", "--data", folder, "--epochs", 1, "--out", folder.parent / "run")
+    (trained,) = fork_server.bvsa("train", "--data", folder, "--epochs", 1, "--out", folder.parent / "run")
     assert trained.code == 0, trained.err
     return folder

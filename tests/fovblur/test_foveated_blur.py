@@ -11,7 +11,7 @@ from comparisons import random_images, relative_error
 
 import fovblur
 from fovblur.foveated_blur import reference
-from fovblur.foveated_blur.checks import FALLOFFS
+from fovblur.foveated_blur.validation import FALLOFFS
 
 KERNEL_SIZES = (45, 51, 57, 3, 1)
 SHAPES = [(1, 1), (5, 7), (8, 8), (31, 70), (67, 75)]  # smaller than the radius, odd, and more than one tile

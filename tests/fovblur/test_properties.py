@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fovblur
-from fovblur.foveated_blur.checks import FALLOFFS
+from fovblur.foveated_blur.validation import FALLOFFS
 
 RELATIVE_ERROR = {
     torch.float32: 1e-5,

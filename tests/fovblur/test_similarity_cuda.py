@@ -10,7 +10,7 @@ from similarity_under_test import exact, random_embeddings, random_gates
 
 import fovblur
 from fovblur import backends
-from fovblur.enhanced_similarity import large_k
+from fovblur.enhanced_similarity import chunked_topk
 
 OPERANDS = ["float16", "bfloat16", "float32", "tf32"]
 
@@ -86,7 +86,7 @@ def test_more_than_the_kernels_keep(similarity, module, monkeypatch, dtype, seed
     embeddings, gates = random_embeddings(5, 400, 40, 24, dtype), random_gates(5, 400)
     k = module.MOST_FUSED
     fused = similarity.topk(*embeddings, k, **gates)
-    monkeypatch.setattr(large_k, "GALLERY_CHUNK", 1)
+    monkeypatch.setattr(chunked_topk, "GALLERY_CHUNK", 1)
     for more in (k + 1, 400):
         values, indices = similarity.topk(*embeddings, more, **gates)
         assert torch.equal(values[:, :k], fused[0]) and torch.equal(indices[:, :k], fused[1])

@@ -7,7 +7,7 @@ import torch
 from backends_under_test import ON_GPU
 from similarity_under_test import Similarity, exact, random_embeddings
 
-from fovblur.enhanced_similarity import large_k
+from fovblur.enhanced_similarity import chunked_topk
 from fovblur.enhanced_similarity import triton as triton_backend
 
 similarity = Similarity("triton")
@@ -37,8 +37,8 @@ def test_ties_across_tiles_and_slices(slices, monkeypatch, seed):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_k_above_what_a_kernel_keeps(dtype, monkeypatch, seed):
     """In several chunks of the gallery and of the recordings; the values of half embeddings are not rounded to half."""
-    monkeypatch.setattr(large_k, "GALLERY_CHUNK", 140)
-    monkeypatch.setattr(large_k, "SCORES", 300)
+    monkeypatch.setattr(chunked_topk, "GALLERY_CHUNK", 140)
+    monkeypatch.setattr(chunked_topk, "SCORES", 300)
     k = triton_backend.LARGEST_FUSED_K + 1
     brain_image, image, brain_text, text = integers(3, 200, dtype)
     brain_image[:, 0] = 2049 / 1024  # whose products have more digits than a half
@@ -51,10 +51,10 @@ def test_k_above_what_a_kernel_keeps(dtype, monkeypatch, seed):
 def test_keys_keep_every_score_and_its_order():
     nan, inf = float("nan"), float("inf")
     scores = torch.tensor([[nan, -inf, -3.5, -1e-45, 0.0, -0.0, 1e-45, 2.0, inf]])
-    keys = large_k.keys_of(scores, 2**32 - 9)
+    keys = chunked_topk.keys_of(scores, 2**32 - 9)
     assert ranked(keys, 9) == [[8, 7, 6, 4, 5, 3, 2, 1, 0]]
     values, indices = torch.empty(1, 9), torch.empty(1, 9, dtype=torch.int64)
-    large_k.decode(keys, values, indices)
+    chunked_topk.decode(keys, values, indices)
     torch.testing.assert_close(values, scores, rtol=0, atol=0, equal_nan=True)
     assert indices.tolist() == [list(range(2**32 - 9, 2**32))]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import fovblur
 from fovblur import backends
-from fovblur.enhanced_similarity.checks import EMBEDDING_DTYPES
+from fovblur.enhanced_similarity.validation import EMBEDDING_DTYPES
 
 DTYPES = EMBEDDING_DTYPES
 

@@ -16,7 +16,7 @@ import yaml
 
 from bvsa_core import encoders, methods
 from bvsa_core.cli import main
-from bvsa_core.data.recording import read_arrays
+from bvsa_core.io.safe_readers import read_arrays
 
 SUBJECT = Path("Preprocessed_data_250Hz_whiten", "sub-01")
 QUICK = ["--epochs", "2", "--batch_size", "64"]

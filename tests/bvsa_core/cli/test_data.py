@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 
+import fake_eeg
 import numpy as np
-import planted_eeg
 import pytest
 
 from bvsa_core.cli import main
-from bvsa_core.data.layout import Dataset
+from bvsa_core.data.dataset import Dataset
 from bvsa_core.data.split import load_split
 
 QUICK = ["--epochs", "1", "--batch_size", "64", "--method", "vanilla"]
@@ -51,9 +51,9 @@ def test_recordings_are_written_back(small_data, tmp_path, succeed):
 @pytest.fixture
 def folders(tmp_path):
     """Published folders, each wrong in its own way."""
-    planted = planted_eeg.plant(1)
-    planted_eeg.osf(tmp_path / "osf", planted)
-    planted_eeg.arrays(tmp_path / "arrays", planted)
+    planted = fake_eeg.plant(1)
+    fake_eeg.osf(tmp_path / "osf", planted)
+    fake_eeg.arrays(tmp_path / "arrays", planted)
     (tmp_path / "empty").mkdir()
     shutil.copytree(tmp_path / "osf", tmp_path / "cut")
     file = tmp_path / "cut" / "sub-1" / "preprocessed_eeg_training.npy"

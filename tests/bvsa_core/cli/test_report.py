@@ -15,8 +15,8 @@ from PIL import Image
 
 from bvsa_core.cli import main
 from bvsa_core.cli.report import commit_of
-from bvsa_core.experiments import evidence
-from bvsa_core.experiments.evidence import find_runs, gather, lines_of_runs
+from bvsa_core.experiments import report_data
+from bvsa_core.experiments.report_data import find_runs, gather, lines_of_runs
 from bvsa_core.training.checkpoint import RunFolder
 
 ARTIFACTS = Path(os.environ.get("CI_ARTIFACTS", Path(__file__).parents[3] / "build" / "artifacts"))
@@ -199,9 +199,9 @@ def test_runs_that_differ_in_a_setting_are_lines_of_their_own(runs, tmp_path, mo
         (fast.label, 0),
     ]
     assert len(report.pictures) == 12 and all(picture.thumbnail for picture in report.pictures)
-    monkeypatch.setattr(evidence, "RETRIEVALS", 2)
-    monkeypatch.setattr(evidence, "QUERIES", 5)
-    monkeypatch.setattr(evidence, "THUMBNAILS", 3000)
+    monkeypatch.setattr(report_data, "RETRIEVALS", 2)
+    monkeypatch.setattr(report_data, "QUERIES", 5)
+    monkeypatch.setattr(report_data, "THUMBNAILS", 3000)
     small = gather("", [slow, fast], {})
     assert [(each.label, len(each.ranks)) for each in small.retrievals] == [(slow.label, 5), (fast.label, 5)]
     assert (

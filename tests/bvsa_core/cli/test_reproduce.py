@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from bvsa_core.cli import main
-from bvsa_core.data.layout import Dataset
-from bvsa_core.experiments import plan, results
-from bvsa_core.experiments.plan import BUILT_IN, cells, read_grid
+from bvsa_core.data.dataset import Dataset
+from bvsa_core.experiments import results
+from bvsa_core.experiments.grid import BUILT_IN, cells, read_grid
 from bvsa_core.experiments.repetitions import averaged, repetition_curves, steps
-from bvsa_core.retrieval.evaluate import Scoring
+from bvsa_core.retrieval.scoring import Scoring
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.run import Materials
 
@@ -297,7 +297,7 @@ def test_between_subjects_needs_two(small_data, tmp_path):
     alone = tmp_path / "alone"
     shutil.copytree(small_data, alone)
     shutil.rmtree(alone / "Preprocessed_data_250Hz_whiten" / "sub-02")
-    found, left_out = plan.cells(grid, systems, {"eeg": alone}, {})
+    found, left_out = cells(grid, systems, {"eeg": alone}, {})
     assert {cell.config.setting for cell in found} == {"intra"} and "inter-subject is left out" in left_out[0]
     assert all(entry.row is None for entry, _ in results.entries_of(found, tmp_path, list_others=False))
 

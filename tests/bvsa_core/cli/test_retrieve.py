@@ -13,10 +13,10 @@ import torch
 
 from bvsa_core.cli import main
 from bvsa_core.cli.retrieve import read_queries
-from bvsa_core.data.layout import Dataset
+from bvsa_core.data.dataset import Dataset
 from bvsa_core.data.split import load_split
-from bvsa_core.retrieval.evaluate import Scoring, similarity
 from bvsa_core.retrieval.gates import Reliability
+from bvsa_core.retrieval.scoring import Scoring, similarity
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.run import Materials
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bvsa_core.data import to_mne
-from bvsa_core.data.layout import Dataset
+from bvsa_core.data.dataset import Dataset
 from bvsa_core.data.store import Header, SplitHeader, SubjectWriter
 from bvsa_core.errors import UserError
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bvsa_core.data.layout import Dataset, Recordings
+from bvsa_core.data.dataset import Dataset, Recordings
 from bvsa_core.data.split import Split, hold_out, load_split, make_split
 from bvsa_core.errors import UserError
 

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from bvsa_core import encoders, methods
 from bvsa_core.data.split import Split
 from bvsa_core.methods.base import Method
-from bvsa_core.retrieval.evaluate import Scores, Scoring, ranks, score, similarity
+from bvsa_core.retrieval.scoring import Scores, Scoring, ranks, score, similarity
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.loop import fit
 

@@ -17,7 +17,7 @@ from bvsa_core.encoders import Shape
 from bvsa_core.errors import UserError
 from bvsa_core.methods import bravl
 from bvsa_core.methods.base import Batch
-from bvsa_core.retrieval.evaluate import Scoring, similarity
+from bvsa_core.retrieval.scoring import Scoring, similarity
 
 BATCH, CHANNELS, TIME, WIDTH, LATENT = 12, 3, 10, 16, 4
 

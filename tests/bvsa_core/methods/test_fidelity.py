@@ -25,7 +25,7 @@ import torch
 from bvsa_core import encoders, methods
 from bvsa_core.encoders import Shape
 from bvsa_core.methods.base import Batch, Method
-from bvsa_core.retrieval.evaluate import Scoring, similarity
+from bvsa_core.retrieval.scoring import Scoring, similarity
 from bvsa_core.training.config import PRESETS, RunConfig, method_options, training_of
 from bvsa_core.vision.views import SHARP, Level
 

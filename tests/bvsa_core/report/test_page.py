@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bvsa_core.experiments import published
+from bvsa_core.experiments import paper_results
+from bvsa_core.report.comparison_table import Entry
 from bvsa_core.report.content import Blurred, Line, Picture, Report, Retrieval, Run
-from bvsa_core.report.drawings import bars_of, blur_shares, drawings
-from bvsa_core.report.figures import PALETTE, save
 from bvsa_core.report.page import to_html
-from bvsa_core.report.reproduction import Entry
+from bvsa_core.report.result_figures import bars_of, blur_shares, drawings
+from bvsa_core.report.style import PALETTE, save
 from bvsa_core.report.tables import rows
 
 EVIL = '</script><img src=x onerror="alert(1)"><!-- $\\no{ $'
@@ -84,7 +84,7 @@ def report() -> Report:
     Image.new("RGB", (8, 8), "red").save(file, "JPEG")
     picture = file.getvalue()
     pictures = [Picture(f"test_images/{i}_{name}/a.jpg", name, picture) for i, name in enumerate(("dog", EVIL, "cat"))]
-    beside = published.find("BVSA", "eeg", "intra")
+    beside = paper_results.find("BVSA", "eeg", "intra")
     lines = [a_line(EVIL, beside), a_line("gated", gate="paper", information="uses labels")]
     best = [[0, 1, 2], [2, 1, 0], [2, 0, 1]]
     retrieval = Retrieval(

@@ -8,9 +8,9 @@ import torch
 
 from bvsa_core.errors import UserError
 from bvsa_core.retrieval.bootstrap import crossed_bootstrap
-from bvsa_core.retrieval.evaluate import Embeddings, Scoring, ranks, score, similarity
 from bvsa_core.retrieval.gates import INFORMATION, Reliability, gates, learn_reliability
 from bvsa_core.retrieval.rescoring import csls, sinkhorn
+from bvsa_core.retrieval.scoring import Embeddings, Scoring, ranks, score, similarity
 
 RELIABILITY = Reliability("margin", 0.1)
 

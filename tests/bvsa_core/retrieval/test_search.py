@@ -12,10 +12,10 @@ import torch
 from torch.nn.functional import normalize
 
 from bvsa_core.errors import UserError
-from bvsa_core.retrieval.evaluate import Embeddings, Scoring, similarity
 from bvsa_core.retrieval.gallery import Gallery, Rows
 from bvsa_core.retrieval.gates import Reliability
 from bvsa_core.retrieval.index import Index, default_kind, recall, search_candidates
+from bvsa_core.retrieval.scoring import Embeddings, Scoring, similarity
 from bvsa_core.retrieval.search import Found, Queries, merge, search
 
 ROWS, D, E = 700, 24, 10
@@ -71,7 +71,7 @@ def test_the_whole_gallery_can_be_ranked(queries, gallery):
 
 PROCESS = """
 import sys, torch, torch.distributed as dist
-from bvsa_core.retrieval.evaluate import Scoring
+from bvsa_core.retrieval.scoring import Scoring
 from bvsa_core.retrieval.gallery import Gallery, Rows
 from bvsa_core.retrieval.gates import Reliability
 from bvsa_core.retrieval.search import Queries, search

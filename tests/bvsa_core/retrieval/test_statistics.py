@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 import torch
 
-from bvsa_core.retrieval.evaluate import ranks
+from bvsa_core.retrieval.scoring import ranks
 from bvsa_core.retrieval.statistics import compare, holm, hubness, least_p, small_galleries, small_gallery, wilcoxon
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bvsa_core.retrieval.evaluate import Scoring, ranks, similarity
+from bvsa_core.retrieval.scoring import Scoring, ranks, similarity
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.evaluation import evaluate

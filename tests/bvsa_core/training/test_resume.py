@@ -15,10 +15,11 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from bvsa_core import encoders, files, methods
+from bvsa_core import encoders, methods
 from bvsa_core.data.split import Split
 from bvsa_core.errors import UserError
-from bvsa_core.files import claim
+from bvsa_core.io import atomic
+from bvsa_core.io.atomic import claim
 from bvsa_core.training import resume
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import MaterialsConfig, RunConfig
@@ -68,14 +69,14 @@ def jobs(tiny_data, tmp_path_factory) -> dict[str, tuple]:
 
 
 @pytest.mark.parametrize("job", ["data", "train", "grid"])
-def test_a_job_killed_at_random_moments_goes_on_to_the_same_bytes(forks, jobs, tmp_path, seed, job):
+def test_a_job_killed_at_random_moments_goes_on_to_the_same_bytes(fork_server, jobs, tmp_path, seed, job):
     when, arguments = random.Random(seed), jobs[job]
-    (undisturbed,) = forks.bvsa(*arguments, tmp_path / "whole")
+    (undisturbed,) = fork_server.bvsa(*arguments, tmp_path / "whole")
     assert undisturbed.code == 0, undisturbed.err
     expected, killed, finished = content(tmp_path / "whole"), 0, 0
     while killed < KILLS[job] or finished < 1:
         folder = tmp_path / f"disturbed{finished}"
-        (ended,) = forks.bvsa(
+        (ended,) = fork_server.bvsa(
             *arguments, folder, after=when.uniform(0, undisturbed.seconds) if killed < KILLS[job] else None
         )
         assert ended.code in (0, -signal.SIGKILL), ended.err
@@ -85,17 +86,17 @@ def test_a_job_killed_at_random_moments_goes_on_to_the_same_bytes(forks, jobs, t
             assert content(folder) == expected
 
 
-def test_ctrl_c_says_how_to_go_on_and_the_run_does(forks, jobs, tmp_path):
+def test_ctrl_c_says_how_to_go_on_and_the_run_does(fork_server, jobs, tmp_path):
     arguments = ("train", *jobs["train"][1:-3], "--epochs", 15, "--out", tmp_path / "run")
     folder = tmp_path / "run"
-    (ended,) = forks.bvsa(*arguments, after=folder / "resume.safetensors", by=signal.SIGINT)
+    (ended,) = fork_server.bvsa(*arguments, after=folder / "resume.safetensors", by=signal.SIGINT)
     told = rf"bvsa: {folder}: stopped in epoch \d+ of 15; the same command continues\n"
     assert ended.code == 130 and re.fullmatch(told, ended.err), ended
     assert not list(folder.glob(".*"))
-    (ended,) = forks.bvsa(*arguments)
+    (ended,) = fork_server.bvsa(*arguments)
     found = content(folder)
     shutil.rmtree(folder)
-    (undisturbed,) = forks.bvsa(*arguments)
+    (undisturbed,) = fork_server.bvsa(*arguments)
     assert ended.code == undisturbed.code == 0 and found == content(folder)
 
 
@@ -178,7 +179,7 @@ def test_a_disk_that_is_full_at_any_write_loses_nothing(materials, tmp_path, eve
     while full:
         folder, writes, full = RunFolder(tmp_path / f"run{room}"), 0, False
         with monkeypatch.context() as patch:
-            patch.setattr(files, "open", lambda *how: Full(open(*how)), raising=False)
+            patch.setattr(atomic, "open", lambda *how: Full(open(*how)), raising=False)
             try:
                 run(config(materials), materials, folder)
             except UserError as error:
@@ -198,7 +199,7 @@ def test_a_disk_that_is_full_at_any_write_loses_nothing(materials, tmp_path, eve
 
 def test_a_complete_run_is_read_where_nothing_can_be_written(materials, tmp_path, monkeypatch):
     known = run(config(materials), materials, RunFolder(tmp_path))
-    monkeypatch.setattr(files.os, "open", lambda *how: pytest.fail("a folder is claimed"))
+    monkeypatch.setattr(atomic.os, "open", lambda *how: pytest.fail("a folder is claimed"))
     assert run(config(materials), materials, RunFolder(tmp_path)) == known
 
 

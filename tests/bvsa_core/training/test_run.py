@@ -13,8 +13,8 @@ import yaml
 from safetensors.torch import load_file
 
 from bvsa_core import methods
-from bvsa_core.data.synthetic import SyntheticConfig, make_dataset
 from bvsa_core.errors import UserError
+from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
 from bvsa_core.training import loop
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import MaterialsConfig, RunConfig

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from bvsa_core.data.layout import Dataset
+from bvsa_core.data.dataset import Dataset
 from bvsa_core.data.split import Split
 from bvsa_core.errors import UserError
-from bvsa_core.retrieval.evaluate import Embeddings
+from bvsa_core.retrieval.scoring import Embeddings
 from bvsa_core.training import run as run_module
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import MaterialsConfig, RunConfig

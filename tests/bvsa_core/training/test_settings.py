@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from bvsa_core.cli import main
-from bvsa_core.data import synthetic
-from bvsa_core.data.check import check_dataset
-from bvsa_core.data.layout import Dataset
+from bvsa_core.data.dataset import Dataset
+from bvsa_core.data.quality.check import check_dataset
 from bvsa_core.errors import UserError
+from bvsa_core.synthetic import dataset
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import MaterialsConfig, RunConfig, training_of
 from bvsa_core.training.run import Materials, run
@@ -34,7 +34,7 @@ def meg_data(small_data, tmp_path_factory) -> Path:
     pictures = small_data / "Image_set_Resize"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            synthetic, "_write_pictures", lambda folder, *_: shutil.copytree(pictures, folder, dirs_exist_ok=True)
+            dataset, "_write_pictures", lambda folder, *_: shutil.copytree(pictures, folder, dirs_exist_ok=True)
         )
         sizes = {"train_concepts": 30, "images_per_concept": 1, "test_concepts": 12, "test_repetitions": 2}
         flags = [f"--{name}={value}" for name, value in sizes.items()]

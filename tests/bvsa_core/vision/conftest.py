@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bvsa_core.data.layout import Dataset
+from bvsa_core.data.dataset import Dataset
 from bvsa_core.vision.bank import FeatureBank
 from bvsa_core.vision.clip import load_clip
 

@@ -14,12 +14,12 @@ import pytest
 import safetensors.torch
 import torch
 import torch.distributed as dist
-from bank_processes import PICTURES, command, count_features, end, fill, fill_and_be_killed, start
+from bank_workers import PICTURES, command, count_features, end, fill, fill_and_be_killed, start
 from PIL import Image
 
 from bvsa_core.errors import UserError
 from bvsa_core.vision import bank as bank_module
-from bvsa_core.vision import pieces
+from bvsa_core.vision import shards
 from bvsa_core.vision.bank import ABOUT, FeatureBank, level_files
 from bvsa_core.vision.images import read_images
 from bvsa_core.vision.views import Falloff, Level, OnlineViews
@@ -37,7 +37,7 @@ def few(paths) -> list[Path]:
 @pytest.fixture
 def small_pieces(monkeypatch) -> None:
     """Pieces and threads as the processes have them."""
-    monkeypatch.setattr(pieces, "PICTURES", PICTURES)
+    monkeypatch.setattr(shards, "PICTURES", PICTURES)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -122,7 +122,7 @@ def test_each_rank_begins_at_a_part_of_its_own(tmp_path, monkeypatch, small_piec
         monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
         monkeypatch.setattr(dist, "get_world_size", lambda: 3)
         target = tmp_path / f"{rank}.safetensors"
-        all_of_them = pieces.Pieces(tmp_path, "key", COUNT)
+        all_of_them = shards.Pieces(tmp_path, "key", COUNT)
         seen = []
 
         def work(number: int, lacking: list[Path], seen=seen, all_of_them=all_of_them, target=target) -> None:
@@ -146,7 +146,7 @@ def test_where_there_are_no_locks_another_may_put_a_level_together_first(tmp_pat
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.lockf", without_locks)
-    target, few = tmp_path / "k1_gain0.safetensors", pieces.Pieces(tmp_path, "key", 3)
+    target, few = tmp_path / "k1_gain0.safetensors", shards.Pieces(tmp_path, "key", 3)
     few.share([target], lambda number, lacking: few.add(target, number, torch.ones(3, 2)))
     few.path(target, 0).rename(tmp_path / "kept")
     with pytest.raises(UserError, match="00000-of-00001.safetensors: no such file"):
@@ -156,7 +156,7 @@ def test_where_there_are_no_locks_another_may_put_a_level_together_first(tmp_pat
         target.write_bytes((tmp_path / "kept").read_bytes())
         raise UserError("no such file")
 
-    monkeypatch.setattr(pieces, "map_features", put_together_by_another)
+    monkeypatch.setattr(shards, "map_features", put_together_by_another)
     few.put_together(target)
     assert {path.name for path in tmp_path.iterdir()} == {".claims", "kept", target.name}
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 import fovblur
-from bvsa_core.data import pictures
+from bvsa_core.synthetic import openmoji
 from bvsa_core.vision import tiny
 from bvsa_core.vision.clip import load_clip
 
@@ -28,12 +28,12 @@ def clip():
 @pytest.fixture(scope="module")
 def unseen() -> torch.Tensor:
     """(concepts, 3, 224, 224) pictures from a stream of random numbers that the training did not use."""
-    drawn = [pictures.render(concept, np.random.default_rng([77, i])) for i, concept in enumerate(pictures.concepts())]
+    drawn = [openmoji.render(concept, np.random.default_rng([77, i])) for i, concept in enumerate(openmoji.concepts())]
     return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2)
 
 
 def accuracy(clip, images: torch.Tensor, kernel_size: int, gain: float) -> float:
-    texts = clip.encode_texts([f"A photo of a {concept.name.replace('_', ' ')}." for concept in pictures.concepts()])
+    texts = clip.encode_texts([f"A photo of a {concept.name.replace('_', ' ')}." for concept in openmoji.concepts()])
     seen = fovblur.foveated_blur(images, kernel_size=kernel_size, gain=gain, mean=clip.mean, std=clip.std)
     named = torch.cat([clip.encode_images(part) for part in seen.split(64)]) @ texts.T
     return (named.argmax(1) == torch.arange(len(images))).double().mean().item()
@@ -59,7 +59,7 @@ def test_the_files_are_small_and_say_how_they_came_about(clip):
 
 
 def test_texts_end_with_the_highest_token_and_fit_the_model(clip):
-    tokens = clip.tokenize([f"An image of the {concept.name.replace('_', ' ')}." for concept in pictures.concepts()])
+    tokens = clip.tokenize([f"An image of the {concept.name.replace('_', ' ')}." for concept in openmoji.concepts()])
     last = tokens.argmax(1)
     assert (tokens.max(1).values == 4095).all() and (last < 19).any()
     assert all((row[end + 1 :] == 0).all() for row, end in zip(tokens, last))

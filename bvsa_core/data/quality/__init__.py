@@ -1,0 +1,1 @@
+"""Checks of data sets: files, bad samples, and the reliability of recordings."""

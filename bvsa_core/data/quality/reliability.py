@@ -1,0 +1,116 @@
+"""How much of a subject's recordings is answer and how much is noise, from its repetitions.
+
+One pass over the data in blocks of conditions: sums only, so recordings of any size fit.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from bvsa_core.data.layouts.convert import drop_pages
+
+_BLOCK = 2**23  # samples looked at at once
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Of one split of one subject; in the units of the recordings."""
+
+    evoked: np.ndarray  # (channels, time) mean over conditions and repetitions
+    covariance: np.ndarray  # (channels, channels) of single trials around the mean of their condition
+    reliability: (
+        np.ndarray | None
+    )  # (channels, time) of means over all repetitions, Spearman-Brown; None with one repetition
+    conditions: int
+    repetitions: int
+    splits: int  # into halves, over which the reliability is a mean
+
+    @property
+    def ceiling(self) -> np.ndarray | None:
+        """(channels, time) the correlation with these means that a model of the true responses would have: sqrt(reliability)."""
+        return None if self.reliability is None else np.sqrt(np.clip(self.reliability, 0, 1))
+
+
+def quality(
+    data: np.ndarray, splits: int = 20, seed: int = 0, progress: Callable[[int, int], None] = lambda *_: None
+) -> Quality:
+    """Statistics of (conditions, repetitions, channels, time), which may be memory-mapped.
+
+    The reliability is the correlation over conditions between the means of two random halves of the repetitions, at every
+    channel and time, averaged over splits into halves and corrected by Spearman's and Brown's formula to the mean of all
+    repetitions. With an odd number, one repetition of each split is in neither half.
+
+    Args:
+        splits: into halves; fewer where there are not as many.
+    """
+    conditions, repetitions, channels, samples = data.shape
+    halves = _halves(repetitions, splits, np.random.default_rng(seed))
+    total, products = np.zeros((channels, samples)), np.zeros((channels, channels))
+    sums = np.zeros((len(halves), 5, channels, samples))  # of a, b, a a, b b and a b
+    origin = np.asarray(data[0]).mean(axis=0, dtype=np.float64)  # large offsets would cost digits
+    step = max(1, _BLOCK // max(1, data[:1].size))
+    for start in range(0, conditions, step):
+        progress(start, conditions)
+        block = np.asarray(data[start : start + step]).astype(np.float32)
+        drop_pages(data)
+        block -= origin.astype(np.float32)
+        total += block.sum(axis=(0, 1), dtype=np.float64)
+        for found, (one, other) in zip(sums, halves):
+            a, b = (block[:, half].mean(axis=1, dtype=np.float64) for half in (one, other))
+            found += [part.sum(axis=0) for part in (a, b, a * a, b * b, a * b)]
+        if repetitions > 1:
+            block -= block.mean(axis=1, keepdims=True)
+        flat = np.moveaxis(block, 2, 0).reshape(channels, -1)
+        products += flat @ flat.T
+    progress(conditions, conditions)
+    mean = total / (conditions * repetitions)
+    if repetitions > 1:
+        covariance = products / (conditions * (repetitions - 1) * samples)
+    else:  # around the mean over conditions
+        covariance = (products - conditions * mean @ mean.T) / (max(1, conditions - 1) * samples)
+    reliability = _reliability(sums, conditions, repetitions) if halves and conditions > 1 else None
+    return Quality(mean + origin, covariance, reliability, conditions, repetitions, len(halves))
+
+
+def spearman_brown(correlation: np.ndarray, times: float) -> np.ndarray:
+    """Reliability of a mean over as many times more repetitions as those whose means correlate so."""
+    return times * correlation / (1 + (times - 1) * correlation)
+
+
+def peaks(evoked: np.ndarray, count: int = 3, apart: int = 10) -> list[int]:
+    """Samples, ascending, where the spread over channels is largest, so many samples apart."""
+    power = evoked.std(axis=0)
+    chosen: list[int] = []
+    for sample in np.argsort(-power, kind="stable").tolist():
+        inside = power[max(0, sample - 1) : sample + 2]
+        if power[sample] == inside.max() and all(abs(sample - other) >= apart for other in chosen):
+            chosen.append(sample)
+        if len(chosen) == count:
+            break
+    return sorted(chosen)
+
+
+def _halves(repetitions: int, splits: int, rng: np.random.Generator) -> list[tuple[list[int], list[int]]]:
+    """Different ways to halve the repetitions: all of them where they are no more than asked for."""
+    size = repetitions // 2
+    if size == 0:
+        return []
+    if repetitions <= 8:
+        chosen = itertools.combinations(range(repetitions), 2 * size)
+        ways = [(half, each) for each in chosen for half in itertools.combinations(each, size) if half[0] == each[0]]
+        drawn = rng.permutation(len(ways))[:splits]
+        return [(list(ways[i][0]), [n for n in ways[i][1] if n not in ways[i][0]]) for i in drawn]
+    orders = (rng.permutation(repetitions).tolist() for _ in range(splits))
+    return [(order[:size], order[size : 2 * size]) for order in orders]
+
+
+def _reliability(sums: np.ndarray, conditions: int, repetitions: int) -> np.ndarray:
+    a, b, aa, bb, ab = np.moveaxis(sums / conditions, 1, 0)
+    spread = np.sqrt(np.clip((aa - a * a) * (bb - b * b), 0, None))
+    correlation = np.divide(ab - a * b, spread, out=np.zeros_like(spread), where=spread > 0)
+    mean = np.clip(correlation, -1, 1).mean(axis=0)
+    return spearman_brown(np.clip(mean, -0.5, 1), repetitions / (repetitions // 2))

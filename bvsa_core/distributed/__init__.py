@@ -1,0 +1,1 @@
+"""Processes that work together: the ranks that torchrun starts, and independent tasks."""

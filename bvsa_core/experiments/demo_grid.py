@@ -1,0 +1,43 @@
+"""Many runs over shared materials: every method on every subject with every seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bvsa_core.training.checkpoint import RunFolder
+from bvsa_core.training.config import RunConfig
+from bvsa_core.training.run import Materials, run
+
+Progress = Callable[[str, float, int], None]  # the cell at work, cells done (with the part of that one), cells in all
+
+
+def cells(base: RunConfig, methods: Sequence[str], subjects: Sequence[str], seeds: int) -> list[RunConfig]:
+    """Configurations of a grid, one after another."""
+    return [
+        replace(base, method=method, method_options=None, subject=subject, seed=base.seed + seed)
+        for method in methods
+        for subject in subjects
+        for seed in range(seeds)
+    ]
+
+
+def folder_of(cell: RunConfig, root: Path) -> Path:
+    """Where a cell goes."""
+    return root / f"{cell.method}-{cell.preset}_{cell.encoder}_{cell.subject}_seed{cell.seed}"
+
+
+def run_grid(
+    grid: Sequence[RunConfig], root: Path, materials: Materials, progress: Progress = lambda *_: None
+) -> list[dict]:
+    """Results of all cells. A cell that is complete in its folder is not run again."""
+    results = []
+    for done, cell in enumerate(grid):
+        name = f"{cell.method} {cell.subject} seed {cell.seed}"
+        folder = RunFolder(folder_of(cell, root))
+        progress(name, done, len(grid))
+        epoch_done = lambda _, epoch, epochs, done=done, name=name: progress(name, done + epoch / epochs, len(grid))  # noqa: E731
+        results.append(run(cell, materials, folder, epoch_done))
+    progress("done", len(grid), len(grid))
+    return results

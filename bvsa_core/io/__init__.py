@@ -1,0 +1,1 @@
+"""Reading files from elsewhere without trusting them, and writing our own atomically."""

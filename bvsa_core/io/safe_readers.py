@@ -1,0 +1,146 @@
+"""Safe readers: arrays and tensors out of .pt, .npy, .npz and .safetensors files, without running anything in them.
+
+A .pt file is a zip archive around a pickle, and the .npy files of THINGS-EEG2 hold pickled dicts. They hold numpy arrays,
+which torch's own weights-only reader refuses, so `plain_pickle` reads them.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import struct
+import tokenize
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from torch import Tensor
+
+from bvsa_core.errors import UserError
+from bvsa_core.io import safe_pickle
+
+READ_ERRORS = (  # what damaged files make numpy, zipfile, pickle and torch raise
+    OSError,
+    EOFError,
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+    struct.error,
+    NotImplementedError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+    UnicodeDecodeError,
+    RuntimeError,
+    SyntaxError,
+    tokenize.TokenError,
+)
+
+
+def file_and_key(where: str) -> tuple[str, str]:
+    """The parts of FILE or FILE:KEY; a file of that very name comes first, and the key is empty where there is none."""
+    if Path(where).exists() or ":" not in where:
+        return where, ""
+    path, _, key = where.rpartition(":")
+    return path, key
+
+
+def read_arrays(path: str | Path) -> Any:
+    """What a .pt, .npy, .npz or .safetensors file holds: an array or tensor, or a dict (of dicts and lists) of them.
+
+    Arrays of 64 MB and more that were pickled are read-only, and those in .npy files memory-mapped.
+
+    Raises:
+        UserError: the file is missing, damaged, of another kind, or holds anything but plain data.
+    """
+    path = Path(path)
+    readers = {
+        ".pt": _read_pt,
+        ".pth": _read_pt,
+        ".npy": _read_npy,
+        ".npz": _read_npz,
+        ".safetensors": _read_safetensors,
+    }
+    if path.suffix not in readers:
+        raise UserError(f"{path}: unknown kind of file; give one of {', '.join(readers)}")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        return readers[path.suffix](path)
+    except UserError:
+        raise
+    except READ_ERRORS as error:
+        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: damaged or incomplete ({detail}); fetch or make it again") from error
+
+
+def _read_npy(path: Path) -> Any:
+    with path.open("rb") as stream:
+        start = stream.read(len(np.lib.format.MAGIC_PREFIX))
+        stream.seek(0)
+        if start[:1] == pickle.PROTO:  # a pickle that somebody gave this name, as THINGS-EEG2's preprocessing does
+            return safe_pickle.load(stream, path)
+        dtype, shape = _npy_header(stream)
+        if dtype.hasobject:
+            if dtype != np.dtype(object):
+                raise ValueError("a table with objects in it")
+            return safe_pickle.load(stream, path)
+        stated, there = math.prod(shape) * dtype.itemsize, path.stat().st_size - stream.tell()
+        if stated != there:
+            raise ValueError(f"tells of {stated} bytes and has {there}")
+        stream.seek(0)
+        return np.load(stream, allow_pickle=False)
+
+
+def _npy_header(stream: IO[bytes]) -> tuple[np.dtype, tuple[int, ...]]:
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"version {version} of the format, and arrays are of 1 or 2")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    if any(n < 0 for n in shape):
+        raise ValueError(f"impossible shape {shape}")
+    return dtype, shape
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(path) as archive:
+        if min((part.header_offset for part in archive.infolist()), default=-1) != 0:
+            raise ValueError("its table of contents leaves out what the file begins with")
+        for part in archive.infolist():
+            with archive.open(part) as stream:
+                dtype, shape = _npy_header(stream)
+                if not dtype.hasobject and math.prod(shape) * dtype.itemsize != part.file_size - stream.tell():
+                    raise ValueError(f"{part.filename} does not have the size that it tells of")
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    import safetensors.torch
+
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(error) from error
+
+
+def _read_pt(path: Path) -> Any:
+    if not zipfile.is_zipfile(path):
+        raise ValueError("not a zip archive, as torch.save has written since version 1.6")
+    with zipfile.ZipFile(path) as archive:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+            raise ValueError("compressed, which torch.save never does")
+        pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise ValueError("no data.pkl inside, or several")
+        with archive.open(pickles[0]) as stream:
+            content = safe_pickle.load(stream, path, archive, pickles[0].removesuffix("data.pkl"))
+            if stream.read(1):  # and so the checksum of all that was read is compared
+                raise ValueError("its pickle ends early")
+            return content

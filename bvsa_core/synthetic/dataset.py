@@ -1,0 +1,389 @@
+"""The embedded default: pictures and recordings made on the machine, in the layout that UBP and BVSA publish.
+
+The forward model, and so what every number from this data set assumes: an eye fixates the centre of a picture and sees
+it foveated and low-passed at three scales. At each scale, opponent colours and local contrast are pooled on a grid, with
+more weight near the fixation, and drive a population of saturating units through random weights. Every unit answers with
+a damped biphasic wave, coarse scales earlier than fine ones. A subject's channels mix the units, partly in a way all
+subjects share; a trial scales the response by a random gain and adds 1/f noise, correlated between channels, with an
+alpha rhythm. Nothing in it knows words, categories, or the encoders it is later compared with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import scipy.fft
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
+
+import fovblur
+from bvsa_core.data import things_eeg, things_meg
+from bvsa_core.data.dataset import DESCRIPTION, IMAGE_FOLDERS, RECORDINGS_FOLDER, Recordings, write_recordings
+from bvsa_core.distributed.processes import follow_parent
+from bvsa_core.errors import UserError, unknown_name
+from bvsa_core.io.atomic import claim, is_ours, make_folder, remove_partials, tidy, write_atomically
+
+if TYPE_CHECKING:
+    from bvsa_core.synthetic.openmoji import Concept
+
+IMAGE_SIZE = 224  # pixels
+SCALES = (
+    (2.0, 2, 16),
+    (5.0, 4, 10),
+    (10.0, 8, 6),
+)  # (sigma in pixels, sampling in pixels, side of the grid), fine to coarse
+UNITS_OF_A_SCALE = 24
+LATENCIES = (0.17, 0.13, 0.09)  # seconds, of the scales
+FEW_PICTURES = 60  # are drawn before other processes would have started
+SHAPES = {"eeg": things_eeg, "meg": things_meg}  # whose sizes each modality has by default
+# Streams of random numbers, so that no part of the data depends on how much another one draws.
+_PICTURES, _CORTEX, _SUBJECT, _TRIALS = range(4)
+
+
+@dataclass(frozen=True)
+class SyntheticConfig:
+    """How much of the synthetic data set to make, and how noisy."""
+
+    modality: Literal["eeg", "meg"] = "eeg"
+    """Whose shape recordings have: 'eeg' that of THINGS-EEG, 'meg' that of THINGS-MEG."""
+    subjects: int = 2
+    """Number of subjects; they differ in topography, latencies and noise."""
+    train_concepts: int = 600
+    """Concepts with training pictures."""
+    images_per_concept: int | None = None
+    """Training pictures of a concept; 10 of EEG and 12 of MEG where it is left out."""
+    train_repetitions: int | None = None
+    """Times a training picture is shown; 4 in EEG and once in MEG where it is left out."""
+    test_concepts: int = 200
+    """Concepts of the test set, one picture each, none of them a training concept."""
+    test_repetitions: int | None = None
+    """Times a test picture is shown; 80 in EEG and 12 in MEG where it is left out."""
+    channels: str = "standard"
+    """'standard' (17 occipital and parietal electrodes) or 'all' (63); of MEG both are its 271 sensors."""
+    samples: int | None = None
+    """Time points of an epoch from picture onset; 250 at 250 Hz of EEG and 201 at 200 Hz of MEG where it is left out."""
+    signal_to_noise: float = 0.15
+    """Ratio of the standard deviations of response and noise in a single trial."""
+    seed: int = 0
+    """Everything random follows from it."""
+
+    def __post_init__(self) -> None:
+        if self.modality not in SHAPES:
+            raise UserError(unknown_name("modality", self.modality, SHAPES))
+        for name in ("images_per_concept", "train_repetitions", "test_repetitions", "samples"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(self.shape, name.upper()))
+        for name in (
+            "subjects",
+            "train_concepts",
+            "images_per_concept",
+            "train_repetitions",
+            "test_concepts",
+            "test_repetitions",
+        ):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.samples < 50:
+            raise UserError(f"samples is {self.samples}; an epoch needs at least 50 (0.2 s of EEG)")
+        if self.channels not in ("standard", "all"):
+            raise UserError(f"channels is {self.channels!r}; choose 'standard' or 'all'")
+        if not self.signal_to_noise > 0:
+            raise UserError(f"signal_to_noise is {self.signal_to_noise}; it must be positive")
+
+    @property
+    def shape(self) -> ModuleType:
+        """Facts of the data set whose shape this one has."""
+        return SHAPES[self.modality]
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        return (
+            things_eeg.OCCIPITAL_CHANNELS
+            if (self.modality, self.channels) == ("eeg", "standard")
+            else self.shape.CHANNELS
+        )
+
+
+Progress = Callable[[str, int, int], None]  # what is being made, how many are done, of how many
+
+
+def make_dataset(root: str | Path, config: SyntheticConfig, progress: Progress = lambda *_: None) -> None:
+    """Write the data set, or what of it is still missing, into a folder.
+
+    A folder appears under its final name only when it is complete; calling again with the same config continues.
+
+    Raises:
+        UserError: the folder holds something else, or not enough pictures can be named.
+    """
+    root = Path(root)
+    description = {"name": "synthetic", "modality": config.modality.upper(), "config": asdict(config)}
+    known = root / DESCRIPTION
+    if known.exists():
+        if json.loads(known.read_text()) != description:
+            raise UserError(
+                f"{root}: holds a synthetic data set made with other settings; choose another folder or delete it"
+            )
+    elif root.exists() and any(not is_ours(path) for path in root.iterdir()):
+        raise UserError(f"{root}: not empty and not a synthetic data set; choose another folder")
+    if not known.exists() or not (root / IMAGE_FOLDERS[0]).exists() or _missing(root, config):
+        plan = plan_pictures(config)
+        with claim(root, "the making of data"):
+            write_atomically(known, (json.dumps(description, indent=2) + "\n").encode())
+            _make(root, plan, config, progress)
+    else:
+        tidy(root, "the making of data")
+
+
+def _make(root: Path, plan: dict[str, list[Picture]], config: SyntheticConfig, progress: Progress) -> None:
+    images = root / IMAGE_FOLDERS[0]
+    make_folder(images, lambda folder: _write_pictures(folder, plan, config.seed, progress))
+    missing = _missing(root, config)
+    if missing:
+        remove_partials(root / RECORDINGS_FOLDER)
+        drive = {split: _drive_of_pictures(images, plan[split], config.seed, progress) for split in plan}
+        standardise_units(drive)
+    for done, number in enumerate(missing):
+        progress("recordings", done, len(missing))
+        make_folder(_subject_folder(root, number), lambda folder: _write_subject(folder, number, drive, plan, config))  # noqa: B023
+    if missing:
+        progress("recordings", len(missing), len(missing))
+
+
+def _missing(root: Path, config: SyntheticConfig) -> list[int]:
+    """Numbers of the subjects not made yet."""
+    return [number for number in range(1, config.subjects + 1) if not _subject_folder(root, number).exists()]
+
+
+def _subject_folder(root: Path, number: int) -> Path:
+    return root / RECORDINGS_FOLDER / f"sub-{number:02d}"
+
+
+# ---- pictures ----
+
+
+@dataclass(frozen=True)
+class Picture:
+    path: str  # relative to the image folder
+    concept: str
+    concept_number: int  # of its split
+    drawing: int  # index into openmoji.concepts()
+    take: int  # which picture of the concept
+
+
+def plan_pictures(config: SyntheticConfig) -> dict[str, list[Picture]]:
+    """Which concepts are trained on and which are tested, and every picture of them, by split."""
+    try:
+        from bvsa_core.synthetic import openmoji
+
+        concepts = openmoji.concepts()
+    except ModuleNotFoundError as error:
+        raise UserError(str(error)) from error
+    if config.train_concepts + config.test_concepts > len(concepts):
+        raise UserError(
+            f"{config.train_concepts} training and {config.test_concepts} test concepts are asked for; there are {len(concepts)}"
+        )
+    order = np.random.default_rng([config.seed, _PICTURES]).permutation(len(concepts))
+    test, train = np.split(order[: config.test_concepts + config.train_concepts], [config.test_concepts])
+    plan: dict[str, list[Picture]] = {}
+    for split, chosen, takes in (("train", train, config.images_per_concept), ("test", test, 1)):
+        plan[split] = []
+        by_name = sorted(chosen, key=lambda index: concepts[index].name)
+        for number, index in enumerate(by_name):
+            name = concepts[index].name
+            folder = f"{'training' if split == 'train' else 'test'}_images/{number + 1:05d}_{name}"
+            for take in range(takes):
+                path = f"{folder}/{name}_{take + 1:02d}{'b' if split == 'train' else 's'}.jpg"
+                plan[split].append(Picture(path, name, number, int(index), take))
+    return plan
+
+
+def _write_pictures(folder: Path, plan: dict[str, list[Picture]], seed: int, progress: Progress) -> None:
+    from bvsa_core.synthetic import openmoji
+
+    concepts = openmoji.concepts()
+    jobs = [(folder, picture, concepts[picture.drawing], seed) for split in plan.values() for picture in split]
+    jobs.sort(key=lambda job: job[1].drawing)  # a worker draws each concept once
+    for path in {folder / picture.path for _, picture, _, _ in jobs}:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if len(jobs) <= FEW_PICTURES:
+        for done, job in enumerate(jobs, start=1):
+            _write_picture(job)
+            progress("pictures", done, len(jobs))
+        return
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), initializer=follow_parent) as pool:
+        try:
+            for done, _ in enumerate(pool.map(_write_picture, jobs, chunksize=40), start=1):
+                progress("pictures", done, len(jobs))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _write_picture(job: tuple[Path, Picture, Concept, int]) -> None:
+    from PIL import Image
+
+    from bvsa_core.synthetic import openmoji
+
+    folder, picture, concept, seed = job
+    rng = np.random.default_rng([seed, _PICTURES, picture.drawing, picture.take])
+    image = openmoji.render(concept, rng, IMAGE_SIZE)
+    Image.fromarray(image).save(folder / picture.path, quality=95)
+
+
+# ---- from pictures to the drive of visual units ----
+
+
+def _drive_of_pictures(folder: Path, pictures: list[Picture], seed: int, progress: Progress) -> np.ndarray:
+    """Unit activity before it is standardised, (pictures, units)."""
+    from PIL import Image
+
+    weights = _cortex(seed)
+    drives = []
+    for start in range(0, len(pictures), 64):
+        progress("responses", start, len(pictures))
+        batch = np.stack([np.asarray(Image.open(folder / picture.path)) for picture in pictures[start : start + 64]])
+        drives.append(visual_drive(torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous(), weights))
+    progress("responses", len(pictures), len(pictures))
+    return np.concatenate(drives)
+
+
+def _cortex(seed: int) -> list[Tensor]:
+    """Weights from pooled features to units, for each scale (features, UNITS_OF_A_SCALE); all subjects share them."""
+    rng = np.random.default_rng([seed, _CORTEX])
+    weights = []
+    for _, _, grid in SCALES:
+        centres = (np.arange(grid) + 0.5) / grid * 2 - 1
+        eccentricity = np.hypot(centres[:, None], centres)
+        magnification = np.tile(np.exp(-1.5 * eccentricity).ravel(), 4)  # three opponent colours and contrast
+        random = rng.standard_normal((4 * grid * grid, UNITS_OF_A_SCALE))
+        weights.append(torch.from_numpy((random * magnification[:, None]).astype(np.float32)))
+    return weights
+
+
+def visual_drive(images: Tensor, weights: list[Tensor]) -> np.ndarray:
+    """Input of every unit for uint8 images (B, 3, H, W), as (B, units)."""
+    drives = []
+    for (sigma, sampling, grid), weight in zip(SCALES, weights):
+        seen = avg_pool2d(fovblur.foveated_blur(images, sigma, mean=0.5, std=0.25), sampling)
+        red, green, blue = seen.unbind(1)
+        luminance = seen.mean(1)
+        contrast = (
+            luminance.diff(dim=1, append=luminance[:, -1:]).abs()
+            + luminance.diff(dim=2, append=luminance[:, :, -1:]).abs()
+        )
+        opponents = torch.stack([luminance, red - green, blue - (red + green) / 2, contrast], dim=1)
+        drives.append(adaptive_avg_pool2d(opponents, grid).flatten(1) @ weight)
+    return torch.cat(drives, dim=1).numpy()
+
+
+def standardise_units(drive: dict[str, np.ndarray]) -> None:
+    """Saturating activity with mean 0 and unit drive over the training pictures, in place."""
+    mean, std = drive["train"].mean(0), drive["train"].std(0)
+    for split in drive:
+        drive[split] = np.tanh((drive[split] - mean) / std)
+
+
+# ---- from units to recordings ----
+
+
+@dataclass(frozen=True)
+class Subject:
+    channels: list[str]
+    mixing: np.ndarray  # (units, channels)
+    waves: np.ndarray  # (units, samples), the response of a unit over time
+    sampling_rate: int  # Hz
+    noise_mixing: np.ndarray  # (channels, channels)
+    alpha: float  # strength of the rhythm
+    response_scale: float  # brings a response to the wanted ratio to the noise, whose deviation is 1
+
+
+def make_subject(number: int, drive: np.ndarray, config: SyntheticConfig) -> Subject:
+    """The head of one subject."""
+    names = list(config.channel_names)
+    shared = np.random.default_rng([config.seed, _SUBJECT])
+    own = np.random.default_rng([config.seed, _SUBJECT, number])
+    units = UNITS_OF_A_SCALE * len(SCALES)
+    mixing = shared.standard_normal((units, len(names))) + own.standard_normal((units, len(names)))
+    latency = (
+        np.repeat(LATENCIES, UNITS_OF_A_SCALE)
+        + shared.normal(0, 0.012, units)
+        + own.normal(0, 0.01)
+        + own.normal(0, 0.005, units)
+    )
+    width = shared.uniform(0.02, 0.04, units)
+    rebound = shared.uniform(0.3, 0.9, units)
+    t = np.arange(config.samples) / config.shape.SAMPLING_RATE
+    first = np.exp(-0.5 * ((t - latency[:, None]) / width[:, None]) ** 2)
+    second = np.exp(-0.5 * ((t - latency[:, None] - 4 * width[:, None]) / (2 * width[:, None])) ** 2)
+    waves = first - rebound[:, None] * second
+    neighbours = np.exp(
+        -np.abs(np.subtract.outer(np.arange(len(names)), np.arange(len(names)))) / own.uniform(1.5, 3.0)
+    )
+    noise_mixing = np.linalg.cholesky(neighbours + 0.1 * np.eye(len(names)))
+    noise_mixing /= np.sqrt((noise_mixing**2).sum(1, keepdims=True))
+    response = respond(drive[:200], mixing, waves)
+    scale = config.signal_to_noise / response.std()
+    return Subject(names, mixing, waves, config.shape.SAMPLING_RATE, noise_mixing, own.uniform(0.3, 0.8), float(scale))
+
+
+def respond(drive: np.ndarray, mixing: np.ndarray, waves: np.ndarray) -> np.ndarray:
+    """Noise-free responses (conditions, channels, samples) to unit activity (conditions, units)."""
+    return np.einsum("nk,kc,kt->nct", drive, mixing, waves, optimize=True)
+
+
+def record(
+    subject: Subject, drive: np.ndarray, repetitions: int, seeds: Iterator[np.random.SeedSequence]
+) -> np.ndarray:
+    """Trials (conditions, repetitions, channels, samples) float16 of pictures with the given unit activity."""
+    channels, samples = len(subject.channels), subject.waves.shape[1]
+    frequencies = scipy.fft.rfftfreq(samples, 1 / subject.sampling_rate)
+    amplitude = 1 / np.sqrt(np.maximum(frequencies, 1.0))
+    amplitude += subject.alpha * np.exp(-0.5 * ((frequencies - 10) / 1.2) ** 2)
+    amplitude = (amplitude / np.sqrt((amplitude**2).sum() * 4) * samples).astype(np.float32)  # unit variance in time
+    trials = np.empty((len(drive), repetitions, channels, samples), dtype=np.float16)
+    step = max(1, 1024 // repetitions)
+    for start in range(0, len(drive), step):
+        rng = np.random.default_rng(next(seeds))
+        part = drive[start : start + step]
+        shape = (len(part), repetitions, channels, len(frequencies))
+        spectrum = rng.standard_normal((*shape, 2), dtype=np.float32).view(np.complex64)[..., 0] * amplitude
+        noise = scipy.fft.irfft(spectrum, samples, overwrite_x=True)
+        noise = np.matmul(subject.noise_mixing.astype(np.float32), noise)
+        gain = rng.lognormal(0.0, 0.3, (len(part), repetitions, 1, 1)).astype(np.float32) * np.float32(
+            subject.response_scale
+        )
+        response = respond(part, subject.mixing, subject.waves).astype(np.float32)
+        trials[start : start + step] = noise + gain * response[:, None]
+    return trials
+
+
+def _write_subject(
+    folder: Path, number: int, drive: dict[str, np.ndarray], plan: dict[str, list[Picture]], config: SyntheticConfig
+) -> None:
+    subject = make_subject(number, drive["train"], config)
+    for stream, (split, repetitions) in enumerate(
+        (("train", config.train_repetitions), ("test", config.test_repetitions))
+    ):
+        seeds = (np.random.SeedSequence([config.seed, _TRIALS, number, stream, chunk]) for chunk in range(2**31))
+        recordings = Recordings(
+            data=record(subject, drive[split], repetitions, seeds),
+            images=[picture.path for picture in plan[split]],
+            concepts=[picture.concept for picture in plan[split]],
+            channels=subject.channels,
+            times=np.arange(config.samples) / subject.sampling_rate,
+        )
+        labels = np.array([picture.concept_number for picture in plan[split]])
+        sessions = np.tile(np.arange(repetitions) * min(4, repetitions) // repetitions, (len(labels), 1)).astype(
+            np.float64
+        )
+        write_recordings(folder / f"{split}.pt", recordings, labels, sessions)

@@ -1,0 +1,25 @@
+"""The planted data set, and a way to convert it."""
+
+from __future__ import annotations
+
+import fake_eeg
+import pytest
+
+from bvsa_core.data.layouts import convert
+from bvsa_core.data.layouts.source import Options
+
+
+@pytest.fixture(scope="session")
+def planted():
+    return fake_eeg.plant(0)
+
+
+@pytest.fixture
+def converted(tmp_path):
+    """Convert the folder `source` of the test's own folder; returns the store."""
+
+    def run(modality: str = "EEG", **options):
+        convert(tmp_path / "source", tmp_path / "store", modality, Options(**options))
+        return tmp_path / "store"
+
+    return run

@@ -1,0 +1,108 @@
+"""What is wrong with finished epochs is told by file; shown on plain dicts, which every layout but UBP's can hold."""
+
+from __future__ import annotations
+
+import mmap
+import pickle
+
+import numpy as np
+import pytest
+
+from bvsa_core.data.layouts.convert import Epochs, check_array, convert, map_behind, open_file
+from bvsa_core.data.layouts.source import Options, Source
+from bvsa_core.data.store import SubjectWriter, read_header
+from bvsa_core.errors import UserError
+from bvsa_core.io import safe_pickle
+
+
+@pytest.fixture
+def attempt(tmp_path, seed):
+    """Convert three conditions x 2 repetitions x 4 channels x 10 samples, changed in one respect; returns the folder."""
+
+    def run(split="train", whole=False, scale=1.0, **changes):
+        def read(which):
+            data = np.random.default_rng(seed).standard_normal((3, 2, 4, 10)) * (scale if which == split else 1)
+            about = {
+                "images": list("abc"),
+                "concepts": list("xyz"),
+                "channels": list("CDEF"),
+                "times": np.arange(-2, 8) / 100,
+            }
+            about |= changes if which == split else {}
+            return Epochs(tmp_path / f"{which}.npy", data.shape, data.dtype, data.__getitem__, **about)
+
+        source = Source("some", "sub-01", tmp_path, [], None)
+        with SubjectWriter(tmp_path / "store", "sub-01", {}) as writer:
+            convert(source, writer, Options(whole_epoch=whole), lambda *_: None, read, "V", ["First."])
+        return tmp_path / "store" / "sub-01"
+
+    return run
+
+
+def test_samples_from_onset_on_are_kept_and_the_steps_told(attempt):
+    header = read_header(attempt())
+    assert header.times == [i / 100 for i in range(8)] and header.sampling_rate == 100
+    assert header.processing == ["First.", "Samples from 0 to 0.07 s kept, as float16."]
+    assert (header.splits["train"].shape, header.units, header.modality) == ([3, 2, 4, 8], "V", "EEG")
+
+
+WRONG = [
+    ({"channels": list("CDE")}, "train.npy: 4 channels, and 3 names; fetch or make it again"),
+    ({"channels": None}, "4 channels, and what names them is no list of names"),
+    ({"channels": [["C"], ["D", "E"]]}, "4 channels, and what names them is no list of names"),
+    ({"channels": list("CDEC")}, r"a channel's name appears twice \(C, D, E, C\)"),
+    ({"channels": ["C", "D", "E", "stim"]}, "channel stim is the trigger, which tells the pictures"),
+    ({"times": np.arange(9) / 100}, r"times of shape \(9,\) for 10 samples"),
+    ({"times": np.zeros(10)}, "must be rising seconds"),
+    ({"times": np.arange(-20, 80, 10)}, "times run from -20 to 70; they must be seconds"),
+    ({"times": ["now"] * 10}, "its times are not numbers"),
+    (
+        {"times": np.arange(-5, 15) / 100},
+        "10 samples and 20 times, of which the last 10 start at 0.05 s, not at picture onset",
+    ),
+    ({"times": np.arange(-20, -10) / 100}, "times run from -0.2 to -0.11 s, which leaves nothing after the picture"),
+    ({"whole": True, "times": np.arange(10) / 100}, "has no samples before the picture appears"),
+    ({"split": "test", "channels": list("CDEG")}, "test.npy: its channels are not those of the train data"),
+    ({"split": "test", "times": np.arange(-2, 8) / 200}, "test.npy: its times are not those of the train data"),
+    ({"scale": 1e-5}, "samples are about .*e-0[56], too small for float16; bring them to microvolts"),
+    ({"scale": 1e6}, r"sub-01 train: condition 0 \(a\) has samples that are not finite in float16"),
+    ({"scale": np.nan}, r"sub-01 train: condition 0 \(a\) has samples that are not finite in float16"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG, ids=[message[:30] for _, message in WRONG])
+def test_what_does_not_fit_is_told(changes, message, attempt, tmp_path):
+    with pytest.raises(UserError, match=message):
+        attempt(**changes)
+    assert not (tmp_path / "store" / "sub-01").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"a": 1}, r"x.npy: holds a dict where an array of \(conditions, repetitions, channels, time\) belongs"),
+        (np.zeros((2, 2, 2, 2), int), r"x.npy: int64 of shape .* must be floats"),
+        (np.zeros((2, 2, 2)), r"x.npy: float64 of shape \(2, 2, 2\); it must be floats of shape \(conditions"),
+        (np.zeros((2, 0, 2, 2)), "it must be floats of shape"),
+    ],
+)
+def test_something_other_than_an_array_of_recordings_is_told(data, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        check_array(tmp_path / "x.npy", data)
+
+
+def test_arrays_are_memory_mapped_and_what_is_none_is_told(tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", np.arange(30_000.0))
+    (tmp_path / "y.npy").write_bytes(pickle.dumps({"data": np.arange(30_000.0)}))
+    assert map_behind(open_file(tmp_path / "y.npy")["data"]) is None
+    monkeypatch.setattr(safe_pickle, "_COPIED_UP_TO", 100_000)
+    for data in (open_file(tmp_path / "x.npy"), open_file(tmp_path / "y.npy")["data"]):
+        map_behind(data.reshape(2, -1)).madvise(mmap.MADV_DONTNEED)
+        np.testing.assert_array_equal(data, np.arange(30_000.0))
+    whole = (tmp_path / "x.npy").read_bytes()
+    for content in (whole[:-8], whole[:20], b"", b"PK\x03\x04", b"nonsense"):
+        (tmp_path / "x.npy").write_bytes(content)
+        with pytest.raises(UserError, match="x.npy: damaged or incomplete"):
+            open_file(tmp_path / "x.npy")
+    with pytest.raises(UserError, match="z.npy: no such file"):
+        open_file(tmp_path / "z.npy")

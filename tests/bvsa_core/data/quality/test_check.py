@@ -1,0 +1,255 @@
+"""bvsa data check: everything that is wrong with a store or a published folder is named, with what to do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import fake_eeg
+import numpy as np
+import pytest
+from PIL import Image
+
+from bvsa_core.cli import main
+from bvsa_core.data import store, things_eeg
+from bvsa_core.data.quality.check import check_dataset
+from bvsa_core.data.store import Header, SplitHeader, SubjectWriter
+from bvsa_core.errors import UserError
+from bvsa_core.io.atomic import locked
+
+PLAN = {"layout": "planted", "files": {}}
+
+
+def make(folder: Path, subject: str = "sub-01", data=None, repetitions: int = 4, **changes) -> Path:
+    """A subject of three training and two test pictures, with two channels and five samples."""
+    splits = {}
+    with SubjectWriter(folder, subject, PLAN) as writer:
+        for split, conditions in (("train", 3), ("test", 2)):
+            images = [
+                f"{fake_eeg.PARTS[split]}_images/{i + 1:05d}_{split}{i}/{split}{i}_01b.jpg"
+                for i in range(conditions)
+            ]
+            shape = [conditions, repetitions, 2, 5]
+            sessions = np.tile([1, 1, 2, 2], (conditions, 1))[:, :repetitions].tolist()
+            splits[split] = SplitHeader(shape, images, [f"{split}{i}" for i in range(conditions)], sessions)
+            array = writer.array(split, tuple(shape))
+            array[:] = np.random.default_rng(0).standard_normal(shape) if data is None else data
+            array.flush()
+            for image in images:
+                path = folder / "Image_set_Resize" / image
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (4, 4)).save(path)
+        header = Header(
+            subject, "EEG", "V", 100.0, ["O1", "Oz"], [i / 100 for i in range(5)], "planted", ["Made."], splits
+        )
+        writer.finish(replace(header, **changes))
+    return folder / subject
+
+
+def alter(subject: Path, **changes) -> None:
+    path = subject / store.HEADER
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def alter_split(subject: Path, split: str, **changes) -> None:
+    splits = json.loads((subject / store.HEADER).read_text())["splits"]
+    splits[split] |= changes
+    alter(subject, splits=splits)
+
+
+def alter_samples(subject: Path, split: str, where: tuple, value: float) -> None:
+    data = np.load(subject / f"{split}.npy", mmap_mode="r+")
+    data[where] = value
+    data.flush()
+
+
+def problems(folder: Path) -> list[str]:
+    found = check_dataset(folder).problems
+    assert all("; " in line and "\n" not in line for line in found), found
+    return found
+
+
+@pytest.fixture
+def two(tmp_path):
+    make(tmp_path), make(tmp_path, "sub-02")
+    return tmp_path
+
+
+def test_nothing_is_wrong_with_what_was_made(two):
+    report = check_dataset(two)
+    assert report.problems == [] and report.found[-1] == "5 pictures named"
+
+
+def test_damaged_samples_are_named_by_channel_and_by_checksum(two):
+    alter_samples(two / "sub-01", "train", (1, 2, 0, 3), np.nan)
+    alter_samples(two / "sub-01", "train", (2, 0, 0, 3), np.inf)
+    alter_samples(two / "sub-02", "test", (slice(None), slice(None), 1), 7)
+    bad, altered, flat, altered_too = problems(two)
+    assert (
+        "sub-01/train.npy: condition 1 (training_images/00002_train1/train1_01b.jpg) and 1 more" in bad
+        and "O1 (2 of 12 trials)" in bad
+    )
+    assert "sub-02/test.npy: flat in channels Oz (8 of 8 trials);" in flat and "O1" not in flat
+    assert all("checksum differs" in line for line in (altered, altered_too))
+
+
+HEADERS = [
+    ({"units": ""}, "does not tell the units"),
+    ({"sampling_rate": 0}, "the sampling rate is 0"),
+    ({"sampling_rate": 250.0}, "250 Hz, and times 0.01 s apart"),
+    ({"times": [0.0, 0.01, 0.01, 0.02, 0.03]}, "times that do not rise"),
+    ({"channels": ["Oz", "Oz"]}, "channels named twice: Oz"),
+    ({"channels": ["Oz"]}, "damaged (the train part contradicts itself)"),
+    ({"times": "soon!"}, "damaged (something in it is of another type)"),
+    ({"modality": "MEG"}, "MEG recordings in a folder of EEG"),
+    ({"format": 9}, "format 9, and this version reads 1"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), HEADERS)
+def test_a_header_that_lacks_or_contradicts(tmp_path, changes, message):
+    subject = make(tmp_path)
+    (tmp_path / "dataset.json").write_text('{"name": "x", "modality": "EEG"}')
+    alter(subject, **changes)
+    found = problems(tmp_path)
+    assert len(found) == 1 and "sub-01/header.json: " in found[0] and message in found[0]
+
+
+def test_what_is_told_of_conditions(tmp_path):
+    subject = make(tmp_path)
+    images = store.read_header(subject).splits["train"].images
+    alter_split(subject, "train", images=[images[0], images[0], images[2]], sessions=[[1, 1, 3, 3]] * 3)
+    alter_split(subject, "test", concepts=["train0", "test1"], sessions=[[1, 1, 3, 3]] * 2)
+    twice, session, leak = problems(tmp_path)
+    assert "train.npy: 1 picture(s) in two conditions" in twice and images[0] in twice
+    assert "no recordings of session 2;" in session
+    assert "1 test concept(s) are trained on too (train0)" in leak
+    for sessions in ([[1, 1]] * 3, [[1, 1, 2, 2**62]] * 3, [[1, 1, 2, 0.5]] * 3):
+        alter_split(subject, "train", sessions=sessions)
+        assert "contradicts itself" in problems(tmp_path)[0]
+
+
+def test_subjects_that_differ(two):
+    make(two, "sub-03", channels=["O1", "O2"], times=[i / 100 + 0.01 for i in range(5)])
+    header = store.read_header(two / "sub-02").splits["test"].images
+    alter_split(
+        two / "sub-02", "test", images=["test_images/00009_x/x_01b.jpg", header[1]], sessions=[[1, 1, 1, 1]] * 2
+    )
+    found = problems(two)
+    for part in (
+        "sub-03/train.npy: its channels (2) differ from most",
+        "sub-03/test.npy: its times (5) differ from most",
+        f"sub-02/test.npy: no recordings of 1 picture(s) that others have ({header[0]})",
+        "sub-01/test.npy: no recordings of 1 picture(s) that others have (test_images/00009_x/x_01b.jpg)",
+        "sub-02/test.npy: no recordings of session 2, which others have",
+        "picture test_images/00009_x/x_01b.jpg is missing",
+    ):
+        assert sum(part in line for line in found) == 1, part
+    assert len(found) == 9
+
+
+def test_arrays_cut_off_of_another_type_or_gone(two):
+    path = two / "sub-01" / "train.npy"
+    path.write_bytes(path.read_bytes()[:-10])
+    np.save(two / "sub-01" / "test.npy", np.load(two / "sub-01" / "test.npy").astype(np.float64))
+    (two / "sub-02" / "test.npy").unlink()
+    (two / "sub-03").mkdir()
+    found = problems(two)
+    for part in (
+        "train.npy: missing or damaged",
+        "test.npy: float64 (2, 4, 2, 5) where header.json",
+        "sub-02/test.npy: missing",
+    ):
+        assert sum(part in line for line in found) == 1, part
+    assert sum("sub-03" in line for line in found) == 2
+
+
+def test_what_goes_by_the_name_of_the_published_data_has_their_shape(tmp_path):
+    make(tmp_path)
+    (tmp_path / "dataset.json").write_text('{"name": "THINGS-EEG2", "modality": "EEG"}')
+    found = problems(tmp_path)
+    for part in (
+        "3 conditions, and THINGS-EEG2 has 16540",
+        "2 conditions",
+        "4 repetitions, and THINGS-EEG2 has 80",
+        "channel(s) Fp1, Fp2",
+    ):
+        assert any(part in line for line in found), part
+    assert sum("repetitions" in line for line in found) == 1 and len(things_eeg.CHANNELS) == 63
+    (tmp_path / "dataset.json").write_text('{"name": ')
+    with pytest.raises(UserError, match=r"dataset.json: damaged .*; delete it"):
+        check_dataset(tmp_path)
+
+
+def test_pictures_and_recordings_are_compared_both_ways(two):
+    pictures = sorted((two / "Image_set_Resize").rglob("*.jpg"))
+    for i in range(7):
+        shutil.copy(pictures[0], pictures[0].with_name(f"spare{i}.jpg"))
+    pictures[1].write_bytes(pictures[1].read_bytes()[:300])
+    report = check_dataset(two)
+    assert len(report.problems) == 1 and f"{pictures[1]} cannot be read" in report.problems[0]
+    assert report.found[-1].startswith("7 pictures that no recording names: ") and report.found[-1].endswith(
+        "and 2 more"
+    )
+
+
+def test_a_conversion_that_was_killed_is_told_of(tmp_path, capsys):
+    with SubjectWriter(tmp_path, "sub-02", PLAN) as writer:
+        writer.piece("session-1", lambda: np.zeros(3))
+        assert "being made by another process" in told_while_it_is_made(tmp_path)
+    (found,) = problems(tmp_path)
+    assert (
+        ".sub-02.partial: sub-02 is half converted; the same 'bvsa data eeg' or 'meg' command (it reads planted) goes on"
+        in found
+    )
+    make(tmp_path)
+    assert len(problems(tmp_path)) == 1
+    assert main(["data", "check", str(tmp_path)]) == 1
+    told = capsys.readouterr()
+    assert "wrong: " in told.out and told.err == f"bvsa: error: {tmp_path}: 1 problem(s), listed above\n"
+
+
+def told_while_it_is_made(folder: Path) -> str:
+    with pytest.raises(BlockingIOError), locked(folder / ".sub-02.partial", wait=False):
+        pass
+    with pytest.raises(UserError):  # nothing else is there
+        check_dataset(folder)
+    make(folder)
+    told = "\n".join(check_dataset(folder).found)
+    shutil.rmtree(folder / "sub-01")
+    return told
+
+
+def test_published_folders_are_rehearsed(tmp_path):
+    planted = fake_eeg.plant(0)
+    fake_eeg.osf(tmp_path / "osf", planted)
+    report = check_dataset(tmp_path / "osf")
+    assert report.problems == [] and "sub-01 train: 6 x 4 x 63 x 250, layout osf_preprocessed" in report.found[0]
+    fake_eeg.osf(tmp_path / "two", planted)
+    fake_eeg.osf(tmp_path / "more", planted, folder="sub-2")
+    shutil.move(tmp_path / "more" / "sub-2", tmp_path / "two" / "sub-2")
+    for name in ("training", "test"):
+        path = tmp_path / "two" / "sub-2" / f"preprocessed_eeg_{name}.npy"
+        path.write_bytes(path.read_bytes()[:-1000])
+    first, second = problems(tmp_path / "two")
+    assert "sub-2/preprocessed_eeg_training.npy" in first and "sub-2/preprocessed_eeg_test.npy" in second
+    (tmp_path / "osf" / "image_metadata.npy").rename(tmp_path / "elsewhere.npy")
+    assert "which pictures were shown is not told" in problems(tmp_path / "osf")[0]
+    assert check_dataset(tmp_path / "osf", images=tmp_path / "elsewhere.npy").problems == []
+
+
+def test_bad_samples_of_published_folders_are_named(tmp_path):
+    planted = fake_eeg.plant(0)
+    planted.whole["test"][1, 2, 62, 100:] = np.nan
+    planted.whole["train"][:, :, 0] = 3
+    fake_eeg.things_eeg2_dataset(tmp_path / "source", planted)
+    flat, bad = problems(tmp_path / "source")
+    assert "sub-01 train: flat in channels Fp1 (24 of 24 trials)" in flat
+    assert "sub-01 test: NaN, or too large for float16, in channels O2 (1 of 24 trials)" in bad
+
+
+def test_an_empty_folder_is_no_data_set(tmp_path):
+    with pytest.raises(UserError, match="no recordings inside"):
+        check_dataset(tmp_path)

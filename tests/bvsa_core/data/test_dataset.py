@@ -1,0 +1,167 @@
+"""The published folder layout, including what the published files do differently from each other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from bvsa_core.data.dataset import Dataset, Recordings, concept_of, read_recordings, write_recordings
+from bvsa_core.data.split import load_split
+from bvsa_core.data.things_eeg import OCCIPITAL_CHANNELS
+from bvsa_core.errors import UserError
+
+
+def published(conditions=3, repetitions=2, channels=17, samples=60, **changes) -> dict:
+    """A file as UBP's preprocessing writes it: arrays for every repetition, and times of the whole epoch."""
+    images = [f"training_images/{i + 1:05d}_thing_{i}/thing_{i}_01b.jpg" for i in range(conditions)]
+    repeat = lambda values: np.tile(np.array(values)[:, None], (1, repetitions))  # noqa: E731
+    return {
+        "eeg": np.random.default_rng(0)
+        .standard_normal((conditions, repetitions, channels, samples))
+        .astype(np.float16),
+        "label": repeat(range(conditions)),
+        "img": repeat(images),
+        "text": repeat([f"thing_{i}" for i in range(conditions)]),
+        "session": np.zeros((conditions, repetitions)),
+        "ch_names": list(OCCIPITAL_CHANNELS[:channels]),
+        "times": np.linspace(-0.2, 1.0, samples + 51),
+    } | changes
+
+
+@pytest.fixture
+def root(tmp_path):
+    folder = tmp_path / "Preprocessed_data_250Hz_whiten" / "sub-01"
+    folder.mkdir(parents=True)
+    for split in ("train", "test"):
+        torch.save(published(), folder / f"{split}.pt", pickle_protocol=5)
+    return tmp_path
+
+
+def test_reads_what_ubp_writes(root):
+    dataset = Dataset(root)
+    recordings = dataset.load("sub-01", "train")
+    assert dataset.subjects == ["sub-01"]
+    assert recordings.data.shape == (3, 2, 17, 60) and recordings.concepts == ["thing_0", "thing_1", "thing_2"]
+    assert len(recordings.times) == 60 and recordings.times[-1] == pytest.approx(1.0)
+    assert Dataset(root / "Preprocessed_data_250Hz_whiten").subjects == ["sub-01"]
+
+
+def test_reads_files_without_texts_and_with_one_name_a_condition(tmp_path):
+    content = published()
+    content = {"eeg": content["eeg"], "img": content["img"][:, 0]}  # as the published MEG files
+    torch.save(content, tmp_path / "train.pt")
+    assert read_recordings(tmp_path / "train.pt").concepts == ["thing_0", "thing_1", "thing_2"]
+
+
+def test_what_is_written_reads_back(tmp_path):
+    content = published()
+    first = Recordings(
+        content["eeg"],
+        list(content["img"][:, 0]),
+        list(content["text"][:, 0]),
+        content["ch_names"],
+        np.arange(60) / 250,
+    )
+    write_recordings(tmp_path / "train.pt", first, np.arange(3), content["session"])
+    again = read_recordings(tmp_path / "train.pt")
+    np.testing.assert_array_equal(again.data, first.data)
+    assert (again.images, again.concepts, again.channels) == (first.images, first.concepts, first.channels)
+
+
+@pytest.mark.parametrize(
+    ("image", "concept"),
+    [
+        ("training_images/00001_aardvark/aardvark_01b.jpg", "aardvark"),
+        ("test_images/00001_aircraft_carrier/aircraft_carrier_06s.jpg", "aircraft_carrier"),
+        ("aircraft_carrier_06s.jpg", "aircraft_carrier"),
+    ],
+)
+def test_the_concept_is_in_the_path(image, concept):
+    assert concept_of(image) == concept
+
+
+def test_pictures_are_found_in_either_folder_under_either_name(root):
+    picture = root / "Image_set" / "train_images" / "00001_thing_0" / "thing_0_01b.jpg"
+    picture.parent.mkdir(parents=True)
+    picture.write_bytes(b"x")
+    assert Dataset(root).image_path("training_images/00001_thing_0/thing_0_01b.jpg") == picture
+    with pytest.raises(UserError, match="picture training_images/x/y.jpg is missing: not in .*Image_set"):
+        Dataset(root).image_path("training_images/x/y.jpg")
+    for outside in ("../secret.jpg", "/etc/passwd"):
+        with pytest.raises(UserError, match="points outside"):
+            Dataset(root).image_path(outside)
+
+
+BROKEN = [
+    ({"eeg": None}, "'eeg' is object of shape"),
+    ({"eeg": np.zeros((3, 2, 17), np.float16)}, "must be floats of shape"),
+    ({"eeg": np.zeros((3, 2, 17, 60), np.int16)}, "'eeg' is int16"),
+    ({"img": np.array(["a"])}, "'img' has shape .* for each of 3 conditions"),
+    ({"text": np.zeros((3, 2))}, "'text' has shape"),
+    ({"ch_names": ["Oz"]}, "'ch_names' has 1 names for 17 channels"),
+    ({"times": ["now"] * 60}, "'ch_names' or 'times' is no list .could not convert"),
+    ({"ch_names": 3}, "'ch_names' or 'times' is no list"),
+    ({"times": np.arange(10.0)}, "'times' has shape .10,. for 60 time points"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BROKEN, ids=[next(iter(case[0])) for case in BROKEN])
+def test_parts_that_do_not_fit_are_named(tmp_path, changes, message):
+    torch.save(published(**changes), tmp_path / "train.pt")
+    with pytest.raises(UserError, match=message):
+        read_recordings(tmp_path / "train.pt")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_recording_that_is_not_finite_is_named(tmp_path, value):
+    content = published()
+    content["eeg"][1, 0, 3, 7] = value
+    torch.save(content, tmp_path / "train.pt")
+    with pytest.raises(UserError, match=r"train.pt: condition 1 \(training_images/00002_thing_1/"):
+        read_recordings(tmp_path / "train.pt")
+
+
+def test_folders_without_recordings_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no such folder; make the synthetic data with"):
+        Dataset(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no recordings inside; expected Preprocessed_data_250Hz_whiten"):
+        Dataset(tmp_path)
+
+
+def test_split_averages_repetitions_and_selects_channels_and_times(root):
+    dataset = Dataset(root)
+    data = dataset.load("sub-01", "train").data.astype(np.float32)
+    averaged = load_split(dataset, ["sub-01"], "train")
+    np.testing.assert_allclose(averaged.recordings.numpy(), data.mean(1), rtol=1e-5)
+    single = load_split(dataset, ["sub-01"], "train", channels=["Oz", "P7"], average=False)
+    np.testing.assert_array_equal(single.recordings[3].numpy(), data[1, 1][[15, 0]])
+    assert single.image_of.tolist() == [0, 0, 1, 1, 2, 2] and single.channels == ["Oz", "P7"]
+    late = load_split(dataset, ["sub-01"], "train", window=(0.5, 0.75))
+    times = dataset.load("sub-01", "train").times
+    np.testing.assert_array_equal(late.recordings, averaged.recordings[..., (times >= 0.5) & (times <= 0.75)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"channels": ["Fp1", "Oz"]}, "no channel Fp1; there are P7"),
+        ({"window": (5.0, 6.0)}, "no sample between 5.0 and 6.0 s; times run"),
+        ({"subjects": ["sub-09"]}, "no subject 'sub-09'; there are sub-01"),
+    ],
+)
+def test_split_refuses_what_is_not_there(root, arguments, message):
+    with pytest.raises(UserError, match=message):
+        load_split(Dataset(root), **{"subjects": ["sub-01"], "split": "train", **arguments})
+
+
+def test_sessions_are_numbered_from_1_and_anything_else_is_no_session(tmp_path):
+    for given, told in [
+        (np.array([[0, 3], [1, 1], [2, 2]]), [[1, 4], [2, 2], [3, 3]]),
+        (np.full((3, 2), 2.0), [[2, 2]] * 3),
+    ]:
+        torch.save(published(session=given), tmp_path / "train.pt")
+        assert read_recordings(tmp_path / "train.pt").sessions == told
+    for given in (None, np.zeros(3), np.full((3, 2), 0.5), np.full((3, 2), np.nan), np.full((3, 2), "a")):
+        torch.save(published(session=given), tmp_path / "train.pt")
+        assert read_recordings(tmp_path / "train.pt").sessions is None

@@ -1,0 +1,325 @@
+"""The stimuli: resized as the encoders' reader would, from folders and archives, with everything that is wrong listed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bvsa_core.cli import main
+from bvsa_core.data import stimulus_set
+from bvsa_core.data.dataset import Dataset
+from bvsa_core.data.stimulus_set import INDEX, bring_images
+from bvsa_core.data.store import Header, SplitHeader, SubjectWriter, sha256_of
+from bvsa_core.errors import UserError
+from bvsa_core.vision.images import read_images
+
+SIZE = 24
+TRAINING = [
+    f"training_images/{i:05d}_{name}/{name}_0{k}b.jpg"
+    for i, name in enumerate(("aardvark", "bat1"), start=1)
+    for k in (1, 2)
+]
+TEST = ["test_images/00001_coat_rack/coat_rack_13s.jpg"]
+
+
+def picture(number: int, size: tuple[int, int] = (50, 50)) -> Image.Image:
+    """A smooth picture: JPEG coding keeps it to a few grey levels."""
+    y, x = np.mgrid[0 : size[1], 0 : size[0]] / max(size)
+    planes = [np.cos(3 * x + number), np.sin(2 * y + number), np.cos(2 * (x + y) - number)]
+    return Image.fromarray((127 + 100 * np.stack(planes, axis=-1)).astype(np.uint8))
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    folder = tmp_path / "stimuli"
+    for number, name in enumerate(TRAINING + TEST):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(number).save(folder / name, quality=95)
+    (folder / "training_images" / ".DS_Store").write_bytes(b"x")
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path) -> Path:
+    """Recordings that name the pictures; nothing else of them matters here."""
+    folder = tmp_path / "store"
+    writer = SubjectWriter(folder, "sub-01", {})
+    header = Header("sub-01", "EEG", "V", 250.0, ["Oz"], [0.0], "test", [])
+    for split, names in (("train", TRAINING), ("test", TEST)):
+        writer.array(split, (len(names), 1, 1, 1))
+        header.splits[split] = SplitHeader([], names, [Path(name).parent.name[6:] for name in names])
+    writer.finish(header)
+    return folder
+
+
+def zipped(source: Path, target: Path, names: list[str]) -> Path:
+    with zipfile.ZipFile(target, "w") as archive:
+        for name in names:
+            archive.write(source / name, name)
+    return target
+
+
+def test_pictures_are_resized_as_their_reader_would(source, store):
+    report = bring_images(source, store, SIZE)
+    assert report.problems == [] and report.found == [
+        f"{store}/Image_set_Resize/training_images: 4 pictures, 24 x 24",
+        f"{store}/Image_set_Resize/test_images: 1 pictures, 24 x 24",
+    ]
+    dataset = Dataset(store)
+    brought = read_images([dataset.image_path(name) for name in TRAINING + TEST], SIZE)
+    wanted = read_images([source / name for name in TRAINING + TEST], SIZE)
+    assert (brought.int() - wanted.int()).abs().max() <= 6  # quality 95 divides by steps of at most 12
+    index = json.loads((store / "Image_set_Resize" / INDEX).read_text())
+    assert (index["size"], index["quality"], [entry["name"] for entry in index["pictures"]]) == (
+        SIZE,
+        95,
+        TRAINING + TEST,
+    )
+    path = dataset.image_path(TEST[0])
+    entry = {"name": TEST[0], "concept": "coat_rack", "things_id": "coat_rack_13s", "width": SIZE}
+    assert index["pictures"][-1] == {**entry, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def test_size_0_and_the_right_size_copy_to_the_byte(source, store, tmp_path):
+    bring_images(source, store, 0)
+    again = shutil.copytree(store, tmp_path / "again", ignore=shutil.ignore_patterns("Image_set_Resize"))
+    bring_images(source, again, 50)
+    for name in TRAINING + TEST:
+        for place in (store, again):
+            assert (place / "Image_set_Resize" / name).read_bytes() == (source / name).read_bytes()
+
+
+def test_archives_hold_the_same(source, store, tmp_path):
+    bring_images(source, store, SIZE)
+    folder = tmp_path / "archives"
+    folder.mkdir()
+    zipped(source, folder / "training_images.zip", TRAINING)
+    zipped(source, folder / "test_images.zip", TEST)
+    both = zipped(source, tmp_path / "both.zip", TRAINING + TEST)
+    for given in (folder, both):
+        other = shutil.copytree(store, tmp_path / f"of_{given.name}", ignore=shutil.ignore_patterns("Image_set_Resize"))
+        assert bring_images(given, other, SIZE).problems == []
+        assert (other / "Image_set_Resize" / INDEX).read_text() == (store / "Image_set_Resize" / INDEX).read_text()
+
+
+def test_pictures_of_things_are_found_by_their_names(source, store, tmp_path):
+    things = tmp_path / "object_images"
+    for name in [*TRAINING, *TEST]:
+        target = things / Path(name).name.rpartition("_")[0] / Path(name).name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source / name, target)
+    picture(9).save(things / "bat1" / "bat1_99s.jpg")
+    report = bring_images(things, store, SIZE)
+    assert (
+        report.problems == [] and report.found[0] == f"{things}: 1 more pictures, which no recording names, left alone"
+    )
+    assert Dataset(store).image_path(TEST[0]).is_file()
+
+
+def test_the_same_command_again_changes_nothing_and_mends_what_is_altered(source, store, monkeypatch):
+    bring_images(source, store, SIZE)
+    folder = store / "Image_set_Resize"
+    contents = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*.jpg")}
+    index = (folder / INDEX).read_bytes()
+    (folder / TRAINING[0]).unlink()
+    altered = folder / TRAINING[1]
+    time = altered.stat().st_mtime_ns
+    altered.write_bytes(altered.read_bytes() + b"x")
+    os.utime(altered, ns=(time, time))
+    (folder / "training_images" / ".x.jpg.1.partial").write_bytes(b"left by a kill")
+    made = []
+    monkeypatch.setattr(
+        stimulus_set, "_resized", lambda *arguments, real=stimulus_set._resized: made.append(1) or real(*arguments)
+    )
+    assert bring_images(source, store, SIZE).problems == []
+    assert len(made) == 2 and (folder / INDEX).read_bytes() == index
+    left = [path for path in folder.rglob("*") if path.suffix in (".jpg", ".partial")]
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in left} == contents
+
+
+def test_a_run_that_was_stopped_goes_on(source, store, monkeypatch):
+    real, made = stimulus_set._resized, []
+
+    def dying(*arguments):
+        made.append(1)
+        if len(made) > 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(stimulus_set, "_resized", dying)
+    with pytest.raises(KeyboardInterrupt):
+        bring_images(source, store, SIZE)
+    folder = store / "Image_set_Resize"
+    assert json.loads((folder / INDEX).read_text())["pictures"] is None
+    done, made[:] = len(list(folder.rglob("*.jpg"))), []
+    monkeypatch.setattr(stimulus_set, "_resized", lambda *arguments: made.append(1) or real(*arguments))
+    bring_images(source, store, SIZE)
+    assert 0 < done and len(made) == 5 - done and len(json.loads((folder / INDEX).read_text())["pictures"]) == 5
+
+
+def test_every_problem_is_listed(source, store, capsys):
+    cut = source / TRAINING[0]
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 3 // 4])
+    (source / TRAINING[1]).write_bytes(b"<html>not found</html>")
+    (source / TRAINING[2]).unlink()
+    picture(7, (50, 40)).save(source / TRAINING[3])
+    (source / TEST[0]).write_bytes(bomb())
+    report = bring_images(source, store, SIZE)
+    told = "\n".join(sorted(report.problems))
+    for name, what in [
+        (TRAINING[0], "cannot be used (image file is truncated"),
+        (TRAINING[1], "cannot be used (no JPEG or PNG file); fetch it again"),
+        (TRAINING[2], f"missing in {source}; fetch it"),
+        (TRAINING[3], "cannot be used (50 x 40 pixels, not a square)"),
+        (TEST[0], "cannot be used (Image size (400000000 pixels) exceeds limit"),
+    ]:
+        assert f"{name}: {what}" in told
+    assert (
+        len(report.problems) == 5 and json.loads((store / "Image_set_Resize" / INDEX).read_text())["pictures"] is None
+    )
+    assert main(["data", "images", str(source), str(store), "--size", str(SIZE)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out.count("wrong: ") == 5 and "5 problem(s), listed above" in captured.err
+
+
+def bomb() -> bytes:
+    """A PNG file that says it holds 20,000 x 20,000 pixels."""
+    chunk = lambda name, data: len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")  # noqa: E731
+    size = (20_000).to_bytes(4, "big") * 2
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size + bytes([8, 2, 0, 0, 0])) + chunk(b"IDAT", b"")
+
+
+def test_pictures_below_pillows_limit_may_be_too_many_pixels_for_ours(source, store, monkeypatch):
+    monkeypatch.setattr(stimulus_set, "_MAX_PIXELS", 49 * 50)
+    assert len(bring_images(source, store, SIZE).problems) == 5
+    monkeypatch.setattr(stimulus_set, "_MAX_BYTES", 10)
+    assert all("bytes are too many" in problem for problem in bring_images(source, store, SIZE).problems)
+
+
+def test_pictures_that_are_the_same_are_told(source, store):
+    shutil.copy2(source / TRAINING[0], source / TEST[0])
+    report = bring_images(source, store, SIZE)
+    assert report.problems == [] and f"the same picture under several names: {TRAINING[0]}, {TEST[0]}" in report.found
+
+
+def test_a_disk_without_room_is_no_fault_of_a_picture(source, store, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device", str(path))
+
+    real = stimulus_set.write_atomically
+    monkeypatch.setattr(
+        stimulus_set, "write_atomically", lambda path, content: (real if path.name == INDEX else full)(path, content)
+    )
+    with pytest.raises(OSError, match="No space left"):
+        bring_images(source, store, SIZE)
+
+
+def test_grey_pictures_become_rgb(source, store):
+    picture(0).convert("L").save(source / TEST[0])
+    bring_images(source, store, SIZE)
+    assert Image.open(Dataset(store).image_path(TEST[0])).mode == "RGB"
+
+
+def test_without_recordings_names_and_numbers_are_checked(source, tmp_path, monkeypatch):
+    report = bring_images(source, tmp_path / "empty", SIZE)
+    assert [problem.partition(": ")[2].partition(";")[0] for problem in report.problems] == [
+        "training_images are 4 pictures, not 16540 or 19848",
+        "test_images are 1 pictures, not 200",
+    ]
+    monkeypatch.setattr(stimulus_set, "_EXPECTED", {"training_images": [4], "test_images": [1]})
+    assert bring_images(source, tmp_path / "empty", SIZE).problems == []
+    for wrong in ("00001_aardvark/zebra_01b.jpg", "aardvark_03b.jpg", "1_bat1/bat1_01b.jpg"):
+        wrong = f"training_images/{wrong}"
+        (source / wrong).parent.mkdir(exist_ok=True)
+        shutil.copy2(source / TRAINING[0], source / wrong)
+        [problem] = bring_images(source, tmp_path / "empty", SIZE).problems
+        assert (
+            problem
+            == f"{source / wrong}: not named like training_images/00001_aardvark/aardvark_01b.jpg; rename or remove it"
+        )
+        (source / wrong).unlink()
+    with pytest.raises(UserError, match="no picture named like .* bring those first"):
+        bring_images(source / "training_images", tmp_path / "other", SIZE)
+
+
+def test_archives_cannot_write_elsewhere(source, store, tmp_path):
+    path = zipped(source, tmp_path / "evil.zip", TRAINING + TEST)
+    buffer = io.BytesIO()
+    picture(1).save(buffer, "JPEG")
+    with zipfile.ZipFile(path, "a") as archive:
+        for name in (
+            "../../training_images/00001_x/x_01b.jpg",
+            "/tmp/x_01b.jpg",
+            "a\\..\\x_01b.jpg",
+            "c:/x_01b.jpg",
+            "../x",
+            "",
+        ):
+            archive.writestr(zipfile.ZipInfo(name), buffer.getvalue())
+    before = set(tmp_path.rglob("*"))
+    report = bring_images(path, store, SIZE)
+    assert len(report.problems) == 5 and all(
+        "points outside the archive; it was not read" in problem for problem in report.problems
+    )
+    assert {
+        place
+        for place in set(tmp_path.rglob("*")) - before
+        if store / "Image_set_Resize" not in (place, *place.parents)
+    } == set()
+
+
+def test_damaged_archives_are_named(source, store, tmp_path):
+    path = zipped(source, tmp_path / "training_images.zip", TRAINING + TEST)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="training_images.zip: damaged or cut off .*fetch it again"):
+        bring_images(path, store, SIZE)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        offset = archive.getinfo(TEST[0]).header_offset
+    flipped = bytearray(content)
+    flipped[offset + 300] ^= 255
+    path.write_bytes(flipped)
+    [problem] = bring_images(path, store, SIZE).problems
+    assert f"{TEST[0]}: cannot be used (Bad CRC-32" in problem
+    locked = bytearray(content)
+    locked[locked.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(locked)
+    with pytest.raises(UserError, match="password-protected; unpack it with the password"):
+        bring_images(path, store, SIZE)
+
+
+def test_what_cannot_be_done_is_refused(source, store, tmp_path):
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "other").mkdir()
+    picture(0).save(tmp_path / "other" / "x.jpg")
+    for given, message in [
+        (tmp_path / "nowhere", "no such folder or zip file"),
+        (tmp_path / "nothing", "no pictures inside; give the folder of training_images"),
+        (tmp_path / "other", f"none of the 5 pictures that recordings in .* show, as {TRAINING[0]}"),
+        (store, "cannot be made there; give a folder outside"),
+        (store / "Image_set_Resize", "cannot be made there; give a folder outside"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            bring_images(given, store, SIZE)
+    for size, quality in ((-1, 95), (24, 0), (24, 101)):
+        with pytest.raises(UserError, match="size must be 0 or more pixels, quality 1 to 100"):
+            bring_images(source, store, size, quality)
+    assert not (store / "Image_set_Resize").exists()
+    bring_images(source, store, SIZE)
+    with pytest.raises(UserError, match="made with size 24 and quality 95; give these, or delete it"):
+        bring_images(source, store, 32)
+    (store / "Image_set_Resize" / INDEX).write_text("{")
+    with pytest.raises(UserError, match=r"images.json: damaged .*; delete .* and make it again"):
+        bring_images(source, store, SIZE)
+    (store / "Image_set_Resize" / INDEX).unlink()
+    with pytest.raises(UserError, match="not made by 'bvsa data images' .*; move it away"):
+        bring_images(source, store, SIZE)

@@ -1,0 +1,87 @@
+"""Writing whole or not at all, and folders that one process has to itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from bvsa_core.errors import UserError
+from bvsa_core.io.atomic import append_line, claim, make_folder, write_atomically
+
+
+@pytest.fixture
+def read_only(request) -> Path:
+    """A folder that cannot be written to, not even by who runs the tests as root."""
+    folder, before = Path(tempfile.mkdtemp()), os.geteuid()
+    folder.chmod(0o555)
+    if before == 0:
+        os.seteuid(65534)
+    yield folder
+    os.seteuid(before)
+    shutil.rmtree(folder)
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(read_only):
+    why = r"cannot be written \(Permission denied\); make room, or choose another folder"
+    for write in (
+        lambda path: write_atomically(path, b"content"),
+        lambda path: append_line(path, "line"),
+        lambda path: make_folder(path, lambda folder: None),
+        lambda path: claim(path, "a run").__enter__(),
+    ):
+        with pytest.raises(UserError, match=f"{read_only}/target: {why}"):
+            write(read_only / "target")
+    assert not list(read_only.iterdir())
+
+
+def test_a_file_is_replaced_whole_or_stays(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, b"first")
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    with pytest.raises(UserError, match="file: cannot be written"):
+        write_atomically(path, b"second")
+    assert path.read_bytes() == b"first" and os.listdir(tmp_path) == ["file"]
+
+
+def test_a_folder_that_could_not_be_filled_leaves_nothing(tmp_path):
+    def fill(folder: Path) -> None:
+        (folder / "half").touch()
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"full: cannot be written \(No space left on device\)"):
+        make_folder(tmp_path / "full", fill)
+    assert not list(tmp_path.iterdir())
+
+
+CLAIM = """
+import sys
+from pathlib import Path
+from bvsa_core.io.atomic import claim
+with claim(Path(sys.argv[1]), "a run"):
+    Path(sys.argv[1], ".half.partial").touch()
+    print("claimed", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_claim_ends_with_its_owner_however_that_ends(tmp_path):
+    folder = tmp_path / "run"
+    owner = subprocess.Popen([sys.executable, "-c", CLAIM, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert owner.stdout.readline() == b"claimed\n"
+    with pytest.raises(
+        UserError, match=rf"run: a run is going on there \(process {owner.pid} on .*\); wait for its end, or choose"
+    ):
+        with claim(folder, "a run"):
+            pass
+    assert (folder / ".half.partial").exists()  # of the living nothing is cleared away
+    owner.kill()
+    owner.communicate()
+    with claim(folder, "a run"):
+        assert os.listdir(folder) == [".lock"]
+    assert not os.listdir(folder)

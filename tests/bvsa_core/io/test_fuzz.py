@@ -1,0 +1,253 @@
+"""Whatever a file has become: it is read as it was, or a UserError of one line; never a crash, a hang, or code that it names.
+
+FOVBLUR_FUZZ is how many damaged versions of each kind of file are read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import fake_eeg
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from bvsa_core.data import store
+from bvsa_core.data.dataset import Dataset, read_recordings
+from bvsa_core.data.layouts import convert, meg_trials
+from bvsa_core.data.quality.check import check_dataset
+from bvsa_core.data.stimulus_set import bring_images
+from bvsa_core.data.store import Header, SplitHeader, SubjectWriter
+from bvsa_core.io.image_file import read_picture
+from bvsa_core.io.safe_readers import read_arrays
+from bvsa_core.retrieval.gallery import Rows
+
+if not sys.platform.startswith("linux"):
+    pytest.skip("forks, and bounds the memory of its children", allow_module_level=True)
+import fuzz
+from fuzz import Kind
+
+VERSIONS = int(os.environ.get("FOVBLUR_FUZZ", 80))
+DATA = np.random.default_rng(0).standard_normal((3, 2, 4, 5))
+IMAGES = [f"training_images/{i + 1:05d}_thing{i}/thing{i}_01b.jpg" for i in range(3)]
+CHANNELS, TIMES = ["O1", "Oz", "O2", "Pz"], [0.0, 0.004, 0.008, 0.012, 0.016]
+
+
+def stored(folder: Path) -> Path:
+    splits = {}
+    with SubjectWriter(folder, "sub-01", {"layout": "planted", "files": {}}) as writer:
+        for split in store.SPLITS:
+            names = [image.replace("thing", split) for image in IMAGES]
+            splits[split] = SplitHeader(list(DATA.shape), names, [split] * 3, [[1, 2]] * 3)
+            array = writer.array(split, DATA.shape)
+            array[:] = DATA
+            array.flush()
+        writer.finish(Header("sub-01", "EEG", "V", 250.0, CHANNELS, TIMES, "planted", ["Made."], splits))
+    (folder / "dataset.json").write_text('{"name": "planted", "modality": "EEG"}')
+    return folder / "sub-01"
+
+
+def recordings(folder: Path) -> Path:
+    images = np.array(IMAGES).reshape(-1, 1).repeat(2, 1)
+    content = {
+        "eeg": DATA.astype(np.float16),
+        "img": images,
+        "ch_names": CHANNELS,
+        "times": np.array(TIMES),
+        "session": np.zeros((3, 2)),
+    }
+    torch.save(content, folder / "train.pt", pickle_protocol=5)
+    return folder / "train.pt"
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {"weight": torch.from_numpy(DATA[0]).float(), "bias": torch.arange(7), "half": torch.ones(3, 2).half().t()}
+
+
+def arrays_layout(folder: Path) -> Path:
+    """Plain arrays with four channels, and their pictures by image_metadata.npy."""
+    place = folder / "sub-01"
+    place.mkdir(parents=True)
+    names = {}
+    for split in store.SPLITS:
+        np.save(place / f"{split}.npy", DATA.astype(np.float32))
+        names |= {
+            f"{split}_img_concepts": [f"{i:05d}_{split}{i}" for i in range(3)],
+            f"{split}_img_files": [f"{i}.jpg" for i in range(3)],
+        }
+    np.save(folder / "image_metadata.npy", names)
+    (folder / "info.json").write_text(json.dumps({"ch_names": CHANNELS, "times": TIMES, "normalization": "mvnn"}))
+    return folder
+
+
+def session_layout(folder: Path) -> Path:
+    """What things_eeg2_dataset keeps, of two sessions."""
+    place = folder / "sub-01"
+    place.mkdir(parents=True)
+    (place / "meta_sub-01.json").write_text(json.dumps({"ch_names": CHANNELS, "times": TIMES}))
+    for part in fake_eeg.PARTS.values():
+        np.save(place / f"preprocessed_eeg_{part}_sub-01.npy", np.stack([DATA, DATA]).astype(np.float32))
+        np.save(place / f"img_conditions_{part}_sub-01.npy", np.array([[1, 2, 3], [3, 1, 2]]))
+        for i in range(3):
+            picture = folder / "Image_set" / f"{part}_images" / f"{i:05d}_{part}{i}" / f"{i}.jpg"
+            picture.parent.mkdir(parents=True)
+            picture.touch()
+    return folder
+
+
+def pictures(folder: Path) -> Path:
+    content = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
+    for name, options in (
+        ("a.jpg", {}),
+        ("b.png", {}),
+        ("c.jpg", {"progressive": True, "exif": b"Exif\0\0II*\0" + bytes(30)}),
+    ):
+        Image.fromarray(content).save(folder / name, **options)
+    with zipfile.ZipFile(folder / "training_images.zip", "w") as archive:
+        for i, name in enumerate(IMAGES):
+            archive.write(folder / "a.jpg", name, zipfile.ZIP_DEFLATED if i else zipfile.ZIP_STORED)
+    return folder
+
+
+def all_kinds(root: Path) -> list[Kind]:
+    place = {name: root / name for name in ("store", "pt", "npy", "arrays", "sessions", "pictures", "images", "tables")}
+    for name in ("store", "pt", "npy", "pictures", "tables"):
+        place[name].mkdir()
+    subject = stored(place["store"])
+    train, npy = recordings(place["pt"]), place["npy"]
+    torch.save(tensors(npy), npy / "tensors.pt")
+    raw = {"raw_eeg_data": DATA, "ch_names": CHANNELS, "sfreq": 1000, "times": TIMES}
+    np.save(npy / "saved.npy", raw)
+    (npy / "dumped.npy").write_bytes(pickle.dumps(raw, protocol=4))
+    (npy / "old.npy").write_bytes(pickle.dumps(raw, protocol=2))
+    np.save(npy / "plain.npy", DATA)
+    np.savez(npy / "both.npz", one=DATA, two=np.arange(5))
+    np.save(npy / "rows.npy", DATA.reshape(-1, 5).astype(np.float32))
+    safetensors.torch.save_file({"image": torch.rand(4, 5)}, npy / "rows.safetensors")
+    safetensors.torch.save_file({"one": torch.eye(3), "two": torch.arange(5)}, npy / "x.safetensors")
+    arrays, sessions, stills = (
+        arrays_layout(place["arrays"]),
+        session_layout(place["sessions"]),
+        pictures(place["pictures"]),
+    )
+    tables = place["tables"]
+    (tables / "a.csv").write_text('trial_type,things_image_nr,image_path\nexp,1,a/b.jpg\ntest,2,"c, d.jpg"\n' * 3)
+    (tables / "image_paths.csv").write_text("images/a/a_01b.jpg\nimages/b/b_01b.jpg\n")
+    (tables / "image_concept_index.csv").write_text("1\n2\n")
+    read_store = lambda path: _samples(path.parent)  # noqa: E731
+    check = lambda path, folder: _checked(folder)  # noqa: E731
+    return [
+        Kind("recordings .pt", train, read_arrays, exact=True),
+        Kind("recordings", train, lambda path: _plain(read_recordings(path)), exact=True),
+        Kind("tensors .pt", npy / "tensors.pt", read_arrays, exact=True),
+        *(
+            Kind(name, npy / name, read_arrays)
+            for name in ("saved.npy", "dumped.npy", "old.npy", "plain.npy", "x.safetensors")
+        ),
+        Kind("both.npz", npy / "both.npz", read_arrays, exact=True),
+        Kind("header.json", subject / "header.json", lambda path: store.read_header(path.parent)),
+        Kind("header.json, checked", subject / "header.json", lambda path: _checked(path.parents[1])),
+        Kind("store array", subject / "train.npy", read_store, exact=True),
+        Kind("store array, checked", subject / "train.npy", lambda path: _checked(path.parents[1])),
+        Kind("dataset.json", place["store"] / "dataset.json", lambda path: Dataset(path.parent).description),
+        Kind("arrays' train.npy", arrays / "sub-01" / "train.npy", lambda path: check(path, arrays)),
+        Kind("image_metadata.npy", arrays / "image_metadata.npy", lambda path: check(path, arrays)),
+        Kind("info.json", arrays / "info.json", lambda path: check(path, arrays)),
+        Kind("meta.json", sessions / "sub-01" / "meta_sub-01.json", lambda path: check(path, sessions)),
+        Kind(
+            "img_conditions", sessions / "sub-01" / "img_conditions_test_sub-01.npy", lambda path: check(path, sessions)
+        ),
+        *(Kind(name, stills / name, _decoded) for name in ("a.jpg", "b.png", "c.jpg")),
+        Kind("zip of pictures", stills / "training_images.zip", lambda path: _brought(path, root / "images")),
+        Kind("attributes", tables / "a.csv", meg_trials.read_attributes),
+        Kind("image_paths.csv", tables / "image_paths.csv", lambda path: _pictures(tables)),
+        Kind("image_concept_index.csv", tables / "image_concept_index.csv", lambda path: _pictures(tables)),
+        *(
+            Kind(f"gallery {name}", npy / name, lambda path: Rows(path).read(slice(0, 2)))
+            for name in ("rows.npy", "rows.safetensors")
+        ),
+        Kind("description", arrays / "info.json", convert.read_json),
+    ]
+
+
+def _samples(folder: Path) -> np.ndarray:
+    header = store.read_header(folder)
+    data = store.open_array(folder, header, "train")
+    store.verify(folder, header, "train")
+    return np.array(data)
+
+
+def _plain(found) -> dict:
+    return {"data": np.array(found.data), "images": found.images, "times": found.times, "channels": found.channels}
+
+
+def _checked(folder: Path) -> None:
+    problems = check_dataset(folder).problems
+    assert all("\n" not in line for line in problems), problems
+
+
+def _decoded(path: Path) -> None:
+    read_picture(path)
+
+
+def _brought(path: Path, target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    bring_images(path, target, 8)
+
+
+def _pictures(folder: Path) -> object:
+    return meg_trials.read_pictures(folder / "image_paths.csv", folder / "image_concept_index.csv")
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory) -> list[Kind]:
+    return all_kinds(tmp_path_factory.mktemp("fuzz"))
+
+
+def test_no_damage_is_read_wrongly_or_runs(kinds, seed):
+    donors = [kind.path.read_bytes() for kind in kinds]
+    findings = [line for kind in kinds for line in fuzz.hunt(kind, range(VERSIONS), seed, donors)]
+    assert not findings, "\n".join(findings[:50])
+
+
+def _burn(path: Path) -> None:
+    while True:
+        pass
+
+
+def _lie(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+BAD = {
+    "the process died of SIGPROF": _burn,
+    "the process died of SIGSEGV": lambda path: os.kill(os.getpid(), 11),
+    "did os.system": lambda path: os.system("true"),
+    "did subprocess.Popen": lambda path: subprocess.Popen(["true"]).wait(),
+    "did pickle.find_class": lambda path: pickle.loads(b"cos\ngetcwd\n."),
+    "opened /dev/full for writing": lambda path: Path("/dev/full").open("wb").close(),
+    "executed a string": lambda path: exec("1"),
+    "MemoryError": lambda path: bytes(2**32),
+    "IndexError": lambda path: [][1],
+    "read as something else": _lie,
+}
+
+
+@pytest.mark.parametrize("told", BAD)
+def test_what_a_reader_must_not_do_is_noticed(tmp_path, monkeypatch, told):
+    monkeypatch.setattr(fuzz, "CPU_SECONDS", 0.2)
+    (tmp_path / "x").write_bytes(bytes(100))
+    changed = lambda path: None if path.read_bytes() == bytes(100) else BAD[told](path)  # noqa: E731
+    kind = Kind("x", tmp_path / "x", _lie if BAD[told] is _lie else changed, exact=BAD[told] is _lie)
+    findings = fuzz.hunt(kind, range(3), 1, [bytes(range(256))])
+    assert 1 <= len(findings) <= 3 and all(told in line for line in findings), findings
+    assert fuzz.hunt(Kind("x", tmp_path / "x", lambda path: None), range(3), 1, [b"x"]) == []

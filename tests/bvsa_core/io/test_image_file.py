@@ -1,0 +1,36 @@
+"""Pictures from outside: decoded, or a UserError that names them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bvsa_core.errors import UserError
+from bvsa_core.io.image_file import read_picture
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "gif"])
+def test_what_is_there_is_decoded(tmp_path, suffix):
+    Image.new("RGB", (5, 4), (255, 0, 0)).save(tmp_path / f"x.{suffix}")
+    found = np.asarray(read_picture(tmp_path / f"x.{suffix}").convert("RGB"))
+    assert found.shape == (4, 5, 3) and (found[..., 0] >= 250).all()
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "x.png")
+    whole = (tmp_path / "x.png").read_bytes()
+    Image.new("RGB", (5, 4)).save(tmp_path / "x.eps")  # which Pillow would have Ghostscript run
+    wrong = {
+        "eps.jpg": (tmp_path / "x.eps").read_bytes(),
+        "cut.png": whole[:60],
+        "giant.png": whole[:-12] + b"\x7f\xff\xff\xf0iTXt" + whole[-12:],
+        "empty.jpg": b"",
+    }
+    for name, content in wrong.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{name} cannot be read .*; fetch or make it again") as told:
+            read_picture(tmp_path / name)
+        assert not isinstance(told.value.__cause__, MemoryError) and "\n" not in str(told.value)
+    with pytest.raises(UserError, match=r"nowhere.png is missing"):
+        read_picture(tmp_path / "nowhere.png")

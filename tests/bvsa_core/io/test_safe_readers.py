@@ -1,0 +1,274 @@
+"""Safe readers: everything published reads, nothing runs, damage is told in one line."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from bvsa_core.errors import UserError
+from bvsa_core.io import safe_pickle
+from bvsa_core.io.safe_readers import read_arrays
+
+CONTENT = {
+    "eeg": np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float16),
+    "img": np.array([["a/b.jpg", "c"], ["d", "é"]]),
+    "names": ["Oz", "O1"],
+    "times": np.arange(3.0),
+    "text in objects": np.array(["x", "yy"], dtype=object),
+    "fortran": np.asfortranarray(np.arange(12.0).reshape(3, 4)),
+    "big endian": np.arange(4, dtype=">i4"),
+    "empty": np.zeros((0, 3)),
+    "scalar": np.float64(3.5),
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_reads_numpy_arrays_of_every_pickle_protocol(tmp_path, protocol):
+    torch.save(CONTENT, tmp_path / "train.pt", pickle_protocol=protocol)
+    read = read_arrays(tmp_path / "train.pt")
+    assert read.keys() == CONTENT.keys()
+    for key, value in CONTENT.items():
+        np.testing.assert_array_equal(np.asarray(read[key]), np.asarray(value))
+    assert read["eeg"].dtype == np.float16 and isinstance(read["names"], list)
+
+
+def test_reads_tensors_and_state_dicts(tmp_path):
+    tensors = {
+        "half": torch.rand(3).half(),
+        "transposed": torch.rand(3, 4).t(),
+        "long": torch.arange(5),
+        "bool": torch.tensor([True]),
+    }
+    torch.save(tensors, tmp_path / "x.pt")
+    for key, value in read_arrays(tmp_path / "x.pt").items():
+        assert torch.equal(value, tensors[key])
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "y.pt")
+    assert read_arrays(tmp_path / "y.pt").keys() == {"weight", "bias"}
+    torch.save(torch.eye(3), tmp_path / "z.pt")
+    assert torch.equal(read_arrays(tmp_path / "z.pt"), torch.eye(3))
+
+
+def test_reads_npy_npz_and_safetensors(tmp_path):
+    np.save(tmp_path / "a.npy", np.eye(2))
+    np.savez(tmp_path / "b.npz", one=np.eye(2))
+    safetensors.torch.save_file({"one": torch.eye(2)}, tmp_path / "c.safetensors")
+    assert np.array_equal(read_arrays(tmp_path / "a.npy"), np.eye(2))
+    assert read_arrays(tmp_path / "b.npz").keys() == read_arrays(tmp_path / "c.safetensors").keys() == {"one"}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_reads_pickled_dicts_of_npy_files(tmp_path, protocol):
+    raw = {"raw_eeg_data": np.arange(6.0).reshape(2, 3), "ch_names": ["Oz", "stim"], "sfreq": 1000, "times": None}
+    np.save(tmp_path / "saved.npy", raw)
+    (tmp_path / "dumped.npy").write_bytes(pickle.dumps(raw, protocol))
+    np.save(tmp_path / "rows.npy", np.array([{"x": 1}, "y"], dtype=object))
+    for name in ("saved.npy", "dumped.npy"):
+        read = read_arrays(tmp_path / name)
+        np.testing.assert_array_equal(read.pop("raw_eeg_data"), raw["raw_eeg_data"])
+        assert read == {key: value for key, value in raw.items() if key != "raw_eeg_data"}
+    assert read_arrays(tmp_path / "rows.npy") == [{"x": 1}, "y"]
+
+
+def test_a_large_pickled_array_is_read_without_a_copy(tmp_path, monkeypatch):
+    monkeypatch.setattr(safe_pickle, "_COPIED_UP_TO", 100)
+    (tmp_path / "x.npy").write_bytes(pickle.dumps({"small": np.zeros(2), "large": np.ones(50)}))
+    read = read_arrays(tmp_path / "x.npy")
+    assert read["small"].flags.writeable and not read["large"].flags.writeable
+    assert read["large"].sum() == 50
+
+
+class _Payload:
+    """Unpickles to a call that would leave a mark."""
+
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+def payloads(mark: Path) -> list:
+    touch = f"open({str(mark)!r}, 'w').close()"
+    return [
+        _Payload(os.system, f"touch {mark}"),
+        _Payload(exec, touch),
+        _Payload(eval, touch),
+        _Payload(getattr, [], "append"),
+        _Payload(np.save, str(mark), np.eye(2)),
+        _Payload(torch.save, 1, str(mark)),
+        _Payload(Path, mark),
+        [{"deep": _Payload(os.mkdir, str(mark))}],
+    ]
+
+
+@pytest.mark.parametrize("which", range(8))
+def test_a_hostile_file_raises_and_runs_nothing(tmp_path, which):
+    mark = tmp_path / "mark"
+    payload = payloads(mark)[which]
+    torch.save({"eeg": payload, "img": np.array(["x"])}, tmp_path / "train.pt")
+    with pytest.raises(UserError, match="not data; it was not run"):
+        read_arrays(tmp_path / "train.pt")
+    np.save(tmp_path / "x.npy", np.array([payload], dtype=object), allow_pickle=True)
+    (tmp_path / "y.npy").write_bytes(pickle.dumps({"eeg": payload}))
+    for name in ("x.npy", "y.npy"):
+        with pytest.raises(UserError, match="not data; it was not run"):
+            read_arrays(tmp_path / name)
+    assert not mark.exists()
+
+
+def write_pickle(path: Path, code: bytes) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", code)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        b"\x80\x02cnumpy\ndtype\n(X\x02\x00\x00\x00O8K\x00K\x01tR.",  # a bare dtype
+        b"\x80\x02cnumpy._core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R.",  # an array without state
+        pickle.dumps([[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]),
+        b"\x80\x02.",
+        b"",
+        b"\x80\x02ctorch\nload\n.",
+        b"\x80\x04\x8e" + b"\xff" * 5 + b"\0" * 3 + b"x.",  # bytes of a length that is not there
+        b"\x80\x02cnumpy._core.multiarray\nscalar\nN}X\x0c\x00\x00\x00__defaults__NsN\x86b.",  # a state for our own function
+        b"\x80\x02cnumpy\ndtype\n(X\x02\x00\x00\x00f8K\x00K\x01t\x81.",  # an object made without its constructor
+        b"\x80\x02]q\0"
+        + b"".join(b"]q" + bytes([i]) + b"(" + (b"h" + bytes([i - 1])) * 40 + b"e" for i in range(1, 15))
+        + b".",
+    ],
+)
+def test_an_odd_pickle_is_refused(tmp_path, code):
+    before = safe_pickle._scalar.__defaults__
+    write_pickle(tmp_path / "x.pt", code)
+    (tmp_path / "x.npy").write_bytes(code)
+    for name in ("x.pt", "x.npy"):
+        with pytest.raises(UserError):
+            read_arrays(tmp_path / name)
+    assert safe_pickle._scalar.__defaults__ == before
+
+
+def test_a_memo_number_does_not_take_memory(tmp_path):
+    (tmp_path / "x.npy").write_bytes(
+        b"\x80\x02Nr\xff\xff\xff\x7f."
+    )  # None, kept as number 2^31 - 1: 32 GB of table in C
+    assert read_arrays(tmp_path / "x.npy") is None
+
+
+def test_an_array_cannot_claim_more_than_its_file_has(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((3, 4)))
+    claims = (
+        (tmp_path / "x.npy")
+        .read_bytes()
+        .replace(b"(3, 4)", b"(3, 4000000000)".ljust(15))
+        .replace(b" " * 9 + b"\n", b"\n")
+    )
+    (tmp_path / "y.npy").write_bytes(claims)
+    with zipfile.ZipFile(tmp_path / "z.npz", "w") as archive:
+        archive.writestr("a.npy", claims)
+    for name in ("y.npy", "z.npz"):
+        with pytest.raises(UserError, match="tells of"):
+            read_arrays(tmp_path / name)
+
+
+def test_a_tensor_cannot_reach_beyond_its_storage(tmp_path):
+    torch.save(torch.arange(4.0), tmp_path / "x.pt")
+    with zipfile.ZipFile(tmp_path / "x.pt") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    parts["x/data.pkl"] = parts["x/data.pkl"].replace(b"K\x04\x85", b"K\x09\x85")  # size (4,) becomes (9,)
+    with zipfile.ZipFile(tmp_path / "y.pt", "w") as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data)
+    with pytest.raises(UserError, match="reaches beyond its storage"):
+        read_arrays(tmp_path / "y.pt")
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_told_from_a_good_one(tmp_path, keep):
+    torch.save(CONTENT, tmp_path / "whole.pt")
+    data = (tmp_path / "whole.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(data[: int(len(data) * keep)])
+    with pytest.raises(UserError, match="cut.pt: damaged or incomplete"):
+        read_arrays(tmp_path / "cut.pt")
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    torch.save({"eeg": np.zeros((50, 50))}, tmp_path / "x.pt")
+    data = bytearray((tmp_path / "x.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "x.pt").write_bytes(data)
+    with pytest.raises(UserError, match="damaged"):
+        read_arrays(tmp_path / "x.pt")
+
+
+def test_missing_and_unknown_files_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"nothing.pt: no such file"):
+        read_arrays(tmp_path / "nothing.pt")
+    with pytest.raises(UserError, match=r"notes.txt: unknown kind of file; give one of .pt"):
+        read_arrays(tmp_path / "notes.txt")
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_a_large_array_of_a_pickled_npy_file_is_mapped_and_a_cut_one_told(tmp_path, monkeypatch, protocol):
+    monkeypatch.setattr(safe_pickle, "_COPIED_UP_TO", 100_000)
+    content = {"first": np.arange(30_000.0), "names": ["a", "b"], "second": np.arange(40_000, dtype=np.float32)}
+    whole = pickle.dumps(content, protocol=protocol)
+    (tmp_path / "x.npy").write_bytes(whole)
+    read = read_arrays(tmp_path / "x.npy")
+    for name in ("first", "second"):
+        np.testing.assert_array_equal(read[name], content[name])
+        base = read[name]
+        while isinstance(base, np.ndarray):
+            base = base.base
+        assert type(base.obj) is mmap.mmap
+    assert read["names"] == ["a", "b"]
+    for size in (1000, 200_000, 300_000, len(whole) - 10):
+        (tmp_path / "x.npy").write_bytes(whole[:size])
+        with pytest.raises(UserError, match="x.npy: damaged or incomplete"):
+            read_arrays(tmp_path / "x.npy")
+
+
+def test_a_header_that_cannot_be_parsed_and_sizes_that_are_not_what_is_told(tmp_path):
+    np.save(tmp_path / "x.npy", np.eye(4))
+    content = (tmp_path / "x.npy").read_bytes()
+    np.savez(tmp_path / "x.npz", np.eye(40))
+    archive = (tmp_path / "x.npz").read_bytes()
+    end = archive.rindex(b"PK\5\6")
+    damaged = {
+        "open.npy": content.replace(b"(4, 4)", b"[(4, 4"),
+        "less.npy": content.replace(b"(4, 4)", b"(4, 2)"),
+        "more.npy": content + b"x",
+        "nothing.npz": archive[:end]
+        + archive[end : end + 8]
+        + bytes(8)
+        + end.to_bytes(4, "little")
+        + bytes(2),  # tells of no parts
+    }
+    for name, changed in damaged.items():
+        (tmp_path / name).write_bytes(changed)
+        with pytest.raises(UserError, match=f"{name}: damaged or incomplete"):
+            read_arrays(tmp_path / name)
+    assert zipfile.ZipFile(tmp_path / "nothing.npz").namelist() == []
+
+
+def test_a_pickle_that_ends_early_is_refused(tmp_path):
+    torch.save({"one": np.arange(5), "two": "x" * 9000}, tmp_path / "x.pt", pickle_protocol=5)
+    content = (tmp_path / "x.pt").read_bytes()
+    (tmp_path / "x.pt").write_bytes(content.replace(b"xxxxx", b".xxxx").replace(b"one", b"on."))
+    with pytest.raises(UserError, match="damaged"):
+        read_arrays(tmp_path / "x.pt")
+
+
+def test_what_a_pickle_names_is_told_in_one_line(tmp_path):
+    (tmp_path / "x.npy").write_bytes(b"\x80\x04\x8c\x02o\n\x8c\x04\x1b[2J\x93.")
+    with pytest.raises(UserError, match=r"names 'o\\n.\\x1b\[2J', which is not data"):
+        read_arrays(tmp_path / "x.npy")

@@ -1,0 +1,112 @@
+"""The table of a grid, from rows made by hand: footnotes, escapes, and what is absent."""
+
+from __future__ import annotations
+
+import csv
+import re
+
+import pytest
+
+from bvsa_core.distributed.processes import Team
+from bvsa_core.errors import UserError
+from bvsa_core.experiments import paper_results
+from bvsa_core.report.comparison_table import (
+    Entry,
+    escape,
+    lines,
+    mean_statistics,
+    notes,
+    subject_rows,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
+from bvsa_core.report.tables import Row
+
+PUBLISHED = paper_results.find("NICE", "eeg", "inter")
+
+
+def entry(system: str = "nice", note: str = "", beside=PUBLISHED, setting: str = "inter", **protocol) -> Entry:
+    usual = {
+        "dataset": "THINGS-EEG2", "selection": "last", "information": "inductive", "gate": "none",
+        "gallery": 200, "channels": 17, "repetitions": 80, "encoder": "RN50",
+    }  # fmt: skip
+    row = Row("nice (corrected)", 0.25, (0.2, 0.3), 0.5, (0.4, 0.6), 0.3, 7.0, 10, 3, usual | protocol, note)
+    return Entry("eeg", setting, system, "tsconv", row, published=beside)
+
+
+def test_notes_name_what_differs_and_nothing_else():
+    usual = Entry("eeg", "intra", "ubp", "eeg_project", entry().row, published=paper_results.find("UBP", "eeg", "intra"))
+    assert notes(usual) == [] and notes(entry(beside=None)) == []
+    assert notes(entry(selection="validation")) == [
+        "selection: ours the best epoch on concepts held out of the training data",
+        "gallery: ours 200 pictures, published class centres",
+        "pictures by: ours RN50, published not stated",
+    ]
+    told = notes(
+        entry(
+            beside=None, selection="oracle (upper bound, selected on test)", dataset="synthetic", note="reconstruction"
+        )
+    )
+    assert (
+        "upper bound, selected on test" in told[2]
+        and "not recorded from people" in told[0]
+        and "reconstruction" in told[1]
+    )
+    told = notes(
+        entry(beside=None, information="label-free transductive", rescoring="csls", channels=63, repetitions=40)
+    )
+    assert told[0].startswith("label-free transductive") and told[1:] == [
+        "ours: 63 channels; usual are 17", "ours: 40 test repetitions averaged; usual are 80"
+    ]  # fmt: skip
+    gated = Entry("eeg", "intra", "bvsa", "eeg_project", entry().row, published=paper_results.find("BVSA", "eeg", "intra"))
+    assert "information: ours inductive, published uses labels" in notes(gated)
+
+
+def test_footnotes_are_counted_as_they_appear():
+    table, footnotes = lines([entry(), entry(channels=63), entry()])
+    assert [row[-1] for row in table] == ["1 2 3", "1 2 3 4", "1 2 3"] and len(footnotes) == len(set(footnotes)) == 4
+
+
+def test_published_figures_stay_in_their_columns():
+    absent = Entry("meg", "inter", "SAMGA", published=paper_results.find("SAMGA", "meg", "inter"))
+    failed = Entry("eeg", "intra", "ubp", "eeg_project", missing=2, cells=6)
+    records = list(csv.DictReader(to_csv([absent, failed, entry()]).splitlines()))
+    assert (records[0]["top1"], records[0]["published_top1"], records[0]["published_top5"]) == ("", "6.1", "16.6")
+    assert (records[1]["top1"], records[1]["published_top1"]) == ("", "") and records[2]["top1_high"] == "30.0"
+    text = to_markdown("A | B", [absent, failed, entry(system="a|b")])
+    assert "2 of 6 cells missing" in text and "a&#124;b" in text and "| 25.0 [20.0, 30.0] | 50.0 [40.0, 60.0] |" in text
+    assert paper_results.find("SAMGA", "meg", "intra") and paper_results.find("NICE", "meg", "intra") is None
+    with pytest.raises(UserError, match="unknown published row 'SAMBA'; choose one of BraVL"):
+        paper_results.check("SAMBA")
+
+
+def test_latex_prints_every_character():
+    assert escape(r"50 % & $1_2 {x}^# ~ \n") == (
+        r"50 \% \& \$1\_2 \{x\}\textasciicircum{}\# \textasciitilde{} \textbackslash{}n"
+    )  # fmt: skip
+    text = to_latex("Every & all", [entry(system="a_b & c%"), entry(setting="intra")])
+    assert (
+        r"a\_b \& c\%" in text
+        and text.count(r"\midrule") == 2
+        and text.count(r"\toprule") == text.count(r"\bottomrule") == 1
+    )
+    columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", text)[1]
+    body = text.split(r"\toprule")[1].split(r"\bottomrule")[0]
+    assert all(len(re.split(r"(?<!\\)&", line)) == len(columns) for line in body.splitlines() if line.endswith(r"\\"))
+
+
+def test_subjects_and_statistics_are_means_over_seeds():
+    statistics = lambda value: {"hubness": {"k": 10, "skewness": value}, "galleries": [{"size": 2, "top1": value}]}  # noqa: E731
+    results = [
+        {"subject": "sub-02", "ranks": [1, 9], "statistics": statistics(0.5)},
+        {"subject": "sub-01", "ranks": [1, 1], "statistics": statistics(1.0)},
+        {"subject": "sub-01", "ranks": [2, 6], "statistics": statistics(0.0)},
+    ]
+    assert subject_rows(results) == {"sub-01": (0.5, 0.75), "sub-02": (0.5, 0.5)}
+    assert mean_statistics(results) == {"hubness": {"k": 10, "skewness": 0.5}, "galleries": [{"size": 2, "top1": 0.5}]}
+
+
+def test_cells_are_dealt_to_every_process_once():
+    shares = [Team(rank, 3).share(range(8)) for rank in range(3)]
+    assert sorted(cell for share in shares for cell in share) == list(range(8)) and max(map(len, shares)) == 3

@@ -1,0 +1,160 @@
+"""The synthetic data set: its layout, its size, its seeds, and the signal in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bvsa_core.data.dataset import Dataset
+from bvsa_core.data.quality.check import check_dataset
+from bvsa_core.data.split import load_split
+from bvsa_core.errors import UserError
+from bvsa_core.io.safe_readers import read_arrays
+from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset, make_subject, plan_pictures, record
+
+TINY = SyntheticConfig(
+    subjects=1,
+    train_concepts=4,
+    images_per_concept=2,
+    train_repetitions=2,
+    test_concepts=3,
+    test_repetitions=4,
+    samples=60,
+)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_the_files_are_those_ubp_publishes(small_data):
+    content = read_arrays(small_data / "Preprocessed_data_250Hz_whiten" / "sub-02" / "train.pt")
+    assert set(content) == {"eeg", "label", "img", "text", "session", "ch_names", "times"}
+    assert content["eeg"].dtype == np.float16 and content["eeg"].shape == (90, 2, 17, 100)
+    assert (
+        content["label"].shape == content["img"].shape == content["text"].shape == content["session"].shape == (90, 2)
+    )
+    image = content["img"][0, 0]
+    assert image.startswith("training_images/00001_") and (small_data / "Image_set_Resize" / image).is_file()
+    # and torch itself reads them, as the published code does
+    test = torch.load(small_data / "Preprocessed_data_250Hz_whiten" / "sub-02" / "test.pt", weights_only=False)
+    assert test["eeg"].shape == (12, 6, 17, 100)
+
+
+def test_the_same_seed_makes_the_same_bytes_and_another_seed_others(tmp_path):
+    for name, config in (("a", TINY), ("b", TINY), ("c", dataclasses.replace(TINY, seed=1))):
+        make_dataset(tmp_path / name, config)
+    a, b, c = (digests(tmp_path / name) for name in "abc")
+    assert a == b and a != c
+    recordings = [name for name in a if name.endswith(".pt")]
+    assert len(recordings) == 2 and all(a[name] != c[name] for name in recordings)
+
+
+def test_full_size_by_default():
+    config = SyntheticConfig()
+    plan = plan_pictures(config)
+    assert len({picture.concept for picture in plan["train"]}) >= 600 and len(plan["test"]) == 200
+    assert config.images_per_concept == 10 and config.train_repetitions == 4 and config.test_repetitions == 80
+    assert not {picture.concept for picture in plan["train"]} & {picture.concept for picture in plan["test"]}
+    assert (config.samples, len(config.channel_names), len(SyntheticConfig(channels="all").channel_names)) == (
+        250,
+        17,
+        63,
+    )
+    meg = SyntheticConfig(modality="meg")
+    assert (meg.images_per_concept, meg.train_repetitions, meg.test_repetitions) == (12, 1, 12)
+    assert (meg.samples, len(meg.channel_names)) == (201, 271)
+
+
+def test_an_interrupted_making_continues_and_other_settings_are_refused(tmp_path):
+    make_dataset(tmp_path / "data", TINY)
+    whole = digests(tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "Preprocessed_data_250Hz_whiten")
+    (tmp_path / "data" / "Preprocessed_data_250Hz_whiten" / ".sub-01.partial").mkdir(parents=True)
+    make_dataset(tmp_path / "data", TINY)
+    assert digests(tmp_path / "data") == whole
+    with pytest.raises(UserError, match="made with other settings; choose another folder"):
+        make_dataset(tmp_path / "data", dataclasses.replace(TINY, seed=5))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="not empty and not a synthetic data set"):
+        make_dataset(tmp_path / "mine", TINY)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"subjects": 0}, "subjects is 0; it must be at least 1"),
+        ({"samples": 10}, "samples is 10"),
+        ({"signal_to_noise": -1.0}, "signal_to_noise is -1.0; it must be positive"),
+        ({"channels": "some"}, "channels is 'some'"),
+        ({"modality": "fmri"}, "unknown modality 'fmri'; choose one of eeg, meg"),
+        ({"train_concepts": 5000}, "5000 training and 3 test concepts are asked for; there are 8"),
+    ],
+)
+def test_impossible_settings_are_refused(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        make_dataset(tmp_path / "data", dataclasses.replace(TINY, **changes))
+
+
+def test_trials_have_unit_noise_and_the_stated_signal():
+    config = SyntheticConfig(signal_to_noise=0.5)
+    drive = np.tanh(np.random.default_rng(0).standard_normal((300, 72)))
+    subject = make_subject(1, drive, config)
+    trials = record(subject, drive, 40, iter(np.random.SeedSequence(0).spawn(1000))).astype(np.float64)
+    noise = trials - trials.mean(1, keepdims=True)
+    assert noise.std() == pytest.approx(1.0, rel=0.1)
+    signal = trials.mean(1).var() - noise.var() / 40
+    assert np.sqrt(signal) == pytest.approx(0.5, rel=0.15)
+
+
+def test_subjects_differ_but_see_the_same(small_data):
+    dataset = Dataset(small_data)
+    first, second = (load_split(dataset, [subject], "test").recordings.flatten(1) for subject in dataset.subjects)
+    similarity = lambda x: torch.corrcoef(x)[np.triu_indices(len(x), 1)]  # noqa: E731
+    assert torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1] < 0.9
+    assert torch.corrcoef(torch.stack([similarity(first), similarity(second)]))[0, 1] > 0.3
+
+
+def test_check_finds_nothing_wrong_here(small_data):
+    report = check_dataset(small_data)
+    assert report.problems == [] and len(report.found) == 5
+
+
+def test_check_names_everything_that_is_wrong(small_data, tmp_path):
+    copy = tmp_path / "data"
+    shutil.copytree(small_data, copy)
+    pictures = sorted((copy / "Image_set_Resize").rglob("*.jpg"))
+    pictures[0].unlink()
+    pictures[1].write_bytes(pictures[1].read_bytes()[:500])
+    train = copy / "Preprocessed_data_250Hz_whiten" / "sub-01" / "train.pt"
+    train.write_bytes(train.read_bytes()[:-100])
+    (copy / "Preprocessed_data_250Hz_whiten" / "sub-02" / "test.pt").unlink()
+    problems = check_dataset(copy).problems
+    assert len(problems) == 4
+    of_pictures = (f"{pictures[0].name} is missing", f"{pictures[1].name} cannot be read")
+    for part in ("sub-01/train.pt: damaged", "sub-02/test.pt: no such file", *of_pictures):
+        assert any(part in problem for problem in problems), part
+
+
+def test_check_notices_a_test_concept_that_is_trained_on(small_data, tmp_path):
+    copy = tmp_path / "data"
+    shutil.copytree(small_data, copy)
+    for subject in ("sub-01", "sub-02"):
+        folder = copy / "Preprocessed_data_250Hz_whiten" / subject
+        shutil.copy(folder / "train.pt", folder / "test.pt")
+    assert any("retrieval is not zero-shot" in problem for problem in check_dataset(copy).problems)
+
+
+def test_the_data_set_calls_itself_synthetic(small_data):
+    assert Dataset(small_data).name == "synthetic"
+    description = json.loads((small_data / "dataset.json").read_text())
+    assert description["config"]["train_concepts"] == 30 and description["modality"] == "EEG"

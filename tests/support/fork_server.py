@@ -1,0 +1,174 @@
+"""A process that has imported everything and forks others, which start at once and can be killed.
+
+As a program it reads calls from standard input, one a line, and answers each with how its processes ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int  # negative: the signal that killed it
+    seconds: float
+    out: str
+    err: str
+
+
+class Forks:
+    """Starts processes of `module:function` through that program."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        path = os.pathsep.join(
+            [str(REPOSITORY), str(REPOSITORY / "tests" / "support"), os.environ.get("PYTHONPATH", "")]
+        )
+        self.program = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+
+    def run(
+        self,
+        function: str,
+        *args: object,
+        processes: int = 1,
+        after: float | Path | None = None,
+        by: int = signal.SIGKILL,
+    ) -> list[Ended]:
+        """Call a function in so many processes, as torchrun would start them; after so many seconds, or a file, they get a signal."""
+        after = str(after) if isinstance(after, Path) else after
+        call = {
+            "function": function,
+            "args": args,
+            "processes": processes,
+            "after": after,
+            "by": by,
+            "folder": str(self.folder),
+        }
+        print(json.dumps(call), file=self.program.stdin, flush=True)
+        return [Ended(**each) for each in json.loads(self.program.stdout.readline())]
+
+    def bvsa(self, *arguments: object, **how: object) -> list[Ended]:
+        """Run a command, which keeps where training stands after every batch."""
+        return self.run("fork_server:command", [str(each) for each in arguments], **how)
+
+    def close(self) -> None:
+        self.program.kill()  # whose processes have all ended
+        self.program.wait()
+
+
+def command(arguments: list[str]) -> int:
+    from bvsa_core.cli import main
+    from bvsa_core.training import resume
+
+    resume.SECONDS = resume.WRITING = 0.0
+    return main(arguments)
+
+
+def serve() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    for name in ("demo", "data", "train", "reproduce"):
+        importlib.import_module(f"bvsa_core.cli.{name}")
+    for name in (
+        "bvsa_core.synthetic.openmoji",
+        "bvsa_core.vision.tiny",
+        "sklearn.svm",
+        "scipy.stats",
+        "torch.utils._python_dispatch",
+    ):
+        importlib.import_module(name)
+    for line in sys.stdin:
+        call = json.loads(line)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        started = time.monotonic()
+        store = keep_store(port) if call["processes"] > 1 else None
+        children = [start(call, rank, port) for rank in range(call["processes"])]
+        if call["after"] is not None:
+            if isinstance(call["after"], str):
+                while (
+                    not Path(call["after"]).exists()
+                    and os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+                ):
+                    time.sleep(0.01)
+            else:
+                time.sleep(call["after"])
+            for child in children:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, call["by"])
+        ended = []
+        for rank, child in enumerate(children):
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            out, err = (Path(call["folder"], f"{stream}{rank}").read_text() for stream in ("out", "err"))
+            ended.append({"code": code, "seconds": time.monotonic() - started, "out": out, "err": err})
+        if store:
+            os.kill(store, signal.SIGKILL)
+            os.waitpid(store, 0)
+        print(json.dumps(ended), flush=True)
+
+
+def keep_store(port: int) -> int:
+    """The part of torchrun that outlives the processes it starts."""
+    child = os.fork()
+    if not child:
+        from torch.distributed import TCPStore
+
+        store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)  # noqa: F841
+        signal.pause()
+    return child
+
+
+def start(call: dict, rank: int, port: int) -> int:
+    for stream in ("out", "err"):
+        Path(call["folder"], f"{stream}{rank}").touch()
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        for number, stream in ((1, "out"), (2, "err")):
+            os.dup2(os.open(Path(call["folder"], f"{stream}{rank}"), os.O_WRONLY | os.O_TRUNC | os.O_CREAT), number)
+        if call["processes"] > 1:
+            world = {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "WORLD_SIZE": call["processes"],
+                "LOCAL_WORLD_SIZE": call["processes"],
+            }
+            world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
+            os.environ |= {name: str(value) for name, value in world.items()}
+        module, _, function = call["function"].partition(":")
+        code = getattr(importlib.import_module(module), function)(*call["args"]) or 0
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve()
