@@ -130,7 +130,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         chosen = cases_of(device_name) if metafunc.function is bench_forward else [FORWARD[0][0], FORWARD[5][0]]
         providers = [
-            name for name in OURS if backends.why_not(name) is None and (name == "cpu") == (device_name == "cpu")
+            name
+            for name in OURS
+            if backends.unavailable_reason(name) is None and (name == "cpu") == (device_name == "cpu")
         ]
         peers = peer_names(device_name) if metafunc.function is bench_forward else ["torchvision loop", "kornia"]
         extra = (

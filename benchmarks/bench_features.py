@@ -48,7 +48,7 @@ class Case:
     count: int = len(LEVELS)
 
     @property
-    def levels(self) -> list[Level]:
+    def training_levels(self) -> list[Level]:
         return LEVELS[: self.count]
 
     def __str__(self) -> str:

@@ -114,7 +114,9 @@ PEERS = {
 
 
 def providers_of(case: Case, device_name: str) -> list[str]:
-    names = [name for name in OURS if backends.why_not(name) is None and (name == "cpu") == (device_name == "cpu")]
+    names = [
+        name for name in OURS if backends.unavailable_reason(name) is None and (name == "cpu") == (device_name == "cpu")
+    ]
     names += ["eager PyTorch", *(["eager, in chunks"] if case.k else []), "torch.compile"]
     if case.k and case.gate == 0 and device_name == "cpu" and case.dtype == torch.float32:
         names.append("faiss IndexFlatIP")

@@ -21,7 +21,7 @@ from bvsa_core import allocator, encoders, methods
 from bvsa_core.methods.base import Batch, Method
 from bvsa_core.training.config import method_options
 
-allocator.keep_freed()  # as the command does
+allocator.tune_allocator()  # as the command does
 SUITE = "stacking"
 SINGLY, STACKED = "one after another", "stacked"
 CHANNELS, SAMPLES = 17, 250
@@ -57,7 +57,7 @@ class Material:
 
 def make(case: Case, device: torch.device, dropout: bool = True) -> Material:
     torch.manual_seed(0)
-    shape = encoders.Shape(CHANNELS, SAMPLES, case.width)
+    shape = encoders.InputSpec(CHANNELS, SAMPLES, case.width)
     kind, options = methods.method_class("vanilla"), method_options("vanilla", "corrected")
     runs = [
         kind(options, lambda shape: encoders.build(case.encoder, shape), case.batch, shape).to(device)

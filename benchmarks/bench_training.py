@@ -37,7 +37,7 @@ from bvsa_core.training.config import RunConfig, method_options
 from bvsa_core.training.loop import batches, fit
 from bvsa_core.vision.views import BankedViews
 
-allocator.keep_freed()  # as the command does, for ours and for the peers
+allocator.tune_allocator()  # as the command does, for ours and for the peers
 SUITE = "training"
 OURS = "bvsa_core"
 PEERS = {"DataLoader of dicts": 0, "the same, 2 workers": 2}  # processes
@@ -86,11 +86,11 @@ def make(case: Case, device: torch.device) -> Material:
         recordings, every, [str(i) for i in range(count)], [""] * count, [""] * CHANNELS, 4, 0 * every, ["sub-01"]
     )
     options = method_options(case.method, "corrected")
-    shape = encoders.Shape(CHANNELS, SAMPLES, case.width)
+    shape = encoders.InputSpec(CHANNELS, SAMPLES, case.width)
     method = methods.method_class(case.method)(
         options, functools.partial(encoders.build, case.encoder), count, shape
     ).to(device)
-    levels = method.levels()
+    levels = method.training_levels()
     unit = lambda *sizes: normalize(torch.randn(*sizes, case.width, device=device), dim=-1)  # noqa: E731
     config = RunConfig(method=case.method, encoder=case.encoder, epochs=1, batch_size=case.batch)
     return Material(method, split, BankedViews(unit(len(levels), count), levels), unit(count), config)

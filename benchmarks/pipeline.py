@@ -69,7 +69,7 @@ def measure(device: torch.device, vision: str, batch: int, steps: int, cap: int 
     images = torch.randint(0, 256, (batch, 3, clip.image_size, clip.image_size), dtype=torch.uint8, device=device)
     views = OnlineViews(clip, images)
     texts = clip.encode_texts(["A photo of a banana."]).expand(batch, -1)
-    shape = encoders.Shape(CHANNELS, SAMPLES, texts.shape[1])
+    shape = encoders.InputSpec(CHANNELS, SAMPLES, texts.shape[1])
     build_encoder = functools.partial(encoders.build, "eeg_project")
     method = methods.method_class("bvsa")(method_options("bvsa", "corrected"), build_encoder, batch, shape).to(device)
     optimiser = torch.optim.AdamW(method.parameters())

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # for whoever checks types, the same as _PLACES
     from bvsa_core.data.mne_export import to_mne as to_mne
     from bvsa_core.data.split import Split as Split
     from bvsa_core.data.split import load_split as load_split
-    from bvsa_core.encoders import Shape as Shape
+    from bvsa_core.encoders import InputSpec as InputSpec
     from bvsa_core.encoders import register as register_encoder  # noqa: F401
     from bvsa_core.methods import register as register_method  # noqa: F401
     from bvsa_core.methods.base import Batch as Batch
@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # for whoever checks types, the same as _PLACES
     from bvsa_core.methods.base import Method as Method
     from bvsa_core.methods.base import symmetric_contrastive as symmetric_contrastive
     from bvsa_core.retrieval.gallery import Gallery as Gallery
-    from bvsa_core.retrieval.gallery import Rows as Rows
+    from bvsa_core.retrieval.gallery import EmbeddingMatrix as EmbeddingMatrix
     from bvsa_core.retrieval.scoring import Embeddings as Embeddings
     from bvsa_core.retrieval.scoring import Protocol as Protocol
     from bvsa_core.retrieval.scoring import Scores as Scores
@@ -40,18 +40,18 @@ if TYPE_CHECKING:  # for whoever checks types, the same as _PLACES
     from bvsa_core.retrieval.scoring import ranks as ranks
     from bvsa_core.retrieval.scoring import score as score
     from bvsa_core.retrieval.scoring import similarity as similarity
-    from bvsa_core.retrieval.search import Found as Found
     from bvsa_core.retrieval.search import Queries as Queries
+    from bvsa_core.retrieval.search import TopK as TopK
     from bvsa_core.retrieval.search import search as search
     from bvsa_core.synthetic.dataset import SyntheticConfig as SyntheticConfig
     from bvsa_core.synthetic.dataset import make_dataset as make_dataset
     from bvsa_core.training.checkpoint import RunFolder as RunFolder
-    from bvsa_core.training.config import MaterialsConfig as MaterialsConfig
     from bvsa_core.training.config import RunConfig as RunConfig
+    from bvsa_core.training.config import RunDataConfig as RunDataConfig
     from bvsa_core.training.evaluation import Evaluation as Evaluation
     from bvsa_core.training.evaluation import Trained as Trained
     from bvsa_core.training.evaluation import evaluate as evaluate
-    from bvsa_core.training.run import Materials as Materials
+    from bvsa_core.training.run import RunData as RunData
     from bvsa_core.training.run import load_method as load_method
     from bvsa_core.training.run import run as run
     from bvsa_core.training.run import train as train
@@ -63,16 +63,16 @@ _PLACES = {
     "data.from_arrays": ("write_subject",),
     "synthetic.dataset": ("SyntheticConfig", "make_dataset"),
     "data.mne_export": ("to_mne",),
-    "training.config": ("MaterialsConfig", "RunConfig"),
-    "training.run": ("Materials", "train", "run", "load_method"),
+    "training.config": ("RunDataConfig", "RunConfig"),
+    "training.run": ("RunData", "train", "run", "load_method"),
     "training.evaluation": ("Trained", "Evaluation", "evaluate"),
     "training.checkpoint": ("RunFolder",),
     "retrieval.scoring": ("Embeddings", "Scoring", "Scores", "Protocol", "similarity", "ranks", "score"),
-    "retrieval.gallery": ("Gallery", "Rows"),
-    "retrieval.search": ("Queries", "Found", "search"),
+    "retrieval.gallery": ("Gallery", "EmbeddingMatrix"),
+    "retrieval.search": ("Queries", "TopK", "search"),
     "methods.base": ("Method", "Contrastive", "Batch", "symmetric_contrastive"),
     "methods": ("register_method",),
-    "encoders": ("Shape", "register_encoder"),
+    "encoders": ("InputSpec", "register_encoder"),
     "vision.views": ("Level",),
 }
 _PLACE = {name: place for place, names in _PLACES.items() for name in names}

@@ -7,7 +7,7 @@ import os
 import platform
 
 
-def keep_freed() -> None:
+def tune_allocator() -> None:
     """Let glibc keep freed blocks of up to 32 MiB, and torch put larger ones on huge pages. Call it before torch allocates."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if platform.libc_ver()[0] == "glibc":

@@ -12,7 +12,7 @@ class UserError(Exception):
     exit_code = 2
 
 
-class ProblemsFound(UserError):
+class CheckFailed(UserError):
     """What was asked for is done, and what it was to look at is not in order."""
 
     exit_code = 1
@@ -26,7 +26,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}{meant} choose one of {', '.join(known)}"
 
 
-def check_own_name(kind: str, name: str, shipped: Iterable[str]) -> None:
+def validate_plugin_name(kind: str, name: str, shipped: Iterable[str]) -> None:
     """Whether something of one's own can be registered under a name, which becomes part of the names of files.
 
     Raises:

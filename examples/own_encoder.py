@@ -48,12 +48,10 @@ configs = [
     bvsa_core.RunConfig(**shared, encoder="eeg_project"),
     bvsa_core.RunConfig(**shared, encoder="attention_pool", encoder_options=Options(width=48)),
 ]
-materials = bvsa_core.Materials(configs[0])
+run_data = bvsa_core.RunData(configs[0])
 for config in configs:
-    trained = bvsa_core.train(
-        config, materials, lambda metrics: None
-    )  # which may print or plot the loss of every epoch
-    found = bvsa_core.evaluate(trained, config, materials)
+    trained = bvsa_core.train(config, run_data, lambda metrics: None)  # which may print or plot the loss of every epoch
+    found = bvsa_core.evaluate(trained, config, run_data)
     parameters = sum(weight.numel() for weight in trained.method.encoder.parameters())
     print(
         f"{config.encoder}: {parameters:,} parameters, Top-5 {found.scores.top5:.0%}, median rank {found.scores.median_rank:g}"

@@ -25,13 +25,13 @@ class Options:
 @bvsa_core.register_method("sharpening")
 class Sharpening(bvsa_core.Contrastive):
     Options = Options
-    NOTE = "from blurred to sharp"  # stands beside its figures in every table
+    TABLE_NOTE = "from blurred to sharp"  # stands beside its figures in every table
 
     def __init__(self, options: Options, build_encoder, samples: int, shape: bvsa_core.Shape):
         super().__init__(options, build_encoder, samples, shape)
         self.register_buffer("weight", torch.ones(samples))  # per-sample state, kept with the weights
 
-    def levels(self) -> list[bvsa_core.Level]:
+    def training_levels(self) -> list[bvsa_core.Level]:
         return [
             bvsa_core.Level(1, 0.0),
             bvsa_core.Level(25, 0.5),
@@ -39,7 +39,7 @@ class Sharpening(bvsa_core.Contrastive):
 
     def blur(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         sharp = self.epoch >= self.options.patience * self.epochs
-        level = self.levels()[0 if sharp else 1]
+        level = self.training_levels()[0 if sharp else 1]
         return torch.full(samples.shape, level.gain), torch.full(samples.shape, level.kernel_size)
 
     def forward(self, batch: bvsa_core.Batch) -> Tensor:
@@ -57,13 +57,13 @@ class Sharpening(bvsa_core.Contrastive):
 # %% Beside a method that is shipped, on the same data
 store = planted.store(Path("bvsa_data/own_method"))
 shared = {"data": store, "channels": "all", "epochs": 20, "batch_size": 30, "lr": 1e-3, "device": "cpu"}
-materials = bvsa_core.Materials(bvsa_core.MaterialsConfig(data=store, channels="all", device="cpu"))
+run_data = bvsa_core.RunData(bvsa_core.RunDataConfig(data=store, channels="all", device="cpu"))
 for name in ("vanilla", "sharpening"):
     config = bvsa_core.RunConfig.of(name, **shared)
     folder = bvsa_core.RunFolder(f"bvsa_runs/own_method/{name}")
-    result = bvsa_core.run(config, materials, folder)
+    result = bvsa_core.run(config, run_data, folder)
     print(f"{name}: Top-5 {result['top5']:.0%}, mAP {result['map']:.0%} {result['note']}")
 
 # %% What a run leaves names the method, so its folder is read wherever the class is registered
-again = bvsa_core.load_method(bvsa_core.RunFolder("bvsa_runs/own_method/sharpening"), materials)
+again = bvsa_core.load_method(bvsa_core.RunFolder("bvsa_runs/own_method/sharpening"), run_data)
 print(f"weights of samples after training: {again.weight.min():.2f} to {again.weight.max():.2f}")

@@ -38,8 +38,8 @@ bvsa_core.write_subject(STORE, "sub-01", train, test, units="standardised")
 
 # %% Train. `bvsa train --data bvsa_data/own_recordings --channels all ...` does the same
 config = bvsa_core.RunConfig(data=STORE, channels="all", method="ubp", epochs=20, batch_size=30, lr=1e-3, device="cpu")
-materials = bvsa_core.Materials(config)  # recordings, pictures and their features; many runs can share them
-result = bvsa_core.run(config, materials, bvsa_core.RunFolder(RUN))  # a run that is there already is not repeated
+run_data = bvsa_core.RunData(config)  # recordings, pictures and their features; many runs can share them
+result = bvsa_core.run(config, run_data, bvsa_core.RunFolder(RUN))  # a run that is there already is not repeated
 print(f"{result['n']} pictures: Top-1 {result['top1']:.0%} (chance {1 / result['n']:.0%}), Top-5 {result['top5']:.0%}")
 print(", ".join(f"{name} {value}" for name, value in result["protocol"].items()))
 
@@ -51,8 +51,8 @@ for rescoring in ("none", "csls"):
     print(f"rescoring {rescoring} ({scoring.information}): Top-1 {figures.top1:.0%}, mAP {figures.map:.0%}")
 
 # %% The trained method again, as another program would have it, for recordings that come later
-method = bvsa_core.load_method(bvsa_core.RunFolder(RUN), materials)
-later = bvsa_core.load_split(materials.dataset, ["sub-01"], "test", channels="all", repetitions=1)
+method = bvsa_core.load_method(bvsa_core.RunFolder(RUN), run_data)
+later = bvsa_core.load_split(run_data.dataset, ["sub-01"], "test", channels="all", repetitions=1)
 brain, _ = method.query_embeddings(later.recordings)
 best = (brain @ embeddings.image.T).topk(3).indices
 print(

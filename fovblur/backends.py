@@ -26,7 +26,7 @@ def build_info() -> dict:
 
 
 @functools.cache
-def why_not(name: str) -> str | None:
+def unavailable_reason(name: str) -> str | None:
     """Why a backend cannot run on this machine; None where it can."""
     return {"reference": lambda: None, "cpu": _why_not_cpu, "triton": _why_not_triton, "cuda": _why_not_cuda}[name]()
 
@@ -64,9 +64,9 @@ def triton_is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def why_not_for(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def unavailable_reason_for(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why a backend cannot serve images of this device and dtype; None where it can."""
-    if (reason := why_not(name)) is not None or name == "reference":
+    if (reason := unavailable_reason(name)) is not None or name == "reference":
         return reason
     if name == "cpu":
         return None if device.type == "cpu" else f"it serves CPU tensors, not {device.type} ones"
@@ -85,7 +85,7 @@ def available_backends() -> dict[str, str | None]:
     >>> available_backends()["reference"] is None
     True
     """
-    return {name: why_not(name) for name in NAMES}
+    return {name: unavailable_reason(name) for name in NAMES}
 
 
 def check_name(name: str | None) -> None:
@@ -106,7 +106,7 @@ def choose(requested: str | None, device: torch.device, dtype: torch.dtype) -> s
     if name not in NAMES:
         origin = "backend" if requested else ENVIRONMENT_VARIABLE
         raise ValueError(f"{origin} is {name!r}; choose one of auto, {', '.join(NAMES)}")
-    if (reason := why_not_for(name, device, dtype)) is not None:
+    if (reason := unavailable_reason_for(name, device, dtype)) is not None:
         raise RuntimeError(f"backend {name!r} cannot run: {reason}")
     return name
 
@@ -118,7 +118,7 @@ def _fastest(device: torch.device, dtype: torch.dtype) -> str:
         order = ["cuda", "triton"]
     else:
         return "reference"
-    reasons = {name: why_not_for(name, device, dtype) for name in order}
+    reasons = {name: unavailable_reason_for(name, device, dtype) for name in order}
     for name, reason in reasons.items():
         if reason is None:
             return name

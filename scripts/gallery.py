@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
-from bvsa_core.experiments.report_data import find_runs, gather, lines_of_runs
+from bvsa_core.experiments.report_data import build_report, find_runs, group_runs
 from bvsa_core.report.image_figures import retrieved
 from bvsa_core.report.style import save
 
@@ -18,7 +18,7 @@ RUN = Path("bvsa_runs", "demo", "bvsa-corrected_eeg_project_sub-01_seed0")
 
 def main(run: Path = RUN, output: Path = OUTPUT) -> None:
     folders, _ = find_runs([run])
-    report = gather("", lines_of_runs(folders), {})
+    report = build_report("", group_runs(folders), {})
     drawing = retrieved(report, report.retrievals[0])
     with TemporaryDirectory() as folder:
         png, _ = save([drawing], Path(folder))

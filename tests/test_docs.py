@@ -51,7 +51,7 @@ def test_every_public_name_is_documented():
 @pytest.mark.parametrize("module", WITH_EXAMPLES)
 def test_examples_in_docstrings_are_right(module, monkeypatch):
     for registry in (encoders, methods):
-        monkeypatch.setattr(registry, "_own", {})
+        monkeypatch.setattr(registry, "_registered", {})
     outcome = doctest.testmod(
         importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
     )

@@ -40,7 +40,7 @@ def test_an_example_runs(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(EXAMPLES)
     for registry in (encoders, methods):
-        monkeypatch.setattr(registry, "_own", {})
+        monkeypatch.setattr(registry, "_registered", {})
     runpy.run_path(str(EXAMPLES / f"{name}.py"))
     told = capsys.readouterr().out
     assert re.search(PROMISED[name], told, re.DOTALL), told

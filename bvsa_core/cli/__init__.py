@@ -73,7 +73,7 @@ def _dispatch(arguments: list[str]) -> int:
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         raise UserError(unknown_name("command", name, COMMANDS))
-    allocator.keep_freed()
+    allocator.tune_allocator()
     command = importlib.import_module(f"{__name__}.{name}")
     from bvsa_core.cli.arguments import Parser
 

@@ -14,12 +14,12 @@ from bvsa_core.cli.progress import Display
 from bvsa_core.data import layouts
 from bvsa_core.data.dataset import Dataset, Recordings
 from bvsa_core.data.layouts import ubp
-from bvsa_core.data.layouts.source import Options
+from bvsa_core.data.layouts.source import ConversionOptions
 from bvsa_core.data.quality.check import check_dataset
 from bvsa_core.data.quality.reliability import quality
-from bvsa_core.data.stimulus_set import bring_images
+from bvsa_core.data.stimulus_set import import_images
 from bvsa_core.data.store import SPLITS, read_header
-from bvsa_core.errors import ProblemsFound, UserError
+from bvsa_core.errors import CheckFailed, UserError
 from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
 
 _ONLY_RAW_EEG, _ONLY_MEG = {"sampling_rate", "whitening"}, {"sensors"}
@@ -74,7 +74,7 @@ def _conversion(modality: str, name: str, skip: set[str]) -> Parser:
     parser.add_argument("source", type=Path, help="published folder, which is only read")
     parser.add_argument("folder", type=Path, help="where the recordings go; subjects that are there already stay")
     parser.add_argument("--subjects", type=str, nargs="+", default=[], help="such as sub-01 sub-02; all where left out")
-    add_dataclass(parser, Options, {"subjects", *skip})
+    add_dataclass(parser, ConversionOptions, {"subjects", *skip})
     return parser
 
 
@@ -93,7 +93,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
                 told = ubp.export(Dataset(chosen.source), chosen.folder, display)
             else:
                 told = layouts.convert(
-                    chosen.source, chosen.folder, parsed.what.upper(), make(Options, chosen), display
+                    chosen.source, chosen.folder, parsed.what.upper(), make(ConversionOptions, chosen), display
                 )
         print("\n".join(told))
 
@@ -101,7 +101,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
 def _report(what: str, chosen: jsonargparse.Namespace) -> None:
     with Display() as display:
         if what == "images":
-            report = bring_images(chosen.source, chosen.folder, chosen.size, chosen.quality, display)
+            report = import_images(chosen.source, chosen.folder, chosen.size, chosen.quality, display)
         else:
             dataset = Dataset(chosen.folder) if chosen.figures else None  # before the check, which takes its time
             report = check_dataset(chosen.folder, display, chosen.images)
@@ -111,14 +111,14 @@ def _report(what: str, chosen: jsonargparse.Namespace) -> None:
     if report.problems:
         for problem in report.problems:
             print(f"wrong: {problem}")
-        kind = ProblemsFound if what == "check" else UserError
+        kind = CheckFailed if what == "check" else UserError
         raise kind(f"{chosen.folder}: {len(report.problems)} problem(s), listed above")
     print("nothing wrong")
 
 
 def _draw(dataset: Dataset, folder: Path, display: Display) -> list[str]:
     """Figures of every subject whose test recordings can be read."""
-    from bvsa_core.report import figures, recordings  # matplotlib takes its time
+    from bvsa_core.report import recording_figures, style  # matplotlib takes its time
 
     measured = {}
     for subject in dataset.subjects:
@@ -131,9 +131,11 @@ def _draw(dataset: Dataset, folder: Path, display: Display) -> list[str]:
         found = quality(test.data, progress=functools.partial(display, f"{subject} statistics"))
         before = np.array(header.whitened_from) if header and header.whitened_from else None
         units = header.units if header else ""
-        measured[subject] = recordings.Measured(found, test.channels, test.times, units, test.modality, trials, before)
-    drawn, told = recordings.drawings(measured)
-    written = figures.save(drawn, folder)
+        measured[subject] = recording_figures.RecordingQuality(
+            found, test.channels, test.times, units, test.modality, trials, before
+        )
+    drawn, told = recording_figures.drawings(measured)
+    written = style.save(drawn, folder)
     return [*told, f"{len(written)} files of {len(drawn)} figures in {folder}"]
 
 

@@ -15,14 +15,14 @@ from bvsa_core.cli.progress import Display
 from bvsa_core.cli.report import PAGE, origin, write_page
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.demo_grid import cells, folder_of, run_grid
-from bvsa_core.experiments.report_data import gather, lines_of_runs, with_curves
+from bvsa_core.experiments.report_data import build_report, group_runs, with_curves
 from bvsa_core.io.atomic import claim, write_atomically
 from bvsa_core.methods import method_class
-from bvsa_core.report.tables import rows, to_markdown, to_rich
+from bvsa_core.report.tables import method_results, to_markdown, to_rich
 from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig
-from bvsa_core.training.run import Materials
+from bvsa_core.training.run import RunData
 
 
 @dataclass
@@ -62,16 +62,16 @@ def run(parsed: jsonargparse.Namespace) -> None:
     started = time.perf_counter()
     with Display() as display:
         make_dataset(demo.data, synthetic, display)
-        materials = Materials(base, display)
-        grid = cells(base, demo.methods, materials.dataset.subjects, demo.seeds)
+        run_data = RunData(base, display)
+        grid = cells(base, demo.methods, run_data.dataset.subjects, demo.seeds)
         with claim(demo.out, "a demonstration"):
-            results = run_grid(grid, demo.out, materials, lambda _, done, of: display("runs", done, of))
-            table = rows(results)
+            results = run_grid(grid, demo.out, run_data, lambda _, done, of: display("runs", done, of))
+            table = method_results(results)
             write_atomically(demo.out / "table.md", to_markdown(table).encode())
             write_atomically(demo.out / "results.json", json.dumps(results).encode())
-            lines = lines_of_runs([RunFolder(folder_of(cell, demo.out)) for cell in grid])
-            lines = with_curves(lines, lambda _: materials, demo.resamples, display)
-            report = gather("bvsa demo", lines, origin(parsed.said), progress=display)
+            lines = group_runs([RunFolder(folder_of(cell, demo.out)) for cell in grid])
+            lines = with_curves(lines, lambda _: run_data, demo.resamples, display)
+            report = build_report("bvsa demo", lines, origin(parsed.said), progress=display)
     Console().print(to_rich(table))
     write_page(report, demo.out / PAGE)
     print(f"{time.perf_counter() - started:.0f} s; table, runs and their settings are in {demo.out}")

@@ -19,13 +19,13 @@ from bvsa_core.errors import UserError
 from bvsa_core.experiments.repetitions import repetition_curves
 from bvsa_core.io.atomic import write_atomically
 from bvsa_core.io.safe_readers import file_and_key, read_arrays
-from bvsa_core.report.tables import rows, statistics_lines, to_rich
+from bvsa_core.report.tables import method_results, statistics_lines, to_rich
 from bvsa_core.retrieval import rescoring
 from bvsa_core.retrieval.gates import INFORMATION, Reliability
 from bvsa_core.retrieval.scoring import Embeddings, Protocol, Scoring, ranks, score, similarity
 from bvsa_core.retrieval.statistics import statistics_of
 from bvsa_core.training.checkpoint import RunFolder
-from bvsa_core.training.run import Materials
+from bvsa_core.training.run import RunData
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
@@ -63,7 +63,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
     if parsed.json:
         write_atomically(parsed.json, json.dumps(result, indent=2).encode() + b"\n")
     if parsed.run:
-        Console().print(to_rich(rows([{**RunFolder(parsed.run).result(), **result}])))
+        Console().print(to_rich(method_results([{**RunFolder(parsed.run).result(), **result}])))
     else:
         shown = (
             f"Top-1 {100 * result['top1']:.2f} %  Top-5 {100 * result['top5']:.2f} %  mAP {100 * result['map']:.2f} %"
@@ -86,8 +86,8 @@ def score_run(parsed: jsonargparse.Namespace) -> dict:
     if parsed.full:
         moved = {"data": parsed.data} if parsed.data else {}
         with Display() as display:
-            materials = Materials(replace(folder.config(), device=parsed.device, **moved), display)
-            (curve,) = repetition_curves(folder, materials, [scoring])
+            run_data = RunData(replace(folder.config(), device=parsed.device, **moved), display)
+            (curve,) = repetition_curves(folder, run_data, [scoring])
         figures["statistics"] = {**statistics_of(scores, rank), "repetitions": curve}
     return figures
 

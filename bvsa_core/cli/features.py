@@ -17,30 +17,30 @@ from bvsa_core.cli.progress import Display
 from bvsa_core.distributed.processes import team
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import levels_of
-from bvsa_core.training.config import MaterialsConfig, method_options
-from bvsa_core.training.run import Materials
+from bvsa_core.training.config import RunDataConfig, method_options
+from bvsa_core.training.run import RunData
 from bvsa_core.vision.views import Level
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
-    add_dataclass(parser, MaterialsConfig, {"views", "channels", "window", "average"})
+    add_dataclass(parser, RunDataConfig, {"views", "channels", "window", "average"})
     levels = "levels as KERNEL:GAIN, such as 51:0.5 1:0; those of all methods where left out"
     parser.add_argument("--levels", type=str, nargs="+", default=None, help=levels)
 
 
 def run(parsed: jsonargparse.Namespace) -> None:
-    config = make(MaterialsConfig, parsed)
+    config = make(RunDataConfig, parsed)
     levels = levels_of_all_methods() if parsed.levels is None else [parse_level(text) for text in parsed.levels]
     with team() as processes, Display(quiet=processes.rank > 0) as display:
         if processes.device and config.device == "auto":
             config = replace(config, device=processes.device)
-        materials = Materials(config, display)
+        run_data = RunData(config, display)
         for split in ("train", "test"):
-            recordings = materials.dataset.load(materials.dataset.subjects[0], split)
+            recordings = run_data.dataset.load(run_data.dataset.subjects[0], split)
             pictures = list(dict.fromkeys(recordings.images))
-            bank = materials.bank(pictures)
+            bank = run_data.bank(pictures)
             bank.fill(levels, lambda done, total: display(f"features of {split}", done, total))  # noqa: B023
-            materials.texts(
+            run_data.texts(
                 pictures, [dict(zip(recordings.images, recordings.concepts))[picture] for picture in pictures]
             )
             if processes.rank == 0:

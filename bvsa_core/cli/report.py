@@ -20,8 +20,8 @@ import bvsa_core
 from bvsa_core.cli.arguments import Parser
 from bvsa_core.cli.progress import Display
 from bvsa_core.errors import UserError
-from bvsa_core.experiments.cell import Bench
-from bvsa_core.experiments.report_data import find_runs, gather, lines_of_runs, with_curves
+from bvsa_core.experiments.cell import RunDataCache
+from bvsa_core.experiments.report_data import build_report, find_runs, group_runs, with_curves
 from bvsa_core.io.atomic import write_atomically
 from bvsa_core.report.content import Report
 from bvsa_core.report.page import to_html
@@ -56,12 +56,12 @@ def run(parsed: jsonargparse.Namespace) -> None:
         raise UserError(f"--out {out}: is a folder; name a file, such as {out / PAGE}")
     with Display() as display:
         folders, told = find_runs(parsed.runs)
-        lines = lines_of_runs(folders)
-        bench = Bench(parsed.device, display)
+        lines = group_runs(folders)
+        bench = RunDataCache(parsed.device, display)
         moved = {"data": parsed.data} if parsed.data else {}
-        lines = with_curves(lines, lambda config: bench.materials(replace(config, **moved)), parsed.resamples, display)
+        lines = with_curves(lines, lambda config: bench.run_data(replace(config, **moved)), parsed.resamples, display)
         title = parsed.title or (parsed.runs[0].resolve().name if len(parsed.runs) == 1 else f"{len(folders)} runs")
-        report = gather(title, lines, origin(parsed.said), parsed.data, display)
+        report = build_report(title, lines, origin(parsed.said), parsed.data, display)
         report.missing.update({"runs": ". ".join(told) + "."} if told else {})
         written = save(drawings(report), parsed.figures) if parsed.figures else []
     write_page(report, out)

@@ -20,13 +20,13 @@ from rich.console import Console
 from bvsa_core.cli.arguments import Parser
 from bvsa_core.cli.progress import Display
 from bvsa_core.cli.report import PAGE, origin, write_page
-from bvsa_core.distributed.processes import Team, team
+from bvsa_core.distributed.processes import ProcessGroup, team
 from bvsa_core.errors import UserError
-from bvsa_core.experiments.cell import Bench, complete, fill_banks
+from bvsa_core.experiments.cell import RunDataCache, complete, fill_banks
 from bvsa_core.experiments.grid import SETTLED, Cell, Grid, cells, choose, read_grid
-from bvsa_core.experiments.report_data import gather, lines_of_grid
+from bvsa_core.experiments.report_data import build_report, grid_rows
 from bvsa_core.experiments.results import write
-from bvsa_core.experiments.runner import run_here, run_in_workers
+from bvsa_core.experiments.runner import run_parallel, run_serial
 from bvsa_core.io.atomic import claim, tidy
 from bvsa_core.report.comparison_table import to_rich
 from bvsa_core.report.content import Report
@@ -116,7 +116,9 @@ def run(parsed: jsonargparse.Namespace) -> None:
         )
 
 
-def data_folders(parsed: jsonargparse.Namespace, grid: Grid, display: Display, processes: Team) -> dict[str, Path]:
+def data_folders(
+    parsed: jsonargparse.Namespace, grid: Grid, display: Display, processes: ProcessGroup
+) -> dict[str, Path]:
     """The folder of each modality; without flags the demo's, or synthetic ones of more subjects where the grid trains between them."""
     if given := {name: getattr(parsed, name) for name in ("eeg", "meg") if getattr(parsed, name)}:
         return given
@@ -133,10 +135,10 @@ def data_folders(parsed: jsonargparse.Namespace, grid: Grid, display: Display, p
 
 
 def run_all(
-    todo: list[Cell], root: Path, parsed: jsonargparse.Namespace, display: Display, processes: Team
+    todo: list[Cell], root: Path, parsed: jsonargparse.Namespace, display: Display, processes: ProcessGroup
 ) -> dict[str, str]:
     """Fill the feature banks, then run every cell. Returns what was wrong with those that failed."""
-    bench = Bench(processes.device, display)
+    bench = RunDataCache(processes.device, display)
     report = lambda done, of: display("cells", done, of)  # noqa: E731
     if processes.rank == 0:
         for cell in todo:
@@ -145,8 +147,8 @@ def run_all(
     fill_banks([cell for cell in todo if not complete(cell, root)], bench)  # together with the other processes
     processes.wait()
     if parsed.workers > 1:
-        return run_in_workers(todo, root, parsed.workers, report, parsed.threads)
-    failures = processes.gather(run_here(processes.share(todo), root, bench, report, parsed.threads))
+        return run_parallel(todo, root, parsed.workers, report, parsed.threads)
+    failures = processes.gather(run_serial(processes.share(todo), root, bench, report, parsed.threads))
     return {cell: told for part in failures for cell, told in part.items()}
 
 
@@ -160,4 +162,4 @@ def finish(
         print(sentence)
     for cell, told in failures.items():
         print(f"failed: {cell}: {told}", file=sys.stderr)
-    return gather(grid.title or root.name, lines_of_grid(found, root), origin(said), progress=display)
+    return build_report(grid.title or root.name, grid_rows(found, root), origin(said), progress=display)

@@ -26,14 +26,14 @@ from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import write_atomically
 from bvsa_core.io.safe_readers import read_arrays
 from bvsa_core.methods.base import Method
-from bvsa_core.retrieval.gallery import Gallery, Rows
+from bvsa_core.retrieval.gallery import EmbeddingMatrix, Gallery
 from bvsa_core.retrieval.gates import Reliability
 from bvsa_core.retrieval.index import Index, recall, search_candidates
 from bvsa_core.retrieval.scoring import Scoring
-from bvsa_core.retrieval.search import Found, Queries, search
+from bvsa_core.retrieval.search import Queries, TopK, search
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig
-from bvsa_core.training.run import Materials, load_method
+from bvsa_core.training.run import RunData, load_method
 from bvsa_core.vision.bank import ABOUT, level_files
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -80,16 +80,16 @@ def run(parsed: jsonargparse.Namespace) -> None:
         if parsed.index is not None and processes.size > 1:
             raise UserError("--index is for one process; leave torchrun or the index out")
         device = parsed.device if processes.size == 1 else processes.device or "cpu"
-        materials = Materials(replace(config, device=device, **moved), display)
-        method = load_method(folder, materials)
-        if method.classifies:
+        run_data = RunData(replace(config, device=device, **moved), display)
+        method = load_method(folder, run_data)
+        if method.transductive_classifier:
             raise UserError(
                 f"{parsed.run}: method {config.method} classifies test pictures and has no embeddings to search with"
             )
-        names, recordings, whose = read_queries(parsed.recordings, folder, config, materials)
+        names, recordings, whose = read_queries(parsed.recordings, folder, config, run_data)
         with torch.no_grad(), one_thread():
-            queries = Queries(*method.query_embeddings(recordings.to(materials.device), whose))
-        gallery = open_gallery(parsed, method, config, materials, display)
+            queries = Queries(*method.query_embeddings(recordings.to(run_data.device), whose))
+        gallery = open_gallery(parsed, method, config, run_data, display)
         report = lambda done, of: display("rows searched", done, of)  # noqa: E731
         if parsed.index is None:
             found, recalled = search(queries, gallery, parsed.top, scoring, progress=report), None
@@ -101,7 +101,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
 
 def search_by_index(
     parsed: jsonargparse.Namespace, queries: Queries, gallery: Gallery, scoring: Scoring, display: Display
-) -> tuple[Found, float]:
+) -> tuple[TopK, float]:
     """What the index leads to, and the share of the exact answer that is in it."""
     if parsed.candidates < parsed.top:
         raise UserError(f"--candidates {parsed.candidates} are fewer than --top {parsed.top}")
@@ -127,7 +127,7 @@ def one_thread() -> Iterator[None]:
 
 
 def read_queries(
-    path: Path | None, folder: RunFolder, config: RunConfig, materials: Materials
+    path: Path | None, folder: RunFolder, config: RunConfig, run_data: RunData
 ) -> tuple[list[str], Tensor, Tensor | None]:
     """Names and recordings (N, channels, time) to search for, and whose they are (N,) among those trained on, where it is known.
 
@@ -137,11 +137,11 @@ def read_queries(
     shape = folder.result()["shape"]
     if path is None or path.suffix == ".pt":
         if path is None:
-            split = materials.split(config.subject, "test", config.repetitions)
+            split = run_data.split(config.subject, "test", config.repetitions)
         else:
             split = make_split([(path, read_recordings(path))], [path.parent.name], config.channels, config.window)
         names, recordings = [split.images[i] for i in split.image_of.tolist()], split.recordings
-        whose = split.numbers_among(materials.trained_on(config)).to(materials.device)
+        whose = split.subject_indices(run_data.training_subjects(config)).to(run_data.device)
     else:
         recordings, whose = read_array(path), None
         names = [str(i) for i in range(len(recordings))]
@@ -171,7 +171,7 @@ def read_array(path: Path) -> Tensor:
 
 
 def open_gallery(
-    parsed: jsonargparse.Namespace, method: Method, config: RunConfig, materials: Materials, display: Display
+    parsed: jsonargparse.Namespace, method: Method, config: RunConfig, run_data: RunData, display: Display
 ) -> Gallery:
     """The gallery of the flags: the run's test pictures, a folder of pictures, a feature bank, or files of features.
 
@@ -179,9 +179,9 @@ def open_gallery(
         UserError: it is missing, empty, damaged, or of another kind.
     """
     shared: dict[str, Any] = {"image_embeddings": method.image_embeddings, "text_embeddings": method.text_embeddings}
-    shared["device"] = materials.device
-    where, levels = parsed.gallery, method.views_of_gallery()
-    given_texts = Rows(parsed.gallery_text) if parsed.gallery_text else None
+    shared["device"] = run_data.device
+    where, levels = parsed.gallery, method.gallery_feature_levels()
+    given_texts = EmbeddingMatrix(parsed.gallery_text) if parsed.gallery_text else None
     if where is not None and not Path(where).is_dir():
         if not Path(where).suffix:
             raise UserError(f"--gallery {where}: no such folder")
@@ -189,29 +189,29 @@ def open_gallery(
             raise UserError(
                 f"--gallery {where}: the run sees pictures at {len(levels)} blur levels; give a folder of pictures or a bank"
             )
-        return Gallery([Rows(where)], given_texts, **shared)
+        return Gallery([EmbeddingMatrix(where)], given_texts, **shared)
     if where is not None and (Path(where) / ABOUT).is_file():
-        paths = level_files(Path(where), levels, materials.clip, materials.falloff)
-        return Gallery([Rows(path) for path in paths], given_texts, **shared)
+        paths = level_files(Path(where), levels, run_data.clip, run_data.falloff)
+        return Gallery([EmbeddingMatrix(path) for path in paths], given_texts, **shared)
     if given_texts:
         raise UserError(
             "--gallery_text belongs to a gallery of features; the texts of pictures are made from their names"
         )
     if where is None:
-        test = materials.split(config.subject, "test", config.repetitions)
-        names, concepts, bank = test.images, test.concepts, materials.bank(test.images)
+        test = run_data.split(config.subject, "test", config.repetitions)
+        names, concepts, bank = test.images, test.concepts, run_data.bank(test.images)
     else:
         paths = sorted(path for path in Path(where).rglob("*") if path.suffix.lower() in PICTURES)
         if not paths:
             raise UserError(f"--gallery {where}: no picture inside ({', '.join(PICTURES)}), nor is it a feature bank")
         names = [path.relative_to(where).as_posix() for path in paths]
-        concepts, bank = [concept_of(str(path)) for path in paths], materials.bank_of_files(paths)
+        concepts, bank = [concept_of(str(path)) for path in paths], run_data.bank_for_paths(paths)
     bank.fill(levels, lambda done, of: display("features", done, of))
-    texts = Rows(bank.texts_path(materials.prompts(concepts)))
-    return Gallery([Rows(path) for path in bank.files(levels)], texts, names, **shared)
+    texts = EmbeddingMatrix(bank.texts_path(run_data.prompts(concepts)))
+    return Gallery([EmbeddingMatrix(path) for path in bank.files(levels)], texts, names, **shared)
 
 
-def tell(parsed: jsonargparse.Namespace, found: Found, names: list[str], gallery: Gallery, protocol: dict) -> None:
+def tell(parsed: jsonargparse.Namespace, found: TopK, names: list[str], gallery: Gallery, protocol: dict) -> None:
     """Write the ranked pictures to a file and print the first of them."""
     ranked = [
         [

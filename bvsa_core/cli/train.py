@@ -15,13 +15,13 @@ from rich.console import Console
 
 from bvsa_core.cli.arguments import Parser, add_run_arguments, make
 from bvsa_core.cli.progress import Display
-from bvsa_core.distributed.processes import Team, team
+from bvsa_core.distributed.processes import ProcessGroup, team
 from bvsa_core.errors import UserError
-from bvsa_core.report.tables import rows, to_rich
+from bvsa_core.report.tables import method_results, to_rich
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.logs import logger
-from bvsa_core.training.run import Materials
+from bvsa_core.training.run import RunData
 from bvsa_core.training.run import run as run_one
 
 
@@ -36,19 +36,19 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
 def run(parsed: jsonargparse.Namespace) -> None:
     config = make(RunConfig, parsed)
     with team() as processes, Display(quiet=processes.rank > 0) as display:
-        materials = Materials(replace(config, device=own_device(config.device, processes)), display, processes)
+        run_data = RunData(replace(config, device=own_device(config.device, processes)), display, processes)
         everyone = config.subject == "all"
         results = []
-        for subject in materials.dataset.subjects if everyone else [config.subject]:
+        for subject in run_data.dataset.subjects if everyone else [config.subject]:
             folder = RunFolder(parsed.out / subject if everyone else parsed.out)
             with logger(parsed.log if processes.rank == 0 else "none", folder.path) as log:
-                results.append(run_one(replace(config, subject=subject), materials, folder, display, log))
+                results.append(run_one(replace(config, subject=subject), run_data, folder, display, log))
     if processes.rank == 0:
-        Console().print(to_rich(rows(results)))
+        Console().print(to_rich(method_results(results)))
         print(f"runs are in {parsed.out}")
 
 
-def own_device(asked: str, processes: Team) -> str:
+def own_device(asked: str, processes: ProcessGroup) -> str:
     """The device of this process, where several train together.
 
     Raises:

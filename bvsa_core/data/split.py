@@ -43,7 +43,7 @@ class Split:
             self, **{name: getattr(self, name)[samples] for name in ("recordings", "image_of", "subject_of")}
         )
 
-    def numbers_among(self, subjects: list[str]) -> Tensor:
+    def subject_indices(self, subjects: list[str]) -> Tensor:
         """(samples,) int64: whose each sample is, as a number in another list of subjects; -1 for one that is not in it."""
         number = [subjects.index(name) if name in subjects else -1 for name in self.subjects]
         return torch.tensor(number, device=self.subject_of.device)[self.subject_of]

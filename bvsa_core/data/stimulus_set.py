@@ -30,7 +30,7 @@ from PIL import Image, UnidentifiedImageError
 
 from bvsa_core.data import things_eeg, things_meg
 from bvsa_core.data.dataset import IMAGE_FOLDERS, concept_of
-from bvsa_core.data.quality.check import Report
+from bvsa_core.data.quality.check import CheckReport
 from bvsa_core.data.store import HEADER, read_header, sha256_of
 from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import write_atomically
@@ -73,13 +73,13 @@ class _Found:
     read: Callable[[], bytes]
 
 
-def bring_images(
+def import_images(
     source: Path,
     store: Path,
     size: int = 224,
     quality: int = 95,
     progress: Callable[[str, int, int], None] = lambda *_: None,
-) -> Report:
+) -> CheckReport:
     """Check, resize and index the pictures that the store's recordings name; all of the source where there are none.
 
     Args:
@@ -93,7 +93,7 @@ def bring_images(
     """
     if size < 0 or not 1 <= quality <= 100:
         raise UserError(f"size is {size} and quality {quality}; size must be 0 or more pixels, quality 1 to 100")
-    report, folder = Report(), store / IMAGE_FOLDERS[0]
+    report, folder = CheckReport(), store / IMAGE_FOLDERS[0]
     within = os.path.commonpath([source.resolve(), folder.resolve()])
     if within in (str(source.resolve()), str(folder.resolve())):
         raise UserError(
@@ -131,7 +131,7 @@ def bring_images(
     return report
 
 
-def _find(source: Path, report: Report) -> Iterator[_Found]:
+def _find(source: Path, report: CheckReport) -> Iterator[_Found]:
     """All pictures of a folder or zip file."""
     if source.is_dir():
         yield from _in_folder(source)
@@ -156,7 +156,7 @@ def _in_folder(folder: Path) -> Iterator[_Found]:
                 )
 
 
-def _in_zip(path: Path, report: Report) -> Iterator[_Found]:
+def _in_zip(path: Path, report: CheckReport) -> Iterator[_Found]:
     """Pictures of an archive; nothing is unpacked to where an archive says."""
     try:
         archive = zipfile.ZipFile(path)  # closed when the last picture has been read
@@ -210,7 +210,7 @@ def _named(store: Path) -> list[str]:
     return list(names)
 
 
-def _choose(found: list[_Found], named: list[str], source: Path, store: Path, report: Report) -> dict[str, _Found]:
+def _choose(found: list[_Found], named: list[str], source: Path, store: Path, report: CheckReport) -> dict[str, _Found]:
     """The picture of the source for each name in the store."""
     placed: dict[str, _Found] = {}
     by_file: defaultdict[str, list[_Found]] = defaultdict(list)
@@ -244,7 +244,7 @@ def _choose(found: list[_Found], named: list[str], source: Path, store: Path, re
 
 
 def _all(
-    placed: dict[str, _Found], found: list[_Found], source: Path, store: Path, report: Report
+    placed: dict[str, _Found], found: list[_Found], source: Path, store: Path, report: CheckReport
 ) -> dict[str, _Found]:
     """Every picture of the source, which is all there is to go by where the store has no recordings yet."""
     good = {name: picture for name, picture in placed.items() if _NAME.fullmatch(name)}

@@ -31,7 +31,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """Processes that torchrun started; one of one without it."""
 
     rank: int = 0
@@ -66,13 +66,13 @@ class Team:
 
 
 @contextmanager
-def team() -> Iterator[Team]:
+def team() -> Iterator[ProcessGroup]:
     """This process among those of torchrun, by RANK, WORLD_SIZE and LOCAL_RANK.
 
     Of several that fail the first tells why; the others, which fail for want of it, end without a word.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Team()
+        yield ProcessGroup()
         return
     store, rank, size = next(dist.rendezvous("env://"))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -80,7 +80,7 @@ def team() -> Iterator[Team]:
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=forever)
     local, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", size))
     try:
-        yield Team(rank, size, local_size, f"cuda:{local}" if torch.cuda.device_count() > local else None)
+        yield ProcessGroup(rank, size, local_size, f"cuda:{local}" if torch.cuda.device_count() > local else None)
     except BaseException as error:  # the group stays: a process that fails must not wait for others to leave it
         try:
             first = store.add("failed", 1) == 1
@@ -92,7 +92,7 @@ def team() -> Iterator[Team]:
     dist.destroy_process_group()
 
 
-def follow_parent() -> None:
+def exit_with_parent() -> None:
     """Called in a worker process: it ends when its parent does, even killed, and at Ctrl-C, of which the parent tells."""
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     parent = multiprocessing.parent_process()
@@ -105,11 +105,11 @@ def follow_parent() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-_together: Team | None = None
+_together: ProcessGroup | None = None
 
 
 @contextmanager
-def together(members: Team) -> Iterator[None]:
+def together(members: ProcessGroup) -> Iterator[None]:
     """Inside, everything that is encoded is shared out, so all members must do the same in the same order."""
     global _together
     before, _together = _together, members if members.size > 1 else None

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from bvsa_core.distributed.processes import share_out
-from bvsa_core.errors import UserError, check_own_name, unknown_name
+from bvsa_core.errors import UserError, unknown_name, validate_plugin_name
 
 BRAINDECODE = "braindecode:"  # and the name of a class of braindecode.models
 
 
 @dataclass(frozen=True)
-class Shape:
+class InputSpec:
     """What an encoder is built for."""
 
     channels: int
@@ -36,13 +36,13 @@ class NoOptions:
     """Options of an encoder that has none."""
 
 
-_own: dict[str, SimpleNamespace] = {}  # in this process; each holds what the file of an encoder holds
-Build = TypeVar("Build", bound=Callable[[Shape, Any], nn.Module])
+_registered: dict[str, SimpleNamespace] = {}  # in this process; each holds what the file of an encoder holds
+Build = TypeVar("Build", bound=Callable[[InputSpec, Any], nn.Module])
 
 
 def names() -> list[str]:
     """Every encoder that can be asked for by name."""
-    return sorted([*_shipped(), *_own])
+    return sorted([*_builtin(), *_registered])
 
 
 def register(name: str, options: type = NoOptions) -> Callable[[Build], Build]:
@@ -65,12 +65,12 @@ def register(name: str, options: type = NoOptions) -> Callable[[Build], Build]:
     Raises:
         UserError: a name that is taken or is none, or options that are no dataclass.
     """
-    check_own_name("encoder", name, _shipped())
+    validate_plugin_name("encoder", name, _builtin())
     if not (isinstance(options, type) and is_dataclass(options)):
         raise UserError(f"encoder {name!r}: options is {options!r}; give a dataclass, every field with a default")
 
     def keep(build: Build) -> Build:
-        _own[name] = SimpleNamespace(Options=options, build=build)
+        _registered[name] = SimpleNamespace(Options=options, build=build)
         return build
 
     return keep
@@ -85,7 +85,7 @@ def options_class(name: str) -> type:
     return _module(name).Options
 
 
-def build(name: str, shape: Shape, options: object | None = None) -> nn.Module:
+def build(name: str, shape: InputSpec, options: object | None = None) -> nn.Module:
     """An encoder by name.
 
     Raises:
@@ -124,14 +124,14 @@ def _module(name: str):
         from bvsa_core.encoders import _braindecode
 
         return _braindecode.encoder(name.removeprefix(BRAINDECODE))
-    if name in _own:
-        return _own[name]
-    if name not in _shipped():
+    if name in _registered:
+        return _registered[name]
+    if name not in _builtin():
         raise UserError(
             f"{unknown_name('encoder', name, [*names(), f'{BRAINDECODE}CLASS'])}, or register your own first"
         )
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def _shipped() -> list[str]:
+def _builtin() -> list[str]:
     return [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from bvsa_core.encoders import Shape
+from bvsa_core.encoders import InputSpec
 from bvsa_core.errors import UserError, unknown_name
 
 
@@ -40,7 +40,7 @@ def encoder(class_name: str) -> SimpleNamespace:
     if class_name not in known:
         raise UserError(unknown_name("class of braindecode.models", class_name, known))
 
-    def build(shape: Shape, options: Options) -> nn.Module:
+    def build(shape: InputSpec, options: Options) -> nn.Module:
         sizes = {
             "n_chans": shape.channels,
             "n_times": shape.time,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from bvsa_core.encoders import Shape, tsconv
+from bvsa_core.encoders import InputSpec, tsconv
 
 HEADS, HIDDEN = 4, 256
 
@@ -34,13 +34,13 @@ class Options:
 class ATM(nn.Module):
     """Recordings (B, channels, time), subjects (B,) -> (B, embedding). A token is as wide as a recording is long."""
 
-    takes_subjects = True
+    uses_subject_ids = True
 
-    def __init__(self, shape: Shape, options: Options):
+    def __init__(self, shape: InputSpec, options: Options):
         super().__init__()
         width = shape.time
         self.convolution = tsconv.build(
-            Shape(shape.channels, width, shape.embedding), tsconv.Options(options.convolution_dropout)
+            InputSpec(shape.channels, width, shape.embedding), tsconv.Options(options.convolution_dropout)
         )
         self.token = nn.Linear(shape.time, width)
         self.subject_tokens = nn.Parameter(
@@ -90,5 +90,5 @@ class Attention(nn.Module):
         return self.output(seen.transpose(1, 2).flatten(2))
 
 
-def build(shape: Shape, options: Options) -> nn.Module:
+def build(shape: InputSpec, options: Options) -> nn.Module:
     return ATM(shape, options)

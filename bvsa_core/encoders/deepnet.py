@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from bvsa_core.encoders import Shape
+from bvsa_core.encoders import InputSpec
 from bvsa_core.encoders._convolutions import steps_after
 from bvsa_core.encoders._projection import ResidualProjection
 
@@ -20,7 +20,7 @@ class Options:
     dropout: float = 0.5
 
 
-def build(shape: Shape, options: Options) -> nn.Module:
+def build(shape: InputSpec, options: Options) -> nn.Module:
     first, *later = FILTERS
     steps = steps_after(shape.time, *[(KERNEL, 1), (POOL, POOL)] * len(FILTERS))
     blocks = [

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from bvsa_core.encoders import Shape
+from bvsa_core.encoders import InputSpec
 from bvsa_core.encoders._projection import ResidualProjection
 
 
@@ -17,6 +17,6 @@ class Options:
     dropout: float = 0.3
 
 
-def build(shape: Shape, options: Options) -> nn.Module:
+def build(shape: InputSpec, options: Options) -> nn.Module:
     features = shape.channels * shape.time
     return nn.Sequential(nn.Flatten(), *ResidualProjection(features, shape.embedding, options.dropout))

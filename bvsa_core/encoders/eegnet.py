@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from bvsa_core.encoders import Shape
+from bvsa_core.encoders import InputSpec
 from bvsa_core.encoders._convolutions import steps_after
 from bvsa_core.encoders._projection import ResidualProjection
 
@@ -23,7 +23,7 @@ class Options:
     dropout: float = 0.5
 
 
-def build(shape: Shape, options: Options) -> nn.Module:
+def build(shape: InputSpec, options: Options) -> nn.Module:
     steps = steps_after(shape.time, (KERNEL, 1), (POOL, POOL), (LAST_KERNEL, 1))
     return nn.Sequential(
         nn.Unflatten(1, (1, shape.channels)),  # (B, 1, channels, time)

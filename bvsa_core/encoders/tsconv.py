@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.functional import conv1d, linear
 
-from bvsa_core.encoders import Shape
+from bvsa_core.encoders import InputSpec
 from bvsa_core.encoders._convolutions import steps_after
 from bvsa_core.encoders._projection import ResidualProjection
 
@@ -42,7 +42,7 @@ def pooled(kernel: Tensor, width: int) -> Tensor:
     return conv1d(kernel[:, None], kernel.new_full((1, 1, width), 1 / width), padding=width - 1)[:, 0]
 
 
-def build(shape: Shape, options: Options) -> nn.Module:
+def build(shape: InputSpec, options: Options) -> nn.Module:
     steps = steps_after(shape.time, (KERNEL, 1), (POOL, STRIDE))
     return TSConv(
         nn.Unflatten(1, (1, shape.channels)),  # (B, 1, channels, time)

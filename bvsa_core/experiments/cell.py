@@ -25,15 +25,15 @@ from bvsa_core.retrieval.gates import Reliability
 from bvsa_core.retrieval.scoring import Protocol, Scoring, ranks, score, similarity
 from bvsa_core.retrieval.statistics import statistics_of
 from bvsa_core.training.checkpoint import RunFolder
-from bvsa_core.training.config import MaterialsConfig, RunConfig, to_dict
-from bvsa_core.training.run import Materials, run
+from bvsa_core.training.config import RunConfig, RunDataConfig, to_dict
+from bvsa_core.training.run import RunData, run
 from bvsa_core.vision.views import Level
 
 SCORES = "scores.json"
 Progress = Callable[[str, float, int], None]
 
 
-class Bench:
+class RunDataCache:
     """Materials kept from one cell to the next that needs the same; recordings only as long as the subject is the same.
 
     Args:
@@ -42,23 +42,23 @@ class Bench:
 
     def __init__(self, device: str | None = None, progress: Progress = lambda *_: None):
         self.device, self.progress = device, progress
-        self._key: MaterialsConfig | None = None
+        self._key: RunDataConfig | None = None
         self._subject: str | None = None
-        self._materials: Materials | None = None
+        self._materials: RunData | None = None
 
-    def materials(self, config: RunConfig) -> Materials:
+    def run_data(self, config: RunConfig) -> RunData:
         """The materials of a cell."""
-        key = MaterialsConfig(**{field.name: getattr(config, field.name) for field in fields(MaterialsConfig)})
+        key = RunDataConfig(**{field.name: getattr(config, field.name) for field in fields(RunDataConfig)})
         if self._materials is None or key != self._key:
             device = self.device if self.device and config.device == "auto" else config.device
-            self._materials = Materials(replace(config, device=device), self.progress)
+            self._materials = RunData(replace(config, device=device), self.progress)
         elif config.subject != self._subject:
-            self._materials.forget_recordings()
+            self._materials.clear_cache()
         self._key, self._subject = key, config.subject
         return self._materials
 
 
-def run_cell(cell: Cell, root: Path, bench: Bench, progress: Progress = lambda *_: None) -> None:
+def run_cell(cell: Cell, root: Path, bench: RunDataCache, progress: Progress = lambda *_: None) -> None:
     """Do what of a cell is not done yet.
 
     Raises:
@@ -67,14 +67,12 @@ def run_cell(cell: Cell, root: Path, bench: Bench, progress: Progress = lambda *
     if complete(cell, root):
         return
     folder = RunFolder(root / cell.folder)
-    materials = bench.materials(cell.config)
-    result = run(cell.config, materials, folder, progress)
+    run_data = bench.run_data(cell.config)
+    result = run(cell.config, run_data, folder, progress)
     learnt = Reliability(**result["reliability"]) if result["reliability"] else None
     gates = [row.gate or result["protocol"]["gate"] for row in cell.rows]
     scorings = [Scoring(gate, learnt, row.rescoring, row.shuffle_texts) for gate, row in zip(gates, cell.rows)]
-    curves = (
-        repetition_curves(folder, materials, scorings, cell.resamples) if cell.resamples else [None] * len(scorings)
-    )
+    curves = repetition_curves(folder, run_data, scorings, cell.resamples) if cell.resamples else [None] * len(scorings)
     scored = [_scored(result, folder, scoring, curve) for scoring, curve in zip(scorings, curves)]
     with claim(folder.path, "the scoring of a run"):  # which clears away what one that was killed has half written
         write_atomically(
@@ -109,12 +107,12 @@ def complete(cell: Cell, root: Path) -> bool:
     return json.loads((folder / SCORES).read_text())["asked"] == asked(cell)
 
 
-def scores_of(cell: Cell, root: Path) -> list[dict]:
+def load_scores(cell: Cell, root: Path) -> list[dict]:
     """Results of a complete cell, one for each of its rows."""
     return json.loads((root / cell.folder / SCORES).read_text())["rows"]
 
 
-def fill_banks(cells: Iterable[Cell], bench: Bench) -> None:
+def fill_banks(cells: Iterable[Cell], bench: RunDataCache) -> None:
     """Compute every feature that cells will look up, so that no two of them compute the same.
 
     Data that are missing or damaged are passed over: the cells that need them tell of it.
@@ -123,32 +121,32 @@ def fill_banks(cells: Iterable[Cell], bench: Bench) -> None:
         UserError: a device that is not there, or no data folder.
     """
     pictures = functools.cache(_pictures)
-    wanted: dict[str, tuple[Materials, dict]] = {}
+    wanted: dict[str, tuple[RunData, dict]] = {}
     for cell in cells:
         config = cell.config
         plain = replace(config, channels="all", window=None, average=True)  # none of these shapes a feature
-        shaping = {field.name: getattr(plain, field.name) for field in fields(MaterialsConfig)}
-        key = json.dumps(to_dict(MaterialsConfig(**shaping)), sort_keys=True)
+        shaping = {field.name: getattr(plain, field.name) for field in fields(RunDataConfig)}
+        key = json.dumps(to_dict(RunDataConfig(**shaping)), sort_keys=True)
         if key not in wanted:
-            wanted[key] = (bench.materials(plain), {})
-        materials, levels = wanted[key]
-        trained = materials.trained_on(config)
+            wanted[key] = (bench.run_data(plain), {})
+        run_data, levels = wanted[key]
+        trained = run_data.training_subjects(config)
         asked_for = [*levels_of(config.method, config.method_options), *(Level(*each) for each in config.target_levels)]
         for split, subjects in (("train", trained), ("test", [config.subject])):
             with suppress(UserError):
                 shown = {
                     image: concept
                     for subject in subjects
-                    for image, concept in pictures(materials.dataset, subject, split)
+                    for image, concept in pictures(run_data.dataset, subject, split)
                 }
                 levels.setdefault(tuple(shown.items()), {}).update(dict.fromkeys(asked_for))
-    for materials, levels in wanted.values():
+    for run_data, levels in wanted.values():
         for shown, needed in levels.items():
             images, concepts = zip(*shown)
             with suppress(UserError):
-                if materials.config.views == "banked":
-                    materials.bank(images).fill(list(needed), functools.partial(materials.progress, "features"))
-                materials.texts(images, concepts)
+                if run_data.config.views == "banked":
+                    run_data.bank(images).fill(list(needed), functools.partial(run_data.progress, "features"))
+                run_data.texts(images, concepts)
 
 
 def _pictures(dataset: Dataset, subject: str, split: str) -> list[tuple[str, str]]:
@@ -158,6 +156,6 @@ def _pictures(dataset: Dataset, subject: str, split: str) -> list[tuple[str, str
 
 def levels_of(name: str, options: object) -> list[Level]:
     """Every blur level that a method asks for, in training and at retrieval."""
-    shape = encoders.Shape(channels=17, time=250, embedding=2)  # of which none depends
+    shape = encoders.InputSpec(channels=17, time=250, embedding=2)  # of which none depends
     method = methods.method_class(name)(options, functools.partial(encoders.build, "eeg_project"), 1, shape)
-    return list(dict.fromkeys([*method.levels(), *method.gallery_levels()]))
+    return list(dict.fromkeys([*method.training_levels(), *method.gallery_levels()]))

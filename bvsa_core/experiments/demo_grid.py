@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig
-from bvsa_core.training.run import Materials, run
+from bvsa_core.training.run import RunData, run
 
 Progress = Callable[[str, float, int], None]  # the cell at work, cells done (with the part of that one), cells in all
 
@@ -29,7 +29,7 @@ def folder_of(cell: RunConfig, root: Path) -> Path:
 
 
 def run_grid(
-    grid: Sequence[RunConfig], root: Path, materials: Materials, progress: Progress = lambda *_: None
+    grid: Sequence[RunConfig], root: Path, run_data: RunData, progress: Progress = lambda *_: None
 ) -> list[dict]:
     """Results of all cells. A cell that is complete in its folder is not run again."""
     results = []
@@ -38,6 +38,6 @@ def run_grid(
         folder = RunFolder(folder_of(cell, root))
         progress(name, done, len(grid))
         epoch_done = lambda _, epoch, epochs, done=done, name=name: progress(name, done + epoch / epochs, len(grid))  # noqa: E731
-        results.append(run(cell, materials, folder, epoch_done))
+        results.append(run(cell, run_data, folder, epoch_done))
     progress("done", len(grid), len(grid))
     return results

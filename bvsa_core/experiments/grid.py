@@ -42,7 +42,7 @@ SETTLED = {
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoringSpec:
     """One way to score a training."""
 
     name: str | None = None  # what the table calls it; the system's name where left out
@@ -95,7 +95,7 @@ class Cell:
     config: RunConfig
     modality: str
     system: str
-    rows: tuple[Row, ...]
+    rows: tuple[ScoringSpec, ...]
     resamples: int
 
     @property
@@ -149,9 +149,12 @@ def _system(values: Any, where: str) -> System:
     system.options = _typed(type(method_options(system.method, system.preset)), system.options, f"{where}: options")
     system.run = _typed(RunConfig, system.run, f"{where}: run", SETTLED)
     scorings = system.scorings or [{}]
-    rows = [Row(**_typed(Row, each, f"{where}: scorings[{number}]")) for number, each in enumerate(scorings)]
+    rows = [
+        ScoringSpec(**_typed(ScoringSpec, each, f"{where}: scorings[{number}]")) for number, each in enumerate(scorings)
+    ]
     system.scorings = [
-        Row(**{**vars(row), "published": row.published or (system.published if not row.name else None)}) for row in rows
+        ScoringSpec(**{**vars(row), "published": row.published or (system.published if not row.name else None)})
+        for row in rows
     ]
     for row in system.scorings:
         Scoring(row.gate or "none", None, row.rescoring)

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from bvsa_core.errors import UserError, unknown_name
-from bvsa_core.report.comparison_table import Published
+from bvsa_core.report.comparison_table import PaperResult
 
 # Retrieval with BVSA's published gate, which reads the text of the recording's own picture.
 _GATED = (
@@ -39,7 +39,7 @@ def known() -> list[str]:
     return [*(row["method"] for row in content()["rows"]), *(f"{name}/{row}" for name, rows in tables for row in rows)]
 
 
-def find(reference: str, modality: str, setting: str) -> Published | None:
+def find(reference: str, modality: str, setting: str) -> PaperResult | None:
     """The row of a method, or TABLE/ROW, where it was published for this setting."""
     table, _, name = reference.partition("/")
     place = f"{modality}_{setting}"
@@ -51,7 +51,7 @@ def find(reference: str, modality: str, setting: str) -> Published | None:
         figures = row.get(place)
     if figures is None:
         return None
-    return Published(
+    return PaperResult(
         method=f"{row['method']} ({name})" if name else row["method"],
         year=row["year"],
         top1=figures[0],
@@ -64,7 +64,7 @@ def find(reference: str, modality: str, setting: str) -> Published | None:
     )
 
 
-def others(modality: str, setting: str, besides: set[str]) -> list[Published]:
+def others(modality: str, setting: str, besides: set[str]) -> list[PaperResult]:
     """Methods published for a setting, except some."""
     names = [row["method"] for row in content()["rows"] if row["method"] not in besides]
     return [row for name in names if (row := find(name, modality, setting))]

@@ -12,8 +12,8 @@ from bvsa_core.data.dataset import Recordings
 from bvsa_core.data.split import make_split
 from bvsa_core.retrieval.scoring import Scores, Scoring, ranks, score, similarity
 from bvsa_core.training.checkpoint import RunFolder
-from bvsa_core.training.run import Materials, load_method
-from bvsa_core.training.selection import embed_samples
+from bvsa_core.training.run import RunData, load_method
+from bvsa_core.training.selection import compute_embeddings
 
 
 def averaged(recordings: Recordings, draws: np.ndarray) -> Iterator[Recordings]:
@@ -40,7 +40,7 @@ def steps(repetitions: int) -> list[int]:
 
 
 def repetition_curves(
-    folder: RunFolder, materials: Materials, scorings: Sequence[Scoring], resamples: int = 10, seed: int = 0
+    folder: RunFolder, run_data: RunData, scorings: Sequence[Scoring], resamples: int = 10, seed: int = 0
 ) -> list[list[dict]]:
     """One curve for each scoring: mean and standard deviation of accuracies over resampled subsets of the repetitions.
 
@@ -49,14 +49,14 @@ def repetition_curves(
     Raises:
         UserError: the folder holds no complete run, or its data have moved.
     """
-    config, method = folder.config(), load_method(folder, materials)
-    path = materials.dataset.path(config.subject, "test")
-    recordings = materials.dataset.load(config.subject, "test")
-    trained = materials.trained_on(config)
-    shown = materials.split(config.subject, "test", config.repetitions)
+    config, method = folder.config(), load_method(folder, run_data)
+    path = run_data.dataset.path(config.subject, "test")
+    recordings = run_data.dataset.load(config.subject, "test")
+    trained = run_data.training_subjects(config)
+    shown = run_data.split(config.subject, "test", config.repetitions)
     views, texts = (
-        materials.views(shown.images, method.views_of_gallery()),
-        materials.texts(shown.images, shown.concepts),
+        run_data.views(shown.images, method.gallery_feature_levels()),
+        run_data.texts(shown.images, shown.concepts),
     )
     conditions, repetitions = recordings.data.shape[:2]
     rng = np.random.default_rng(seed)
@@ -68,8 +68,8 @@ def repetition_curves(
             np.sort(rng.permuted(of_all, axis=1)[:, :n], axis=1) for _ in range(resamples if n < repetitions else 1)
         ]
         for part in averaged(recordings, np.stack(draws)):
-            test = make_split([(path, part)], [config.subject], config.channels, config.window).to(materials.device)
-            embeddings = embed_samples(method, test, views, texts, trained)
+            test = make_split([(path, part)], [config.subject], config.channels, config.window).to(run_data.device)
+            embeddings = compute_embeddings(method, test, views, texts, trained)
             for scores, scoring in zip(found, scorings):
                 scores.append(score(ranks(similarity(embeddings, scoring))))
         for curve, scores in zip(curves, found):

@@ -19,14 +19,23 @@ from bvsa_core.data.dataset import Dataset, concept_of
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import SCORES, levels_of
 from bvsa_core.experiments.repetitions import repetition_curves
-from bvsa_core.report.comparison_table import Entry
-from bvsa_core.report.content import Blurred, Line, Picture, Report, Retrieval, Run, distinct, flat
-from bvsa_core.report.tables import rows, scoring
+from bvsa_core.report.comparison_table import ComparisonRow
+from bvsa_core.report.content import (
+    BlurExample,
+    Picture,
+    Report,
+    ReportRow,
+    RetrievalExample,
+    RunSummary,
+    distinct,
+    flat,
+)
+from bvsa_core.report.tables import method_results, scoring
 from bvsa_core.retrieval.gates import Reliability
 from bvsa_core.retrieval.scoring import Scoring, similarity
 from bvsa_core.training.checkpoint import RunFolder, read_json
 from bvsa_core.training.config import RunConfig, to_dict
-from bvsa_core.training.run import Materials
+from bvsa_core.training.run import RunData
 from bvsa_core.vision.clip import image_size_of
 from bvsa_core.vision.images import read_images
 from bvsa_core.vision.views import SHARP
@@ -84,7 +93,7 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[RunFolder], list[str]]:
     return [RunFolder(each.relative_to(here) if each.is_relative_to(here) else each) for each in found], told
 
 
-def lines_of_runs(folders: Sequence[RunFolder]) -> list[Line]:
+def group_runs(folders: Sequence[RunFolder]) -> list[ReportRow]:
     """Lines of a table, one for all runs that differ in subject and seed alone.
 
     Raises:
@@ -106,7 +115,7 @@ def lines_of_runs(folders: Sequence[RunFolder]) -> list[Line]:
     for group, own, place in zip(groups.values(), settings, data):
         _check_joins(group)
         results = [result for _, _, result in group]
-        (row,) = rows(results)
+        (row,) = method_results(results)
         config, protocol = group[0][1], row.protocol
         beside = [other for other, there in zip(settings, data) if there == place]
         alike = [other for other in beside if (other["method"], other["preset"]) == (own["method"], own["preset"])]
@@ -115,19 +124,21 @@ def lines_of_runs(folders: Sequence[RunFolder]) -> list[Line]:
         ]
         system = ", ".join([row.method, *(f"{name.split('.')[-1]} {_shown(own[name])}" for name in apart)])
         setting = protocol.get("setting", "intra-subject").removesuffix("-subject")
-        entry = Entry(protocol.get("modality", "EEG").lower(), setting, system, config.encoder, row, cells=len(group))
+        entry = ComparisonRow(
+            protocol.get("modality", "EEG").lower(), setting, system, config.encoder, row, cells=len(group)
+        )
         found.append((entry, [_run(folder, result) for folder, _, result in group]))
     return _labelled(found)
 
 
-def lines_of_grid(found: Sequence[tuple[Entry, list[dict]]], root: Path) -> list[Line]:
+def grid_rows(found: Sequence[tuple[ComparisonRow, list[dict]]], root: Path) -> list[ReportRow]:
     """Lines of the table of a grid, as `experiments.results.entries_of` joined them."""
     return _labelled(
         [(entry, [_run(RunFolder(root / each["folder"]), each) for each in results]) for entry, results in found]
     )
 
 
-def _labelled(found: Sequence[tuple[Entry, list[Run]]]) -> list[Line]:
+def _labelled(found: Sequence[tuple[ComparisonRow, list[RunSummary]]]) -> list[ReportRow]:
     """Lines, each called by what tells it from the others of its data; so are their trainings, which several lines may share."""
     labels: dict[int, str] = {}
     trainings: dict[int, str] = {}
@@ -144,12 +155,12 @@ def _labelled(found: Sequence[tuple[Entry, list[Run]]]) -> list[Line]:
         of_training = dict(zip(first, distinct(names)))
         trainings |= {number: of_training[folders] for number, folders in trained_by.items()}
     return [
-        Line(labels.get(number, entry.system), trainings.get(number, entry.system), entry, runs)
+        ReportRow(labels.get(number, entry.system), trainings.get(number, entry.system), entry, runs)
         for number, (entry, runs) in enumerate(found)
     ]
 
 
-def _names(entry: Entry, protocol: dict) -> tuple[str, ...]:
+def _names(entry: ComparisonRow, protocol: dict) -> tuple[str, ...]:
     return (
         entry.system,
         f"gate {scoring(protocol)}",
@@ -209,9 +220,9 @@ def _shown(value: object) -> str:
     )
 
 
-def _run(folder: RunFolder, result: dict) -> Run:
+def _run(folder: RunFolder, result: dict) -> RunSummary:
     finished = datetime.fromtimestamp((folder.path / "result.json").stat().st_mtime).astimezone()
-    return Run(
+    return RunSummary(
         folder=str(folder.path),
         subject=result["subject"],
         seed=result["seed"],
@@ -224,11 +235,11 @@ def _run(folder: RunFolder, result: dict) -> Run:
 
 
 def with_curves(
-    lines: Sequence[Line],
-    materials_of: Callable[[RunConfig], Materials],
+    lines: Sequence[ReportRow],
+    materials_of: Callable[[RunConfig], RunData],
     resamples: int,
     progress: Progress = lambda *_: None,
-) -> list[Line]:
+) -> list[ReportRow]:
     """Lines without a curve over test repetitions get that of their first run; with 0 resamples they stay as they are.
 
     Raises:
@@ -246,9 +257,9 @@ def with_curves(
     return found
 
 
-def gather(
+def build_report(
     title: str,
-    lines: Sequence[Line],
+    lines: Sequence[ReportRow],
     made_by: dict[str, str],
     data: Path | None = None,
     progress: Progress = lambda *_: None,
@@ -262,8 +273,8 @@ def gather(
         UserError: what a run has left is damaged.
     """
     missing: dict[str, str] = {}
-    chosen = _in_turn([line for line in lines if line.runs], RETRIEVALS)
-    album = Album(data)
+    chosen = _round_robin([line for line in lines if line.runs], RETRIEVALS)
+    album = ThumbnailCache(data)
     retrievals = []
     for done, (line, run) in enumerate(chosen):
         progress("retrieved pictures", done, len(chosen))
@@ -291,7 +302,7 @@ def gather(
     return Report(title, lines, pictures, retrievals, blurred, missing, made_by)
 
 
-def _in_turn(lines: Sequence[Line], limit: int) -> list[tuple[Line, Run]]:
+def _round_robin(lines: Sequence[ReportRow], limit: int) -> list[tuple[ReportRow, RunSummary]]:
     """The first run of every line, then the second of every line, and so on."""
     longest = max((len(line.runs) for line in lines), default=0)
     found = [(line, line.runs[turn]) for turn in range(longest) for line in lines if turn < len(line.runs)]
@@ -307,7 +318,7 @@ def scoring_of(protocol: dict, learnt: dict | None) -> Scoring:
     )
 
 
-def _retrieval(line: Line, run: Run, album: Album) -> Retrieval:
+def _retrieval(line: ReportRow, run: RunSummary, album: ThumbnailCache) -> RetrievalExample:
     folder, protocol = RunFolder(run.folder), line.row.protocol
     result = folder.result()
     scores = similarity(folder.embeddings(), scoring_of(protocol, result.get("reliability")))
@@ -319,7 +330,7 @@ def _retrieval(line: Line, run: Run, album: Album) -> Retrieval:
     found = scores[:QUERIES].sort(dim=1, descending=True, stable=True)
     best = found.indices[:, :TOP].tolist()
     album.want(number for at, row in enumerate(best) for number in (numbers[at], *(numbers[i] for i in row)))
-    return Retrieval(
+    return RetrievalExample(
         label=line.label,
         data=line.entry.data,
         subject=run.subject,
@@ -332,7 +343,7 @@ def _retrieval(line: Line, run: Run, album: Album) -> Retrieval:
     )
 
 
-class Album:
+class ThumbnailCache:
     """The pictures that a report speaks of, and where they lie.
 
     Args:
@@ -387,9 +398,9 @@ def jpeg(picture: np.ndarray, side: int, quality: int = 72) -> bytes:
     return file.getvalue()
 
 
-def _blurred(lines: Sequence[Line], album: Album) -> list[Blurred]:
+def _blurred(lines: Sequence[ReportRow], album: ThumbnailCache) -> list[BlurExample]:
     """What each way to blur does to a few pictures of the test set: one for every method and its options."""
-    found: dict[str, Blurred] = {}
+    found: dict[str, BlurExample] = {}
     for line in lines:
         if not line.runs:
             continue
@@ -414,7 +425,7 @@ def _blurred(lines: Sequence[Line], album: Album) -> list[Blurred]:
         called = [f"k{level.kernel_size} gain {level.gain:g}" for level in levels]
         census = [each.metrics[-1].get("blur", {}) for each in line.runs if each.metrics]
         share = lambda name, census=census: sum(each.get(name, 0) / sum(each.values()) for each in census) / len(census)  # noqa: E731
-        found[key] = Blurred(
+        found[key] = BlurExample(
             label=line.training,
             levels=called,
             shares=[share(name) if census and all(census) else None for name in called],

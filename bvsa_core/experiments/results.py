@@ -9,11 +9,11 @@ from pathlib import Path
 
 from bvsa_core.errors import UserError
 from bvsa_core.experiments import paper_results
-from bvsa_core.experiments.cell import complete, scores_of
+from bvsa_core.experiments.cell import complete, load_scores
 from bvsa_core.experiments.grid import Cell, Grid
 from bvsa_core.io.atomic import write_atomically
 from bvsa_core.report.comparison_table import (
-    Entry,
+    ComparisonRow,
     comparisons_text,
     markdown_table,
     mean_statistics,
@@ -22,45 +22,47 @@ from bvsa_core.report.comparison_table import (
     to_latex,
     to_markdown,
 )
-from bvsa_core.report.tables import Row, rows, scoring, statistics_lines
+from bvsa_core.report.tables import MethodResult, method_results, scoring, statistics_lines
 from bvsa_core.retrieval.statistics import Comparison, compare
 
 
-def entries_of(cells: Sequence[Cell], root: Path, list_others: bool) -> list[tuple[Entry, list[dict]]]:
+def comparison_rows(cells: Sequence[Cell], root: Path, list_others: bool) -> list[tuple[ComparisonRow, list[dict]]]:
     """The lines of the table, each with the results it is made of and their folders: none where a cell is missing."""
     groups: dict[tuple, list[Cell]] = {}
     for cell in cells:
         config = cell.config
         groups.setdefault((cell.modality, config.setting, cell.system, config.vision, config.encoder), []).append(cell)
-    found: list[tuple[Entry, list[dict]]] = []
+    found: list[tuple[ComparisonRow, list[dict]]] = []
     for number, ((modality, setting, system, _, encoder), group) in enumerate(groups.items()):
         ready = [cell for cell in group if complete(cell, root)]
-        scored = [[{**each, "folder": str(cell.folder)} for each in scores_of(cell, root)] for cell in ready]
+        scored = [[{**each, "folder": str(cell.folder)} for each in load_scores(cell, root)] for cell in ready]
         missing = len(group) - len(scored)
         for place, row in enumerate(group[0].rows):
             results = [] if missing else [each[place] for each in scored]
             beside = paper_results.find(row.published, modality, setting) if row.published else None
             name = row.name or system
-            joined = rows(results) if results else [None]
+            joined = method_results(results) if results else [None]
             if len(joined) > 1:
                 raise UserError(
                     f"{name}: subjects differ in gallery, channels or repetitions, and have no mean; name those that agree"
                 )
             (ours,) = joined
-            found.append((Entry(modality, setting, name, encoder, ours, missing, len(group), beside), results))
+            found.append((ComparisonRow(modality, setting, name, encoder, ours, missing, len(group), beside), results))
         following = list(groups)[number + 1 : number + 2]
         if list_others and (not following or following[0][:2] != (modality, setting)):
             here = {row.published for cell in cells for row in cell.rows if row.published}
             found += [
-                (Entry(modality, setting, each.method, published=each), [])
+                (ComparisonRow(modality, setting, each.method, published=each), [])
                 for each in paper_results.others(modality, setting, here)
             ]
     return found
 
 
-def write(grid: Grid, cells: Sequence[Cell], left_out: Sequence[str], root: Path) -> list[tuple[Entry, list[dict]]]:
+def write(
+    grid: Grid, cells: Sequence[Cell], left_out: Sequence[str], root: Path
+) -> list[tuple[ComparisonRow, list[dict]]]:
     """Write the files; returns the lines of the table, as `entries_of`. The same cells give the same bytes."""
-    found = entries_of(cells, root, grid.list_others)
+    found = comparison_rows(cells, root, grid.list_others)
     entries = [entry for entry, _ in found]
     tests = comparisons(found, grid.baseline)
     sections = [
@@ -93,7 +95,9 @@ def write(grid: Grid, cells: Sequence[Cell], left_out: Sequence[str], root: Path
     return found
 
 
-def comparisons(found: Sequence[tuple[Entry, list[dict]]], baseline: str | None) -> dict[str, list[Comparison] | str]:
+def comparisons(
+    found: Sequence[tuple[ComparisonRow, list[dict]]], baseline: str | None
+) -> dict[str, list[Comparison] | str]:
     """Paired tests across subjects in every setting."""
     settings: dict[str, dict[str, list[float]]] = {}
     reference: dict[str, str] = {}
@@ -106,15 +110,15 @@ def comparisons(found: Sequence[tuple[Entry, list[dict]]], baseline: str | None)
     return {data: compare(accuracies, reference.get(data)) for data, accuracies in settings.items()}
 
 
-def _named(entry: Entry, row: Row) -> str:
+def _named(entry: ComparisonRow, row: MethodResult) -> str:
     return f"{entry.system}, gate {scoring(row.protocol)} ({entry.encoder}, pictures by {row.protocol['encoder']})"
 
 
-def _described(entry: Entry, row: Row) -> dict:
+def _described(entry: ComparisonRow, row: MethodResult) -> dict:
     return {"data": entry.data, "row": _named(entry, row), "method": row.method, "protocol": row.protocol}
 
 
-def _subjects(found: Sequence[tuple[Entry, list[dict]]]) -> str:
+def _subjects(found: Sequence[tuple[ComparisonRow, list[dict]]]) -> str:
     table = []
     for entry, results in found:
         if row := entry.row:
@@ -128,7 +132,7 @@ def _subjects(found: Sequence[tuple[Entry, list[dict]]]) -> str:
     )
 
 
-def _statistics(found: Sequence[tuple[Entry, list[dict]]]) -> str:
+def _statistics(found: Sequence[tuple[ComparisonRow, list[dict]]]) -> str:
     told = []
     for entry, results in found:
         if row := entry.row:

@@ -14,16 +14,16 @@ from pathlib import Path
 import torch
 
 from bvsa_core import allocator
-from bvsa_core.distributed.processes import follow_parent
+from bvsa_core.distributed.processes import exit_with_parent
 from bvsa_core.errors import UserError
-from bvsa_core.experiments.cell import Bench, complete, run_cell
+from bvsa_core.experiments.cell import RunDataCache, complete, run_cell
 from bvsa_core.experiments.grid import Cell
 
 Progress = Callable[[float, int], None]  # cells done (with the part of one at work), cells in all
 
 
-def run_here(
-    cells: Sequence[Cell], root: Path, bench: Bench, progress: Progress, threads: int | None = None
+def run_serial(
+    cells: Sequence[Cell], root: Path, bench: RunDataCache, progress: Progress, threads: int | None = None
 ) -> dict[str, str]:
     """Run cells one after another. Returns what was wrong with those that failed, by cell."""
     before = torch.get_num_threads()
@@ -33,7 +33,7 @@ def run_here(
         for done, cell in enumerate(cells):
             progress(done, len(cells))
             part = lambda _, epoch, epochs, done=done: progress(done + epoch / epochs, len(cells))  # noqa: E731
-            if told := _attempt(cell, root, bench, part):
+            if told := run_one(cell, root, bench, part):
                 failures[str(cell)] = told
     finally:
         torch.set_num_threads(before)
@@ -41,7 +41,7 @@ def run_here(
     return failures
 
 
-def run_in_workers(
+def run_parallel(
     cells: Sequence[Cell], root: Path, workers: int, progress: Progress, threads: int | None = None
 ) -> dict[str, str]:
     """Run cells in so many processes, which share threads and GPUs. Returns what was wrong with those that failed."""
@@ -77,26 +77,26 @@ def _told(future: Future) -> str | None:
         return "a worker died, perhaps for lack of memory; use fewer --workers"
 
 
-_bench: Bench  # of a worker
+_bench: RunDataCache  # of a worker
 
 
 def _start_worker(threads: int, devices: SimpleQueue) -> None:
     global _bench
-    allocator.keep_freed()
+    allocator.tune_allocator()
     torch.set_num_threads(threads)
-    _bench = Bench(devices.get())
-    follow_parent()
+    _bench = RunDataCache(devices.get())
+    exit_with_parent()
 
 
 def _work(cell: Cell, root: Path) -> str | None:
     try:
-        return _attempt(cell, root, _bench)
+        return run_one(cell, root, _bench)
     except KeyboardInterrupt:  # the training has kept where it stands
         os._exit(130)
 
 
-def _attempt(
-    cell: Cell, root: Path, bench: Bench, progress: Callable[[str, float, int], None] = lambda *_: None
+def run_one(
+    cell: Cell, root: Path, bench: RunDataCache, progress: Callable[[str, float, int], None] = lambda *_: None
 ) -> str | None:
     """Run a cell; returns what was wrong, the whole traceback where it is no fault of the user's."""
     try:

@@ -37,8 +37,8 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
     Raises:
         UserError: the disk is full, or the folder cannot be written to. A file that was there stays as it was.
     """
-    partial = partial_of(path)
-    with told_of(path):
+    partial = temporary_path(path)
+    with os_errors_to_user_errors(path):
         try:
             with open(partial, "wb") as file:
                 yield file
@@ -59,7 +59,7 @@ def append_line(path: Path, line: str) -> None:
     Raises:
         UserError: the disk is full, or the folder cannot be written to.
     """
-    with told_of(path), open(path, "ab") as file:
+    with os_errors_to_user_errors(path), open(path, "ab") as file:
         file.write(line.encode() + b"\n")
 
 
@@ -71,8 +71,8 @@ def make_folder(target: Path, fill: Callable[[Path], None]) -> None:
     """
     if target.exists():
         return
-    partial = partial_of(target)
-    with told_of(target):
+    partial = temporary_path(target)
+    with os_errors_to_user_errors(target):
         try:
             partial.mkdir(parents=True)
             fill(partial)
@@ -81,13 +81,13 @@ def make_folder(target: Path, fill: Callable[[Path], None]) -> None:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def partial_of(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """A name under which to write a file or folder that nobody else uses, on any of the machines that share the folder."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")
 
 
 @contextmanager
-def told_of(path: Path) -> Iterator[None]:
+def os_errors_to_user_errors(path: Path) -> Iterator[None]:
     """Failures of the file system inside are UserErrors that name the path."""
     try:
         yield
@@ -108,18 +108,18 @@ def claim(folder: Path, doing: str) -> Iterator[None]:
         UserError: another process has it, or the folder cannot be written to.
     """
     path = folder / LOCK
-    with told_of(folder):
+    with os_errors_to_user_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = _take(path, doing)
+        lock = _acquire(path, doing)
     try:
-        remove_partials(folder)
+        remove_temporary(folder)
         yield
     finally:
         path.unlink(missing_ok=True)  # while it is still ours
         os.close(lock)
 
 
-def _take(path: Path, doing: str) -> int:
+def _acquire(path: Path, doing: str) -> int:
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -149,17 +149,17 @@ def tidy(folder: Path, doing: str) -> None:
     Raises:
         UserError: its process is still at it.
     """
-    if any(is_ours(path) for path in folder.iterdir()):
+    if any(is_temporary(path) for path in folder.iterdir()):
         with claim(folder, doing):
             pass
 
 
-def is_ours(path: Path) -> bool:
+def is_temporary(path: Path) -> bool:
     """Whether a file or folder is one that writing leaves for a moment, or for good where the process is killed."""
     return path.name == LOCK or (path.name.startswith(".") and path.name.endswith(PARTIAL))
 
 
-def remove_partials(folder: Path) -> None:
+def remove_temporary(folder: Path) -> None:
     """Remove what processes that were killed left half written in a folder that is claimed, which nobody else writes to."""
     for partial in folder.glob(f".*{PARTIAL}"):
         if partial.is_dir():

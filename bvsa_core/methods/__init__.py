@@ -11,17 +11,17 @@ import pkgutil
 from collections.abc import Callable
 from typing import TypeVar
 
-from bvsa_core.errors import UserError, check_own_name, unknown_name
+from bvsa_core.errors import UserError, unknown_name, validate_plugin_name
 from bvsa_core.methods.base import Method
 
 _NOT_METHODS = ("base",)
-_own: dict[str, type[Method]] = {}  # in this process
+_registered: dict[str, type[Method]] = {}  # in this process
 OwnMethod = TypeVar("OwnMethod", bound=type[Method])
 
 
 def names() -> list[str]:
     """Every method that can be asked for by name."""
-    return sorted([*_shipped(), *_own])
+    return sorted([*_builtin(), *_registered])
 
 
 def register(name: str) -> Callable[[OwnMethod], OwnMethod]:
@@ -40,7 +40,7 @@ def register(name: str) -> Callable[[OwnMethod], OwnMethod]:
     Raises:
         UserError: a name that is taken or is none, or a class that is no complete Method.
     """
-    check_own_name("method", name, _shipped())
+    validate_plugin_name("method", name, _builtin())
 
     def keep(own: OwnMethod) -> OwnMethod:
         if not (inspect.isclass(own) and issubclass(own, Method)):
@@ -48,7 +48,7 @@ def register(name: str) -> Callable[[OwnMethod], OwnMethod]:
         lacking = [*sorted(own.__abstractmethods__), *([] if hasattr(own, "Options") else ["Options, a dataclass"])]
         if lacking:
             raise UserError(f"method {name!r}: {own.__name__} lacks {' and '.join(lacking)}")
-        _own[name] = own
+        _registered[name] = own
         return own
 
     return keep
@@ -60,12 +60,12 @@ def method_class(name: str) -> type[Method]:
     Raises:
         UserError: there is no such method.
     """
-    if name in _own:
-        return _own[name]
-    if name not in _shipped():
+    if name in _registered:
+        return _registered[name]
+    if name not in _builtin():
         raise UserError(f"{unknown_name('method', name, names())}, or register your own first")
     return importlib.import_module(f"{__name__}.{name}").METHOD
 
 
-def _shipped() -> list[str]:
+def _builtin() -> list[str]:
     return [module.name for module in pkgutil.iter_modules(__path__) if module.name not in _NOT_METHODS]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, softplus
 
-from bvsa_core.encoders import Shape, encode
+from bvsa_core.encoders import InputSpec, encode
 from bvsa_core.retrieval.scoring import Embeddings
 from bvsa_core.vision.multilevel import Fusion
 from bvsa_core.vision.views import SHARP, Level
@@ -45,23 +45,23 @@ class Method(nn.Module, ABC):
     TRAINING: ClassVar[
         dict[str, Any]
     ] = {}  # how its authors train it: fields of RunConfig, which flags and YAML override
-    NOTE: ClassVar[str] = ""  # what a reader of its figures has to know; printed in every table
-    classifies: ClassVar[bool] = (
+    TABLE_NOTE: ClassVar[str] = ""  # what a reader of its figures has to know; printed in every table
+    transductive_classifier: ClassVar[bool] = (
         False  # scores come from a classifier of the test pictures: nothing else can be searched
     )
     default_gate: str = "none"  # how retrieval uses the texts unless it is told otherwise
 
-    def __init__(self, options: Any, build_encoder: Callable[[Shape], nn.Module], samples: int, shape: Shape):
+    def __init__(self, options: Any, build_encoder: Callable[[InputSpec], nn.Module], samples: int, shape: InputSpec):
         super().__init__()
         self.options = options
         self.encoder = build_encoder(shape)
         self.fusion: Fusion | None = None  # of multi-level targets, trained along with the method
         self.epoch, self.epochs = 0, 1  # the one being trained, counted from 0, and how many there will be
 
-    def prepare(self, everything: Callable[[], Batch]) -> None:
+    def setup(self, everything: Callable[[], Batch]) -> None:
         """Called once before training. `everything` makes one batch of the whole training set."""
 
-    def levels(self) -> list[Level]:
+    def training_levels(self) -> list[Level]:
         """Every blur level that `blur` may ask for."""
         return [SHARP]
 
@@ -69,7 +69,7 @@ class Method(nn.Module, ABC):
         """The blur levels under which the pictures to retrieve are seen."""
         return [SHARP]
 
-    def views_of_gallery(self) -> list[Level]:
+    def gallery_feature_levels(self) -> list[Level]:
         """The blur levels whose features retrieval needs: those of the gallery, then those that are fused with each."""
         return [*self.gallery_levels(), *(self.fusion.levels if self.fusion is not None else [])]
 
@@ -132,7 +132,7 @@ class Method(nn.Module, ABC):
 class Contrastive(Method):
     """A method whose logits are cosines times a learnable scale."""
 
-    def __init__(self, options: Any, build_encoder: Callable[[Shape], nn.Module], samples: int, shape: Shape):
+    def __init__(self, options: Any, build_encoder: Callable[[InputSpec], nn.Module], samples: int, shape: InputSpec):
         super().__init__(options, build_encoder, samples, shape)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 

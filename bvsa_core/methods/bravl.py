@@ -31,7 +31,7 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
-from bvsa_core.encoders import Shape, encode
+from bvsa_core.encoders import InputSpec, encode
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Batch, Method
 from bvsa_core.retrieval.scoring import Embeddings
@@ -70,8 +70,8 @@ class BraVL(Method):
     """Three encoders, three decoders and three networks Q; no blur, no per-sample state."""
 
     Options = BraVLOptions
-    NOTE = "fitted on gallery"
-    classifies = True
+    TABLE_NOTE = "fitted on gallery"
+    transductive_classifier = True
     TRAINING = {
         "optimiser": "adam",
         "lr": 1e-4,
@@ -85,7 +85,9 @@ class BraVL(Method):
     text_mean: Tensor
     scales: Tensor  # (modalities,) standard deviations
 
-    def __init__(self, options: BraVLOptions, build_encoder: Callable[[Shape], nn.Module], samples: int, shape: Shape):
+    def __init__(
+        self, options: BraVLOptions, build_encoder: Callable[[InputSpec], nn.Module], samples: int, shape: InputSpec
+    ):
         super().__init__(options, build_encoder, samples, replace(shape, embedding=options.hidden))
         width, hidden = shape.embedding, options.hidden
         components = min(options.components, width)
@@ -100,7 +102,7 @@ class BraVL(Method):
         self.register_buffer("scales", torch.ones(len(widths)))
 
     @torch.no_grad()
-    def prepare(self, everything: Callable[[], Batch]) -> None:
+    def setup(self, everything: Callable[[], Batch]) -> None:
         if importlib.util.find_spec("sklearn") is None:
             raise UserError(
                 "method bravl classifies with scikit-learn, which is not installed; pip install 'fovblur[train]'"

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from bvsa_core.encoders import Shape, encode
+from bvsa_core.encoders import InputSpec, encode
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Batch, Contrastive, Interval, symmetric_contrastive
 from bvsa_core.vision.views import SHARP, Level
@@ -79,7 +79,7 @@ class BVSA(Contrastive):
     gain: Tensor  # (samples,)
     kernel_size: Tensor  # (samples,)
 
-    def __init__(self, options: BVSAOptions, build_encoder, samples: int, shape: Shape):
+    def __init__(self, options: BVSAOptions, build_encoder, samples: int, shape: InputSpec):
         super().__init__(options, build_encoder, samples, shape)
         self.text_encoder = build_encoder(shape) if options.heads == 2 else None
         self.default_gate = options.enhancement
@@ -93,7 +93,7 @@ class BVSA(Contrastive):
     def _blurs(self) -> bool:
         return self.options.decouple or self.options.dynamic
 
-    def levels(self) -> list[Level]:
+    def training_levels(self) -> list[Level]:
         if not self._blurs:
             return [SHARP]
         c, size, shift = self.options.c, self.options.kernel_size, self.options.shift

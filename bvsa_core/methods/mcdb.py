@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from bvsa_core.encoders import Shape, encode
+from bvsa_core.encoders import InputSpec, encode
 from bvsa_core.methods.base import Batch, Contrastive, symmetric_contrastive
 
 MODALITIES = ("brain", "image", "text")
@@ -58,10 +58,10 @@ class MCDB(Contrastive):
     """No blur; an adapter a modality, whose gradients are balanced and perturbed."""
 
     Options = MCDBOptions
-    NOTE = "reconstruction"
+    TABLE_NOTE = "reconstruction"
     factors: Tensor  # (modalities,)
 
-    def __init__(self, options: MCDBOptions, build_encoder, samples: int, shape: Shape):
+    def __init__(self, options: MCDBOptions, build_encoder, samples: int, shape: InputSpec):
         super().__init__(options, build_encoder, samples, shape)
         self.adapters = nn.ModuleDict({name: Adapter(shape.embedding, options.bottleneck) for name in MODALITIES})
         self.register_buffer("factors", torch.ones(len(MODALITIES)), persistent=False)  # of the gradients of this batch

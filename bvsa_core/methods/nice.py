@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bvsa_core.encoders import Shape
+from bvsa_core.encoders import InputSpec
 from bvsa_core.methods.base import Batch, Contrastive, symmetric_contrastive
 
 
@@ -36,7 +36,7 @@ class NICE(Contrastive):
         "validation": 740,
     }
 
-    def __init__(self, options: NICEOptions, build_encoder, samples: int, shape: Shape):
+    def __init__(self, options: NICEOptions, build_encoder, samples: int, shape: InputSpec):
         super().__init__(options, build_encoder, samples, shape)
         self.logit_scale.requires_grad_(False)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from bvsa_core.encoders import Shape, encode
+from bvsa_core.encoders import InputSpec, encode
 from bvsa_core.methods.base import Batch, Contrastive, Interval, positive_scale, symmetric_contrastive
 from bvsa_core.vision.views import Level
 
@@ -51,13 +51,13 @@ class UBP(Contrastive):
     kernel_size: Tensor  # (samples,)
     level_sizes: Tensor  # (3,)
 
-    def __init__(self, options: UBPOptions, build_encoder, samples: int, shape: Shape):
+    def __init__(self, options: UBPOptions, build_encoder, samples: int, shape: InputSpec):
         super().__init__(options, build_encoder, samples, shape)
         self.interval = Interval(samples, options.alpha, options.gamma)
         self.register_buffer("level_sizes", torch.tensor(options.kernel_sizes), persistent=False)
         self.register_buffer("kernel_size", torch.full((samples,), options.kernel_sizes[1]))
 
-    def levels(self) -> list[Level]:
+    def training_levels(self) -> list[Level]:
         return [Level(size, self.options.gain) for size in dict.fromkeys(self.options.kernel_sizes)]
 
     def gallery_levels(self) -> list[Level]:

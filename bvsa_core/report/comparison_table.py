@@ -12,18 +12,18 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from bvsa_core.report.tables import Row, scoring
+from bvsa_core.report.tables import MethodResult, scoring
 from bvsa_core.retrieval.statistics import Comparison
 
 # Subjects, channels and test repetitions of THINGS-EEG2 and THINGS-MEG as the field reports them, and their gallery.
 USUAL = {"eeg": (10, 17, 80), "meg": (4, 271, 12)}
 USUAL_GALLERY = 200
-HERE = "ours"
-THERE = "published"
+OURS = "ours"
+PAPER = "published"
 
 
 @dataclass(frozen=True)
-class Published:
+class PaperResult:
     """One published row in one setting; accuracies in percent."""
 
     method: str
@@ -38,17 +38,17 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Entry:
+class ComparisonRow:
     """One line: what we have, what was published, or both."""
 
     modality: str  # eeg or meg
     setting: str  # intra or inter
     system: str
     encoder: str = ""  # of recordings
-    row: Row | None = None  # None where cells are missing, or nobody runs it here
+    row: MethodResult | None = None  # None where cells are missing, or nobody runs it here
     missing: int = 0  # cells
     cells: int = 0
-    published: Published | None = None
+    published: PaperResult | None = None
 
     @property
     def data(self) -> str:
@@ -57,23 +57,23 @@ class Entry:
         return f"{own}{self.modality.upper()} {self.setting}-subject"
 
 
-def notes(entry: Entry) -> list[str]:
+def notes(entry: ComparisonRow) -> list[str]:
     """What a reader has to know of a line, and in what ours and the published figure differ."""
     ours = _of_ours(entry.row, *USUAL[entry.modality]) if entry.row else []
     return [*ours, *(_of_published(entry.published, entry.row) if entry.published else [])]
 
 
-def _of_ours(row: Row, subjects: int, channels: int, repetitions: int) -> Iterable[str]:
-    yield from remarks(row)
+def _of_ours(row: MethodResult, subjects: int, channels: int, repetitions: int) -> Iterable[str]:
+    yield from caveats(row)
     protocol = row.protocol
     for what, usual in (("channels", channels), ("repetitions", repetitions)):
         if protocol.get(what) not in (None, usual):
-            yield f"{HERE}: {protocol[what]} {'test repetitions averaged' if what == 'repetitions' else what}; usual are {usual}"
+            yield f"{OURS}: {protocol[what]} {'test repetitions averaged' if what == 'repetitions' else what}; usual are {usual}"
     if row.subjects != subjects:
-        yield f"{HERE}: {row.subjects} subject(s); published are means over {subjects}"
+        yield f"{OURS}: {row.subjects} subject(s); published are means over {subjects}"
 
 
-def remarks(row: Row) -> Iterable[str]:
+def caveats(row: MethodResult) -> Iterable[str]:
     """What a reader has to know of our figures, whatever stands beside them."""
     protocol = row.protocol
     if protocol["dataset"] == "synthetic":
@@ -88,24 +88,24 @@ def remarks(row: Row) -> Iterable[str]:
         yield "control: every picture has another's text, so what is gained comes from the gate's knowledge of the pairing"
     if protocol["selection"] != "last":
         told = {"validation": "the best epoch on concepts held out of the training data"}
-        yield f"selection: {HERE} {told.get(protocol['selection'], protocol['selection'])}"
+        yield f"selection: {OURS} {told.get(protocol['selection'], protocol['selection'])}"
 
 
-def _of_published(published: Published, row: Row | None) -> Iterable[str]:
+def _of_published(published: PaperResult, row: MethodResult | None) -> Iterable[str]:
     if published.caveat:
-        yield f"{THERE} {published.method}: {published.caveat}"
+        yield f"{PAPER} {published.method}: {published.caveat}"
     if row is None:
-        yield f"{THERE} {published.method}: selection {published.selection}, pictures by {published.encoder or 'not stated'}"
+        yield f"{PAPER} {published.method}: selection {published.selection}, pictures by {published.encoder or 'not stated'}"
         return
     selection, gallery, encoder = row.protocol["selection"], row.protocol["gallery"], row.protocol["encoder"]
     if not published.selection.startswith(selection.split()[0]):
-        yield f"selection: {HERE} {selection}{' epoch' if selection == 'last' else ''}, {THERE} {published.selection}"
+        yield f"selection: {OURS} {selection}{' epoch' if selection == 'last' else ''}, {PAPER} {published.selection}"
     if published.gallery or gallery != USUAL_GALLERY:
-        yield f"gallery: {HERE} {gallery} pictures, {THERE} {published.gallery or f'{USUAL_GALLERY} pictures'}"
+        yield f"gallery: {OURS} {gallery} pictures, {PAPER} {published.gallery or f'{USUAL_GALLERY} pictures'}"
     if encoder != published.encoder:
-        yield f"pictures by: {HERE} {encoder}, {THERE} {published.encoder or 'not stated'}"
+        yield f"pictures by: {OURS} {encoder}, {PAPER} {published.encoder or 'not stated'}"
     if published.uses_labels and row.protocol["information"] != "uses labels":
-        yield f"information: {HERE} {row.protocol['information']}, {THERE} uses labels"
+        yield f"information: {OURS} {row.protocol['information']}, {PAPER} uses labels"
 
 
 COLUMNS = (
@@ -115,7 +115,7 @@ COLUMNS = (
 ABSENT = "–"  # noqa: RUF001
 
 
-def lines(entries: Sequence[Entry]) -> tuple[list[tuple[str, ...]], list[str]]:
+def lines(entries: Sequence[ComparisonRow]) -> tuple[list[tuple[str, ...]], list[str]]:
     """Texts of the columns, and the footnotes they count, numbered as they first appear."""
     footnotes: list[str] = []
     table = []
@@ -131,7 +131,7 @@ def lines(entries: Sequence[Entry]) -> tuple[list[tuple[str, ...]], list[str]]:
     return table, footnotes
 
 
-def _ours(entry: Entry) -> tuple[str, ...]:
+def _ours(entry: ComparisonRow) -> tuple[str, ...]:
     row = entry.row
     if row is None:
         missing = f"{entry.missing} of {entry.cells} cells missing" if entry.cells else ABSENT
@@ -148,13 +148,13 @@ def _ours(entry: Entry) -> tuple[str, ...]:
     )
 
 
-def _theirs(published: Published | None) -> tuple[str, ...]:
+def _theirs(published: PaperResult | None) -> tuple[str, ...]:
     if published is None:
         return (ABSENT,) * 3
     return (f"{published.method} {published.year}", f"{published.top1:.1f}", f"{published.top5:.1f}")
 
 
-def caption(title: str, entries: Sequence[Entry]) -> str:
+def caption(title: str, entries: Sequence[ComparisonRow]) -> str:
     """What holds for the whole table."""
     galleries = sorted({entry.row.protocol["gallery"] for entry in entries if entry.row})
     ways = ", ".join(f"{size}-way retrieval (chance {100 / size:.3g} %)" for size in galleries) or "retrieval"
@@ -162,7 +162,7 @@ def caption(title: str, entries: Sequence[Entry]) -> str:
     return f"{title or 'Grid'}. {ways}; {ours}; published: as printed by its authors, mean over subjects"
 
 
-def to_markdown(title: str, entries: Sequence[Entry]) -> str:
+def to_markdown(title: str, entries: Sequence[ComparisonRow]) -> str:
     """The table, its caption and footnotes."""
     table, footnotes = lines(entries)
     return "\n".join(
@@ -183,7 +183,7 @@ def markdown_table(columns: Sequence[str], table: Iterable[Sequence[str]]) -> st
     return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in shown)
 
 
-def to_csv(entries: Sequence[Entry]) -> str:
+def to_csv(entries: Sequence[ComparisonRow]) -> str:
     """One record a line, accuracies in percent, footnotes spelt out; absent values are empty."""
     file = io.StringIO()
     fields = [
@@ -229,7 +229,7 @@ def escape(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)
 
 
-def to_latex(title: str, entries: Sequence[Entry]) -> str:
+def to_latex(title: str, entries: Sequence[ComparisonRow]) -> str:
     """A table for the package booktabs; a rule parts the data."""
     table, footnotes = lines(entries)
     line = lambda cells: " & ".join(map(escape, cells)) + r" \\"  # noqa: E731
@@ -259,7 +259,7 @@ def to_latex(title: str, entries: Sequence[Entry]) -> str:
     )
 
 
-def to_rich(title: str, entries: Sequence[Entry]) -> Table:
+def to_rich(title: str, entries: Sequence[ComparisonRow]) -> Table:
     """For the terminal, 80 columns wide; the files have the rest."""
     shown = Table(caption=caption(title, entries), caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("data", "system", "Top-1 %", "Top-5 %", "published\nTop-1, Top-5"):

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from bvsa_core.report.comparison_table import Entry
-from bvsa_core.report.tables import Row
+from bvsa_core.report.comparison_table import ComparisonRow
+from bvsa_core.report.tables import MethodResult
 
 
 @dataclass(frozen=True)
-class Run:
+class RunSummary:
     """One training, scored in one way."""
 
     folder: str
@@ -27,16 +27,16 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Line:
+class ReportRow:
     """One line of the table and the runs it is made of: none where nobody runs it here."""
 
     label: str  # what figures call it; no two of the same data are called alike
     training: str  # what its training is called, which lines that only score it otherwise share
-    entry: Entry
-    runs: list[Run]
+    entry: ComparisonRow
+    runs: list[RunSummary]
 
     @property
-    def row(self) -> Row:
+    def row(self) -> MethodResult:
         """Our figures, of a line that has runs."""
         assert self.entry.row is not None
         return self.entry.row
@@ -52,7 +52,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Retrieval:
+class RetrievalExample:
     """What one run finds for every test recording."""
 
     label: str
@@ -67,7 +67,7 @@ class Retrieval:
 
 
 @dataclass(frozen=True)
-class Blurred:
+class BlurExample:
     """Pictures under every blur level that one training asks for."""
 
     label: str
@@ -84,25 +84,25 @@ class Report:
     """Everything that is told."""
 
     title: str
-    lines: Sequence[Line]
+    lines: Sequence[ReportRow]
     pictures: Sequence[Picture] = ()
-    retrievals: Sequence[Retrieval] = ()
-    blurred: Sequence[Blurred] = ()
+    retrievals: Sequence[RetrievalExample] = ()
+    blurred: Sequence[BlurExample] = ()
     missing: dict[str, str] = field(default_factory=dict)  # for a part of the page, why something is not there
     made_by: dict[str, str] = field(default_factory=dict)  # command, versions, commit, date
 
     @property
-    def data(self) -> dict[str, list[Line]]:
+    def data(self) -> dict[str, list[ReportRow]]:
         """The lines that have runs, by their data and setting."""
-        found: dict[str, list[Line]] = {}
+        found: dict[str, list[ReportRow]] = {}
         for line in self.lines:
             if line.runs:
                 found.setdefault(line.entry.data, []).append(line)
         return found
 
-    def trainings(self) -> dict[str, list[Run]]:
+    def trainings(self) -> dict[str, list[RunSummary]]:
         """The runs of every training, each once, however many ways it is scored in."""
-        found: dict[str, list[Run]] = {}
+        found: dict[str, list[RunSummary]] = {}
         for data, lines in self.data.items():
             for line in lines:
                 name = line.training if len(self.data) == 1 else f"{line.training}, {data}"

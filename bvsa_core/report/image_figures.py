@@ -11,13 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from bvsa_core.report.content import Blurred, Report, Retrieval
+from bvsa_core.report.content import BlurExample, Report, RetrievalExample
 from bvsa_core.report.style import INK, RIGHT, WIDTH, Drawing, axes_of, slug
 
 MATRICES = 6  # of one figure, some 100 kB each on a page
 
 
-def blurred_pictures(blurred: Blurred) -> Drawing:
+def blurred_pictures(blurred: BlurExample) -> Drawing:
     def draw() -> Figure:
         rows, columns = blurred.images.shape[:2]
         figure, axes = axes_of(rows, columns, WIDTH / columns * rows + 0.3)
@@ -40,7 +40,7 @@ def blurred_pictures(blurred: Blurred) -> Drawing:
     )
 
 
-def retrieved(report: Report, of: Retrieval, rows: int = 6) -> Drawing:
+def retrieved(report: Report, of: RetrievalExample, rows: int = 6) -> Drawing:
     """What a run finds for a few recordings, taken evenly from all."""
     chosen = [i * (len(of.right) - 1) // max(1, rows - 1) for i in range(min(rows, len(of.right)))]
 
@@ -86,7 +86,7 @@ def retrieved(report: Report, of: Retrieval, rows: int = 6) -> Drawing:
     )
 
 
-def similarity(data: str, shown: Sequence[Retrieval]) -> Drawing:
+def similarity(data: str, shown: Sequence[RetrievalExample]) -> Drawing:
     ends = [np.quantile(each.similarity, [0.5, 0.995]) for each in shown]
     low, high = min(end[0] for end in ends), max(end[1] for end in ends)
 
@@ -115,7 +115,7 @@ def similarity(data: str, shown: Sequence[Retrieval]) -> Drawing:
     )
 
 
-def _clearness(retrieval: Retrieval) -> float:
+def _clearness(retrieval: RetrievalExample) -> float:
     right = retrieval.similarity.diagonal()
     others = retrieval.similarity[np.eye(*retrieval.similarity.shape) == 0]
     return float((right.mean() - others.mean()) / (others.std() or 1))

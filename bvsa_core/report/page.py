@@ -14,8 +14,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from bvsa_core.report.comparison_table import ABSENT, notes, remarks
-from bvsa_core.report.content import Blurred, Line, Report, flat
+from bvsa_core.report.comparison_table import ABSENT, caveats, notes
+from bvsa_core.report.content import BlurExample, Report, ReportRow, flat
 from bvsa_core.report.result_figures import bars_of, drawings
 from bvsa_core.report.style import to_svg
 from bvsa_core.report.tables import scoring
@@ -67,7 +67,7 @@ def to_html(report: Report) -> str:
     )
 
 
-def table(lines: Sequence[Line]) -> dict:
+def table(lines: Sequence[ReportRow]) -> dict:
     """The table of results: tags that all lines share, the lines with the rest, footnotes."""
     ours = [line.entry.row.protocol for line in lines if line.entry.row]
     tagged = [
@@ -85,7 +85,7 @@ def table(lines: Sequence[Line]) -> dict:
     for line in lines:
         entry = line.entry
         row = entry.row
-        told = notes(entry) if beside else list(remarks(row)) if row else []
+        told = notes(entry) if beside else list(caveats(row)) if row else []
         footnotes += [note for note in dict.fromkeys(told) if note not in footnotes]
         found.append(
             {
@@ -120,7 +120,7 @@ def _chance(protocols: Sequence[dict]) -> str:
     )
 
 
-def _figures(line: Line) -> dict:
+def _figures(line: ReportRow) -> dict:
     row = line.row
     percent = lambda value, bounds: (f"{100 * value:.1f}", f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}")  # noqa: E731
     return {
@@ -132,7 +132,7 @@ def _figures(line: Line) -> dict:
     }
 
 
-def _subjects(lines: Sequence[Line]) -> dict:
+def _subjects(lines: Sequence[ReportRow]) -> dict:
     """Top-1 and Top-5 of every subject, in lines and columns."""
     found = [(line.label, bars_of(line, 1), bars_of(line, 5)) for line in lines]
     names = list(dict.fromkeys(name for _, top1, _ in found for name in top1))
@@ -147,7 +147,7 @@ def data_uri(jpeg: bytes) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
-def _blurred(blurred: Blurred) -> dict:
+def _blurred(blurred: BlurExample) -> dict:
     shares = [None, *blurred.shares]
     return {
         "label": blurred.label,

@@ -21,7 +21,7 @@ _PLACED = 4  # channels that a map needs
 
 
 @dataclass(frozen=True)
-class Measured:
+class RecordingQuality:
     """The test recordings of one subject, and how often it was shown what."""
 
     quality: Quality
@@ -33,7 +33,7 @@ class Measured:
     whitened_from: np.ndarray | None = None  # (channels, channels) V², before whitening
 
 
-def drawings(measured: Mapping[str, Measured]) -> tuple[list[Drawing], list[str]]:
+def drawings(measured: Mapping[str, RecordingQuality]) -> tuple[list[Drawing], list[str]]:
     """The figures, and what they lack and why."""
     told: list[str] = []
     found: list[Drawing] = []
@@ -54,7 +54,7 @@ def drawings(measured: Mapping[str, Measured]) -> tuple[list[Drawing], list[str]
     return found, list(dict.fromkeys(told))
 
 
-def _places(about: Measured) -> tuple[Any, str]:
+def _places(about: RecordingQuality) -> tuple[Any, str]:
     """MNE's description of the channels that have a place on the head, or why there is no map."""
     if about.modality != "EEG":
         return None, "no maps of the head, as recordings do not tell where MEG sensors are"
@@ -70,11 +70,11 @@ def _places(about: Measured) -> tuple[Any, str]:
     return info, ""
 
 
-def _label(about: Measured) -> str:
+def _label(about: RecordingQuality) -> str:
     return f"amplitude ({about.units})" if about.units else "amplitude (units not told)"
 
 
-def _evoked(subject: str, about: Measured, info: Any) -> Drawing:
+def _evoked(subject: str, about: RecordingQuality, info: Any) -> Drawing:
     evoked, milliseconds = about.quality.evoked, 1000 * about.times
     apart = max(1, round(0.05 / max(1e-6, float(np.median(np.diff(about.times))))))  # 50 ms
     at = peaks(evoked, 3, apart)
@@ -107,7 +107,7 @@ def _evoked(subject: str, about: Measured, info: Any) -> Drawing:
     return Drawing(f"{subject}-evoked", PART, f"Evoked response of {subject}", caption, caption, draw)
 
 
-def _maps(figure: Figure, axes: Sequence[Axes], about: Measured, info: Any, at: Sequence[int]) -> None:
+def _maps(figure: Figure, axes: Sequence[Axes], about: RecordingQuality, info: Any, at: Sequence[int]) -> None:
     mne = import_mne("maps of the head")
     rows = [list(about.channels).index(name) for name in info.ch_names]
     limit = float(np.abs(about.quality.evoked[:, at]).max()) or 1.0
@@ -128,7 +128,7 @@ def _channel_axis(axes: Axes, names: Sequence[str], which: str) -> None:
     getattr(axes, f"set_{which}label")("channel")
 
 
-def _reliability(subject: str, about: Measured, found: np.ndarray) -> Drawing:
+def _reliability(subject: str, about: RecordingQuality, found: np.ndarray) -> Drawing:
     milliseconds = 1000 * about.times
 
     def draw() -> Figure:
@@ -159,7 +159,7 @@ def _reliability(subject: str, about: Measured, found: np.ndarray) -> Drawing:
     return Drawing(f"{subject}-reliability", PART, f"Reliability of {subject}", caption, caption, draw)
 
 
-def _covariance(subject: str, about: Measured) -> Drawing:
+def _covariance(subject: str, about: RecordingQuality) -> Drawing:
     found = about.quality.covariance
     panels = [("as kept", found, f"covariance (({about.units})²)" if about.units else "covariance")]
     if about.whitened_from is not None:
@@ -217,7 +217,7 @@ def _ceilings(known: Mapping[str, np.ndarray]) -> Drawing:
     return Drawing("noise-ceiling", PART, "Noise ceiling", caption, caption, draw)
 
 
-def _trials(measured: Mapping[str, Measured]) -> Drawing:
+def _trials(measured: Mapping[str, RecordingQuality]) -> Drawing:
     columns = sorted(
         {
             (split, session)

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bvsa_core.report.content import Line, Report, Run
+from bvsa_core.report.content import Report, ReportRow, RunSummary
 from bvsa_core.report.image_figures import MATRICES, blurred_pictures, retrieved, similarity
 from bvsa_core.report.style import DASHES, INK, PALETTE, QUIET, Drawing, axes_of, slug
 from bvsa_core.retrieval.bootstrap import crossed_bootstrap
@@ -76,7 +76,7 @@ def _legend(figure: Figure, handles: Sequence[Any], labels: Iterable[str]) -> No
     )
 
 
-def _by_subject(line: Line) -> dict[str, np.ndarray]:
+def _by_subject(line: ReportRow) -> dict[str, np.ndarray]:
     """Ranks (seeds, queries) of every subject."""
     found: dict[str, list] = {}
     for run in sorted(line.runs, key=lambda run: (run.subject, run.seed)):
@@ -84,7 +84,7 @@ def _by_subject(line: Line) -> dict[str, np.ndarray]:
     return {subject: np.array(ranks) for subject, ranks in found.items()}
 
 
-def bars_of(line: Line, k: int) -> dict[str, tuple[float, float, float]]:
+def bars_of(line: ReportRow, k: int) -> dict[str, tuple[float, float, float]]:
     """Top-k accuracy of every subject in percent, with the ends of its 95 % interval; where there are several, their mean comes first."""
     found = {}
     subjects = _by_subject(line)
@@ -98,7 +98,7 @@ def bars_of(line: Line, k: int) -> dict[str, tuple[float, float, float]]:
     return found
 
 
-def _accuracy(data: str, lines: Sequence[Line]) -> Drawing:
+def _accuracy(data: str, lines: Sequence[ReportRow]) -> Drawing:
     known = {k: [bars_of(line, k) for line in lines] for k in (1, 5)}
     subjects = list(dict.fromkeys(name for bars in known[1] for name in bars))
     gallery = {line.row.protocol["gallery"] for line in lines}
@@ -158,7 +158,7 @@ def _accuracy(data: str, lines: Sequence[Line]) -> Drawing:
     )
 
 
-def _series(runs: Sequence[Run], name: str) -> np.ndarray | None:
+def _series(runs: Sequence[RunSummary], name: str) -> np.ndarray | None:
     """(runs, epochs) of one metric; None where not every run has it in as many epochs."""
     found = [[each[name] for each in run.metrics if name in each] for run in runs]
     return np.array(found, dtype=float) if found and found[0] and len({len(each) for each in found}) == 1 else None
@@ -167,7 +167,7 @@ def _series(runs: Sequence[Run], name: str) -> np.ndarray | None:
 _CHOSEN_BY = {"validation_top1": "Top-1 on held-out concepts / %", "test_top1": "Top-1 on the test set / % (oracle)"}
 
 
-def _training(trainings: dict[str, list[Run]]) -> Drawing:
+def _training(trainings: dict[str, list[RunSummary]]) -> Drawing:
     metrics = ("loss", "validation_loss", *_CHOSEN_BY)
     known = {name: {metric: _series(runs, metric) for metric in metrics} for name, runs in trainings.items()}
     chosen = [metric for metric in _CHOSEN_BY if any(each[metric] is not None for each in known.values())]
@@ -216,7 +216,7 @@ def _training(trainings: dict[str, list[Run]]) -> Drawing:
     )
 
 
-def blur_shares(runs: Sequence[Run]) -> tuple[list[str], np.ndarray, bool] | None:
+def blur_shares(runs: Sequence[RunSummary]) -> tuple[list[str], np.ndarray, bool] | None:
     """Names of blur levels, least blur first, their shares (levels, epochs) of training samples, and whether gains were joined.
 
     None where a training saw one level only.
@@ -283,7 +283,7 @@ def _levels(name: str, levels: list[str], shares: np.ndarray, joined: bool) -> D
     )
 
 
-def _repetitions(data: str, lines: Sequence[Line]) -> Drawing:
+def _repetitions(data: str, lines: Sequence[ReportRow]) -> Drawing:
     known = {line.label: [run.repetitions for run in line.runs if run.repetitions] for line in lines}
     curves = {label: _mean_curve(found) for label, found in known.items() if found}
 

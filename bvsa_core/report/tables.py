@@ -16,7 +16,7 @@ from bvsa_core.retrieval.scoring import score
 
 
 @dataclass(frozen=True)
-class Row:
+class MethodResult:
     """One line of a table: a method under one protocol, over subjects and seeds."""
 
     method: str
@@ -32,7 +32,7 @@ class Row:
     note: str = ""  # what a reader of the figures has to know of the method
 
 
-def rows(results: Sequence[dict]) -> list[Row]:
+def method_results(results: Sequence[dict]) -> list[MethodResult]:
     """Results of runs, joined by method and protocol; every method needs the same seeds for each of its subjects."""
     groups: dict[tuple, list[dict]] = {}
     for result in results:
@@ -40,7 +40,7 @@ def rows(results: Sequence[dict]) -> list[Row]:
     return [_row(group) for group in groups.values()]
 
 
-def _row(group: list[dict]) -> Row:
+def _row(group: list[dict]) -> MethodResult:
     subjects = sorted({result["subject"] for result in group})
     seeds = sorted({result["seed"] for result in group})
     by_cell = {(result["subject"], result["seed"]): result["ranks"] for result in group}
@@ -48,7 +48,7 @@ def _row(group: list[dict]) -> Row:
         [[by_cell[subject, seed] for seed in seeds] for subject in subjects]
     )  # (subjects, seeds, pictures)
     scores = score(torch.from_numpy(ranks.ravel()))
-    return Row(
+    return MethodResult(
         method=f"{group[0]['method']} ({group[0]['preset']})",
         top1=scores.top1,
         top1_interval=crossed_bootstrap(ranks <= 1),
@@ -66,7 +66,7 @@ def _row(group: list[dict]) -> Row:
 COLUMNS = ("method", "Top-1 %", "Top-5 %", "mAP %", "median rank", "selection", "information", "gate")
 
 
-def cells(row: Row) -> tuple[str, ...]:
+def cells(row: MethodResult) -> tuple[str, ...]:
     """A row as the text of its columns."""
     interval = lambda value, bounds: f"{100 * value:.1f} [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"  # noqa: E731
     return (
@@ -87,7 +87,7 @@ def scoring(protocol: dict) -> str:
     return " + ".join([protocol["gate"], *also]) + (", texts shuffled" if protocol.get("texts") == "shuffled" else "")
 
 
-def caption(table: Sequence[Row]) -> str:
+def caption(table: Sequence[MethodResult]) -> str:
     """What holds for all rows: data, gallery, channels, repetitions, encoder, subjects and seeds."""
     first = table[0]
     protocol = first.protocol
@@ -99,7 +99,7 @@ def caption(table: Sequence[Row]) -> str:
     )
 
 
-def to_rich(table: Sequence[Row]) -> Table:
+def to_rich(table: Sequence[MethodResult]) -> Table:
     """For the terminal, 80 columns wide: every row in two lines or more, its protocol in the last column."""
     shown = Table(caption=caption(table), caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("method", "Top-1 %", "Top-5 %", "mAP %", "median\nrank", "protocol"):
@@ -113,7 +113,7 @@ def to_rich(table: Sequence[Row]) -> Table:
     return shown
 
 
-def to_markdown(table: Sequence[Row]) -> str:
+def to_markdown(table: Sequence[MethodResult]) -> str:
     """For a file."""
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
     lines += [f"| {' | '.join(cells(row))} |" for row in table]

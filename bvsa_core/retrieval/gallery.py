@@ -16,7 +16,7 @@ from bvsa_core.io.safe_readers import READ_ERRORS, file_and_key
 KINDS = (".npy", ".safetensors")
 
 
-class Rows:
+class EmbeddingMatrix:
     """A matrix (rows, dimensions) of embeddings in a .npy or .safetensors file, of which only what is asked for is read.
 
     Args:
@@ -82,8 +82,8 @@ class Gallery:
 
     def __init__(
         self,
-        images: Sequence[Rows],
-        texts: Rows | None = None,
+        images: Sequence[EmbeddingMatrix],
+        texts: EmbeddingMatrix | None = None,
         names: Sequence[str] | None = None,
         image_embeddings: Callable[[Tensor], Tensor] = lambda features: features.transpose(0, 1).flatten(1),
         text_embeddings: Callable[[Tensor], Tensor] = lambda features: features,

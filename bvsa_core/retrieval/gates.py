@@ -95,17 +95,17 @@ def gates(
 
 def reliabilities(brain_text: Tensor, text: Tensor) -> dict[str, Tensor]:
     """How clearly each recording (N, E) speaks to some text (M, E), by each of KINDS: (N,)."""
-    return reliabilities_of(best_texts(brain_text, text))
+    return reliability_from_top2(top2_text_similarities(brain_text, text))
 
 
-def best_texts(brain_text: Tensor, text: Tensor) -> Tensor:
+def top2_text_similarities(brain_text: Tensor, text: Tensor) -> Tensor:
     """The largest similarities (N, 1 or 2) of every recording to texts, descending; texts that repeat count once."""
     distinct = text.unique(dim=0)
     closed = brain_text.new_zeros(len(brain_text))
     return fovblur.enhanced_topk(brain_text, distinct, brain_text, distinct, min(2, len(distinct)), row_gate=closed)[0]
 
 
-def reliabilities_of(best: Tensor) -> dict[str, Tensor]:
+def reliability_from_top2(best: Tensor) -> dict[str, Tensor]:
     """Reliability (N,) by each of KINDS, from the largest similarities to texts; equal ones are of the same text."""
     largest = best.amax(1)
     others = best.masked_fill(best == largest[:, None], -1)  # the least that a cosine can be

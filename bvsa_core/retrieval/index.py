@@ -14,7 +14,7 @@ import fovblur
 from bvsa_core.errors import UserError
 from bvsa_core.retrieval.gallery import Gallery
 from bvsa_core.retrieval.scoring import Scoring
-from bvsa_core.retrieval.search import Found, Progress, Queries, check, row_gate
+from bvsa_core.retrieval.search import Progress, Queries, TopK, check, row_gate
 
 ROWS_AT_ONCE = 65_536
 TRAINING_ROWS_PER_CELL = 64  # FAISS asks for 39 to 256
@@ -107,7 +107,7 @@ def default_kind(rows: int) -> str:
 
 def search_candidates(
     queries: Queries, gallery: Gallery, candidates: Tensor, k: int, scoring: Scoring = Scoring()
-) -> Found:
+) -> TopK:
     """The k best of the candidate rows (N, c) of every recording, by the scores that `retrieval.search.search` gives.
 
     A place without candidate has value -inf and row -1.
@@ -117,7 +117,7 @@ def search_candidates(
     """
     check(queries, gallery, k, scoring)
     gate = row_gate(queries, gallery, scoring)
-    found = Found(torch.full((len(candidates), k), -math.inf), torch.full((len(candidates), k), -1))
+    found = TopK(torch.full((len(candidates), k), -math.inf), torch.full((len(candidates), k), -1))
     for i, proposed in enumerate(candidates):
         rows = proposed[proposed >= 0]
         if not len(rows):

@@ -16,7 +16,7 @@ from torch import Tensor
 import fovblur
 from bvsa_core.errors import UserError
 from bvsa_core.retrieval.gallery import Gallery
-from bvsa_core.retrieval.gates import INDUCTIVE, best_texts, reliabilities_of
+from bvsa_core.retrieval.gates import INDUCTIVE, reliability_from_top2, top2_text_similarities
 from bvsa_core.retrieval.scoring import Scoring
 
 CHUNK_BYTES = 64 * 2**20  # of float32 embeddings that a process reads at once
@@ -30,7 +30,7 @@ class Queries(NamedTuple):
     brain_text: Tensor  # (N, E)
 
 
-class Found(NamedTuple):
+class TopK(NamedTuple):
     """The k best pictures of every recording, descending; of equal scores the lower row first."""
 
     values: Tensor  # (N, k) float32
@@ -45,7 +45,7 @@ def search(
     chunk_rows: int | None = None,
     progress: Progress = lambda *_: None,
     group: dist.ProcessGroup | None = None,
-) -> Found:
+) -> TopK:
     """The k best pictures of a gallery for every recording.
 
     Args:
@@ -60,7 +60,7 @@ def search(
     check(queries, gallery, k, scoring)
     shard = list(_shard(gallery, chunk_rows, group))
     gate = row_gate(queries, gallery, scoring, shard, group)
-    found = Found(
+    found = TopK(
         queries.brain_image.new_empty(len(queries.brain_image), 0),
         torch.empty(len(queries.brain_image), 0, dtype=torch.int64),
     )
@@ -71,9 +71,9 @@ def search(
         values, rows = fovblur.enhanced_topk(
             queries.brain_image, image, brain_text, text, min(k, len(image)), row_gate=gate
         )
-        found = merge([found, Found(values, rows.cpu() + chunk.start)], k)
+        found = merge_topk([found, TopK(values, rows.cpu() + chunk.start)], k)
         progress(chunk.stop, shard[-1].stop)
-    return merge([Found(*parts) for parts in zip(_gather(found.values, group), _gather(found.rows, group))], k)
+    return merge_topk([TopK(*parts) for parts in zip(_gather(found.values, group), _gather(found.rows, group))], k)
 
 
 def check(queries: Queries, gallery: Gallery, k: int, scoring: Scoring) -> None:
@@ -125,20 +125,20 @@ def row_gate(
         raise UserError("gate 'label_free' needs the reliability that a run learns; train it again")
     best = torch.full((len(queries.brain_text), 1), -1.0)
     for chunk in _shard(gallery, None, group) if shard is None else shard:
-        of_chunk = best_texts(queries.brain_text, gallery.text(chunk))
+        of_chunk = top2_text_similarities(queries.brain_text, gallery.text(chunk))
         best = _two_largest(torch.cat([best, of_chunk.cpu()], dim=1))
     best = _two_largest(torch.cat(_gather(best, group), dim=1))
-    open_rows = reliabilities_of(best)[scoring.reliability.kind] >= scoring.reliability.threshold
+    open_rows = reliability_from_top2(best)[scoring.reliability.kind] >= scoring.reliability.threshold
     return open_rows.to(queries.brain_image)
 
 
-def merge(parts: list[Found], k: int) -> Found:
+def merge_topk(parts: list[TopK], k: int) -> TopK:
     """The k best of several lists, exactly."""
     values, rows = (torch.cat([part[i].cpu() for part in parts], dim=1) for i in range(2))
     by_row = rows.argsort(dim=1)
     by_value = values.gather(1, by_row).argsort(dim=1, descending=True, stable=True)[:, :k]
     order = by_row.gather(1, by_value)
-    return Found(values.gather(1, order), rows.gather(1, order))
+    return TopK(values.gather(1, order), rows.gather(1, order))
 
 
 def _two_largest(values: Tensor) -> Tensor:

@@ -29,9 +29,9 @@ from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 import fovblur
 from bvsa_core.data import things_eeg, things_meg
 from bvsa_core.data.dataset import DESCRIPTION, IMAGE_FOLDERS, RECORDINGS_FOLDER, Recordings, write_recordings
-from bvsa_core.distributed.processes import follow_parent
+from bvsa_core.distributed.processes import exit_with_parent
 from bvsa_core.errors import UserError, unknown_name
-from bvsa_core.io.atomic import claim, is_ours, make_folder, remove_partials, tidy, write_atomically
+from bvsa_core.io.atomic import claim, is_temporary, make_folder, remove_temporary, tidy, write_atomically
 
 if TYPE_CHECKING:
     from bvsa_core.synthetic.openmoji import Concept
@@ -133,7 +133,7 @@ def make_dataset(root: str | Path, config: SyntheticConfig, progress: Progress =
             raise UserError(
                 f"{root}: holds a synthetic data set made with other settings; choose another folder or delete it"
             )
-    elif root.exists() and any(not is_ours(path) for path in root.iterdir()):
+    elif root.exists() and any(not is_temporary(path) for path in root.iterdir()):
         raise UserError(f"{root}: not empty and not a synthetic data set; choose another folder")
     if not known.exists() or not (root / IMAGE_FOLDERS[0]).exists() or _missing(root, config):
         plan = plan_pictures(config)
@@ -149,7 +149,7 @@ def _make(root: Path, plan: dict[str, list[Picture]], config: SyntheticConfig, p
     make_folder(images, lambda folder: _write_pictures(folder, plan, config.seed, progress))
     missing = _missing(root, config)
     if missing:
-        remove_partials(root / RECORDINGS_FOLDER)
+        remove_temporary(root / RECORDINGS_FOLDER)
         drive = {split: _drive_of_pictures(images, plan[split], config.seed, progress) for split in plan}
         standardise_units(drive)
     for done, number in enumerate(missing):
@@ -220,7 +220,7 @@ def _write_pictures(folder: Path, plan: dict[str, list[Picture]], seed: int, pro
             _write_picture(job)
             progress("pictures", done, len(jobs))
         return
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), initializer=follow_parent) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), initializer=exit_with_parent) as pool:
         try:
             for done, _ in enumerate(pool.map(_write_picture, jobs, chunksize=40), start=1):
                 progress("pictures", done, len(jobs))

@@ -20,7 +20,7 @@ import yaml
 from torch import nn
 
 from bvsa_core.errors import UserError
-from bvsa_core.io.atomic import append_line, claim, is_ours, tidy, write_atomically
+from bvsa_core.io.atomic import append_line, claim, is_temporary, tidy, write_atomically
 from bvsa_core.io.safe_readers import read_arrays
 from bvsa_core.retrieval.scoring import Embeddings
 from bvsa_core.training.config import RunConfig, from_dict, to_dict
@@ -63,7 +63,7 @@ class RunFolder:
                     f"{self.path}: holds a run with other settings (see run.yaml); choose another folder with --out"
                 )
             return (self.path / "result.json").exists() and not self.resume.exists()
-        if self.path.exists() and any(not is_ours(path) for path in self.path.iterdir()):
+        if self.path.exists() and any(not is_temporary(path) for path in self.path.iterdir()):
             raise UserError(f"{self.path}: not empty and not a run; choose another folder with --out")
         return False
 

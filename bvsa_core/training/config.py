@@ -19,7 +19,7 @@ LEARNING_RATES = {"intra": 1e-4, "inter": 1e-5}  # as UBP and BVSA publish them
 
 
 @dataclass
-class MaterialsConfig:
+class RunDataConfig:
     """Recordings, pictures and their features."""
 
     data: Path = Path("bvsa_data")
@@ -71,7 +71,7 @@ class MaterialsConfig:
 
 
 @dataclass
-class RunConfig(MaterialsConfig):
+class RunConfig(RunDataConfig):
     """One run: one method, one tested subject, one seed."""
 
     method: str = "bvsa"

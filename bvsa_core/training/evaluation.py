@@ -14,10 +14,10 @@ from bvsa_core.methods.base import Method
 from bvsa_core.retrieval.gates import Reliability, learn_reliability, reliabilities
 from bvsa_core.retrieval.scoring import Embeddings, Protocol, Scores, Scoring, ranks, score, similarity
 from bvsa_core.training.config import SELECTIONS, SETTINGS, RunConfig
-from bvsa_core.training.selection import embed_samples
+from bvsa_core.training.selection import compute_embeddings
 
 if TYPE_CHECKING:
-    from bvsa_core.training.run import Materials
+    from bvsa_core.training.run import RunData
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,14 @@ class Trained:
 
     method: Method
     epoch: int  # whose weights it has, from 1
-    shape: encoders.Shape
+    shape: encoders.InputSpec
     split: Split
     held_out: Split | None
 
-    def learn_gate(self, materials: Materials, test: Split, config: RunConfig) -> Reliability:
+    def learn_gate(self, run_data: RunData, test: Split, config: RunConfig) -> Reliability:
         """When the gate label_free opens, in galleries as large as that of the test set."""
         known = self.split if self.held_out is None else self.held_out
-        return learn_gate(
-            self.method, known, materials, self.split.subjects, gallery=len(test.images), seed=config.seed
-        )
+        return learn_gate(self.method, known, run_data, self.split.subjects, gallery=len(test.images), seed=config.seed)
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Evaluation:
     )  # what the gate label_free learnt on training recordings; None of a method that classifies
 
 
-def evaluate(trained: Trained, config: RunConfig, materials: Materials, scoring: Scoring | None = None) -> Evaluation:
+def evaluate(trained: Trained, config: RunConfig, run_data: RunData, scoring: Scoring | None = None) -> Evaluation:
     """Embed the test set of config.subject, rank all its pictures for every recording, and score the ranks.
 
     Args:
@@ -64,26 +62,26 @@ def evaluate(trained: Trained, config: RunConfig, materials: Materials, scoring:
         UserError: data that are missing or do not fit the method.
     """
     method = trained.method
-    test = materials.split(config.subject, "test", config.repetitions)
-    embeddings = embed(method, test, materials, trained.split.subjects)
-    reliability = None if method.classifies else trained.learn_gate(materials, test, config)
+    test = run_data.split(config.subject, "test", config.repetitions)
+    embeddings = embed(method, test, run_data, trained.split.subjects)
+    reliability = None if method.transductive_classifier else trained.learn_gate(run_data, test, config)
     scoring = scoring or Scoring(method.default_gate)
     if scoring.reliability is None:
         scoring = replace(scoring, reliability=reliability)
     rank = ranks(similarity(embeddings, scoring))
     return Evaluation(
-        score(rank), protocol_of(config, materials, test, scoring), rank, test.images, embeddings, reliability
+        score(rank), protocol_of(config, run_data, test, scoring), rank, test.images, embeddings, reliability
     )
 
 
-def embed(method: Method, split: Split, materials: Materials, trained: list[str]) -> Embeddings:
+def embed(method: Method, split: Split, run_data: RunData, trained: list[str]) -> Embeddings:
     """What retrieval compares, after training on some subjects: row i of everything belongs to sample i of a split."""
-    views = materials.views(split.images, method.views_of_gallery())
-    return embed_samples(method, split, views, materials.texts(split.images, split.concepts), trained)
+    views = run_data.views(split.images, method.gallery_feature_levels())
+    return compute_embeddings(method, split, views, run_data.texts(split.images, split.concepts), trained)
 
 
 def learn_gate(
-    method: Method, known: Split, materials: Materials, trained: list[str], gallery: int, seed: int
+    method: Method, known: Split, run_data: RunData, trained: list[str], gallery: int, seed: int
 ) -> Reliability:
     """When the gate label_free opens: learnt on recordings whose pictures are known, in galleries as large as the test one.
 
@@ -91,24 +89,24 @@ def learn_gate(
     """
     order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))
     of_concept = {known.concepts[known.image_of[sample]]: sample for sample in order.tolist()}
-    samples = torch.tensor(list(of_concept.values()), device=materials.device)
+    samples = torch.tensor(list(of_concept.values()), device=run_data.device)
     examples = []
     for part in samples.tensor_split(max(1, len(samples) // gallery)):
-        embeddings = embed(method, known.take(part), materials, trained)
+        embeddings = embed(method, known.take(part), run_data, trained)
         closed, opened = (ranks(similarity(embeddings, Scoring(gate))) for gate in ("none", "always"))
         examples.append((closed, opened, reliabilities(embeddings.brain_text, embeddings.text)))
     return learn_reliability(examples)
 
 
-def protocol_of(config: RunConfig, materials: Materials, test: Split, scoring: Scoring) -> Protocol:
+def protocol_of(config: RunConfig, run_data: RunData, test: Split, scoring: Scoring) -> Protocol:
     """The conditions of a run's figures."""
     return Protocol(
-        dataset=materials.dataset.name,
+        dataset=run_data.dataset.name,
         selection=SELECTIONS[config.selection],
         gallery=len(test.images),
         channels=len(test.channels),
         repetitions=test.repetitions,
-        encoder=materials.clip.name,
+        encoder=run_data.clip.name,
         setting=SETTINGS[config.setting],
         modality=test.modality,
         **scoring.protocol(),

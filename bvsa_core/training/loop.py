@@ -13,11 +13,11 @@ from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor
 
 from bvsa_core.data.split import Split
-from bvsa_core.distributed.processes import Team
+from bvsa_core.distributed.processes import ProcessGroup
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Batch, Method
 from bvsa_core.training.config import RunConfig
-from bvsa_core.training.resume import Keeper, Standing
+from bvsa_core.training.resume import Checkpointer, TrainingState
 from bvsa_core.training.selection import Best
 from bvsa_core.vision.views import Views
 
@@ -32,7 +32,7 @@ def fit(
     report: Callable[[dict], None] = lambda metrics: None,
     held_out: tuple[Split, Views] | None = None,
     examine: Callable[[], dict[str, float]] | None = None,
-    keeper: Keeper | None = None,
+    keeper: Checkpointer | None = None,
 ) -> int:
     """Train a method in place. Returns the epoch, from 1, whose weights config.selection left it with.
 
@@ -48,7 +48,7 @@ def fit(
     Raises:
         UserError: the loss is no longer finite.
     """
-    method.prepare(
+    method.setup(
         lambda: make_batch(method, train, torch.arange(len(train), device=train.image_of.device), views, texts)
     )
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimiser]
@@ -56,7 +56,7 @@ def fit(
         method.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
     )
     best, total = Best(config.selection), torch.zeros((), device=train.recordings.device)
-    standing, keeper = Standing(method, optimiser, best, total, fabric), keeper or Keeper()
+    standing, keeper = TrainingState(method, optimiser, best, total, fabric), keeper or Checkpointer()
     module, optimiser = fabric.setup(method, optimiser)
     method.epochs = config.epochs
     keeper.resume(standing)
@@ -75,14 +75,14 @@ def fit(
         mean = (total / len(train)).item()
         if not mean < float("inf"):
             raise UserError(f"the loss of epoch {epoch + 1} is {mean}; lower the learning rate (now {config.lr:g})")
-        metrics = {"epoch": epoch + 1, "loss": mean, **blur_census(method, len(train))}
+        metrics = {"epoch": epoch + 1, "loss": mean, **blur_level_counts(method, len(train))}
         if held_out is not None:
             metrics["validation_loss"] = validate(module, method, *held_out, texts, config.batch_size)
         if examine is not None:
             with torch.random.fork_rng():  # training draws the same numbers whether it is looked at or not
                 metrics |= examine()
         metrics = keeper.team.ask_first(lambda: metrics)  # noqa: B023  others may round differently, and must choose the same
-        best.offer(method, metrics)
+        best.update(method, metrics)
         report(metrics)
         standing.epoch, standing.batch = epoch + 1, 0
         total.zero_()
@@ -90,7 +90,7 @@ def fit(
     return best.restore(method)
 
 
-def make_fabric(device: torch.device, team: Team, precision: Any) -> Fabric:
+def make_fabric(device: torch.device, team: ProcessGroup, precision: Any) -> Fabric:
     """What runs a training on a device, together with the other processes of a team.
 
     Raises:
@@ -145,7 +145,7 @@ def batches(count: int, size: int, seed: int, epoch: int, device: torch.device) 
     return iter(torch.randperm(count, generator=generator).to(device).split(size))
 
 
-def blur_census(method: Method, samples: int) -> dict[str, dict[str, int]]:
+def blur_level_counts(method: Method, samples: int) -> dict[str, dict[str, int]]:
     """How many training samples will be seen at each blur level next; levels between the steps are rounded."""
     gain, kernel_size = method.blur(torch.arange(samples, device=next(method.parameters()).device))
     if kernel_size.is_floating_point():

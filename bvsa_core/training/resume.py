@@ -23,7 +23,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from bvsa_core.distributed.processes import Team
+from bvsa_core.distributed.processes import ProcessGroup
 from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import write_atomically
 from bvsa_core.methods.base import Method
@@ -38,7 +38,7 @@ class Stopped(KeyboardInterrupt):
     """Ctrl-C, after where training stands has been kept; the message says where."""
 
 
-class Standing:
+class TrainingState:
     """Everything that training goes on from.
 
     Args:
@@ -107,7 +107,7 @@ class Standing:
             torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
 
 
-class Keeper:
+class Checkpointer:
     """Keeps in a run's folder where training stands, from time to time and when Ctrl-C asks to stop.
 
     Args:
@@ -119,14 +119,14 @@ class Keeper:
     def __init__(
         self,
         folder: RunFolder | None = None,
-        team: Team = Team(),
+        team: ProcessGroup = ProcessGroup(),
         progress: Callable[[float, int], None] = lambda *_: None,
     ):
         self.folder, self.team, self.progress = folder, team, progress
         self.stopping = False
         self.waits, self.kept, self.told = SECONDS, time.monotonic(), 0.0
 
-    def resume(self, standing: Standing) -> None:
+    def resume(self, standing: TrainingState) -> None:
         """Bring training to where it stood when it was stopped, if it was.
 
         Raises:
@@ -149,7 +149,7 @@ class Keeper:
                 f"{self.folder.path}/metrics.jsonl: lines are missing; delete {path.name}, and the run starts again"
             )
 
-    def passed(self, standing: Standing, epochs: int, batches: int) -> None:
+    def passed(self, standing: TrainingState, epochs: int, batches: int) -> None:
         """Called after every batch and every epoch.
 
         Raises:
@@ -168,7 +168,7 @@ class Keeper:
             raise Stopped(f"{self.folder.path}: stopped in epoch {min(standing.epoch + 1, epochs)} of {epochs}")
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def catch_sigint(self) -> Iterator[None]:
         """Inside, Ctrl-C lets the batch at hand end, and a second one, in a single process, does not."""
         if self.folder is None or threading.current_thread() is not threading.main_thread():
             yield

@@ -16,16 +16,16 @@ from torch import Tensor
 from bvsa_core import encoders, methods
 from bvsa_core.data.dataset import Dataset
 from bvsa_core.data.split import Split, hold_out, load_split
-from bvsa_core.distributed.processes import Team, share_out, together
+from bvsa_core.distributed.processes import ProcessGroup, share_out, together
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Method
 from bvsa_core.retrieval.scoring import Scoring, ranks, score, similarity
 from bvsa_core.training.checkpoint import RunFolder
-from bvsa_core.training.config import MaterialsConfig, RunConfig
+from bvsa_core.training.config import RunConfig, RunDataConfig
 from bvsa_core.training.evaluation import Trained, evaluate
 from bvsa_core.training.loop import fit, make_fabric
-from bvsa_core.training.resume import Keeper
-from bvsa_core.training.selection import embed_samples, held_out_top1, rounds
+from bvsa_core.training.resume import Checkpointer
+from bvsa_core.training.selection import compute_embeddings, one_sample_per_concept_batches, validation_top1
 from bvsa_core.vision.bank import FeatureBank
 from bvsa_core.vision.clip import Clip, load_clip
 from bvsa_core.vision.images import read_images
@@ -54,7 +54,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-class Materials:
+class RunData:
     """Recordings, pictures and features, loaded once and shared by runs that use the same data and encoder.
 
     Args:
@@ -64,7 +64,9 @@ class Materials:
         UserError: data or weights that are missing or damaged.
     """
 
-    def __init__(self, config: MaterialsConfig, progress: Progress = lambda *_: None, team: Team = Team()):
+    def __init__(
+        self, config: RunDataConfig, progress: Progress = lambda *_: None, team: ProcessGroup = ProcessGroup()
+    ):
         self.config, self.progress, self.team = config, progress, team
         self.device = choose_device(config.device)
         self._split_of_one = functools.cache(self._split)
@@ -112,7 +114,7 @@ class Materials:
         subjects = (subjects,) if isinstance(subjects, str) else tuple(subjects)
         return (self._split_of_one if len(subjects) == 1 else self._split_of_several)(subjects, split, repetitions)
 
-    def forget_recordings(self) -> None:
+    def clear_cache(self) -> None:
         """Make room for other subjects; whoever holds a split keeps it."""
         self._split_of_one.cache_clear()
         self._split_of_several.cache_clear()
@@ -122,7 +124,7 @@ class Materials:
         chosen = self.config.channels, self.config.window, average, repetitions
         return load_split(self.dataset, list(subjects), split, *chosen).to(self.device)
 
-    def trained_on(self, config: RunConfig) -> list[str]:
+    def training_subjects(self, config: RunConfig) -> list[str]:
         """The subjects whose recordings a run trains on.
 
         Raises:
@@ -156,9 +158,9 @@ class Materials:
         return self._bank_of(tuple(pictures))
 
     def _make_bank(self, pictures: tuple[str, ...]) -> FeatureBank:
-        return self.bank_of_files([self.dataset.image_path(picture) for picture in pictures])
+        return self.bank_for_paths([self.dataset.image_path(picture) for picture in pictures])
 
-    def bank_of_files(self, paths: Sequence[Path]) -> FeatureBank:
+    def bank_for_paths(self, paths: Sequence[Path]) -> FeatureBank:
         """The feature bank of pictures that need not be the data set's."""
         return FeatureBank(self.config.bank or self.config.data / "Image_feature", self.clip, paths, self.falloff)
 
@@ -170,7 +172,7 @@ class Materials:
 
 def run(
     config: RunConfig,
-    materials: Materials,
+    run_data: RunData,
     folder: RunFolder,
     progress: Progress = lambda *_: None,
     log: Callable[[dict], None] = lambda metrics: None,
@@ -185,17 +187,17 @@ def run(
         UserError: data, options or the folder do not fit, or another process is at work in the folder.
         Stopped: Ctrl-C stopped the training; the same call goes on.
     """
-    team = materials.team
+    team = run_data.team
     if (known := team.ask_first(lambda: folder.known(config))) is not None:
         return known
     with folder.claimed(config) if team.rank == 0 else nullcontext(), together(team):
-        return _run(config, materials, folder, progress, log)
+        return _run(config, run_data, folder, progress, log)
 
 
 def _run(
-    config: RunConfig, materials: Materials, folder: RunFolder, progress: Progress, log: Callable[[dict], None]
+    config: RunConfig, run_data: RunData, folder: RunFolder, progress: Progress, log: Callable[[dict], None]
 ) -> dict:
-    team = materials.team
+    team = run_data.team
 
     def report(metrics: dict) -> None:
         if team.rank == 0:
@@ -203,15 +205,15 @@ def _run(
             log(metrics)
         progress("epochs", metrics["epoch"], config.epochs)
 
-    keeper = Keeper(folder, team, lambda done, of: progress("epochs", done, of))
-    with nullcontext() if config.selection == "oracle" else materials.sealed():
-        trained = train(config, materials, report, keeper)
+    keeper = Checkpointer(folder, team, lambda done, of: progress("epochs", done, of))
+    with nullcontext() if config.selection == "oracle" else run_data.sealed():
+        trained = train(config, run_data, report, keeper)
     method, known = trained.method, trained.split
-    found = evaluate(trained, config, materials)
+    found = evaluate(trained, config, run_data)
     result = {
         "method": config.method,
         "preset": config.preset,
-        "note": method.NOTE,
+        "note": method.TABLE_NOTE,
         "subject": config.subject,
         "seed": config.seed,
         "epoch": trained.epoch,
@@ -231,9 +233,9 @@ def _run(
 
 def train(
     config: RunConfig,
-    materials: Materials,
+    run_data: RunData,
     report: Callable[[dict], None] = lambda metrics: None,
-    keeper: Keeper | None = None,
+    keeper: Checkpointer | None = None,
 ) -> Trained:
     """Train a method from scratch, or from where its keeper left it, and keep the weights that the selection chooses.
 
@@ -242,33 +244,33 @@ def train(
     Raises:
         UserError: data or options do not fit.
     """
-    keeper = keeper or Keeper()
-    fabric = make_fabric(materials.device, materials.team, config.precision)
-    split, validation = divide(materials.split(materials.trained_on(config), "train"), config)
-    texts = materials.texts(split.images, split.concepts)
+    keeper = keeper or Checkpointer()
+    fabric = make_fabric(run_data.device, run_data.team, config.precision)
+    split, validation = split_off_validation(run_data.split(run_data.training_subjects(config), "train"), config)
+    texts = run_data.texts(split.images, split.concepts)
     shape = shape_of(split, texts.shape[1])
     seed_everything(config.seed, verbose=False)  # not before the picture encoder is loaded, which draws random numbers
-    method = build_method(config, shape, len(split), materials)
-    views = materials.views(split.images, method.levels(), method.fusion)
+    method = build_method(config, shape, len(split), run_data)
+    views = run_data.views(split.images, method.training_levels(), method.fusion)
     held_out = examine = None
     if validation is not None:
-        held_out = validation, materials.views(split.images, method.gallery_levels(), method.fusion)
+        held_out = validation, run_data.views(split.images, method.gallery_levels(), method.fusion)
     if config.shuffle_pairs:
-        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(config.seed)).to(materials.device)
+        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(config.seed)).to(run_data.device)
         split = replace(split, image_of=split.image_of[order])
     if config.selection == "validation":
-        gallery = materials.views(split.images, method.views_of_gallery())
+        gallery = run_data.views(split.images, method.gallery_feature_levels())
         assert validation is not None  # as divide made sure
         held = validation
-        examine = lambda: {"validation_top1": held_out_top1(method, held, gallery, texts, split.subjects)}  # noqa: E731
+        examine = lambda: {"validation_top1": validation_top1(method, held, gallery, texts, split.subjects)}  # noqa: E731
     elif config.selection == "oracle":
-        examine = oracle(Trained(method, 0, shape, split, validation), materials, config)
-    with keeper.listening():
+        examine = oracle(Trained(method, 0, shape, split, validation), run_data, config)
+    with keeper.catch_sigint():
         epoch = fit(method, split, views, texts, config, fabric, report, held_out, examine, keeper)
     return Trained(method, epoch, shape, split, validation)
 
 
-def divide(split: Split, config: RunConfig) -> tuple[Split, Split | None]:
+def split_off_validation(split: Split, config: RunConfig) -> tuple[Split, Split | None]:
     """The training data of a run, and what of them is held out.
 
     Raises:
@@ -280,49 +282,49 @@ def divide(split: Split, config: RunConfig) -> tuple[Split, Split | None]:
     if not pictures:
         return split, None
     split, held_out = hold_out(split, pictures, config.seed)
-    if config.selection == "validation" and not rounds(held_out):
+    if config.selection == "validation" and not one_sample_per_concept_batches(held_out):
         raise UserError(
             f"validation is {pictures}; that holds one concept out, and choosing takes two: hold out more pictures"
         )
     return split, held_out
 
 
-def oracle(trained: Trained, materials: Materials, config: RunConfig) -> Callable[[], dict[str, float]]:
+def oracle(trained: Trained, run_data: RunData, config: RunConfig) -> Callable[[], dict[str, float]]:
     """What tells the figures of the test set after an epoch, as they would be reported."""
-    method, test = trained.method, materials.split(config.subject, "test", config.repetitions)
-    views = materials.views(test.images, method.views_of_gallery())
-    texts = materials.texts(test.images, test.concepts)
+    method, test = trained.method, run_data.split(config.subject, "test", config.repetitions)
+    views = run_data.views(test.images, method.gallery_feature_levels())
+    texts = run_data.texts(test.images, test.concepts)
 
     def examine() -> dict[str, float]:
-        embeddings = embed_samples(method, test, views, texts, trained.split.subjects)
-        learnt = trained.learn_gate(materials, test, config) if method.default_gate == "label_free" else None
+        embeddings = compute_embeddings(method, test, views, texts, trained.split.subjects)
+        learnt = trained.learn_gate(run_data, test, config) if method.default_gate == "label_free" else None
         found = score(ranks(similarity(embeddings, Scoring(method.default_gate, learnt))))
         return {"test_top1": found.top1, "test_map": found.map}
 
     return examine
 
 
-def shape_of(train: Split, embedding: int) -> encoders.Shape:
+def shape_of(train: Split, embedding: int) -> encoders.InputSpec:
     """What a brain encoder takes and gives."""
     _, channels, time = train.recordings.shape
-    return encoders.Shape(channels, time, embedding, len(train.subjects))
+    return encoders.InputSpec(channels, time, embedding, len(train.subjects))
 
 
-def build_method(config: RunConfig, shape: encoders.Shape, samples: int, materials: Materials) -> Method:
+def build_method(config: RunConfig, shape: encoders.InputSpec, samples: int, run_data: RunData) -> Method:
     """The method of a configuration, for the shape and number of its training data, on their device."""
 
-    def build_encoder(shape: encoders.Shape) -> torch.nn.Module:
+    def build_encoder(shape: encoders.InputSpec) -> torch.nn.Module:
         encoder = encoders.build(config.encoder, shape, config.encoder_options)
         if config.initial_std is not None:
             encoders.initialise(encoder, config.initial_std)
         return encoder
 
     method = methods.method_class(config.method)(config.method_options, build_encoder, samples, shape)
-    method.fusion = materials.fusion()
-    return method.to(materials.device)
+    method.fusion = run_data.fusion()
+    return method.to(run_data.device)
 
 
-def load_method(folder: RunFolder, materials: Materials) -> Method:
+def load_method(folder: RunFolder, run_data: RunData) -> Method:
     """The method of a complete run, as it was trained, on the device of the materials.
 
     Raises:
@@ -331,6 +333,6 @@ def load_method(folder: RunFolder, materials: Materials) -> Method:
     result = folder.result()
     if "shape" not in result:
         raise UserError(f"{folder.path}: a run of an earlier version; train it again")
-    method = build_method(folder.config(), encoders.Shape(**result["shape"]), result["samples"], materials)
+    method = build_method(folder.config(), encoders.InputSpec(**result["shape"]), result["samples"], run_data)
     folder.load_weights(method)
     return method.eval()

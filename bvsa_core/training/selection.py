@@ -35,7 +35,7 @@ class Best:
         self.epoch = 0
         self.state: dict[str, Tensor] | None = None
 
-    def offer(self, module: nn.Module, metrics: dict) -> None:
+    def update(self, module: nn.Module, metrics: dict) -> None:
         """Keep a copy of the module's state if these metrics of its are better than all before."""
         if self.selection == "last":
             self.epoch = metrics["epoch"]
@@ -56,7 +56,7 @@ class Best:
 
 
 @torch.no_grad()
-def embed_samples(method: Method, split: Split, views: Views, texts: Tensor, trained: list[str]) -> Embeddings:
+def compute_embeddings(method: Method, split: Split, views: Views, texts: Tensor, trained: list[str]) -> Embeddings:
     """What retrieval compares, after training on some subjects: row i of everything belongs to sample i of a split.
 
     Args:
@@ -64,24 +64,24 @@ def embed_samples(method: Method, split: Split, views: Views, texts: Tensor, tra
         texts: (pictures, D) features of their prompts.
     """
     gallery = []
-    for level in method.views_of_gallery():
+    for level in method.gallery_feature_levels():
         gain = torch.full(split.image_of.shape, level.gain, device=split.image_of.device)
         gallery.append(views(split.image_of, gain, torch.full_like(split.image_of, level.kernel_size)))
     method.eval()
-    whose = split.numbers_among(trained)
+    whose = split.subject_indices(trained)
     return method.retrieval_embeddings(split.recordings, torch.stack(gallery), texts[split.image_of], whose)
 
 
-def held_out_top1(method: Method, held_out: Split, views: Views, texts: Tensor, trained: list[str]) -> float:
+def validation_top1(method: Method, held_out: Split, views: Views, texts: Tensor, trained: list[str]) -> float:
     """Share of held-out samples that find their picture by image similarity, in galleries of one picture a concept."""
     found = []
-    for samples in rounds(held_out):
-        embeddings = embed_samples(method, held_out.take(samples), views, texts, trained)
+    for samples in one_sample_per_concept_batches(held_out):
+        embeddings = compute_embeddings(method, held_out.take(samples), views, texts, trained)
         found.append(ranks(similarity(embeddings, Scoring())) == 1)
     return torch.cat(found).double().mean().item()
 
 
-def rounds(split: Split) -> list[Tensor]:
+def one_sample_per_concept_batches(split: Split) -> list[Tensor]:
     """Numbers of the samples, each once, in rounds of one sample a concept; one that would be alone in its round is left out."""
     seen: Counter[str] = Counter()
     members: dict[int, list[int]] = defaultdict(list)

@@ -28,7 +28,7 @@ from bvsa_core.io.atomic import claim_work, write_atomically
 from bvsa_core.vision.clip import Clip
 from bvsa_core.vision.feature_file import map_features, write_features
 from bvsa_core.vision.images import RESIZING, hash_files, read_images
-from bvsa_core.vision.shards import Pieces
+from bvsa_core.vision.shards import Shards
 from bvsa_core.vision.views import Falloff, Level, OnlineViews
 
 FORMAT = 2  # of the files, and of what the blur computes; part of every key
@@ -48,7 +48,7 @@ class FeatureBank:
 
     def __init__(self, folder: str | Path, clip: Clip, paths: Sequence[Path], falloff: Falloff = Falloff()):
         self.clip, self.paths, self.falloff = clip, list(paths), falloff
-        about = {**_shaped_by(clip, falloff), "pictures": len(self.paths), "pictures_sha256": hash_files(self.paths)}
+        about = {**fingerprint(clip, falloff), "pictures": len(self.paths), "pictures_sha256": hash_files(self.paths)}
         self.key = _key(about)
         self.folder = Path(folder) if (Path(folder) / ABOUT).is_file() else Path(folder) / self.key
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ class FeatureBank:
             with claim_work(self.folder, ABOUT, ABOUT, wait=True):
                 write_atomically(self.folder / ABOUT, json.dumps(about, indent=2).encode() + b"\n")
         _compare(self.folder, about, "name the folder it is in, where every bank has its own, or delete it")
-        self._pieces = Pieces(self.folder, self.key, len(self.paths))
+        self._pieces = Shards(self.folder, self.key, len(self.paths))
 
     def missing(self, levels: Sequence[Level]) -> list[Level]:
         """Levels not computed yet."""
@@ -94,7 +94,7 @@ class FeatureBank:
         with _full_precision():
             self._pieces.share(missing, compute)
         for path in targets:
-            self._pieces.put_together(path)
+            self._pieces.merge_shards(path)
         if missing:
             progress(total, total)
 
@@ -148,7 +148,7 @@ def level_files(folder: Path, levels: Sequence[Level], clip: Clip, falloff: Fall
     Raises:
         UserError: they are of another encoder or blur, missing or damaged.
     """
-    about = _compare(folder, _shaped_by(clip, falloff), "give a bank made with these settings")
+    about = _compare(folder, fingerprint(clip, falloff), "give a bank made with these settings")
     return _sound([folder / _file_name(level) for level in levels], about.get("pictures", -1), _key(about))
 
 
@@ -158,7 +158,7 @@ def _sound(paths: list[Path], rows: int, bank: str) -> list[Path]:
     return paths
 
 
-def _shaped_by(clip: Clip, falloff: Falloff) -> dict[str, Any]:
+def fingerprint(clip: Clip, falloff: Falloff) -> dict[str, Any]:
     """All that shapes a feature beside the picture and the level."""
     return {
         "format": FORMAT,

@@ -24,7 +24,7 @@ PICTURES = 256  # of a piece
 WAIT = 0.2  # seconds between looks at what others are doing
 
 
-class Pieces:
+class Shards:
     """The pieces of a bank.
 
     Args:
@@ -79,7 +79,7 @@ class Pieces:
             if idle:
                 time.sleep(WAIT)
 
-    def put_together(self, target: Path) -> None:
+    def merge_shards(self, target: Path) -> None:
         """Make one file of the pieces of a target, unless somebody has, and delete them."""
         any_piece = self.path(target, "[0-9]" * 5).name
         if target.exists() and not any(self.folder.glob(any_piece)):

@@ -23,7 +23,7 @@ from bvsa_core.training.config import RunConfig, from_dict, to_dict
 def registries(monkeypatch) -> None:
     """Empty, and as they were afterwards."""
     for registry in (encoders, methods):
-        monkeypatch.setattr(registry, "_own", {})
+        monkeypatch.setattr(registry, "_registered", {})
 
 
 def test_every_public_name_is_there():
@@ -69,12 +69,12 @@ def test_an_encoder_of_ones_own_is_built_by_name_and_survives_run_yaml(registrie
     config = RunConfig(encoder="mine", encoder_options=Options(width=5))
     again = from_dict(to_dict(config))
     assert to_dict(again) == to_dict(config) and again.encoder_options == Options(width=5)
-    assert len(encoders.build("mine", encoders.Shape(4, 6, 8), again.encoder_options)) == 7
+    assert len(encoders.build("mine", encoders.InputSpec(4, 6, 8), again.encoder_options)) == 7
     flags = ["--encoder", "mine", "--encoder_options.width", "5"]
     parser = Parser()
     add_run_arguments(parser, flags)
     assert to_dict(make(RunConfig, parser.parse_args(flags))) == to_dict(config)
-    encoders._own.clear()
+    encoders._registered.clear()
     with pytest.raises(UserError, match="unknown encoder 'mine'; .*or register your own first"):
         from_dict(to_dict(config))
 

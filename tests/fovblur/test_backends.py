@@ -15,9 +15,9 @@ from fovblur import backends, info
 
 @pytest.fixture(autouse=True)
 def forget_reasons():
-    backends.why_not.cache_clear()
+    backends.unavailable_reason.cache_clear()
     yield
-    backends.why_not.cache_clear()
+    backends.unavailable_reason.cache_clear()
 
 
 def test_auto_serves_cpu_tensors_with_the_compiled_module():

@@ -77,9 +77,11 @@ def run_cuda_on_host(monkeypatch, tmp_path_factory, thread_order: int = 1) -> No
         native_similarity, "cuda_similarity", functools.partial(native_similarity.launch_similarity, module, 0)
     )
     monkeypatch.setattr(native_similarity, "cuda_topk", functools.partial(native_similarity.launch_topk, module, 0))
-    why_not_for = backends.why_not_for
+    unavailable_reason_for = backends.unavailable_reason_for
     monkeypatch.setattr(backends, "why_not", lambda name: None)
-    monkeypatch.setattr(backends, "why_not_for", lambda name, _, dtype: why_not_for(name, torch.device("cuda"), dtype))
+    monkeypatch.setattr(
+        backends, "why_not_for", lambda name, _, dtype: unavailable_reason_for(name, torch.device("cuda"), dtype)
+    )
 
 
 def exact(images: Tensor, *args, **kwargs) -> Tensor:

@@ -34,7 +34,7 @@ def losses(path: str, cases: list[tuple[str, str]], seed: int) -> None:
         Path(path).write_text(json.dumps(found))
 
 
-def train(name: str, encoder: str, team: processes.Team, seed: int) -> dict:
+def train(name: str, encoder: str, team: processes.ProcessGroup, seed: int) -> dict:
     torch.manual_seed(seed)
     features = normalize(torch.randn(SAMPLES, 16), dim=1)
     texts = normalize(features + 0.3 * torch.randn(SAMPLES, 16), dim=1)
@@ -45,7 +45,7 @@ def train(name: str, encoder: str, team: processes.Team, seed: int) -> dict:
     fabric = make_fabric(torch.device("cpu"), team, config.precision)
     seed_everything(seed, verbose=False)
     build = partial(encoders.build, encoder, options=config.encoder_options)
-    method = methods.method_class(name)(config.method_options, build, SAMPLES, encoders.Shape(3, 151, 16, 2))
+    method = methods.method_class(name)(config.method_options, build, SAMPLES, encoders.InputSpec(3, 151, 16, 2))
     method.encoder.spare = nn.Parameter(torch.ones(1))  # which nothing uses
     views = lambda indices, gain, kernel_size: features[indices] * (1 + gain[:, None])  # noqa: E731
     if name == "vanilla":

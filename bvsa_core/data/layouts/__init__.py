@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from bvsa_core.data.dataset import DESCRIPTION
-from bvsa_core.data.layouts.source import Options, Source
+from bvsa_core.data.layouts.source import ConversionOptions, SubjectSource
 from bvsa_core.data.store import SubjectWriter
 from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import PARTIAL, locked, write_atomically
@@ -26,7 +26,7 @@ def layouts() -> dict[str, ModuleType]:
     return {module.LAYOUT: module for module in found if hasattr(module, "LAYOUT")}
 
 
-def recognise(folder: Path, modality: str) -> list[Source]:
+def recognise(folder: Path, modality: str) -> list[SubjectSource]:
     """The subjects in a folder of some published layout.
 
     Raises:
@@ -54,7 +54,7 @@ def recognise(folder: Path, modality: str) -> list[Source]:
 
 
 def convert(
-    source: Path, store: Path, modality: str, options: Options, progress: Progress = lambda *_: None
+    source: Path, store: Path, modality: str, options: ConversionOptions, progress: Progress = lambda *_: None
 ) -> list[str]:
     """Bring every subject of a published folder into the store. Returns one line a subject.
 
@@ -87,7 +87,7 @@ def _of(subject: str, progress: Progress) -> Progress:
     return lambda what, done, total: progress(f"{subject} {what}", done, total)
 
 
-def _describe(store: Path, modality: str, options: Options) -> None:
+def _describe(store: Path, modality: str, options: ConversionOptions) -> None:
     """Give the store its name and modality.
 
     Raises:

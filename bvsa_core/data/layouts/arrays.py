@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from bvsa_core.data import things_eeg
-from bvsa_core.data.layouts import convert, stimuli
-from bvsa_core.data.layouts.convert import Epochs
-from bvsa_core.data.layouts.source import Options, Progress, Source
+from bvsa_core.data.layouts import conversion, stimuli
+from bvsa_core.data.layouts.conversion import Epochs
+from bvsa_core.data.layouts.source import ConversionOptions, Progress, SubjectSource
 from bvsa_core.data.store import HEADER, SPLITS, SubjectWriter
 from bvsa_core.errors import UserError
 
@@ -29,7 +29,7 @@ _NORMALISED = {
 }
 
 
-def find(folder: Path) -> list[Source]:
+def find(folder: Path) -> list[SubjectSource]:
     """Its subjects; none where this is another layout."""
     roots = [folder, *sorted(folder.glob("[Pp]reprocessed*"))]
     found = {path.parent for root in roots for path in root.glob("sub-*/t*.npy") if path.stem in SPLITS}
@@ -38,13 +38,13 @@ def find(folder: Path) -> list[Source]:
     for place in places:
         files[place] += [place.parent / INFO] * (place.parent / INFO).exists()
     return [
-        Source(LAYOUT, place.name, place.parent, files[place], _read, ("sampling_rate", "whitening"))
+        SubjectSource(LAYOUT, place.name, place.parent, files[place], _read, ("sampling_rate", "whitening"))
         for place in places
     ]
 
 
-def _read(source: Source, writer: SubjectWriter, options: Options, progress: Progress) -> None:
-    info = convert.read_json(source.root / INFO) if (source.root / INFO).exists() else {}
+def _read(source: SubjectSource, writer: SubjectWriter, options: ConversionOptions, progress: Progress) -> None:
+    info = conversion.read_json(source.root / INFO) if (source.root / INFO).exists() else {}
     units, normalised = _NORMALISED.get(
         str(info.get("normalization")), ("as in the source", "How they were whitened is not told.")
     )
@@ -53,17 +53,17 @@ def _read(source: Source, writer: SubjectWriter, options: Options, progress: Pro
         processing.append(
             "Where the files name no channels, THINGS-EEG2's 63 in their standard order and 250 Hz from picture onset."
         )
-    convert.convert(
+    conversion.convert(
         source, writer, options, progress, lambda split: _epochs(source, options, split, info), units, processing
     )
 
 
-def _epochs(source: Source, options: Options, split: str, info: dict[str, Any]) -> Epochs:
-    path = convert.file_of(source, f"{split}.npy")
-    content = convert.open_file(path)
+def _epochs(source: SubjectSource, options: ConversionOptions, split: str, info: dict[str, Any]) -> Epochs:
+    path = conversion.file_of(source, f"{split}.npy")
+    content = conversion.open_file(path)
     if isinstance(content, dict):
         info, content = content, content.get("data")
-    data = convert.check_array(path, content, convert.SHAPE if np.ndim(content) == 4 else _SHAPE)
+    data = conversion.check_array(path, content, conversion.SHAPE if np.ndim(content) == 4 else _SHAPE)
     data = data.reshape(-1, *data.shape[-3:])
     channels, times = info.get("ch_names"), info.get("times")
     if channels is None or times is None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from bvsa_core.data import things_meg
 from bvsa_core.data.layouts import meg_trials
-from bvsa_core.data.layouts.source import Options, Progress, Source
+from bvsa_core.data.layouts.source import ConversionOptions, Progress, SubjectSource
 from bvsa_core.data.optional import import_mne
 from bvsa_core.data.store import SPLITS, Header, SplitHeader, SubjectWriter
 from bvsa_core.errors import UserError
@@ -40,13 +40,13 @@ _DONE_BEFORE = [
 ]
 
 
-def find(folder: Path) -> list[Source]:
+def find(folder: Path) -> list[SubjectSource]:
     """Its subjects; none where this is another layout.
 
     Raises:
         UserError: a subject is there twice.
     """
-    sources: dict[str, Source] = {}
+    sources: dict[str, SubjectSource] = {}
     for first in sorted({path for place in _PLACES for path in folder.glob(f"{place}preprocessed_P*-epo.fif")}):
         person = re.fullmatch(r"preprocessed_P(\d+)-epo\.fif", first.name)
         if not person:
@@ -60,11 +60,11 @@ def find(folder: Path) -> list[Source]:
         )
         pictures = [*_tables(folder, "image_paths.csv"), *_tables(folder, "image_concept_index.csv")]
         settled = ("sampling_rate", "whitening")
-        sources[subject] = Source(LAYOUT, subject, folder, [first, *parts, *tables, *pictures], _read, settled)
+        sources[subject] = SubjectSource(LAYOUT, subject, folder, [first, *parts, *tables, *pictures], _read, settled)
     return [sources[subject] for subject in sorted(sources)]
 
 
-def _read(source: Source, writer: SubjectWriter, options: Options, progress: Progress) -> None:
+def _read(source: SubjectSource, writer: SubjectWriter, options: ConversionOptions, progress: Progress) -> None:
     path = source.files[0]
     for part in source.files:
         if part.suffix == ".fif":
@@ -206,7 +206,7 @@ def _window(epochs: Any, path: Path, whole: bool) -> tuple[slice, list[float]]:
     return kept, [round(float(time), 6) for time in times[kept]]
 
 
-def _trials(source: Source, epochs: Any) -> list[meg_trials.Trial | None]:
+def _trials(source: SubjectSource, epochs: Any) -> list[meg_trials.Trial | None]:
     """What each epoch shows, by all tables that there are.
 
     Raises:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bvsa_core.data.layouts import convert, stimuli
-from bvsa_core.data.layouts.convert import Epochs
-from bvsa_core.data.layouts.source import Options, Progress, Source
+from bvsa_core.data.layouts import conversion, stimuli
+from bvsa_core.data.layouts.conversion import Epochs
+from bvsa_core.data.layouts.source import ConversionOptions, Progress, SubjectSource
 from bvsa_core.data.store import SubjectWriter
 from bvsa_core.errors import UserError
 
@@ -20,7 +20,7 @@ FILES = {"train": "preprocessed_eeg_training.npy", "test": "preprocessed_eeg_tes
 _KEYS = ("preprocessed_eeg_data", "ch_names", "times")
 
 
-def find(folder: Path) -> list[Source]:
+def find(folder: Path) -> list[SubjectSource]:
     """Its subjects; none where this is another layout."""
     roots = [folder, *sorted(folder.glob("[Pp]reprocessed*"))]
     places = sorted(
@@ -33,7 +33,7 @@ def find(folder: Path) -> list[Source]:
     )
     files = {place: [place / name for name in FILES.values() if (place / name).exists()] for place in places}
     return [
-        Source(LAYOUT, _subject(place), place.parent, files[place], _read, ("sampling_rate", "whitening"))
+        SubjectSource(LAYOUT, _subject(place), place.parent, files[place], _read, ("sampling_rate", "whitening"))
         for place in places
     ]
 
@@ -44,22 +44,22 @@ def _subject(place: Path) -> str:
     return f"sub-{int(number):02d}" if number.isdecimal() else place.name
 
 
-def _read(source: Source, writer: SubjectWriter, options: Options, progress: Progress) -> None:
+def _read(source: SubjectSource, writer: SubjectWriter, options: ConversionOptions, progress: Progress) -> None:
     processing = [
         "Epochs, resampling and baseline by the authors' preprocessing (Gifford et al., 2022) or a variant of it.",
         "MVNN.",
     ]
-    convert.convert(
+    conversion.convert(
         source, writer, options, progress, lambda split: _epochs(source, options, split), "whitened", processing
     )
 
 
-def _epochs(source: Source, options: Options, split: str) -> Epochs:
-    path = convert.file_of(source, FILES[split])
-    content = convert.open_file(path)
+def _epochs(source: SubjectSource, options: ConversionOptions, split: str) -> Epochs:
+    path = conversion.file_of(source, FILES[split])
+    content = conversion.open_file(path)
     if not isinstance(content, dict) or not set(_KEYS) <= content.keys():
         raise UserError(f"{path}: not a file of preprocessed THINGS-EEG2; it must hold {', '.join(_KEYS)}")
-    data = convert.check_array(path, content[_KEYS[0]])
+    data = conversion.check_array(path, content[_KEYS[0]])
     images, concepts = stimuli.conditions(source, options, split, len(data))
     names, times = content["ch_names"], content["times"]
     return Epochs(path, data.shape, data.dtype, data.__getitem__, images, concepts, names, times, behind=data)

@@ -19,7 +19,7 @@ import numpy as np
 from bvsa_core.data import mvnn, things_eeg
 from bvsa_core.data.layouts import stimuli
 from bvsa_core.data.layouts.raw_session import RawSession
-from bvsa_core.data.layouts.source import Options, Progress, Source
+from bvsa_core.data.layouts.source import ConversionOptions, Progress, SubjectSource
 from bvsa_core.data.store import SPLITS, Header, SplitHeader, SubjectWriter
 from bvsa_core.errors import UserError
 
@@ -38,18 +38,18 @@ _FITTED_ON = {
 _BLOCK = 2**24  # samples whitened at once
 
 
-def find(folder: Path) -> list[Source]:
+def find(folder: Path) -> list[SubjectSource]:
     """Its subjects; none where this is another layout."""
     roots = [folder, folder / "Raw_data", folder / "raw_data"]
     files = [path for root in roots for name in _FILES.values() for path in root.glob(f"sub-*/ses-*/{name}")]
     places = sorted({path.parents[1] for path in files})
     return [
-        Source(LAYOUT, place.name, folder, sorted(path for path in files if path.parents[1] == place), _read)
+        SubjectSource(LAYOUT, place.name, folder, sorted(path for path in files if path.parents[1] == place), _read)
         for place in places
     ]
 
 
-def _read(source: Source, writer: SubjectWriter, options: Options, progress: Progress) -> None:
+def _read(source: SubjectSource, writer: SubjectWriter, options: ConversionOptions, progress: Progress) -> None:
     files = _files(source)
     _check(options)
     pictures = {split: stimuli.conditions(source, options, split) for split in SPLITS}
@@ -102,7 +102,7 @@ def _read(source: Source, writer: SubjectWriter, options: Options, progress: Pro
     writer.finish(header)
 
 
-def _files(source: Source) -> dict[tuple[str, int], Path]:
+def _files(source: SubjectSource) -> dict[tuple[str, int], Path]:
     """The file of every split and session.
 
     Raises:
@@ -121,7 +121,7 @@ def _open(
     writer: SubjectWriter,
     files: dict[tuple[str, int], Path],
     pictures: dict[str, int],
-    options: Options,
+    options: ConversionOptions,
     key: tuple[str, int],
 ) -> tuple[dict[str, Any], np.ndarray]:
     """What RawSession tells and its epochs, memory-mapped; the file is read only where they are not there yet.
@@ -142,14 +142,14 @@ def _open(
     return about, writer.piece(f"{split}-{session}", raw.epochs)
 
 
-def _check(options: Options) -> None:
+def _check(options: ConversionOptions) -> None:
     if options.whitening not in WHITENING:
         raise UserError(f"whitening is {options.whitening!r}; choose one of {', '.join(WHITENING)}")
     if not 10 <= options.sampling_rate < math.inf:
         raise UserError(f"sampling_rate is {options.sampling_rate:g}; give 10 Hz or more")
 
 
-def _sessions(source: Source, about: dict[tuple[str, int], Any], split: str, images: list[str]) -> np.ndarray:
+def _sessions(source: SubjectSource, about: dict[tuple[str, int], Any], split: str, images: list[str]) -> np.ndarray:
     """The session of every picture's repetitions, (pictures, repetitions), ascending.
 
     Raises:
@@ -191,7 +191,7 @@ def _fill(array: np.ndarray, rows: np.ndarray, columns: np.ndarray, epochs: np.n
             array[rows[here, None], columns[here]] = (factor @ epochs[here]).astype(array.dtype)
 
 
-def _processing(about: list[dict[str, Any]], options: Options) -> list[str]:
+def _processing(about: list[dict[str, Any]], options: ConversionOptions) -> list[str]:
     recorded = sorted({f"{told['rate']:g} Hz" + (f", {told['band']}" if told["band"] else "") for told in about})
     left_out = sorted({name for told in about for name in told["left_out"]})
     more = sum(told["shown_more_often"] for told in about)

@@ -16,7 +16,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Options:
+class ConversionOptions:
     """How recordings are converted; those that a layout has settled already do not apply to it."""
 
     subjects: list[str] = field(default_factory=list)
@@ -37,24 +37,26 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Source:
+class SubjectSource:
     """One subject in a published layout, found but not read."""
 
     layout: str
     subject: str  # such as sub-01
     root: Path
     files: list[Path]  # all that conversion reads
-    read: Callable[[Source, SubjectWriter, Options, Progress], None]  # fills the writer and finishes it
+    read: Callable[
+        [SubjectSource, SubjectWriter, ConversionOptions, Progress], None
+    ]  # fills the writer and finishes it
     settled: tuple[str, ...] = ()  # options that this layout leaves no choice in
     modality: str = "EEG"  # or MEG: what is asked for, where the layout can be either
 
-    def plan(self, options: Options) -> dict[str, Any]:
+    def plan(self, options: ConversionOptions) -> dict[str, Any]:
         """What is made of what, for the store to compare.
 
         Raises:
             UserError: an option that the layout has settled already.
         """
-        default = Options()
+        default = ConversionOptions()
         for name in self.settled:
             if getattr(options, name) != getattr(default, name):
                 raise UserError(
@@ -64,5 +66,5 @@ class Source:
         kept = {key: value for key, value in dataclasses.asdict(options).items() if key not in apart}
         return {"layout": self.layout, **kept, "files": fingerprint(self.files, self.root)}
 
-    def convert(self, writer: SubjectWriter, options: Options, progress: Progress) -> None:
+    def convert(self, writer: SubjectWriter, options: ConversionOptions, progress: Progress) -> None:
         self.read(self, writer, options, progress)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bvsa_core.data.dataset import concept_of
-from bvsa_core.data.layouts.source import Options, Source
+from bvsa_core.data.layouts.source import ConversionOptions, SubjectSource
 from bvsa_core.errors import UserError
 from bvsa_core.io.safe_readers import read_arrays
 
@@ -20,7 +20,7 @@ _SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def conditions(
-    source: Source, options: Options, split: str, expected: int | None = None
+    source: SubjectSource, options: ConversionOptions, split: str, expected: int | None = None
 ) -> tuple[list[str], list[str]]:
     """Picture paths, such as "training_images/00001_aardvark/aardvark_01b.jpg", and concepts of a split in the order of their numbers.
 
@@ -60,7 +60,7 @@ def texts(value: Any) -> list[str] | None:
     )
 
 
-def _find(source: Source, options: Options) -> Path:
+def _find(source: SubjectSource, options: ConversionOptions) -> Path:
     """image_metadata.npy, or the folder that holds training_images and test_images."""
     if options.images is not None:
         if not options.images.exists():

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from bvsa_core.data.layouts import convert, stimuli
-from bvsa_core.data.layouts.convert import Epochs
-from bvsa_core.data.layouts.source import Options, Progress, Source
+from bvsa_core.data.layouts import conversion, stimuli
+from bvsa_core.data.layouts.conversion import Epochs
+from bvsa_core.data.layouts.source import ConversionOptions, Progress, SubjectSource
 from bvsa_core.data.store import SubjectWriter
 from bvsa_core.errors import UserError
 
@@ -22,7 +22,7 @@ _PARTS = {"train": "training", "test": "test"}
 _SHAPE = "(sessions, conditions, repetitions, channels, time)"
 
 
-def find(folder: Path) -> list[Source]:
+def find(folder: Path) -> list[SubjectSource]:
     """Its subjects; none where this is another layout."""
     places = {
         path.parent
@@ -30,7 +30,7 @@ def find(folder: Path) -> list[Source]:
         for path in root.glob("sub-*/preprocessed_eeg_*_sub-*.npy")
     }
     return [
-        Source(LAYOUT, place.name, place.parent, sorted(_wanted(place)), _read, ("sampling_rate", "whitening"))
+        SubjectSource(LAYOUT, place.name, place.parent, sorted(_wanted(place)), _read, ("sampling_rate", "whitening"))
         for place in sorted(places)
     ]
 
@@ -41,20 +41,20 @@ def _wanted(place: Path) -> list[Path]:
     return [place / name for name in names if (place / name).exists()]
 
 
-def _read(source: Source, writer: SubjectWriter, options: Options, progress: Progress) -> None:
-    meta = convert.read_json(convert.file_of(source, f"meta_{source.subject}.json"))
+def _read(source: SubjectSource, writer: SubjectWriter, options: ConversionOptions, progress: Progress) -> None:
+    meta = conversion.read_json(conversion.file_of(source, f"meta_{source.subject}.json"))
     mvnn = "MVNN of every session with the covariance of its training data."
     processing = ["Low-pass, epochs and baseline by the package things_eeg2_dataset.", mvnn]
-    convert.convert(
+    conversion.convert(
         source, writer, options, progress, lambda split: _epochs(source, options, split, meta), "whitened", processing
     )
 
 
-def _epochs(source: Source, options: Options, split: str, meta: dict[str, Any]) -> Epochs:
-    path = convert.file_of(source, f"preprocessed_eeg_{_PARTS[split]}_{source.subject}.npy")
-    data = convert.check_array(path, convert.open_file(path), _SHAPE)
-    where = convert.file_of(source, f"img_conditions_{_PARTS[split]}_{source.subject}.npy")
-    numbers = convert.open_file(where)
+def _epochs(source: SubjectSource, options: ConversionOptions, split: str, meta: dict[str, Any]) -> Epochs:
+    path = conversion.file_of(source, f"preprocessed_eeg_{_PARTS[split]}_{source.subject}.npy")
+    data = conversion.check_array(path, conversion.open_file(path), _SHAPE)
+    where = conversion.file_of(source, f"img_conditions_{_PARTS[split]}_{source.subject}.npy")
+    numbers = conversion.open_file(where)
     if not isinstance(numbers, np.ndarray) or numbers.dtype.kind not in "iu" or numbers.shape != data.shape[:2]:
         told = f"{numbers.dtype} {numbers.shape}" if isinstance(numbers, np.ndarray) else type(numbers).__name__
         raise UserError(

@@ -12,41 +12,41 @@ import numpy as np
 
 from bvsa_core.data import things_eeg
 from bvsa_core.data.dataset import DESCRIPTION, Dataset, read_recordings, write_recordings
-from bvsa_core.data.layouts import convert, stimuli
-from bvsa_core.data.layouts.convert import Epochs
-from bvsa_core.data.layouts.source import Options, Progress, Source
+from bvsa_core.data.layouts import conversion, stimuli
+from bvsa_core.data.layouts.conversion import Epochs
+from bvsa_core.data.layouts.source import ConversionOptions, Progress, SubjectSource
 from bvsa_core.data.store import SPLITS, SubjectWriter
 from bvsa_core.errors import UserError
-from bvsa_core.io.atomic import locked, make_folder, remove_partials, write_atomically
+from bvsa_core.io.atomic import locked, make_folder, remove_temporary, write_atomically
 
 LAYOUT = "ubp"
 MODALITIES = ("EEG", "MEG")
 LOOKS_LIKE = "sub-XX/train.pt and test.pt"
 
 
-def find(folder: Path) -> list[Source]:
+def find(folder: Path) -> list[SubjectSource]:
     """Its subjects; none where this is another layout."""
     roots = [folder, *sorted(folder.glob("Preprocessed_data*"))]
     places = sorted({path.parent for root in roots for path in root.glob("sub-*/t*.pt") if path.stem in SPLITS})
     settled = ("sampling_rate", "whitening")
-    return [Source(LAYOUT, place.name, place.parent, _files(place), _read, settled) for place in places]
+    return [SubjectSource(LAYOUT, place.name, place.parent, _files(place), _read, settled) for place in places]
 
 
 def _files(place: Path) -> list[Path]:
     return [path for split in SPLITS if (path := place / f"{split}.pt").exists()]
 
 
-def _read(source: Source, writer: SubjectWriter, options: Options, progress: Progress) -> None:
+def _read(source: SubjectSource, writer: SubjectWriter, options: ConversionOptions, progress: Progress) -> None:
     whitened = "whiten" in source.root.resolve().name
     processing = ["Epochs, resampling and baseline by the preprocessing of UBP (CVPR 2025)."]
     if whitened:
         processing.append("MVNN of every session with the covariance of its training data.")
     units = "whitened" if whitened else "as in the source"
-    convert.convert(source, writer, options, progress, lambda split: _epochs(source, split), units, processing)
+    conversion.convert(source, writer, options, progress, lambda split: _epochs(source, split), units, processing)
 
 
-def _epochs(source: Source, split: str) -> Epochs:
-    path = convert.file_of(source, f"{split}.pt")
+def _epochs(source: SubjectSource, split: str) -> Epochs:
+    path = conversion.file_of(source, f"{split}.pt")
     found = read_recordings(path)
     known = (
         "MEG"
@@ -94,7 +94,7 @@ def export(dataset: Dataset, target: Path, progress: Callable[[str, int, int], N
     target.mkdir(parents=True, exist_ok=True)
     try:
         with locked(target, wait=False):
-            remove_partials(target)  # of exports that were killed: gigabytes each
+            remove_temporary(target)  # of exports that were killed: gigabytes each
             if not (target / DESCRIPTION).exists():
                 description = {"name": dataset.name, "modality": dataset.modality}
                 write_atomically(target / DESCRIPTION, json.dumps(description, indent=1).encode() + b"\n")

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from bvsa_core.data.layouts.convert import drop_pages
+from bvsa_core.data.layouts.conversion import drop_pages
 
 _BLOCK = 2**24  # samples looked at at once
 _NAMED = 5  # of many
 
 
-class Scan:
+class BadSampleCounter:
     """Trials in which a channel is not finite, or the same from the first sample to the last.
 
     Args:
@@ -58,18 +58,18 @@ class Scan:
     def _told(self, channels: list[str], counts: np.ndarray) -> str:
         found = np.flatnonzero(counts)
         named = [f"{channels[i]} ({counts[i]} of {self.trials} trials)" for i in found[:_NAMED]]
-        return some(named, len(found))
+        return first_few(named, len(found))
 
 
-def some(named: list[str], count: int | None = None) -> str:
+def first_few(named: list[str], count: int | None = None) -> str:
     """The first five, and how many more there are."""
     count = len(named) if count is None else count
     return ", ".join(named[:_NAMED]) + (f" and {count - _NAMED} more" if count > _NAMED else "")
 
 
-def scan(data: np.ndarray, progress: Callable[[int, int], None] = lambda *_: None) -> Scan:
+def scan(data: np.ndarray, progress: Callable[[int, int], None] = lambda *_: None) -> BadSampleCounter:
     """Look at (conditions, repetitions, channels, time), which may be memory-mapped."""
-    found = Scan(data.shape[2])
+    found = BadSampleCounter(data.shape[2])
     step = max(1, _BLOCK // max(1, data[:1].size))
     for start in range(0, len(data), step):
         progress(start, len(data))

@@ -15,7 +15,7 @@ from bvsa_core.data import store, things_eeg, things_meg
 from bvsa_core.data.dataset import Dataset, Recordings, read_recordings, read_stored
 from bvsa_core.data.layouts import recognise
 from bvsa_core.data.quality import dry_run
-from bvsa_core.data.quality.bad_samples import scan, some
+from bvsa_core.data.quality.bad_samples import first_few, scan
 from bvsa_core.data.store import SPLITS, Header
 from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import locked
@@ -30,7 +30,7 @@ _SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass
-class Report:
+class CheckReport:
     """Lines about what is there, and one for each problem."""
 
     found: list[str] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class _About:
+class _SplitSummary:
     """What is compared between subjects, and with the pictures."""
 
     path: Path
@@ -49,7 +49,7 @@ class _About:
     sessions: set[int]
 
 
-def check_dataset(folder: Path, progress: Progress = lambda *_: None, images: Path | None = None) -> Report:
+def check_dataset(folder: Path, progress: Progress = lambda *_: None, images: Path | None = None) -> CheckReport:
     """Read every recordings file and open every picture that one of them names.
 
     Args:
@@ -59,7 +59,7 @@ def check_dataset(folder: Path, progress: Progress = lambda *_: None, images: Pa
     Raises:
         UserError: the folder is no data set at all.
     """
-    report = Report()
+    report = CheckReport()
     report.problems += _unfinished(folder, report)
     try:
         dataset = Dataset(folder)
@@ -67,7 +67,7 @@ def check_dataset(folder: Path, progress: Progress = lambda *_: None, images: Pa
         if not _rehearse(folder, images, progress, report) and not report.problems:
             raise
         return report
-    about: dict[tuple[str, str], _About] = {}
+    about: dict[tuple[str, str], _SplitSummary] = {}
     for subject in dataset.subjects:
         for split in SPLITS:
             if looked := _recordings(
@@ -84,7 +84,7 @@ def check_dataset(folder: Path, progress: Progress = lambda *_: None, images: Pa
     return report
 
 
-def _unfinished(folder: Path, report: Report) -> list[str]:
+def _unfinished(folder: Path, report: CheckReport) -> list[str]:
     """What killed conversions left."""
     problems = []
     for partial in sorted(folder.glob(".sub-*.partial")):
@@ -102,7 +102,7 @@ def _unfinished(folder: Path, report: Report) -> list[str]:
     return problems
 
 
-def _rehearse(folder: Path, images: Path | None, progress: Progress, report: Report) -> bool:
+def _rehearse(folder: Path, images: Path | None, progress: Progress, report: CheckReport) -> bool:
     """Check a folder that is to be converted; whether it is one."""
     sources, reason = [], None
     for modality in _PUBLISHED:
@@ -121,8 +121,8 @@ def _rehearse(folder: Path, images: Path | None, progress: Progress, report: Rep
 
 
 def _recordings(
-    dataset: Dataset, subject: str, split: str, report: Report, progress: Callable[[int, int], None]
-) -> _About | None:
+    dataset: Dataset, subject: str, split: str, report: CheckReport, progress: Callable[[int, int], None]
+) -> _SplitSummary | None:
     """Look at one array and what is told of it; None where it cannot be read."""
     path, folder, header = dataset.path(subject, split), dataset.recordings_folder / subject, None
     try:
@@ -153,7 +153,7 @@ def _recordings(
             problems.append(str(error))
     report.problems += problems
     sessions = {int(session) for row in recordings.sessions or () for session in row}
-    return _About(
+    return _SplitSummary(
         path, recordings.channels, recordings.times.tolist(), recordings.images, recordings.concepts, sessions
     )
 
@@ -173,13 +173,13 @@ def _of_header(path: Path, header: Header, dataset: Dataset) -> list[str]:
     elif len(steps) and abs(np.mean(steps) * rate - 1) > 0.01:
         problems.append(f"{path}: {rate:g} Hz, and times {np.mean(steps):g} s apart{again}")
     if twice := _twice(header.channels):
-        problems.append(f"{path}: channels named twice: {some(twice)}{again}")
+        problems.append(f"{path}: channels named twice: {first_few(twice)}{again}")
     return problems
 
 
 def _of_conditions(path: Path, recordings: Recordings) -> list[str]:
     if twice := _twice(recordings.images):
-        return [f"{path}: {len(twice)} picture(s) in two conditions or more ({some(twice)}); make the file again"]
+        return [f"{path}: {len(twice)} picture(s) in two conditions or more ({first_few(twice)}); make the file again"]
     return []
 
 
@@ -200,20 +200,20 @@ def _of_published(path: Path, recordings: Recordings, split: str, dataset: Datas
     if recordings.modality == "EEG" and (
         missing := [each for each in facts.CHANNELS if each not in recordings.channels]
     ):
-        problems.append(f"{path}: {name}'s channel(s) {some(missing)} missing; {instead}")
+        problems.append(f"{path}: {name}'s channel(s) {first_few(missing)} missing; {instead}")
     elif len(recordings.channels) != len(facts.CHANNELS):
         problems.append(f"{path}: {len(recordings.channels)} channels, and {name} has {len(facts.CHANNELS)}; {instead}")
     return problems
 
 
-def _gaps(folder: Path, splits: list[_About]) -> list[str]:
+def _gaps(folder: Path, splits: list[_SplitSummary]) -> list[str]:
     sessions = set().union(*(about.sessions for about in splits))
     if missing := [str(number) for number in range(1, max(sessions, default=0)) if number not in sessions]:
-        return [f"{folder}: no recordings of session {some(missing)}; fetch them and convert again"]
+        return [f"{folder}: no recordings of session {first_few(missing)}; fetch them and convert again"]
     return []
 
 
-def _differences(subjects: list[_About], split: str) -> list[str]:
+def _differences(subjects: list[_SplitSummary], split: str) -> list[str]:
     """What one subject has otherwise than most."""
     problems = []
     for what, get in (("channels", lambda about: tuple(about.channels)), ("times", lambda about: tuple(about.times))):
@@ -227,18 +227,18 @@ def _differences(subjects: list[_About], split: str) -> list[str]:
     for about in subjects:
         own = set(about.images)
         if missing := [image for image in everything if image not in own]:
-            told = f"no recordings of {len(missing)} picture(s) that others have ({some(missing)})"
+            told = f"no recordings of {len(missing)} picture(s) that others have ({first_few(missing)})"
             problems.append(f"{about.path}: {told}; fetch all sessions")
     sessions = set().union(*(about.sessions for about in subjects))
     for about in subjects:
         if about.sessions and (lacking := [str(number) for number in sorted(sessions - about.sessions)]):
             problems.append(
-                f"{about.path}: no recordings of session {some(lacking)}, which others have; fetch them and convert again"
+                f"{about.path}: no recordings of session {first_few(lacking)}, which others have; fetch them and convert again"
             )
     return problems
 
 
-def _leaks(folder: Path, about: dict[tuple[str, str], _About]) -> list[str]:
+def _leaks(folder: Path, about: dict[tuple[str, str], _SplitSummary]) -> list[str]:
     """Test concepts that are trained on."""
     concepts = {
         split: {name for (_, of), looked in about.items() if of == split for name in looked.concepts}
@@ -246,12 +246,12 @@ def _leaks(folder: Path, about: dict[tuple[str, str], _About]) -> list[str]:
     }
     if shared := sorted(concepts["train"] & concepts["test"]):
         return [
-            f"{folder}: {len(shared)} test concept(s) are trained on too ({some(shared)}); retrieval is not zero-shot"
+            f"{folder}: {len(shared)} test concept(s) are trained on too ({first_few(shared)}); retrieval is not zero-shot"
         ]
     return []
 
 
-def _pictures(dataset: Dataset, named: Iterable[str], progress: Progress, report: Report) -> None:
+def _pictures(dataset: Dataset, named: Iterable[str], progress: Progress, report: CheckReport) -> None:
     """Open those that recordings name, and tell of others."""
     named, used = list(named), set()
     wrong: dict[str, list[str]] = {"missing": [], "damaged": []}
@@ -279,7 +279,7 @@ def _pictures(dataset: Dataset, named: Iterable[str], progress: Progress, report
         if path.suffix.lower() in _SUFFIXES
     )
     if spare := [str(path) for path in there if path not in used and not path.name.startswith(".")]:
-        report.found.append(f"{len(spare)} pictures that no recording names: {some(spare)}")
+        report.found.append(f"{len(spare)} pictures that no recording names: {first_few(spare)}")
 
 
 def _twice(names: list[str]) -> list[str]:

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from bvsa_core.data.layouts import convert
-from bvsa_core.data.layouts.source import Options, Progress, Source
-from bvsa_core.data.quality.bad_samples import Scan
+from bvsa_core.data.layouts import conversion
+from bvsa_core.data.layouts.source import ConversionOptions, Progress, SubjectSource
+from bvsa_core.data.quality.bad_samples import BadSampleCounter
 from bvsa_core.data.store import Header, SubjectWriter
 from bvsa_core.errors import UserError
 from bvsa_core.io.safe_readers import read_arrays
 
 
-class _Looked(Scan):
+class _Looked(BadSampleCounter):
     """Stands for the memory-mapped array of a split."""
 
     def __init__(self, shape: tuple[int, ...]):
@@ -49,13 +49,13 @@ class _Rehearsal(SubjectWriter):
         return header
 
 
-def rehearse(source: Source, images: Path | None, progress: Progress) -> tuple[list[str], list[str]]:
+def rehearse(source: SubjectSource, images: Path | None, progress: Progress) -> tuple[list[str], list[str]]:
     """What a subject has, and what is wrong with it: the first that stops the conversion, then each other file that is damaged."""
     problems: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         writer = _Rehearsal(Path(folder))
         try:
-            source.convert(writer, Options(images=images), progress)
+            source.convert(writer, ConversionOptions(images=images), progress)
         except UserError as error:
             problems.append(str(error))
             problems += [told for path in source.files if str(path) not in problems[0] and (told := _damage(path))]
@@ -73,11 +73,11 @@ def _damage(path: Path) -> str:
     """Why a file of arrays or a description cannot be read; empty where it can, or where only the conversion knows how."""
     try:
         if path.suffix == ".npy":
-            convert.open_file(path)
+            conversion.open_file(path)
         elif path.suffix == ".pt":
             read_arrays(path)
         elif path.suffix == ".json":
-            convert.read_json(path)
+            conversion.read_json(path)
     except UserError as error:
         return str(error)
     return ""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bvsa_core.data.layouts.convert import drop_pages
+from bvsa_core.data.layouts.conversion import drop_pages
 
 _BLOCK = 2**23  # samples looked at at once
 

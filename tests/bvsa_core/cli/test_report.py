@@ -16,7 +16,7 @@ from PIL import Image
 from bvsa_core.cli import main
 from bvsa_core.cli.report import commit_of
 from bvsa_core.experiments import report_data
-from bvsa_core.experiments.report_data import find_runs, gather, lines_of_runs
+from bvsa_core.experiments.report_data import build_report, find_runs, group_runs
 from bvsa_core.training.checkpoint import RunFolder
 
 ARTIFACTS = Path(os.environ.get("CI_ARTIFACTS", Path(__file__).parents[3] / "build" / "artifacts"))
@@ -182,17 +182,17 @@ def test_runs_that_differ_in_a_setting_are_lines_of_their_own(runs, tmp_path, mo
     faster = other(runs / "vanilla", tmp_path / "faster", lr=0.002)
     again = other(runs / "vanilla", tmp_path / "again", seed=1)
     folders, told = find_runs([runs / "vanilla", faster, again, runs / "vanilla"])
-    slow, fast = lines_of_runs(folders)
+    slow, fast = group_runs(folders)
     assert (slow.label, fast.label) == (
         "vanilla (corrected), lr 0.0001",
         "vanilla (corrected), lr 0.002",
     ) and told == []
     assert [run.seed for run in slow.runs] == [0, 1] and (slow.entry.row.seeds, fast.entry.row.seeds) == (2, 1)
     few = other(runs / "vanilla", tmp_path / "few", repetitions=2, data=str(tmp_path))
-    assert [line.label for line in lines_of_runs([folders[0], RunFolder(few)])][
+    assert [line.label for line in group_runs([folders[0], RunFolder(few)])][
         1
     ] == f"vanilla (corrected), data {tmp_path}, repetitions 2"
-    report = gather("", [slow, fast], {})
+    report = build_report("", [slow, fast], {})
     assert [(each.label, each.seed) for each in report.retrievals] == [
         (slow.label, 0),
         (slow.label, 1),
@@ -202,7 +202,7 @@ def test_runs_that_differ_in_a_setting_are_lines_of_their_own(runs, tmp_path, mo
     monkeypatch.setattr(report_data, "RETRIEVALS", 2)
     monkeypatch.setattr(report_data, "QUERIES", 5)
     monkeypatch.setattr(report_data, "THUMBNAILS", 3000)
-    small = gather("", [slow, fast], {})
+    small = build_report("", [slow, fast], {})
     assert [(each.label, len(each.ranks)) for each in small.retrievals] == [(slow.label, 5), (fast.label, 5)]
     assert (
         small.missing["retrieved"].startswith("2 of 3 runs are shown")

@@ -18,7 +18,7 @@ from bvsa_core.experiments.grid import BUILT_IN, cells, read_grid
 from bvsa_core.experiments.repetitions import averaged, repetition_curves, steps
 from bvsa_core.retrieval.scoring import Scoring
 from bvsa_core.training.checkpoint import RunFolder
-from bvsa_core.training.run import Materials
+from bvsa_core.training.run import RunData
 
 FILES = ("table.md", "table.csv", "table.tex", "statistics.json")
 GRID = """
@@ -216,9 +216,9 @@ def test_repetitions_are_drawn_for_every_picture_and_averaged(finished, small_da
         and steps(80) == [1, 2, 4, 8, 16, 32, 64, 80]
     )
     folder = RunFolder(finished)
-    materials = Materials(folder.config())
-    first, second = repetition_curves(folder, materials, [Scoring("none"), Scoring("none")], resamples=2)
-    assert first == second == repetition_curves(folder, materials, [Scoring("none")], resamples=2)[0]
+    run_data = RunData(folder.config())
+    first, second = repetition_curves(folder, run_data, [Scoring("none"), Scoring("none")], resamples=2)
+    assert first == second == repetition_curves(folder, run_data, [Scoring("none")], resamples=2)[0]
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -299,7 +299,7 @@ def test_between_subjects_needs_two(small_data, tmp_path):
     shutil.rmtree(alone / "Preprocessed_data_250Hz_whiten" / "sub-02")
     found, left_out = cells(grid, systems, {"eeg": alone}, {})
     assert {cell.config.setting for cell in found} == {"intra"} and "inter-subject is left out" in left_out[0]
-    assert all(entry.row is None for entry, _ in results.entries_of(found, tmp_path, list_others=False))
+    assert all(entry.row is None for entry, _ in results.comparison_rows(found, tmp_path, list_others=False))
 
 
 def test_the_four_settings_stand_under_each_other(small_data, tmp_path, succeed):

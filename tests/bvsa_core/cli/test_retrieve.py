@@ -18,7 +18,7 @@ from bvsa_core.data.split import load_split
 from bvsa_core.retrieval.gates import Reliability
 from bvsa_core.retrieval.scoring import Scoring, similarity
 from bvsa_core.training.checkpoint import RunFolder
-from bvsa_core.training.run import Materials
+from bvsa_core.training.run import RunData
 
 
 @pytest.fixture
@@ -110,10 +110,10 @@ def test_recordings_come_from_published_files_and_arrays(finished, small_data, r
 
 def test_whose_recordings_they_are_is_told_to_encoders_that_ask(finished, small_data):
     folder = RunFolder(finished)
-    materials = Materials(folder.config())
+    run_data = RunData(folder.config())
     files = [small_data / "Preprocessed_data_250Hz_whiten" / subject / "test.pt" for subject in ("sub-01", "sub-02")]
     own, of_file, of_another = (
-        read_queries(path, folder, folder.config(), materials)[2].unique().tolist() for path in (None, *files)
+        read_queries(path, folder, folder.config(), run_data)[2].unique().tolist() for path in (None, *files)
     )
     assert own == of_file == [0] and of_another == [-1]
 

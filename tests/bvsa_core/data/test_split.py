@@ -47,7 +47,7 @@ def test_samples_know_their_subject(small_data):
     dataset = Dataset(small_data)
     split = load_split(dataset, ["sub-02", "sub-01"], "test")
     assert split.subjects == ["sub-02", "sub-01"] and split.subject_of.tolist() == [0] * 12 + [1] * 12
-    assert split.numbers_among(["sub-01", "sub-09"]).tolist() == [-1] * 12 + [0] * 12
+    assert split.subject_indices(["sub-01", "sub-09"]).tolist() == [-1] * 12 + [0] * 12
     assert split.take(torch.arange(10, 14)).subject_of.tolist() == [0, 0, 1, 1]
     assert len(load_split(dataset, ["sub-01"], "test", average=False).subject_of) == 72
 

@@ -17,7 +17,7 @@ from PIL import Image
 from bvsa_core.cli import main
 from bvsa_core.data import stimulus_set
 from bvsa_core.data.dataset import Dataset
-from bvsa_core.data.stimulus_set import INDEX, bring_images
+from bvsa_core.data.stimulus_set import INDEX, import_images
 from bvsa_core.data.store import Header, SplitHeader, SubjectWriter, sha256_of
 from bvsa_core.errors import UserError
 from bvsa_core.vision.images import read_images
@@ -69,7 +69,7 @@ def zipped(source: Path, target: Path, names: list[str]) -> Path:
 
 
 def test_pictures_are_resized_as_their_reader_would(source, store):
-    report = bring_images(source, store, SIZE)
+    report = import_images(source, store, SIZE)
     assert report.problems == [] and report.found == [
         f"{store}/Image_set_Resize/training_images: 4 pictures, 24 x 24",
         f"{store}/Image_set_Resize/test_images: 1 pictures, 24 x 24",
@@ -90,16 +90,16 @@ def test_pictures_are_resized_as_their_reader_would(source, store):
 
 
 def test_size_0_and_the_right_size_copy_to_the_byte(source, store, tmp_path):
-    bring_images(source, store, 0)
+    import_images(source, store, 0)
     again = shutil.copytree(store, tmp_path / "again", ignore=shutil.ignore_patterns("Image_set_Resize"))
-    bring_images(source, again, 50)
+    import_images(source, again, 50)
     for name in TRAINING + TEST:
         for place in (store, again):
             assert (place / "Image_set_Resize" / name).read_bytes() == (source / name).read_bytes()
 
 
 def test_archives_hold_the_same(source, store, tmp_path):
-    bring_images(source, store, SIZE)
+    import_images(source, store, SIZE)
     folder = tmp_path / "archives"
     folder.mkdir()
     zipped(source, folder / "training_images.zip", TRAINING)
@@ -107,7 +107,7 @@ def test_archives_hold_the_same(source, store, tmp_path):
     both = zipped(source, tmp_path / "both.zip", TRAINING + TEST)
     for given in (folder, both):
         other = shutil.copytree(store, tmp_path / f"of_{given.name}", ignore=shutil.ignore_patterns("Image_set_Resize"))
-        assert bring_images(given, other, SIZE).problems == []
+        assert import_images(given, other, SIZE).problems == []
         assert (other / "Image_set_Resize" / INDEX).read_text() == (store / "Image_set_Resize" / INDEX).read_text()
 
 
@@ -118,7 +118,7 @@ def test_pictures_of_things_are_found_by_their_names(source, store, tmp_path):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source / name, target)
     picture(9).save(things / "bat1" / "bat1_99s.jpg")
-    report = bring_images(things, store, SIZE)
+    report = import_images(things, store, SIZE)
     assert (
         report.problems == [] and report.found[0] == f"{things}: 1 more pictures, which no recording names, left alone"
     )
@@ -126,7 +126,7 @@ def test_pictures_of_things_are_found_by_their_names(source, store, tmp_path):
 
 
 def test_the_same_command_again_changes_nothing_and_mends_what_is_altered(source, store, monkeypatch):
-    bring_images(source, store, SIZE)
+    import_images(source, store, SIZE)
     folder = store / "Image_set_Resize"
     contents = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*.jpg")}
     index = (folder / INDEX).read_bytes()
@@ -140,7 +140,7 @@ def test_the_same_command_again_changes_nothing_and_mends_what_is_altered(source
     monkeypatch.setattr(
         stimulus_set, "_resized", lambda *arguments, real=stimulus_set._resized: made.append(1) or real(*arguments)
     )
-    assert bring_images(source, store, SIZE).problems == []
+    assert import_images(source, store, SIZE).problems == []
     assert len(made) == 2 and (folder / INDEX).read_bytes() == index
     left = [path for path in folder.rglob("*") if path.suffix in (".jpg", ".partial")]
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in left} == contents
@@ -157,12 +157,12 @@ def test_a_run_that_was_stopped_goes_on(source, store, monkeypatch):
 
     monkeypatch.setattr(stimulus_set, "_resized", dying)
     with pytest.raises(KeyboardInterrupt):
-        bring_images(source, store, SIZE)
+        import_images(source, store, SIZE)
     folder = store / "Image_set_Resize"
     assert json.loads((folder / INDEX).read_text())["pictures"] is None
     done, made[:] = len(list(folder.rglob("*.jpg"))), []
     monkeypatch.setattr(stimulus_set, "_resized", lambda *arguments: made.append(1) or real(*arguments))
-    bring_images(source, store, SIZE)
+    import_images(source, store, SIZE)
     assert 0 < done and len(made) == 5 - done and len(json.loads((folder / INDEX).read_text())["pictures"]) == 5
 
 
@@ -173,7 +173,7 @@ def test_every_problem_is_listed(source, store, capsys):
     (source / TRAINING[2]).unlink()
     picture(7, (50, 40)).save(source / TRAINING[3])
     (source / TEST[0]).write_bytes(bomb())
-    report = bring_images(source, store, SIZE)
+    report = import_images(source, store, SIZE)
     told = "\n".join(sorted(report.problems))
     for name, what in [
         (TRAINING[0], "cannot be used (image file is truncated"),
@@ -200,14 +200,14 @@ def bomb() -> bytes:
 
 def test_pictures_below_pillows_limit_may_be_too_many_pixels_for_ours(source, store, monkeypatch):
     monkeypatch.setattr(stimulus_set, "_MAX_PIXELS", 49 * 50)
-    assert len(bring_images(source, store, SIZE).problems) == 5
+    assert len(import_images(source, store, SIZE).problems) == 5
     monkeypatch.setattr(stimulus_set, "_MAX_BYTES", 10)
-    assert all("bytes are too many" in problem for problem in bring_images(source, store, SIZE).problems)
+    assert all("bytes are too many" in problem for problem in import_images(source, store, SIZE).problems)
 
 
 def test_pictures_that_are_the_same_are_told(source, store):
     shutil.copy2(source / TRAINING[0], source / TEST[0])
-    report = bring_images(source, store, SIZE)
+    report = import_images(source, store, SIZE)
     assert report.problems == [] and f"the same picture under several names: {TRAINING[0]}, {TEST[0]}" in report.found
 
 
@@ -220,35 +220,35 @@ def test_a_disk_without_room_is_no_fault_of_a_picture(source, store, monkeypatch
         stimulus_set, "write_atomically", lambda path, content: (real if path.name == INDEX else full)(path, content)
     )
     with pytest.raises(OSError, match="No space left"):
-        bring_images(source, store, SIZE)
+        import_images(source, store, SIZE)
 
 
 def test_grey_pictures_become_rgb(source, store):
     picture(0).convert("L").save(source / TEST[0])
-    bring_images(source, store, SIZE)
+    import_images(source, store, SIZE)
     assert Image.open(Dataset(store).image_path(TEST[0])).mode == "RGB"
 
 
 def test_without_recordings_names_and_numbers_are_checked(source, tmp_path, monkeypatch):
-    report = bring_images(source, tmp_path / "empty", SIZE)
+    report = import_images(source, tmp_path / "empty", SIZE)
     assert [problem.partition(": ")[2].partition(";")[0] for problem in report.problems] == [
         "training_images are 4 pictures, not 16540 or 19848",
         "test_images are 1 pictures, not 200",
     ]
     monkeypatch.setattr(stimulus_set, "_EXPECTED", {"training_images": [4], "test_images": [1]})
-    assert bring_images(source, tmp_path / "empty", SIZE).problems == []
+    assert import_images(source, tmp_path / "empty", SIZE).problems == []
     for wrong in ("00001_aardvark/zebra_01b.jpg", "aardvark_03b.jpg", "1_bat1/bat1_01b.jpg"):
         wrong = f"training_images/{wrong}"
         (source / wrong).parent.mkdir(exist_ok=True)
         shutil.copy2(source / TRAINING[0], source / wrong)
-        [problem] = bring_images(source, tmp_path / "empty", SIZE).problems
+        [problem] = import_images(source, tmp_path / "empty", SIZE).problems
         assert (
             problem
             == f"{source / wrong}: not named like training_images/00001_aardvark/aardvark_01b.jpg; rename or remove it"
         )
         (source / wrong).unlink()
     with pytest.raises(UserError, match="no picture named like .* bring those first"):
-        bring_images(source / "training_images", tmp_path / "other", SIZE)
+        import_images(source / "training_images", tmp_path / "other", SIZE)
 
 
 def test_archives_cannot_write_elsewhere(source, store, tmp_path):
@@ -266,7 +266,7 @@ def test_archives_cannot_write_elsewhere(source, store, tmp_path):
         ):
             archive.writestr(zipfile.ZipInfo(name), buffer.getvalue())
     before = set(tmp_path.rglob("*"))
-    report = bring_images(path, store, SIZE)
+    report = import_images(path, store, SIZE)
     assert len(report.problems) == 5 and all(
         "points outside the archive; it was not read" in problem for problem in report.problems
     )
@@ -282,19 +282,19 @@ def test_damaged_archives_are_named(source, store, tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="training_images.zip: damaged or cut off .*fetch it again"):
-        bring_images(path, store, SIZE)
+        import_images(path, store, SIZE)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         offset = archive.getinfo(TEST[0]).header_offset
     flipped = bytearray(content)
     flipped[offset + 300] ^= 255
     path.write_bytes(flipped)
-    [problem] = bring_images(path, store, SIZE).problems
+    [problem] = import_images(path, store, SIZE).problems
     assert f"{TEST[0]}: cannot be used (Bad CRC-32" in problem
     locked = bytearray(content)
     locked[locked.index(b"PK\x01\x02") + 8] |= 1
     path.write_bytes(locked)
     with pytest.raises(UserError, match="password-protected; unpack it with the password"):
-        bring_images(path, store, SIZE)
+        import_images(path, store, SIZE)
 
 
 def test_what_cannot_be_done_is_refused(source, store, tmp_path):
@@ -309,17 +309,17 @@ def test_what_cannot_be_done_is_refused(source, store, tmp_path):
         (store / "Image_set_Resize", "cannot be made there; give a folder outside"),
     ]:
         with pytest.raises(UserError, match=message):
-            bring_images(given, store, SIZE)
+            import_images(given, store, SIZE)
     for size, quality in ((-1, 95), (24, 0), (24, 101)):
         with pytest.raises(UserError, match="size must be 0 or more pixels, quality 1 to 100"):
-            bring_images(source, store, size, quality)
+            import_images(source, store, size, quality)
     assert not (store / "Image_set_Resize").exists()
-    bring_images(source, store, SIZE)
+    import_images(source, store, SIZE)
     with pytest.raises(UserError, match="made with size 24 and quality 95; give these, or delete it"):
-        bring_images(source, store, 32)
+        import_images(source, store, 32)
     (store / "Image_set_Resize" / INDEX).write_text("{")
     with pytest.raises(UserError, match=r"images.json: damaged .*; delete .* and make it again"):
-        bring_images(source, store, SIZE)
+        import_images(source, store, SIZE)
     (store / "Image_set_Resize" / INDEX).unlink()
     with pytest.raises(UserError, match="not made by 'bvsa data images' .*; move it away"):
-        bring_images(source, store, SIZE)
+        import_images(source, store, SIZE)

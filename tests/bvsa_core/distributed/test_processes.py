@@ -26,7 +26,9 @@ def trained(fork_server, tmp_path_factory) -> dict[int, dict]:
     """What one, two and three processes learn, from all that are random; of three some methods and encoders."""
     folder = tmp_path_factory.mktemp("together")
     for processes, cases in ((1, CASES), (2, CASES), (3, [("bvsa", "tsconv"), ("mcdb", "tsconv"), ("atm", "atm")])):
-        ended = fork_server.run("distributed_workers:losses", str(folder / f"{processes}.json"), cases, 7, processes=processes)
+        ended = fork_server.run(
+            "distributed_workers:losses", str(folder / f"{processes}.json"), cases, 7, processes=processes
+        )
         assert [each.code for each in ended] == [0] * processes, ended
         assert not any(each.out + each.err for each in ended), ended
     return {processes: json.loads((folder / f"{processes}.json").read_text()) for processes in (1, 2, 3)}
@@ -56,7 +58,9 @@ def test_losses_are_those_of_one_process_with_the_same_batches(trained, case):
 def test_gradients_of_gathered_rows_are_those_of_one_process(fork_server, tmp_path, processes, seed):
     results = []
     for number in (1, processes):
-        ended = fork_server.run("distributed_workers:gradients", str(tmp_path / f"{number}.json"), seed, processes=number)
+        ended = fork_server.run(
+            "distributed_workers:gradients", str(tmp_path / f"{number}.json"), seed, processes=number
+        )
         assert [each.code for each in ended] == [0] * number, ended
         results.append(flat(json.loads((tmp_path / f"{number}.json").read_text())))
     # float64: sums of a few hundred terms in another order.

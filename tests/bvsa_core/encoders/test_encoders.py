@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bvsa_core import encoders
-from bvsa_core.encoders import Shape
+from bvsa_core.encoders import InputSpec
 from bvsa_core.errors import UserError
 
 
@@ -31,17 +31,17 @@ def projection(features: int) -> int:
     ("module", "parameters"),
     [
         # 56,830,977 with the scale of a method; those of methods are in ../methods/test_fidelity.py
-        (lambda: encoders.build("eeg_project", Shape(271, 201, 1024)), 56_830_976),
-        (lambda: encoders.build("tsconv", Shape(63, 250, 768)), 1_802_496),
+        (lambda: encoders.build("eeg_project", InputSpec(271, 201, 1024)), 56_830_976),
+        (lambda: encoders.build("tsconv", InputSpec(63, 250, 768)), 1_802_496),
         # attention of 4 heads of 250 // 4, tokens of ten subjects; methods.md says "about 3.08M"
-        (lambda: encoders.build("atm", Shape(63, 250, 1024, 10), OPTIONS["atm"]), 3_075_162),
+        (lambda: encoders.build("atm", InputSpec(63, 250, 1024, 10), OPTIONS["atm"]), 3_075_162),
         # (convolutions with biases) + (batch norms) + projection of 40 * 36, 200 * 7 and 16 * 78 features
-        (lambda: encoders.build("shallownet", Shape(17, 250, 1024)), 1040 + 27_240 + 80 + projection(1440)),
+        (lambda: encoders.build("shallownet", InputSpec(17, 250, 1024)), 1040 + 27_240 + 80 + projection(1440)),
         (
-            lambda: encoders.build("deepnet", Shape(17, 250, 1024)),
+            lambda: encoders.build("deepnet", InputSpec(17, 250, 1024)),
             275 + 10_650 + 12_550 + 50_100 + 200_200 + 750 + projection(1400),
         ),
-        (lambda: encoders.build("eegnet", Shape(17, 250, 1024)), 520 + 2_192 + 4_112 + 80 + projection(1248)),
+        (lambda: encoders.build("eegnet", InputSpec(17, 250, 1024)), 520 + 2_192 + 4_112 + 80 + projection(1248)),
     ],
     ids=["EEGProject MEG", "TSConv", "ATM-S", "ShallowNet", "DeepNet", "EEGNet"],
 )
@@ -51,7 +51,7 @@ def test_parameter_counts_are_the_published_ones(module, parameters):
 
 @pytest.mark.parametrize("name", encoders.names())
 def test_every_encoder_maps_recordings_to_embeddings_with_gradients(name):
-    encoder = encoders.build(name, Shape(5, 151, 16))
+    encoder = encoders.build(name, InputSpec(5, 151, 16))
     embedding = encoder(torch.randn(4, 5, 151))
     assert embedding.shape == (4, 16)
     embedding.square().sum().backward()
@@ -61,14 +61,14 @@ def test_every_encoder_maps_recordings_to_embeddings_with_gradients(name):
 @pytest.mark.parametrize("name", encoders.names())
 def test_every_encoder_reads_every_channel(name, seed):
     """The released ATM does not: the token it prepends pushes the last electrode out."""
-    encoder = encoders.build(name, Shape(5, 151, 16)).eval()
+    encoder = encoders.build(name, InputSpec(5, 151, 16)).eval()
     recordings = torch.randn(2, 5, 151, requires_grad=True)
     (encoder(recordings) * torch.randn(2, 16)).sum().backward()
     assert (recordings.grad.abs().amax(dim=(0, 2)) > 0).all()
 
 
 def test_atm_knows_its_subjects_and_takes_the_mean_for_strangers(seed):
-    shape = Shape(3, 80, 8, subjects=2)
+    shape = InputSpec(3, 80, 8, subjects=2)
     recordings = torch.randn(1, 3, 80, dtype=torch.float64).expand(4, -1, -1)
     whose = torch.tensor([0, 1, -1, 7])
     encoder = encoders.build("atm", shape, OPTIONS["atm"]).eval().double()
@@ -89,7 +89,7 @@ def test_atm_knows_its_subjects_and_takes_the_mean_for_strangers(seed):
 
 def test_tsconv_is_its_published_layers_one_after_another(seed):
     """Convolution and pooling are taken as one linear map, in another order of sums: float64 agrees to rounding."""
-    encoder = encoders.build("tsconv", Shape(3, 91, 8)).double().eval()
+    encoder = encoders.build("tsconv", InputSpec(3, 91, 8)).double().eval()
     recordings = torch.randn(4, 3, 91, dtype=torch.float64, requires_grad=True)
     results = []
     for forward in (encoder, partial(torch.nn.Sequential.forward, encoder)):
@@ -100,7 +100,7 @@ def test_tsconv_is_its_published_layers_one_after_another(seed):
 
 
 def test_weights_can_start_from_a_given_normal(seed):
-    encoder = encoders.build("tsconv", Shape(17, 250, 64))
+    encoder = encoders.build("tsconv", InputSpec(17, 250, 64))
     encoders.initialise(encoder, 0.02)
     linear, norm = encoder[11], encoder[3]
     # 92,160 and 40 draws: six standard errors of a mean and of a standard deviation
@@ -112,16 +112,16 @@ def test_weights_can_start_from_a_given_normal(seed):
 def test_unknown_names_and_impossible_shapes_are_told():
     known = "atm, deepnet, eeg_project, eegnet, shallownet, tsconv, braindecode:CLASS"
     with pytest.raises(UserError, match=f"unknown encoder 'TS-Conv'; did you mean 'tsconv'. choose one of {known}"):
-        encoders.build("TS-Conv", Shape(17, 250, 8))
+        encoders.build("TS-Conv", InputSpec(17, 250, 8))
     for name, least in {"atm": 75, "tsconv": 75, "shallownet": 75, "deepnet": 151, "eegnet": 95}.items():
-        encoders.build(name, Shape(1, least, 8))
+        encoders.build(name, InputSpec(1, least, 8))
         with pytest.raises(
             UserError,
             match=f"encoder {name}: needs at least {least} time points, not {least - 1}; choose a longer window",
         ):
-            encoders.build(name, Shape(17, least - 1, 8))
+            encoders.build(name, InputSpec(17, least - 1, 8))
     with pytest.raises(UserError, match="encoder eeg_project: channels is 0; it must be at least 1"):
-        encoders.build("eeg_project", Shape(0, 250, 8))
+        encoders.build("eeg_project", InputSpec(0, 250, 8))
 
 
 class FakeNet(torch.nn.Module):
@@ -143,14 +143,14 @@ def test_classes_of_braindecode_are_encoders_by_name(monkeypatch):
     monkeypatch.setitem(sys.modules, "braindecode", SimpleNamespace(models=fake, __spec__=SimpleNamespace()))
     monkeypatch.setitem(sys.modules, "braindecode.models", fake)
     options = encoders.options_class("braindecode:FakeNet")(sampling_rate=200.0, arguments={"drop_prob": 0.1})
-    encoder = encoders.build("braindecode:FakeNet", Shape(5, 120, 16), options)
+    encoder = encoders.build("braindecode:FakeNet", InputSpec(5, 120, 16), options)
     assert encoder(torch.randn(4, 5, 120)).shape == (4, 16) and (encoder.sfreq, encoder.drop_prob) == (200.0, 0.1)
     with pytest.raises(
         UserError, match=r"encoder braindecode:FakeNet: n_times is too small \(built for 5 channels, 50 time points"
     ):
-        encoders.build("braindecode:FakeNet", Shape(5, 50, 16))
+        encoders.build("braindecode:FakeNet", InputSpec(5, 50, 16))
     with pytest.raises(UserError, match="unknown class of braindecode.models 'NoNet'.* choose one of FakeNet"):
-        encoders.build("braindecode:NoNet", Shape(5, 120, 16))
+        encoders.build("braindecode:NoNet", InputSpec(5, 120, 16))
 
 
 def test_without_braindecode_the_extra_is_named(monkeypatch):
@@ -159,4 +159,4 @@ def test_without_braindecode_the_extra_is_named(monkeypatch):
     with pytest.raises(
         UserError, match=r"encoder braindecode:EEGNetv4 needs braindecode; pip install 'fovblur\[braindecode\]'"
     ):
-        encoders.build("braindecode:EEGNetv4", Shape(17, 250, 8))
+        encoders.build("braindecode:EEGNetv4", InputSpec(17, 250, 8))

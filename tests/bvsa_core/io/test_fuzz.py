@@ -23,13 +23,13 @@ from PIL import Image
 
 from bvsa_core.data import store
 from bvsa_core.data.dataset import Dataset, read_recordings
-from bvsa_core.data.layouts import convert, meg_trials
+from bvsa_core.data.layouts import conversion, meg_trials
 from bvsa_core.data.quality.check import check_dataset
-from bvsa_core.data.stimulus_set import bring_images
+from bvsa_core.data.stimulus_set import import_images
 from bvsa_core.data.store import Header, SplitHeader, SubjectWriter
 from bvsa_core.io.image_file import read_picture
 from bvsa_core.io.safe_readers import read_arrays
-from bvsa_core.retrieval.gallery import Rows
+from bvsa_core.retrieval.gallery import EmbeddingMatrix
 
 if not sys.platform.startswith("linux"):
     pytest.skip("forks, and bounds the memory of its children", allow_module_level=True)
@@ -172,10 +172,10 @@ def all_kinds(root: Path) -> list[Kind]:
         Kind("image_paths.csv", tables / "image_paths.csv", lambda path: _pictures(tables)),
         Kind("image_concept_index.csv", tables / "image_concept_index.csv", lambda path: _pictures(tables)),
         *(
-            Kind(f"gallery {name}", npy / name, lambda path: Rows(path).read(slice(0, 2)))
+            Kind(f"gallery {name}", npy / name, lambda path: EmbeddingMatrix(path).read(slice(0, 2)))
             for name in ("rows.npy", "rows.safetensors")
         ),
-        Kind("description", arrays / "info.json", convert.read_json),
+        Kind("description", arrays / "info.json", conversion.read_json),
     ]
 
 
@@ -201,7 +201,7 @@ def _decoded(path: Path) -> None:
 
 def _brought(path: Path, target: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
-    bring_images(path, target, 8)
+    import_images(path, target, 8)
 
 
 def _pictures(folder: Path) -> object:

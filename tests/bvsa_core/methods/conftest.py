@@ -31,7 +31,7 @@ class Planted:
 
     def make(self, config: RunConfig) -> Method:
         _, channels, time = self.split.recordings.shape
-        shape = encoders.Shape(channels, time, WIDTH)
+        shape = encoders.InputSpec(channels, time, WIDTH)
         build = partial(encoders.build, config.encoder, options=config.encoder_options)
         return methods.method_class(config.method)(config.method_options, build, TRAINING, shape)
 

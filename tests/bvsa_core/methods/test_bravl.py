@@ -13,7 +13,7 @@ import torch
 from sklearn.svm import SVC
 
 from bvsa_core import encoders
-from bvsa_core.encoders import Shape
+from bvsa_core.encoders import InputSpec
 from bvsa_core.errors import UserError
 from bvsa_core.methods import bravl
 from bvsa_core.methods.base import Batch
@@ -24,7 +24,7 @@ BATCH, CHANNELS, TIME, WIDTH, LATENT = 12, 3, 10, 16, 4
 
 def make(**changes) -> bravl.BraVL:
     options = bravl.BraVLOptions(**{"latent": LATENT, "hidden": 8, "components": 5, **changes})
-    method = bravl.BraVL(options, partial(encoders.build, "eeg_project"), BATCH, Shape(CHANNELS, TIME, WIDTH))
+    method = bravl.BraVL(options, partial(encoders.build, "eeg_project"), BATCH, InputSpec(CHANNELS, TIME, WIDTH))
     return method.double().eval()  # without dropout, so that it can be calculated
 
 
@@ -105,7 +105,7 @@ def test_every_component_of_the_mixture_takes_its_turn(seed):
 
 def test_features_enter_by_principal_components_at_unit_variance(seed):
     method, batch = make(), random_batch()
-    method.prepare(lambda: batch)
+    method.setup(lambda: batch)
     brain, image, text = numbers(*method.observed(batch.recordings, batch.images, batch.texts))
     assert [np.sqrt((each**2).mean()) for each in (brain, image, text)] == pytest.approx([1, 1, 1])
     images = batch.images.numpy() - batch.images.numpy().mean(0)

@@ -23,7 +23,7 @@ import pytest
 import torch
 
 from bvsa_core import encoders, methods
-from bvsa_core.encoders import Shape
+from bvsa_core.encoders import InputSpec
 from bvsa_core.methods.base import Batch, Method
 from bvsa_core.retrieval.scoring import Scoring, similarity
 from bvsa_core.training.config import PRESETS, RunConfig, method_options, training_of
@@ -55,7 +55,7 @@ def make(name: str, preset: str, **changes) -> Method:
     """In float64 and without dropout, so that it can be calculated; its adapters, where it has any, are not the identity."""
     build = lambda shape: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(CHANNELS * TIME, shape.embedding))  # noqa: E731
     method = methods.method_class(name)(
-        method_options(name, preset, **changes), build, SAMPLES, Shape(CHANNELS, TIME, WIDTH)
+        method_options(name, preset, **changes), build, SAMPLES, InputSpec(CHANNELS, TIME, WIDTH)
     )
     for adapter in getattr(method, "adapters", {}).values():
         torch.nn.init.normal_(adapter.branch[-1].weight)
@@ -123,8 +123,8 @@ def test_losses_and_state_of_four_batches(name, preset, changes, seed):
 def test_blur_levels_and_gate(name, preset):
     method = make(name, preset)
     sharp = [SHARP]
-    assert set(method.levels()) == {Level(*each) for each in of(BLURRED, name, preset, sharp)}
-    assert len(set(method.levels())) == len(method.levels())
+    assert set(method.training_levels()) == {Level(*each) for each in of(BLURRED, name, preset, sharp)}
+    assert len(set(method.training_levels())) == len(method.training_levels())
     assert method.gallery_levels() == [Level(*each) for each in of(GALLERY, name, preset, sharp)]
     assert method.default_gate == of(GATE, name, preset, "none")
 
@@ -170,7 +170,7 @@ def parameters(name: str, preset: str, width: int = 1024) -> int:
 def test_numbers_of_parameters(name, preset):
     with torch.device("meta"):
         build = functools.partial(encoders.build, "eeg_project")
-        method = methods.method_class(name)(method_options(name, preset), build, 10, Shape(17, 250, 1024))
+        method = methods.method_class(name)(method_options(name, preset), build, 10, InputSpec(17, 250, 1024))
     assert sum(parameter.numel() for parameter in method.parameters()) == parameters(name, preset)
     fixed = [key for key, parameter in method.named_parameters() if not parameter.requires_grad]
     assert fixed == (["logit_scale"] if name == "nice" else [])

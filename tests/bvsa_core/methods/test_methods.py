@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bvsa_core import methods
-from bvsa_core.encoders import Shape
+from bvsa_core.encoders import InputSpec
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Batch, Interval
 from bvsa_core.training.config import method_options
@@ -20,7 +20,7 @@ SAMPLES, BATCH, CHANNELS, TIME, WIDTH = 40, 24, 3, 10, 16
 
 def make(name: str, preset: str = "corrected", **changes):
     build = lambda shape: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(CHANNELS * TIME, shape.embedding))  # noqa: E731
-    shape = Shape(CHANNELS, TIME, WIDTH)
+    shape = InputSpec(CHANNELS, TIME, WIDTH)
     return methods.method_class(name)(method_options(name, preset, **changes), build, SAMPLES, shape)
 
 
@@ -46,11 +46,13 @@ def test_the_parts_of_bvsa_are_switches(decouple, dynamic, levels, seed):
         asked = {Level(int(k), float(g)) for k, g in zip(kernel_size, gain)}
         assert {level.kernel_size for level in asked} <= {level.kernel_size for level in levels}
         assert asked <= levels or levels == {SHARP}
-    assert set(method.levels()) == levels and set(method.gallery_levels()) <= levels
+    assert set(method.training_levels()) == levels and set(method.gallery_levels()) <= levels
     finer = make("bvsa", decouple=decouple, dynamic=dynamic, continuous=True)
     finer(random_batch())
     gain, kernel_size = finer.blur(torch.arange(SAMPLES))
-    assert levels <= set(finer.levels()) and all(level.kernel_size % 2 == 1 for level in finer.levels())
+    assert levels <= set(finer.training_levels()) and all(
+        level.kernel_size % 2 == 1 for level in finer.training_levels()
+    )
     assert (len(gain.unique()) > 3) == decouple and (len(kernel_size.unique()) > 3) == dynamic
 
 
@@ -99,7 +101,7 @@ def test_fused_targets_are_fused_at_retrieval_too(seed):
     method = make("bvsa", "code")
     method.fusion = Fusion([WIDTH, 3], [SHARP])
     torch.nn.init.normal_(method.fusion.maps[0].weight)
-    assert method.views_of_gallery() == [*method.gallery_levels(), SHARP]
+    assert method.gallery_feature_levels() == [*method.gallery_levels(), SHARP]
     recordings, images, texts = torch.randn(5, CHANNELS, TIME), torch.randn(4, 5, WIDTH + 3), torch.randn(5, WIDTH)
     embeddings = method.eval().retrieval_embeddings(recordings, images, texts)
     brain, _ = method.embed(recordings)

@@ -7,11 +7,11 @@ import re
 
 import pytest
 
-from bvsa_core.distributed.processes import Team
+from bvsa_core.distributed.processes import ProcessGroup
 from bvsa_core.errors import UserError
 from bvsa_core.experiments import paper_results
 from bvsa_core.report.comparison_table import (
-    Entry,
+    ComparisonRow,
     escape,
     lines,
     mean_statistics,
@@ -21,22 +21,24 @@ from bvsa_core.report.comparison_table import (
     to_latex,
     to_markdown,
 )
-from bvsa_core.report.tables import Row
+from bvsa_core.report.tables import MethodResult
 
 PUBLISHED = paper_results.find("NICE", "eeg", "inter")
 
 
-def entry(system: str = "nice", note: str = "", beside=PUBLISHED, setting: str = "inter", **protocol) -> Entry:
+def entry(system: str = "nice", note: str = "", beside=PUBLISHED, setting: str = "inter", **protocol) -> ComparisonRow:
     usual = {
         "dataset": "THINGS-EEG2", "selection": "last", "information": "inductive", "gate": "none",
         "gallery": 200, "channels": 17, "repetitions": 80, "encoder": "RN50",
     }  # fmt: skip
-    row = Row("nice (corrected)", 0.25, (0.2, 0.3), 0.5, (0.4, 0.6), 0.3, 7.0, 10, 3, usual | protocol, note)
-    return Entry("eeg", setting, system, "tsconv", row, published=beside)
+    row = MethodResult("nice (corrected)", 0.25, (0.2, 0.3), 0.5, (0.4, 0.6), 0.3, 7.0, 10, 3, usual | protocol, note)
+    return ComparisonRow("eeg", setting, system, "tsconv", row, published=beside)
 
 
 def test_notes_name_what_differs_and_nothing_else():
-    usual = Entry("eeg", "intra", "ubp", "eeg_project", entry().row, published=paper_results.find("UBP", "eeg", "intra"))
+    usual = ComparisonRow(
+        "eeg", "intra", "ubp", "eeg_project", entry().row, published=paper_results.find("UBP", "eeg", "intra")
+    )
     assert notes(usual) == [] and notes(entry(beside=None)) == []
     assert notes(entry(selection="validation")) == [
         "selection: ours the best epoch on concepts held out of the training data",
@@ -59,7 +61,9 @@ def test_notes_name_what_differs_and_nothing_else():
     assert told[0].startswith("label-free transductive") and told[1:] == [
         "ours: 63 channels; usual are 17", "ours: 40 test repetitions averaged; usual are 80"
     ]  # fmt: skip
-    gated = Entry("eeg", "intra", "bvsa", "eeg_project", entry().row, published=paper_results.find("BVSA", "eeg", "intra"))
+    gated = ComparisonRow(
+        "eeg", "intra", "bvsa", "eeg_project", entry().row, published=paper_results.find("BVSA", "eeg", "intra")
+    )
     assert "information: ours inductive, published uses labels" in notes(gated)
 
 
@@ -69,8 +73,8 @@ def test_footnotes_are_counted_as_they_appear():
 
 
 def test_published_figures_stay_in_their_columns():
-    absent = Entry("meg", "inter", "SAMGA", published=paper_results.find("SAMGA", "meg", "inter"))
-    failed = Entry("eeg", "intra", "ubp", "eeg_project", missing=2, cells=6)
+    absent = ComparisonRow("meg", "inter", "SAMGA", published=paper_results.find("SAMGA", "meg", "inter"))
+    failed = ComparisonRow("eeg", "intra", "ubp", "eeg_project", missing=2, cells=6)
     records = list(csv.DictReader(to_csv([absent, failed, entry()]).splitlines()))
     assert (records[0]["top1"], records[0]["published_top1"], records[0]["published_top5"]) == ("", "6.1", "16.6")
     assert (records[1]["top1"], records[1]["published_top1"]) == ("", "") and records[2]["top1_high"] == "30.0"
@@ -108,5 +112,5 @@ def test_subjects_and_statistics_are_means_over_seeds():
 
 
 def test_cells_are_dealt_to_every_process_once():
-    shares = [Team(rank, 3).share(range(8)) for rank in range(3)]
+    shares = [ProcessGroup(rank, 3).share(range(8)) for rank in range(3)]
     assert sorted(cell for share in shares for cell in share) == list(range(8)) and max(map(len, shares)) == 3

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from bvsa_core.experiments import paper_results
-from bvsa_core.report.comparison_table import Entry
-from bvsa_core.report.content import Blurred, Line, Picture, Report, Retrieval, Run
+from bvsa_core.report.comparison_table import ComparisonRow
+from bvsa_core.report.content import BlurExample, Picture, Report, ReportRow, RetrievalExample, RunSummary
 from bvsa_core.report.page import to_html
 from bvsa_core.report.result_figures import bars_of, blur_shares, drawings
 from bvsa_core.report.style import PALETTE, save
-from bvsa_core.report.tables import rows
+from bvsa_core.report.tables import method_results
 
 EVIL = '</script><img src=x onerror="alert(1)"><!-- $\\no{ $'
 
@@ -62,9 +62,9 @@ def result(subject: str, seed: int, ranks: list[int], **protocol) -> dict:
     }
 
 
-def a_line(system: str = "bvsa", beside=None, **protocol) -> Line:
+def a_line(system: str = "bvsa", beside=None, **protocol) -> ReportRow:
     results = [result("sub-01", 0, [1, 2, 1], **protocol), result("sub-02", 0, [3, 1, 1], **protocol)]
-    (row,) = rows(results)
+    (row,) = method_results(results)
     curve = [
         {"averaged": n, "resamples": 2, "top1": n / 9, "top1_std": 0.1, "top5": 1.0, "top5_std": 0.0} for n in (1, 2, 4)
     ]
@@ -73,8 +73,10 @@ def a_line(system: str = "bvsa", beside=None, **protocol) -> Line:
         for n in (1, 2, 3)
     ]
     made = {"metrics": metrics, "settings": {"epochs": 3, "note": EVIL}, "finished": "2026-01-01", "repetitions": curve}
-    runs = [Run(each["subject"], each["subject"], each["seed"], each["ranks"], **made) for each in results]
-    return Line(system, system, Entry("eeg", "intra", system, "eeg_project", row, cells=2, published=beside), runs)
+    runs = [RunSummary(each["subject"], each["subject"], each["seed"], each["ranks"], **made) for each in results]
+    return ReportRow(
+        system, system, ComparisonRow("eeg", "intra", system, "eeg_project", row, cells=2, published=beside), runs
+    )
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +89,11 @@ def report() -> Report:
     beside = paper_results.find("BVSA", "eeg", "intra")
     lines = [a_line(EVIL, beside), a_line("gated", gate="paper", information="uses labels")]
     best = [[0, 1, 2], [2, 1, 0], [2, 0, 1]]
-    retrieval = Retrieval(
+    retrieval = RetrievalExample(
         EVIL, lines[0].entry.data, "sub-01", 0, [0, 1, 2], [1, 2, 1], best, [[0.5, 0.25, 0.1]] * 3, np.eye(3)
     )
     images = np.zeros((1, 3, 8, 8, 3), np.uint8)
-    blurred = Blurred(
+    blurred = BlurExample(
         EVIL, ["k45 gain 1", "k51 gain 0.5"], [0.3, None], [EVIL], images, [[picture] * 3], "falloff exp, decay 3"
     )
     return Report(f"Title {EVIL}", lines, pictures, [retrieval], [blurred], {"pictures": EVIL}, {"command": EVIL})
@@ -178,7 +180,9 @@ def test_text_stands_out_from_its_ground_in_both_themes(page):
 
 def test_what_is_missing_is_said(report):
     line = replace(report.lines[0], runs=[replace(run, metrics=[], repetitions=None) for run in report.lines[0].runs])
-    bare = to_html(Report("Bare", [line, Line("none", "none", Entry("eeg", "intra", "none", missing=2, cells=6), [])]))
+    bare = to_html(
+        Report("Bare", [line, ReportRow("none", "none", ComparisonRow("eeg", "intra", "none", missing=2, cells=6), [])])
+    )
     for sentence in (
         "kept no metrics",
         "No training here moved",

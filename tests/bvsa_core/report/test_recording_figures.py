@@ -14,13 +14,13 @@ from bvsa_core.data import optional
 from bvsa_core.data.quality.reliability import quality
 from bvsa_core.data.things_eeg import OCCIPITAL_CHANNELS
 from bvsa_core.report import recording_figures, style
-from bvsa_core.report.recording_figures import Measured, drawings
+from bvsa_core.report.recording_figures import RecordingQuality, drawings
 
 
-def measured(channels=OCCIPITAL_CHANNELS, repetitions=4, modality="EEG", units="whitened") -> Measured:
+def measured(channels=OCCIPITAL_CHANNELS, repetitions=4, modality="EEG", units="whitened") -> RecordingQuality:
     data = np.random.default_rng(0).standard_normal((6, repetitions, len(channels), 30))
     trials = {"train": {1: 12, 2: 12}, "test": {0: 6 * repetitions}}
-    return Measured(quality(data), channels, np.arange(30) / 100, units, modality, trials)
+    return RecordingQuality(quality(data), channels, np.arange(30) / 100, units, modality, trials)
 
 
 def test_every_figure_is_drawn(tmp_path):
@@ -54,7 +54,9 @@ def test_what_cannot_be_drawn_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "mne", None)
     found, (told,) = drawings({"sub-01": measured()})
     assert (
-        "pip install 'fovblur[preprocess]'" in told and len(found) == 5 and optional.import_mne is recording_figures.import_mne
+        "pip install 'fovblur[preprocess]'" in told
+        and len(found) == 5
+        and optional.import_mne is recording_figures.import_mne
     )
     assert len(found[0].draw().axes) == 1
 

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from bvsa_core.report.tables import rows, to_markdown, to_rich
+from bvsa_core.report.tables import method_results, to_markdown, to_rich
 
 
 def result(method: str, seed: int, ranks: list[int], gate: str = "none", subject: str = "sub-01") -> dict:
@@ -27,7 +27,7 @@ def result(method: str, seed: int, ranks: list[int], gate: str = "none", subject
 
 
 def test_seeds_and_subjects_are_averaged_and_protocols_kept_apart():
-    table = rows(
+    table = method_results(
         [
             *(
                 result("ubp", seed, [1, 1, 7, 200], subject=subject)
@@ -58,7 +58,7 @@ def test_everything_fits_a_terminal_of_80_columns():
         "modality": "MEG",
     }
     results += [rescored, {**result("bravl", 0, [1] * 200), "note": "fitted on gallery"}, oracle]
-    console.print(to_rich(rows(results)))
+    console.print(to_rich(method_results(results)))
     shown = console.export_text()
     assert "…" not in shown and max(map(len, shown.splitlines())) <= 80
     parts = (
@@ -76,10 +76,10 @@ def test_everything_fits_a_terminal_of_80_columns():
 
 
 def test_markdown_names_the_conditions_under_the_table():
-    text = to_markdown(rows([result("vanilla", 0, [1, 2, 3])]))
+    text = to_markdown(method_results([result("vanilla", 0, [1, 2, 3])]))
     assert text.startswith("| method | Top-1 % |") and "| last | inductive | none |" in text
     assert (
-        to_markdown(rows([{**result("mcdb", 0, [1]), "note": "reconstruction"}])).count(
+        to_markdown(method_results([{**result("mcdb", 0, [1]), "note": "reconstruction"}])).count(
             "| mcdb (corrected), reconstruction |"
         )
         == 1

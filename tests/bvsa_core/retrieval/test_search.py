@@ -12,11 +12,11 @@ import torch
 from torch.nn.functional import normalize
 
 from bvsa_core.errors import UserError
-from bvsa_core.retrieval.gallery import Gallery, Rows
+from bvsa_core.retrieval.gallery import EmbeddingMatrix, Gallery
 from bvsa_core.retrieval.gates import Reliability
 from bvsa_core.retrieval.index import Index, default_kind, recall, search_candidates
 from bvsa_core.retrieval.scoring import Embeddings, Scoring, similarity
-from bvsa_core.retrieval.search import Found, Queries, merge, search
+from bvsa_core.retrieval.search import Queries, TopK, merge_topk, search
 
 ROWS, D, E = 700, 24, 10
 SCORINGS = [
@@ -33,23 +33,23 @@ def queries(seed) -> Queries:
 
 @pytest.fixture
 def gallery(tmp_path, seed) -> Gallery:
-    """Rows that repeat, near and far apart, and that are not of unit length."""
+    """EmbeddingMatrix that repeat, near and far apart, and that are not of unit length."""
     image, text = torch.randn(ROWS, D), torch.randn(ROWS, E)
     image[350:] = image[:350]
     text[350:] = text[:350]
     image[5] = image[6]
     np.save(tmp_path / "image.npy", image.numpy())
     safetensors.torch.save_file({"other": torch.zeros(1), "text": text}, tmp_path / "text.safetensors")
-    return Gallery([Rows(tmp_path / "image.npy")], Rows(f"{tmp_path}/text.safetensors:text"))
+    return Gallery([EmbeddingMatrix(tmp_path / "image.npy")], EmbeddingMatrix(f"{tmp_path}/text.safetensors:text"))
 
 
-def expected(queries: Queries, gallery: Gallery, k: int, scoring: Scoring) -> Found:
+def expected(queries: Queries, gallery: Gallery, k: int, scoring: Scoring) -> TopK:
     every = slice(0, ROWS)
     scores = similarity(
         Embeddings(queries.brain_image, gallery.image(every), queries.brain_text, gallery.text(every)), scoring
     )
     values, rows = scores.sort(dim=1, descending=True, stable=True)
-    return Found(values[:, :k], rows[:, :k])
+    return TopK(values[:, :k], rows[:, :k])
 
 
 @pytest.mark.parametrize("chunk_rows", [None, 1, 64, 699])
@@ -72,14 +72,14 @@ def test_the_whole_gallery_can_be_ranked(queries, gallery):
 PROCESS = """
 import sys, torch, torch.distributed as dist
 from bvsa_core.retrieval.scoring import Scoring
-from bvsa_core.retrieval.gallery import Gallery, Rows
+from bvsa_core.retrieval.gallery import Gallery, EmbeddingMatrix
 from bvsa_core.retrieval.gates import Reliability
 from bvsa_core.retrieval.search import Queries, search
 
 folder, rank = sys.argv[1], int(sys.argv[2])
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=4)
 queries = Queries(*torch.load(folder + "/queries.pt", weights_only=True))
-gallery = Gallery([Rows(folder + "/image.npy")], Rows(folder + "/text.safetensors:text"))
+gallery = Gallery([EmbeddingMatrix(folder + "/image.npy")], EmbeddingMatrix(folder + "/text.safetensors:text"))
 for group in [dist.new_group(list(range(size))) for size in (1, 2, 4)]:
     if rank >= dist.get_world_size(group) or dist.get_rank(group) < 0:
         continue
@@ -110,10 +110,10 @@ def test_one_two_and_four_processes_find_the_same(queries, gallery, tmp_path):
 
 def test_merging_orders_ties_by_row():
     parts = [
-        Found(torch.tensor([[3.0, 1.0]]), torch.tensor([[9, 2]])),
-        Found(torch.tensor([[3.0, 1.0]]), torch.tensor([[4, 1]])),
+        TopK(torch.tensor([[3.0, 1.0]]), torch.tensor([[9, 2]])),
+        TopK(torch.tensor([[3.0, 1.0]]), torch.tensor([[4, 1]])),
     ]
-    merged = merge(parts, 3)
+    merged = merge_topk(parts, 3)
     assert merged.values.tolist() == [[3, 3, 1]] and merged.rows.tolist() == [[4, 9, 1]]
 
 
@@ -148,7 +148,7 @@ def test_an_index_is_kept_and_belongs_to_its_gallery(queries, gallery, tmp_path)
     assert path.read_bytes() == written and default_kind(ROWS) == "Flat" and default_kind(1_000_000) == "IVF4096,SQ8"
     np.save(tmp_path / "fewer.npy", np.ones((10, D), np.float32))
     with pytest.raises(UserError, match=f"an index of 700 x {D} embeddings, the gallery has 10 x {D}; delete it"):
-        Index(path, Gallery([Rows(tmp_path / "fewer.npy")]))
+        Index(path, Gallery([EmbeddingMatrix(tmp_path / "fewer.npy")]))
     path.write_bytes(written[:100])
     with pytest.raises(UserError, match="not a FAISS index, or damaged"):
         Index(path, gallery)
@@ -186,13 +186,23 @@ def test_what_cannot_be_searched_is_refused(queries, gallery, tmp_path):
         (gallery, 5, Scoring("label_free"), "needs the reliability that a run learns"),
         (Gallery(gallery.images), 5, Scoring("always"), "compares recordings with texts; the gallery has none"),
         (
-            Gallery([Rows(tmp_path / "narrow.npy")]),
+            Gallery([EmbeddingMatrix(tmp_path / "narrow.npy")]),
             5,
             Scoring(),
             "narrow.npy: embeddings of 3 dimensions, and those of recordings have 24",
         ),
-        (Gallery(gallery.images, Rows(tmp_path / "narrow.npy")), 5, Scoring("always"), "embeddings of 3 dimensions"),
-        (Gallery([Rows(tmp_path / "nan.npy")], text), 5, Scoring(), "nan.npy: row 431 has NaN or infinite values"),
+        (
+            Gallery(gallery.images, EmbeddingMatrix(tmp_path / "narrow.npy")),
+            5,
+            Scoring("always"),
+            "embeddings of 3 dimensions",
+        ),
+        (
+            Gallery([EmbeddingMatrix(tmp_path / "nan.npy")], text),
+            5,
+            Scoring(),
+            "nan.npy: row 431 has NaN or infinite values",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             search(queries, gallery_, k, scoring, chunk_rows=100)
@@ -220,7 +230,7 @@ def test_files_that_are_no_gallery_are_refused(gallery, tmp_path):
         ("text.safetensors:nope", "holds other, text; pick an entry"),
     ):
         with pytest.raises(UserError, match=message):
-            Rows(f"{tmp_path}/{name}")
+            EmbeddingMatrix(f"{tmp_path}/{name}")
     with pytest.raises(UserError, match="text.safetensors has 700 rows and .*few.npy 2"):
         np.save(tmp_path / "few.npy", np.ones((2, 3), np.float32))
-        Gallery([Rows(tmp_path / "few.npy")], gallery.texts)
+        Gallery([EmbeddingMatrix(tmp_path / "few.npy")], gallery.texts)

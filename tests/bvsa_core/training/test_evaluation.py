@@ -8,17 +8,17 @@ from bvsa_core.retrieval.scoring import Scoring, ranks, similarity
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.evaluation import evaluate
-from bvsa_core.training.run import Materials, run, train
+from bvsa_core.training.run import RunData, run, train
 
 
 def test_the_steps_of_a_run_give_its_figures(small_data, tmp_path):
     config = RunConfig(data=small_data, method="vanilla", epochs=1, batch_size=32)
-    materials = Materials(config)
-    trained = train(config, materials)
-    found = evaluate(trained, config, materials)
-    result = run(config, materials, RunFolder(tmp_path / "run"))
+    run_data = RunData(config)
+    trained = train(config, run_data)
+    found = evaluate(trained, config, run_data)
+    result = run(config, run_data, RunFolder(tmp_path / "run"))
     assert found.ranks.tolist() == result["ranks"] and found.images == result["images"]
     assert found.scores.to_json(found.protocol).items() <= result.items()
-    gated = evaluate(trained, config, materials, Scoring("label_free"))
+    gated = evaluate(trained, config, run_data, Scoring("label_free"))
     assert gated.protocol.gate == "label_free" and gated.reliability == found.reliability is not None
     assert torch.equal(gated.ranks, ranks(similarity(found.embeddings, Scoring("label_free", found.reliability))))

@@ -22,10 +22,10 @@ from bvsa_core.io import atomic
 from bvsa_core.io.atomic import claim
 from bvsa_core.training import resume
 from bvsa_core.training.checkpoint import RunFolder
-from bvsa_core.training.config import MaterialsConfig, RunConfig
+from bvsa_core.training.config import RunConfig, RunDataConfig
 from bvsa_core.training.loop import fit
-from bvsa_core.training.resume import Keeper, Stopped
-from bvsa_core.training.run import Materials, run
+from bvsa_core.training.resume import Checkpointer, Stopped
+from bvsa_core.training.run import RunData, run
 
 KILLS = {"data": 7, "train": 8, "grid": 6}
 TRAINED = ("--method", "bvsa", "--selection", "validation", "--validation", 6, "--batch_size", 8)
@@ -109,10 +109,10 @@ def test_every_method_goes_on_from_any_batch(tmp_path, name, seed):
     split = Split(torch.randn(20, 2, 75), torch.arange(20), names, names, ["O1", "O2"], 1, nobody, ["sub-01"])
     config = RunConfig(method=name, encoder="tsconv", epochs=2, batch_size=8, lr=1e-3)
 
-    def train(keeper: Keeper | None, begin: int) -> dict[str, torch.Tensor]:
+    def train(keeper: Checkpointer | None, begin: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(begin)
         build = partial(encoders.build, "tsconv")
-        method = methods.method_class(name)(config.method_options, build, len(split), encoders.Shape(2, 75, 8))
+        method = methods.method_class(name)(config.method_options, build, len(split), encoders.InputSpec(2, 75, 8))
         views = lambda indices, gain, kernel_size: features[indices]  # noqa: E731
         report = keeper.folder.add_metrics if keeper else lambda metrics: None
         fit(method, split, views, features, config, Fabric(accelerator="cpu"), report, keeper=keeper)
@@ -122,24 +122,24 @@ def test_every_method_goes_on_from_any_batch(tmp_path, name, seed):
     stop_after = random.Random(seed).sample(range(1, 6), 2)  # of six batches
     folder = RunFolder(tmp_path)
     for passed in stop_after:
-        keeper = Keeper(folder)
+        keeper = Checkpointer(folder)
         keeper.passed = partial(stop_at, keeper, (passed - 1) // 3, (passed - 1) % 3 + 1)
         with pytest.raises(Stopped, match=r"stopped in epoch \d of 2"):
             train(keeper, seed)
-        found = train(Keeper(folder), seed + 1)  # all that the new seed has drawn is replaced
+        found = train(Checkpointer(folder), seed + 1)  # all that the new seed has drawn is replaced
         assert all(torch.equal(found[key], expected[key]) for key in expected)
         assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
         folder.resume.unlink()
 
 
-def stop_at(keeper: Keeper, epoch: int, batch: int, standing, *of: int) -> None:
+def stop_at(keeper: Checkpointer, epoch: int, batch: int, standing, *of: int) -> None:
     keeper.stopping = (standing.epoch, standing.batch) == (epoch, batch)
-    Keeper.passed(keeper, standing, *of)
+    Checkpointer.passed(keeper, standing, *of)
 
 
 @pytest.fixture(scope="module")
-def materials(tiny_data) -> Materials:
-    return Materials(MaterialsConfig(data=tiny_data))
+def run_data(tiny_data) -> RunData:
+    return RunData(RunDataConfig(data=tiny_data))
 
 
 @pytest.fixture
@@ -148,12 +148,12 @@ def every_batch(monkeypatch) -> None:
     monkeypatch.setattr(resume, "WRITING", 0.0)
 
 
-def config(materials: Materials) -> RunConfig:
-    return RunConfig(data=materials.config.data, method="ubp", epochs=2, batch_size=16)
+def config(run_data: RunData) -> RunConfig:
+    return RunConfig(data=run_data.config.data, method="ubp", epochs=2, batch_size=16)
 
 
-def test_a_disk_that_is_full_at_any_write_loses_nothing(materials, tmp_path, every_batch, monkeypatch):
-    expected = run(config(materials), materials, RunFolder(tmp_path / "whole"))
+def test_a_disk_that_is_full_at_any_write_loses_nothing(run_data, tmp_path, every_batch, monkeypatch):
+    expected = run(config(run_data), run_data, RunFolder(tmp_path / "whole"))
     writes, room, full = 0, 0, True
 
     class Full:
@@ -181,7 +181,7 @@ def test_a_disk_that_is_full_at_any_write_loses_nothing(materials, tmp_path, eve
         with monkeypatch.context() as patch:
             patch.setattr(atomic, "open", lambda *how: Full(open(*how)), raising=False)
             try:
-                run(config(materials), materials, folder)
+                run(config(run_data), run_data, folder)
             except UserError as error:
                 full = True
                 assert str(error).startswith(f"{folder.path}/"), error
@@ -189,7 +189,7 @@ def test_a_disk_that_is_full_at_any_write_loses_nothing(materials, tmp_path, eve
                     "cannot be written (No space left on device); make room, or choose another folder"
                 )
         assert not list(folder.path.glob(".*"))
-        assert run(config(materials), materials, folder) == expected and content(folder.path) == content(
+        assert run(config(run_data), run_data, folder) == expected and content(folder.path) == content(
             tmp_path / "whole"
         )
         room += 1
@@ -197,34 +197,34 @@ def test_a_disk_that_is_full_at_any_write_loses_nothing(materials, tmp_path, eve
     assert room == 1 + 1 + 2 * (2 + 1 + 1) + 3 + 1
 
 
-def test_a_complete_run_is_read_where_nothing_can_be_written(materials, tmp_path, monkeypatch):
-    known = run(config(materials), materials, RunFolder(tmp_path))
+def test_a_complete_run_is_read_where_nothing_can_be_written(run_data, tmp_path, monkeypatch):
+    known = run(config(run_data), run_data, RunFolder(tmp_path))
     monkeypatch.setattr(atomic.os, "open", lambda *how: pytest.fail("a folder is claimed"))
-    assert run(config(materials), materials, RunFolder(tmp_path)) == known
+    assert run(config(run_data), run_data, RunFolder(tmp_path)) == known
 
 
-def test_of_two_runs_in_one_folder_the_second_is_refused_and_a_dead_one_is_not_in_the_way(materials, tmp_path):
+def test_of_two_runs_in_one_folder_the_second_is_refused_and_a_dead_one_is_not_in_the_way(run_data, tmp_path):
     folder = tmp_path / "run"
     with (
         claim(folder, "a run"),
         pytest.raises(UserError, match=rf"run: a run is going on there \(process {os.getpid()} on .*\); wait"),
     ):
-        run(config(materials), materials, RunFolder(folder))
+        run(config(run_data), run_data, RunFolder(folder))
     (folder / ".lock").write_text("process 1 on elsewhere\n")  # as a killed one leaves it
     (folder / ".weights.safetensors.elsewhere.1.partial").write_text("half")
-    known = run(config(materials), materials, RunFolder(folder))
+    known = run(config(run_data), run_data, RunFolder(folder))
     assert not list(folder.glob(".*"))
     (folder / ".lock").touch()  # of one that was killed when all was done
-    assert run(config(materials), materials, RunFolder(folder)) == known and not list(folder.glob(".*"))
+    assert run(config(run_data), run_data, RunFolder(folder)) == known and not list(folder.glob(".*"))
 
 
-def test_a_state_that_is_damaged_or_of_another_run_is_named(materials, tmp_path, every_batch):
+def test_a_state_that_is_damaged_or_of_another_run_is_named(run_data, tmp_path, every_batch):
     folder = RunFolder(tmp_path)
     folder.resume.write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
     (tmp_path / "run.yaml").write_text("")
-    with folder.claimed(config(materials)):
+    with folder.claimed(config(run_data)):
         pass
     with pytest.raises(UserError, match=r"resume.safetensors: not where this run stood \('__metadata__'\); delete it"):
-        run(config(materials), materials, folder)
+        run(config(run_data), run_data, folder)
     folder.resume.unlink()
-    assert run(config(materials), materials, folder)["epoch"] == 2
+    assert run(config(run_data), run_data, folder)["epoch"] == 2

@@ -17,32 +17,32 @@ from bvsa_core.errors import UserError
 from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
 from bvsa_core.training import loop
 from bvsa_core.training.checkpoint import RunFolder
-from bvsa_core.training.config import MaterialsConfig, RunConfig
-from bvsa_core.training.run import Materials, choose_device, run
+from bvsa_core.training.config import RunConfig, RunDataConfig
+from bvsa_core.training.run import RunData, choose_device, run
 
 METHODS = ("vanilla", "ubp", "bvsa")
 PRESETS = ("corrected", "paper", "code")
 
 
 @pytest.fixture(scope="module")
-def materials(small_data) -> Materials:
-    return Materials(MaterialsConfig(data=small_data))
+def run_data(small_data) -> RunData:
+    return RunData(RunDataConfig(data=small_data))
 
 
-def config(materials: Materials, **changes) -> RunConfig:
-    shared = {field.name: getattr(materials.config, field.name) for field in dataclasses.fields(MaterialsConfig)}
+def config(run_data: RunData, **changes) -> RunConfig:
+    shared = {field.name: getattr(run_data.config, field.name) for field in dataclasses.fields(RunDataConfig)}
     return RunConfig(**{**shared, "epochs": 2, "batch_size": 32, **changes})
 
 
 @pytest.mark.parametrize("encoder", ["eeg_project", "tsconv"])
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_runs_from_recordings_to_figures(materials, tmp_path, method, preset, encoder):
+def test_every_method_runs_from_recordings_to_figures(run_data, tmp_path, method, preset, encoder):
     folder = tmp_path / "run"
     heard = []
     result = run(
-        config(materials, method=method, preset=preset, encoder=encoder),
-        materials,
+        config(run_data, method=method, preset=preset, encoder=encoder),
+        run_data,
         RunFolder(folder),
         lambda *told: heard.append(told),
     )
@@ -75,8 +75,8 @@ def test_every_method_runs_from_recordings_to_figures(materials, tmp_path, metho
         ("mcdb", {}, "reconstruction"),
     ],
 )
-def test_comparison_systems_run_as_they_were_trained(materials, small_data, tmp_path, method, changes, note):
-    used = Materials(MaterialsConfig(data=small_data, average=False)) if "average" in changes else materials
+def test_comparison_systems_run_as_they_were_trained(run_data, small_data, tmp_path, method, changes, note):
+    used = RunData(RunDataConfig(data=small_data, average=False)) if "average" in changes else run_data
     result = run(config(used, method=method, **changes), used, RunFolder(tmp_path / "run"))
     assert result["note"] == note and result["n"] == 12 and result["protocol"]["information"] == "inductive"
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -91,12 +91,12 @@ def test_comparison_systems_run_as_they_were_trained(materials, small_data, tmp_
     assert ("adapters.image.branch.3.weight" in weights) == (method == "mcdb")
 
 
-def test_holding_out_for_validation_changes_nothing_but_the_samples(materials, tmp_path, monkeypatch):
+def test_holding_out_for_validation_changes_nothing_but_the_samples(run_data, tmp_path, monkeypatch):
     """The loss of held-out samples draws no random number of training and leaves no trace in the state."""
     for name, changed in (("told", False), ("quiet", True)):
         if changed:
             monkeypatch.setattr(loop, "validate", lambda *_: 0.0)
-        run(config(materials, method="bvsa", validation=6), materials, RunFolder(tmp_path / name))
+        run(config(run_data, method="bvsa", validation=6), run_data, RunFolder(tmp_path / name))
     assert (tmp_path / "told" / "weights.safetensors").read_bytes() == (
         tmp_path / "quiet" / "weights.safetensors"
     ).read_bytes()
@@ -104,21 +104,21 @@ def test_holding_out_for_validation_changes_nothing_but_the_samples(materials, t
 
 def test_multi_level_targets_are_trained_and_kept(small_data, tmp_path):
     fused = {"target_levels": [(51, 0.5)], "target_layers": [0]}
-    materials = Materials(MaterialsConfig(data=small_data, **fused))
-    first = run(config(materials, method="vanilla"), materials, RunFolder(tmp_path / "a"))
+    run_data = RunData(RunDataConfig(data=small_data, **fused))
+    first = run(config(run_data, method="vanilla"), run_data, RunFolder(tmp_path / "a"))
     weights = load_file(tmp_path / "a" / "weights.safetensors")
     assert weights["fusion.weights"].shape == (2, 2) and weights["fusion.weights"].abs().max() > 0
     assert weights["fusion.maps.0.weight"].shape == (128, 128) and weights["fusion.maps.0.weight"].abs().max() > 0
     assert load_file(tmp_path / "a" / "embeddings.safetensors")["image"].shape == (12, 128)
-    assert run(config(materials, method="vanilla"), materials, RunFolder(tmp_path / "b")) == first
+    assert run(config(run_data, method="vanilla"), run_data, RunFolder(tmp_path / "b")) == first
     with pytest.raises(UserError, match=r"target_levels has \(50, 0.5\); give an odd kernel size"):
-        MaterialsConfig(target_levels=[(50, 0.5)])
+        RunDataConfig(target_levels=[(50, 0.5)])
 
 
-def test_an_encoder_in_bfloat16_learns_nearly_the_same(materials, tmp_path):
+def test_an_encoder_in_bfloat16_learns_nearly_the_same(run_data, tmp_path):
     losses = {}
     for precision in ("32-true", "bf16-mixed"):
-        run(config(materials, method="bvsa", precision=precision), materials, RunFolder(tmp_path / precision))
+        run(config(run_data, method="bvsa", precision=precision), run_data, RunFolder(tmp_path / precision))
         losses[precision] = [
             json.loads(line)["loss"] for line in (tmp_path / precision / "metrics.jsonl").read_text().splitlines()
         ]
@@ -128,7 +128,7 @@ def test_an_encoder_in_bfloat16_learns_nearly_the_same(materials, tmp_path):
 
 
 def test_continuous_decoupling_runs_online(small_data, tmp_path):
-    online = Materials(MaterialsConfig(data=small_data, views="online"))
+    online = RunData(RunDataConfig(data=small_data, views="online"))
     options = methods.method_class("bvsa").Options(continuous=True)
     run(config(online, method="bvsa", method_options=options, batch_size=1024), online, RunFolder(tmp_path / "run"))
     state = load_file(tmp_path / "run" / "weights.safetensors")
@@ -137,16 +137,16 @@ def test_continuous_decoupling_runs_online(small_data, tmp_path):
     assert all(sum(line.values()) == 90 and len(line) > 1 for line in lines)
 
 
-def test_a_run_repeats_to_the_byte_and_another_seed_differs(materials, small_data, tmp_path):
-    fresh = Materials(MaterialsConfig(data=small_data))  # as in another process, where nothing has been loaded before
-    for name, seed, used in (("a", 0, materials), ("b", 0, fresh), ("c", 1, materials)):
+def test_a_run_repeats_to_the_byte_and_another_seed_differs(run_data, small_data, tmp_path):
+    fresh = RunData(RunDataConfig(data=small_data))  # as in another process, where nothing has been loaded before
+    for name, seed, used in (("a", 0, run_data), ("b", 0, fresh), ("c", 1, run_data)):
         run(config(used, method="bvsa", seed=seed), used, RunFolder(tmp_path / name))
     weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in "abc"]
     assert weights[0] == weights[1] != weights[2]
 
 
-def test_blur_follows_the_similarities(materials, tmp_path):
-    run(config(materials, method="bvsa", epochs=6, lr=1e-3), materials, RunFolder(tmp_path / "run"))
+def test_blur_follows_the_similarities(run_data, tmp_path):
+    run(config(run_data, method="bvsa", epochs=6, lr=1e-3), run_data, RunFolder(tmp_path / "run"))
     lines = [json.loads(line)["blur"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all("k51 gain 0.5" in line for line in lines)
     assert len({level for line in lines for level in line}) > 3
@@ -154,31 +154,31 @@ def test_blur_follows_the_similarities(materials, tmp_path):
     assert state["gain"].unique().tolist() == [0.0, 0.5, 1.0] and set(state["kernel_size"].tolist()) <= {45, 51, 57}
 
 
-def test_a_complete_run_is_not_repeated_and_an_interrupted_one_is(materials, tmp_path):
+def test_a_complete_run_is_not_repeated_and_an_interrupted_one_is(run_data, tmp_path):
     folder = tmp_path / "run"
-    first = run(config(materials, method="ubp"), materials, RunFolder(folder))
+    first = run(config(run_data, method="ubp"), run_data, RunFolder(folder))
     written = (folder / "weights.safetensors").stat().st_mtime_ns
-    assert run(config(materials, method="ubp"), materials, RunFolder(folder)) == first
+    assert run(config(run_data, method="ubp"), run_data, RunFolder(folder)) == first
     assert (folder / "weights.safetensors").stat().st_mtime_ns == written
     (folder / "result.json").unlink()
-    assert run(config(materials, method="ubp"), materials, RunFolder(folder)) == first
+    assert run(config(run_data, method="ubp"), run_data, RunFolder(folder)) == first
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
 
 
-def test_a_folder_of_something_else_is_left_alone(materials, tmp_path):
-    run(config(materials, method="vanilla"), materials, RunFolder(tmp_path / "run"))
+def test_a_folder_of_something_else_is_left_alone(run_data, tmp_path):
+    run(config(run_data, method="vanilla"), run_data, RunFolder(tmp_path / "run"))
     with pytest.raises(UserError, match="holds a run with other settings"):
-        run(config(materials, method="vanilla", seed=1), materials, RunFolder(tmp_path / "run"))
+        run(config(run_data, method="vanilla", seed=1), run_data, RunFolder(tmp_path / "run"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(UserError, match="not empty and not a run"):
-        run(config(materials, method="vanilla"), materials, RunFolder(tmp_path / "mine"))
+        run(config(run_data, method="vanilla"), run_data, RunFolder(tmp_path / "mine"))
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
-def test_online_and_banked_runs_agree(materials, small_data, tmp_path):
-    online = Materials(MaterialsConfig(data=small_data, views="online"))
-    for name, used in (("banked", materials), ("online", online)):
+def test_online_and_banked_runs_agree(run_data, small_data, tmp_path):
+    online = RunData(RunDataConfig(data=small_data, views="online"))
+    for name, used in (("banked", run_data), ("online", online)):
         run(config(used, method="bvsa", batch_size=1024), used, RunFolder(tmp_path / name))
     losses = [
         [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
@@ -188,7 +188,7 @@ def test_online_and_banked_runs_agree(materials, small_data, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def many_ways(tmp_path_factory) -> Materials:
+def many_ways(tmp_path_factory) -> RunData:
     """200 test concepts, and enough to learn from."""
     folder = tmp_path_factory.mktemp("data") / "many"
     make_dataset(
@@ -203,7 +203,7 @@ def many_ways(tmp_path_factory) -> Materials:
             signal_to_noise=0.6,
         ),
     )
-    return Materials(MaterialsConfig(data=folder))
+    return RunData(RunDataConfig(data=folder))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -216,18 +216,18 @@ def test_retrieval_is_above_chance_and_at_chance_once_pairs_are_shuffled(many_wa
     assert shuffled["top1"] <= 6 / 200 and shuffled["top5"] <= 15 / 200 and 60 < shuffled["median_rank"] < 140
 
 
-def test_what_cannot_be_run_is_refused(materials, tmp_path):
+def test_what_cannot_be_run_is_refused(run_data, tmp_path):
     with pytest.raises(UserError, match=r"no subject 'sub-09'; there are sub-01, sub-02"):
-        run(config(materials, subject="sub-09"), materials, RunFolder(tmp_path / "a"))
+        run(config(run_data, subject="sub-09"), run_data, RunFolder(tmp_path / "a"))
     with pytest.raises(UserError, match="lower the learning rate"):
-        run(config(materials, method="vanilla", lr=1e30), materials, RunFolder(tmp_path / "b"))
+        run(config(run_data, method="vanilla", lr=1e30), run_data, RunFolder(tmp_path / "b"))
     with pytest.raises(UserError, match="needs at least 75 time points, not 25; choose a longer window"):
-        short = Materials(MaterialsConfig(data=materials.config.data, window=(0.0, 0.096)))
+        short = RunData(RunDataConfig(data=run_data.config.data, window=(0.0, 0.096)))
         run(config(short, encoder="tsconv"), short, RunFolder(tmp_path / "c"))
     with pytest.raises(UserError, match="unknown precision 'bf16'; choose one of 32-true, bf16-mixed"):
-        config(materials, precision="bf16")
+        config(run_data, precision="bf16")
     with pytest.raises(UserError, match="precision 16-mixed is for GPUs; take bf16-mixed on the CPU"):
-        run(config(materials, precision="16-mixed"), materials, RunFolder(tmp_path / "d"))
+        run(config(run_data, precision="16-mixed"), run_data, RunFolder(tmp_path / "d"))
     with pytest.raises(UserError, match="unknown device 'gpu0'"):
         choose_device("gpu0")
     if not torch.cuda.is_available():
@@ -240,6 +240,6 @@ def test_a_missing_picture_is_named(small_data, tmp_path):
     shutil.copytree(small_data, copy)
     picture = next((copy / "Image_set_Resize").rglob("*_02b.jpg"))
     picture.unlink()
-    broken = Materials(MaterialsConfig(data=copy))
+    broken = RunData(RunDataConfig(data=copy))
     with pytest.raises(UserError, match=f"{picture.name} is missing"):
         run(config(broken), broken, RunFolder(tmp_path / "run"))

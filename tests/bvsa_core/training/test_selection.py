@@ -18,19 +18,19 @@ from bvsa_core.errors import UserError
 from bvsa_core.retrieval.scoring import Embeddings
 from bvsa_core.training import run as run_module
 from bvsa_core.training.checkpoint import RunFolder
-from bvsa_core.training.config import MaterialsConfig, RunConfig
-from bvsa_core.training.run import Materials, divide, run
-from bvsa_core.training.selection import Best, held_out_top1, rounds
+from bvsa_core.training.config import RunConfig, RunDataConfig
+from bvsa_core.training.run import RunData, run, split_off_validation
+from bvsa_core.training.selection import Best, one_sample_per_concept_batches, validation_top1
 from bvsa_core.vision.views import SHARP
 
 
 @pytest.fixture(scope="module")
-def materials(small_data) -> Materials:
-    return Materials(MaterialsConfig(data=small_data))
+def run_data(small_data) -> RunData:
+    return RunData(RunDataConfig(data=small_data))
 
 
-def config(materials: Materials, **changes) -> RunConfig:
-    shared = {field.name: getattr(materials.config, field.name) for field in dataclasses.fields(MaterialsConfig)}
+def config(run_data: RunData, **changes) -> RunConfig:
+    shared = {field.name: getattr(run_data.config, field.name) for field in dataclasses.fields(RunDataConfig)}
     return RunConfig(**{**shared, "epochs": 4, "batch_size": 45, "lr": 1e-3, **changes})
 
 
@@ -49,18 +49,18 @@ def test_the_first_of_the_best_epochs_is_kept(selection, epoch):
         with torch.no_grad():
             module.weight.fill_(number)
             module.running_mean.fill_(-number)
-        best.offer(module, {"epoch": number, **dict(zip(FIGURES, values))})
+        best.update(module, {"epoch": number, **dict(zip(FIGURES, values))})
     assert best.restore(module) == epoch
     assert module.weight.item() == epoch and module.running_mean.item() == -epoch
 
 
 @pytest.mark.parametrize("selection", ["validation", "oracle"])
-def test_a_run_is_left_as_one_that_ended_at_its_best_epoch(materials, tmp_path, selection, monkeypatch):
+def test_a_run_is_left_as_one_that_ended_at_its_best_epoch(run_data, tmp_path, selection, monkeypatch):
     """So choosing draws no random number of training, and takes per-sample state back too."""
     if selection == "validation":
         planted = iter([0.0, 0.5, 0.25, 0.25])
         monkeypatch.setattr(run_module, "held_out_top1", lambda *_: next(planted))
-    chosen = run(config(materials, selection=selection, validation=6), materials, RunFolder(tmp_path / "chosen"))
+    chosen = run(config(run_data, selection=selection, validation=6), run_data, RunFolder(tmp_path / "chosen"))
     lines = [json.loads(line) for line in (tmp_path / "chosen" / "metrics.jsonl").read_text().splitlines()]
     if selection == "validation":
         assert chosen["epoch"] == 2 and chosen["protocol"]["selection"] == "validation"
@@ -68,7 +68,7 @@ def test_a_run_is_left_as_one_that_ended_at_its_best_epoch(materials, tmp_path, 
         merits = [(line["test_top1"], line["test_map"]) for line in lines]
         assert chosen["epoch"] == 1 + merits.index(max(merits)) and (chosen["top1"], chosen["map"]) == max(merits)
         assert chosen["protocol"]["selection"] == "oracle (upper bound, selected on test)"
-    last = run(config(materials, epochs=chosen["epoch"], validation=6), materials, RunFolder(tmp_path / "last"))
+    last = run(config(run_data, epochs=chosen["epoch"], validation=6), run_data, RunFolder(tmp_path / "last"))
     assert last["epoch"] == chosen["epoch"] and last["ranks"] == chosen["ranks"]
     kept, expected = (load_file(tmp_path / name / "weights.safetensors") for name in ("chosen", "last"))
     assert kept.keys() == expected.keys() and all(torch.equal(kept[name], expected[name]) for name in kept)
@@ -90,30 +90,30 @@ def test_the_test_set_raises_when_it_is_touched_before_training_has_ended(small_
     monkeypatch.setattr(run_module, "fit", fit)
     for selection in ("last", "validation"):
         ended.clear()
-        fresh = Materials(MaterialsConfig(data=small_data))
+        fresh = RunData(RunDataConfig(data=small_data))
         run(config(fresh, method="vanilla", selection=selection), fresh, RunFolder(tmp_path / selection))
     ended.clear()
-    fresh = Materials(MaterialsConfig(data=small_data))
+    fresh = RunData(RunDataConfig(data=small_data))
     with pytest.raises(AssertionError, match="read early"):  # so the trap is one
         run(config(fresh, method="vanilla", selection="oracle"), fresh, RunFolder(tmp_path / "oracle"))
 
 
-def test_a_test_set_in_memory_is_sealed_while_training(materials, tmp_path, monkeypatch):
-    materials.split("sub-01", "test")
-    monkeypatch.setattr(run_module, "fit", lambda *_: len(materials.split("sub-01", "test")))
+def test_a_test_set_in_memory_is_sealed_while_training(run_data, tmp_path, monkeypatch):
+    run_data.split("sub-01", "test")
+    monkeypatch.setattr(run_module, "fit", lambda *_: len(run_data.split("sub-01", "test")))
     with pytest.raises(RuntimeError, match="the test set is read before training has ended"):
-        run(config(materials, method="vanilla"), materials, RunFolder(tmp_path / "run"))
-    assert len(materials.split("sub-01", "test")) == 12  # a run that fails leaves no seal
+        run(config(run_data, method="vanilla"), run_data, RunFolder(tmp_path / "run"))
+    assert len(run_data.split("sub-01", "test")) == 12  # a run that fails leaves no seal
 
 
-def test_one_training_picture_in_twenty_is_held_out_to_choose_by(materials):
-    split = materials.split("sub-01", "train")
-    assert divide(split, config(materials)) == (split, None)
-    train, held_out = divide(split, config(materials, selection="validation"))
+def test_one_training_picture_in_twenty_is_held_out_to_choose_by(run_data):
+    split = run_data.split("sub-01", "train")
+    assert split_off_validation(split, config(run_data)) == (split, None)
+    train, held_out = split_off_validation(split, config(run_data, selection="validation"))
     assert len(held_out) == 6 and len(train) == 84  # five of 90 pictures are in two concepts of three
-    assert len(divide(split, config(materials, selection="validation", validation=30))[1]) == 30
+    assert len(split_off_validation(split, config(run_data, selection="validation", validation=30))[1]) == 30
     with pytest.raises(UserError, match="validation is 2; that holds one concept out, and choosing takes two"):
-        divide(split, config(materials, selection="validation", validation=2))
+        split_off_validation(split, config(run_data, selection="validation", validation=2))
 
 
 def test_held_out_samples_compete_with_those_of_other_concepts(seed):
@@ -125,10 +125,10 @@ def test_held_out_samples_compete_with_those_of_other_concepts(seed):
     names = [str(i) for i in range(pictures)]
     whose = torch.arange(people).repeat_interleave(pictures)
     split = Split(recordings, image_of, names, concepts, ["Oz"], 1, whose, ["a", "b", "c"])
-    parts = rounds(split)
+    parts = one_sample_per_concept_batches(split)
     assert sorted(torch.cat(parts).tolist()) == list(range(24)) and all(len(part) == 4 for part in parts)
     assert all(len({concepts[image_of[sample]] for sample in part}) == 4 for part in parts)
-    assert [part.tolist() for part in rounds(split.take(torch.tensor([0, 1, 2])))] == [
+    assert [part.tolist() for part in one_sample_per_concept_batches(split.take(torch.tensor([0, 1, 2])))] == [
         [0, 2]
     ]  # the other of concept 0 is alone
 
@@ -136,12 +136,12 @@ def test_held_out_samples_compete_with_those_of_other_concepts(seed):
     texts = torch.zeros(pictures, 1)
     method = SimpleNamespace(
         eval=lambda: None,
-        views_of_gallery=lambda: [SHARP],
+        gallery_feature_levels=lambda: [SHARP],
         retrieval_embeddings=lambda brain, images, text, subjects: Embeddings(
             brain[:, 0], images[0], torch.zeros(len(brain), 1), text
         ),
     )
-    found = held_out_top1(method, split, lambda indices, gain, kernel_size: features[indices], texts, ["a", "b", "c"])
+    found = validation_top1(method, split, lambda indices, gain, kernel_size: features[indices], texts, ["a", "b", "c"])
     scores = recordings[:, 0].double().numpy() @ features.double().numpy().T  # (samples, pictures)
     right = 0
     for sample, picture in enumerate(image_of.tolist()):

@@ -16,15 +16,15 @@ from bvsa_core.data.quality.check import check_dataset
 from bvsa_core.errors import UserError
 from bvsa_core.synthetic import dataset
 from bvsa_core.training.checkpoint import RunFolder
-from bvsa_core.training.config import MaterialsConfig, RunConfig, training_of
-from bvsa_core.training.run import Materials, run
+from bvsa_core.training.config import RunConfig, RunDataConfig, training_of
+from bvsa_core.training.run import RunData, run
 
 SENSORS, SAMPLES = 271, 201
 
 
 @pytest.fixture(scope="module")
-def materials(small_data) -> Materials:
-    return Materials(MaterialsConfig(data=small_data))
+def run_data(small_data) -> RunData:
+    return RunData(RunDataConfig(data=small_data))
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +42,17 @@ def meg_data(small_data, tmp_path_factory) -> Path:
     return folder
 
 
-def config(materials: Materials, **changes) -> RunConfig:
-    shared = {field.name: getattr(materials.config, field.name) for field in dataclasses.fields(MaterialsConfig)}
+def config(run_data: RunData, **changes) -> RunConfig:
+    shared = {field.name: getattr(run_data.config, field.name) for field in dataclasses.fields(RunDataConfig)}
     return RunConfig(**{**shared, "epochs": 2, "batch_size": 45, **changes})
 
 
-def test_every_fold_starts_fresh_and_learns_from_the_others_alone(materials, small_data, tmp_path):
+def test_every_fold_starts_fresh_and_learns_from_the_others_alone(run_data, small_data, tmp_path):
     """Two people: a fold trains on the one whom it does not test, as an intra-subject run of that one does."""
-    alone = Materials(MaterialsConfig(data=small_data))  # as in another process, where nothing has run before
+    alone = RunData(RunDataConfig(data=small_data))  # as in another process, where nothing has run before
     for name, subject, used in (
-        ("sub-01", "sub-01", materials),
-        ("sub-02", "sub-02", materials),
+        ("sub-01", "sub-01", run_data),
+        ("sub-02", "sub-02", run_data),
         ("alone", "sub-02", alone),
     ):
         result = run(config(used, lr=1e-3, subject=subject, setting="inter"), used, RunFolder(tmp_path / name))
@@ -64,7 +64,7 @@ def test_every_fold_starts_fresh_and_learns_from_the_others_alone(materials, sma
     for file in ("weights.safetensors", "embeddings.safetensors", "result.json"):
         other, after_it, by_itself = ((tmp_path / name / file).read_bytes() for name in ("sub-01", "sub-02", "alone"))
         assert after_it == by_itself != other, file
-    intra = run(config(materials, lr=1e-3, subject="sub-01"), materials, RunFolder(tmp_path / "intra"))
+    intra = run(config(run_data, lr=1e-3, subject="sub-01"), run_data, RunFolder(tmp_path / "intra"))
     assert intra["protocol"]["setting"] == "intra-subject" and intra["protocol"]["modality"] == "EEG"
     assert (tmp_path / "intra" / "weights.safetensors").read_bytes() == (
         tmp_path / "sub-02" / "weights.safetensors"
@@ -73,13 +73,13 @@ def test_every_fold_starts_fresh_and_learns_from_the_others_alone(materials, sma
     assert not torch.equal(*tested)
 
 
-def test_inter_subject_needs_the_subject_and_someone_else(materials, small_data, tmp_path):
+def test_inter_subject_needs_the_subject_and_someone_else(run_data, small_data, tmp_path):
     with pytest.raises(UserError, match="no subject 'sub-09'; there are sub-01, sub-02"):
-        run(config(materials, subject="sub-09", setting="inter"), materials, RunFolder(tmp_path / "a"))
+        run(config(run_data, subject="sub-09", setting="inter"), run_data, RunFolder(tmp_path / "a"))
     lonely = tmp_path / "data"
     shutil.copytree(small_data, lonely)
     shutil.rmtree(lonely / "Preprocessed_data_250Hz_whiten" / "sub-02")
-    lonely = Materials(MaterialsConfig(data=lonely))
+    lonely = RunData(RunDataConfig(data=lonely))
     with pytest.raises(
         UserError, match="sub-01 is the only subject, with nobody else to train on; use --setting intra"
     ):
@@ -99,16 +99,16 @@ def test_the_learning_rate_follows_the_setting_unless_it_is_given():
             RunConfig(**wrong)
 
 
-def test_the_first_repetitions_of_the_test_set_are_averaged(materials, small_data, tmp_path):
+def test_the_first_repetitions_of_the_test_set_are_averaged(run_data, small_data, tmp_path):
     trials = torch.from_numpy(Dataset(small_data).load("sub-01", "test").data).float()
     for repetitions in (1, 4, 6):
-        split = materials.split("sub-01", "test", repetitions)
+        split = run_data.split("sub-01", "test", repetitions)
         assert split.repetitions == repetitions
         # float32 sums of at most 6 numbers below 2^4, in any order: an error of 6 * 2^4 * 2^-24 a sum, twice that for two.
         torch.testing.assert_close(split.recordings, trials[:, :repetitions].mean(1), rtol=0, atol=2 * 6 * 2**-20)
     with pytest.raises(UserError, match="test.pt: a picture is shown 6 times, not 7; ask for fewer repetitions"):
-        materials.split("sub-01", "test", 7)
-    result = run(config(materials, method="vanilla", repetitions=2, epochs=1), materials, RunFolder(tmp_path / "run"))
+        run_data.split("sub-01", "test", 7)
+    result = run(config(run_data, method="vanilla", repetitions=2, epochs=1), run_data, RunFolder(tmp_path / "run"))
     assert result["protocol"]["repetitions"] == 2
 
 
@@ -117,10 +117,10 @@ def test_meg_has_its_shape_and_runs_in_both_settings(meg_data, tmp_path, capsys)
     recordings = Dataset(meg_data).load("sub-02", "train")
     assert recordings.data.shape == (30, 1, SENSORS, SAMPLES) and recordings.times[[0, -1]].tolist() == [0.0, 1.0]
     assert check_dataset(meg_data).problems == []
-    materials = Materials(MaterialsConfig(data=meg_data))
+    run_data = RunData(RunDataConfig(data=meg_data))
     for setting in ("intra", "inter"):
         result = run(
-            config(materials, method="vanilla", epochs=1, setting=setting), materials, RunFolder(tmp_path / setting)
+            config(run_data, method="vanilla", epochs=1, setting=setting), run_data, RunFolder(tmp_path / setting)
         )
         protocol = result["protocol"]
         assert (protocol["modality"], protocol["setting"]) == ("MEG", f"{setting}-subject")

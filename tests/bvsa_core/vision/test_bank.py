@@ -122,7 +122,7 @@ def test_each_rank_begins_at_a_part_of_its_own(tmp_path, monkeypatch, small_piec
         monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
         monkeypatch.setattr(dist, "get_world_size", lambda: 3)
         target = tmp_path / f"{rank}.safetensors"
-        all_of_them = shards.Pieces(tmp_path, "key", COUNT)
+        all_of_them = shards.Shards(tmp_path, "key", COUNT)
         seen = []
 
         def work(number: int, lacking: list[Path], seen=seen, all_of_them=all_of_them, target=target) -> None:
@@ -135,7 +135,7 @@ def test_each_rank_begins_at_a_part_of_its_own(tmp_path, monkeypatch, small_piec
         all_of_them.share([target], work)
         assert sorted(seen) == list(range(8))
         begun.append(seen[0])
-        all_of_them.put_together(target)
+        all_of_them.merge_shards(target)
         rows = safetensors.torch.load_file(target)["features"]
         assert rows[:, 0].tolist() == [number // PICTURES for number in range(COUNT)]
     assert begun == [0, 2, 5]
@@ -146,18 +146,18 @@ def test_where_there_are_no_locks_another_may_put_a_level_together_first(tmp_pat
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.lockf", without_locks)
-    target, few = tmp_path / "k1_gain0.safetensors", shards.Pieces(tmp_path, "key", 3)
+    target, few = tmp_path / "k1_gain0.safetensors", shards.Shards(tmp_path, "key", 3)
     few.share([target], lambda number, lacking: few.add(target, number, torch.ones(3, 2)))
     few.path(target, 0).rename(tmp_path / "kept")
     with pytest.raises(UserError, match="00000-of-00001.safetensors: no such file"):
-        few.put_together(target)
+        few.merge_shards(target)
 
     def put_together_by_another(*_: object) -> None:
         target.write_bytes((tmp_path / "kept").read_bytes())
         raise UserError("no such file")
 
     monkeypatch.setattr(shards, "map_features", put_together_by_another)
-    few.put_together(target)
+    few.merge_shards(target)
     assert {path.name for path in tmp_path.iterdir()} == {".claims", "kept", target.name}
 
 

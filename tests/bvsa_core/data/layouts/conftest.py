@@ -6,7 +6,7 @@ import fake_eeg
 import pytest
 
 from bvsa_core.data.layouts import convert
-from bvsa_core.data.layouts.source import Options
+from bvsa_core.data.layouts.source import ConversionOptions
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +19,7 @@ def converted(tmp_path):
     """Convert the folder `source` of the test's own folder; returns the store."""
 
     def run(modality: str = "EEG", **options):
-        convert(tmp_path / "source", tmp_path / "store", modality, Options(**options))
+        convert(tmp_path / "source", tmp_path / "store", modality, ConversionOptions(**options))
         return tmp_path / "store"
 
     return run

@@ -8,8 +8,8 @@ import pickle
 import numpy as np
 import pytest
 
-from bvsa_core.data.layouts.convert import Epochs, check_array, convert, map_behind, open_file
-from bvsa_core.data.layouts.source import Options, Source
+from bvsa_core.data.layouts.conversion import Epochs, check_array, convert, map_behind, open_file
+from bvsa_core.data.layouts.source import ConversionOptions, SubjectSource
 from bvsa_core.data.store import SubjectWriter, read_header
 from bvsa_core.errors import UserError
 from bvsa_core.io import safe_pickle
@@ -31,9 +31,9 @@ def attempt(tmp_path, seed):
             about |= changes if which == split else {}
             return Epochs(tmp_path / f"{which}.npy", data.shape, data.dtype, data.__getitem__, **about)
 
-        source = Source("some", "sub-01", tmp_path, [], None)
+        source = SubjectSource("some", "sub-01", tmp_path, [], None)
         with SubjectWriter(tmp_path / "store", "sub-01", {}) as writer:
-            convert(source, writer, Options(whole_epoch=whole), lambda *_: None, read, "V", ["First."])
+            convert(source, writer, ConversionOptions(whole_epoch=whole), lambda *_: None, read, "V", ["First."])
         return tmp_path / "store" / "sub-01"
 
     return run

@@ -11,7 +11,7 @@ import pytest
 
 from bvsa_core.data.dataset import Dataset
 from bvsa_core.data.layouts import convert, recognise
-from bvsa_core.data.layouts.source import Options
+from bvsa_core.data.layouts.source import ConversionOptions
 from bvsa_core.data.store import read_header
 from bvsa_core.data.things_eeg import CHANNELS
 from bvsa_core.errors import UserError
@@ -57,7 +57,7 @@ def test_the_whole_epoch_is_kept_where_it_is_asked_for_and_there(planted, tmp_pa
     with pytest.raises(
         UserError, match="train.npy: has no samples before the picture appears; leave --whole_epoch out"
     ):
-        convert(tmp_path / "other", tmp_path / "store2", "EEG", Options(whole_epoch=True))
+        convert(tmp_path / "other", tmp_path / "store2", "EEG", ConversionOptions(whole_epoch=True))
 
 
 def test_what_is_there_stays_and_what_was_made_otherwise_is_refused(planted, tmp_path, converted):
@@ -66,7 +66,7 @@ def test_what_is_there_stays_and_what_was_made_otherwise_is_refused(planted, tmp
     written = [path.stat().st_mtime_ns for path in sorted(store.rglob("*"))]
     (tmp_path / "source").rename(tmp_path / "moved")
     fake_eeg.osf(tmp_path / "source", planted)  # the same files at another time
-    told = convert(tmp_path / "source", store, "EEG", Options())
+    told = convert(tmp_path / "source", store, "EEG", ConversionOptions())
     assert told == [f"sub-01: osf_preprocessed was there already, in {store / 'sub-01'}"]
     assert [path.stat().st_mtime_ns for path in sorted(store.rglob("*"))] == written
     with pytest.raises(
@@ -114,10 +114,10 @@ def test_folders_that_are_none_or_several_layouts_are_told(planted, tmp_path, co
 def test_a_store_is_no_layout_and_not_its_own_source(planted, tmp_path, converted):
     fake_eeg.ubp(tmp_path / "source", planted)
     with pytest.raises(UserError, match="holds the files that are to be converted"):
-        convert(tmp_path / "source", tmp_path / "source" / "Preprocessed_data_250Hz_whiten", "EEG", Options())
+        convert(tmp_path / "source", tmp_path / "source" / "Preprocessed_data_250Hz_whiten", "EEG", ConversionOptions())
     store = converted()
     with pytest.raises(UserError, match="none of the published EEG layouts"):
-        convert(store, tmp_path / "again", "EEG", Options())
+        convert(store, tmp_path / "again", "EEG", ConversionOptions())
     (store / "dataset.json").write_text('{"modality": "MEG"}')
     with pytest.raises(UserError, match="store: holds MEG recordings; give EEG ones another folder"):
         converted()

@@ -14,7 +14,7 @@ import torch
 
 from bvsa_core.data.dataset import Dataset, read_recordings
 from bvsa_core.data.layouts import convert, recognise
-from bvsa_core.data.layouts.source import Options
+from bvsa_core.data.layouts.source import ConversionOptions
 from bvsa_core.data.store import read_header
 from bvsa_core.errors import UserError
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame
 CONCEPTS = ("aardvark", "air_mattress", "bat1", "coat_rack", "zebra")
 TESTED = (1, 3)
 SENSORS = 4
-OPTIONS = Options(sensors=SENSORS)
+OPTIONS = ConversionOptions(sensors=SENSORS)
 TIMES = np.arange(-20, 261) / 200
 COLUMNS = ("trial_type", "things_category_nr", "things_image_nr", "image_path", "session_nr")
 
@@ -125,7 +125,7 @@ def copied(published, tmp_path) -> Path:
 
 
 def bring(source: Path, store: Path, **changes) -> Path:
-    convert(source, store, "MEG", Options(**{"sensors": SENSORS, **changes}))
+    convert(source, store, "MEG", ConversionOptions(**{"sensors": SENSORS, **changes}))
     return store / "sub-01"
 
 
@@ -361,7 +361,7 @@ def test_what_is_no_fif_file_is_refused(copied, tmp_path):
 
 def test_what_is_not_as_published_is_refused(published, copied, tmp_path):
     with pytest.raises(UserError, match="4 MEG sensors, not 271; if that is right, say so by --sensors 4"):
-        convert(copied, tmp_path / "store", "MEG", Options())
+        convert(copied, tmp_path / "store", "MEG", ConversionOptions())
     with pytest.raises(UserError, match="sampling_rate is 100, but in the layout meg_epochs that is settled"):
         bring(copied, tmp_path / "store", sampling_rate=100)
     one = save_alone(copied / "derivatives", epochs_of(published.rows, published.samples, rate=250.0), published.rows)

@@ -8,7 +8,7 @@ import torch
 
 from bvsa_core.data import things_meg
 from bvsa_core.data.layouts import convert
-from bvsa_core.data.layouts.source import Options
+from bvsa_core.data.layouts.source import ConversionOptions
 from bvsa_core.data.store import read_header
 
 mne = pytest.importorskip("mne")
@@ -45,7 +45,7 @@ def test_epochs_and_ubps_files_of_them_end_in_the_same_store(tmp_path):
         torch.save({"eeg": data, "img": images}, ubp / f"{split}.pt", pickle_protocol=5)
     headers = []
     for source in ("epochs", "ubp"):
-        convert(tmp_path / source, tmp_path / f"of_{source}", "MEG", Options())
+        convert(tmp_path / source, tmp_path / f"of_{source}", "MEG", ConversionOptions())
         headers.append(read_header(tmp_path / f"of_{source}" / "sub-01"))
     one, two = headers
     assert one.times == pytest.approx(two.times) and one.sampling_rate == two.sampling_rate

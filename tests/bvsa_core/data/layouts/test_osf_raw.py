@@ -14,7 +14,7 @@ from sklearn.covariance import ledoit_wolf
 from bvsa_core.data import layouts
 from bvsa_core.data.dataset import Dataset
 from bvsa_core.data.layouts.raw_session import TARGET, RawSession
-from bvsa_core.data.layouts.source import Options
+from bvsa_core.data.layouts.source import ConversionOptions
 from bvsa_core.data.store import open_array, read_header
 from bvsa_core.errors import UserError
 
@@ -50,7 +50,7 @@ def source(tmp_path_factory, contents) -> Path:
 
 
 def convert(source: Path, store: Path, **options) -> Path:
-    layouts.convert(source, store, "EEG", Options(**options))
+    layouts.convert(source, store, "EEG", ConversionOptions(**options))
     return store
 
 

@@ -6,7 +6,7 @@ import fake_eeg
 import numpy as np
 import pytest
 
-from bvsa_core.data.layouts.source import Options, Source
+from bvsa_core.data.layouts.source import ConversionOptions, SubjectSource
 from bvsa_core.data.layouts.stimuli import canonical, conditions
 from bvsa_core.errors import UserError
 
@@ -15,7 +15,7 @@ from bvsa_core.errors import UserError
 def source(tmp_path):
     root = tmp_path / "data" / "Preprocessed_data_250Hz"
     root.mkdir(parents=True)
-    return Source("osf_preprocessed", "sub-01", root, [], lambda *_: None)
+    return SubjectSource("osf_preprocessed", "sub-01", root, [], lambda *_: None)
 
 
 PLACES = ["", "images_set", "../Image_set", "../Image_set_Resize"]
@@ -27,7 +27,7 @@ def test_pictures_are_found_beside_the_recordings(place, put, planted, source):
     (source.root / place).mkdir(exist_ok=True)
     put(source.root / place, planted)
     for split in fake_eeg.PARTS:
-        images, concepts = conditions(source, Options(), split, len(planted.images(split)))
+        images, concepts = conditions(source, ConversionOptions(), split, len(planted.images(split)))
         assert (images, concepts) == (planted.images(split), planted.concepts(split))
 
 
@@ -35,13 +35,13 @@ def test_pictures_are_taken_from_where_the_option_points(planted, source, tmp_pa
     fake_eeg.image_set(tmp_path / "set", planted)
     fake_eeg.metadata(tmp_path / "set", planted)
     for place in (tmp_path / "set", tmp_path / "set" / "image_metadata.npy"):
-        assert conditions(source, Options(images=place), "test")[0] == planted.images("test")
+        assert conditions(source, ConversionOptions(images=place), "test")[0] == planted.images("test")
     for place, message in [
         ("nowhere", "no such file or folder"),
         ("data", "neither image_metadata.npy nor a folder with training"),
     ]:
         with pytest.raises(UserError, match=f"--images .*{place}: {message}"):
-            conditions(source, Options(images=tmp_path / place), "test")
+            conditions(source, ConversionOptions(images=tmp_path / place), "test")
 
 
 def test_a_folder_is_listed_in_its_sorted_order_and_other_files_are_no_pictures(planted, source):
@@ -49,14 +49,14 @@ def test_a_folder_is_listed_in_its_sorted_order_and_other_files_are_no_pictures(
     (source.root / "training_images").rename(source.root / "train_images")
     for name in ("train_images/.DS_Store", "train_images/00001_seen_0/Thumbs.db", "train_images/00001_seen_0/.x.jpg"):
         (source.root / name).touch()
-    assert conditions(source, Options(), "train")[0] == planted.images("train")
+    assert conditions(source, ConversionOptions(), "train")[0] == planted.images("train")
 
 
 def test_no_pictures_at_all_say_what_to_do(source):
     with pytest.raises(
         UserError, match="which pictures were shown is not told; put image_metadata.npy .* or give it by --images"
     ):
-        conditions(source, Options(), "train")
+        conditions(source, ConversionOptions(), "train")
 
 
 def test_another_number_of_pictures_is_told(planted, source):
@@ -64,7 +64,7 @@ def test_another_number_of_pictures_is_told(planted, source):
     with pytest.raises(
         UserError, match="sub-01 has 7 train conditions and .*250Hz 6 train pictures; give the complete image set"
     ):
-        conditions(source, Options(), "train", 7)
+        conditions(source, ConversionOptions(), "train", 7)
 
 
 DAMAGED = [
@@ -83,10 +83,10 @@ def test_a_damaged_list_of_pictures_is_told(changes, message, source):
     content = {"train_img_concepts": ["00001_x", "00001_x"], "train_img_files": ["a.jpg", "b.jpg"]} | changes
     np.save(source.root / "image_metadata.npy", {key: value for key, value in content.items() if value is not None})
     with pytest.raises(UserError, match=message):
-        conditions(source, Options(), "train")
+        conditions(source, ConversionOptions(), "train")
     np.save(source.root / "image_metadata.npy", np.arange(3))
     with pytest.raises(UserError, match="not the image_metadata.npy of THINGS-EEG2"):
-        conditions(source, Options(), "train")
+        conditions(source, ConversionOptions(), "train")
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ import torch
 
 from bvsa_core.data.dataset import Dataset
 from bvsa_core.data.layouts import convert
-from bvsa_core.data.layouts.source import Options
+from bvsa_core.data.layouts.source import ConversionOptions
 from bvsa_core.data.layouts.ubp import export
 from bvsa_core.data.store import read_header
 from bvsa_core.errors import UserError
-from bvsa_core.io.atomic import locked, partial_of
+from bvsa_core.io.atomic import locked, temporary_path
 from bvsa_core.io.safe_readers import read_arrays
 
 SUBJECT = Path("Preprocessed_data_250Hz_whiten", "sub-01")
@@ -70,7 +70,7 @@ def test_what_is_exported_converts_back_into_the_same_store(layout, planted, tmp
         "sub-01/test.pt",
         "sub-01/train.pt",
     ]
-    convert(out, tmp_path / "again", "EEG", Options(whole_epoch=True))
+    convert(out, tmp_path / "again", "EEG", ConversionOptions(whole_epoch=True))
     first, second = read_header(store / "sub-01"), read_header(tmp_path / "again" / "sub-01")
     assert (first.splits, first.channels, first.times) == (second.splits, second.channels, second.times)
     for split in fake_eeg.PARTS:
@@ -102,7 +102,7 @@ def test_exports_do_not_cross(planted, tmp_path, converted):
 
 def test_what_a_killed_export_left_is_cleared_away(planted, tmp_path, converted):
     fake_eeg.osf(tmp_path / "source", planted)
-    left = partial_of(tmp_path / "out" / "sub-01")
+    left = temporary_path(tmp_path / "out" / "sub-01")
     left.mkdir(parents=True)
     (left / "train.pt").write_bytes(b"half")
     export(Dataset(converted()), tmp_path / "out")

@@ -28,8 +28,7 @@ def make(folder: Path, subject: str = "sub-01", data=None, repetitions: int = 4,
     with SubjectWriter(folder, subject, PLAN) as writer:
         for split, conditions in (("train", 3), ("test", 2)):
             images = [
-                f"{fake_eeg.PARTS[split]}_images/{i + 1:05d}_{split}{i}/{split}{i}_01b.jpg"
-                for i in range(conditions)
+                f"{fake_eeg.PARTS[split]}_images/{i + 1:05d}_{split}{i}/{split}{i}_01b.jpg" for i in range(conditions)
             ]
             shape = [conditions, repetitions, 2, 5]
             sessions = np.tile([1, 1, 2, 2], (conditions, 1))[:, :repetitions].tolist()

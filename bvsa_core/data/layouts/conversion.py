@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bvsa_core.data.layouts import stimuli
-from bvsa_core.data.layouts.source import Options, Progress, Source
+from bvsa_core.data.layouts.source import ConversionOptions, Progress, SubjectSource
 from bvsa_core.data.store import SPLITS, Header, SplitHeader, SubjectWriter
 from bvsa_core.errors import UserError
 from bvsa_core.io.safe_readers import READ_ERRORS, read_arrays
@@ -84,7 +84,7 @@ def read_json(path: Path) -> dict[str, Any]:
     raise UserError(f"{path}: damaged, or without lists ch_names and times; fetch or make it again")
 
 
-def file_of(source: Source, name: str) -> Path:
+def file_of(source: SubjectSource, name: str) -> Path:
     """One of the source's files.
 
     Raises:
@@ -97,9 +97,9 @@ def file_of(source: Source, name: str) -> Path:
 
 
 def convert(
-    source: Source,
+    source: SubjectSource,
     writer: SubjectWriter,
-    options: Options,
+    options: ConversionOptions,
     progress: Progress,
     read: Callable[[str], Epochs],
     units: str,
@@ -143,7 +143,7 @@ def _checked_channels(epochs: Epochs) -> list[str]:
     return channels
 
 
-def _kept(epochs: Epochs, options: Options) -> tuple[slice, list[float]]:
+def _kept(epochs: Epochs, options: ConversionOptions) -> tuple[slice, list[float]]:
     """Which samples are kept, and their times."""
     path, count = epochs.path, epochs.shape[3]
     try:
