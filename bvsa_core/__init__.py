@@ -31,8 +31,8 @@ if TYPE_CHECKING:  # for whoever checks types, the same as _PLACES
     from bvsa_core.methods.base import Contrastive as Contrastive
     from bvsa_core.methods.base import Method as Method
     from bvsa_core.methods.base import symmetric_contrastive as symmetric_contrastive
-    from bvsa_core.retrieval.gallery import Gallery as Gallery
     from bvsa_core.retrieval.gallery import EmbeddingMatrix as EmbeddingMatrix
+    from bvsa_core.retrieval.gallery import Gallery as Gallery
     from bvsa_core.retrieval.scoring import Embeddings as Embeddings
     from bvsa_core.retrieval.scoring import Protocol as Protocol
     from bvsa_core.retrieval.scoring import Scores as Scores

@@ -39,7 +39,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
             recordings = run_data.dataset.load(run_data.dataset.subjects[0], split)
             pictures = list(dict.fromkeys(recordings.images))
             bank = run_data.bank(pictures)
-            bank.fill(levels, lambda done, total: display(f"features of {split}", done, total))  # noqa: B023
+            bank.fill(levels, lambda task, *done: display(f"{task} of {split}", *done))  # noqa: B023
             run_data.texts(
                 pictures, [dict(zip(recordings.images, recordings.concepts))[picture] for picture in pictures]
             )

@@ -139,7 +139,6 @@ def run_all(
 ) -> dict[str, str]:
     """Fill the feature banks, then run every cell. Returns what was wrong with those that failed."""
     bench = RunDataCache(processes.device, display)
-    report = lambda done, of: display("cells", done, of)  # noqa: E731
     if processes.rank == 0:
         for cell in todo:
             if complete(cell, root):
@@ -147,8 +146,8 @@ def run_all(
     fill_banks([cell for cell in todo if not complete(cell, root)], bench)  # together with the other processes
     processes.wait()
     if parsed.workers > 1:
-        return run_parallel(todo, root, parsed.workers, report, parsed.threads)
-    failures = processes.gather(run_serial(processes.share(todo), root, bench, report, parsed.threads))
+        return run_parallel(todo, root, parsed.workers, display, parsed.threads)
+    failures = processes.gather(run_serial(processes.share(todo), root, bench, display, parsed.threads))
     return {cell: told for part in failures for cell, told in part.items()}
 
 

@@ -90,9 +90,8 @@ def run(parsed: jsonargparse.Namespace) -> None:
         with torch.no_grad(), one_thread():
             queries = Queries(*method.query_embeddings(recordings.to(run_data.device), whose))
         gallery = open_gallery(parsed, method, config, run_data, display)
-        report = lambda done, of: display("rows searched", done, of)  # noqa: E731
         if parsed.index is None:
-            found, recalled = search(queries, gallery, parsed.top, scoring, progress=report), None
+            found, recalled = search(queries, gallery, parsed.top, scoring, progress=display), None
         else:
             found, recalled = search_by_index(parsed, queries, gallery, scoring, display)
     if processes.rank == 0:
@@ -105,12 +104,12 @@ def search_by_index(
     """What the index leads to, and the share of the exact answer that is in it."""
     if parsed.candidates < parsed.top:
         raise UserError(f"--candidates {parsed.candidates} are fewer than --top {parsed.top}")
-    index = Index(parsed.index, gallery, parsed.index_type, lambda done, of: display("rows indexed", done, of))
+    index = Index(parsed.index, gallery, parsed.index_type, display)
     candidates = index.propose(queries.brain_image, parsed.candidates, parsed.probes)
     found = search_candidates(queries, gallery, candidates, parsed.top, scoring)
     some = Queries(*(brain[:RECALL_QUERIES] for brain in queries))
     exact = search(
-        some, gallery, parsed.top, scoring, progress=lambda done, of: display("exact search for recall", done, of)
+        some, gallery, parsed.top, scoring, progress=lambda _, *done: display("exact search for recall", *done)
     )
     return found, recall(found.rows[:RECALL_QUERIES], exact.rows)
 
@@ -206,7 +205,7 @@ def open_gallery(
             raise UserError(f"--gallery {where}: no picture inside ({', '.join(PICTURES)}), nor is it a feature bank")
         names = [path.relative_to(where).as_posix() for path in paths]
         concepts, bank = [concept_of(str(path)) for path in paths], run_data.bank_for_paths(paths)
-    bank.fill(levels, lambda done, of: display("features", done, of))
+    bank.fill(levels, display)
     texts = EmbeddingMatrix(bank.texts_path(run_data.prompts(concepts)))
     return Gallery([EmbeddingMatrix(path) for path in bank.files(levels)], texts, names, **shared)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from bvsa_core.errors import UserError
 from bvsa_core.experiments.grid import Cell
 from bvsa_core.experiments.repetitions import repetition_curves
 from bvsa_core.io.atomic import claim, write_atomically
+from bvsa_core.progress import Progress, no_progress
 from bvsa_core.retrieval.gates import Reliability
 from bvsa_core.retrieval.scoring import Protocol, Scoring, ranks, score, similarity
 from bvsa_core.retrieval.statistics import statistics_of
@@ -30,7 +31,6 @@ from bvsa_core.training.run import RunData, run
 from bvsa_core.vision.views import Level
 
 SCORES = "scores.json"
-Progress = Callable[[str, float, int], None]
 
 
 class RunDataCache:
@@ -40,7 +40,7 @@ class RunDataCache:
         device: where cells run that leave it open.
     """
 
-    def __init__(self, device: str | None = None, progress: Progress = lambda *_: None):
+    def __init__(self, device: str | None = None, progress: Progress = no_progress):
         self.device, self.progress = device, progress
         self._key: RunDataConfig | None = None
         self._subject: str | None = None
@@ -58,7 +58,7 @@ class RunDataCache:
         return self._materials
 
 
-def run_cell(cell: Cell, root: Path, bench: RunDataCache, progress: Progress = lambda *_: None) -> None:
+def run_cell(cell: Cell, root: Path, bench: RunDataCache, progress: Progress = no_progress) -> None:
     """Do what of a cell is not done yet.
 
     Raises:
@@ -145,7 +145,7 @@ def fill_banks(cells: Iterable[Cell], bench: RunDataCache) -> None:
             images, concepts = zip(*shown)
             with suppress(UserError):
                 if run_data.config.views == "banked":
-                    run_data.bank(images).fill(list(needed), functools.partial(run_data.progress, "features"))
+                    run_data.bank(images).fill(list(needed), run_data.progress)
                 run_data.texts(images, concepts)
 
 

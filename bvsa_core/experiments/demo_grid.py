@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from bvsa_core.progress import Progress, no_progress
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.run import RunData, run
-
-Progress = Callable[[str, float, int], None]  # the cell at work, cells done (with the part of that one), cells in all
 
 
 def cells(base: RunConfig, methods: Sequence[str], subjects: Sequence[str], seeds: int) -> list[RunConfig]:
@@ -28,9 +27,7 @@ def folder_of(cell: RunConfig, root: Path) -> Path:
     return root / f"{cell.method}-{cell.preset}_{cell.encoder}_{cell.subject}_seed{cell.seed}"
 
 
-def run_grid(
-    grid: Sequence[RunConfig], root: Path, run_data: RunData, progress: Progress = lambda *_: None
-) -> list[dict]:
+def run_grid(grid: Sequence[RunConfig], root: Path, run_data: RunData, progress: Progress = no_progress) -> list[dict]:
     """Results of all cells. A cell that is complete in its folder is not run again."""
     results = []
     for done, cell in enumerate(grid):

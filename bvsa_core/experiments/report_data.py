@@ -19,6 +19,7 @@ from bvsa_core.data.dataset import Dataset, concept_of
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import SCORES, levels_of
 from bvsa_core.experiments.repetitions import repetition_curves
+from bvsa_core.progress import Progress, no_progress
 from bvsa_core.report.comparison_table import ComparisonRow
 from bvsa_core.report.content import (
     BlurExample,
@@ -51,8 +52,6 @@ SAMPLES = 3  # pictures that are blurred to show how
 _NO_SETTING = {"subject", "seed", "device", "bank", "cache_dir"}
 _SHOWN_ANYWAY = ("method", "preset", "encoder", "vision", "selection")
 _NEEDED = ("method", "preset", "subject", "seed", "protocol", "ranks", "images")
-
-Progress = Callable[[str, float, int], None]
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[RunFolder], list[str]]:
@@ -238,7 +237,7 @@ def with_curves(
     lines: Sequence[ReportRow],
     materials_of: Callable[[RunConfig], RunData],
     resamples: int,
-    progress: Progress = lambda *_: None,
+    progress: Progress = no_progress,
 ) -> list[ReportRow]:
     """Lines without a curve over test repetitions get that of their first run; with 0 resamples they stay as they are.
 
@@ -262,7 +261,7 @@ def build_report(
     lines: Sequence[ReportRow],
     made_by: dict[str, str],
     data: Path | None = None,
-    progress: Progress = lambda *_: None,
+    progress: Progress = no_progress,
 ) -> Report:
     """A report of lines, with what their runs retrieve and how their pictures are blurred.
 
@@ -375,7 +374,7 @@ class ThumbnailCache:
             self.unreadable = self.unreadable or str(error)
             return None
 
-    def pictures(self, progress: Progress = lambda *_: None) -> list[Picture]:
+    def pictures(self, progress: Progress = no_progress) -> list[Picture]:
         """All of them in the order of their numbers, with thumbnails of those that are wanted."""
         found, made = [], 0
         for (data, image), number in self._numbers.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import SimpleQueue
@@ -18,8 +18,7 @@ from bvsa_core.distributed.processes import exit_with_parent
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import RunDataCache, complete, run_cell
 from bvsa_core.experiments.grid import Cell
-
-Progress = Callable[[float, int], None]  # cells done (with the part of one at work), cells in all
+from bvsa_core.progress import Progress, no_progress
 
 
 def run_serial(
@@ -31,13 +30,13 @@ def run_serial(
     failures = {}
     try:
         for done, cell in enumerate(cells):
-            progress(done, len(cells))
-            part = lambda _, epoch, epochs, done=done: progress(done + epoch / epochs, len(cells))  # noqa: E731
+            progress("cells", done, len(cells))
+            part = lambda _, epoch, epochs, done=done: progress("cells", done + epoch / epochs, len(cells))  # noqa: E731
             if told := run_one(cell, root, bench, part):
                 failures[str(cell)] = told
     finally:
         torch.set_num_threads(before)
-    progress(len(cells), len(cells))
+    progress("cells", len(cells), len(cells))
     return failures
 
 
@@ -47,7 +46,7 @@ def run_parallel(
     """Run cells in so many processes, which share threads and GPUs. Returns what was wrong with those that failed."""
     waiting = [cell for cell in cells if not complete(cell, root)]
     done, failures = len(cells) - len(waiting), dict[str, str]()
-    progress(done, len(cells))
+    progress("cells", done, len(cells))
     if not waiting:
         return failures
     threads = threads or max(1, torch.get_num_threads() // workers)
@@ -63,7 +62,7 @@ def run_parallel(
                 if told := _told(future):
                     failures[str(futures[future])] = told
                 done += 1
-                progress(done, len(cells))
+                progress("cells", done, len(cells))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -95,9 +94,7 @@ def _work(cell: Cell, root: Path) -> str | None:
         os._exit(130)
 
 
-def run_one(
-    cell: Cell, root: Path, bench: RunDataCache, progress: Callable[[str, float, int], None] = lambda *_: None
-) -> str | None:
+def run_one(cell: Cell, root: Path, bench: RunDataCache, progress: Progress = no_progress) -> str | None:
     """Run a cell; returns what was wrong, the whole traceback where it is no fault of the user's."""
     try:
         run_cell(cell, root, bench, progress)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 import fovblur
 from bvsa_core.errors import UserError
+from bvsa_core.progress import Progress, no_progress
 from bvsa_core.retrieval.gallery import Gallery
 from bvsa_core.retrieval.scoring import Scoring
-from bvsa_core.retrieval.search import Progress, Queries, TopK, check, row_gate
+from bvsa_core.retrieval.search import Queries, TopK, check, row_gate
 
 ROWS_AT_ONCE = 65_536
 TRAINING_ROWS_PER_CELL = 64  # FAISS asks for 39 to 256
@@ -32,7 +33,7 @@ class Index:
         UserError: FAISS is not installed, the kind is not one of its, or the file is not an index of this gallery.
     """
 
-    def __init__(self, path: Path, gallery: Gallery, kind: str | None = None, progress: Progress = lambda *_: None):
+    def __init__(self, path: Path, gallery: Gallery, kind: str | None = None, progress: Progress = no_progress):
         try:
             import faiss
         except ImportError as error:
@@ -88,7 +89,7 @@ class Index:
         for start in range(0, rows, ROWS_AT_ONCE):
             stop = min(start + ROWS_AT_ONCE, rows)
             index.add(self.gallery.image(slice(start, stop)).cpu().numpy())
-            progress(stop, rows)
+            progress("rows indexed", stop, rows)
         partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
         try:
             self.faiss.write_index(index, str(partial))

@@ -6,7 +6,7 @@ by row: the result of any number of processes is the same to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,12 +15,12 @@ from torch import Tensor
 
 import fovblur
 from bvsa_core.errors import UserError
+from bvsa_core.progress import Progress, no_progress
 from bvsa_core.retrieval.gallery import Gallery
 from bvsa_core.retrieval.gates import INDUCTIVE, reliability_from_top2, top2_text_similarities
 from bvsa_core.retrieval.scoring import Scoring
 
 CHUNK_BYTES = 64 * 2**20  # of float32 embeddings that a process reads at once
-Progress = Callable[[int, int], None]  # rows searched, of how many
 
 
 class Queries(NamedTuple):
@@ -43,7 +43,7 @@ def search(
     k: int,
     scoring: Scoring = Scoring(),
     chunk_rows: int | None = None,
-    progress: Progress = lambda *_: None,
+    progress: Progress = no_progress,
     group: dist.ProcessGroup | None = None,
 ) -> TopK:
     """The k best pictures of a gallery for every recording.
@@ -72,7 +72,7 @@ def search(
             queries.brain_image, image, brain_text, text, min(k, len(image)), row_gate=gate
         )
         found = merge_topk([found, TopK(values, rows.cpu() + chunk.start)], k)
-        progress(chunk.stop, shard[-1].stop)
+        progress("rows searched", chunk.stop, shard[-1].stop)
     return merge_topk([TopK(*parts) for parts in zip(_gather(found.values, group), _gather(found.rows, group))], k)
 
 

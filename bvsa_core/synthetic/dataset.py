@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -32,6 +32,7 @@ from bvsa_core.data.dataset import DESCRIPTION, IMAGE_FOLDERS, RECORDINGS_FOLDER
 from bvsa_core.distributed.processes import exit_with_parent
 from bvsa_core.errors import UserError, unknown_name
 from bvsa_core.io.atomic import claim, is_temporary, make_folder, remove_temporary, tidy, write_atomically
+from bvsa_core.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from bvsa_core.synthetic.openmoji import Concept
@@ -114,10 +115,7 @@ class SyntheticConfig:
         )
 
 
-Progress = Callable[[str, int, int], None]  # what is being made, how many are done, of how many
-
-
-def make_dataset(root: str | Path, config: SyntheticConfig, progress: Progress = lambda *_: None) -> None:
+def make_dataset(root: str | Path, config: SyntheticConfig, progress: Progress = no_progress) -> None:
     """Write the data set, or what of it is still missing, into a folder.
 
     A folder appears under its final name only when it is complete; calling again with the same config continues.

@@ -11,7 +11,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -27,6 +27,7 @@ from bvsa_core.distributed.processes import ProcessGroup
 from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import write_atomically
 from bvsa_core.methods.base import Method
+from bvsa_core.progress import Progress, no_progress
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.selection import Best
 
@@ -120,7 +121,7 @@ class Checkpointer:
         self,
         folder: RunFolder | None = None,
         team: ProcessGroup = ProcessGroup(),
-        progress: Callable[[float, int], None] = lambda *_: None,
+        progress: Progress = no_progress,
     ):
         self.folder, self.team, self.progress = folder, team, progress
         self.stopping = False
@@ -158,7 +159,7 @@ class Checkpointer:
         now = time.monotonic()
         if now - self.told > 0.25:
             self.told = now
-            self.progress(standing.epoch + standing.batch / batches, epochs)
+            self.progress("epochs", standing.epoch + standing.batch / batches, epochs)
         if self.folder is None or self.team.rank > 0 or not (self.stopping or now - self.kept >= self.waits):
             return
         write_atomically(self.folder.resume, standing.write())

@@ -19,6 +19,7 @@ from bvsa_core.data.split import Split, hold_out, load_split
 from bvsa_core.distributed.processes import ProcessGroup, share_out, together
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Method
+from bvsa_core.progress import Progress, no_progress
 from bvsa_core.retrieval.scoring import Scoring, ranks, score, similarity
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig, RunDataConfig
@@ -31,8 +32,6 @@ from bvsa_core.vision.clip import Clip, load_clip
 from bvsa_core.vision.images import read_images
 from bvsa_core.vision.multilevel import Fusion, MultiLevelViews
 from bvsa_core.vision.views import BankedViews, Falloff, Level, OnlineViews, Views
-
-Progress = Callable[[str, float, int], None]  # what is being done, how much of it, of how much
 
 
 def choose_device(name: str) -> torch.device:
@@ -64,9 +63,7 @@ class RunData:
         UserError: data or weights that are missing or damaged.
     """
 
-    def __init__(
-        self, config: RunDataConfig, progress: Progress = lambda *_: None, team: ProcessGroup = ProcessGroup()
-    ):
+    def __init__(self, config: RunDataConfig, progress: Progress = no_progress, team: ProcessGroup = ProcessGroup()):
         self.config, self.progress, self.team = config, progress, team
         self.device = choose_device(config.device)
         self._split_of_one = functools.cache(self._split)
@@ -140,9 +137,7 @@ class RunData:
             online = self._online(tuple(pictures))
             return lambda *asked: share_out(online, *asked)
         bank = self.bank(pictures)
-        bank.fill(
-            levels, lambda done, total: self.progress("features", done, total)
-        )  # together with the other processes
+        bank.fill(levels, self.progress)  # together with the other processes
         return BankedViews(bank.load(levels).to(self.device), levels)
 
     def texts(self, pictures: Sequence[str], concepts: Sequence[str]) -> Tensor:
@@ -166,7 +161,7 @@ class RunData:
 
     def _make_online(self, pictures: tuple[str, ...]) -> OnlineViews:
         paths = [self.dataset.image_path(picture) for picture in pictures]
-        images = read_images(paths, self.clip.image_size, lambda done: self.progress("pictures", done, len(paths)))
+        images = read_images(paths, self.clip.image_size, self.progress)
         return OnlineViews(self.clip, images, self.falloff)
 
 
@@ -174,7 +169,7 @@ def run(
     config: RunConfig,
     run_data: RunData,
     folder: RunFolder,
-    progress: Progress = lambda *_: None,
+    progress: Progress = no_progress,
     log: Callable[[dict], None] = lambda metrics: None,
 ) -> dict:
     """Train, embed the test set, score, and leave everything in the folder. A complete run is not repeated, a stopped one goes on.
@@ -205,7 +200,7 @@ def _run(
             log(metrics)
         progress("epochs", metrics["epoch"], config.epochs)
 
-    keeper = Checkpointer(folder, team, lambda done, of: progress("epochs", done, of))
+    keeper = Checkpointer(folder, team, progress)
     with nullcontext() if config.selection == "oracle" else run_data.sealed():
         trained = train(config, run_data, report, keeper)
     method, known = trained.method, trained.split

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import claim_work, write_atomically
+from bvsa_core.progress import Progress, no_progress
 from bvsa_core.vision.clip import Clip
 from bvsa_core.vision.feature_file import map_features, write_features
 from bvsa_core.vision.images import RESIZING, hash_files, read_images
@@ -33,7 +34,6 @@ from bvsa_core.vision.views import Falloff, Level, OnlineViews
 
 FORMAT = 2  # of the files, and of what the blur computes; part of every key
 ABOUT = "about.json"
-Progress = Callable[[int, int], None]
 
 
 class FeatureBank:
@@ -62,10 +62,8 @@ class FeatureBank:
         """Levels not computed yet."""
         return [level for level in dict.fromkeys(levels) if not self.path(level).exists()]
 
-    def fill(
-        self, levels: Sequence[Level], progress: Progress = lambda *_: None, batch_size: int | None = None
-    ) -> None:
-        """Compute the levels that are missing, together with all who do the same; progress hears of (features done, in all).
+    def fill(self, levels: Sequence[Level], progress: Progress = no_progress, batch_size: int | None = None) -> None:
+        """Compute the levels that are missing, together with all who do the same.
 
         Left out, batch_size is 256 on a GPU, and on the CPU 32, whose results an allocator can still reuse.
 
@@ -84,7 +82,7 @@ class FeatureBank:
             for path in lacking:
                 features = []
                 for batch in torch.arange(len(images)).split(batch_size):
-                    progress(done, total)
+                    progress("features", done, total)
                     gain = torch.full((len(batch),), targets[path].gain)
                     kernel_size = torch.full((len(batch),), targets[path].kernel_size)
                     features.append(views(batch, gain, kernel_size).cpu())
@@ -96,7 +94,7 @@ class FeatureBank:
         for path in targets:
             self._pieces.merge_shards(path)
         if missing:
-            progress(total, total)
+            progress("features", total, total)
 
     def load(self, levels: Sequence[Level]) -> Tensor:
         """Features (levels, pictures, D) float32.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,11 +15,12 @@ from torch import Tensor
 
 from bvsa_core.errors import UserError
 from bvsa_core.io.image_file import read_picture
+from bvsa_core.progress import Progress, no_progress
 
 RESIZING = Image.Resampling.BILINEAR
 
 
-def read_images(paths: Sequence[Path], size: int, progress: Callable[[int], None] = lambda done: None) -> Tensor:
+def read_images(paths: Sequence[Path], size: int, progress: Progress = no_progress) -> Tensor:
     """Decode pictures to (N, 3, size, size) uint8; others are resized, as UBP does, to size x size.
 
     Raises:
@@ -32,7 +33,7 @@ def read_images(paths: Sequence[Path], size: int, progress: Callable[[int], None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for done, _ in enumerate(pool.map(read_into, range(len(paths))), start=1):
-            progress(done)
+            progress("images", done, len(paths))
     return images
 
 

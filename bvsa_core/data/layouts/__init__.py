@@ -7,7 +7,6 @@ import importlib
 import json
 import pkgutil
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -16,8 +15,7 @@ from bvsa_core.data.layouts.source import ConversionOptions, SubjectSource
 from bvsa_core.data.store import SubjectWriter
 from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import PARTIAL, locked, write_atomically
-
-Progress = Callable[[str, int, int], None]
+from bvsa_core.progress import Progress, no_progress
 
 
 def layouts() -> dict[str, ModuleType]:
@@ -54,7 +52,7 @@ def recognise(folder: Path, modality: str) -> list[SubjectSource]:
 
 
 def convert(
-    source: Path, store: Path, modality: str, options: ConversionOptions, progress: Progress = lambda *_: None
+    source: Path, store: Path, modality: str, options: ConversionOptions, progress: Progress = no_progress
 ) -> list[str]:
     """Bring every subject of a published folder into the store. Returns one line a subject.
 

@@ -14,9 +14,10 @@ import numpy as np
 from bvsa_core.data import things_eeg
 from bvsa_core.data.layouts import conversion, stimuli
 from bvsa_core.data.layouts.conversion import Epochs
-from bvsa_core.data.layouts.source import ConversionOptions, Progress, SubjectSource
+from bvsa_core.data.layouts.source import ConversionOptions, SubjectSource
 from bvsa_core.data.store import HEADER, SPLITS, SubjectWriter
 from bvsa_core.errors import UserError
+from bvsa_core.progress import Progress
 
 LAYOUT = "arrays"
 MODALITIES = ("EEG",)

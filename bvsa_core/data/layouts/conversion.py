@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from bvsa_core.data.layouts import stimuli
-from bvsa_core.data.layouts.source import ConversionOptions, Progress, SubjectSource
+from bvsa_core.data.layouts.source import ConversionOptions, SubjectSource
 from bvsa_core.data.store import SPLITS, Header, SplitHeader, SubjectWriter
 from bvsa_core.errors import UserError
 from bvsa_core.io.safe_readers import READ_ERRORS, read_arrays
+from bvsa_core.progress import Progress
 
 SHAPE = "(conditions, repetitions, channels, time)"
 _BLOCK = 2**26  # bytes of the source converted at once

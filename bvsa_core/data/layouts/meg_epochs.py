@@ -17,10 +17,11 @@ import numpy as np
 
 from bvsa_core.data import things_meg
 from bvsa_core.data.layouts import meg_trials
-from bvsa_core.data.layouts.source import ConversionOptions, Progress, SubjectSource
+from bvsa_core.data.layouts.source import ConversionOptions, SubjectSource
 from bvsa_core.data.optional import import_mne
 from bvsa_core.data.store import SPLITS, Header, SplitHeader, SubjectWriter
 from bvsa_core.errors import UserError
+from bvsa_core.progress import Progress
 
 LAYOUT = "meg_epochs"
 MODALITIES = ("MEG",)

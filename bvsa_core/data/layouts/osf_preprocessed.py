@@ -9,9 +9,10 @@ from pathlib import Path
 
 from bvsa_core.data.layouts import conversion, stimuli
 from bvsa_core.data.layouts.conversion import Epochs
-from bvsa_core.data.layouts.source import ConversionOptions, Progress, SubjectSource
+from bvsa_core.data.layouts.source import ConversionOptions, SubjectSource
 from bvsa_core.data.store import SubjectWriter
 from bvsa_core.errors import UserError
+from bvsa_core.progress import Progress
 
 LAYOUT = "osf_preprocessed"
 MODALITIES = ("EEG",)

@@ -19,9 +19,10 @@ import numpy as np
 from bvsa_core.data import mvnn, things_eeg
 from bvsa_core.data.layouts import stimuli
 from bvsa_core.data.layouts.raw_session import RawSession
-from bvsa_core.data.layouts.source import ConversionOptions, Progress, SubjectSource
+from bvsa_core.data.layouts.source import ConversionOptions, SubjectSource
 from bvsa_core.data.store import SPLITS, Header, SplitHeader, SubjectWriter
 from bvsa_core.errors import UserError
+from bvsa_core.progress import Progress
 
 LAYOUT = "osf_raw"
 MODALITIES = ("EEG",)

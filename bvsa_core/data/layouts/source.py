@@ -11,8 +11,7 @@ from typing import Any, Literal
 from bvsa_core.data import things_meg
 from bvsa_core.data.store import SubjectWriter, fingerprint
 from bvsa_core.errors import UserError
-
-Progress = Callable[[str, int, int], None]
+from bvsa_core.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from bvsa_core.data import things_eeg
 from bvsa_core.data.dataset import DESCRIPTION, Dataset, read_recordings, write_recordings
 from bvsa_core.data.layouts import conversion, stimuli
 from bvsa_core.data.layouts.conversion import Epochs
-from bvsa_core.data.layouts.source import ConversionOptions, Progress, SubjectSource
+from bvsa_core.data.layouts.source import ConversionOptions, SubjectSource
 from bvsa_core.data.store import SPLITS, SubjectWriter
 from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import locked, make_folder, remove_temporary, write_atomically
+from bvsa_core.progress import Progress
 
 LAYOUT = "ubp"
 MODALITIES = ("EEG", "MEG")

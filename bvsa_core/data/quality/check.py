@@ -20,8 +20,8 @@ from bvsa_core.data.store import SPLITS, Header
 from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import locked
 from bvsa_core.io.image_file import read_picture
+from bvsa_core.progress import Progress, no_progress
 
-Progress = Callable[[str, int, int], None]
 _NAMED = 5  # of many files or pictures
 _PUBLISHED = {"EEG": things_eeg, "MEG": things_meg}
 _NAMES = {"EEG": "THINGS-EEG2", "MEG": "THINGS-MEG"}
@@ -49,7 +49,7 @@ class _SplitSummary:
     sessions: set[int]
 
 
-def check_dataset(folder: Path, progress: Progress = lambda *_: None, images: Path | None = None) -> CheckReport:
+def check_dataset(folder: Path, progress: Progress = no_progress, images: Path | None = None) -> CheckReport:
     """Read every recordings file and open every picture that one of them names.
 
     Args:

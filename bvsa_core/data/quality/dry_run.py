@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from bvsa_core.data.layouts import conversion
-from bvsa_core.data.layouts.source import ConversionOptions, Progress, SubjectSource
+from bvsa_core.data.layouts.source import ConversionOptions, SubjectSource
 from bvsa_core.data.quality.bad_samples import BadSampleCounter
 from bvsa_core.data.store import Header, SubjectWriter
 from bvsa_core.errors import UserError
 from bvsa_core.io.safe_readers import read_arrays
+from bvsa_core.progress import Progress
 
 
 class _Looked(BadSampleCounter):

@@ -131,7 +131,7 @@ def test_only_missing_levels_are_computed_and_nothing_unfinished_is_kept(clip, p
     bank.fill([SHARP])
     before = {path.name: path.stat().st_mtime_ns for path in bank.folder.iterdir()}
     heard = []
-    bank.fill([SHARP, Level(51, 0.5)], lambda done, total: heard.append((done, total)))
+    bank.fill([SHARP, Level(51, 0.5)], lambda _, done, total: heard.append((done, total)))
     assert heard[-1] == (40, 40)
     assert {name: (bank.folder / name).stat().st_mtime_ns for name in before} == before
     monkeypatch.setattr(OnlineViews, "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
