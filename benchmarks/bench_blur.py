@@ -61,8 +61,8 @@ def by_kornia(images: Tensor, sizes: Tensor) -> Callable[[], Tensor]:
 
 
 def by_opencv(images: Tensor, sizes: Tensor) -> Callable[[], Tensor]:
-    """The path of UBP and BVSA: one uint8 picture at a time, blurred and blended in 8 bits, then to a tensor."""
-    pictures = [
+    """The path of UBP and BVSA: one uint8 image at a time, blurred and blended in 8 bits, then to a tensor."""
+    arrays = [
         image.permute(1, 2, 0).mul(255).round().to(torch.uint8).cpu().numpy()
         for image in images.float() / images.float().max()
     ]
@@ -70,9 +70,9 @@ def by_opencv(images: Tensor, sizes: Tensor) -> Callable[[], Tensor]:
 
     def blur() -> Tensor:
         results = []
-        for picture, k in zip(pictures, sizes):
-            blurred = cv2.GaussianBlur(picture, (k, k), fovblur.sigma_from_kernel_size(k))  # for 0 and k < 10: a table
-            results.append(cv2.convertScaleAbs(picture * weight + blurred * (1 - weight)))
+        for array, k in zip(arrays, sizes):
+            blurred = cv2.GaussianBlur(array, (k, k), fovblur.sigma_from_kernel_size(k))  # for 0 and k < 10: a table
+            results.append(cv2.convertScaleAbs(array * weight + blurred * (1 - weight)))
         return torch.from_numpy(np.stack(results)).permute(0, 3, 1, 2)
 
     return blur

@@ -1,7 +1,7 @@
-"""Pictures from disk to blurred, normalised batches and to features, beside the way of the reference code: PIL, OpenCV's blur and
-torchvision's transforms, picture by picture, batched by a DataLoader.
+"""Images from disk to blurred, normalised batches and to features, beside the way of the reference code: PIL, OpenCV's blur and
+torchvision's transforms, image by image, batched by a DataLoader.
 
-Pictures of the size of THINGS' and the nine blur levels of BVSA. The peers' batches are compared with ours first: they round
+Images of the size of THINGS' and the nine blur levels of BVSA. The peers' batches are compared with ours first: they round
 the blur and the blend to 8 bits, and ours are not rounded.
 """
 
@@ -29,21 +29,21 @@ from torchvision import transforms
 from bvsa_core.vision.bank import FeatureBank
 from bvsa_core.vision.clip import Clip, load_clip
 from bvsa_core.vision.images import read_images
-from bvsa_core.vision.shards import PICTURES
+from bvsa_core.vision.shards import IMAGES
 from bvsa_core.vision.views import Level, OnlineViews
 
 SUITE = "features"
 OURS = "bvsa_core"
 SIDE, BATCH = 500, 32
 LEVELS = [Level(size, gain) for size in (51, 45, 57) for gain in (0.5, 0.0, 1.0)]
-CHECKED = 8  # pictures whose batches are compared
+CHECKED = 8  # images whose batches are compared
 
 
 @dataclass(frozen=True)
 class Case:
-    """So many pictures at some levels: to batches, or to the features of an encoder, which we keep in a bank."""
+    """So many images at some levels: to batches, or to the features of an encoder, which we keep in a bank."""
 
-    pictures: int
+    images: int
     encoder: str | None = None
     count: int = len(LEVELS)
 
@@ -53,14 +53,14 @@ class Case:
 
     def __str__(self) -> str:
         encoder = f"features by {self.encoder}" if self.encoder else "without an encoder"
-        return f"{self.pictures} JPEGs of {SIDE} x {SIDE}, {self.count} level{'s' * (self.count > 1)}, {encoder}"
+        return f"{self.images} JPEGs of {SIDE} x {SIDE}, {self.count} level{'s' * (self.count > 1)}, {encoder}"
 
 
 CASES = [Case(8, count=1), Case(64), Case(64, "tiny")]
 
 
 class Blurred(TorchDataset):
-    """Pictures at blur levels as the reference code makes them: one level an item, or all of them of a picture decoded once."""
+    """Images at blur levels as the reference code makes them: one level an item, or all of them of an image decoded once."""
 
     def __init__(self, paths: list[Path], levels: list[Level], clip: Clip):
         self.paths, self.levels = paths, levels
@@ -75,13 +75,13 @@ class Blurred(TorchDataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        picture = np.array(self.resize(Image.open(self.paths[index]).convert("RGB")))
-        return torch.stack([self.to_normalised(self.blur(picture, level)) for level in self.levels])
+        image = np.array(self.resize(Image.open(self.paths[index]).convert("RGB")))
+        return torch.stack([self.to_normalised(self.blur(image, level)) for level in self.levels])
 
-    def blur(self, picture: np.ndarray, level: Level) -> np.ndarray:
+    def blur(self, image: np.ndarray, level: Level) -> np.ndarray:
         weight = level.gain * self.acuity
-        blurred = cv2.GaussianBlur(picture, (level.kernel_size, level.kernel_size), 0)
-        return cv2.convertScaleAbs(weight * picture + (1 - weight) * blurred)
+        blurred = cv2.GaussianBlur(image, (level.kernel_size, level.kernel_size), 0)
+        return cv2.convertScaleAbs(weight * image + (1 - weight) * blurred)
 
 
 def loaders(paths: list[Path], levels: list[Level], clip: Clip) -> list[DataLoader]:
@@ -131,10 +131,10 @@ class _Pixels:
 
 
 def batches(paths: list[Path], levels: list[Level], clip: Clip, keep: Callable[[Tensor], Tensor]) -> list[list[Tensor]]:
-    """What is kept of our batches: by level, then by picture."""
+    """What is kept of our batches: by level, then by image."""
     made = [[] for _ in levels]
-    for start in range(0, len(paths), PICTURES):
-        images = read_images(paths[start : start + PICTURES], clip.image_size)
+    for start in range(0, len(paths), IMAGES):
+        images = read_images(paths[start : start + IMAGES], clip.image_size)
         views = OnlineViews(_Pixels(clip, keep), images)
         for level, kept in zip(levels, made):
             for batch in torch.arange(len(images)).split(BATCH):
@@ -150,7 +150,7 @@ def by_bank(paths: list[Path], levels: list[Level], clip: Clip, folder: Path) ->
 
 
 @functools.cache
-def make_pictures(count: int) -> tuple[tempfile.TemporaryDirectory, list[Path]]:
+def make_images(count: int) -> tuple[tempfile.TemporaryDirectory, list[Path]]:
     """Photographs are imitated by noise of every scale, so that decoding one takes as long."""
     folder, rng = tempfile.TemporaryDirectory(), np.random.default_rng(0)
     paths = [Path(folder.name, f"{i:04d}.jpg") for i in range(count)]
@@ -164,11 +164,11 @@ def make_pictures(count: int) -> tuple[tempfile.TemporaryDirectory, list[Path]]:
 
 @functools.cache
 def checked(encoder: str, device: torch.device) -> Clip:
-    """An encoder, for whose size of pictures all providers make the same batches.
+    """An encoder, for whose size of images all providers make the same batches.
 
     Within a grey level for the blur in 8 bits, and half of one for the blend.
     """
-    clip, paths = load_clip(encoder, device=device), make_pictures(CHECKED)[1]
+    clip, paths = load_clip(encoder, device=device), make_images(CHECKED)[1]
     for make in PEERS.values():
         levels = LEVELS if make is loaders else LEVELS[:1]
         ours = torch.stack([torch.cat(level) for level in batches(paths, levels, clip, lambda seen: seen)])
@@ -181,13 +181,13 @@ def checked(encoder: str, device: torch.device) -> Clip:
 
 def least(case: Case, paths: list[Path], clip: Clip) -> tuple[int, int]:
     """Bytes that must be read and written, and multiply-adds of the direct separable blurs and the encoder."""
-    pixels = 3 * clip.image_size**2 * case.pictures
+    pixels = 3 * clip.image_size**2 * case.images
     read = sum(path.stat().st_size for path in paths)
     fma = sum(2 * level.kernel_size for level in case.levels) * pixels
     if case.encoder:
         with FlopCounterMode(display=False) as counter:
             clip.encode_images(torch.zeros(1, 3, clip.image_size, clip.image_size, device=clip.device))
-        fma += counter.get_total_flops() // 2 * case.pictures * case.count
+        fma += counter.get_total_flops() // 2 * case.images * case.count
     return read + 4 * pixels * case.count, fma
 
 
@@ -202,7 +202,7 @@ def no_threads_of_opencv() -> Iterator[None]:
 
 @pytest.mark.parametrize(("case", "provider"), [(case, name) for case in CASES for name in providers_of(case)], ids=str)
 def bench_features(case, provider, device, limits, time_provider, tmp_path, no_threads_of_opencv):
-    _, paths = make_pictures(case.pictures)
+    _, paths = make_images(case.images)
     clip = checked(case.encoder or "tiny", device)
     if provider != OURS:
         function = by_loaders(PEERS[provider](paths, case.levels, clip), clip, bool(case.encoder))

@@ -1,7 +1,7 @@
 """An epoch of training beside the same model fed by a DataLoader of per-item dicts, as the reference code feeds it.
 
 The peer copies UBP's released code (base/data_eeg.py): recordings are kept as float16 and made float32 one by one; features
-are looked up by the picture's path and by its name; an item is a dict of eleven values, the recording twice among them,
+are looked up by the image's path and by its name; an item is a dict of eleven values, the recording twice among them,
 which the loader's default collation stacks; layers run one after another; each direction of the loss multiplies its own
 logits; AdamW is torch's default. UBP asks for 32 worker processes, which on two cores take longer than none (`--select
 workers` shows it for two). What it computes besides (accuracy on the batch, logging) is left out, and freed memory is kept
@@ -46,7 +46,7 @@ CHANNELS, SAMPLES = 17, 250
 
 @dataclass(frozen=True)
 class Case:
-    """One method with one brain encoder, whose embeddings are `width` wide; every sample is of another picture."""
+    """One method with one brain encoder, whose embeddings are `width` wide; every sample is of another image."""
 
     method: str
     encoder: str

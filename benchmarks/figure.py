@@ -1,4 +1,4 @@
-"""The rows of a run as a picture: every provider's time as a multiple of ours, and time over kernel size."""
+"""The rows of a run as an image: every provider's time as a multiple of ours, and time over kernel size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""BVSA's whole decoupling step with views online: blur every picture its own way, encode it, train on it.
+"""BVSA's whole decoupling step with views online: blur every image its own way, encode it, train on it.
 
     python -m benchmarks.pipeline --device cuda --vision RN50 --memory-gb 10 --json FILE
 
@@ -33,7 +33,7 @@ class Measured:
     vision: str
     batch: int
     step_s: float  # median of a whole training step
-    blur_s: float  # of it, the blur: measured alone on the same pictures
+    blur_s: float  # of it, the blur: measured alone on the same images
     peak_bytes: int
     memory_cap_bytes: int | None
     machine: dict
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def measure(device: torch.device, vision: str, batch: int, steps: int, cap: int | None = None) -> Measured:
-    """Time the steps of a batch whose pictures all have their own blur."""
+    """Time the steps of a batch whose images all have their own blur."""
     torch.manual_seed(0)
     clip = load_clip(vision, None if vision == "tiny" else "random", device=device)
     images = torch.randint(0, 256, (batch, 3, clip.image_size, clip.image_size), dtype=torch.uint8, device=device)

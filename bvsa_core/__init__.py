@@ -51,10 +51,10 @@ if TYPE_CHECKING:  # for whoever checks types, the same as _PLACES
     from bvsa_core.training.evaluation import Evaluation as Evaluation
     from bvsa_core.training.evaluation import Trained as Trained
     from bvsa_core.training.evaluation import evaluate as evaluate
-    from bvsa_core.training.run import RunData as RunData
     from bvsa_core.training.run import load_method as load_method
     from bvsa_core.training.run import run as run
     from bvsa_core.training.run import train as train
+    from bvsa_core.training.run_data import RunData as RunData
     from bvsa_core.vision.views import Level as Level
 
 _PLACES = {
@@ -64,7 +64,8 @@ _PLACES = {
     "synthetic.dataset": ("SyntheticConfig", "make_dataset"),
     "data.mne_export": ("to_mne",),
     "training.config": ("RunDataConfig", "RunConfig"),
-    "training.run": ("RunData", "train", "run", "load_method"),
+    "training.run_data": ("RunData",),
+    "training.run": ("train", "run", "load_method"),
     "training.evaluation": ("Trained", "Evaluation", "evaluate"),
     "training.checkpoint": ("RunFolder",),
     "retrieval.scoring": ("Embeddings", "Scoring", "Scores", "Protocol", "similarity", "ranks", "score"),

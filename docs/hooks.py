@@ -16,7 +16,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Called by MkDocs with the files of the site: pictures that pages link to and that lie elsewhere join them."""
+    """Called by MkDocs with the files of the site: images that pages link to and that lie elsewhere join them."""
     from mkdocs.structure.files import File
 
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.png")):

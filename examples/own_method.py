@@ -1,6 +1,6 @@
 """Your own method in one file: its options, its loss, which blur a sample is seen with next, and what it retrieves with."""
 
-# %% The method: pictures start blurred and sharpen over training, and a sample that is already found is weighted down
+# %% The method: images start blurred and sharpen over training, and a sample that is already found is weighted down
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +17,9 @@ class Options:
     """What can be set, as flags of the command too: --method_options.patience 0.5"""
 
     patience: float = 0.5
-    """The part of training after which pictures are seen sharp."""
+    """The part of training after which images are seen sharp."""
     focus: float = 1.0
-    """How much a sample loses weight when its picture is found; 0 weighs all alike."""
+    """How much a sample loses weight when its image is found; 0 weighs all alike."""
 
 
 @bvsa_core.register_method("sharpening")

@@ -1,6 +1,6 @@
 """Your own recordings and images: into a store, a method trained on them, its figures, and what it finds elsewhere."""
 
-# %% The pictures, under STORE/Image_set; planted.py draws some where yours would be copied
+# %% The images, under STORE/Image_set; planted.py draws some where yours would be copied
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ seen = {
     split: np.stack([planted.draw(STORE / "Image_set", name, rng) for name in names]) for split, names in shown.items()
 }
 
-# %% The recordings, (pictures, repetitions, channels, time), about 1 in size: whitened, standardised or in microvolts
+# %% The recordings, (images, repetitions, channels, time), about 1 in size: whitened, standardised or in microvolts
 recorded = {"train": planted.record(seen["train"], 2, rng), "test": planted.record(seen["test"], 8, rng)}
 train, test = (
     bvsa_core.Recordings(
@@ -38,9 +38,9 @@ bvsa_core.write_subject(STORE, "sub-01", train, test, units="standardised")
 
 # %% Train. `bvsa train --data bvsa_data/own_recordings --channels all ...` does the same
 config = bvsa_core.RunConfig(data=STORE, channels="all", method="ubp", epochs=20, batch_size=30, lr=1e-3, device="cpu")
-run_data = bvsa_core.RunData(config)  # recordings, pictures and their features; many runs can share them
+run_data = bvsa_core.RunData(config)  # recordings, images and their features; many runs can share them
 result = bvsa_core.run(config, run_data, bvsa_core.RunFolder(RUN))  # a run that is there already is not repeated
-print(f"{result['n']} pictures: Top-1 {result['top1']:.0%} (chance {1 / result['n']:.0%}), Top-5 {result['top5']:.0%}")
+print(f"{result['n']} images: Top-1 {result['top1']:.0%} (chance {1 / result['n']:.0%}), Top-5 {result['top5']:.0%}")
 print(", ".join(f"{name} {value}" for name, value in result["protocol"].items()))
 
 # %% The embeddings behind the figures, scored by other rules
@@ -56,5 +56,5 @@ later = bvsa_core.load_split(run_data.dataset, ["sub-01"], "test", channels="all
 brain, _ = method.query_embeddings(later.recordings)
 best = (brain @ embeddings.image.T).topk(3).indices
 print(
-    f"single trials: {sum(i in row for i, row in enumerate(best.tolist()))} of {len(brain)} pictures are among the best 3"
+    f"single trials: {sum(i in row for i, row in enumerate(best.tolist()))} of {len(brain)} images are among the best 3"
 )

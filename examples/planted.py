@@ -1,4 +1,4 @@
-"""Stand-ins for data of your own: pictures of coloured shapes, and recordings in which a picture has left its trace."""
+"""Stand-ins for data of your own: images of coloured shapes, and recordings in which an image has left its trace."""
 
 from pathlib import Path
 
@@ -8,24 +8,24 @@ from PIL import Image, ImageDraw
 from bvsa_core import Recordings, write_subject
 
 CHANNELS = ["P7", "P3", "Pz", "P4", "P8", "O1", "Oz", "O2"]
-TIMES = np.arange(50) / 100  # seconds after the picture appears
-TRAINING, TEST = 60, 12  # pictures, each of a concept of its own
+TIMES = np.arange(50) / 100  # seconds after the image appears
+TRAINING, TEST = 60, 12  # images, each of a concept of its own
 
 
 def draw(folder: Path, name: str, rng: np.random.Generator) -> np.ndarray:
-    """Draw a picture into a folder. Returns what of it a brain will answer to, its colours on a grid of 4 x 4."""
-    picture = Image.new("RGB", (96, 96), tuple(rng.integers(0, 256, 3).tolist()))
-    pen = ImageDraw.Draw(picture)
+    """Draw an image into a folder. Returns what of it a brain will answer to, its colours on a grid of 4 x 4."""
+    image = Image.new("RGB", (96, 96), tuple(rng.integers(0, 256, 3).tolist()))
+    pen = ImageDraw.Draw(image)
     for shape in (pen.ellipse, pen.rectangle, pen.ellipse):
         x, y, size = [*rng.integers(0, 56, 2).tolist(), int(rng.integers(24, 56))]
         shape((x, y, x + size, y + size), fill=tuple(rng.integers(0, 256, 3).tolist()))
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    picture.save(folder / name)
-    return np.asarray(picture.resize((4, 4), Image.Resampling.BOX), dtype=float).ravel() / 64 - 2
+    image.save(folder / name)
+    return np.asarray(image.resize((4, 4), Image.Resampling.BOX), dtype=float).ravel() / 64 - 2
 
 
 def record(seen: np.ndarray, repetitions: int, rng: np.random.Generator) -> np.ndarray:
-    """Recordings (pictures, repetitions, channels, time) of what was seen (pictures, features)."""
+    """Recordings (images, repetitions, channels, time) of what was seen (images, features)."""
     answer = np.random.default_rng(0).standard_normal((seen.shape[1], len(CHANNELS) * len(TIMES))) / np.sqrt(
         seen.shape[1]
     )
@@ -34,7 +34,7 @@ def record(seen: np.ndarray, repetitions: int, rng: np.random.Generator) -> np.n
 
 
 def store(folder: Path, subjects: int = 1) -> Path:
-    """A data set of such pictures and recordings, as own_recordings.py makes it step by step."""
+    """A data set of such images and recordings, as own_recordings.py makes it step by step."""
     rng = np.random.default_rng(0)
     splits = {"training": (TRAINING, 2), "test": (TEST, 8)}
     names = {

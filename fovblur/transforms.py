@@ -23,11 +23,11 @@ from fovblur.modules import FoveatedBlur2d, GaussianBlur2d
 
 __all__ = ["FoveatedBlur", "FoveatedBlur2d", "GaussianBlur2d", "RandomFoveatedBlur"]
 
-_NOT_PICTURES = (tv_tensors.BoundingBoxes, tv_tensors.Mask)
+_NOT_IMAGES = (tv_tensors.BoundingBoxes, tv_tensors.Mask)
 
 
 class FoveatedBlur(v2.Transform):
-    """Blur pictures with :func:`fovblur.foveated_blur`.
+    """Blur images with :func:`fovblur.foveated_blur`.
 
     Takes tensors (..., C, H, W), tv_tensors.Image and Video, and PIL images, and returns the same; boxes and masks pass.
 
@@ -54,13 +54,13 @@ class FoveatedBlur(v2.Transform):
         self.blur(torch.zeros(1, 1, 1, 1), {})  # refuse what the function refuses, now
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        if isinstance(inpt, _NOT_PICTURES):
+        if isinstance(inpt, _NOT_IMAGES):
             return inpt
         if isinstance(inpt, PIL.Image.Image):
             rgb_or_grey = inpt if inpt.mode in ("L", "RGB") else inpt.convert("RGB")
             return F.to_pil_image(self.blur(F.pil_to_tensor(rgb_or_grey)[None], params)[0])
-        pictures = inpt.as_subclass(Tensor)
-        blurred = self.blur(pictures.reshape(-1, *pictures.shape[-3:]), params).reshape(pictures.shape)
+        images = inpt.as_subclass(Tensor)
+        blurred = self.blur(images.reshape(-1, *images.shape[-3:]), params).reshape(images.shape)
         return tv_tensors.wrap(blurred, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else blurred
 
     def blur(self, images: Tensor, params: dict[str, Any]) -> Tensor:
@@ -77,14 +77,14 @@ class FoveatedBlur(v2.Transform):
 
 
 class RandomFoveatedBlur(FoveatedBlur):
-    """Blur pictures with a random strength, sharpness and fixation, each image of a batch with its own.
+    """Blur images with a random strength, sharpness and fixation, each image of a batch with its own.
 
-    The frames of a tv_tensors.Video share one, as do pictures that go through the transform together.
+    The frames of a tv_tensors.Video share one, as do images that go through the transform together.
 
     Args:
         sigma: least and largest standard deviation in pixels, drawn uniformly.
-        gain: least and largest weight of the sharp picture at the fixation.
-        fixation: None for the centre; "uniform" for anywhere in the picture.
+        gain: least and largest weight of the sharp image at the fixation.
+        fixation: None for the centre; "uniform" for anywhere in the image.
         decay, falloff: as for the function.
 
     >>> RandomFoveatedBlur((0.5, 8.0), fixation="uniform")(torch.rand(4, 3, 16, 16)).shape
@@ -117,7 +117,7 @@ class RandomFoveatedBlur(FoveatedBlur):
 
     @staticmethod
     def _shares(inpt: Any) -> bool:
-        return isinstance(inpt, (tv_tensors.Video, *_NOT_PICTURES))
+        return isinstance(inpt, (tv_tensors.Video, *_NOT_IMAGES))
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return super().transform(inpt, {"uniform": params["uniform"][:1]} if self._shares(inpt) else params)

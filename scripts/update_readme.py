@@ -24,16 +24,16 @@ def demo() -> str:
 def tiny() -> str:
     log = json.loads((ROOT / "bvsa_core" / "vision" / "tiny_clip_training.json").read_text())
     lines = [
-        f"| held-out pictures ({log['held_out_renderings_of_a_concept']} of each concept) | Top-1 % | Top-5 % |",
+        f"| held-out images ({log['held_out_renderings_of_a_concept']} of each concept) | Top-1 % | Top-5 % |",
         "|---|---|---|",
     ]
     for condition, found in log["accuracy_on_held_out"].items():
         lines.append(f"| {condition} | {100 * found['top1']:.1f} | {100 * found['top5']:.1f} |")
     trained = log["trained_on"]
-    pictures = trained["concepts"] * trained["renderings_of_a_concept"]
+    images = trained["concepts"] * trained["renderings_of_a_concept"]
     minutes = log["seconds_of_training"] / 60
     about = (
-        f"{log['parameters']:,} parameters, trained on {pictures:,} pictures of {trained['concepts']} concepts "
+        f"{log['parameters']:,} parameters, trained on {images:,} images of {trained['concepts']} concepts "
         f"for {log['steps']:,} steps of {log['batch_size']} in {minutes:.0f} minutes on {log['machine']}."
     )
     return "\n".join([*lines, "", about])
@@ -68,8 +68,8 @@ def features() -> str:
     providers = list(dict.fromkeys(provider for _, provider in rows))
     lines = [f"| views a second | {' | '.join(providers)} |", f"|---|{'---|' * len(providers)}"]
     for case in dict.fromkeys(case for case, _ in rows):
-        pictures, levels = map(int, re.match(r"(\d+) JPEGs .*?, (\d+) level", case).groups())
-        rates = [f"{pictures * levels / rows[case, name]:,.0f}" if (case, name) in rows else "" for name in providers]
+        images, levels = map(int, re.match(r"(\d+) JPEGs .*?, (\d+) level", case).groups())
+        rates = [f"{images * levels / rows[case, name]:,.0f}" if (case, name) in rows else "" for name in providers]
         lines.append(f"| {case} | {' | '.join(rates)} |")
     return "\n".join([*lines, "", machine_of(kept, ("torch", "torchvision", "opencv-python-headless", "pillow"))])
 

@@ -14,8 +14,8 @@ from bvsa_core import encoders, methods
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PROMISED = {
-    "blur_one_picture": r"sigma 0, gain 0, .*differs by 0\.0 grey.*the gain was 0\.7; found 0\.7000",
-    "own_recordings": r"12 pictures: Top-1 .*chance 8%.*information inductive.*rescoring csls .label-free transductive.*single trials: ",
+    "blur_one_image": r"sigma 0, gain 0, .*differs by 0\.0 grey.*the gain was 0\.7; found 0\.7000",
+    "own_recordings": r"12 images: Top-1 .*chance 8%.*information inductive.*rescoring csls .label-free transductive.*single trials: ",
     "own_encoder": r"eeg_project: [\d,]+ parameters.*attention_pool: [\d,]+ parameters, Top-5",
     "own_method": r"vanilla: Top-5.*sharpening: Top-5 .* from blurred to sharp.*weights of samples after training: 0\.",
 }

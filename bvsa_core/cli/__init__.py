@@ -19,7 +19,7 @@ COMMANDS = {
     "train": "train one method on one or all subjects",
     "evaluate": "score a run, or embeddings made elsewhere",
     "reproduce": "a grid of methods, subjects, seeds and settings beside the published table",
-    "retrieve": "the best pictures of a gallery for given recordings",
+    "retrieve": "the best images of a gallery for given recordings",
     "report": "one self-contained HTML page about runs, and its figures",
 }
 _NEEDED = (

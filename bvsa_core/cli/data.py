@@ -54,10 +54,10 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     commands.add_subcommand("check", check, help="say what is missing or wrong, file by file")
     images = Parser(description="Check, resize and index the stimuli that a folder of recordings needs.")
     images.add_argument(
-        "source", type=Path, help="training_images and test_images as folders or zip files, or the pictures of THINGS"
+        "source", type=Path, help="training_images and test_images as folders or zip files, or the images of THINGS"
     )
     images.add_argument(
-        "folder", type=Path, help="recordings made by 'bvsa data eeg' or 'meg'; pictures go into its Image_set_Resize"
+        "folder", type=Path, help="recordings made by 'bvsa data eeg' or 'meg'; images go into its Image_set_Resize"
     )
     images.add_argument(
         "--size", type=int, default=224, help="width and height in pixels; 0 leaves the files as they are"

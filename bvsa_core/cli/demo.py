@@ -22,7 +22,7 @@ from bvsa_core.report.tables import method_results, to_markdown, to_rich
 from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig
-from bvsa_core.training.run import RunData
+from bvsa_core.training.run_data import RunData
 
 
 @dataclass

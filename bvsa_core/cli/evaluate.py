@@ -25,13 +25,13 @@ from bvsa_core.retrieval.gates import INFORMATION, Reliability
 from bvsa_core.retrieval.scoring import Embeddings, Protocol, Scoring, ranks, score, similarity
 from bvsa_core.retrieval.statistics import statistics_of
 from bvsa_core.training.checkpoint import RunFolder
-from bvsa_core.training.run import RunData
+from bvsa_core.training.run_data import RunData
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("run", nargs="?", type=Path, default=None, help="folder of a finished run")
     parser.add_argument("--brain", help="brain embeddings (N, D): .pt, .npy, .npz or .safetensors, FILE or FILE:KEY")
-    parser.add_argument("--image", help="embeddings (N, D) of the pictures, row i that of recording i")
+    parser.add_argument("--image", help="embeddings (N, D) of the images, row i that of recording i")
     parser.add_argument("--text", help="embeddings (N, E) of the texts, for gates")
     parser.add_argument(
         "--brain_text", "--brain-text", help="brain embeddings (N, E) to compare with the texts; --brain where left out"
@@ -47,7 +47,7 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
         "--rescoring", default="none", help=f"{', '.join(rescoring.INFORMATION)}: queries inform each other's ranking"
     )
     parser.add_argument(
-        "--shuffle_texts", "--shuffle-texts", action="store_true", help="control: every picture has another's text"
+        "--shuffle_texts", "--shuffle-texts", action="store_true", help="control: every image has another's text"
     )
     full = "hubness and smaller galleries too; of a run also curves over test repetitions, for which its data are read"
     parser.add_argument("--full", action="store_true", help=full)
@@ -104,7 +104,7 @@ def score_files(parsed: jsonargparse.Namespace) -> dict:
     """Figures of embeddings in files."""
     scoring = scoring_of(parsed, "none")
     if parsed.image is None:
-        raise UserError("--image is missing: the embeddings of the pictures, row i that of recording i")
+        raise UserError("--image is missing: the embeddings of the images, row i that of recording i")
     if scoring.gate != "none" and parsed.text is None:
         raise UserError(f"--gate {scoring.gate} compares recordings with texts; give their embeddings with --text")
     brain, image = (read_embeddings(flag, getattr(parsed, flag)) for flag in ("brain", "image"))

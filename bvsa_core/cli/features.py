@@ -1,6 +1,6 @@
-"""Fill the feature bank: features of every picture at every blur level, so that runs only look them up.
+"""Fill the feature bank: features of every image at every blur level, so that runs only look them up.
 
-Under torchrun the processes share the pictures out, each with the GPU of its LOCAL_RANK, and so do commands that are started
+Under torchrun the processes share the images out, each with the GPU of its LOCAL_RANK, and so do commands that are started
 by themselves. What is finished stays: the same command continues after a stop.
 """
 
@@ -18,7 +18,7 @@ from bvsa_core.distributed.processes import team
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import levels_of
 from bvsa_core.training.config import RunDataConfig, method_options
-from bvsa_core.training.run import RunData
+from bvsa_core.training.run_data import RunData
 from bvsa_core.vision.views import Level
 
 
@@ -37,15 +37,13 @@ def run(parsed: jsonargparse.Namespace) -> None:
         run_data = RunData(config, display)
         for split in ("train", "test"):
             recordings = run_data.dataset.load(run_data.dataset.subjects[0], split)
-            pictures = list(dict.fromkeys(recordings.images))
-            bank = run_data.bank(pictures)
+            images = list(dict.fromkeys(recordings.images))
+            bank = run_data.bank(images)
             bank.fill(levels, lambda task, *done: display(f"{task} of {split}", *done))  # noqa: B023
-            run_data.texts(
-                pictures, [dict(zip(recordings.images, recordings.concepts))[picture] for picture in pictures]
-            )
+            run_data.texts(images, [dict(zip(recordings.images, recordings.concepts))[image] for image in images])
             if processes.rank == 0:
                 bank.files(levels)  # tells of what was damaged before
-                print(f"{split}: {len(pictures)} pictures at {len(levels)} levels in {bank.folder}")
+                print(f"{split}: {len(images)} images at {len(levels)} levels in {bank.folder}")
 
 
 def levels_of_all_methods() -> list[Level]:

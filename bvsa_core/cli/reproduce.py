@@ -58,7 +58,7 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     add("--methods", type=str, nargs="+", default=None, help="only these of the grid, by name of method or row")
     add("--seeds", type=int | None, default=None, help="seeds of every method; the grid's where left out")
     add("--subjects", type=str, nargs="+", default=None, help="only these")
-    add("--vision", type=str, nargs="+", default=None, help="picture encoders")
+    add("--vision", type=str, nargs="+", default=None, help="image encoders")
     add("--encoders", type=str, nargs="+", default=None, help="brain encoders, in place of each method's own")
     add("--resamples", type=int | None, default=None, help="draws for curves over test repetitions; 0 leaves them out")
     hints = get_type_hints(RunConfig)

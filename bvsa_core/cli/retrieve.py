@@ -1,4 +1,4 @@
-"""The best pictures of a gallery for given recordings, by a trained run. Under torchrun the gallery is shared out."""
+"""The best images of a gallery for given recordings, by a trained run. Under torchrun the gallery is shared out."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ from bvsa_core.retrieval.scoring import Scoring
 from bvsa_core.retrieval.search import Queries, TopK, search
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig
-from bvsa_core.training.run import RunData, load_method
+from bvsa_core.training.run import load_method
+from bvsa_core.training.run_data import RunData
 from bvsa_core.vision.bank import ABOUT, level_files
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 SHOWN = 20  # queries printed; the file has all
 RECALL_QUERIES = 256  # that are also searched exactly, where an index is used
 
@@ -48,23 +49,23 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
         "published recordings file (.pt), or array (N, channels, time) as the run's; its test recordings where left out"
     )
     add("--recordings", type=Path, help=recordings)
-    gallery = "folder of pictures, folder of a feature bank, or features (M, D): .npy, .safetensors, .safetensors:KEY"
-    add("--gallery", help=f"{gallery}; the run's test pictures where left out")
+    gallery = "folder of images, folder of a feature bank, or features (M, D): .npy, .safetensors, .safetensors:KEY"
+    add("--gallery", help=f"{gallery}; the run's test images where left out")
     add("--gallery_text", "--gallery-text", help="features (M, E) of the texts of a gallery of features, for gates")
-    add("--top", type=int, default=5, help="pictures for each recording")
+    add("--top", type=int, default=5, help="images for each recording")
     add("--gate", default="none", help="none, always or label_free")
-    add("--index", type=Path, help="FAISS index that proposes pictures: a file to read, or to build and keep")
+    add("--index", type=Path, help="FAISS index that proposes images: a file to read, or to build and keep")
     add(
         "--index_type",
         "--index-type",
         help="what to build, in FAISS's words: IVF4096,SQ8 or HNSW32; by size where left out",
     )
-    add("--candidates", type=int, default=100, help="pictures the index proposes for each recording")
+    add("--candidates", type=int, default=100, help="images the index proposes for each recording")
     add("--probes", type=int, default=64, help="cells of the index that are searched; more find more")
     add("--data", type=Path, help="data folder, where it has moved since the run")
-    add("--bank", type=Path, help="where features of pictures are kept, where it has moved since the run")
+    add("--bank", type=Path, help="where features of images are kept, where it has moved since the run")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--out", type=Path, help="file for the ranked pictures; retrieved.json in the run's folder where left out")
+    add("--out", type=Path, help="file for the ranked images; retrieved.json in the run's folder where left out")
 
 
 def run(parsed: jsonargparse.Namespace) -> None:
@@ -84,7 +85,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
         method = load_method(folder, run_data)
         if method.transductive_classifier:
             raise UserError(
-                f"{parsed.run}: method {config.method} classifies test pictures and has no embeddings to search with"
+                f"{parsed.run}: method {config.method} classifies test images and has no embeddings to search with"
             )
         names, recordings, whose = read_queries(parsed.recordings, folder, config, run_data)
         with torch.no_grad(), one_thread():
@@ -172,7 +173,7 @@ def read_array(path: Path) -> Tensor:
 def open_gallery(
     parsed: jsonargparse.Namespace, method: Method, config: RunConfig, run_data: RunData, display: Display
 ) -> Gallery:
-    """The gallery of the flags: the run's test pictures, a folder of pictures, a feature bank, or files of features.
+    """The gallery of the flags: the run's test images, a folder of images, a feature bank, or files of features.
 
     Raises:
         UserError: it is missing, empty, damaged, or of another kind.
@@ -186,7 +187,7 @@ def open_gallery(
             raise UserError(f"--gallery {where}: no such folder")
         if len(levels) > 1:
             raise UserError(
-                f"--gallery {where}: the run sees pictures at {len(levels)} blur levels; give a folder of pictures or a bank"
+                f"--gallery {where}: the run sees images at {len(levels)} blur levels; give a folder of images or a bank"
             )
         return Gallery([EmbeddingMatrix(where)], given_texts, **shared)
     if where is not None and (Path(where) / ABOUT).is_file():
@@ -194,15 +195,15 @@ def open_gallery(
         return Gallery([EmbeddingMatrix(path) for path in paths], given_texts, **shared)
     if given_texts:
         raise UserError(
-            "--gallery_text belongs to a gallery of features; the texts of pictures are made from their names"
+            "--gallery_text belongs to a gallery of features; the texts of images are made from their names"
         )
     if where is None:
         test = run_data.split(config.subject, "test", config.repetitions)
         names, concepts, bank = test.images, test.concepts, run_data.bank(test.images)
     else:
-        paths = sorted(path for path in Path(where).rglob("*") if path.suffix.lower() in PICTURES)
+        paths = sorted(path for path in Path(where).rglob("*") if path.suffix.lower() in IMAGES)
         if not paths:
-            raise UserError(f"--gallery {where}: no picture inside ({', '.join(PICTURES)}), nor is it a feature bank")
+            raise UserError(f"--gallery {where}: no image inside ({', '.join(IMAGES)}), nor is it a feature bank")
         names = [path.relative_to(where).as_posix() for path in paths]
         concepts, bank = [concept_of(str(path)) for path in paths], run_data.bank_for_paths(paths)
     bank.fill(levels, display)
@@ -211,10 +212,10 @@ def open_gallery(
 
 
 def tell(parsed: jsonargparse.Namespace, found: TopK, names: list[str], gallery: Gallery, protocol: dict) -> None:
-    """Write the ranked pictures to a file and print the first of them."""
+    """Write the ranked images to a file and print the first of them."""
     ranked = [
         [
-            {"rank": place, "row": row, "picture": gallery.names[row], "score": score}
+            {"rank": place, "row": row, "image": gallery.names[row], "score": score}
             for place, (row, score) in enumerate(zip(rows, scores), start=1)
             if row >= 0
         ]
@@ -223,22 +224,20 @@ def tell(parsed: jsonargparse.Namespace, found: TopK, names: list[str], gallery:
     protocol = {key: value for key, value in protocol.items() if value is not None}
     content = {
         "run": str(parsed.run),
-        "gallery": str(parsed.gallery or "test pictures"),
+        "gallery": str(parsed.gallery or "test images"),
         "protocol": protocol,
-        "queries": [{"recording": name, "pictures": best} for name, best in zip(names, ranked)],
+        "queries": [{"recording": name, "images": best} for name, best in zip(names, ranked)],
     }
     out = parsed.out or parsed.run / "retrieved.json"
     write_atomically(out, json.dumps(content, indent=1).encode() + b"\n")
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("recording", "rank", "picture", "score"):
+    for column in ("recording", "rank", "image", "score"):
         table.add_column(column, justify="right" if column in ("rank", "score") else "left", overflow="fold")
     for name, best in list(zip(names, ranked))[:SHOWN]:
-        for picture in best:
-            shown = Path(name).name if picture["rank"] == 1 else ""
-            score = f"{picture['score']:.4f}"
-            table.add_row(
-                shown, str(picture["rank"]), Path(picture["picture"]).name, score, end_section=picture is best[-1]
-            )
+        for image in best:
+            shown = Path(name).name if image["rank"] == 1 else ""
+            score = f"{image['score']:.4f}"
+            table.add_row(shown, str(image["rank"]), Path(image["image"]).name, score, end_section=image is best[-1])
     Console().print(table)
     if len(names) > SHOWN:
         print(f"and {len(names) - SHOWN} recordings more")

@@ -21,8 +21,8 @@ from bvsa_core.report.tables import method_results, to_rich
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.logs import logger
-from bvsa_core.training.run import RunData
 from bvsa_core.training.run import run as run_one
+from bvsa_core.training.run_data import RunData
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""A data set's folder: the store that `bvsa data` makes, or what UBP and BVSA publish; beside the recordings, the pictures.
+"""A data set's folder: the store that `bvsa data` makes, or what UBP and BVSA publish; beside the recordings, the images.
 
 ROOT/sub-01/{header.json,train.npy,test.npy}                              (the store, see data.store)
 ROOT/Preprocessed_data_250Hz_whiten/sub-01/{train,test}.pt                (UBP and BVSA)
@@ -29,13 +29,13 @@ _TRAINING_NAMES = ("training_images", "train_images")
 
 @dataclass(frozen=True)
 class Recordings:
-    """One split of one subject. A condition is one picture, shown repeatedly."""
+    """One split of one subject. A condition is one image, shown repeatedly."""
 
     data: np.ndarray  # (conditions, repetitions, channels, time), float16 or float32
-    images: list[str]  # (conditions,) picture paths as the file gives them
+    images: list[str]  # (conditions,) image paths as the file gives them
     concepts: list[str]  # (conditions,) names of what they show, such as "aircraft_carrier"
     channels: list[str]  # (channels,)
-    times: np.ndarray  # (time,) seconds after the picture appears
+    times: np.ndarray  # (time,) seconds after the image appears
     modality: str = "EEG"  # or MEG
     sessions: list[list[int]] | None = None  # (conditions, repetitions) from 1, where the file tells
 
@@ -133,14 +133,14 @@ class Dataset:
             raise UserError(f"{self.recordings_folder}: no subject {subject!r}; there are {', '.join(self.subjects)}")
 
     def image_path(self, image: str) -> Path:
-        """Where a picture named in a recordings file lies.
+        """Where an image named in a recordings file lies.
 
         Raises:
             UserError: it is nowhere, or its name points outside the image folders.
         """
         parts = Path(image).parts
         if Path(image).is_absolute() or ".." in parts:
-            raise UserError(f"{self.recordings_folder}: the picture name {image!r} points outside the image folders")
+            raise UserError(f"{self.recordings_folder}: the image name {image!r} points outside the image folders")
         names = [image]
         if parts and parts[0] in _TRAINING_NAMES:
             names = [str(Path(training, *parts[1:])) for training in (parts[0], *_TRAINING_NAMES)]
@@ -150,7 +150,7 @@ class Dataset:
                     return folder / name
         looked = " and ".join(map(str, self.image_folders)) or f"{' or '.join(IMAGE_FOLDERS)}, which do not exist,"
         raise UserError(
-            f"picture {image} is missing: not in {looked} for {self.recordings_folder}; copy the image set there"
+            f"image {image} is missing: not in {looked} for {self.recordings_folder}; copy the image set there"
         )
 
 
@@ -238,7 +238,7 @@ def write_recordings(path: Path, recordings: Recordings, labels: np.ndarray, ses
 
 
 def concept_of(image: str) -> str:
-    """The concept a picture path names: training_images/00001_aardvark/aardvark_01b.jpg shows an aardvark."""
+    """The concept an image path names: training_images/00001_aardvark/aardvark_01b.jpg shows an aardvark."""
     folder = Path(image).parent.name
     number, _, name = folder.partition("_")
     return name if number.isdigit() and name else Path(image).stem.rsplit("_", 1)[0]

@@ -1,7 +1,7 @@
 """Recordings of one's own, as arrays in memory, into the store that training reads.
 
     STORE/sub-01/{header.json,train.npy,test.npy}     by write_subject
-    STORE/Image_set/...                               the pictures, by whoever has them, under the names that recordings give
+    STORE/Image_set/...                               the images, by whoever has them, under the names that recordings give
 
 Published recordings come by `bvsa data eeg` and `bvsa data meg`.
 """
@@ -26,13 +26,13 @@ def write_subject(
     """Put one subject's recordings into a store, which `Dataset` and `bvsa train --data` read. Returns the subject's folder.
 
     What is trained on and what is tested should show different concepts. Samples become float16, so they are to be of the
-    size of 1: whitened, standardised, or in microvolts or femtotesla. The pictures belong into STORE/Image_set, under the
+    size of 1: whitened, standardised, or in microvolts or femtotesla. The images belong into STORE/Image_set, under the
     names that the recordings give: "training_images/dog/dog_01.jpg" is STORE/Image_set/training_images/dog/dog_01.jpg.
     The same call again changes nothing.
 
     Args:
         subject: its name, sub- and whatever tells it from others, such as "sub-01".
-        train: of Recordings.data (conditions, repetitions, channels, time) every picture is a condition.
+        train: of Recordings.data (conditions, repetitions, channels, time) every image is a condition.
         test: the same channels and times.
         units: of a sample, such as "whitened" or "µV".
 
@@ -85,11 +85,11 @@ def _check(what: str, recordings: Recordings) -> None:
     for image in recordings.images:
         if Path(image).is_absolute() or ".." in Path(image).parts:
             raise UserError(
-                f"{what}: the picture name {image!r} points outside the image folder; give it relative to Image_set"
+                f"{what}: the image name {image!r} points outside the image folder; give it relative to Image_set"
             )
     steps = np.diff(recordings.times)
     if time < 2 or not (steps > 0).all():
-        raise UserError(f"{what}: times must be at least two, in seconds after the picture appears, ascending")
+        raise UserError(f"{what}: times must be at least two, in seconds after the image appears, ascending")
     if recordings.modality not in ("EEG", "MEG"):
         raise UserError(f"{what}: modality is {recordings.modality!r}; give 'EEG' or 'MEG'")
     deviation = float(data.std(dtype=np.float64))

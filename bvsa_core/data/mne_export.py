@@ -24,7 +24,7 @@ def to_mne(
 ) -> mne.EpochsArray:
     """One split of one subject as MNE epochs, every repetition of every condition.
 
-    Event code c is condition c - 1, and the tags "concept/picture" select by either: epochs["aardvark"]. The second column
+    Event code c is condition c - 1, and the tags "concept/image" select by either: epochs["aardvark"]. The second column
     of the events is the session, 0 where the data do not tell. EEG channels get their places in the 10-10 system
     (MNE's easycap-M1) where it names them; MEG channels are magnetometers whose places the store does not know.
 

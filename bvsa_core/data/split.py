@@ -18,12 +18,12 @@ from bvsa_core.errors import UserError
 
 @dataclass(frozen=True)
 class Split:
-    """Samples of one split, of one or several subjects. Sample i is recordings[i], of picture images[image_of[i]]."""
+    """Samples of one split, of one or several subjects. Sample i is recordings[i], of image images[image_of[i]]."""
 
     recordings: Tensor  # (samples, channels, time) float32
     image_of: Tensor  # (samples,) int64, into images
-    images: list[str]  # distinct pictures, in the order of the file
-    concepts: list[str]  # (images,) what each picture shows
+    images: list[str]  # distinct images, in the order of the file
+    concepts: list[str]  # (images,) what each image shows
     channels: list[str]
     repetitions: int  # averaged into one sample; 1 where single trials are samples
     subject_of: Tensor  # (samples,) int64, into subjects
@@ -49,18 +49,18 @@ class Split:
         return torch.tensor(number, device=self.subject_of.device)[self.subject_of]
 
 
-def hold_out(split: Split, pictures: int, seed: int) -> tuple[Split, Split]:
-    """Samples to train on, and samples held out: those of whole concepts, drawn until they have that many pictures.
+def hold_out(split: Split, images: int, seed: int) -> tuple[Split, Split]:
+    """Samples to train on, and samples held out: those of whole concepts, drawn until they have that many images.
 
     Raises:
         UserError: nothing would be left to train on.
     """
     counts = Counter(split.concepts)
     order = np.random.default_rng(seed).permutation(sorted(counts)).tolist()
-    drawn = int(np.searchsorted(np.cumsum([counts[concept] for concept in order]), pictures)) + 1
+    drawn = int(np.searchsorted(np.cumsum([counts[concept] for concept in order]), images)) + 1
     if drawn >= len(order):
         raise UserError(
-            f"validation is {pictures}; that leaves none of {len(split.images)} training pictures, hold out fewer"
+            f"validation is {images}; that leaves none of {len(split.images)} training images, hold out fewer"
         )
     chosen = set(order[:drawn])
     held = torch.tensor([concept in chosen for concept in split.concepts], device=split.image_of.device)[split.image_of]
@@ -81,8 +81,8 @@ def load_split(
     Args:
         subjects: names such as "sub-01"; samples of several are put one after another.
         channels: "standard" (the 17 occipital and parietal ones of THINGS-EEG; of MEG all), "all", or names.
-        window: first and last time to keep, in seconds after the picture appears; None keeps all.
-        average: whether the repetitions of a picture are averaged into one sample.
+        window: first and last time to keep, in seconds after the image appears; None keeps all.
+        average: whether the repetitions of an image are averaged into one sample.
         repetitions: how many of them are taken, from the first; None takes all.
 
     Raises:
@@ -113,7 +113,7 @@ def make_split(
         ]
         conditions, taken = chosen.shape[:2]
         if repetitions is not None and taken < repetitions:
-            raise UserError(f"{path}: a picture is shown {taken} times, not {repetitions}; ask for fewer repetitions")
+            raise UserError(f"{path}: an image is shown {taken} times, not {repetitions}; ask for fewer repetitions")
         index = np.array([number.setdefault(image, len(number)) for image in part.images])
         concept |= zip(part.images, part.concepts)
         if average:

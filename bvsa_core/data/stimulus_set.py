@@ -2,11 +2,11 @@
 
     STORE/Image_set_Resize/training_images/00001_aardvark/aardvark_01b.jpg
     STORE/Image_set_Resize/test_images/00001_aircraft_carrier/aircraft_carrier_06s.jpg
-    STORE/Image_set_Resize/images.json        of every picture its size, checksum, concept and name in THINGS
+    STORE/Image_set_Resize/images.json        of every image its size, checksum, concept and name in THINGS
 
-A picture is resized as read_images would resize it, and as UBP did (bilinear with antialiasing, to a square), so that what
+An image is resized as read_images would resize it, and as UBP did (bilinear with antialiasing, to a square), so that what
 encoders see is the same but for the JPEG coding: quality 95 without subsampled colour here, Pillow's 75 with it there. A
-picture that has the size already is copied to the byte. Grey ones become RGB.
+image that has the size already is copied to the byte. Grey ones become RGB.
 A file gets the time of modification of what it was made of, by which a run that was stopped knows what is left to do.
 """
 
@@ -46,13 +46,13 @@ _EXPECTED = {
     "training_images": [1654 * facts.IMAGES_PER_CONCEPT for facts in (things_eeg, things_meg)],
     "test_images": [200],
 }
-_MAX_BYTES, _MAX_PIXELS = 2**26, 2**26  # of one picture; those of THINGS are far below either
+_MAX_BYTES, _MAX_PIXELS = 2**26, 2**26  # of one image; those of THINGS are far below either
 _DAMAGE = (*DAMAGE, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What images.json says of a picture."""
+    """What images.json says of an image."""
 
     name: str  # such as training_images/00001_aardvark/aardvark_01b.jpg
     concept: str
@@ -64,7 +64,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class _Found:
-    """A picture in the source, not yet read."""
+    """An image in the source, not yet read."""
 
     where: str
     parts: tuple[str, ...]  # of its path inside the source
@@ -80,16 +80,16 @@ def import_images(
     quality: int = 95,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> CheckReport:
-    """Check, resize and index the pictures that the store's recordings name; all of the source where there are none.
+    """Check, resize and index the images that the store's recordings name; all of the source where there are none.
 
     Args:
         source: folder or zip file of the stimuli: training_images and test_images, as folders or zip files, or the folders
-            of concepts of THINGS itself, in which pictures are found by their names.
+            of concepts of THINGS itself, in which images are found by their names.
         size: width and height in pixels; 0 leaves the files as they are.
         quality: of the JPEG files, 1 to 100.
 
     Raises:
-        UserError: source or store cannot be used at all. What is wrong with single pictures is in the report.
+        UserError: source or store cannot be used at all. What is wrong with single images is in the report.
     """
     if size < 0 or not 1 <= quality <= 100:
         raise UserError(f"size is {size} and quality {quality}; size must be 0 or more pixels, quality 1 to 100")
@@ -97,12 +97,12 @@ def import_images(
     within = os.path.commonpath([source.resolve(), folder.resolve()])
     if within in (str(source.resolve()), str(folder.resolve())):
         raise UserError(
-            f"{source}: pictures of {folder} cannot be made there; give a folder outside, or another one for the recordings"
+            f"{source}: images of {folder} cannot be made there; give a folder outside, or another one for the recordings"
         )
     found = list(_find(source, report))
     if not found:
         raise UserError(
-            f"{source}: no pictures inside; give the folder of training_images and test_images, or their zip files"
+            f"{source}: no images inside; give the folder of training_images and test_images, or their zip files"
         )
     chosen = _choose(found, _named(store), source, store, report)
     known = _begin(folder, size, quality)
@@ -113,17 +113,15 @@ def import_images(
     entries: list[Entry] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for done, result in enumerate(pool.map(bring, chosen)):
-            progress("pictures", done, len(chosen))
+            progress("images", done, len(chosen))
             if isinstance(result, str):
                 report.problems.append(result)
             else:
                 entries.append(result)
-    progress("pictures", len(chosen), len(chosen))
+    progress("images", len(chosen), len(chosen))
     for split, count in Counter(entry.name.partition("/")[0] for entry in entries).items():
-        report.found.append(
-            f"{folder / split}: {count} pictures, {'as they were' if size == 0 else f'{size} x {size}'}"
-        )
-    report.found += [f"the same picture under several names: {', '.join(names)}" for names in _same(entries)]
+        report.found.append(f"{folder / split}: {count} images, {'as they were' if size == 0 else f'{size} x {size}'}")
+    report.found += [f"the same image under several names: {', '.join(names)}" for names in _same(entries)]
     if not report.problems:
         for left_by_a_kill in folder.rglob(".*.partial"):
             left_by_a_kill.unlink()
@@ -132,7 +130,7 @@ def import_images(
 
 
 def _find(source: Path, report: CheckReport) -> Iterator[_Found]:
-    """All pictures of a folder or zip file."""
+    """All images of a folder or zip file."""
     if source.is_dir():
         yield from _in_folder(source)
         for path in sorted(source.glob("*.zip")):
@@ -157,9 +155,9 @@ def _in_folder(folder: Path) -> Iterator[_Found]:
 
 
 def _in_zip(path: Path, report: CheckReport) -> Iterator[_Found]:
-    """Pictures of an archive; nothing is unpacked to where an archive says."""
+    """Images of an archive; nothing is unpacked to where an archive says."""
     try:
-        archive = zipfile.ZipFile(path)  # closed when the last picture has been read
+        archive = zipfile.ZipFile(path)  # closed when the last image has been read
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise UserError(f"{path}: damaged or cut off ({error}); fetch it again") from error
     for member in archive.infolist():
@@ -196,7 +194,7 @@ def _hidden(name: str) -> bool:
 
 
 def _named(store: Path) -> list[str]:
-    """Pictures that the store's recordings name; empty where it holds none."""
+    """Images that the store's recordings name; empty where it holds none."""
     names: dict[str, None] = {}
     for path in sorted(store.glob(f"sub-*/{HEADER}")):
         for split in read_header(path.parent).splits.values():
@@ -205,22 +203,22 @@ def _named(store: Path) -> list[str]:
         parts = PurePosixPath(name).parts
         if len(parts) != 3 or parts[0] not in _SPLITS or ".." in parts or "\\" in name:
             raise UserError(
-                f"{store}: recordings name the picture {name!r}, which should be like {_LIKE}; make them again by bvsa data"
+                f"{store}: recordings name the image {name!r}, which should be like {_LIKE}; make them again by bvsa data"
             )
     return list(names)
 
 
 def _choose(found: list[_Found], named: list[str], source: Path, store: Path, report: CheckReport) -> dict[str, _Found]:
-    """The picture of the source for each name in the store."""
+    """The image of the source for each name in the store."""
     placed: dict[str, _Found] = {}
     by_file: defaultdict[str, list[_Found]] = defaultdict(list)
-    for picture in found:
-        name = _place(picture.parts)
+    for image in found:
+        name = _place(image.parts)
         if name and name in placed:
-            report.problems.append(f"{picture.where}: the same place as {placed[name].where}; keep one of them")
+            report.problems.append(f"{image.where}: the same place as {placed[name].where}; keep one of them")
         elif name:
-            placed[name] = picture
-        by_file[picture.parts[-1]].append(picture)
+            placed[name] = image
+        by_file[image.parts[-1]].append(image)
     if not named:
         return _all(placed, found, source, store, report)
     chosen = {}
@@ -236,28 +234,28 @@ def _choose(found: list[_Found], named: list[str], source: Path, store: Path, re
             report.problems.append(f"{name}: missing in {source}; fetch it")
     if not chosen:
         raise UserError(
-            f"{source}: none of the {len(named)} pictures that recordings in {store} show, as {named[0]}; give their folder"
+            f"{source}: none of the {len(named)} images that recordings in {store} show, as {named[0]}; give their folder"
         )
-    if spare := len(found) - len({id(picture) for picture in chosen.values()}):
-        report.found.append(f"{source}: {spare} more pictures, which no recording names, left alone")
+    if spare := len(found) - len({id(image) for image in chosen.values()}):
+        report.found.append(f"{source}: {spare} more images, which no recording names, left alone")
     return chosen
 
 
 def _all(
     placed: dict[str, _Found], found: list[_Found], source: Path, store: Path, report: CheckReport
 ) -> dict[str, _Found]:
-    """Every picture of the source, which is all there is to go by where the store has no recordings yet."""
-    good = {name: picture for name, picture in placed.items() if _NAME.fullmatch(name)}
+    """Every image of the source, which is all there is to go by where the store has no recordings yet."""
+    good = {name: image for name, image in placed.items() if _NAME.fullmatch(name)}
     if not good:
         raise UserError(
-            f"{source}: no picture named like {_LIKE}, and no recordings in {store} to say which are needed; bring those first"
+            f"{source}: no image named like {_LIKE}, and no recordings in {store} to say which are needed; bring those first"
         )
-    strange = [picture.where for picture in found if not _NAME.fullmatch(_place(picture.parts) or "")]
+    strange = [image.where for image in found if not _NAME.fullmatch(_place(image.parts) or "")]
     report.problems += [f"{where}: not named like {_LIKE}; rename or remove it" for where in strange]
     counts = Counter(name.partition("/")[0] for name in good)
     for split, numbers in _EXPECTED.items():
         if counts[split] not in numbers:
-            told = f"{split} are {counts[split]} pictures, not {' or '.join(map(str, numbers))}"
+            told = f"{split} are {counts[split]} images, not {' or '.join(map(str, numbers))}"
             report.problems.append(
                 f"{source}: {told}; fetch them all, or bring the recordings first if they need no more"
             )
@@ -265,14 +263,14 @@ def _all(
 
 
 def _place(parts: tuple[str, ...]) -> str | None:
-    """A picture's name in the store, where its path tells it."""
+    """An image's name in the store, where its path tells it."""
     if len(parts) < 3 or parts[-3] not in _SPLITS:
         return None
     return "/".join((_SPLITS[parts[-3]], *parts[-2:]))
 
 
 def _begin(folder: Path, size: int, quality: int) -> dict[str, str]:
-    """Make the folder, or go on with it. Returns the checksums of the pictures that are done.
+    """Make the folder, or go on with it. Returns the checksums of the images that are done.
 
     Raises:
         UserError: it was made otherwise, or by someone else.
@@ -284,7 +282,7 @@ def _begin(folder: Path, size: int, quality: int) -> dict[str, str]:
     try:
         there = json.loads(path.read_text())
         made = there["size"], there["quality"]
-        known = {entry["name"]: entry["sha256"] for entry in there["pictures"] or ()}
+        known = {entry["name"]: entry["sha256"] for entry in there["images"] or ()}
     except FileNotFoundError as error:
         raise UserError(
             f"{folder}: is there already, and not made by 'bvsa data images' ({INDEX} is missing); move it away"
@@ -298,32 +296,32 @@ def _begin(folder: Path, size: int, quality: int) -> dict[str, str]:
     return known
 
 
-def _bring(picture: _Found, folder: Path, name: str, known: str | None, size: int, quality: int) -> Entry | str:
-    """Check one picture and write it, unless that is done. Returns what is wrong where something is."""
+def _bring(stimulus: _Found, folder: Path, name: str, known: str | None, size: int, quality: int) -> Entry | str:
+    """Check one image and write it, unless that is done. Returns what is wrong where something is."""
     target = folder / name
     try:
-        if target.exists() and target.stat().st_mtime_ns == picture.time and known in (None, sha256_of(target)):
+        if target.exists() and target.stat().st_mtime_ns == stimulus.time and known in (None, sha256_of(target)):
             content, made = target.read_bytes(), False
-        elif picture.size > _MAX_BYTES:
-            raise ValueError(f"{picture.size} bytes are too many")
+        elif stimulus.size > _MAX_BYTES:
+            raise ValueError(f"{stimulus.size} bytes are too many")
         else:
-            content, made = _resized(picture.read(), target.suffix.lower(), size, quality), True
+            content, made = _resized(stimulus.read(), target.suffix.lower(), size, quality), True
         with _open(content) as image:
             width = image.width
     except _DAMAGE as error:
-        return f"{picture.where}: cannot be used ({error}); fetch it again"
+        return f"{stimulus.where}: cannot be used ({error}); fetch it again"
     if made:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, content)
-        if picture.time is not None:
-            os.utime(target, ns=(picture.time, picture.time))
+        if stimulus.time is not None:
+            os.utime(target, ns=(stimulus.time, stimulus.time))
     return Entry(
         name, concept_of(name), PurePosixPath(name).stem, width, len(content), hashlib.sha256(content).hexdigest()
     )
 
 
 def _resized(content: bytes, suffix: str, size: int, quality: int) -> bytes:
-    """The bytes of a picture, decoded and drawn anew only where it is not yet what it shall be."""
+    """The bytes of an image, decoded and drawn anew only where it is not yet what it shall be."""
     with _open(content) as image:
         if image.width * image.height > _MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels are too many")
@@ -349,7 +347,7 @@ def _open(content: bytes) -> Image.Image:
 
 
 def _same(entries: list[Entry]) -> list[list[str]]:
-    """Names of pictures that are equal byte for byte."""
+    """Names of images that are equal byte for byte."""
     names: defaultdict[str, list[str]] = defaultdict(list)
     for entry in entries:
         names[entry.sha256].append(entry.name)
@@ -357,7 +355,7 @@ def _same(entries: list[Entry]) -> list[list[str]]:
 
 
 def _write_index(folder: Path, size: int, quality: int, entries: list[Entry] | None) -> None:
-    """images.json; its pictures are null until all of them are there."""
-    pictures = None if entries is None else [asdict(entry) for entry in entries]
-    content = {"size": size, "quality": quality, "pictures": pictures}
+    """images.json; its images are null until all of them are there."""
+    images = None if entries is None else [asdict(entry) for entry in entries]
+    content = {"size": size, "quality": quality, "images": images}
     write_atomically(folder / INDEX, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")

@@ -4,7 +4,7 @@
     STORE/sub-01/train.npy        (conditions, repetitions, channels, time) float16, memory-mapped
     STORE/sub-01/test.npy
     STORE/sub-01/header.json      everything about the two: see Header
-    STORE/Image_set_Resize/...    the pictures, by `bvsa data images`
+    STORE/Image_set_Resize/...    the images, by `bvsa data images`
 
 A subject's folder is filled under a temporary name and renamed when it is whole. What is in the making survives a kill:
 the same conversion goes on with the pieces that it finds, and another one starts anew. One process at a time fills it.
@@ -42,10 +42,10 @@ _ENDS = 2**20  # bytes at either end of a source file that tell it from another 
 
 @dataclass(frozen=True)
 class SplitHeader:
-    """What the rows of an array are. A condition is one picture, shown repeatedly."""
+    """What the rows of an array are. A condition is one image, shown repeatedly."""
 
     shape: list[int]  # conditions, repetitions, channels, time
-    images: list[str]  # (conditions,) picture paths, such as "training_images/00001_aardvark/aardvark_01b.jpg"
+    images: list[str]  # (conditions,) image paths, such as "training_images/00001_aardvark/aardvark_01b.jpg"
     concepts: list[str]  # (conditions,) what they show
     sessions: list[list[int]] | None = None  # (conditions, repetitions) from 1; None where the source does not tell
     sha256: str = ""  # of the file's bytes
@@ -60,7 +60,7 @@ class Header:
     units: str  # of a sample, such as "V", "T" or "whitened"
     sampling_rate: float  # Hz
     channels: list[str]
-    times: list[float]  # (time,) seconds after the picture appears
+    times: list[float]  # (time,) seconds after the image appears
     layout: str  # of the source
     processing: list[str]  # the steps, in order, one sentence each; what was done before us as far as it is known
     splits: dict[str, SplitHeader] = field(default_factory=dict)

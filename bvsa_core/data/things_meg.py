@@ -5,7 +5,7 @@ from __future__ import annotations
 SENSORS = 271
 CHANNELS = tuple(f"channel {i + 1}" for i in range(SENSORS))  # the published files name none
 SAMPLING_RATE = 200  # Hz, after preprocessing
-SAMPLES = 201  # from picture onset to 1 s
+SAMPLES = 201  # from image onset to 1 s
 IMAGES_PER_CONCEPT = 12  # of the training set; one of the test set
 TRAIN_REPETITIONS = 1
 TEST_REPETITIONS = 12

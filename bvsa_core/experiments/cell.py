@@ -27,7 +27,8 @@ from bvsa_core.retrieval.scoring import Protocol, Scoring, ranks, score, similar
 from bvsa_core.retrieval.statistics import statistics_of
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig, RunDataConfig, to_dict
-from bvsa_core.training.run import RunData, run
+from bvsa_core.training.run import run
+from bvsa_core.training.run_data import RunData
 from bvsa_core.vision.views import Level
 
 SCORES = "scores.json"
@@ -120,7 +121,7 @@ def fill_banks(cells: Iterable[Cell], bench: RunDataCache) -> None:
     Raises:
         UserError: a device that is not there, or no data folder.
     """
-    pictures = functools.cache(_pictures)
+    shown_images = functools.cache(_images)
     wanted: dict[str, tuple[RunData, dict]] = {}
     for cell in cells:
         config = cell.config
@@ -137,7 +138,7 @@ def fill_banks(cells: Iterable[Cell], bench: RunDataCache) -> None:
                 shown = {
                     image: concept
                     for subject in subjects
-                    for image, concept in pictures(run_data.dataset, subject, split)
+                    for image, concept in shown_images(run_data.dataset, subject, split)
                 }
                 levels.setdefault(tuple(shown.items()), {}).update(dict.fromkeys(asked_for))
     for run_data, levels in wanted.values():
@@ -149,7 +150,7 @@ def fill_banks(cells: Iterable[Cell], bench: RunDataCache) -> None:
                 run_data.texts(images, concepts)
 
 
-def _pictures(dataset: Dataset, subject: str, split: str) -> list[tuple[str, str]]:
+def _images(dataset: Dataset, subject: str, split: str) -> list[tuple[str, str]]:
     recordings = dataset.load(subject, split)
     return list(zip(recordings.images, recordings.concepts))
 

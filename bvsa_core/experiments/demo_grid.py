@@ -9,7 +9,8 @@ from pathlib import Path
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig
-from bvsa_core.training.run import RunData, run
+from bvsa_core.training.run import run
+from bvsa_core.training.run_data import RunData
 
 
 def cells(base: RunConfig, methods: Sequence[str], subjects: Sequence[str], seeds: int) -> list[RunConfig]:

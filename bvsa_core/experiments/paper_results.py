@@ -9,7 +9,7 @@ from pathlib import Path
 from bvsa_core.errors import UserError, unknown_name
 from bvsa_core.report.comparison_table import PaperResult
 
-# Retrieval with BVSA's published gate, which reads the text of the recording's own picture.
+# Retrieval with BVSA's published gate, which reads the text of the recording's own image.
 _GATED = (
     "BVSA",
     "bvsa_ablation_eeg_intra/+ enhancement",

@@ -12,8 +12,9 @@ from bvsa_core.data.dataset import Recordings
 from bvsa_core.data.split import make_split
 from bvsa_core.retrieval.scoring import Scores, Scoring, ranks, score, similarity
 from bvsa_core.training.checkpoint import RunFolder
-from bvsa_core.training.run import RunData, load_method
-from bvsa_core.training.selection import compute_embeddings
+from bvsa_core.training.embedding import compute_embeddings
+from bvsa_core.training.run import load_method
+from bvsa_core.training.run_data import RunData
 
 
 def averaged(recordings: Recordings, draws: np.ndarray) -> Iterator[Recordings]:
@@ -44,7 +45,7 @@ def repetition_curves(
 ) -> list[list[dict]]:
     """One curve for each scoring: mean and standard deviation of accuracies over resampled subsets of the repetitions.
 
-    Every picture gets a subset of its own, drawn without replacement; all repetitions are one subset, with no spread.
+    Every image gets a subset of its own, drawn without replacement; all repetitions are one subset, with no spread.
 
     Raises:
         UserError: the folder holds no complete run, or its data have moved.

@@ -23,7 +23,7 @@ from bvsa_core.progress import Progress, no_progress
 from bvsa_core.report.comparison_table import ComparisonRow
 from bvsa_core.report.content import (
     BlurExample,
-    Picture,
+    GalleryImage,
     Report,
     ReportRow,
     RetrievalExample,
@@ -36,18 +36,18 @@ from bvsa_core.retrieval.gates import Reliability
 from bvsa_core.retrieval.scoring import Scoring, similarity
 from bvsa_core.training.checkpoint import RunFolder, read_json
 from bvsa_core.training.config import RunConfig, to_dict
-from bvsa_core.training.run import RunData
+from bvsa_core.training.run_data import RunData
 from bvsa_core.vision.clip import image_size_of
 from bvsa_core.vision.images import read_images
 from bvsa_core.vision.views import SHARP
 
 TOP = 5
-RETRIEVALS = 12  # runs whose retrieved pictures are shown
+RETRIEVALS = 12  # runs whose retrieved images are shown
 QUERIES = 400  # of each
 THUMBNAIL = 96  # pixels
 THUMBNAILS = 2_000_000  # bytes of all of them, some 600
 BLURRED = 120  # pixels
-SAMPLES = 3  # pictures that are blurred to show how
+SAMPLES = 3  # images that are blurred to show how
 # What does not tell one experiment from another: whose recordings, which seed, where things are computed and kept.
 _NO_SETTING = {"subject", "seed", "device", "bank", "cache_dir"}
 _SHOWN_ANYWAY = ("method", "preset", "encoder", "vision", "selection")
@@ -164,7 +164,7 @@ def _names(entry: ComparisonRow, protocol: dict) -> tuple[str, ...]:
         entry.system,
         f"gate {scoring(protocol)}",
         entry.encoder,
-        f"pictures by {protocol['encoder']}",
+        f"images by {protocol['encoder']}",
         protocol["selection"],
     )
 
@@ -263,7 +263,7 @@ def build_report(
     data: Path | None = None,
     progress: Progress = no_progress,
 ) -> Report:
-    """A report of lines, with what their runs retrieve and how their pictures are blurred.
+    """A report of lines, with what their runs retrieve and how their images are blurred.
 
     Args:
         data: the data folder, where it has moved since the runs.
@@ -276,9 +276,9 @@ def build_report(
     album = ThumbnailCache(data)
     retrievals = []
     for done, (line, run) in enumerate(chosen):
-        progress("retrieved pictures", done, len(chosen))
+        progress("retrieved images", done, len(chosen))
         retrievals.append(_retrieval(line, run, album))
-    progress("retrieved pictures", len(chosen), len(chosen))
+    progress("retrieved images", len(chosen), len(chosen))
     runs = sum(len(line.runs) for line in lines)
     told = (
         [f"{len(chosen)} of {runs} runs are shown, of every line the first; 'bvsa report RUN' shows any."]
@@ -289,16 +289,16 @@ def build_report(
         told.append(f"Of up to {longest} recordings of a run the first {QUERIES} are shown.")
     missing |= {"retrieved": " ".join(told)} if told else {}
     blurred = _blurred(lines, album)
-    pictures = album.pictures(progress)
+    images = album.images(progress)
     if album.unreadable:
-        missing["pictures"] = (
-            f"Pictures are out of reach ({album.unreadable}); 'bvsa report RUN --data FOLDER' says where they are."
+        missing["images"] = (
+            f"Images are out of reach ({album.unreadable}); 'bvsa report RUN --data FOLDER' says where they are."
         )
     elif album.full:
-        missing["pictures"] = (
-            "Some pictures are not shown, to keep the page small; 'bvsa report RUN' of fewer runs shows them."
+        missing["images"] = (
+            "Some images are not shown, to keep the page small; 'bvsa report RUN' of fewer runs shows them."
         )
-    return Report(title, lines, pictures, retrievals, blurred, missing, made_by)
+    return Report(title, lines, images, retrievals, blurred, missing, made_by)
 
 
 def _round_robin(lines: Sequence[ReportRow], limit: int) -> list[tuple[ReportRow, RunSummary]]:
@@ -343,7 +343,7 @@ def _retrieval(line: ReportRow, run: RunSummary, album: ThumbnailCache) -> Retri
 
 
 class ThumbnailCache:
-    """The pictures that a report speaks of, and where they lie.
+    """The images that a report speaks of, and where they lie.
 
     Args:
         moved: the data folder of all of them, where it is not the one of the runs.
@@ -364,7 +364,7 @@ class ThumbnailCache:
         self._wanted.update(numbers)
 
     def read(self, data: str, image: str, size: int) -> np.ndarray | None:
-        """A picture (size, size, 3) uint8; None where it cannot be read."""
+        """An image (size, size, 3) uint8; None where it cannot be read."""
         data = str(self.moved or data)
         try:
             if data not in self._folders:
@@ -374,31 +374,31 @@ class ThumbnailCache:
             self.unreadable = self.unreadable or str(error)
             return None
 
-    def pictures(self, progress: Progress = no_progress) -> list[Picture]:
+    def images(self, progress: Progress = no_progress) -> list[GalleryImage]:
         """All of them in the order of their numbers, with thumbnails of those that are wanted."""
         found, made = [], 0
         for (data, image), number in self._numbers.items():
             wanted = number in self._wanted
             self.full |= wanted and made >= THUMBNAILS
-            picture = self.read(data, image, THUMBNAIL) if wanted and not self.full else None
-            thumbnail = None if picture is None else jpeg(picture, THUMBNAIL)
+            pixels = self.read(data, image, THUMBNAIL) if wanted and not self.full else None
+            thumbnail = None if pixels is None else jpeg(pixels, THUMBNAIL)
             made += len(thumbnail or b"")
-            found.append(Picture(image, concept_of(image).replace("_", " "), thumbnail))
+            found.append(GalleryImage(image, concept_of(image).replace("_", " "), thumbnail))
             progress("thumbnails", number + 1, len(self._numbers))
         return found
 
 
-def jpeg(picture: np.ndarray, side: int, quality: int = 72) -> bytes:
-    """A picture (height, width, 3) uint8 as a square file."""
+def jpeg(image: np.ndarray, side: int, quality: int = 72) -> bytes:
+    """An image (height, width, 3) uint8 as a square file."""
     file = io.BytesIO()
-    Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS).save(
+    Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS).save(
         file, "JPEG", quality=quality, optimize=True
     )
     return file.getvalue()
 
 
 def _blurred(lines: Sequence[ReportRow], album: ThumbnailCache) -> list[BlurExample]:
-    """What each way to blur does to a few pictures of the test set: one for every method and its options."""
+    """What each way to blur does to a few images of the test set: one for every method and its options."""
     found: dict[str, BlurExample] = {}
     for line in lines:
         if not line.runs:
@@ -411,8 +411,8 @@ def _blurred(lines: Sequence[ReportRow], album: ThumbnailCache) -> list[BlurExam
             continue
         images = RunFolder(run.folder).result()["images"]
         names = [images[i * (len(images) - 1) // max(1, SAMPLES - 1)] for i in range(min(SAMPLES, len(images)))]
-        pictures = [album.read(run.settings["data"], name, image_size_of(config.vision)) for name in names]
-        sharp = [picture for picture in pictures if picture is not None]
+        read = [album.read(run.settings["data"], name, image_size_of(config.vision)) for name in names]
+        sharp = [image for image in read if image is not None]
         if len(sharp) < len(names):
             continue
         originals = torch.from_numpy(np.stack(sharp)).permute(0, 3, 1, 2)
@@ -430,7 +430,7 @@ def _blurred(lines: Sequence[ReportRow], album: ThumbnailCache) -> list[BlurExam
             shares=[share(name) if census and all(census) else None for name in called],
             names=[concept_of(name).replace("_", " ") for name in names],
             images=shown,
-            thumbnails=[[jpeg(picture, BLURRED, 80) for picture in row] for row in shown],
+            thumbnails=[[jpeg(image, BLURRED, 80) for image in row] for row in shown],
             falloff=f"falloff {config.falloff}, decay {config.decay:g}"
             if config.falloff == "exp"
             else f"falloff {config.falloff}",

@@ -111,7 +111,7 @@ def comparisons(
 
 
 def _named(entry: ComparisonRow, row: MethodResult) -> str:
-    return f"{entry.system}, gate {scoring(row.protocol)} ({entry.encoder}, pictures by {row.protocol['encoder']})"
+    return f"{entry.system}, gate {scoring(row.protocol)} ({entry.encoder}, images by {row.protocol['encoder']})"
 
 
 def _described(entry: ComparisonRow, row: MethodResult) -> dict:

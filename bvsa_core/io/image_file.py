@@ -1,4 +1,4 @@
-"""Reading a picture from outside: its bytes are decoded as one of a few formats, none of which starts another program."""
+"""Reading an image from outside: its bytes are decoded as one of a few formats, none of which starts another program."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ DAMAGE = (  # what Pillow raises
 )
 
 
-def read_picture(path: Path) -> Image.Image:
-    """A picture, decoded.
+def read_image(path: Path) -> Image.Image:
+    """An image, decoded.
 
     Raises:
         UserError: it is missing, damaged, or of another format.
@@ -43,11 +43,11 @@ def read_picture(path: Path) -> Image.Image:
             image.load()
             return image
     except FileNotFoundError as error:
-        raise UserError(f"picture {path} is missing; copy the image set there") from error
+        raise UserError(f"image {path} is missing; copy the image set there") from error
     except DAMAGE as error:
         reason = (
             f"no {', '.join(FORMATS)} file"
             if isinstance(error, Image.UnidentifiedImageError)
             else " ".join(str(error).split())
         )
-        raise UserError(f"picture {path} cannot be read ({reason}); fetch or make it again") from error
+        raise UserError(f"image {path} cannot be read ({reason}); fetch or make it again") from error

@@ -1,4 +1,4 @@
-"""ATM-S: adaptive thinking mapper, the retrieval part (Li et al., NeurIPS 2024). Contrast with pictures and, a little, texts.
+"""ATM-S: adaptive thinking mapper, the retrieval part (Li et al., NeurIPS 2024). Contrast with images and, a little, texts.
 
 The encoder of that name is bvsa_core.encoders.atm; the published system trains on single trials.
 """
@@ -17,7 +17,7 @@ class ATMOptions:
     """Options of ATM-S."""
 
     image_weight: float = 0.99
-    """Weight of the contrast with pictures; that with texts has the rest."""
+    """Weight of the contrast with images; that with texts has the rest."""
 
 
 class ATM(Contrastive):

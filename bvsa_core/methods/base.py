@@ -25,8 +25,8 @@ class Batch:  # not frozen: Lightning casts its tensors to the precision of a ru
 
     samples: Tensor  # (B,) int64, numbers of the samples in the training set
     recordings: Tensor  # (B, channels, time)
-    images: Tensor  # (B, D) unit-norm features of the pictures, each under the blur the method asked for
-    texts: Tensor  # (B, D) unit-norm features of the prompts that name what the pictures show
+    images: Tensor  # (B, D) unit-norm features of the images, each under the blur the method asked for
+    texts: Tensor  # (B, D) unit-norm features of the prompts that name what the images show
     subjects: Tensor | None = None  # (B,) int64, whose recordings these are; -1 for someone not trained on
 
 
@@ -37,7 +37,7 @@ class Method(nn.Module, ABC):
         options: an instance of the method's `Options`.
         build_encoder: makes a brain encoder for a shape, recordings (B, channels, time) -> (B, embedding).
         samples: number of training samples, for per-sample state.
-        shape: of the recordings and of the features of pictures and texts, whose width is shape.embedding.
+        shape: of the recordings and of the features of images and texts, whose width is shape.embedding.
     """
 
     Options: ClassVar[type]
@@ -47,7 +47,7 @@ class Method(nn.Module, ABC):
     ] = {}  # how its authors train it: fields of RunConfig, which flags and YAML override
     TABLE_NOTE: ClassVar[str] = ""  # what a reader of its figures has to know; printed in every table
     transductive_classifier: ClassVar[bool] = (
-        False  # scores come from a classifier of the test pictures: nothing else can be searched
+        False  # scores come from a classifier of the test images: nothing else can be searched
     )
     default_gate: str = "none"  # how retrieval uses the texts unless it is told otherwise
 
@@ -66,7 +66,7 @@ class Method(nn.Module, ABC):
         return [SHARP]
 
     def gallery_levels(self) -> list[Level]:
-        """The blur levels under which the pictures to retrieve are seen."""
+        """The blur levels under which the images to retrieve are seen."""
         return [SHARP]
 
     def gallery_feature_levels(self) -> list[Level]:
@@ -87,7 +87,7 @@ class Method(nn.Module, ABC):
         return brain, brain
 
     def embed_images(self, features: Tensor) -> Tensor:
-        """What recordings are compared with, for features (levels, M, D) of pictures."""
+        """What recordings are compared with, for features (levels, M, D) of images."""
         return features
 
     def embed_texts(self, features: Tensor) -> Tensor:
@@ -95,20 +95,20 @@ class Method(nn.Module, ABC):
         return features
 
     def query_embeddings(self, recordings: Tensor, subjects: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Embeddings of test recordings (N, channels, time), to compare with those of pictures and of texts."""
+        """Embeddings of test recordings (N, channels, time), to compare with those of images and of texts."""
         levels = len(self.gallery_levels())
         brain_image, brain_text = self.embed(recordings, subjects)
         return brain_image.repeat(1, levels), brain_text.repeat(1, levels)
 
     def fuse(self, features: Tensor) -> Tensor:
-        """Features (gallery levels, M, D) of pictures, from those at `views_of_gallery`."""
+        """Features (gallery levels, M, D) of images, from those at `views_of_gallery`."""
         if self.fusion is None:
             return features
         own = len(self.gallery_levels())
         return torch.stack([self.fusion([view, *features[own:]]) for view in features[:own]])
 
     def image_embeddings(self, features: Tensor) -> Tensor:
-        """Embeddings of pictures to retrieve, from features at `views_of_gallery`: those of several levels side by side."""
+        """Embeddings of images to retrieve, from features at `views_of_gallery`: those of several levels side by side."""
         return self.embed_images(self.fuse(features)).transpose(0, 1).flatten(1)
 
     def text_embeddings(self, features: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class Method(nn.Module, ABC):
     def retrieval_embeddings(
         self, recordings: Tensor, images: Tensor, texts: Tensor, subjects: Tensor | None = None
     ) -> Embeddings:
-        """Embeddings of test recordings (N, channels, time), of pictures and of texts, from their features.
+        """Embeddings of test recordings (N, channels, time), of images and of texts, from their features.
 
         Args:
             images: (levels, M, D), at `views_of_gallery`.

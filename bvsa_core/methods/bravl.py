@@ -9,11 +9,11 @@ with ELBO = sum_m log p(x_m | z) - weight * KL(posterior, N(0, I)), the weight r
 second term bounds from below what a modality knows of z, the third what modalities know of each other: the chi upper bound
 (CUBO) is lowered for samples in which some modalities are those of other samples.
 
-At retrieval an RBF support vector classifier is fitted on the latents of the novel pictures with their texts, one class a
-picture, and its decision scores for the latents of recordings rank the pictures. So a score depends on the whole gallery,
+At retrieval an RBF support vector classifier is fitted on the latents of the novel images with their texts, one class a
+image, and its decision scores for the latents of recordings rank the images. So a score depends on the whole gallery,
 though on no other recording: figures say "fitted on gallery".
 
-Pictures enter as their first principal components, pictures, texts and recordings at unit variance over the training set.
+Images enter as their first principal components, images, texts and recordings at unit variance over the training set.
 The published encoder of recordings is a perceptron of the same hidden width; here it is any encoder. Networks Q learn in
 the same step as the rest, where the released code alternates, and one of the six kinds of negatives is drawn a batch,
 where it takes the mean of all six.
@@ -49,7 +49,7 @@ class BraVLOptions:
     latent: int = 32
     """Dimensions of the latent space."""
     components: int = 100
-    """Principal components of the features of pictures."""
+    """Principal components of the features of images."""
     scale: float = 0.75
     """Scale of the Laplacians, in standard deviations of what they explain."""
     annealing: float = 0.01
@@ -169,7 +169,7 @@ class BraVL(Method):
     def retrieval_embeddings(
         self, recordings: Tensor, images: Tensor, texts: Tensor, subjects: Tensor | None = None
     ) -> Embeddings:
-        """The classifier's scores (N, M), as embeddings whose products are those: recordings by scores, pictures by axes."""
+        """The classifier's scores (N, M), as embeddings whose products are those: recordings by scores, images by axes."""
         gallery = self.observed(recordings[:0], self.fuse(images)[0], texts)
         heads = [
             head(body(each)).chunk(2, dim=-1)
@@ -185,7 +185,7 @@ class BraVL(Method):
         from sklearn.svm import SVC
 
         if len(latents) < 2:
-            raise UserError("method bravl tells pictures apart, and the gallery has one; give it two or more")
+            raise UserError("method bravl tells images apart, and the gallery has one; give it two or more")
         classifier = SVC(C=self.options.cost, kernel="rbf", gamma=self.options.gamma, decision_function_shape="ovr")
         with warnings.catch_warnings():  # that so many classes might be a regression
             warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)

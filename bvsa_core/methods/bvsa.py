@@ -2,11 +2,11 @@
 
 1. Text-guided decoupling (`decouple`): a sample whose similarity to its text stands out upwards is seen with a sharper
    centre in the next epoch, one that stands out downwards uniformly blurred. Gain = 0.5 + c, 0.5 or 0.5 - c.
-2. Dynamic alignment (`dynamic`): a sample whose similarity to its picture stands out upwards is seen with a smaller kernel
+2. Dynamic alignment (`dynamic`): a sample whose similarity to its image stands out upwards is seen with a smaller kernel
    in the next epoch, one that stands out downwards with a larger one.
 3. Similarity modulation (`enhancement`): retrieval by M_bv * (1 + gate * M_bt); the name of the gate, see retrieval.gates.
 
-With the first two switched off, pictures are sharp and BVSA is the vanilla system.
+With the first two switched off, images are sharp and BVSA is the vanilla system.
 
 Beyond the paper, whose own stated limit are its three strategies: `continuous` moves gain and kernel size smoothly, by
 tanh of where the similarity lies between the middle (0) and the ends (-1, 1) of the interval, instead of in three steps.
@@ -38,7 +38,7 @@ class BVSAOptions:
     decouple: bool = True
     """Whether the gain of the blur follows the similarity to the text."""
     dynamic: bool = True
-    """Whether the kernel size follows the similarity to the picture."""
+    """Whether the kernel size follows the similarity to the image."""
     continuous: bool = False
     """Whether gain and kernel size move smoothly; a feature bank then holds a finer grid and is interpolated."""
     enhancement: str = "none"
@@ -56,7 +56,7 @@ class BVSAOptions:
     gamma: float | None = 0.3
     """Weight of the newest similarity in the smoothed one; None fits the batch at hand."""
     gallery_views: int = 1
-    """1: pictures to retrieve are seen at gain 0.5; 3: at gains 0.5 - c, 0.5 and 0.5 + c, side by side."""
+    """1: images to retrieve are seen at gain 0.5; 3: at gains 0.5 - c, 0.5 and 0.5 + c, side by side."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.c <= 0.5:

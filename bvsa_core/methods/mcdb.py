@@ -1,6 +1,6 @@
 """MCDB: modal consistency with dynamic balance (arXiv 2509.03433). A reconstruction: the full text was not at hand.
 
-Known of it, and done here: frozen features of pictures and texts, and the brain embedding, each pass a residual bottleneck
+Known of it, and done here: frozen features of images and texts, and the brain embedding, each pass a residual bottleneck
 into a shared space. The loss is a fifth of the four cross-entropies brain-image, image-brain, brain-text and text-brain,
 plus a cosine term. Balance: a modality's share s of a batch is the mean softmax probability of its true pairs,
 rho = s / mean of the others', and the gradient of one that dominates (rho > 1) is scaled by 1 - tanh(a * rho).

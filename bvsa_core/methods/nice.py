@@ -1,7 +1,7 @@
-"""NICE: natural image contrast (Song et al., ICLR 2024). The symmetric contrastive loss at a fixed scale, sharp pictures.
+"""NICE: natural image contrast (Song et al., ICLR 2024). The symmetric contrastive loss at a fixed scale, sharp images.
 
 What else makes the published system is how it is trained: the encoder TSConv, Adam, weights from N(0, 0.02), and 740
-pictures held out to validate with. Its loss on those chose the published weights; `selection` in the protocol of a figure
+images held out to validate with. Its loss on those chose the published weights; `selection` in the protocol of a figure
 says what chose ours.
 """
 

@@ -28,7 +28,7 @@ class UBPOptions:
     kernel_sizes: tuple[int, int, int] = (45, 51, 57)
     """Kernel sizes of the levels low, medium and high, in pixels."""
     gain: float = 0.5
-    """Weight of the sharp picture at the fixation."""
+    """Weight of the sharp image at the fixation."""
     alpha: float = 0.05
     """Significance level of the interval."""
     gamma: float = 0.3

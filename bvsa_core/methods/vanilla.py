@@ -1,4 +1,4 @@
-"""Vanilla: the symmetric contrastive loss between recordings and sharp pictures."""
+"""Vanilla: the symmetric contrastive loss between recordings and sharp images."""
 
 from __future__ import annotations
 

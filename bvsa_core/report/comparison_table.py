@@ -31,8 +31,8 @@ class PaperResult:
     top1: float
     top5: float
     selection: str
-    encoder: str | None = None  # of the pictures
-    gallery: str | None = None  # where it is not one picture a concept
+    encoder: str | None = None  # of the images
+    gallery: str | None = None  # where it is not one image a concept
     caveat: str | None = None
     uses_labels: bool = False
 
@@ -85,7 +85,7 @@ def caveats(row: MethodResult) -> Iterable[str]:
     elif protocol["information"] != "inductive":
         yield f"{protocol['information']}: test recordings inform each other's ranking"
     if protocol.get("texts") == "shuffled":
-        yield "control: every picture has another's text, so what is gained comes from the gate's knowledge of the pairing"
+        yield "control: every image has another's text, so what is gained comes from the gate's knowledge of the pairing"
     if protocol["selection"] != "last":
         told = {"validation": "the best epoch on concepts held out of the training data"}
         yield f"selection: {OURS} {told.get(protocol['selection'], protocol['selection'])}"
@@ -95,15 +95,15 @@ def _of_published(published: PaperResult, row: MethodResult | None) -> Iterable[
     if published.caveat:
         yield f"{PAPER} {published.method}: {published.caveat}"
     if row is None:
-        yield f"{PAPER} {published.method}: selection {published.selection}, pictures by {published.encoder or 'not stated'}"
+        yield f"{PAPER} {published.method}: selection {published.selection}, images by {published.encoder or 'not stated'}"
         return
     selection, gallery, encoder = row.protocol["selection"], row.protocol["gallery"], row.protocol["encoder"]
     if not published.selection.startswith(selection.split()[0]):
         yield f"selection: {OURS} {selection}{' epoch' if selection == 'last' else ''}, {PAPER} {published.selection}"
     if published.gallery or gallery != USUAL_GALLERY:
-        yield f"gallery: {OURS} {gallery} pictures, {PAPER} {published.gallery or f'{USUAL_GALLERY} pictures'}"
+        yield f"gallery: {OURS} {gallery} images, {PAPER} {published.gallery or f'{USUAL_GALLERY} images'}"
     if encoder != published.encoder:
-        yield f"pictures by: {OURS} {encoder}, {PAPER} {published.encoder or 'not stated'}"
+        yield f"images by: {OURS} {encoder}, {PAPER} {published.encoder or 'not stated'}"
     if published.uses_labels and row.protocol["information"] != "uses labels":
         yield f"information: {OURS} {row.protocol['information']}, {PAPER} uses labels"
 
@@ -187,7 +187,7 @@ def to_csv(entries: Sequence[ComparisonRow]) -> str:
     """One record a line, accuracies in percent, footnotes spelt out; absent values are empty."""
     file = io.StringIO()
     fields = [
-        "data", "modality", "setting", "system", "method", "brain_encoder", "picture_encoder", "selection", "information", "gate",
+        "data", "modality", "setting", "system", "method", "brain_encoder", "image_encoder", "selection", "information", "gate",
         "gallery", "channels", "repetitions", "subjects", "seeds", "top1", "top1_low", "top1_high", "top5", "top5_low", "top5_high",
         "map", "median_rank", "published_method", "published_year", "published_top1", "published_top5", "published_selection", "notes",
     ]  # fmt: skip
@@ -204,7 +204,7 @@ def to_csv(entries: Sequence[ComparisonRow]) -> str:
             record |= {
                 "data": protocol["dataset"],
                 "method": row.method,
-                "picture_encoder": protocol["encoder"],
+                "image_encoder": protocol["encoder"],
                 "gate": scoring(protocol),
             }
             record |= {"subjects": row.subjects, "seeds": row.seeds, "median_rank": row.median_rank}
@@ -274,7 +274,7 @@ def to_rich(title: str, entries: Sequence[ComparisonRow]) -> Table:
 
 
 def subject_rows(results: Sequence[dict]) -> dict[str, tuple[float, float]]:
-    """Top-1 and Top-5 accuracy of every subject, mean over seeds and pictures, from results with their ranks."""
+    """Top-1 and Top-5 accuracy of every subject, mean over seeds and images, from results with their ranks."""
     ranks: dict[str, list] = {}
     for result in results:
         ranks.setdefault(result["subject"], []).append(result["ranks"])

@@ -19,7 +19,7 @@ class RunSummary:
     folder: str
     subject: str
     seed: int
-    ranks: list[int]  # (queries,) of the right picture, from 1
+    ranks: list[int]  # (queries,) of the right image, from 1
     metrics: list[dict]  # one an epoch
     settings: dict  # of run.yaml
     finished: str  # when, ISO 8601
@@ -43,8 +43,8 @@ class ReportRow:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture of a gallery."""
+class GalleryImage:
+    """One image of a gallery."""
 
     name: str
     concept: str
@@ -59,22 +59,22 @@ class RetrievalExample:
     data: str
     subject: str
     seed: int
-    right: list[int]  # (queries,) into Report.pictures
-    ranks: list[int]  # (queries,) of the right picture, from 1
-    best: list[list[int]]  # (queries, 5) into Report.pictures, best first
+    right: list[int]  # (queries,) into Report.images
+    ranks: list[int]  # (queries,) of the right image, from 1
+    best: list[list[int]]  # (queries, 5) into Report.images, best first
     scores: list[list[float]]  # (queries, 5)
-    similarity: np.ndarray  # (queries, pictures)
+    similarity: np.ndarray  # (queries, images)
 
 
 @dataclass(frozen=True)
 class BlurExample:
-    """Pictures under every blur level that one training asks for."""
+    """Images under every blur level that one training asks for."""
 
     label: str
     levels: list[str]  # named as in metrics.jsonl
     shares: list[float | None]  # of training samples after the last epoch
-    names: list[str]  # (pictures,)
-    images: np.ndarray  # (pictures, 1 + levels, side, side, 3) uint8; the first is not blurred
+    names: list[str]  # (images,)
+    images: np.ndarray  # (images, 1 + levels, side, side, 3) uint8; the first is not blurred
     thumbnails: list[list[bytes]]  # the same, small, as JPEG
     falloff: str
 
@@ -85,7 +85,7 @@ class Report:
 
     title: str
     lines: Sequence[ReportRow]
-    pictures: Sequence[Picture] = ()
+    images: Sequence[GalleryImage] = ()
     retrievals: Sequence[RetrievalExample] = ()
     blurred: Sequence[BlurExample] = ()
     missing: dict[str, str] = field(default_factory=dict)  # for a part of the page, why something is not there

@@ -1,4 +1,4 @@
-"""The figures that show pictures: what a blur does to them, what is retrieved, and how similar all are to all recordings."""
+"""The figures that show images: what a blur does to them, what is retrieved, and how similar all are to all recordings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bvsa_core.report.style import INK, RIGHT, WIDTH, Drawing, axes_of, slug
 MATRICES = 6  # of one figure, some 100 kB each on a page
 
 
-def blurred_pictures(blurred: BlurExample) -> Drawing:
+def blurred_images(blurred: BlurExample) -> Drawing:
     def draw() -> Figure:
         rows, columns = blurred.images.shape[:2]
         figure, axes = axes_of(rows, columns, WIDTH / columns * rows + 0.3)
@@ -34,8 +34,8 @@ def blurred_pictures(blurred: BlurExample) -> Drawing:
         f"blurred-{slug(blurred.label)}",
         "",
         f"What the blur does, {blurred.label}",
-        f"Pictures of the data set as the picture encoder's input, blurred by fovblur; k: kernel size in pixels; {blurred.falloff}.",
-        f"Pictures of {', '.join(blurred.names)}, first as they are, then at {', '.join(blurred.levels)}.",
+        f"Images of the data set as the image encoder's input, blurred by fovblur; k: kernel size in pixels; {blurred.falloff}.",
+        f"Images of {', '.join(blurred.names)}, first as they are, then at {', '.join(blurred.levels)}.",
         draw,
     )
 
@@ -45,9 +45,9 @@ def retrieved(report: Report, of: RetrievalExample, rows: int = 6) -> Drawing:
     chosen = [i * (len(of.right) - 1) // max(1, rows - 1) for i in range(min(rows, len(of.right)))]
 
     def show(axes: Axes, number: int, title: str, colour: str) -> None:
-        picture = report.pictures[number]
-        if picture.thumbnail:
-            axes.imshow(Image.open(io.BytesIO(picture.thumbnail)))
+        image = report.images[number]
+        if image.thumbnail:
+            axes.imshow(Image.open(io.BytesIO(image.thumbnail)))
         axes.set(xticks=[], yticks=[])
         axes.grid(False)
         for side in axes.spines.values():
@@ -62,14 +62,14 @@ def retrieved(report: Report, of: RetrievalExample, rows: int = 6) -> Drawing:
         )
         figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, hspace=0, wspace=0)
         for row, query in zip(axes, chosen):
-            show(row[0], of.right[query], report.pictures[of.right[query]].concept, INK)
+            show(row[0], of.right[query], report.images[of.right[query]].concept, INK)
             row[1].set_visible(False)
             for each, number in zip(row[2:], of.best[query]):
                 right = number == of.right[query]
                 show(
                     each,
                     number,
-                    ("\N{CHECK MARK} " if right else "") + report.pictures[number].concept,
+                    ("\N{CHECK MARK} " if right else "") + report.images[number].concept,
                     RIGHT if right else INK,
                 )
         return figure
@@ -78,10 +78,10 @@ def retrieved(report: Report, of: RetrievalExample, rows: int = 6) -> Drawing:
     return Drawing(
         "retrieved",
         "",
-        f"Retrieved pictures, {of.label}",
-        f"What was seen (left) and the best {len(of.best[0])} of {of.similarity.shape[1]} pictures for its recording, best first, for "
-        f"{len(chosen)} recordings taken evenly from the test set of {of.subject}, seed {of.seed}; framed: the right picture. {of.data}.",
-        f"Rows of pictures; the right one is among the best {len(of.best[0])} in {hits} of {len(chosen)}.",
+        f"Retrieved images, {of.label}",
+        f"What was seen (left) and the best {len(of.best[0])} of {of.similarity.shape[1]} images for its recording, best first, for "
+        f"{len(chosen)} recordings taken evenly from the test set of {of.subject}, seed {of.seed}; framed: the right image. {of.data}.",
+        f"Rows of images; the right one is among the best {len(of.best[0])} in {hits} of {len(chosen)}.",
         draw,
     )
 
@@ -96,7 +96,7 @@ def similarity(data: str, shown: Sequence[RetrievalExample]) -> Drawing:
         figure, axes = axes_of(rows, columns, 1.08 * min(WIDTH / columns, 3.4) * rows + 0.5)
         for each, one in zip(axes.flat, shown):
             drawn = each.imshow(one.similarity, cmap="cividis", vmin=low, vmax=high)
-            each.set(title=one.label, xlabel="picture", ylabel="recording")
+            each.set(title=one.label, xlabel="image", ylabel="recording")
             each.grid(False)
         for each in axes.flat[len(shown) :]:
             each.set_visible(False)
@@ -108,9 +108,9 @@ def similarity(data: str, shown: Sequence[RetrievalExample]) -> Drawing:
         f"similarity-{slug(data)}",
         "similarity",
         f"Similarity, {data}",
-        "Similarity of every test recording to every picture of the gallery, of one run each (first subject and seed) of up to "
-        f"{MATRICES} systems; right pictures lie on the diagonal. Colours go from the median to the upper half percent.",
-        f"Matrices of similarity. By how much right pictures are the more similar ones, in standard deviations: {', '.join(clear)}",
+        "Similarity of every test recording to every image of the gallery, of one run each (first subject and seed) of up to "
+        f"{MATRICES} systems; right images lie on the diagonal. Colours go from the median to the upper half percent.",
+        f"Matrices of similarity. By how much right images are the more similar ones, in standard deviations: {', '.join(clear)}",
         draw,
     )
 

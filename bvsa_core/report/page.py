@@ -24,7 +24,7 @@ PARTS = {
     "results": "Results",
     "training": "Training",
     "blur": "Blur",
-    "retrieved": "Retrieved pictures",
+    "retrieved": "Retrieved images",
     "similarity": "Similarity",
     "repetitions": "Repetitions",
     "origin": "What produced this",
@@ -37,7 +37,7 @@ _TAGS = {
     "gallery": "{}-way",
     "channels": "{} channels",
     "repetitions": "{} repetitions averaged",
-    "encoder": "pictures by {}",
+    "encoder": "images by {}",
 }
 
 
@@ -116,7 +116,7 @@ def _scored(protocol: dict) -> list[tuple[str, bool]]:
 def _chance(protocols: Sequence[dict]) -> str:
     sizes = sorted({protocol["gallery"] for protocol in protocols})
     return "; ".join(
-        f"Top-1 {100 / size:.3g} %, Top-5 {100 * min(1, 5 / size):.3g} % in {size} pictures" for size in sizes
+        f"Top-1 {100 / size:.3g} %, Top-5 {100 * min(1, 5 / size):.3g} % in {size} images" for size in sizes
     )
 
 
@@ -176,12 +176,12 @@ def _retrieved(report: Report) -> dict:
         for each in report.retrievals
     ]
     used = {number for run in runs for row in [run["right"], *run["best"]] for number in row}
-    pictures = {
-        number: [picture.concept, picture.name, data_uri(picture.thumbnail) if picture.thumbnail else ""]
-        for number, picture in enumerate(report.pictures)
+    images = {
+        number: [image.concept, image.name, data_uri(image.thumbnail) if image.thumbnail else ""]
+        for number, image in enumerate(report.images)
         if number in used
     }
-    return {"runs": runs, "pictures": pictures}
+    return {"runs": runs, "images": images}
 
 
 def _settings(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -91,7 +91,7 @@ def _evoked(subject: str, about: RecordingQuality, info: Any) -> Drawing:
         axes.plot(milliseconds, evoked.std(axis=0), color=PALETTE[1], label="standard deviation over channels")
         for sample in at:
             axes.axvline(milliseconds[sample], color=INK, linewidth=0.6, linestyle=":")
-        axes.set_xlabel("time after the picture appears (ms)")
+        axes.set_xlabel("time after the image appears (ms)")
         axes.set_ylabel(_label(about))
         axes.set_xlim(milliseconds[0], milliseconds[-1])
         axes.legend(loc="upper right")
@@ -100,7 +100,7 @@ def _evoked(subject: str, about: RecordingQuality, info: Any) -> Drawing:
         return figure
 
     caption = (
-        f"{subject}: mean over {about.quality.conditions} test pictures and {about.quality.repetitions} repetitions of each; one grey line"
+        f"{subject}: mean over {about.quality.conditions} test images and {about.quality.repetitions} repetitions of each; one grey line"
         f" a channel ({len(about.channels)}). Dotted: the largest spreads over channels"
         + (", mapped above." if info is not None else ".")
     )
@@ -146,14 +146,14 @@ def _reliability(subject: str, about: RecordingQuality, found: np.ndarray) -> Dr
         )
         bottom.grid(visible=False)
         _channel_axis(bottom, about.channels, "y")
-        bottom.set_xlabel("time after the picture appears (ms)")
+        bottom.set_xlabel("time after the image appears (ms)")
         figure.colorbar(image, ax=bottom, label="reliability")
         return figure
 
     quality = about.quality
     caption = (
-        f"{subject}: split-half reliability of the means over {quality.repetitions} repetitions of {quality.conditions} test pictures:"
-        f" correlation over pictures between two halves of the repetitions, mean of {quality.splits} way(s) to halve them, corrected by"
+        f"{subject}: split-half reliability of the means over {quality.repetitions} repetitions of {quality.conditions} test images:"
+        f" correlation over images between two halves of the repetitions, mean of {quality.splits} way(s) to halve them, corrected by"
         " Spearman and Brown. Below 0 is drawn as 0."
     )
     return Drawing(f"{subject}-reliability", PART, f"Reliability of {subject}", caption, caption, draw)
@@ -177,7 +177,7 @@ def _covariance(subject: str, about: RecordingQuality) -> Drawing:
             figure.colorbar(image, ax=axes, label=label)
         return figure
 
-    around = "the mean of their picture" if about.quality.repetitions > 1 else "the mean over pictures"
+    around = "the mean of their image" if about.quality.repetitions > 1 else "the mean over images"
     diagonal = np.diag(found)
     apart = found - np.diag(diagonal)
     caption = (
@@ -211,7 +211,7 @@ def _ceilings(known: Mapping[str, np.ndarray]) -> Drawing:
         return figure
 
     caption = (
-        "Noise ceiling by subject: the correlation over test pictures that the true responses would have with the means over"
+        "Noise ceiling by subject: the correlation over test images that the true responses would have with the means over"
         " repetitions, the square root of their reliability (where that is below 0, 0)."
     )
     return Drawing("noise-ceiling", PART, "Noise ceiling", caption, caption, draw)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bvsa_core.report.content import Report, ReportRow, RunSummary
-from bvsa_core.report.image_figures import MATRICES, blurred_pictures, retrieved, similarity
+from bvsa_core.report.image_figures import MATRICES, blurred_images, retrieved, similarity
 from bvsa_core.report.style import DASHES, INK, PALETTE, QUIET, Drawing, axes_of, slug
 from bvsa_core.retrieval.bootstrap import crossed_bootstrap
 
@@ -34,8 +34,8 @@ def drawings(report: Report) -> list[Drawing]:
     for name, runs in trainings.items():
         if shares := blur_shares(runs):
             found.append(_levels(name, *shares))
-    found += [blurred_pictures(each) for each in report.blurred]
-    if report.retrievals and any(picture.thumbnail for picture in report.pictures):
+    found += [blurred_images(each) for each in report.blurred]
+    if report.retrievals and any(image.thumbnail for image in report.images):
         found.append(retrieved(report, report.retrievals[0]))
     for data, lines in report.data.items():
         if shown := [each for each in report.retrievals if each.data == data]:
@@ -151,7 +151,7 @@ def _accuracy(data: str, lines: Sequence[ReportRow]) -> Drawing:
         "results",
         f"Accuracy, {data}",
         f"{'Top-1' if crowded else 'Top-1 and Top-5'} accuracy in percent, {who}, mean over seeds; whiskers: 95 % bootstrap interval "
-        f"over test pictures and seeds{' (of the mean over subjects too)' if len(subjects) > 1 else ''}; dotted: chance.",
+        f"over test images and seeds{' (of the mean over subjects too)' if len(subjects) > 1 else ''}; dotted: chance.",
         f"Bars of accuracy for {', '.join(line.label for line in lines)}. The highest mean Top-1 accuracy is "
         f"{100 * best.row.top1:.1f} percent, of {best.label}.",
         apart if crowded else together,

@@ -44,9 +44,7 @@ def _row(group: list[dict]) -> MethodResult:
     subjects = sorted({result["subject"] for result in group})
     seeds = sorted({result["seed"] for result in group})
     by_cell = {(result["subject"], result["seed"]): result["ranks"] for result in group}
-    ranks = np.array(
-        [[by_cell[subject, seed] for seed in seeds] for subject in subjects]
-    )  # (subjects, seeds, pictures)
+    ranks = np.array([[by_cell[subject, seed] for seed in seeds] for subject in subjects])  # (subjects, seeds, images)
     scores = score(torch.from_numpy(ranks.ravel()))
     return MethodResult(
         method=f"{group[0]['method']} ({group[0]['preset']})",
@@ -94,7 +92,7 @@ def caption(table: Sequence[MethodResult]) -> str:
     chance = 100 / protocol["gallery"]
     return (
         f"{protocol['dataset']} data, {protocol['gallery']}-way retrieval (chance {chance:g} %), "
-        f"{protocol['channels']} channels, {protocol['repetitions']} repetitions averaged, pictures by {protocol['encoder']}; "
+        f"{protocol['channels']} channels, {protocol['repetitions']} repetitions averaged, images by {protocol['encoder']}; "
         f"{first.subjects} subject(s) x {first.seeds} seed(s), 95 % crossed bootstrap intervals"
     )
 
@@ -125,7 +123,7 @@ def statistics_lines(statistics: dict) -> list[str]:
     both = lambda part: f"{100 * part['top1']:.1f} / {100 * part['top5']:.1f}"  # noqa: E731
     lines = []
     if hubs := statistics.get("hubness"):
-        never = f"{100 * hubs['never_retrieved']:.1f} % of pictures never"
+        never = f"{100 * hubs['never_retrieved']:.1f} % of images never"
         lines.append(
             f"hubness: skewness {hubs['skewness']:.2f} of the {hubs['k']}-occurrence, {never} among the {hubs['k']} best"
         )

@@ -1,4 +1,4 @@
-"""Intervals of an accuracy: how far it would move with other subjects, other seeds and other test pictures."""
+"""Intervals of an accuracy: how far it would move with other subjects, other seeds and other test images."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from numpy.typing import ArrayLike
 def crossed_bootstrap(
     values: ArrayLike, level: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of the mean of values (subjects, seeds, pictures).
+    """Percentile interval of the mean of values (subjects, seeds, images).
 
     Each factor is resampled with replacement, independently of the others (Owen, Annals of Applied Statistics 2007), so
-    that a picture that is hard for every subject stays hard in a resample.
+    that an image that is hard for every subject stays hard in a resample.
 
     >>> crossed_bootstrap([[[1.0, 1.0, 1.0]]])
     (1.0, 1.0)

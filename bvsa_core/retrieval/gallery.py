@@ -1,4 +1,4 @@
-"""Galleries on disk: embeddings of pictures and their texts, memory-mapped and read in chunks."""
+"""Galleries on disk: embeddings of images and their texts, memory-mapped and read in chunks."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ class EmbeddingMatrix:
 
 
 class Gallery:
-    """Pictures to search.
+    """Images to search.
 
     Args:
-        images: features of the pictures, at one blur level or several.
+        images: features of the images, at one blur level or several.
         texts: features of their texts, for gates.
         names: what to call them; their row numbers where left out.
-        image_embeddings: what makes embeddings (M, D) of picture features (levels, M, D); side by side where left out.
+        image_embeddings: what makes embeddings (M, D) of image features (levels, M, D); side by side where left out.
         text_embeddings: what makes embeddings (M, E) of text features (M, E); the same where left out.
         device: where embeddings are made and returned.
 
@@ -103,7 +103,7 @@ class Gallery:
 
     @torch.no_grad()
     def image(self, rows: slice | Tensor) -> Tensor:
-        """Embeddings of pictures, by slice or number."""
+        """Embeddings of images, by slice or number."""
         return self._image_embeddings(torch.stack([part.read(rows) for part in self.images]).to(self.device))
 
     @torch.no_grad()

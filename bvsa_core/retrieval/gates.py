@@ -1,4 +1,4 @@
-"""Gates of similarity modulation (fovblur.enhanced_similarity): row gates r for recordings and column gates c for pictures.
+"""Gates of similarity modulation (fovblur.enhanced_similarity): row gates r for recordings and column gates c for images.
 
 `paper` and `code` read the diagonal of M_bt, that is, which text belongs to which test recording; every number they make
 is labelled "uses labels". `label_free` opens where the recording itself speaks clearly to some text of the gallery, with a
@@ -116,7 +116,7 @@ def learn_reliability(examples: Iterable[tuple[Tensor, Tensor, dict[str, Tensor]
     """The kind and threshold whose gate ranks training recordings best, by mean reciprocal rank.
 
     Args:
-        examples: galleries of training recordings: the rank (n,) of the right picture with the gate closed and with it
+        examples: galleries of training recordings: the rank (n,) of the right image with the gate closed and with it
             open, and the `reliabilities` of the recordings.
     """
     closed, opened, measured = zip(*examples)

@@ -1,4 +1,4 @@
-"""For galleries beyond exact search: a FAISS index proposes pictures by image similarity, and exact scores rank those."""
+"""For galleries beyond exact search: a FAISS index proposes images by image similarity, and exact scores rank those."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Index:
         self.index = self._read() if path.exists() else self._build(kind or default_kind(len(gallery)), progress)
 
     def propose(self, brain_image: Tensor, count: int, probes: int) -> Tensor:
-        """Rows (N, count) of the pictures likely to be nearest to recordings (N, D), ascending; -1 where there are fewer."""
+        """Rows (N, count) of the images likely to be nearest to recordings (N, D), ascending; -1 where there are fewer."""
         if hasattr(self.index, "nprobe"):
             self.index.nprobe = probes
         elif hasattr(self.index, "hnsw"):
@@ -84,7 +84,7 @@ class Index:
                 index.train(self.gallery.image(chosen).cpu().numpy())
             except RuntimeError as error:
                 raise UserError(
-                    f"index kind {kind!r} cannot be trained on {len(chosen)} pictures; choose fewer cells"
+                    f"index kind {kind!r} cannot be trained on {len(chosen)} images; choose fewer cells"
                 ) from error
         for start in range(0, rows, ROWS_AT_ONCE):
             stop = min(start + ROWS_AT_ONCE, rows)

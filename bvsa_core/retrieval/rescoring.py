@@ -24,7 +24,7 @@ def rescore(name: str, scores: Tensor) -> Tensor:
 def csls(scores: Tensor, neighbours: int = 10) -> Tensor:
     """Cross-domain similarity local scaling: 2 s_ij - r_i - c_j, r and c mean similarities to the nearest neighbours.
 
-    Lowers pictures that are near to every recording (Conneau et al., ICLR 2018).
+    Lowers images that are near to every recording (Conneau et al., ICLR 2018).
     """
     rows = scores.topk(min(neighbours, scores.shape[1]), dim=1).values.mean(1, keepdim=True)
     columns = scores.topk(min(neighbours, scores.shape[0]), dim=0).values.mean(0, keepdim=True)
@@ -34,7 +34,7 @@ def csls(scores: Tensor, neighbours: int = 10) -> Tensor:
 def sinkhorn(scores: Tensor, temperature: float = 0.07, iterations: int = 50) -> Tensor:
     """Logarithm of the transport plan of exp(s / temperature), rows and columns of equal mass (Cuturi, NeurIPS 2013).
 
-    Supposes that every picture was seen equally often.
+    Supposes that every image was seen equally often.
     """
     plan = scores.double() / temperature
     for _ in range(iterations):

@@ -1,4 +1,4 @@
-"""How well recordings find their pictures: ranks, the figures made of them, and the protocol each figure carries."""
+"""How well recordings find their images: ranks, the figures made of them, and the protocol each figure carries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bvsa_core.retrieval import gates, rescoring
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What retrieval compares. Row i of brain_image and brain_text is recording i, row i of image and text its picture."""
+    """What retrieval compares. Row i of brain_image and brain_text is recording i, row i of image and text its image."""
 
     brain_image: Tensor  # (N, D)
     image: Tensor  # (M, D)
@@ -31,12 +31,12 @@ class Protocol:
     selection: str  # how the weights were chosen: last, validation or oracle
     information: str  # what scoring knew: inductive, label-free transductive, or uses labels
     gate: str
-    gallery: int  # pictures to choose from
+    gallery: int  # images to choose from
     rescoring: str | None = None
     texts: str | None = None  # "shuffled" in the control
     channels: int | None = None
     repetitions: int | None = None  # averaged into a test recording
-    encoder: str | None = None  # of the pictures
+    encoder: str | None = None  # of the images
     setting: str | None = None  # intra-subject, or inter-subject: tested on someone not trained on
     modality: str | None = None  # EEG or MEG
 
@@ -47,7 +47,7 @@ class Scores:
 
     top1: float
     top5: float
-    map: float  # mean average precision; with one right picture a query, the mean reciprocal rank
+    map: float  # mean average precision; with one right image a query, the mean reciprocal rank
     median_rank: float
     n: int  # queries
 
@@ -69,7 +69,7 @@ class Scoring:
     gate: str = "none"
     reliability: gates.Reliability | None = None  # of the gate label_free
     rescoring: str = "none"
-    shuffle_texts: bool = False  # control: what is left when every picture has another's text
+    shuffle_texts: bool = False  # control: what is left when every image has another's text
 
     def __post_init__(self) -> None:
         for kind, known in (("gate", gates.INFORMATION), ("rescoring", rescoring.INFORMATION)):
@@ -93,7 +93,7 @@ class Scoring:
 
 
 def similarity(embeddings: Embeddings, scoring: Scoring) -> Tensor:
-    """Scores (N, M) of every picture for every recording."""
+    """Scores (N, M) of every image for every recording."""
     brain_image, image, brain_text, text = (
         x.float() for x in (embeddings.brain_image, embeddings.image, embeddings.brain_text, embeddings.text)
     )
@@ -113,15 +113,15 @@ def another_text(text: Tensor, seed: int = 0) -> Tensor:
 
 
 def ranks(scores: Tensor) -> Tensor:
-    """Rank (N,), from 1, of the right picture i among the scores (N, M) of query i.
+    """Rank (N,), from 1, of the right image i among the scores (N, M) of query i.
 
-    A wrong picture that ties with the right one counts as ahead of it, so that a collapsed encoder earns nothing.
+    A wrong image that ties with the right one counts as ahead of it, so that a collapsed encoder earns nothing.
 
     Raises:
-        UserError: a score is NaN, or there are fewer pictures than queries.
+        UserError: a score is NaN, or there are fewer images than queries.
     """
     if scores.shape[0] > scores.shape[1]:
-        raise UserError(f"{scores.shape[0]} queries and {scores.shape[1]} pictures; query i must find picture i")
+        raise UserError(f"{scores.shape[0]} queries and {scores.shape[1]} images; query i must find image i")
     if scores.isnan().any():
         raise UserError(
             f"the similarities of query {int(scores.isnan().any(1).int().argmax())} are NaN; check the embeddings"
@@ -130,7 +130,7 @@ def ranks(scores: Tensor) -> Tensor:
 
 
 def score(rank: Tensor) -> Scores:
-    """Figures of a ranking, from the ranks (N,) of the right pictures."""
+    """Figures of a ranking, from the ranks (N,) of the right images."""
     rank = rank.double()
     return Scores(
         top1=(rank <= 1).double().mean().item(),

@@ -31,7 +31,7 @@ class Queries(NamedTuple):
 
 
 class TopK(NamedTuple):
-    """The k best pictures of every recording, descending; of equal scores the lower row first."""
+    """The k best images of every recording, descending; of equal scores the lower row first."""
 
     values: Tensor  # (N, k) float32
     rows: Tensor  # (N, k) int64
@@ -46,7 +46,7 @@ def search(
     progress: Progress = no_progress,
     group: dist.ProcessGroup | None = None,
 ) -> TopK:
-    """The k best pictures of a gallery for every recording.
+    """The k best images of a gallery for every recording.
 
     Args:
         chunk_rows: rows of the gallery read at once; left out, as many as fill CHUNK_BYTES.
@@ -55,7 +55,7 @@ def search(
 
     Raises:
         UserError: embeddings that do not fit, a k that the gallery does not have, or a scoring that needs to know which
-            recording belongs to which picture, or all recordings.
+            recording belongs to which image, or all recordings.
     """
     check(queries, gallery, k, scoring)
     shard = list(_shard(gallery, chunk_rows, group))
@@ -87,10 +87,10 @@ def check(queries: Queries, gallery: Gallery, k: int, scoring: Scoring) -> None:
             else scoring.gate
         )
         raise UserError(
-            f"a search scores each recording alone, without knowing its picture; {name} belongs to 'bvsa evaluate'"
+            f"a search scores each recording alone, without knowing its image; {name} belongs to 'bvsa evaluate'"
         )
     if not 1 <= k <= len(gallery):
-        raise UserError(f"{k} pictures are asked for; the gallery has {len(gallery)}")
+        raise UserError(f"{k} images are asked for; the gallery has {len(gallery)}")
     compared = [(queries.brain_image, gallery.image, gallery.images[0])]
     if scoring.gate != "none":
         if gallery.texts is None:

@@ -20,15 +20,15 @@ LEVEL = 0.05  # of significance
 
 @dataclass(frozen=True)
 class Hubness:
-    """How unevenly pictures are retrieved (Radovanovic et al., JMLR 2010)."""
+    """How unevenly images are retrieved (Radovanovic et al., JMLR 2010)."""
 
-    k: int  # pictures retrieved for a query
-    skewness: float  # of the k-occurrence; 0 where every picture is retrieved equally often
-    never_retrieved: float  # fraction of the pictures
+    k: int  # images retrieved for a query
+    skewness: float  # of the k-occurrence; 0 where every image is retrieved equally often
+    never_retrieved: float  # fraction of the images
 
 
 def hubness(scores: Tensor, k: int = 10) -> Hubness:
-    """Hubness of scores (N, M): N_k of a picture is the number of queries that have it among their k best.
+    """Hubness of scores (N, M): N_k of an image is the number of queries that have it among their k best.
 
     >>> import torch
     >>> hubness(torch.eye(4), k=1)
@@ -41,28 +41,28 @@ def hubness(scores: Tensor, k: int = 10) -> Hubness:
     return Hubness(k, skewness, float((occurrence == 0).mean()))
 
 
-def small_gallery(ranks: ArrayLike, pictures: int, size: int, k: int) -> float:
-    """Expected top-k accuracy in a random gallery of `size` out of all `pictures` that holds the right one.
+def small_gallery(ranks: ArrayLike, images: int, size: int, k: int) -> float:
+    """Expected top-k accuracy in a random gallery of `size` out of all `images` that holds the right one.
 
-    A right picture of rank r is found where fewer than k of the r - 1 ahead of it are drawn among the size - 1 others:
+    A right image of rank r is found where fewer than k of the r - 1 ahead of it are drawn among the size - 1 others:
     a hypergeometric probability, so nothing has to be drawn.
 
     Args:
-        ranks: (N,) ranks, from 1, among all pictures.
+        ranks: (N,) ranks, from 1, among all images.
 
-    >>> small_gallery([3], pictures=5, size=2, k=1)  # two of the four others are ahead
+    >>> small_gallery([3], images=5, size=2, k=1)  # two of the four others are ahead
     0.5
     """
     ahead = np.asarray(ranks) - 1
-    return float(scipy.stats.hypergeom.cdf(k - 1, pictures - 1, ahead, size - 1).mean())
+    return float(scipy.stats.hypergeom.cdf(k - 1, images - 1, ahead, size - 1).mean())
 
 
-def small_galleries(ranks: ArrayLike, pictures: int) -> list[dict]:
-    """Expected Top-1 and Top-5 accuracy for each of GALLERIES that has no more than the pictures there are."""
+def small_galleries(ranks: ArrayLike, images: int) -> list[dict]:
+    """Expected Top-1 and Top-5 accuracy for each of GALLERIES that has no more than the images there are."""
     return [
-        {"size": size, "top1": small_gallery(ranks, pictures, size, 1), "top5": small_gallery(ranks, pictures, size, 5)}
+        {"size": size, "top1": small_gallery(ranks, images, size, 1), "top5": small_gallery(ranks, images, size, 5)}
         for size in GALLERIES
-        if size <= pictures
+        if size <= images
     ]
 
 
@@ -147,5 +147,5 @@ def compare(accuracies: Mapping[str, Sequence[float]], baseline: str | None = No
 
 
 def statistics_of(scores: Tensor, ranks: Tensor) -> dict:
-    """Hubness and smaller galleries of scores (N, M) with the ranks (N,) of the right pictures, as plain data."""
+    """Hubness and smaller galleries of scores (N, M) with the ranks (N,) of the right images, as plain data."""
     return {"hubness": vars(hubness(scores)), "galleries": small_galleries(ranks.cpu().numpy(), scores.shape[1])}

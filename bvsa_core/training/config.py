@@ -20,18 +20,18 @@ LEARNING_RATES = {"intra": 1e-4, "inter": 1e-5}  # as UBP and BVSA publish them
 
 @dataclass
 class RunDataConfig:
-    """Recordings, pictures and their features."""
+    """Recordings, images and their features."""
 
     data: Path = Path("bvsa_data")
     """Folder in the layout of UBP and BVSA, as 'bvsa data synthetic' makes one."""
     channels: str | list[str] = "standard"
     """'standard' (17 occipital and parietal of EEG, every sensor of MEG), 'all', or a list of names."""
     window: tuple[float, float] | None = None
-    """First and last second after picture onset to keep; all where it is left out."""
+    """First and last second after image onset to keep; all where it is left out."""
     average: bool = True
-    """Average the repetitions of a training picture; otherwise each is a sample. Test recordings are always averaged."""
+    """Average the repetitions of a training image; otherwise each is a sample. Test recordings are always averaged."""
     vision: str = "tiny"
-    """Picture encoder: 'tiny' (shipped) or a model of open_clip, such as RN50, RN101, ViT-B-16, ViT-B-32."""
+    """Image encoder: 'tiny' (shipped) or a model of open_clip, such as RN50, RN101, ViT-B-16, ViT-B-32."""
     weights: str | None = None
     """Pretrained tag of open_clip, a local weights file, or 'random'; the field's usual ones where it is left out."""
     cache_dir: Path | None = None
@@ -47,9 +47,9 @@ class RunDataConfig:
     target_levels: list[tuple[int, float]] = field(default_factory=list)
     """Blur levels (kernel size, gain) whose features are fused with those a method asks for, by learnt weights."""
     target_layers: list[int] = field(default_factory=list)
-    """Layers of the picture encoder whose features are fused too; 0 is the first, -1 the last."""
+    """Layers of the image encoder whose features are fused too; 0 is the first, -1 the last."""
     prompt: str = "A photo of a {object}."
-    """Text that names a picture; {object} is replaced by its concept."""
+    """Text that names an image; {object} is replaced by its concept."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
@@ -87,7 +87,7 @@ class RunConfig(RunDataConfig):
     setting: Literal["intra", "inter"] = "intra"
     """'intra' trains on that subject, 'inter' on all the others."""
     repetitions: int | None = None
-    """How many repetitions of a test picture are averaged, from the first; all where it is left out."""
+    """How many repetitions of a test image are averaged, from the first; all where it is left out."""
     epochs: int = 50
     batch_size: int = 1024
     optimiser: Literal["adamw", "adam"] = "adamw"
@@ -99,7 +99,7 @@ class RunConfig(RunDataConfig):
     initial_std: float | None = None
     """Standard deviation of the weights that brain encoders start from; PyTorch's own where it is left out."""
     validation: int = 0
-    """Training pictures held out, by whole concepts, whose loss is told after every epoch; one in twenty where the selection needs
+    """Training images held out, by whole concepts, whose loss is told after every epoch; one in twenty where the selection needs
     them and it is 0."""
     selection: Literal["last", "validation", "oracle"] = "last"
     """Whose weights are kept: the last epoch's, the one's that is best on held-out concepts, or (an upper bound) best on the test set."""
@@ -107,7 +107,7 @@ class RunConfig(RunDataConfig):
     precision: str = "32-true"
     """32-true, bf16-mixed or, on GPUs, 16-mixed: in what the encoder computes. Weights are float32 in each."""
     shuffle_pairs: bool = False
-    """Control: pair training recordings with the pictures of others, after which nothing can be learnt."""
+    """Control: pair training recordings with the images of others, after which nothing can be learnt."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

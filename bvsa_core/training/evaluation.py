@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,10 +14,8 @@ from bvsa_core.methods.base import Method
 from bvsa_core.retrieval.gates import Reliability, learn_reliability, reliabilities
 from bvsa_core.retrieval.scoring import Embeddings, Protocol, Scores, Scoring, ranks, score, similarity
 from bvsa_core.training.config import SELECTIONS, SETTINGS, RunConfig
-from bvsa_core.training.selection import compute_embeddings
-
-if TYPE_CHECKING:
-    from bvsa_core.training.run import RunData
+from bvsa_core.training.embedding import compute_embeddings, embed
+from bvsa_core.training.run_data import RunData
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,8 @@ class Evaluation:
 
     scores: Scores
     protocol: Protocol
-    ranks: Tensor  # (N,) from 1, of the right picture of every test recording
-    images: list[str]  # (N,) the test pictures
+    ranks: Tensor  # (N,) from 1, of the right image of every test recording
+    images: list[str]  # (N,) the test images
     embeddings: Embeddings  # row i of each belongs to test recording i
     reliability: (
         Reliability | None
@@ -51,7 +49,7 @@ class Evaluation:
 
 
 def evaluate(trained: Trained, config: RunConfig, run_data: RunData, scoring: Scoring | None = None) -> Evaluation:
-    """Embed the test set of config.subject, rank all its pictures for every recording, and score the ranks.
+    """Embed the test set of config.subject, rank all its images for every recording, and score the ranks.
 
     Args:
         trained: by `train`, with the same configuration and materials.
@@ -74,18 +72,12 @@ def evaluate(trained: Trained, config: RunConfig, run_data: RunData, scoring: Sc
     )
 
 
-def embed(method: Method, split: Split, run_data: RunData, trained: list[str]) -> Embeddings:
-    """What retrieval compares, after training on some subjects: row i of everything belongs to sample i of a split."""
-    views = run_data.views(split.images, method.gallery_feature_levels())
-    return compute_embeddings(method, split, views, run_data.texts(split.images, split.concepts), trained)
-
-
 def learn_gate(
     method: Method, known: Split, run_data: RunData, trained: list[str], gallery: int, seed: int
 ) -> Reliability:
-    """When the gate label_free opens: learnt on recordings whose pictures are known, in galleries as large as the test one.
+    """When the gate label_free opens: learnt on recordings whose images are known, in galleries as large as the test one.
 
-    A gallery has one picture a concept, as the test set has; every known concept is in one of them.
+    A gallery has one image a concept, as the test set has; every known concept is in one of them.
     """
     order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))
     of_concept = {known.concepts[known.image_of[sample]]: sample for sample in order.tolist()}
@@ -111,3 +103,18 @@ def protocol_of(config: RunConfig, run_data: RunData, test: Split, scoring: Scor
         modality=test.modality,
         **scoring.protocol(),
     )
+
+
+def oracle(trained: Trained, run_data: RunData, config: RunConfig) -> Callable[[], dict[str, float]]:
+    """What tells the figures of the test set after an epoch, as they would be reported."""
+    method, test = trained.method, run_data.split(config.subject, "test", config.repetitions)
+    views = run_data.views(test.images, method.gallery_feature_levels())
+    texts = run_data.texts(test.images, test.concepts)
+
+    def examine() -> dict[str, float]:
+        embeddings = compute_embeddings(method, test, views, texts, trained.split.subjects)
+        learnt = trained.learn_gate(run_data, test, config) if method.default_gate == "label_free" else None
+        found = score(ranks(similarity(embeddings, Scoring(method.default_gate, learnt))))
+        return {"test_top1": found.top1, "test_map": found.map}
+
+    return examine

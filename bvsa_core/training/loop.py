@@ -38,10 +38,10 @@ def fit(
 
     Args:
         train: samples on the device; recordings (samples, channels, time).
-        views: gives the features of train's pictures.
-        texts: (pictures, D) features of the prompts of train's pictures.
+        views: gives the features of train's images.
+        texts: (images, D) features of the prompts of train's images.
         report: called after every epoch with its metrics.
-        held_out: samples not trained on, whose loss is among the metrics, with views of the same pictures as the gallery's.
+        held_out: samples not trained on, whose loss is among the metrics, with views of the same images as the gallery's.
         examine: called after every epoch for more metrics, those that the selection goes by.
         keeper: keeps where training stands, and knows where an earlier process left it.
 
@@ -115,10 +115,10 @@ def make_fabric(device: torch.device, team: ProcessGroup, precision: Any) -> Fab
 
 def make_batch(method: Method, split: Split, samples: Tensor, views: Views, texts: Tensor) -> Batch:
     """Training samples (B,) with the features the method asks to see them with."""
-    pictures = split.image_of[samples]
+    image_index = split.image_of[samples]
     gain, kernel_size = method.blur(samples)
-    images = views(pictures, gain.to(samples.device), kernel_size.to(samples.device))
-    return Batch(samples, split.recordings[samples], images, texts[pictures], split.subject_of[samples])
+    images = views(image_index, gain.to(samples.device), kernel_size.to(samples.device))
+    return Batch(samples, split.recordings[samples], images, texts[image_index], split.subject_of[samples])
 
 
 @torch.no_grad()
@@ -131,10 +131,10 @@ def validate(
     total = 0.0
     with torch.random.fork_rng():
         for samples in torch.arange(len(split), device=split.image_of.device).split(batch_size):
-            pictures = split.image_of[samples]
-            gain = torch.full(pictures.shape, level.gain, device=pictures.device)
-            images = views(pictures, gain, torch.full_like(pictures, level.kernel_size))
-            batch = Batch(samples, split.recordings[samples], images, texts[pictures], split.subject_of[samples])
+            image_index = split.image_of[samples]
+            gain = torch.full(image_index.shape, level.gain, device=image_index.device)
+            images = views(image_index, gain, torch.full_like(image_index, level.kernel_size))
+            batch = Batch(samples, split.recordings[samples], images, texts[image_index], split.subject_of[samples])
             total += module(batch).item() * len(samples)
     return total / len(split)
 

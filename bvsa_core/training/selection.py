@@ -4,7 +4,7 @@
 - validation: those of the epoch that is best on concepts held out whole from the training data, by Top-1 among them; of
   equal ones the epoch of the smaller loss. Top-1 goes first because it is what is reported: once the scale of the logits
   has grown, a few confident mistakes raise the loss while retrieval still improves; and the loss, taken in batches that
-  hold a concept several times, calls pictures of one concept wrong for each other.
+  hold a concept several times, calls images of one concept wrong for each other.
 - oracle: those of the epoch that is best on the test set, by Top-1, of equal ones by mean average precision. An upper
   bound, which no one who does not know the answers can reach.
 """
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from bvsa_core.data.split import Split
 from bvsa_core.methods.base import Method
-from bvsa_core.retrieval.scoring import Embeddings, Scoring, ranks, similarity
+from bvsa_core.retrieval.scoring import Scoring, ranks, similarity
+from bvsa_core.training.embedding import compute_embeddings
 from bvsa_core.vision.views import Views
 
 
@@ -55,25 +56,8 @@ class Best:
         return self.epoch
 
 
-@torch.no_grad()
-def compute_embeddings(method: Method, split: Split, views: Views, texts: Tensor, trained: list[str]) -> Embeddings:
-    """What retrieval compares, after training on some subjects: row i of everything belongs to sample i of a split.
-
-    Args:
-        views: gives the features of split's pictures at method.views_of_gallery().
-        texts: (pictures, D) features of their prompts.
-    """
-    gallery = []
-    for level in method.gallery_feature_levels():
-        gain = torch.full(split.image_of.shape, level.gain, device=split.image_of.device)
-        gallery.append(views(split.image_of, gain, torch.full_like(split.image_of, level.kernel_size)))
-    method.eval()
-    whose = split.subject_indices(trained)
-    return method.retrieval_embeddings(split.recordings, torch.stack(gallery), texts[split.image_of], whose)
-
-
 def validation_top1(method: Method, held_out: Split, views: Views, texts: Tensor, trained: list[str]) -> float:
-    """Share of held-out samples that find their picture by image similarity, in galleries of one picture a concept."""
+    """Share of held-out samples that find their image by image similarity, in galleries of one image a concept."""
     found = []
     for samples in one_sample_per_concept_batches(held_out):
         embeddings = compute_embeddings(method, held_out.take(samples), views, texts, trained)
@@ -85,8 +69,8 @@ def one_sample_per_concept_batches(split: Split) -> list[Tensor]:
     """Numbers of the samples, each once, in rounds of one sample a concept; one that would be alone in its round is left out."""
     seen: Counter[str] = Counter()
     members: dict[int, list[int]] = defaultdict(list)
-    for sample, picture in enumerate(split.image_of.tolist()):
-        concept = split.concepts[picture]
+    for sample, image in enumerate(split.image_of.tolist()):
+        concept = split.concepts[image]
         members[seen[concept]].append(sample)
         seen[concept] += 1
     return [torch.tensor(samples, device=split.image_of.device) for samples in members.values() if len(samples) > 1]

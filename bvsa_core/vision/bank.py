@@ -1,10 +1,10 @@
-"""The feature bank: features of every picture at fixed blur levels, computed once for all subjects, methods and seeds.
+"""The feature bank: features of every image at fixed blur levels, computed once for all subjects, methods and seeds.
 
-    FOLDER/<key>/k51_gain0.5.safetensors     one file a level, (pictures, D) float32
+    FOLDER/<key>/k51_gain0.5.safetensors     one file a level, (images, D) float32
     FOLDER/<key>/texts_<key>.safetensors     features of texts
     FOLDER/<key>/about.json                  what the key stands for
 
-The key is a hash of everything that shapes a feature, so that a bank is never stale: another encoder, picture or blur is
+The key is a hash of everything that shapes a feature, so that a bank is never stale: another encoder, image or blur is
 another key. Every file carries key and checksum, which are verified when it is read. Any number of processes, also of
 several machines, may fill a bank at once, and any of them may be killed.
 """
@@ -37,13 +37,13 @@ ABOUT = "about.json"
 
 
 class FeatureBank:
-    """Features of a list of pictures, kept in a folder.
+    """Features of a list of images, kept in a folder.
 
     Args:
         folder: where banks are, each in a folder named by its key; or the folder of one bank, which must be this one.
 
     Raises:
-        UserError: a picture is missing, or the bank in the folder is of other features.
+        UserError: an image is missing, or the bank in the folder is of other features.
     """
 
     def __init__(self, folder: str | Path, clip: Clip, paths: Sequence[Path], falloff: Falloff = Falloff()):
@@ -68,7 +68,7 @@ class FeatureBank:
         Left out, batch_size is 256 on a GPU, and on the CPU 32, whose results an allocator can still reuse.
 
         Raises:
-            UserError: naming a picture that is missing or damaged.
+            UserError: naming an image that is missing or damaged.
         """
         targets = {self.path(level): level for level in levels}
         missing = [path for path in targets if not path.exists()]
@@ -97,7 +97,7 @@ class FeatureBank:
             progress("features", total, total)
 
     def load(self, levels: Sequence[Level]) -> Tensor:
-        """Features (levels, pictures, D) float32.
+        """Features (levels, images, D) float32.
 
         Raises:
             UserError: as `files`.
@@ -141,7 +141,7 @@ class FeatureBank:
 
 
 def level_files(folder: Path, levels: Sequence[Level], clip: Clip, falloff: Falloff = Falloff()) -> list[Path]:
-    """The files of levels in a bank of whatever pictures, once it is sure that they are sound, and of this encoder and blur.
+    """The files of levels in a bank of whatever images, once it is sure that they are sound, and of this encoder and blur.
 
     Raises:
         UserError: they are of another encoder or blur, missing or damaged.
@@ -157,7 +157,7 @@ def _sound(paths: list[Path], rows: int, bank: str) -> list[Path]:
 
 
 def fingerprint(clip: Clip, falloff: Falloff) -> dict[str, Any]:
-    """All that shapes a feature beside the picture and the level."""
+    """All that shapes a feature beside the image and the level."""
     return {
         "format": FORMAT,
         "encoder": clip.name,

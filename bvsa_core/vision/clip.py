@@ -101,7 +101,7 @@ class Clip:
 
 
 def image_size_of(name: str) -> int:
-    """The side of an encoder's pictures in pixels, without loading it.
+    """The side of an encoder's images in pixels, without loading it.
 
     Raises:
         UserError: an unknown name.

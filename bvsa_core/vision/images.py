@@ -1,4 +1,4 @@
-"""Pictures from disk, as uint8 tensors of one size."""
+"""Images from disk, as uint8 tensors of one size."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from PIL import Image
 from torch import Tensor
 
 from bvsa_core.errors import UserError
-from bvsa_core.io.image_file import read_picture
+from bvsa_core.io.image_file import read_image
 from bvsa_core.progress import Progress, no_progress
 
 RESIZING = Image.Resampling.BILINEAR
 
 
 def read_images(paths: Sequence[Path], size: int, progress: Progress = no_progress) -> Tensor:
-    """Decode pictures to (N, 3, size, size) uint8; others are resized, as UBP does, to size x size.
+    """Decode images to (N, 3, size, size) uint8; others are resized, as UBP does, to size x size.
 
     Raises:
-        UserError: naming the picture that is missing or damaged.
+        UserError: naming the image that is missing or damaged.
     """
     images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
 
@@ -38,10 +38,10 @@ def read_images(paths: Sequence[Path], size: int, progress: Progress = no_progre
 
 
 def _read(path: Path, size: int) -> np.ndarray:
-    picture = read_picture(path).convert("RGB")
-    if picture.size != (size, size):
-        picture = picture.resize((size, size), RESIZING)
-    return np.array(picture)
+    image = read_image(path).convert("RGB")
+    if image.size != (size, size):
+        image = image.resize((size, size), RESIZING)
+    return np.array(image)
 
 
 def hash_files(paths: Sequence[Path]) -> str:
@@ -56,6 +56,6 @@ def hash_files(paths: Sequence[Path]) -> str:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         except OSError as error:
             raise UserError(
-                f"picture {path} is missing or unreadable ({error.strerror}); copy the image set there"
+                f"image {path} is missing or unreadable ({error.strerror}); copy the image set there"
             ) from error
     return digest.hexdigest()

@@ -46,7 +46,7 @@ class Fusion(nn.Module):
 
 
 class MultiLevelViews:
-    """Fuses the view that is asked for with views of the same pictures at the levels of a fusion."""
+    """Fuses the view that is asked for with views of the same images at the levels of a fusion."""
 
     def __init__(self, fusion: Fusion, views: Views, fixed: Views):
         self.fusion, self.views, self.fixed = fusion, views, fixed

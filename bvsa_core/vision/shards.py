@@ -1,4 +1,4 @@
-"""A bank's pictures in pieces, which processes share out without knowing of one another.
+"""A bank's images in pieces, which processes share out without knowing of one another.
 
     BANK/k51_gain0.5.00003-of-00065.safetensors      features of a piece, until all of a level are put together
 
@@ -20,7 +20,7 @@ from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import claim_work
 from bvsa_core.vision.feature_file import map_features, write_features
 
-PICTURES = 256  # of a piece
+IMAGES = 256  # of a piece
 WAIT = 0.2  # seconds between looks at what others are doing
 
 
@@ -30,12 +30,12 @@ class Shards:
     Args:
         folder: of the bank.
         bank: its key.
-        count: of its pictures.
+        count: of its images.
     """
 
     def __init__(self, folder: Path, bank: str, count: int):
         self.folder, self.bank, self.count = folder, bank, count
-        self.slices = [slice(start, min(start + PICTURES, count)) for start in range(0, count, PICTURES)]
+        self.slices = [slice(start, min(start + IMAGES, count)) for start in range(0, count, IMAGES)]
 
     def path(self, target: Path, number: int | str) -> Path:
         """The file of a piece of what will be in `target`."""

@@ -1,6 +1,6 @@
 """The tiny CLIP that ships with the package: it stands in where pretrained weights cannot be downloaded.
 
-It knows nothing but the pictures of :mod:`bvsa_core.synthetic.openmoji`; ``scripts/train_tiny_clip.py`` trained it and
+It knows nothing but the images of :mod:`bvsa_core.synthetic.openmoji`; ``scripts/train_tiny_clip.py`` trained it and
 ``tiny_clip_training.json`` is the record of that.
 """
 

@@ -57,16 +57,16 @@ def test_uint8_is_within_one_grey_level_of_the_published_pipeline(implementation
         assert np.abs(ours[i].permute(1, 2, 0).numpy() - blended).max() <= 1
 
 
-def test_uint8_is_within_one_grey_level_of_opencvs_uint8_blur_on_a_picture(implementation, seed):
+def test_uint8_is_within_one_grey_level_of_opencvs_uint8_blur_on_a_image(implementation, seed):
     side = 224 if ON_GPU or implementation.backend == "cpu" else 100
     noise = cv2.resize(
         np.random.rand(14, 14, 3), (side, side), interpolation=cv2.INTER_CUBIC
     )  # smooth, as photographs are
-    picture = np.rint(255 * (noise - noise.min()) / np.ptp(noise)).astype(np.uint8)
-    images = torch.from_numpy(picture).permute(2, 0, 1)[None]
+    image = np.rint(255 * (noise - noise.min()) / np.ptp(noise)).astype(np.uint8)
+    images = torch.from_numpy(image).permute(2, 0, 1)[None]
     for k in (45, 51, 57):
         ours = implementation.gaussian_blur(images, kernel_size=k)[0].permute(1, 2, 0).numpy()
-        theirs = cv2.GaussianBlur(picture, (k, k), 0, borderType=cv2.BORDER_REFLECT_101)
+        theirs = cv2.GaussianBlur(image, (k, k), 0, borderType=cv2.BORDER_REFLECT_101)
         assert np.abs(ours.astype(int) - theirs).max() <= 1
 
 

@@ -92,10 +92,10 @@ def test_adapters_refuse_what_they_cannot_do():
     with pytest.raises(ValueError, match=r"sigma has shape \(3, 2\); it must be \(1, 2\)"):
         gaussian_blur2d(torch.rand(1, 1, 8, 8), 3, torch.rand(3, 2))
     with pytest.raises(ValueError, match="inpt is str"):
-        gaussian_blur("picture.png", 3)
+        gaussian_blur("image.png", 3)
 
 
-def test_transform_takes_every_kind_of_picture(seed):
+def test_transform_takes_every_kind_of_image(seed):
     array = (np.random.rand(24, 20, 3) * 255).astype(np.uint8)
     tensor = torch.from_numpy(array).permute(2, 0, 1)
     transform = FoveatedBlur(kernel_size=9, gain=0.7, fixation=(5, 6))
@@ -105,8 +105,8 @@ def test_transform_takes_every_kind_of_picture(seed):
     assert isinstance(image, tv_tensors.Image) and torch.equal(image.as_subclass(torch.Tensor), expected)
     video = transform(tv_tensors.Video(tensor.expand(5, -1, -1, -1)))
     assert isinstance(video, tv_tensors.Video) and torch.equal(video[3].as_subclass(torch.Tensor), expected)
-    picture = transform(PIL.Image.fromarray(array))
-    assert isinstance(picture, PIL.Image.Image) and np.array_equal(np.array(picture), expected.permute(1, 2, 0).numpy())
+    pil = transform(PIL.Image.fromarray(array))
+    assert isinstance(pil, PIL.Image.Image) and np.array_equal(np.array(pil), expected.permute(1, 2, 0).numpy())
     grey = transform(PIL.Image.fromarray(array[..., 0]))
     assert grey.mode == "L" and grey.size == (20, 24)
 
@@ -114,9 +114,9 @@ def test_transform_takes_every_kind_of_picture(seed):
 def test_transform_leaves_boxes_and_masks_alone(seed):
     box = tv_tensors.BoundingBoxes([[1, 2, 3, 4]], format="XYXY", canvas_size=(24, 20))
     mask = tv_tensors.Mask(torch.ones(24, 20, dtype=torch.uint8))
-    picture = tv_tensors.Image(torch.rand(3, 24, 20))
-    blurred, box_after, mask_after = v2.Compose([FoveatedBlur(2.0)])(picture, box, mask)
-    assert torch.equal(box_after, box) and torch.equal(mask_after, mask) and not torch.equal(blurred, picture)
+    image = tv_tensors.Image(torch.rand(3, 24, 20))
+    blurred, box_after, mask_after = v2.Compose([FoveatedBlur(2.0)])(image, box, mask)
+    assert torch.equal(box_after, box) and torch.equal(mask_after, mask) and not torch.equal(blurred, image)
 
 
 def test_random_transform_draws_for_every_image_and_shares_within_a_video(seed):

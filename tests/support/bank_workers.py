@@ -23,7 +23,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     ["open_clip", "bvsa_core.vision.bank", "bvsa_core.vision.tiny", "bvsa_core.cli.features"]
 )
-PICTURES = 3  # of a piece
+IMAGES = 3  # of a piece
 
 
 def start(function, *arguments: object) -> BaseProcess:
@@ -44,7 +44,7 @@ def fill(
 ) -> None:
     """Fill a bank, and tell how many features were computed for it."""
     torch.set_num_threads(1)
-    shards.PICTURES = PICTURES
+    shards.IMAGES = IMAGES
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}.meet", rank=rank, world_size=world)
     computed = count_features()

@@ -15,7 +15,7 @@ from bvsa_core.data.things_eeg import CHANNELS
 SESSIONS = 4
 TIMES = (np.arange(300) - 50) / 250  # of the whole epoch
 ONSET = 50
-PICTURES = {"train": (3, 2), "test": (3, 1)}  # concepts, pictures of each
+IMAGES = {"train": (3, 2), "test": (3, 1)}  # concepts, images of each
 PARTS = {"train": "training", "test": "test"}
 
 
@@ -38,14 +38,14 @@ class Planted:
 
 
 def plant(seed: int) -> Planted:
-    """A training picture is in two of four sessions, twice in each; a test picture is in all."""
+    """A training image is in two of four sessions, twice in each; a test image is in all."""
     rng = np.random.default_rng(seed)
     whole, sessions, folders, files = {}, {}, {}, {}
-    for split, (concepts, pictures) in PICTURES.items():
+    for split, (concepts, images) in IMAGES.items():
         names = [f"{'seen' if split == 'train' else 'new'}_{i}" for i in range(concepts)]
-        folders[split] = [f"{i + 1:05d}_{name}" for i, name in enumerate(names) for _ in range(pictures)]
-        files[split] = [f"{name}_{k + 1:02d}b.jpg" for name in names for k in range(pictures)]
-        conditions = concepts * pictures
+        folders[split] = [f"{i + 1:05d}_{name}" for i, name in enumerate(names) for _ in range(images)]
+        files[split] = [f"{name}_{k + 1:02d}b.jpg" for name in names for k in range(images)]
+        conditions = concepts * images
         shown = (
             [[1, 3] if i % 2 else [2, 4] for i in range(conditions)]
             if split == "train"
@@ -127,7 +127,7 @@ def things_eeg2_dataset(root: Path, planted: Planted) -> None:
 def arrays(root: Path, planted: Planted, info: bool = True, axes: int = 5, as_dict: bool = False) -> None:
     place = _place(root, "preprocessed_eeg", "sub-01")
     about = {"ch_names": list(CHANNELS), "times": np.round(TIMES, 3).tolist()}
-    for split, shape in PICTURES.items():
+    for split, shape in IMAGES.items():
         data = planted.whole[split][..., ONSET:].astype(np.float32)
         data = data.reshape(*shape, *data.shape[1:]) if axes == 5 else data
         if as_dict:

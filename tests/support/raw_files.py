@@ -9,19 +9,19 @@ import numpy as np
 
 from bvsa_core.data.things_eeg import CHANNELS
 
-APART = 0.52  # seconds between two pictures: an answer of 0.3 s is over before the next baseline begins
+APART = 0.52  # seconds between two images: an answer of 0.3 s is over before the next baseline begins
 ANSWER = 0.3
 NAMES = [*reversed(CHANNELS), "Fz", "stim"]  # not in the order of the result, and one channel too many
 
 
 def answer(number: int, channel: str, shown: int, time: np.ndarray) -> np.ndarray:
-    """Volts of the planted answer to the shown-th presentation of a picture: every one differs from every other."""
+    """Volts of the planted answer to the shown-th presentation of an image: every one differs from every other."""
     peak, gain = 0.1 + 0.01 * (number % 7), (1 + CHANNELS.index(channel)) * (1 + 0.1 * number + 0.01 * shown)
     return np.where(time < ANSWER, 1e-6 * gain * np.exp(-(((time - peak) / 0.02) ** 2)), 0.0)
 
 
 def recording(numbers: list[int], rate: float, noise: float, drift: float, random: np.random.Generator) -> dict:
-    """The content of a file that shows pictures, by number, one after another; 99999 is a target.
+    """The content of a file that shows images, by number, one after another; 99999 is a target.
 
     Args:
         noise: volts, shared between channels.
@@ -55,7 +55,7 @@ def recording(numbers: list[int], rate: float, noise: float, drift: float, rando
 
 
 def by_hand(content: dict, before: float = 0.0) -> dict[int, list[np.ndarray]]:
-    """Epochs (channels, time) of every picture from so many seconds before it, without MNE and without resampling."""
+    """Epochs (channels, time) of every image from so many seconds before it, without MNE and without resampling."""
     rate, data = content["sfreq"], content["raw_eeg_data"]
     rows = data[[content["ch_names"].index(name) for name in CHANNELS]]
     stim = data[content["ch_names"].index("stim")]
@@ -69,7 +69,7 @@ def by_hand(content: dict, before: float = 0.0) -> dict[int, list[np.ndarray]]:
 
 
 def numbers_of(session: int, split: str) -> list[int]:
-    """What a session shows of 12 training or 3 test pictures: halves of the former in two sessions each, and targets."""
+    """What a session shows of 12 training or 3 test images: halves of the former in two sessions each, and targets."""
     if split == "test":
         return [
             99999,
@@ -87,8 +87,8 @@ def write_subject(folder: Path, content: Callable[[int, str], dict]) -> None:
             np.save(folder / f"ses-{session:02d}" / f"raw_eeg_{name}.npy", content(session, split))
 
 
-def write_pictures(folder: Path) -> None:
-    """The listing of six training concepts of two pictures and three of the test, without the pictures."""
+def write_images(folder: Path) -> None:
+    """The listing of six training concepts of two images and three of the test, without the images."""
     for place, count, letters in (("training_images", 6, "bn"), ("test_images", 3, "s")):
         for concept in range(count):
             inside = folder / place / f"{concept + 1:05d}_{place[:2]}thing_{concept}"

@@ -1,6 +1,6 @@
 """Plain arrays, as NeuroBridge and others keep THINGS-EEG2: sub-01/train.npy and test.npy beside info.json.
 
-Training data are (1654, 10, 4, 63, 250), concepts x pictures x repetitions x channels x time, or the first two axes in one;
+Training data are (1654, 10, 4, 63, 250), concepts x images x repetitions x channels x time, or the first two axes in one;
 test data (200, 1, 80, 63, 250). info.json names channels and times; older files hold a dict of the three instead.
 """
 
@@ -23,7 +23,7 @@ LAYOUT = "arrays"
 MODALITIES = ("EEG",)
 LOOKS_LIKE = "sub-XX/train.npy and test.npy, with info.json beside the subjects"
 INFO = "info.json"
-_SHAPE = "(concepts, pictures, repetitions, channels, time)"
+_SHAPE = "(concepts, images, repetitions, channels, time)"
 _NORMALISED = {
     "mvnn": ("whitened", "MVNN."),
     "zscore": ("z-scores", "z-scores of every channel, by its training data."),
@@ -52,7 +52,7 @@ def _read(source: SubjectSource, writer: SubjectWriter, options: ConversionOptio
     processing = ["Epochs, resampling and baseline by whoever made the arrays.", normalised]
     if not info:
         processing.append(
-            "Where the files name no channels, THINGS-EEG2's 63 in their standard order and 250 Hz from picture onset."
+            "Where the files name no channels, THINGS-EEG2's 63 in their standard order and 250 Hz from image onset."
         )
     conversion.convert(
         source, writer, options, progress, lambda split: _epochs(source, options, split, info), units, processing

@@ -29,7 +29,7 @@ _SMALLEST = float(np.finfo(np.float16).smallest_normal)
 
 @dataclass(frozen=True)
 class Epochs:
-    """One split as a layout has it; conditions in the order of their pictures."""
+    """One split as a layout has it; conditions in the order of their images."""
 
     path: Path  # what errors call it
     shape: tuple[int, ...]  # (conditions, repetitions, channels, time)
@@ -138,9 +138,7 @@ def _checked_channels(epochs: Epochs) -> list[str]:
     if len(set(channels)) != count:
         raise UserError(f"{path}: a channel's name appears twice ({', '.join(channels)}); fetch or make it again")
     if "stim" in channels:
-        raise UserError(
-            f"{path}: channel stim is the trigger, which tells the pictures; make the file again without it"
-        )
+        raise UserError(f"{path}: channel stim is the trigger, which tells the images; make the file again without it")
     return channels
 
 
@@ -157,18 +155,18 @@ def _kept(epochs: Epochs, options: ConversionOptions) -> tuple[slice, list[float
         )
     if times[-1] - times[0] > _LONGEST:
         raise UserError(
-            f"{path}: times run from {times[0]:g} to {times[-1]:g}; they must be seconds after the picture appears"
+            f"{path}: times run from {times[0]:g} to {times[-1]:g}; they must be seconds after the image appears"
         )
     cut, times = len(times) > count, times[-count:]
     if cut and not _ONSET <= times[0] < times[-1] / (count - 1 or 1):
-        started = f"{count} samples and {len(epochs.times)} times, of which the last {count} start at {times[0]:g} s, not at picture onset"
+        started = f"{count} samples and {len(epochs.times)} times, of which the last {count} start at {times[0]:g} s, not at image onset"
         raise UserError(f"{path}: {started}; give as many times as samples")
     first = 0 if options.whole_epoch else int(np.searchsorted(times, _ONSET))
     if options.whole_epoch and times[0] >= _ONSET:
-        raise UserError(f"{path}: has no samples before the picture appears; leave --whole_epoch out")
+        raise UserError(f"{path}: has no samples before the image appears; leave --whole_epoch out")
     if count - first < 2:
         raise UserError(
-            f"{path}: times run from {times[0]:g} to {times[-1]:g} s, which leaves nothing after the picture appears"
+            f"{path}: times run from {times[0]:g} to {times[-1]:g} s, which leaves nothing after the image appears"
         )
     return slice(first, count), [round(float(time), 6) + 0.0 for time in times[first:]]
 

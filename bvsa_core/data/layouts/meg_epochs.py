@@ -37,7 +37,7 @@ _LAST = -1
 _Z_SCORES = "standard deviations of the baseline"
 _DONE_BEFORE = [
     "Before us (Hebart et al. 2023): a broken sensor dropped, filtered to 0.1-40 Hz, cut at the onsets an optical sensor saw,"
-    " z-scored for each trial and sensor by the 100 ms before the picture, decimated to 200 Hz."
+    " z-scored for each trial and sensor by the 100 ms before the image, decimated to 200 Hz."
 ]
 
 
@@ -59,9 +59,9 @@ def find(folder: Path) -> list[SubjectSource]:
         tables = _tables(folder, f"sample_attributes_P{person[1]}.csv") or _tables(
             first.parent, f"sample_attributes_P{person[1]}.csv"
         )
-        pictures = [*_tables(folder, "image_paths.csv"), *_tables(folder, "image_concept_index.csv")]
+        images = [*_tables(folder, "image_paths.csv"), *_tables(folder, "image_concept_index.csv")]
         settled = ("sampling_rate", "whitening")
-        sources[subject] = SubjectSource(LAYOUT, subject, folder, [first, *parts, *tables, *pictures], _read, settled)
+        sources[subject] = SubjectSource(LAYOUT, subject, folder, [first, *parts, *tables, *images], _read, settled)
     return [sources[subject] for subject in sorted(sources)]
 
 
@@ -83,10 +83,10 @@ def _read(source: SubjectSource, writer: SubjectWriter, options: ConversionOptio
             int(epoch): (split, condition, repetition) for (condition, repetition), epoch in np.ndenumerate(shown)
         }
     units = _copy(epochs, picks, kept, places, arrays, path, progress)
-    window = "The whole epoch kept" if options.whole_epoch else "The second from picture onset kept"
+    window = "The whole epoch kept" if options.whole_epoch else "The second from image onset kept"
     steps = [
         *(_DONE_BEFORE if units == _Z_SCORES else ["Before us: as in the file."]),
-        "Trials without an object dropped, and from training the concepts of the test pictures.",
+        "Trials without an object dropped, and from training the concepts of the test images.",
         f"{window}; {'Tesla times 1e15, ' if units == 'fT' else ''}rounded to float16.",
     ]
     channels = [epochs.ch_names[pick] for pick in picks]
@@ -222,8 +222,8 @@ def _trials(source: SubjectSource, epochs: Any) -> list[meg_trials.Trial | None]
     if table := named.get("sample_attributes"):
         told[str(table)] = lambda where: meg_trials.from_attributes(meg_trials.read_attributes(table), events, where)
     if {"image_paths.csv", "image_concept_index.csv"} <= named.keys():
-        pictures = meg_trials.read_pictures(named["image_paths.csv"], named["image_concept_index.csv"])
-        told[str(named["image_paths.csv"])] = lambda where: meg_trials.from_pictures(*pictures, events, where)
+        images = meg_trials.read_images(named["image_paths.csv"], named["image_concept_index.csv"])
+        told[str(named["image_paths.csv"])] = lambda where: meg_trials.from_images(*images, events, where)
     if not told:
         wanted = (
             "sourcedata/sample_attributes_P*.csv of ds004212, or image_paths.csv and image_concept_index.csv of THINGS,"

@@ -1,8 +1,8 @@
-"""What each epoch of THINGS-MEG shows, from the tables that come with the recordings or with the pictures.
+"""What each epoch of THINGS-MEG shows, from the tables that come with the recordings or with the images.
 
 The attributes of the trials (sourcedata/sample_attributes_P1.csv of ds004212, which its epoch files carry as metadata) tell
-everything. Without them there are the tables of the THINGS pictures, image_paths.csv and image_concept_index.csv, whose line n
-is the picture of event n. Where there are several, they have to agree.
+everything. Without them there are the tables of the THINGS images, image_paths.csv and image_concept_index.csv, whose line n
+is the image of event n. Where there are several, they have to agree.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ CATCH = 999999  # the event of trials that show no object, at which people press
 FOLDERS = {"train": "training_images", "test": "test_images"}
 _SPLIT_OF = {"exp": "train", "test": "test", "catch": None}  # by trial_type
 _NEEDED = ("trial_type", "things_image_nr", "things_category_nr", "image_path", "session_nr")
-_NAMED = 5  # pictures in a message
+_NAMED = 5  # images in a message
 
 
 @dataclass(frozen=True)
 class Trial:
     """One epoch that shows an object."""
 
-    number: int  # of the picture in THINGS, from 1; the epoch's event
+    number: int  # of the image in THINGS, from 1; the epoch's event
     concept: int  # number of the concept in THINGS, from 1
-    file: str  # name of the picture, such as aardvark_01b.jpg
+    file: str  # name of the image, such as aardvark_01b.jpg
     split: str  # train or test
     session: int | None
 
     @property
     def name(self) -> str:
-        """What they show, as THINGS calls it: the picture's name without its number."""
+        """What they show, as THINGS calls it: the image's name without its number."""
         return self.file.rpartition("_")[0]
 
     @property
     def image(self) -> str:
-        """The picture's path, as UBP names it: by the concept's number in THINGS."""
+        """The image's path, as UBP names it: by the concept's number in THINGS."""
         return f"{FOLDERS[self.split]}/{self.concept:05d}_{self.name}/{self.file}"
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """The pictures of a split, in the order of their folder, and the epochs that show them."""
+    """The images of a split, in the order of their folder, and the epochs that show them."""
 
     images: list[str]
     concepts: list[str]
@@ -63,7 +63,7 @@ def from_attributes(rows: Iterable[Mapping[str, Any]], events: np.ndarray, where
 
     Args:
         rows: one of the table for each epoch, in the order of the epochs.
-        events: (epochs,) the epochs' events, which have to be the numbers of the pictures.
+        events: (epochs,) the epochs' events, which have to be the numbers of the images.
         where: what to call the table in an error.
 
     Raises:
@@ -87,7 +87,7 @@ def from_attributes(rows: Iterable[Mapping[str, Any]], events: np.ndarray, where
         names = () if split is None else ("things_image_nr", "things_category_nr", "session_nr")
         shown, concept, session = [_number(row[name], name, where, line) for name in names] or [CATCH, None, None]
         if shown != event:
-            told = "no object" if split is None else f"picture {shown}"
+            told = "no object" if split is None else f"image {shown}"
             raise UserError(
                 f"{where}: trial {line} shows {told}, but the event of that epoch is {event}; fetch both of one version"
             )
@@ -100,15 +100,15 @@ def from_attributes(rows: Iterable[Mapping[str, Any]], events: np.ndarray, where
     return trials
 
 
-def from_pictures(paths: list[str], concepts: list[int], events: np.ndarray, where: object) -> list[Trial | None]:
-    """(epochs,) trials by the tables of the THINGS pictures; as in UBP's script, a picture shown 12 times is a test picture.
+def from_images(paths: list[str], concepts: list[int], events: np.ndarray, where: object) -> list[Trial | None]:
+    """(epochs,) trials by the tables of the THINGS images; as in UBP's script, an image shown 12 times is a test image.
 
     Args:
-        paths: of every picture of THINGS.
+        paths: of every image of THINGS.
         concepts: of each, its concept's number from 1.
 
     Raises:
-        UserError: an event that is not the number of a picture.
+        UserError: an event that is not the number of an image.
     """
     shown = Counter(events.tolist())
     trials: list[Trial | None] = []
@@ -118,7 +118,7 @@ def from_pictures(paths: list[str], concepts: list[int], events: np.ndarray, whe
             continue
         if not 1 <= event <= len(paths):
             raise UserError(
-                f"{where}: epoch {epoch + 1} has the event {event}, and there are {len(paths)} pictures; fetch the table again"
+                f"{where}: epoch {epoch + 1} has the event {event}, and there are {len(paths)} images; fetch the table again"
             )
         split = "test" if shown[event] == things_meg.TEST_REPETITIONS else "train"
         trials.append(Trial(event, concepts[event - 1], _file(paths[event - 1], where, event), split, None))
@@ -140,15 +140,15 @@ def compare(trials: list[Trial | None], others: list[Trial | None], where: objec
 
 
 def arrange(trials: list[Trial | None], where: object) -> dict[str, Conditions]:
-    """The conditions of each split. Concepts of test pictures leave the training set.
+    """The conditions of each split. Concepts of test images leave the training set.
 
     Raises:
-        UserError: a split is empty, a picture is not shown as often as in THINGS-MEG, or a concept lacks pictures.
+        UserError: a split is empty, an image is not shown as often as in THINGS-MEG, or a concept lacks images.
     """
     tested = {trial.concept for trial in trials if trial and trial.split == "test"}
     found = {}
     for split, repetitions in (("train", things_meg.TRAIN_REPETITIONS), ("test", things_meg.TEST_REPETITIONS)):
-        shown: dict[str, list[tuple[int, int, str]]] = {}  # of each picture the sessions, epochs and what it shows
+        shown: dict[str, list[tuple[int, int, str]]] = {}  # of each image the sessions, epochs and what it shows
         for epoch, trial in enumerate(trials):
             if trial and trial.split == split and (split == "test" or trial.concept not in tested):
                 shown.setdefault(trial.image, []).append((trial.session or 0, epoch, trial.name))
@@ -156,10 +156,10 @@ def arrange(trials: list[Trial | None], where: object) -> dict[str, Conditions]:
             raise UserError(f"{where}: no {split} trials; fetch recordings and tables again")
         images = sorted(shown, key=lambda image: image.split("/"))
         times = {image: len(shown[image]) for image in images}
-        _expect(times, repetitions, f"{where}: {split} pictures must be shown {repetitions} time(s)")
+        _expect(times, repetitions, f"{where}: {split} images must be shown {repetitions} time(s)")
         concepts = [shown[image][0][2] for image in images]
         each = things_meg.IMAGES_PER_CONCEPT if split == "train" else 1
-        _expect(Counter(concepts), each, f"{where}: {split} concepts must have {each} picture(s)")
+        _expect(Counter(concepts), each, f"{where}: {split} concepts must have {each} image(s)")
         order = np.array([[(session, epoch) for session, epoch, _ in sorted(shown[image])] for image in images])
         sessions = order[..., 0]
         found[split] = Conditions(images, concepts, order[..., 1], sessions.tolist() if (sessions > 0).all() else None)
@@ -175,8 +175,8 @@ def read_attributes(path: Path) -> list[dict[str, str]]:
     return _read(path, csv.DictReader)
 
 
-def read_pictures(paths: Path, index: Path) -> tuple[list[str], list[int]]:
-    """Path and concept number of every picture of THINGS, from image_paths.csv and image_concept_index.csv.
+def read_images(paths: Path, index: Path) -> tuple[list[str], list[int]]:
+    """Path and concept number of every image of THINGS, from image_paths.csv and image_concept_index.csv.
 
     Raises:
         UserError: one cannot be read, or they are not of one length.
@@ -190,7 +190,7 @@ def read_pictures(paths: Path, index: Path) -> tuple[list[str], list[int]]:
     known = [number for number in numbers if number is not None]
     if not len(names) == len(numbers) == len(known) or not names:
         raise UserError(
-            f"{index}: {len(known)} concept numbers for the {len(names)} pictures of {paths}; fetch both again"
+            f"{index}: {len(known)} concept numbers for the {len(names)} images of {paths}; fetch both again"
         )
     return names, known
 
@@ -205,11 +205,11 @@ def _expect(counts: Mapping[str, int], wanted: int, message: str) -> None:
 
 
 def _file(path: Any, where: object, line: int) -> str:
-    """The name of a picture's file: of images_meg/aardvark/aardvark_01b.jpg as of images_test_meg/aardvark_14n.jpg."""
+    """The name of an image's file: of images_meg/aardvark/aardvark_01b.jpg as of images_test_meg/aardvark_14n.jpg."""
     file = PurePosixPath(str(path).replace("\\", "/")).name
     if not file.rpartition("_")[0] or "." not in file or file.startswith("."):
         raise UserError(
-            f"{where}: line {line} names the picture {path!r}, which should be like aardvark_01b.jpg; fetch the table again"
+            f"{where}: line {line} names the image {path!r}, which should be like aardvark_01b.jpg; fetch the table again"
         )
     return file
 

@@ -3,7 +3,7 @@
     sub-01/ses-01/raw_eeg_training.npy    raw_eeg_data (channels, samples) in volts, ch_names, sfreq, highpass, lowpass
     sub-01/ses-01/raw_eeg_test.npy
 
-Each of four sessions shows half of the training pictures twice and every test picture twenty times, some a few times more.
+Each of four sessions shows half of the training images twice and every test image twenty times, some a few times more.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LAYOUT = "osf_raw"
 MODALITIES = ("EEG",)
 LOOKS_LIKE = "sub-XX/ses-01 ... ses-04/raw_eeg_training.npy and raw_eeg_test.npy"
 SESSIONS = (1, 2, 3, 4)
-REPETITIONS = {"train": 2, "test": 20}  # of a picture in a session
+REPETITIONS = {"train": 2, "test": 20}  # of an image in a session
 WHITENING = {"train": ("train",), "original": ("train", "test"), "none": ()}  # what the covariance is of
 _TOTAL = {"train": things_eeg.TRAIN_REPETITIONS, "test": things_eeg.TEST_REPETITIONS}
 _FILES = {"train": "raw_eeg_training.npy", "test": "raw_eeg_test.npy"}
@@ -53,9 +53,9 @@ def find(folder: Path) -> list[SubjectSource]:
 def _read(source: SubjectSource, writer: SubjectWriter, options: ConversionOptions, progress: Progress) -> None:
     files = _files(source)
     _check(options)
-    pictures = {split: stimuli.conditions(source, options, split) for split in SPLITS}
+    shown = {split: stimuli.conditions(source, options, split) for split in SPLITS}
     opened = functools.partial(
-        _open, writer, files, {split: len(images) for split, (images, _) in pictures.items()}, options
+        _open, writer, files, {split: len(images) for split, (images, _) in shown.items()}, options
     )
     about = {}
     for done, key in enumerate(files):
@@ -67,7 +67,7 @@ def _read(source: SubjectSource, writer: SubjectWriter, options: ConversionOptio
         raise UserError(f"{uneven[0]}: its sampling differs from the first session's; fetch it again")
     onset = next(i for i, time in enumerate(times) if time >= 0)
     first = 0 if options.whole_epoch else onset
-    sessions = {split: _sessions(source, about, split, pictures[split][0]) for split in SPLITS}
+    sessions = {split: _sessions(source, about, split, shown[split][0]) for split in SPLITS}
     shapes = {split: (*sessions[split].shape, len(things_eeg.CHANNELS), len(times) - first) for split in SPLITS}
     arrays = {split: writer.array(split, shape) for split, shape in shapes.items()}
     covariances = []
@@ -97,7 +97,7 @@ def _read(source: SubjectSource, writer: SubjectWriter, options: ConversionOptio
         times[first:],
         LAYOUT,
         _processing(list(about.values()), options),
-        {split: SplitHeader(list(shapes[split]), *pictures[split], sessions[split].tolist()) for split in SPLITS},
+        {split: SplitHeader(list(shapes[split]), *shown[split], sessions[split].tolist()) for split in SPLITS},
         whitened_from=np.mean(covariances, axis=0).tolist() if covariances else None,
     )
     writer.finish(header)
@@ -121,14 +121,14 @@ def _files(source: SubjectSource) -> dict[tuple[str, int], Path]:
 def _open(
     writer: SubjectWriter,
     files: dict[tuple[str, int], Path],
-    pictures: dict[str, int],
+    images: dict[str, int],
     options: ConversionOptions,
     key: tuple[str, int],
 ) -> tuple[dict[str, Any], np.ndarray]:
     """What RawSession tells and its epochs, memory-mapped; the file is read only where they are not there yet.
 
     Raises:
-        UserError: what is wrong with it, or it shows more pictures than there are.
+        UserError: what is wrong with it, or it shows more images than there are.
     """
     split, session = key
     raw = RawSession(files[key], REPETITIONS[split], options.sampling_rate)
@@ -137,8 +137,8 @@ def _open(
             writer.piece(f"{split}-{session}-about", lambda: np.frombuffer(json.dumps(raw.about()).encode(), np.uint8))
         )
     )
-    if about["numbers"][-1] > pictures[split]:
-        told = f"shows picture {about['numbers'][-1]}, and the image set has {pictures[split]}"
+    if about["numbers"][-1] > images[split]:
+        told = f"shows image {about['numbers'][-1]}, and the image set has {images[split]}"
         raise UserError(f"{files[key]}: {told}; give the complete one by --images")
     return about, writer.piece(f"{split}-{session}", raw.epochs)
 
@@ -151,10 +151,10 @@ def _check(options: ConversionOptions) -> None:
 
 
 def _sessions(source: SubjectSource, about: dict[tuple[str, int], Any], split: str, images: list[str]) -> np.ndarray:
-    """The session of every picture's repetitions, (pictures, repetitions), ascending.
+    """The session of every image's repetitions, (images, repetitions), ascending.
 
     Raises:
-        UserError: a picture is not in as many sessions as it should.
+        UserError: an image is not in as many sessions as it should.
     """
     shown = np.zeros((len(images), len(SESSIONS)), bool)
     for column, session in enumerate(SESSIONS):
@@ -162,7 +162,9 @@ def _sessions(source: SubjectSource, about: dict[tuple[str, int], Any], split: s
     expected = _TOTAL[split] // REPETITIONS[split]
     if (wrong := shown.sum(1) != expected).any():
         number = int(wrong.argmax())
-        told = f"picture {number + 1} ({images[number]}) is in {shown[number].sum()} session(s) and should be in {expected}"
+        told = (
+            f"image {number + 1} ({images[number]}) is in {shown[number].sum()} session(s) and should be in {expected}"
+        )
         raise UserError(
             f"{source.root}: {source.subject} {split}: {told}; {wrong.sum() - 1} more like it; fetch the sessions again"
         )
@@ -201,8 +203,8 @@ def _processing(about: list[dict[str, Any]], options: ConversionOptions) -> list
     steps = [
         f"Recorded at {' and '.join(recorded)}.",
         f"Channels in the order of THINGS-EEG2{without}; target trials left out.",
-        f"The first {counts} presentations of a picture in each session kept; in {more} cases there were more.",
-        "Epochs from 0.2 s before to 1 s after the picture appears, less their mean before it (MNE-Python).",
+        f"The first {counts} presentations of an image in each session kept; in {more} cases there were more.",
+        "Epochs from 0.2 s before to 1 s after the image appears, less their mean before it (MNE-Python).",
     ]
     if any(told["rate"] != options.sampling_rate for told in about):
         steps.append(

@@ -15,8 +15,8 @@ from bvsa_core.data.optional import import_mne
 from bvsa_core.errors import UserError
 from bvsa_core.io.safe_readers import read_arrays
 
-TARGET = 99999  # what stim tells where a target appears; every other number is that of a picture, from 1
-_BEFORE, _AFTER = 0.2, 1.0  # seconds of an epoch around the picture's appearance
+TARGET = 99999  # what stim tells where a target appears; every other number is that of an image, from 1
+_BEFORE, _AFTER = 0.2, 1.0  # seconds of an epoch around the image's appearance
 _TOGETHER = 256  # epochs treated at once
 _DRAWN_OUT = 100  # samples at either end before resampling, at least
 _LONGEST = 1000  # samples after which old and new ones meet again
@@ -35,7 +35,7 @@ class RawSession:
     """Epochs of what was shown in one file, which is read when they are asked for.
 
     Args:
-        repetitions: of a picture; further ones are left out, in the order of presentation.
+        repetitions: of an image; further ones are left out, in the order of presentation.
         sampling_rate: Hz, after resampling.
     """
 
@@ -44,10 +44,10 @@ class RawSession:
         self.mne = import_mne("raw recordings")
 
     def about(self) -> dict:
-        """numbers: of the pictures shown, ascending; times of an epoch's samples, in seconds; and what there is to tell.
+        """numbers: of the images shown, ascending; times of an epoch's samples, in seconds; and what there is to tell.
 
         Raises:
-            UserError: the file is missing or damaged, or shows some picture too rarely.
+            UserError: the file is missing or damaged, or shows some image too rarely.
         """
         kept, _, numbers, more = self._trials
         recording = self._recording
@@ -61,7 +61,7 @@ class RawSession:
         }
 
     def epochs(self) -> np.ndarray:
-        """(pictures shown, repetitions, channels, time) float32 volts, repetitions in the order of presentation.
+        """(images shown, repetitions, channels, time) float32 volts, repetitions in the order of presentation.
 
         Raises:
             UserError: as above, or a sample is not finite.
@@ -73,9 +73,7 @@ class RawSession:
             block, _ = self._cut(kept[start : start + _TOGETHER])
             if not (finite := np.isfinite(block).all(axis=(1, 2))).all():
                 sample, _, number = kept[start + int(finite.argmin())]
-                raise UserError(
-                    f"{self.path}: samples around {sample} (picture {number}) are not finite; fetch it again"
-                )
+                raise UserError(f"{self.path}: samples around {sample} (image {number}) are not finite; fetch it again")
             found[places[start : start + _TOGETHER]] = block
         return found.reshape(len(numbers), self.repetitions, -1, samples)
 
@@ -113,7 +111,7 @@ class RawSession:
 
     @functools.cached_property
     def _trials(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-        """Events (trials, 3) in the order of presentation, the place of each in the result, pictures shown, how many too often."""
+        """Events (trials, 3) in the order of presentation, the place of each in the result, images shown, how many too often."""
         recording = self._recording
         stim = recording.data[recording.names.index("stim")]
         if not (
@@ -135,18 +133,18 @@ class RawSession:
         events = events[whole]
         numbers, index, counts = np.unique(events[:, 2], return_inverse=True, return_counts=True)
         if len(numbers) == 0:
-            raise UserError(f"{self.path}: the channel stim tells of no picture; fetch it again")
+            raise UserError(f"{self.path}: the channel stim tells of no image; fetch it again")
         if (rare := counts < self.repetitions).any():
-            shown = f"picture {numbers[rare][0]} is shown {counts[rare][0]} of {self.repetitions} times"
+            shown = f"image {numbers[rare][0]} is shown {counts[rare][0]} of {self.repetitions} times"
             raise UserError(f"{self.path}: {shown}, and {rare.sum() - 1} others too rarely; fetch it again")
         order = np.argsort(index, kind="stable")
-        earlier = np.empty(len(events), int)  # presentations of the same picture
+        earlier = np.empty(len(events), int)  # presentations of the same image
         earlier[order] = np.arange(len(events)) - np.repeat(np.cumsum(counts) - counts, counts)
         kept = earlier < self.repetitions
         return events[kept], (index * self.repetitions + earlier)[kept], numbers, int((counts > self.repetitions).sum())
 
     def _cut(self, events: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Epochs (events, channels, time) in volts less their mean before the picture appears, and times in seconds."""
+        """Epochs (events, channels, time) in volts less their mean before the image appears, and times in seconds."""
         picks = [self._recording.names.index(name) for name in things_eeg.CHANNELS]
         window = {"tmin": -_BEFORE, "tmax": _AFTER, "baseline": (None, 0)}
         epochs = self.mne.Epochs(self._raw, events, picks=picks, preload=True, proj=False, verbose="ERROR", **window)

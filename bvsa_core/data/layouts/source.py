@@ -25,7 +25,7 @@ class ConversionOptions:
     images: Path | None = None
     """Folder with training_images and test_images, or image_metadata.npy; looked for beside the recordings where left out."""
     whole_epoch: bool = False
-    """Keep the samples before the picture appears, too; methods take them as input."""
+    """Keep the samples before the image appears, too; methods take them as input."""
     sampling_rate: float = 250.0
     """Hz, after resampling; only for raw recordings."""
     whitening: Literal["train", "original", "none"] = "train"

@@ -1,4 +1,4 @@
-"""Which picture each condition is: number i of the recordings is picture i of image_metadata.npy or of the sorted image folder."""
+"""Which image each condition is: number i of the recordings is image i of image_metadata.npy or of the sorted image folder."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _SUFFIXES = (".jpg", ".jpeg", ".png")
 def conditions(
     source: SubjectSource, options: ConversionOptions, split: str, expected: int | None = None
 ) -> tuple[list[str], list[str]]:
-    """Picture paths, such as "training_images/00001_aardvark/aardvark_01b.jpg", and concepts of a split in the order of their numbers.
+    """Image paths, such as "training_images/00001_aardvark/aardvark_01b.jpg", and concepts of a split in the order of their numbers.
 
     Args:
         expected: how many the recordings have, where they tell.
 
     Raises:
-        UserError: no pictures are found, they are not as many as expected, or their list is damaged.
+        UserError: no images are found, they are not as many as expected, or their list is damaged.
     """
     place = _find(source, options)
     names = _of_metadata(place, split) if place.is_file() else _of_folder(place, split)
@@ -38,14 +38,14 @@ def conditions(
         raise UserError(f"{place}: names {twice} twice; fetch it again")
     if expected is not None and len(images) != expected:
         raise UserError(
-            f"{source.root}: {source.subject} has {expected} {split} conditions and {place} {len(images)} {split} pictures; "
+            f"{source.root}: {source.subject} has {expected} {split} conditions and {place} {len(images)} {split} images; "
             f"give the complete image set or {METADATA} by --images"
         )
     return images, [concept_of(image) for image in images]
 
 
 def canonical(image: str, split: str) -> str:
-    """A picture's path as the store spells it: the last two parts, below the published name of the split's folder."""
+    """An image's path as the store spells it: the last two parts, below the published name of the split's folder."""
     return "/".join((FOLDERS[split][0], *Path(image).parts[-2:]))
 
 
@@ -75,7 +75,7 @@ def _find(source: SubjectSource, options: ConversionOptions) -> Path:
     if found := next(_candidates(bases), None):
         return found
     raise UserError(
-        f"{source.root}: which pictures were shown is not told; put {METADATA} or the image set (training_images, test_images) "
+        f"{source.root}: which images were shown is not told; put {METADATA} or the image set (training_images, test_images) "
         "there or give it by --images"
     )
 
@@ -99,7 +99,7 @@ def _of_metadata(path: Path, split: str) -> list[tuple[str, str]]:
     names = list(zip(folders, files))
     for part in (part for name in names for part in name):
         if part in ("", ".", "..") or "/" in part or "\\" in part:
-            raise UserError(f"{path}: {part!r} is not the name of a picture or of its folder; fetch it again")
+            raise UserError(f"{path}: {part!r} is not the name of an image or of its folder; fetch it again")
     return names
 
 

@@ -71,25 +71,25 @@ def _epochs(source: SubjectSource, options: ConversionOptions, split: str, meta:
 
 
 def _places(where: Path, numbers: np.ndarray, images: list[str]) -> np.ndarray:
-    """(pictures, times shown, 2): in which session and at which place of it each picture's recordings are, in order of sessions.
+    """(images, times shown, 2): in which session and at which place of it each image's recordings are, in order of sessions.
 
     Raises:
-        UserError: a number is no picture's, appears twice in a session, or a picture is in fewer sessions than another.
+        UserError: a number is no image's, appears twice in a session, or an image is in fewer sessions than another.
     """
     if numbers.min() < 1 or numbers.max() > len(images):
         raise UserError(
-            f"{where}: picture numbers {numbers.min()} to {numbers.max()}, and there are pictures 1 to {len(images)}"
+            f"{where}: image numbers {numbers.min()} to {numbers.max()}, and there are images 1 to {len(images)}"
         )
     for session, part in enumerate(numbers):
         values, counts = np.unique(part, return_counts=True)
         if counts.max() > 1:
             raise UserError(
-                f"{where}: picture {values[counts.argmax()]} is in session {session + 1} twice; fetch it again"
+                f"{where}: image {values[counts.argmax()]} is in session {session + 1} twice; fetch it again"
             )
     counts = np.bincount(numbers.ravel(), minlength=len(images) + 1)[1:]
     if counts.min() != counts.max():
         fewest = int(counts.argmin())
-        told = f"picture {fewest + 1} ({images[fewest]}) is in {counts.min()} session(s) and others in {counts.max()}"
-        raise UserError(f"{where}: {told}; a session is missing, or the pictures given are not those shown")
+        told = f"image {fewest + 1} ({images[fewest]}) is in {counts.min()} session(s) and others in {counts.max()}"
+        raise UserError(f"{where}: {told}; a session is missing, or the images given are not those shown")
     order = np.argsort(numbers.ravel(), kind="stable")
     return np.stack(np.unravel_index(order, numbers.shape), axis=-1).reshape(len(images), -1, 2)

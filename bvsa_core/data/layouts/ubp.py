@@ -60,12 +60,12 @@ def _epochs(source: SubjectSource, split: str) -> Epochs:
         raise UserError(f"{path}: these are {known} recordings; convert them by 'bvsa data {known.lower()}'")
     if np.array_equal(found.times, np.arange(len(found.times))):
         raise UserError(
-            f"{path}: does not tell when its samples were taken; add 'times', in seconds after the picture appears"
+            f"{path}: does not tell when its samples were taken; add 'times', in seconds after the image appears"
         )
     images = [stimuli.canonical(image, split) for image in found.images]
     if len(set(images)) != len(images):
         twice = next(image for image in images if images.count(image) > 1)
-        raise UserError(f"{path}: picture {twice} is in two conditions; make the file again")
+        raise UserError(f"{path}: image {twice} is in two conditions; make the file again")
     order = sorted(range(len(images)), key=lambda i: Path(images[i]).parts)
     found = replace(found, images=[images[i] for i in order], concepts=[found.concepts[i] for i in order])
     sessions = None if found.sessions is None else [found.sessions[i] for i in order]

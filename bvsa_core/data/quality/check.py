@@ -19,10 +19,10 @@ from bvsa_core.data.quality.bad_samples import first_few, scan
 from bvsa_core.data.store import SPLITS, Header
 from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import locked
-from bvsa_core.io.image_file import read_picture
+from bvsa_core.io.image_file import read_image
 from bvsa_core.progress import Progress, no_progress
 
-_NAMED = 5  # of many files or pictures
+_NAMED = 5  # of many files or images
 _PUBLISHED = {"EEG": things_eeg, "MEG": things_meg}
 _NAMES = {"EEG": "THINGS-EEG2", "MEG": "THINGS-MEG"}
 _CONCEPTS = {"train": 1654, "test": 200}
@@ -39,7 +39,7 @@ class CheckReport:
 
 @dataclass(frozen=True)
 class _SplitSummary:
-    """What is compared between subjects, and with the pictures."""
+    """What is compared between subjects, and with the images."""
 
     path: Path
     channels: list[str]
@@ -50,7 +50,7 @@ class _SplitSummary:
 
 
 def check_dataset(folder: Path, progress: Progress = no_progress, images: Path | None = None) -> CheckReport:
-    """Read every recordings file and open every picture that one of them names.
+    """Read every recordings file and open every image that one of them names.
 
     Args:
         folder: a store, the layout of UBP and BVSA, or any other published one, of which the conversion is rehearsed.
@@ -80,7 +80,7 @@ def check_dataset(folder: Path, progress: Progress = no_progress, images: Path |
     for split in SPLITS:
         report.problems += _differences([looked for (_, of), looked in about.items() if of == split], split)
     report.problems += _leaks(folder, about)
-    _pictures(dataset, dict.fromkeys(image for looked in about.values() for image in looked.images), progress, report)
+    _images(dataset, dict.fromkeys(image for looked in about.values() for image in looked.images), progress, report)
     return report
 
 
@@ -179,7 +179,7 @@ def _of_header(path: Path, header: Header, dataset: Dataset) -> list[str]:
 
 def _of_conditions(path: Path, recordings: Recordings) -> list[str]:
     if twice := _twice(recordings.images):
-        return [f"{path}: {len(twice)} picture(s) in two conditions or more ({first_few(twice)}); make the file again"]
+        return [f"{path}: {len(twice)} image(s) in two conditions or more ({first_few(twice)}); make the file again"]
     return []
 
 
@@ -227,7 +227,7 @@ def _differences(subjects: list[_SplitSummary], split: str) -> list[str]:
     for about in subjects:
         own = set(about.images)
         if missing := [image for image in everything if image not in own]:
-            told = f"no recordings of {len(missing)} picture(s) that others have ({first_few(missing)})"
+            told = f"no recordings of {len(missing)} image(s) that others have ({first_few(missing)})"
             problems.append(f"{about.path}: {told}; fetch all sessions")
     sessions = set().union(*(about.sessions for about in subjects))
     for about in subjects:
@@ -251,26 +251,26 @@ def _leaks(folder: Path, about: dict[tuple[str, str], _SplitSummary]) -> list[st
     return []
 
 
-def _pictures(dataset: Dataset, named: Iterable[str], progress: Progress, report: CheckReport) -> None:
+def _images(dataset: Dataset, named: Iterable[str], progress: Progress, report: CheckReport) -> None:
     """Open those that recordings name, and tell of others."""
     named, used = list(named), set()
     wrong: dict[str, list[str]] = {"missing": [], "damaged": []}
-    for done, picture in enumerate(named):
-        progress("pictures", done, len(named))
+    for done, image in enumerate(named):
+        progress("images", done, len(named))
         kind = "missing"
         try:
-            used.add(path := dataset.image_path(picture))
+            used.add(path := dataset.image_path(image))
             kind = "damaged"
-            read_picture(path)
+            read_image(path)
         except UserError as error:
             wrong[kind].append(str(error))
-    progress("pictures", len(named), len(named))
-    report.found.append(f"{len(named)} pictures named")
+    progress("images", len(named), len(named))
+    report.found.append(f"{len(named)} images named")
     for kind, problems in wrong.items():
         report.problems += problems[:_NAMED]
         if len(problems) > _NAMED:
             report.problems.append(
-                f"{dataset.root}: {len(problems)} pictures {kind} in all, of {len(named)}; the first {_NAMED} are above"
+                f"{dataset.root}: {len(problems)} images {kind} in all, of {len(named)}; the first {_NAMED} are above"
             )
     there = (
         path
@@ -279,7 +279,7 @@ def _pictures(dataset: Dataset, named: Iterable[str], progress: Progress, report
         if path.suffix.lower() in _SUFFIXES
     )
     if spare := [str(path) for path in there if path not in used and not path.name.startswith(".")]:
-        report.found.append(f"{len(spare)} pictures that no recording names: {first_few(spare)}")
+        report.found.append(f"{len(spare)} images that no recording names: {first_few(spare)}")
 
 
 def _twice(names: list[str]) -> list[str]:

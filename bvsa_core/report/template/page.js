@@ -17,7 +17,7 @@
   });
 }
 
-const { runs, pictures } = JSON.parse(document.getElementById("data").textContent);
+const { runs, images } = JSON.parse(document.getElementById("data").textContent);
 if (runs.length) {
   const STEP = 24;
   const form = document.getElementById("filters");
@@ -35,7 +35,7 @@ if (runs.length) {
   };
 
   const image = (number, alt) => {
-    const [, , source] = pictures[number];
+    const [, , source] = images[number];
     if (!source) return element("div", "blank");
     const made = element("img");
     Object.assign(made, { src: source, alt, loading: "lazy", width: 80, height: 80 });
@@ -45,7 +45,7 @@ if (runs.length) {
   const card = (of, query) => {
     const right = of.right[query];
     const rank = of.ranks[query];
-    const [concept, name] = pictures[right];
+    const [concept, name] = images[right];
     const item = element("li", "query");
     item.dataset.concept = concept;
     const title = element("p", "asked", concept);
@@ -55,7 +55,7 @@ if (runs.length) {
     const best = element("ol", "best");
     of.best[query].forEach((number, place) => {
       const hit = number === right;
-      const [what, file] = pictures[number];
+      const [what, file] = images[number];
       const one = element("li", hit ? "right" : "wrong");
       one.title = file;
       one.append(
@@ -91,7 +91,7 @@ if (runs.length) {
   const update = () => {
     const of = runs[run.value];
     const asked = q.value.trim().toLowerCase().replaceAll("_", " ");
-    const concept = (query) => pictures[of.right[query]][0];
+    const concept = (query) => images[of.right[query]][0];
     const inSearch = of.right.map((_, query) => query).filter((query) => concept(query).toLowerCase().includes(asked));
     found = inSearch.filter((query) => KEPT[show.value](of.ranks[query]));
     const order = {
@@ -103,7 +103,7 @@ if (runs.length) {
     list.replaceChildren();
     add();
     const share = (k) => found.filter((query) => of.ranks[query] <= k).length;
-    count.textContent = `${found.length} of ${of.right.length} recordings; the right picture comes first for ${share(1)} and is among five for ${share(5)}.`;
+    count.textContent = `${found.length} of ${of.right.length} recordings; the right image comes first for ${share(1)} and is among five for ${share(5)}.`;
   };
 
   const toHash = () => {

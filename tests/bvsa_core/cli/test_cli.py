@@ -80,14 +80,14 @@ def test_synthetic_data_are_made_and_checked(tmp_path, succeed):
     shown = succeed("data", "check", tmp_path / "data")
     assert (
         "6 conditions x 4 repetitions x 17 channels x 60 samples" in shown
-        and "8 pictures named" in shown
+        and "8 images named" in shown
         and "nothing wrong" in shown
     )
 
 
 def test_features_fill_the_bank_that_runs_then_only_read(small_data, tmp_path, succeed, capsys):
     shown = succeed("features", "--data", small_data, "--bank", tmp_path / "bank")
-    assert "train: 90 pictures at 10 levels" in shown and "test: 12 pictures at 10 levels" in shown
+    assert "train: 90 images at 10 levels" in shown and "test: 12 images at 10 levels" in shown
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "bank").rglob("*") if path.is_file()}
     assert sum(path.name.startswith("k") for path in files) == 20
     for method in ("vanilla", "ubp", "bvsa"):
@@ -95,7 +95,7 @@ def test_features_fill_the_bank_that_runs_then_only_read(small_data, tmp_path, s
         succeed("train", "--data", small_data, *run)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "bank").rglob("*") if path.is_file()} == files
     chosen = succeed("features", "--data", small_data, "--bank", tmp_path / "two", "--levels", "51:0.5", "1:0")
-    assert "90 pictures at 2 levels" in chosen
+    assert "90 images at 2 levels" in chosen
     cut = next((tmp_path / "two").glob("*/k51_gain0.5.safetensors"))
     cut.write_bytes(cut.read_bytes()[:-100])
     assert main(["features", "--data", str(small_data), "--bank", str(tmp_path / "two"), "--levels", "51:0.5"]) == 2
@@ -155,7 +155,7 @@ def test_a_method_brings_its_training_and_flags_and_files_override_it(small_data
     )
     short = ["--data", small_data, "--out", tmp_path / "other", "--method", "nice"]
     assert main([str(word) for word in ("train", *short)]) == 2
-    assert "validation is 740; that leaves none of 90 training pictures, hold out fewer" in capsys.readouterr().err
+    assert "validation is 740; that leaves none of 90 training images, hold out fewer" in capsys.readouterr().err
 
 
 def test_setting_and_selection_are_told_by_flags_and_kept(small_data, tmp_path, succeed):

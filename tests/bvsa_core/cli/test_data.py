@@ -71,7 +71,7 @@ WRONG = [
     ("eeg {t}/osf {t}/out --whitening none", "whitening is none, but in the layout osf_preprocessed that is settled"),
     ("eeg {t}/osf {t}/out --subjects sub-07", "no subject sub-07; there are sub-01"),
     ("eeg {t}/osf {t}/out --images {t}/empty", "--images {t}/empty: neither image_metadata.npy nor"),
-    ("eeg {t}/arrays {t}/out --whole_epoch true", "has no samples before the picture appears"),
+    ("eeg {t}/arrays {t}/out --whole_epoch true", "has no samples before the image appears"),
     ("eeg {t}/osf", "folder"),
     ("meg {t}/osf {t}/out", "{t}/osf: none of the published MEG layouts"),
     ("meg {t}/osf {t}/out --whitening none", "whitening"),

@@ -113,7 +113,7 @@ MISTAKES = {
     "train --data {d} --channels [O1,XX]": "{d}/{s}/sub-01/train.pt: no channel XX; there are P7, P5, P3, P1, Pz, P2, P4, P6, P8, PO7, PO3,"
     " POz, PO4, PO8, O1, Oz, O2",
     "train --data {d} --window [2,3]": "{d}/{s}/sub-01/train.pt: no sample between 2.0 and 3.0 s; times run 0 to 0.396",
-    "train --data {d} --validation 999": "validation is 999; that leaves none of 90 training pictures, hold out fewer",
+    "train --data {d} --validation 999": "validation is 999; that leaves none of 90 training images, hold out fewer",
     "train --data {d} --encoder deepnet": "encoder deepnet: needs at least 151 time points, not 100; choose a longer window",
     "train --data {d} --target_layers [99]": "vision encoder tiny has no layer 99; it has 3, from 0 or from -3 to -1",
     "train --weights openai": "weights are 'openai', but the vision encoder tiny has its own; choose another encoder with --vision",
@@ -124,7 +124,7 @@ MISTAKES = {
     "evaluate --brain {t}/matrix.npy --image {t}/row.npy": "--image {t}/row.npy: is (4,); embeddings are a matrix (rows, dimensions)",
     "evaluate {t}/other_shape --full": "{t}/other_shape/weights.safetensors: not the weights of this run (size mismatch for logit_scale:"
     " copying a param with shape torch.Size([2]) from checkpoint, the shape in current model is torch.Size([]).); train it again",
-    "retrieve {r} --gallery {t}/matrix.npy --top 9": "9 pictures are asked for; the gallery has 4",
+    "retrieve {r} --gallery {t}/matrix.npy --top 9": "9 images are asked for; the gallery has 4",
     "reproduce {t}/grid.yaml --meg {d}": "EEG is left out: no folder was given with --eeg",
     "reproduce {t}/grid.yaml --eeg {d} --subjects sub-09": "{d}: no subject sub-09; there are sub-01, sub-02",
     "data eeg {d} {t}/new --subjects sub-44": "{d}: no subject sub-44; there are sub-01, sub-02",
@@ -143,7 +143,7 @@ MISTAKES = {
     "evaluate --brain {t} --image {t}/matrix.npy": f"{{t}}: {FILES}",
     "retrieve {r} --recordings {t}/file": f"{{t}}/file: {FILES}",
     "retrieve {r} --recordings {t}/matrix.npy": "--recordings {t}/matrix.npy: is (4, 3); it must be one array (N, channels, time)",
-    "retrieve {r} --gallery {t}/notes": "--gallery {t}/notes: no picture inside (.jpg, .jpeg, .png, .webp, .bmp, .tif, .tiff), nor is it a"
+    "retrieve {r} --gallery {t}/notes": "--gallery {t}/notes: no image inside (.jpg, .jpeg, .png, .webp, .bmp, .tif, .tiff), nor is it a"
     " feature bank",
     "data eeg {t}/nowhere {t}/new": "{t}/nowhere: no such folder",
     "data images {t}/nowhere {d}": "{t}/nowhere: no such folder or zip file",
@@ -197,12 +197,11 @@ def test_a_mistake_is_told_in_one_line(line, wrong, finished, small_data, tmp_pa
     assert json.loads((finished / "result.json").read_text())["seed"] == 0
 
 
-def test_pictures_without_what_draws_them_name_the_extra(tmp_path, monkeypatch, capsys):
+def test_images_without_what_draws_them_name_the_extra(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "resvg_py", None)
     monkeypatch.delitem(sys.modules, "bvsa_core.synthetic.openmoji", raising=False)
-    monkeypatch.delattr(data, "pictures", raising=False)
+    monkeypatch.delattr(data, "images", raising=False)
     assert main(["data", "synthetic", str(tmp_path / "new")]) == 2
     assert (
-        capsys.readouterr().err
-        == "bvsa: error: pictures need resvg_py, which is missing; pip install 'fovblur[demo]'\n"
+        capsys.readouterr().err == "bvsa: error: images need resvg_py, which is missing; pip install 'fovblur[demo]'\n"
     )

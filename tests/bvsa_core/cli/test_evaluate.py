@@ -31,7 +31,7 @@ def files(tmp_path):
     np.save(tmp_path / "image.npy", image)
     torch.save(torch.from_numpy(brain), tmp_path / "brain.pt")
     torch.save({"image": torch.from_numpy(image), "other": torch.zeros(1)}, tmp_path / "dict.pt")
-    np.savez(tmp_path / "both.npz", brain=brain, pictures=image)
+    np.savez(tmp_path / "both.npz", brain=brain, images=image)
     safetensors.torch.save_file({"only": torch.from_numpy(image)}, tmp_path / "one.safetensors")
     return tmp_path
 
@@ -41,7 +41,7 @@ def files(tmp_path):
     [
         ("brain.npy", "image.npy"),
         ("brain.pt", "dict.pt"),
-        ("both.npz", "both.npz:pictures"),
+        ("both.npz", "both.npz:images"),
         ("brain.npy", "one.safetensors"),
     ],
 )
@@ -103,7 +103,7 @@ WRONG = [
     (["--brain", "{f}/nothing.npy", "--image", "{f}/image.npy"], "nothing.npy: no such file"),
     (["--brain", "{f}/brain.npy"], "--image is missing"),
     (["--image", "{f}/image.npy"], "give either the folder of a run, or --brain and --image"),
-    (["--brain", "{f}/brain.npy", "--image", "{f}/both.npz:nope"], "holds brain, pictures; pick an entry with --image"),
+    (["--brain", "{f}/brain.npy", "--image", "{f}/both.npz:nope"], "holds brain, images; pick an entry with --image"),
     (["--brain", "{f}/dict.pt:other", "--image", "{f}/image.npy"], "embeddings are a matrix (rows, dimensions)"),
     (["--brain", "{f}/short.npy", "--image", "{f}/image.npy"], "the numbers of rows differ: --brain 7, --image 40"),
     (["--brain", "{f}/narrow.npy", "--image", "{f}/image.npy"], "--image has 16 dimensions and the brain embeddings 3"),

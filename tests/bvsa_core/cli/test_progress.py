@@ -32,6 +32,6 @@ def test_bars_tell_rate_and_remaining_time_on_a_terminal_alone(monkeypatch, term
 
 
 def test_rates_of_fast_things_are_a_second():
-    task = progress.Task(0, "pictures", 100, 50, _get_time=lambda: 0.0)
+    task = progress.Task(0, "images", 100, 50, _get_time=lambda: 0.0)
     task.finished_speed = 12.34
     assert progress.Rate().render(task).plain == "12.3/s"

@@ -136,7 +136,7 @@ def shown_by(page: Path) -> tuple[list[int], list[str]]:
     """Ranks and concepts of the first run's recordings."""
     data = json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)[1])
     run = data["runs"][0]
-    return run["ranks"], [data["pictures"][str(number)][0] for number in run["right"]]
+    return run["ranks"], [data["images"][str(number)][0] for number in run["right"]]
 
 
 @in_a_browser
@@ -198,7 +198,7 @@ def test_runs_that_differ_in_a_setting_are_lines_of_their_own(runs, tmp_path, mo
         (slow.label, 1),
         (fast.label, 0),
     ]
-    assert len(report.pictures) == 12 and all(picture.thumbnail for picture in report.pictures)
+    assert len(report.images) == 12 and all(image.thumbnail for image in report.images)
     monkeypatch.setattr(report_data, "RETRIEVALS", 2)
     monkeypatch.setattr(report_data, "QUERIES", 5)
     monkeypatch.setattr(report_data, "THUMBNAILS", 3000)
@@ -209,8 +209,8 @@ def test_runs_that_differ_in_a_setting_are_lines_of_their_own(runs, tmp_path, mo
         and "the first 5 are shown" in small.missing["retrieved"]
     )
     assert (
-        1 <= sum(picture.thumbnail is not None for picture in small.pictures) < 12
-        and "keep the page small" in small.missing["pictures"]
+        1 <= sum(image.thumbnail is not None for image in small.images) < 12
+        and "keep the page small" in small.missing["images"]
     )
 
 

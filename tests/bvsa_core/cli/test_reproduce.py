@@ -18,7 +18,7 @@ from bvsa_core.experiments.grid import BUILT_IN, cells, read_grid
 from bvsa_core.experiments.repetitions import averaged, repetition_curves, steps
 from bvsa_core.retrieval.scoring import Scoring
 from bvsa_core.training.checkpoint import RunFolder
-from bvsa_core.training.run import RunData
+from bvsa_core.training.run_data import RunData
 
 FILES = ("table.md", "table.csv", "table.tex", "statistics.json")
 GRID = """
@@ -94,7 +94,7 @@ def test_the_table_says_what_is_ours_and_what_differs(done):
     footnotes = dict(re.findall(r"^(\d+)\. (.*)$", text, re.MULTILINE))
     told = lambda line: [footnotes[number] for number in line["notes"].split()]  # noqa: E731
     assert all("not recorded from people" in told(line)[0] for line in ours)
-    assert "pictures by: ours tiny, published RN50" in told(ours[0])
+    assert "images by: ours tiny, published RN50" in told(ours[0])
     assert "selection: ours last epoch, published best on test, Top-1 and Top-5 separately" in told(ours[2])
     assert any("gate paper uses labels" in note for note in told(ours[2])) and any(
         "control" in note for note in told(ours[3])
@@ -200,7 +200,7 @@ def test_a_run_is_evaluated_in_full(finished, tmp_path, succeed):
     assert figures["statistics"]["repetitions"][-1]["top5"] == figures["top5"]
 
 
-def test_repetitions_are_drawn_for_every_picture_and_averaged(finished, small_data):
+def test_repetitions_are_drawn_for_every_image_and_averaged(finished, small_data):
     recordings = Dataset(small_data).load("sub-01", "test")
     chosen = np.array([[0, 3]] * 11 + [[1, 5]])
     other, part = (each.data for each in averaged(recordings, np.stack([np.roll(chosen, 1, axis=0), chosen])))
@@ -307,7 +307,7 @@ def test_the_four_settings_stand_under_each_other(small_data, tmp_path, succeed)
     shutil.copytree(small_data, meg, ignore=shutil.ignore_patterns("Image_feature"))
     about = json.loads((meg / "dataset.json").read_text())
     (meg / "dataset.json").write_text(json.dumps({**about, "modality": "MEG"}))
-    bank = ("--bank", small_data / "Image_feature")  # of the same pictures
+    bank = ("--bank", small_data / "Image_feature")  # of the same images
     quick = (*QUICK, *bank, "--seeds", 1, "--resamples", 0)
     succeed(
         "reproduce",

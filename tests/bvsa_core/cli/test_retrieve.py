@@ -18,12 +18,12 @@ from bvsa_core.data.split import load_split
 from bvsa_core.retrieval.gates import Reliability
 from bvsa_core.retrieval.scoring import Scoring, similarity
 from bvsa_core.training.checkpoint import RunFolder
-from bvsa_core.training.run import RunData
+from bvsa_core.training.run_data import RunData
 
 
 @pytest.fixture
 def retrieved(finished, tmp_path, succeed):
-    """retrieved(flags): the ranked pictures that the command wrote, and what it printed."""
+    """retrieved(flags): the ranked images that the command wrote, and what it printed."""
 
     def run(*arguments: object) -> tuple[dict, str]:
         shown = succeed("retrieve", finished, "--out", tmp_path / "found.json", *arguments)
@@ -33,7 +33,7 @@ def retrieved(finished, tmp_path, succeed):
 
 
 def rows(found: dict) -> list[list[int]]:
-    return [[picture["row"] for picture in query["pictures"]] for query in found["queries"]]
+    return [[image["row"] for image in query["images"]] for query in found["queries"]]
 
 
 @pytest.mark.parametrize("gate", ["none", "always", "label_free"])
@@ -43,22 +43,20 @@ def test_test_recordings_find_what_the_embeddings_of_the_run_say(finished, retri
     scores = similarity(folder.embeddings(), Scoring(gate, Reliability(**folder.result()["reliability"])))
     best = scores.topk(3, dim=1)
     assert rows(found) == best.indices.tolist()
-    values = [[picture["score"] for picture in query["pictures"]] for query in found["queries"]]
+    values = [[image["score"] for image in query["images"]] for query in found["queries"]]
     np.testing.assert_allclose(values, best.values, atol=1e-5)
     assert found["protocol"] == {"information": "inductive", "gate": gate, "gallery": 12}
     names = folder.result()["images"]
     assert [query["recording"] for query in found["queries"]] == names
-    assert all(
-        picture["picture"] == names[picture["row"]] for query in found["queries"] for picture in query["pictures"]
-    )
+    assert all(image["image"] == names[image["row"]] for query in found["queries"] for image in query["images"])
     assert Path(names[0]).name in shown and "gate " + gate in shown
 
 
-def test_a_folder_of_pictures_a_bank_and_a_file_of_features_are_the_same_gallery(
+def test_a_folder_of_images_a_bank_and_a_file_of_features_are_the_same_gallery(
     finished, small_data, retrieved, tmp_path
 ):
     config = RunFolder(finished).config()
-    pictures = sorted((small_data / "Image_set_Resize" / "test_images").rglob("*.jpg"))
+    images = sorted((small_data / "Image_set_Resize" / "test_images").rglob("*.jpg"))
     of_folder, _ = retrieved(
         "--gallery", small_data / "Image_set_Resize" / "test_images", "--bank", tmp_path / "bank", "--gate", "always"
     )
@@ -68,11 +66,11 @@ def test_a_folder_of_pictures_a_bank_and_a_file_of_features_are_the_same_gallery
     level = bank / "k51_gain0.5.safetensors"
     of_file, _ = retrieved("--gallery", f"{level}:features", "--gallery-text", texts, "--gate", "always")
     assert rows(of_folder) == rows(of_bank) == rows(of_file) and config.data == small_data
-    assert of_folder["queries"][0]["pictures"][0]["picture"] in [
-        path.relative_to(path.parents[1]).as_posix() for path in pictures
+    assert of_folder["queries"][0]["images"][0]["image"] in [
+        path.relative_to(path.parents[1]).as_posix() for path in images
     ]
     by_default, _ = retrieved("--gate", "always")
-    assert rows(by_default) == rows(of_folder)  # the test pictures are in the order of their paths
+    assert rows(by_default) == rows(of_folder)  # the test images are in the order of their paths
 
 
 def test_a_run_with_fused_targets_fuses_its_gallery(small_data, succeed, tmp_path):
@@ -138,8 +136,8 @@ WRONG = [
     ("{t}/empty", "no finished run there (result.json is missing)"),
     ("{r} --gate papr", "unknown gate 'papr'; did you mean 'paper'?"),
     ("{r} --gate paper", "paper belongs to 'bvsa evaluate'"),
-    ("{r} --top 13", "13 pictures are asked for; the gallery has 12"),
-    ("{r} --gallery {t}/empty", "no picture inside"),
+    ("{r} --top 13", "13 images are asked for; the gallery has 12"),
+    ("{r} --gallery {t}/empty", "no image inside"),
     ("{r} --gallery {t}/nope", "--gallery {t}/nope: no such folder"),
     ("{r} --gallery {t}/nope.npy", "{t}/nope.npy: no such file"),
     ("{r} --gallery {t}/cut", "cut.jpg cannot be read"),

@@ -81,12 +81,12 @@ def test_the_concept_is_in_the_path(image, concept):
     assert concept_of(image) == concept
 
 
-def test_pictures_are_found_in_either_folder_under_either_name(root):
-    picture = root / "Image_set" / "train_images" / "00001_thing_0" / "thing_0_01b.jpg"
-    picture.parent.mkdir(parents=True)
-    picture.write_bytes(b"x")
-    assert Dataset(root).image_path("training_images/00001_thing_0/thing_0_01b.jpg") == picture
-    with pytest.raises(UserError, match="picture training_images/x/y.jpg is missing: not in .*Image_set"):
+def test_images_are_found_in_either_folder_under_either_name(root):
+    image = root / "Image_set" / "train_images" / "00001_thing_0" / "thing_0_01b.jpg"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(b"x")
+    assert Dataset(root).image_path("training_images/00001_thing_0/thing_0_01b.jpg") == image
+    with pytest.raises(UserError, match="image training_images/x/y.jpg is missing: not in .*Image_set"):
         Dataset(root).image_path("training_images/x/y.jpg")
     for outside in ("../secret.jpg", "/etc/passwd"):
         with pytest.raises(UserError, match="points outside"):

@@ -47,7 +47,7 @@ def test_what_is_written_is_read_back_and_written_once(recordings, tmp_path):
         ({"data": np.zeros((4, 2, 5))}, r"sub-01 train: data is float64 of shape \(4, 2, 5\); it must be floats"),
         ({"data": np.zeros((4, 3, 2, 5), int)}, "data is int64"),
         ({"images": ["a.png"]}, "1 images for data of shape"),
-        ({"images": ["../a.png"] * 4}, "picture name '../a.png' points outside"),
+        ({"images": ["../a.png"] * 4}, "image name '../a.png' points outside"),
         ({"channels": ["Oz"]}, "1 channels for data .* give 2"),
         ({"times": np.zeros(5)}, "times must be at least two, .* ascending"),
         ({"modality": "fMRI"}, "modality is 'fMRI'; give 'EEG' or 'MEG'"),

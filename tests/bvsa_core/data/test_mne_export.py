@@ -1,4 +1,4 @@
-"""Recordings as MNE epochs: numbers, units, places, and selection by concept and picture."""
+"""Recordings as MNE epochs: numbers, units, places, and selection by concept and image."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_the_layout_of_ubp_tells_neither_units_nor_sessions(tmp_path):
     torch.save({**content, "times": np.arange(60) / 250}, tmp_path / "sub-01" / "train.pt")
     epochs = to_mne(tmp_path, "sub-01", "train")
     assert epochs.info["sfreq"] == pytest.approx(250) and "units: unknown" in epochs.info["description"]
-    assert len(epochs) == 6 and len(epochs["aardvark_01b"]) == 4  # one picture under two conditions
+    assert len(epochs) == 6 and len(epochs["aardvark_01b"]) == 4  # one image under two conditions
     assert not epochs.events[:, 1].any() and (epochs.get_data(copy=False) == 1).all()
 
 

@@ -13,22 +13,22 @@ from bvsa_core.data.split import Split, hold_out, load_split, make_split
 from bvsa_core.errors import UserError
 
 
-def make(concepts: int, pictures: int, repetitions: int) -> Split:
-    """So many pictures of each concept, each a sample so many times."""
-    count = concepts * pictures
+def make(concepts: int, images: int, repetitions: int) -> Split:
+    """So many images of each concept, each a sample so many times."""
+    count = concepts * images
     image_of = torch.arange(count).repeat_interleave(repetitions)
-    names = [f"concept {i // pictures}" for i in range(count)]
+    names = [f"concept {i // images}" for i in range(count)]
     recordings = image_of[:, None, None].float()
     return Split(
         recordings, image_of, [str(i) for i in range(count)], names, ["Oz"], 1, torch.zeros_like(image_of), ["sub-01"]
     )
 
 
-@pytest.mark.parametrize(("wanted", "held_pictures"), [(1, 3), (3, 3), (4, 6), (15, 15)])
-def test_whole_concepts_are_held_out(wanted, held_pictures, seed):
-    split = make(concepts=6, pictures=3, repetitions=2)
+@pytest.mark.parametrize(("wanted", "held_images"), [(1, 3), (3, 3), (4, 6), (15, 15)])
+def test_whole_concepts_are_held_out(wanted, held_images, seed):
+    split = make(concepts=6, images=3, repetitions=2)
     train, held = hold_out(split, wanted, seed)
-    assert len(held) == 2 * held_pictures and len(train) + len(held) == len(split)
+    assert len(held) == 2 * held_images and len(train) + len(held) == len(split)
     concepts = [{split.concepts[i] for i in part.image_of} for part in (train, held)]
     assert not concepts[0] & concepts[1]
     for part in (train, held):
@@ -39,8 +39,8 @@ def test_whole_concepts_are_held_out(wanted, held_pictures, seed):
 
 
 def test_nothing_left_to_train_on_is_refused():
-    with pytest.raises(UserError, match="validation is 16; that leaves none of 18 training pictures, hold out fewer"):
-        hold_out(make(concepts=6, pictures=3, repetitions=1), 16, 0)
+    with pytest.raises(UserError, match="validation is 16; that leaves none of 18 training images, hold out fewer"):
+        hold_out(make(concepts=6, images=3, repetitions=1), 16, 0)
 
 
 def test_samples_know_their_subject(small_data):
@@ -52,7 +52,7 @@ def test_samples_know_their_subject(small_data):
     assert len(load_split(dataset, ["sub-01"], "test", average=False).subject_of) == 72
 
 
-def test_subjects_who_saw_other_pictures_share_the_numbers_of_those_both_saw():
+def test_subjects_who_saw_other_images_share_the_numbers_of_those_both_saw():
     saw = {"sub-01": ["x", "y"], "sub-02": ["z", "y", "x"]}
     channels, times = [str(i) for i in range(271)], np.arange(3) / 200
     data = [np.full((len(images), 2, 271, 3), number, np.float16) for number, images in enumerate(saw.values())]

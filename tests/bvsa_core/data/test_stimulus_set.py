@@ -31,8 +31,8 @@ TRAINING = [
 TEST = ["test_images/00001_coat_rack/coat_rack_13s.jpg"]
 
 
-def picture(number: int, size: tuple[int, int] = (50, 50)) -> Image.Image:
-    """A smooth picture: JPEG coding keeps it to a few grey levels."""
+def image(number: int, size: tuple[int, int] = (50, 50)) -> Image.Image:
+    """A smooth image: JPEG coding keeps it to a few grey levels."""
     y, x = np.mgrid[0 : size[1], 0 : size[0]] / max(size)
     planes = [np.cos(3 * x + number), np.sin(2 * y + number), np.cos(2 * (x + y) - number)]
     return Image.fromarray((127 + 100 * np.stack(planes, axis=-1)).astype(np.uint8))
@@ -43,14 +43,14 @@ def source(tmp_path) -> Path:
     folder = tmp_path / "stimuli"
     for number, name in enumerate(TRAINING + TEST):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        picture(number).save(folder / name, quality=95)
+        image(number).save(folder / name, quality=95)
     (folder / "training_images" / ".DS_Store").write_bytes(b"x")
     return folder
 
 
 @pytest.fixture
 def store(tmp_path) -> Path:
-    """Recordings that name the pictures; nothing else of them matters here."""
+    """Recordings that name the images; nothing else of them matters here."""
     folder = tmp_path / "store"
     writer = SubjectWriter(folder, "sub-01", {})
     header = Header("sub-01", "EEG", "V", 250.0, ["Oz"], [0.0], "test", [])
@@ -68,25 +68,25 @@ def zipped(source: Path, target: Path, names: list[str]) -> Path:
     return target
 
 
-def test_pictures_are_resized_as_their_reader_would(source, store):
+def test_images_are_resized_as_their_reader_would(source, store):
     report = import_images(source, store, SIZE)
     assert report.problems == [] and report.found == [
-        f"{store}/Image_set_Resize/training_images: 4 pictures, 24 x 24",
-        f"{store}/Image_set_Resize/test_images: 1 pictures, 24 x 24",
+        f"{store}/Image_set_Resize/training_images: 4 images, 24 x 24",
+        f"{store}/Image_set_Resize/test_images: 1 images, 24 x 24",
     ]
     dataset = Dataset(store)
     brought = read_images([dataset.image_path(name) for name in TRAINING + TEST], SIZE)
     wanted = read_images([source / name for name in TRAINING + TEST], SIZE)
     assert (brought.int() - wanted.int()).abs().max() <= 6  # quality 95 divides by steps of at most 12
     index = json.loads((store / "Image_set_Resize" / INDEX).read_text())
-    assert (index["size"], index["quality"], [entry["name"] for entry in index["pictures"]]) == (
+    assert (index["size"], index["quality"], [entry["name"] for entry in index["images"]]) == (
         SIZE,
         95,
         TRAINING + TEST,
     )
     path = dataset.image_path(TEST[0])
     entry = {"name": TEST[0], "concept": "coat_rack", "things_id": "coat_rack_13s", "width": SIZE}
-    assert index["pictures"][-1] == {**entry, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    assert index["images"][-1] == {**entry, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def test_size_0_and_the_right_size_copy_to_the_byte(source, store, tmp_path):
@@ -111,17 +111,15 @@ def test_archives_hold_the_same(source, store, tmp_path):
         assert (other / "Image_set_Resize" / INDEX).read_text() == (store / "Image_set_Resize" / INDEX).read_text()
 
 
-def test_pictures_of_things_are_found_by_their_names(source, store, tmp_path):
+def test_images_of_things_are_found_by_their_names(source, store, tmp_path):
     things = tmp_path / "object_images"
     for name in [*TRAINING, *TEST]:
         target = things / Path(name).name.rpartition("_")[0] / Path(name).name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source / name, target)
-    picture(9).save(things / "bat1" / "bat1_99s.jpg")
+    image(9).save(things / "bat1" / "bat1_99s.jpg")
     report = import_images(things, store, SIZE)
-    assert (
-        report.problems == [] and report.found[0] == f"{things}: 1 more pictures, which no recording names, left alone"
-    )
+    assert report.problems == [] and report.found[0] == f"{things}: 1 more images, which no recording names, left alone"
     assert Dataset(store).image_path(TEST[0]).is_file()
 
 
@@ -159,11 +157,11 @@ def test_a_run_that_was_stopped_goes_on(source, store, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         import_images(source, store, SIZE)
     folder = store / "Image_set_Resize"
-    assert json.loads((folder / INDEX).read_text())["pictures"] is None
+    assert json.loads((folder / INDEX).read_text())["images"] is None
     done, made[:] = len(list(folder.rglob("*.jpg"))), []
     monkeypatch.setattr(stimulus_set, "_resized", lambda *arguments: made.append(1) or real(*arguments))
     import_images(source, store, SIZE)
-    assert 0 < done and len(made) == 5 - done and len(json.loads((folder / INDEX).read_text())["pictures"]) == 5
+    assert 0 < done and len(made) == 5 - done and len(json.loads((folder / INDEX).read_text())["images"]) == 5
 
 
 def test_every_problem_is_listed(source, store, capsys):
@@ -171,7 +169,7 @@ def test_every_problem_is_listed(source, store, capsys):
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 3 // 4])
     (source / TRAINING[1]).write_bytes(b"<html>not found</html>")
     (source / TRAINING[2]).unlink()
-    picture(7, (50, 40)).save(source / TRAINING[3])
+    image(7, (50, 40)).save(source / TRAINING[3])
     (source / TEST[0]).write_bytes(bomb())
     report = import_images(source, store, SIZE)
     told = "\n".join(sorted(report.problems))
@@ -183,9 +181,7 @@ def test_every_problem_is_listed(source, store, capsys):
         (TEST[0], "cannot be used (Image size (400000000 pixels) exceeds limit"),
     ]:
         assert f"{name}: {what}" in told
-    assert (
-        len(report.problems) == 5 and json.loads((store / "Image_set_Resize" / INDEX).read_text())["pictures"] is None
-    )
+    assert len(report.problems) == 5 and json.loads((store / "Image_set_Resize" / INDEX).read_text())["images"] is None
     assert main(["data", "images", str(source), str(store), "--size", str(SIZE)]) == 2
     captured = capsys.readouterr()
     assert captured.out.count("wrong: ") == 5 and "5 problem(s), listed above" in captured.err
@@ -198,20 +194,20 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size + bytes([8, 2, 0, 0, 0])) + chunk(b"IDAT", b"")
 
 
-def test_pictures_below_pillows_limit_may_be_too_many_pixels_for_ours(source, store, monkeypatch):
+def test_images_below_pillows_limit_may_be_too_many_pixels_for_ours(source, store, monkeypatch):
     monkeypatch.setattr(stimulus_set, "_MAX_PIXELS", 49 * 50)
     assert len(import_images(source, store, SIZE).problems) == 5
     monkeypatch.setattr(stimulus_set, "_MAX_BYTES", 10)
     assert all("bytes are too many" in problem for problem in import_images(source, store, SIZE).problems)
 
 
-def test_pictures_that_are_the_same_are_told(source, store):
+def test_images_that_are_the_same_are_told(source, store):
     shutil.copy2(source / TRAINING[0], source / TEST[0])
     report = import_images(source, store, SIZE)
-    assert report.problems == [] and f"the same picture under several names: {TRAINING[0]}, {TEST[0]}" in report.found
+    assert report.problems == [] and f"the same image under several names: {TRAINING[0]}, {TEST[0]}" in report.found
 
 
-def test_a_disk_without_room_is_no_fault_of_a_picture(source, store, monkeypatch):
+def test_a_disk_without_room_is_no_fault_of_a_image(source, store, monkeypatch):
     def full(path, content):
         raise OSError(28, "No space left on device", str(path))
 
@@ -223,8 +219,8 @@ def test_a_disk_without_room_is_no_fault_of_a_picture(source, store, monkeypatch
         import_images(source, store, SIZE)
 
 
-def test_grey_pictures_become_rgb(source, store):
-    picture(0).convert("L").save(source / TEST[0])
+def test_grey_images_become_rgb(source, store):
+    image(0).convert("L").save(source / TEST[0])
     import_images(source, store, SIZE)
     assert Image.open(Dataset(store).image_path(TEST[0])).mode == "RGB"
 
@@ -232,8 +228,8 @@ def test_grey_pictures_become_rgb(source, store):
 def test_without_recordings_names_and_numbers_are_checked(source, tmp_path, monkeypatch):
     report = import_images(source, tmp_path / "empty", SIZE)
     assert [problem.partition(": ")[2].partition(";")[0] for problem in report.problems] == [
-        "training_images are 4 pictures, not 16540 or 19848",
-        "test_images are 1 pictures, not 200",
+        "training_images are 4 images, not 16540 or 19848",
+        "test_images are 1 images, not 200",
     ]
     monkeypatch.setattr(stimulus_set, "_EXPECTED", {"training_images": [4], "test_images": [1]})
     assert import_images(source, tmp_path / "empty", SIZE).problems == []
@@ -247,14 +243,14 @@ def test_without_recordings_names_and_numbers_are_checked(source, tmp_path, monk
             == f"{source / wrong}: not named like training_images/00001_aardvark/aardvark_01b.jpg; rename or remove it"
         )
         (source / wrong).unlink()
-    with pytest.raises(UserError, match="no picture named like .* bring those first"):
+    with pytest.raises(UserError, match="no image named like .* bring those first"):
         import_images(source / "training_images", tmp_path / "other", SIZE)
 
 
 def test_archives_cannot_write_elsewhere(source, store, tmp_path):
     path = zipped(source, tmp_path / "evil.zip", TRAINING + TEST)
     buffer = io.BytesIO()
-    picture(1).save(buffer, "JPEG")
+    image(1).save(buffer, "JPEG")
     with zipfile.ZipFile(path, "a") as archive:
         for name in (
             "../../training_images/00001_x/x_01b.jpg",
@@ -300,11 +296,11 @@ def test_damaged_archives_are_named(source, store, tmp_path):
 def test_what_cannot_be_done_is_refused(source, store, tmp_path):
     (tmp_path / "nothing").mkdir()
     (tmp_path / "other").mkdir()
-    picture(0).save(tmp_path / "other" / "x.jpg")
+    image(0).save(tmp_path / "other" / "x.jpg")
     for given, message in [
         (tmp_path / "nowhere", "no such folder or zip file"),
-        (tmp_path / "nothing", "no pictures inside; give the folder of training_images"),
-        (tmp_path / "other", f"none of the 5 pictures that recordings in .* show, as {TRAINING[0]}"),
+        (tmp_path / "nothing", "no images inside; give the folder of training_images"),
+        (tmp_path / "other", f"none of the 5 images that recordings in .* show, as {TRAINING[0]}"),
         (store, "cannot be made there; give a folder outside"),
         (store / "Image_set_Resize", "cannot be made there; give a folder outside"),
     ]:

@@ -27,7 +27,7 @@ from bvsa_core.data.layouts import conversion, meg_trials
 from bvsa_core.data.quality.check import check_dataset
 from bvsa_core.data.stimulus_set import import_images
 from bvsa_core.data.store import Header, SplitHeader, SubjectWriter
-from bvsa_core.io.image_file import read_picture
+from bvsa_core.io.image_file import read_image
 from bvsa_core.io.safe_readers import read_arrays
 from bvsa_core.retrieval.gallery import EmbeddingMatrix
 
@@ -74,7 +74,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def arrays_layout(folder: Path) -> Path:
-    """Plain arrays with four channels, and their pictures by image_metadata.npy."""
+    """Plain arrays with four channels, and their images by image_metadata.npy."""
     place = folder / "sub-01"
     place.mkdir(parents=True)
     names = {}
@@ -98,13 +98,13 @@ def session_layout(folder: Path) -> Path:
         np.save(place / f"preprocessed_eeg_{part}_sub-01.npy", np.stack([DATA, DATA]).astype(np.float32))
         np.save(place / f"img_conditions_{part}_sub-01.npy", np.array([[1, 2, 3], [3, 1, 2]]))
         for i in range(3):
-            picture = folder / "Image_set" / f"{part}_images" / f"{i:05d}_{part}{i}" / f"{i}.jpg"
-            picture.parent.mkdir(parents=True)
-            picture.touch()
+            image = folder / "Image_set" / f"{part}_images" / f"{i:05d}_{part}{i}" / f"{i}.jpg"
+            image.parent.mkdir(parents=True)
+            image.touch()
     return folder
 
 
-def pictures(folder: Path) -> Path:
+def images(folder: Path) -> Path:
     content = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
     for name, options in (
         ("a.jpg", {}),
@@ -119,8 +119,8 @@ def pictures(folder: Path) -> Path:
 
 
 def all_kinds(root: Path) -> list[Kind]:
-    place = {name: root / name for name in ("store", "pt", "npy", "arrays", "sessions", "pictures", "images", "tables")}
-    for name in ("store", "pt", "npy", "pictures", "tables"):
+    place = {name: root / name for name in ("store", "pt", "npy", "arrays", "sessions", "stills", "images", "tables")}
+    for name in ("store", "pt", "npy", "stills", "tables"):
         place[name].mkdir()
     subject = stored(place["store"])
     train, npy = recordings(place["pt"]), place["npy"]
@@ -137,7 +137,7 @@ def all_kinds(root: Path) -> list[Kind]:
     arrays, sessions, stills = (
         arrays_layout(place["arrays"]),
         session_layout(place["sessions"]),
-        pictures(place["pictures"]),
+        images(place["stills"]),
     )
     tables = place["tables"]
     (tables / "a.csv").write_text('trial_type,things_image_nr,image_path\nexp,1,a/b.jpg\ntest,2,"c, d.jpg"\n' * 3)
@@ -167,10 +167,10 @@ def all_kinds(root: Path) -> list[Kind]:
             "img_conditions", sessions / "sub-01" / "img_conditions_test_sub-01.npy", lambda path: check(path, sessions)
         ),
         *(Kind(name, stills / name, _decoded) for name in ("a.jpg", "b.png", "c.jpg")),
-        Kind("zip of pictures", stills / "training_images.zip", lambda path: _brought(path, root / "images")),
+        Kind("zip of images", stills / "training_images.zip", lambda path: _brought(path, root / "images")),
         Kind("attributes", tables / "a.csv", meg_trials.read_attributes),
-        Kind("image_paths.csv", tables / "image_paths.csv", lambda path: _pictures(tables)),
-        Kind("image_concept_index.csv", tables / "image_concept_index.csv", lambda path: _pictures(tables)),
+        Kind("image_paths.csv", tables / "image_paths.csv", lambda path: _images(tables)),
+        Kind("image_concept_index.csv", tables / "image_concept_index.csv", lambda path: _images(tables)),
         *(
             Kind(f"gallery {name}", npy / name, lambda path: EmbeddingMatrix(path).read(slice(0, 2)))
             for name in ("rows.npy", "rows.safetensors")
@@ -196,7 +196,7 @@ def _checked(folder: Path) -> None:
 
 
 def _decoded(path: Path) -> None:
-    read_picture(path)
+    read_image(path)
 
 
 def _brought(path: Path, target: Path) -> None:
@@ -204,8 +204,8 @@ def _brought(path: Path, target: Path) -> None:
     import_images(path, target, 8)
 
 
-def _pictures(folder: Path) -> object:
-    return meg_trials.read_pictures(folder / "image_paths.csv", folder / "image_concept_index.csv")
+def _images(folder: Path) -> object:
+    return meg_trials.read_images(folder / "image_paths.csv", folder / "image_concept_index.csv")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Pictures from outside: decoded, or a UserError that names them."""
+"""Images from outside: decoded, or a UserError that names them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import pytest
 from PIL import Image
 
 from bvsa_core.errors import UserError
-from bvsa_core.io.image_file import read_picture
+from bvsa_core.io.image_file import read_image
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "gif"])
 def test_what_is_there_is_decoded(tmp_path, suffix):
     Image.new("RGB", (5, 4), (255, 0, 0)).save(tmp_path / f"x.{suffix}")
-    found = np.asarray(read_picture(tmp_path / f"x.{suffix}").convert("RGB"))
+    found = np.asarray(read_image(tmp_path / f"x.{suffix}").convert("RGB"))
     assert found.shape == (4, 5, 3) and (found[..., 0] >= 250).all()
 
 
@@ -30,7 +30,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
     for name, content in wrong.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=f"{name} cannot be read .*; fetch or make it again") as told:
-            read_picture(tmp_path / name)
+            read_image(tmp_path / name)
         assert not isinstance(told.value.__cause__, MemoryError) and "\n" not in str(told.value)
     with pytest.raises(UserError, match=r"nowhere.png is missing"):
-        read_picture(tmp_path / "nowhere.png")
+        read_image(tmp_path / "nowhere.png")

@@ -1,4 +1,4 @@
-"""A tiny problem with an answer: recordings are a noisy linear image of the features of pictures."""
+"""A tiny problem with an answer: recordings are a noisy linear image of the features of images."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ WIDTH, TRAINING, TEST = 16, 256, 40
 
 @dataclass(frozen=True)
 class Planted:
-    """Pictures 0..TRAINING are trained on, the others tested."""
+    """Images 0..TRAINING are trained on, the others tested."""
 
     split: Split
-    features: torch.Tensor  # (pictures, WIDTH)
-    texts: torch.Tensor  # (pictures, WIDTH)
+    features: torch.Tensor  # (images, WIDTH)
+    texts: torch.Tensor  # (images, WIDTH)
 
     def make(self, config: RunConfig) -> Method:
         _, channels, time = self.split.recordings.shape

@@ -22,7 +22,7 @@ def config(method: str, **changes) -> RunConfig:
 
 
 @pytest.mark.parametrize("name", methods.names())
-def test_every_method_finds_novel_pictures_by_what_it_has_learnt(planted, name):
+def test_every_method_finds_novel_images_by_what_it_has_learnt(planted, name):
     problem = planted(4, 16)
     method = problem.make(config(name))
     losses = [line["loss"] for line in problem.train(method, config(name))]

@@ -42,8 +42,8 @@ def test_notes_name_what_differs_and_nothing_else():
     assert notes(usual) == [] and notes(entry(beside=None)) == []
     assert notes(entry(selection="validation")) == [
         "selection: ours the best epoch on concepts held out of the training data",
-        "gallery: ours 200 pictures, published class centres",
-        "pictures by: ours RN50, published not stated",
+        "gallery: ours 200 images, published class centres",
+        "images by: ours RN50, published not stated",
     ]
     told = notes(
         entry(

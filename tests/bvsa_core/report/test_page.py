@@ -14,7 +14,7 @@ from PIL import Image
 
 from bvsa_core.experiments import paper_results
 from bvsa_core.report.comparison_table import ComparisonRow
-from bvsa_core.report.content import BlurExample, Picture, Report, ReportRow, RetrievalExample, RunSummary
+from bvsa_core.report.content import BlurExample, GalleryImage, Report, ReportRow, RetrievalExample, RunSummary
 from bvsa_core.report.page import to_html
 from bvsa_core.report.result_figures import bars_of, blur_shares, drawings
 from bvsa_core.report.style import PALETTE, save
@@ -84,8 +84,10 @@ def report() -> Report:
     """Two systems, of which one is called by someone who means harm."""
     file = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(file, "JPEG")
-    picture = file.getvalue()
-    pictures = [Picture(f"test_images/{i}_{name}/a.jpg", name, picture) for i, name in enumerate(("dog", EVIL, "cat"))]
+    image = file.getvalue()
+    gallery = [
+        GalleryImage(f"test_images/{i}_{name}/a.jpg", name, image) for i, name in enumerate(("dog", EVIL, "cat"))
+    ]
     beside = paper_results.find("BVSA", "eeg", "intra")
     lines = [a_line(EVIL, beside), a_line("gated", gate="paper", information="uses labels")]
     best = [[0, 1, 2], [2, 1, 0], [2, 0, 1]]
@@ -94,9 +96,9 @@ def report() -> Report:
     )
     images = np.zeros((1, 3, 8, 8, 3), np.uint8)
     blurred = BlurExample(
-        EVIL, ["k45 gain 1", "k51 gain 0.5"], [0.3, None], [EVIL], images, [[picture] * 3], "falloff exp, decay 3"
+        EVIL, ["k45 gain 1", "k51 gain 0.5"], [0.3, None], [EVIL], images, [[image] * 3], "falloff exp, decay 3"
     )
-    return Report(f"Title {EVIL}", lines, pictures, [retrieval], [blurred], {"pictures": EVIL}, {"command": EVIL})
+    return Report(f"Title {EVIL}", lines, gallery, [retrieval], [blurred], {"images": EVIL}, {"command": EVIL})
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +115,7 @@ def test_whatever_comes_from_files_is_text(page):
     )
     assert "<img src=x" not in page and page.count("<!--") == 0
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
-    assert data["pictures"]["1"][0] == EVIL and data["runs"][0]["best"][1] == [2, 1, 0]
+    assert data["images"]["1"][0] == EVIL and data["runs"][0]["best"][1] == [2, 1, 0]
 
 
 def test_nothing_is_fetched_and_only_the_pages_own_script_runs(page):
@@ -131,7 +133,7 @@ def test_every_number_has_its_protocol_and_published_ones_stand_apart(page):
         "3-way",
         "17 channels",
         "80 repetitions averaged",
-        "pictures by tiny",
+        "images by tiny",
         "brain encoder eeg_project",
     ]
     shared = re.search(r'<p class="shared">(.*?)</p>', page)[1]

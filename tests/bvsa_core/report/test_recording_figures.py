@@ -33,7 +33,7 @@ def test_every_figure_is_drawn(tmp_path):
     assert len(maps.axes) == 1 + 3 + 1  # lines, maps, colour bar
     (png, pdf) = style.save(found[1:2], tmp_path)
     assert Image.open(png).size[0] == 1000 and pdf.read_bytes().startswith(b"%PDF")
-    assert all("test pictures" in drawing.caption or "trial" in drawing.caption.lower() for drawing in found)
+    assert all("test images" in drawing.caption or "trial" in drawing.caption.lower() for drawing in found)
 
 
 def test_what_whitening_was_fitted_on_is_drawn_beside_what_it_left():

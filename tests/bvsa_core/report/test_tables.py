@@ -85,6 +85,5 @@ def test_markdown_names_the_conditions_under_the_table():
         == 1
     )
     assert (
-        "synthetic data, 200-way retrieval (chance 0.5 %), 17 channels, 80 repetitions averaged, pictures by tiny"
-        in text
+        "synthetic data, 200-way retrieval (chance 0.5 %), 17 channels, 80 repetitions averaged, images by tiny" in text
     )

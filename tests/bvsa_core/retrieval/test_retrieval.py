@@ -37,7 +37,7 @@ def test_a_collapsed_encoder_earns_nothing():
 def test_scores_that_mean_nothing_are_refused():
     with pytest.raises(UserError, match="query 1 are NaN"):
         ranks(torch.tensor([[1.0, 0.0], [float("nan"), 1.0]]))
-    with pytest.raises(UserError, match="3 queries and 2 pictures"):
+    with pytest.raises(UserError, match="3 queries and 2 images"):
         ranks(torch.zeros(3, 2))
 
 
@@ -58,7 +58,7 @@ def test_gates_follow_their_formulas(seed):
 @pytest.mark.parametrize("kind", ["margin", "max"])
 def test_label_free_opens_for_clear_recordings(kind, seed):
     e = random_embeddings(20, 50)
-    repeated = torch.cat([e.text, e.text[:7]])  # pictures of one concept share a text, which is no doubt about it
+    repeated = torch.cat([e.text, e.text[:7]])  # images of one concept share a text, which is no doubt about it
     sorted_ = np.sort((e.brain_text @ e.text.T).numpy(), axis=1)
     value = sorted_[:, -1] - (sorted_[:, -2] if kind == "margin" else 0)
     threshold = float(np.median(value))
@@ -143,7 +143,7 @@ def test_csls_and_sinkhorn_against_numpy(seed):
     np.testing.assert_allclose(scaling - scaling[:, :1] - scaling[:1] + scaling[0, 0], 0, atol=1e-9)
 
 
-def test_rescoring_lowers_a_picture_that_is_near_to_everyone(seed):
+def test_rescoring_lowers_a_image_that_is_near_to_everyone(seed):
     scores = torch.eye(20) + 0.1 * torch.rand(20, 20)
     scores[:, 3] += 1.5
     assert (
@@ -157,14 +157,14 @@ def test_bootstrap_intervals_cover_as_often_as_they_say():
     rng = np.random.default_rng(0)
     covered = 0
     for trial in range(200):
-        subject, picture = rng.normal(0, 1, (12, 1, 1)), rng.normal(0, 1, (1, 1, 60))
-        low, high = crossed_bootstrap(subject + picture + rng.normal(0, 1, (12, 4, 60)), resamples=400, seed=trial)
+        subject, image = rng.normal(0, 1, (12, 1, 1)), rng.normal(0, 1, (1, 1, 60))
+        low, high = crossed_bootstrap(subject + image + rng.normal(0, 1, (12, 4, 60)), resamples=400, seed=trial)
         covered += low <= 0 <= high
     assert 0.86 < covered / 200 < 1
 
 
-def test_bootstrap_counts_a_picture_that_is_hard_for_everyone_as_one(seed):
+def test_bootstrap_counts_a_image_that_is_hard_for_everyone_as_one(seed):
     hard = np.zeros((5, 3, 100))
     hard[:, :, :50] = 1  # the same fifty are right in every cell
     low, high = crossed_bootstrap(hard)
-    assert high - low == pytest.approx(2 * 1.96 * 0.05, rel=0.1)  # that of 100 pictures, not of 1,500
+    assert high - low == pytest.approx(2 * 1.96 * 0.05, rel=0.1)  # that of 100 images, not of 1,500

@@ -154,7 +154,7 @@ def test_an_index_is_kept_and_belongs_to_its_gallery(queries, gallery, tmp_path)
         Index(path, gallery)
     with pytest.raises(UserError, match="'IFV8' is not one that FAISS makes"):
         Index(tmp_path / "b.faiss", gallery, "IFV8")
-    with pytest.raises(UserError, match="cannot be trained on 700 pictures"):
+    with pytest.raises(UserError, match="cannot be trained on 700 images"):
         Index(tmp_path / "b.faiss", gallery, "IVF4096,Flat")
     with pytest.raises(UserError, match="cannot be written there"):
         Index(tmp_path / "nowhere" / "b.faiss", gallery)
@@ -178,8 +178,8 @@ def test_what_cannot_be_searched_is_refused(queries, gallery, tmp_path):
     np.save(tmp_path / "nan.npy", broken)
     text = gallery.texts
     for gallery_, k, scoring, message in (
-        (gallery, 0, Scoring(), "0 pictures are asked for; the gallery has 700"),
-        (gallery, 701, Scoring(), "701 pictures are asked for; the gallery has 700"),
+        (gallery, 0, Scoring(), "0 images are asked for; the gallery has 700"),
+        (gallery, 701, Scoring(), "701 images are asked for; the gallery has 700"),
         (gallery, 5, Scoring("paper"), "paper belongs to 'bvsa evaluate'"),
         (gallery, 5, Scoring(rescoring="csls"), "csls belongs to 'bvsa evaluate'"),
         (gallery, 5, Scoring("always", shuffle_texts=True), "shuffle_texts belongs to"),

@@ -13,7 +13,7 @@ from bvsa_core.retrieval.scoring import ranks
 from bvsa_core.retrieval.statistics import compare, holm, hubness, least_p, small_galleries, small_gallery, wilcoxon
 
 
-def test_hubness_counts_how_often_each_picture_is_retrieved(seed):
+def test_hubness_counts_how_often_each_image_is_retrieved(seed):
     scores = torch.randn(30, 40) + 2 * torch.randn(40)
     ours = hubness(scores, k=3)
     counts = np.bincount(np.argsort(-scores.numpy(), axis=1)[:, :3].ravel(), minlength=40)
@@ -29,11 +29,11 @@ def test_hubness_of_equal_and_of_collapsed_retrieval():
 
 
 def test_small_galleries_are_the_mean_over_all_of_them(seed):
-    """All galleries of 3 out of 7 pictures that hold the right one, ranked anew."""
+    """All galleries of 3 out of 7 images that hold the right one, ranked anew."""
     scores = torch.randn(5, 7)
     hits = {1: [], 2: []}
     for query in range(5):
-        for others in itertools.combinations([picture for picture in range(7) if picture != query], 2):
+        for others in itertools.combinations([image for image in range(7) if image != query], 2):
             place = sum(bool(scores[query, other] >= scores[query, query]) for other in others) + 1
             for k in hits:
                 hits[k].append(place <= k)

@@ -17,7 +17,7 @@ from bvsa_core.data.quality.check import check_dataset
 from bvsa_core.data.split import load_split
 from bvsa_core.errors import UserError
 from bvsa_core.io.safe_readers import read_arrays
-from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset, make_subject, plan_pictures, record
+from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset, make_subject, plan_images, record
 
 TINY = SyntheticConfig(
     subjects=1,
@@ -60,10 +60,10 @@ def test_the_same_seed_makes_the_same_bytes_and_another_seed_others(tmp_path):
 
 def test_full_size_by_default():
     config = SyntheticConfig()
-    plan = plan_pictures(config)
-    assert len({picture.concept for picture in plan["train"]}) >= 600 and len(plan["test"]) == 200
+    plan = plan_images(config)
+    assert len({image.concept for image in plan["train"]}) >= 600 and len(plan["test"]) == 200
     assert config.images_per_concept == 10 and config.train_repetitions == 4 and config.test_repetitions == 80
-    assert not {picture.concept for picture in plan["train"]} & {picture.concept for picture in plan["test"]}
+    assert not {image.concept for image in plan["train"]} & {image.concept for image in plan["test"]}
     assert (config.samples, len(config.channel_names), len(SyntheticConfig(channels="all").channel_names)) == (
         250,
         17,
@@ -132,16 +132,16 @@ def test_check_finds_nothing_wrong_here(small_data):
 def test_check_names_everything_that_is_wrong(small_data, tmp_path):
     copy = tmp_path / "data"
     shutil.copytree(small_data, copy)
-    pictures = sorted((copy / "Image_set_Resize").rglob("*.jpg"))
-    pictures[0].unlink()
-    pictures[1].write_bytes(pictures[1].read_bytes()[:500])
+    images = sorted((copy / "Image_set_Resize").rglob("*.jpg"))
+    images[0].unlink()
+    images[1].write_bytes(images[1].read_bytes()[:500])
     train = copy / "Preprocessed_data_250Hz_whiten" / "sub-01" / "train.pt"
     train.write_bytes(train.read_bytes()[:-100])
     (copy / "Preprocessed_data_250Hz_whiten" / "sub-02" / "test.pt").unlink()
     problems = check_dataset(copy).problems
     assert len(problems) == 4
-    of_pictures = (f"{pictures[0].name} is missing", f"{pictures[1].name} cannot be read")
-    for part in ("sub-01/train.pt: damaged", "sub-02/test.pt: no such file", *of_pictures):
+    of_images = (f"{images[0].name} is missing", f"{images[1].name} cannot be read")
+    for part in ("sub-01/train.pt: damaged", "sub-02/test.pt: no such file", *of_images):
         assert any(part in problem for problem in problems), part
 
 

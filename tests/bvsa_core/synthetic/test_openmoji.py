@@ -1,4 +1,4 @@
-"""Pictures: enough concepts, another picture each time, the same bytes for the same seed."""
+"""Images: enough concepts, another image each time, the same bytes for the same seed."""
 
 from __future__ import annotations
 

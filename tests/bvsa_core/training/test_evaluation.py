@@ -8,7 +8,8 @@ from bvsa_core.retrieval.scoring import Scoring, ranks, similarity
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.evaluation import evaluate
-from bvsa_core.training.run import RunData, run, train
+from bvsa_core.training.run import run, train
+from bvsa_core.training.run_data import RunData
 
 
 def test_the_steps_of_a_run_give_its_figures(small_data, tmp_path):

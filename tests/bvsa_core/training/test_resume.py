@@ -25,7 +25,8 @@ from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig, RunDataConfig
 from bvsa_core.training.loop import fit
 from bvsa_core.training.resume import Checkpointer, Stopped
-from bvsa_core.training.run import RunData, run
+from bvsa_core.training.run import run
+from bvsa_core.training.run_data import RunData
 
 KILLS = {"data": 7, "train": 8, "grid": 6}
 TRAINED = ("--method", "bvsa", "--selection", "validation", "--validation", 6, "--batch_size", 8)

@@ -18,7 +18,8 @@ from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
 from bvsa_core.training import loop
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig, RunDataConfig
-from bvsa_core.training.run import RunData, choose_device, run
+from bvsa_core.training.run import run
+from bvsa_core.training.run_data import RunData, choose_device
 
 METHODS = ("vanilla", "ubp", "bvsa")
 PRESETS = ("corrected", "paper", "code")
@@ -80,7 +81,7 @@ def test_comparison_systems_run_as_they_were_trained(run_data, small_data, tmp_p
     result = run(config(used, method=method, **changes), used, RunFolder(tmp_path / "run"))
     assert result["note"] == note and result["n"] == 12 and result["protocol"]["information"] == "inductive"
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    held = {0: 0, 1: 3, 6: 6}[changes.get("validation", 0)]  # whole concepts of three pictures
+    held = {0: 0, 1: 3, 6: 6}[changes.get("validation", 0)]  # whole concepts of three images
     samples = (90 - held) * (2 if "average" in changes else 1)
     for line in lines:
         assert line["blur"] == {"k1 gain 0": samples}
@@ -235,11 +236,11 @@ def test_what_cannot_be_run_is_refused(run_data, tmp_path):
             choose_device("cuda")
 
 
-def test_a_missing_picture_is_named(small_data, tmp_path):
+def test_a_missing_image_is_named(small_data, tmp_path):
     copy = tmp_path / "data"
     shutil.copytree(small_data, copy)
-    picture = next((copy / "Image_set_Resize").rglob("*_02b.jpg"))
-    picture.unlink()
+    image = next((copy / "Image_set_Resize").rglob("*_02b.jpg"))
+    image.unlink()
     broken = RunData(RunDataConfig(data=copy))
-    with pytest.raises(UserError, match=f"{picture.name} is missing"):
+    with pytest.raises(UserError, match=f"{image.name} is missing"):
         run(config(broken), broken, RunFolder(tmp_path / "run"))

@@ -19,7 +19,8 @@ from bvsa_core.retrieval.scoring import Embeddings
 from bvsa_core.training import run as run_module
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig, RunDataConfig
-from bvsa_core.training.run import RunData, run, split_off_validation
+from bvsa_core.training.run import run, split_off_validation
+from bvsa_core.training.run_data import RunData
 from bvsa_core.training.selection import Best, one_sample_per_concept_batches, validation_top1
 from bvsa_core.vision.views import SHARP
 
@@ -106,24 +107,24 @@ def test_a_test_set_in_memory_is_sealed_while_training(run_data, tmp_path, monke
     assert len(run_data.split("sub-01", "test")) == 12  # a run that fails leaves no seal
 
 
-def test_one_training_picture_in_twenty_is_held_out_to_choose_by(run_data):
+def test_one_training_image_in_twenty_is_held_out_to_choose_by(run_data):
     split = run_data.split("sub-01", "train")
     assert split_off_validation(split, config(run_data)) == (split, None)
     train, held_out = split_off_validation(split, config(run_data, selection="validation"))
-    assert len(held_out) == 6 and len(train) == 84  # five of 90 pictures are in two concepts of three
+    assert len(held_out) == 6 and len(train) == 84  # five of 90 images are in two concepts of three
     assert len(split_off_validation(split, config(run_data, selection="validation", validation=30))[1]) == 30
     with pytest.raises(UserError, match="validation is 2; that holds one concept out, and choosing takes two"):
         split_off_validation(split, config(run_data, selection="validation", validation=2))
 
 
 def test_held_out_samples_compete_with_those_of_other_concepts(seed):
-    """Against numpy: four concepts of two pictures, each seen by three people."""
-    pictures, people = 8, 3
-    image_of = torch.arange(pictures).repeat(people)
+    """Against numpy: four concepts of two images, each seen by three people."""
+    n_images, people = 8, 3
+    image_of = torch.arange(n_images).repeat(people)
     recordings = torch.randn(len(image_of), 1, 5)
-    concepts = [f"concept {i // 2}" for i in range(pictures)]
-    names = [str(i) for i in range(pictures)]
-    whose = torch.arange(people).repeat_interleave(pictures)
+    concepts = [f"concept {i // 2}" for i in range(n_images)]
+    names = [str(i) for i in range(n_images)]
+    whose = torch.arange(people).repeat_interleave(n_images)
     split = Split(recordings, image_of, names, concepts, ["Oz"], 1, whose, ["a", "b", "c"])
     parts = one_sample_per_concept_batches(split)
     assert sorted(torch.cat(parts).tolist()) == list(range(24)) and all(len(part) == 4 for part in parts)
@@ -132,8 +133,8 @@ def test_held_out_samples_compete_with_those_of_other_concepts(seed):
         [0, 2]
     ]  # the other of concept 0 is alone
 
-    features = torch.randn(pictures, 5)
-    texts = torch.zeros(pictures, 1)
+    features = torch.randn(n_images, 5)
+    texts = torch.zeros(n_images, 1)
     method = SimpleNamespace(
         eval=lambda: None,
         gallery_feature_levels=lambda: [SHARP],
@@ -142,9 +143,9 @@ def test_held_out_samples_compete_with_those_of_other_concepts(seed):
         ),
     )
     found = validation_top1(method, split, lambda indices, gain, kernel_size: features[indices], texts, ["a", "b", "c"])
-    scores = recordings[:, 0].double().numpy() @ features.double().numpy().T  # (samples, pictures)
+    scores = recordings[:, 0].double().numpy() @ features.double().numpy().T  # (samples, images)
     right = 0
-    for sample, picture in enumerate(image_of.tolist()):
-        gallery = np.arange(picture % 2, pictures, 2)  # the first picture of every concept, or the second
-        right += gallery[scores[sample, gallery].argmax()] == picture
+    for sample, image in enumerate(image_of.tolist()):
+        gallery = np.arange(image % 2, n_images, 2)  # the first image of every concept, or the second
+        right += gallery[scores[sample, gallery].argmax()] == image
     assert found == right / 24

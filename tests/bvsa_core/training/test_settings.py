@@ -17,7 +17,8 @@ from bvsa_core.errors import UserError
 from bvsa_core.synthetic import dataset
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig, RunDataConfig, training_of
-from bvsa_core.training.run import RunData, run
+from bvsa_core.training.run import run
+from bvsa_core.training.run_data import RunData
 
 SENSORS, SAMPLES = 271, 201
 
@@ -29,13 +30,11 @@ def run_data(small_data) -> RunData:
 
 @pytest.fixture(scope="module")
 def meg_data(small_data, tmp_path_factory) -> Path:
-    """The pictures of small_data, seen by two people in the other modality."""
+    """The images of small_data, seen by two people in the other modality."""
     folder = tmp_path_factory.mktemp("data") / "meg"
-    pictures = small_data / "Image_set_Resize"
+    images = small_data / "Image_set_Resize"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            dataset, "_write_pictures", lambda folder, *_: shutil.copytree(pictures, folder, dirs_exist_ok=True)
-        )
+        patch.setattr(dataset, "_write_images", lambda folder, *_: shutil.copytree(images, folder, dirs_exist_ok=True))
         sizes = {"train_concepts": 30, "images_per_concept": 1, "test_concepts": 12, "test_repetitions": 2}
         flags = [f"--{name}={value}" for name, value in sizes.items()]
         assert main(["data", "synthetic", str(folder), "--modality", "meg", *flags]) == 0
@@ -106,7 +105,7 @@ def test_the_first_repetitions_of_the_test_set_are_averaged(run_data, small_data
         assert split.repetitions == repetitions
         # float32 sums of at most 6 numbers below 2^4, in any order: an error of 6 * 2^4 * 2^-24 a sum, twice that for two.
         torch.testing.assert_close(split.recordings, trials[:, :repetitions].mean(1), rtol=0, atol=2 * 6 * 2**-20)
-    with pytest.raises(UserError, match="test.pt: a picture is shown 6 times, not 7; ask for fewer repetitions"):
+    with pytest.raises(UserError, match="test.pt: an image is shown 6 times, not 7; ask for fewer repetitions"):
         run_data.split("sub-01", "test", 7)
     result = run(config(run_data, method="vanilla", repetitions=2, epochs=1), run_data, RunFolder(tmp_path / "run"))
     assert result["protocol"]["repetitions"] == 2

@@ -1,4 +1,4 @@
-"""An encoder, and pictures of the small data set."""
+"""An encoder, and images of the small data set."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 import torch.distributed as dist
-from bank_workers import PICTURES, command, count_features, end, fill, fill_and_be_killed, start
+from bank_workers import IMAGES, command, count_features, end, fill, fill_and_be_killed, start
 from PIL import Image
 
 from bvsa_core.errors import UserError
@@ -26,7 +26,7 @@ from bvsa_core.vision.views import Falloff, Level, OnlineViews
 
 LEVELS = [Level(51, 0.0), Level(51, 0.5)]
 NAMES = ["k51_gain0.safetensors", "k51_gain0.5.safetensors"]  # of which one begins as the other
-COUNT = 22  # pictures: seven pieces of three and one of one
+COUNT = 22  # images: seven pieces of three and one of one
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def few(paths) -> list[Path]:
 @pytest.fixture
 def small_pieces(monkeypatch) -> None:
     """Pieces and threads as the processes have them."""
-    monkeypatch.setattr(shards, "PICTURES", PICTURES)
+    monkeypatch.setattr(shards, "IMAGES", IMAGES)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -96,7 +96,7 @@ def test_after_a_kill_only_what_was_in_work_is_computed_again(
     assert method == "unlink" or any("partial" in name for name in left)
     whole = [name for name in left if "partial" not in name]
     finished = sum(
-        COUNT if name in NAMES else PICTURES if "-of-" in name else 0 for name in whole
+        COUNT if name in NAMES else IMAGES if "-of-" in name else 0 for name in whole
     )  # none is the last piece
     FeatureBank(tmp_path / "bank", clip, few).fill(LEVELS)
     assert files(tmp_path / "bank") == alone
@@ -137,7 +137,7 @@ def test_each_rank_begins_at_a_part_of_its_own(tmp_path, monkeypatch, small_piec
         begun.append(seen[0])
         all_of_them.merge_shards(target)
         rows = safetensors.torch.load_file(target)["features"]
-        assert rows[:, 0].tolist() == [number // PICTURES for number in range(COUNT)]
+        assert rows[:, 0].tolist() == [number // IMAGES for number in range(COUNT)]
     assert begun == [0, 2, 5]
 
 
@@ -184,7 +184,7 @@ def test_the_command_is_shared_by_the_processes_of_torchrun(small_data, tmp_path
     ]
     assert end(*(start(command, arguments, rank, port, tmp_path / f"printed{rank}") for rank in range(2))) == [0, 0]
     first, second = ((tmp_path / f"printed{rank}").read_text() for rank in range(2))
-    assert "train: 90 pictures at 1 levels" in first and "test: 12 pictures at 1 levels" in first and not second
+    assert "train: 90 images at 1 levels" in first and "test: 12 images at 1 levels" in first and not second
     assert len(list((tmp_path / "bank").glob("*/k1_gain0.safetensors"))) == 2
     assert len(list((tmp_path / "bank").glob("*/texts_*.safetensors"))) == 2
 
@@ -262,7 +262,7 @@ def test_the_folder_of_one_bank_is_that_bank_or_refused(filled, few, clip, compu
         match=r"features of something else than asked for \(falloff is .*3.0.*, not .*2.0.*\); name the folder",
     ):
         FeatureBank(filled.folder, clip, few, Falloff(decay=2.0))
-    with pytest.raises(UserError, match=r"\(pictures is 22, not 21, pictures_sha256 is \w{8}, not \w{8}\)"):
+    with pytest.raises(UserError, match=r"\(images is 22, not 21, pictures_sha256 is \w{8}, not \w{8}\)"):
         FeatureBank(filled.folder, clip, few[1:])
     with pytest.raises(UserError, match=r"falloff is .*; give a bank made with these settings"):
         level_files(filled.folder, LEVELS, clip, Falloff(curve="linear"))
@@ -293,11 +293,11 @@ def test_an_about_that_is_of_another_version_altered_or_damaged_is_refused(fille
 
 
 def test_what_a_format_stands_for(tmp_path):
-    """Whoever changes how pictures are resized, blurred or normalised has to raise FORMAT: features kept before are others."""
+    """Whoever changes how images are resized, blurred or normalised has to raise FORMAT: features kept before are others."""
     y, x = np.mgrid[:300, :400]
-    picture = np.stack([x * 255 // 399, y * 255 // 299, (x // 8 + y // 8) % 2 * 255], axis=-1).astype(np.uint8)
-    Image.fromarray(picture).save(tmp_path / "picture.png")
-    seen = OnlineViews(_Identity(), read_images([tmp_path / "picture.png"], 96))(
+    image = np.stack([x * 255 // 399, y * 255 // 299, (x // 8 + y // 8) % 2 * 255], axis=-1).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    seen = OnlineViews(_Identity(), read_images([tmp_path / "image.png"], 96))(
         torch.tensor([0]), torch.tensor([0.5]), torch.tensor([51])
     )
     assert bank_module.FORMAT == 2

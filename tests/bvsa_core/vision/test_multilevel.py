@@ -1,4 +1,4 @@
-"""Fused targets: what they are made of, and layers of the picture encoder."""
+"""Fused targets: what they are made of, and layers of the image encoder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bvsa_core.vision.clip import load_clip
 from bvsa_core.vision.multilevel import Fusion, MultiLevelViews
 from bvsa_core.vision.views import SHARP, BankedViews, Level
 
-WIDTHS, PICTURES = [6, 4, 3], 9
+WIDTHS, IMAGES = [6, 4, 3], 9
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -21,8 +21,8 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def features(seed) -> torch.Tensor:
-    """(levels, pictures, sum of widths)"""
-    return torch.cat([normalize(torch.randn(3, PICTURES, width), dim=-1) for width in WIDTHS], dim=-1)
+    """(levels, images, sum of widths)"""
+    return torch.cat([normalize(torch.randn(3, IMAGES, width), dim=-1) for width in WIDTHS], dim=-1)
 
 
 def test_fusion_is_a_weighted_sum(features):
@@ -58,14 +58,12 @@ def test_views_at_fixed_levels_join_the_one_asked_for(features):
 
 def test_layers_of_the_encoder_stand_beside_its_output(seed):
     clip = load_clip("tiny")
-    pictures = torch.randn(2, 3, clip.image_size, clip.image_size)
+    images = torch.randn(2, 3, clip.image_size, clip.image_size)
     layered = clip.with_layers([0, -1])
     assert clip.with_layers([]) is clip and layered.layers == (0, 2) and layered.widths() == [128, 128, 128]
-    output, first, last = layered.encode_images(pictures).split(layered.widths(), dim=1)
-    torch.testing.assert_close(output, clip.encode_images(pictures))
-    tokens = clip.model.visual.forward_intermediates(
-        pictures, indices=[0, 2], output_fmt="NLC", output_extra_tokens=True
-    )
+    output, first, last = layered.encode_images(images).split(layered.widths(), dim=1)
+    torch.testing.assert_close(output, clip.encode_images(images))
+    tokens = clip.model.visual.forward_intermediates(images, indices=[0, 2], output_fmt="NLC", output_extra_tokens=True)
     for part, patches, extra in zip((first, last), tokens["image_intermediates"], tokens["image_intermediates_prefix"]):
         torch.testing.assert_close(part, normalize(torch.cat([extra, patches], dim=1).mean(1), dim=-1))
     prints = {each.fingerprint for each in (clip, layered, clip.with_layers([0]), clip.with_layers([-1, 0]))}

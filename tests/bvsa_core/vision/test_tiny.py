@@ -1,4 +1,4 @@
-"""The tiny CLIP that ships: its size, that it names pictures it never saw, sharp or blurred, and that its log says so."""
+"""The tiny CLIP that ships: its size, that it names images it never saw, sharp or blurred, and that its log says so."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def clip():
 
 @pytest.fixture(scope="module")
 def unseen() -> torch.Tensor:
-    """(concepts, 3, 224, 224) pictures from a stream of random numbers that the training did not use."""
+    """(concepts, 3, 224, 224) images from a stream of random numbers that the training did not use."""
     drawn = [openmoji.render(concept, np.random.default_rng([77, i])) for i, concept in enumerate(openmoji.concepts())]
     return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2)
 
@@ -40,11 +40,11 @@ def accuracy(clip, images: torch.Tensor, kernel_size: int, gain: float) -> float
 
 
 @pytest.mark.parametrize(("kernel_size", "gain"), [(1, 0.0), (51, 0.0), (51, 0.5), (57, 0.0), (57, 0.5)])
-def test_it_names_pictures_it_never_saw_as_often_as_its_log_says(clip, unseen, kernel_size, gain):
+def test_it_names_images_it_never_saw_as_often_as_its_log_says(clip, unseen, kernel_size, gain):
     condition = "sharp" if kernel_size == 1 else f"k{kernel_size} gain {gain}"
     logged = json.loads(tiny.LOG.read_text())["accuracy_on_held_out"][f"{condition} (one of 848)"]["top1"]
     found = accuracy(clip, unseen, kernel_size, gain)
-    assert found > 0.5 and found == pytest.approx(logged, abs=0.05)  # three standard errors of 848 pictures
+    assert found > 0.5 and found == pytest.approx(logged, abs=0.05)  # three standard errors of 848 images
 
 
 def test_the_files_are_small_and_say_how_they_came_about(clip):
@@ -65,7 +65,7 @@ def test_texts_end_with_the_highest_token_and_fit_the_model(clip):
     assert all((row[end + 1 :] == 0).all() for row, end in zip(tokens, last))
 
 
-def test_the_script_trains_one_from_pictures_to_files(tmp_path):
+def test_the_script_trains_one_from_images_to_files(tmp_path):
     small = ["--concepts", "6", "--renderings", "2", "--held-out", "1", "--steps", "20", "--batch-size", "6"]
     done = subprocess.run([sys.executable, str(SCRIPT), "--out", str(tmp_path), *small], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

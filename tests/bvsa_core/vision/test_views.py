@@ -82,16 +82,16 @@ def test_real_kernel_sizes_are_interpolated_close_to_what_online_views_see(clip,
 
 
 def test_features_are_those_of_the_published_pipeline(clip, paths, bank):
-    """uint8 picture, OpenCV's blur and blend in 8 bits, then the encoder."""
+    """uint8 image, OpenCV's blur and blend in 8 bits, then the encoder."""
     bank.fill([Level(51, 0.5)])
     features = bank.load([Level(51, 0.5)])[0]
     y, x = np.mgrid[:224, :224]
     distance = np.hypot(y - 112, x - 112)
     weight = 0.5 * np.exp(-3 * np.minimum(1, distance / np.hypot(111, 111)))[..., None]
     for path, feature in zip(paths[:5], features):
-        picture = np.array(Image.open(path).convert("RGB"))
-        blurred = cv2.GaussianBlur(picture, (51, 51), 0, borderType=cv2.BORDER_REFLECT_101)
-        seen = np.round(weight * picture + (1 - weight) * blurred) / 255
+        image = np.array(Image.open(path).convert("RGB"))
+        blurred = cv2.GaussianBlur(image, (51, 51), 0, borderType=cv2.BORDER_REFLECT_101)
+        seen = np.round(weight * image + (1 - weight) * blurred) / 255
         normalised = torch.from_numpy((seen - clip.mean) / clip.std).permute(2, 0, 1).float()
         expected = normalize(clip.model.encode_image(normalised[None]), dim=-1)[0]
         assert feature @ expected > 0.999

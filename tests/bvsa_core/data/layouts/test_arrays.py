@@ -28,9 +28,9 @@ def test_arrays_of_other_channels_need_their_names(planted, tmp_path, converted)
 
 
 WRONG = [
-    (lambda data: data[..., 0, 0], "must be floats of shape .concepts, pictures, repetitions"),
+    (lambda data: data[..., 0, 0], "must be floats of shape .concepts, images, repetitions"),
     (lambda data: data.astype(np.int16), "int16 of shape"),
-    (lambda data: data[:2], "has 2 test conditions and .* 3 test pictures"),
+    (lambda data: data[:2], "has 2 test conditions and .* 3 test images"),
 ]
 
 

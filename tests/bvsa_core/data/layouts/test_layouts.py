@@ -54,9 +54,7 @@ def test_the_whole_epoch_is_kept_where_it_is_asked_for_and_there(planted, tmp_pa
     np.testing.assert_array_equal(found.data, planted.whole["test"])
     assert found.times[0] == -0.2
     fake_eeg.arrays(tmp_path / "other", planted)
-    with pytest.raises(
-        UserError, match="train.npy: has no samples before the picture appears; leave --whole_epoch out"
-    ):
+    with pytest.raises(UserError, match="train.npy: has no samples before the image appears; leave --whole_epoch out"):
         convert(tmp_path / "other", tmp_path / "store2", "EEG", ConversionOptions(whole_epoch=True))
 
 

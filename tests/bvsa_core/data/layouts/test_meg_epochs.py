@@ -36,22 +36,22 @@ class Published:
     rows: list[dict]  # of the attributes
 
 
-def pictures() -> list[tuple[int, str]]:
-    """Concept number and path of every picture of these THINGS: 13 of a concept, the last one for the test."""
+def images() -> list[tuple[int, str]]:
+    """Concept number and path of every image of these THINGS: 13 of a concept, the last one for the test."""
     letters = "bsnbsnbsnbsnx"
     return [
-        (concept, f"images/{name}/{name}_{picture:02d}{letters[picture - 1]}.jpg")
+        (concept, f"images/{name}/{name}_{image:02d}{letters[image - 1]}.jpg")
         for concept, name in enumerate(CONCEPTS, start=1)
-        for picture in range(1, 14)
+        for image in range(1, 14)
     ]
 
 
 def attributes(generator: np.random.Generator) -> list[dict]:
-    """Trials in the order of presentation: every picture once, test pictures in every session, and catch trials."""
+    """Trials in the order of presentation: every image once, test images in every session, and catch trials."""
     rows = []
     for session in range(1, 13):
         for concept, name in enumerate(CONCEPTS):
-            number, path = concept * 13 + session, pictures()[concept * 13 + session - 1][1]
+            number, path = concept * 13 + session, images()[concept * 13 + session - 1][1]
             rows.append(("exp", concept + 1, number, path.replace("images/", "images_meg/"), session))
             if concept in TESTED:
                 rows.append(("test", concept + 1, concept * 13 + 13, f"images_test_meg/{name}_13x.jpg", session))
@@ -77,9 +77,9 @@ def write_table(path: Path, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
-def write_pictures(folder: Path) -> None:
-    (folder / "image_concept_index.csv").write_text("".join(f"{concept}\n" for concept, _ in pictures()))
-    (folder / "image_paths.csv").write_text("".join(f"{path}\n" for _, path in pictures()))
+def write_images(folder: Path) -> None:
+    (folder / "image_concept_index.csv").write_text("".join(f"{concept}\n" for concept, _ in images()))
+    (folder / "image_paths.csv").write_text("".join(f"{path}\n" for _, path in images()))
 
 
 def save_alone(folder: Path, epochs: mne.EpochsArray, rows: list[dict] | None) -> Path:
@@ -108,7 +108,7 @@ def published(tmp_path_factory) -> Published:
     rows = attributes(generator)
     samples = generator.standard_normal((len(rows), SENSORS, len(TIMES)), np.float32)
     for epoch, row in enumerate(rows):
-        samples[epoch, :, 20:] += row["things_image_nr"] or 0  # planted: from onset on, every picture has its level
+        samples[epoch, :, 20:] += row["things_image_nr"] or 0  # planted: from onset on, every image has its level
     preprocessed = folder / "derivatives" / "preprocessed"
     preprocessed.mkdir(parents=True)
     epochs_of(rows, samples).save(preprocessed / "preprocessed_P1-epo.fif", split_size=1_300_000, verbose="error")
@@ -174,7 +174,7 @@ def test_the_same_data_as_ubp_stores_them_are_equal(published, tmp_path):
         .crop(0, 1)
     )
     events = epochs.events[:, 2]
-    concept, path = zip(*pictures())
+    concept, path = zip(*images())
     counts = {event: int((events == event).sum()) for event in set(events.tolist())}
     tested = sorted(event for event, count in counts.items() if count == 12 and event != 999999)
     trained = [
@@ -185,8 +185,8 @@ def test_the_same_data_as_ubp_stores_them_are_equal(published, tmp_path):
     store = bring(published.folder, tmp_path / "store")
     for split, folder, numbers in (("train", "training_images", trained), ("test", "test_images", tested)):
         data = np.stack([epochs.get_data(copy=True)[events == number] for number in numbers]).astype(np.float16)
-        images = [f"{folder}/{concept[n - 1]:05d}_{path[n - 1].removeprefix('images/')}" for n in numbers]
-        torch.save({"eeg": data, "img": images}, tmp_path / f"{split}.pt", pickle_protocol=5)
+        names = [f"{folder}/{concept[n - 1]:05d}_{path[n - 1].removeprefix('images/')}" for n in numbers]
+        torch.save({"eeg": data, "img": names}, tmp_path / f"{split}.pt", pickle_protocol=5)
         theirs, ours = read_recordings(tmp_path / f"{split}.pt"), Dataset(store.parent).load("sub-01", split)
         np.testing.assert_array_equal(ours.data, theirs.data)
         assert (ours.images, ours.concepts) == (theirs.images, theirs.concepts)
@@ -236,22 +236,22 @@ def test_metadata_in_the_file_tell_what_is_shown(published, copied, tmp_path, mo
     same_store(bring(one, tmp_path / "metadata"), bring(published.folder, tmp_path / "table"))
 
 
-def test_the_tables_of_the_pictures_tell_it_too(published, copied, tmp_path):
+def test_the_tables_of_the_images_tell_it_too(published, copied, tmp_path):
     one = save_alone(copied, epochs_of(published.rows, published.samples), None)
     with pytest.raises(
         UserError, match=r"does not tell what its epochs show; put sourcedata/sample_attributes_P\*\.csv"
     ):
         bring(one, tmp_path / "store")
-    write_pictures(one)
+    write_images(one)
     subject = bring(one, tmp_path / "store")
     same_store(subject, bring(published.folder, tmp_path / "attributes"))
     assert read_header(subject).splits["test"].sessions is None
 
 
 def test_tables_that_contradict_each_other_are_named(copied, tmp_path):
-    write_pictures(copied)
+    write_images(copied)
     bring(copied, tmp_path / "agreeing")
-    swapped = pictures()
+    swapped = images()
     swapped[0], swapped[1] = swapped[1], swapped[0]
     (copied / "image_paths.csv").write_text("".join(f"{path}\n" for _, path in swapped))
     shown = "training_images/00001_aardvark/aardvark_01b.jpg"
@@ -271,10 +271,10 @@ CONTRADICTIONS = [
     (lambda rows: changed(rows, trial_type="catch"), "trial 1 shows no object, but the event of that epoch is"),
     (
         lambda rows: changed(rows, trial_type="exp", things_image_nr=64),
-        "trial 1 shows picture 64, but the event of that epoch is",
+        "trial 1 shows image 64, but the event of that epoch is",
     ),
     (lambda rows: changed(rows, things_image_nr="many"), "line 1 has the things_image_nr 'many', not a number"),
-    (lambda rows: [{**row, "image_path": ""} for row in rows], "line 1 names the picture ''"),
+    (lambda rows: [{**row, "image_path": ""} for row in rows], "line 1 names the image ''"),
     (lambda rows: [{**row, "things_category_nr": ""} for row in rows], "trial 1 has no things_category_nr"),
 ]
 
@@ -312,9 +312,9 @@ def test_a_table_of_another_kind_is_refused(copied, tmp_path):
     [
         (
             [26],
-            r"test pictures must be shown 12 time\(s\), but there are test_images/00002_air_mattress/air_mattress_13x.jpg 11",
+            r"test images must be shown 12 time\(s\), but there are test_images/00002_air_mattress/air_mattress_13x.jpg 11",
         ),
-        ([1, 2], r"train concepts must have 12 picture\(s\), but there are aardvark 10; fetch"),
+        ([1, 2], r"train concepts must have 12 image\(s\), but there are aardvark 10; fetch"),
     ],
 )
 def test_missing_trials_are_named(published, copied, tmp_path, lost, message):

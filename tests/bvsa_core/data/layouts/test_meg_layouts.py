@@ -16,32 +16,32 @@ mne = pytest.importorskip("mne")
 
 def test_epochs_and_ubps_files_of_them_end_in_the_same_store(tmp_path):
     """At the published 271 sensors, by which UBP's files, which name neither channels nor times, are known to be MEG."""
-    shown = [(concept, picture) for concept in (1, 2) for picture in range(1, 14)] + [(2, 13)] * 11
-    number = [(concept - 1) * 13 + picture for concept, picture in shown]
+    shown = [(concept, image) for concept in (1, 2) for image in range(1, 14)] + [(2, 13)] * 11
+    number = [(concept - 1) * 13 + image for concept, image in shown]
     order = np.random.default_rng(3).permutation(len(shown))
     samples = np.random.default_rng(4).standard_normal((len(shown), things_meg.SENSORS, 281), np.float32)
     events = np.stack([np.arange(len(shown)), np.zeros(len(shown), int), np.array(number)[order]], axis=1)
     keep = [
         epoch for epoch, event in enumerate(events[:, 2]) if event != 13
-    ]  # of the first concept no picture is a test picture
+    ]  # of the first concept no image is a test image
     info = mne.create_info(things_meg.SENSORS, 200.0, "mag")
     (tmp_path / "epochs").mkdir()
     epochs = mne.EpochsArray(samples[keep], info, events[keep], tmin=-0.1, verbose="error")
     epochs.save(tmp_path / "epochs" / "preprocessed_P1-epo.fif", verbose="error")
-    pictures = [
+    stimuli = [
         (concept, f"images/{name}/{name}_{k:02d}b.jpg")
         for concept, name in ((1, "ant"), (2, "bee"))
         for k in range(1, 14)
     ]
-    (tmp_path / "epochs" / "image_concept_index.csv").write_text("".join(f"{concept}\n" for concept, _ in pictures))
-    (tmp_path / "epochs" / "image_paths.csv").write_text("".join(f"{path}\n" for _, path in pictures))
+    (tmp_path / "epochs" / "image_concept_index.csv").write_text("".join(f"{concept}\n" for concept, _ in stimuli))
+    (tmp_path / "epochs" / "image_paths.csv").write_text("".join(f"{path}\n" for _, path in stimuli))
     ubp = tmp_path / "ubp" / "sub-01"
     ubp.mkdir(parents=True)
     for split, folder, numbers in (("train", "training_images", range(1, 13)), ("test", "test_images", [26])):
         data = np.stack([samples[keep][events[keep, 2] == number] for number in numbers])[..., 20:221].astype(
             np.float16
         )
-        images = [f"{folder}/{pictures[n - 1][0]:05d}_{pictures[n - 1][1].removeprefix('images/')}" for n in numbers]
+        images = [f"{folder}/{stimuli[n - 1][0]:05d}_{stimuli[n - 1][1].removeprefix('images/')}" for n in numbers]
         torch.save({"eeg": data, "img": images}, ubp / f"{split}.pt", pickle_protocol=5)
     headers = []
     for source in ("epochs", "ubp"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.linalg
-from raw_files import by_hand, numbers_of, recording, write_pictures, write_subject
+from raw_files import by_hand, numbers_of, recording, write_images, write_subject
 from sklearn.covariance import ledoit_wolf
 
 from bvsa_core.data import layouts
@@ -42,7 +42,7 @@ def contents() -> dict[tuple[int, str], dict]:
 def source(tmp_path_factory, contents) -> Path:
     """sub-01, and sub-02, which differs from it in the test recordings of session 2 alone."""
     folder = tmp_path_factory.mktemp("osf")
-    write_pictures(folder / "Image_set")
+    write_images(folder / "Image_set")
     write_subject(folder / "Raw_data" / "sub-01", lambda *key: contents[key])
     other = {**contents, (2, "test"): recording(numbers_of(2, "test"), RATE, 5e-5, 0, np.random.default_rng(1))}
     write_subject(folder / "Raw_data" / "sub-02", lambda *key: other[key])
@@ -71,12 +71,12 @@ def array(store: Path, split: str, subject: str = "sub-01") -> np.ndarray:
 
 
 def expected(contents, split: str, before: float = 0.0, factors: dict[int, np.ndarray] | None = None) -> np.ndarray:
-    """(pictures, repetitions, channels, time), sessions ascending, each in the order of presentation."""
+    """(images, repetitions, channels, time), sessions ascending, each in the order of presentation."""
     of_session = {session: by_hand(contents[session, split], before) for session in (1, 2, 3, 4)}
-    pictures = range(1, 13 if split == "train" else 4)
+    images = range(1, 13 if split == "train" else 4)
     whitened = lambda session, epoch: epoch if factors is None else factors[session] @ epoch  # noqa: E731
     return np.array(
-        [[whitened(s, epoch) for s in of_session for epoch in of_session[s].get(number, [])] for number in pictures]
+        [[whitened(s, epoch) for s in of_session for epoch in of_session[s].get(number, [])] for number in images]
     )
 
 
@@ -96,7 +96,7 @@ def factor(contents, session: int, splits: tuple[str, ...]) -> np.ndarray:
     return scipy.linalg.fractional_matrix_power(np.mean(parts, axis=0), -0.5)
 
 
-def test_without_whitening_the_store_holds_microvolts_in_the_order_of_pictures_and_sessions(contents, stores):
+def test_without_whitening_the_store_holds_microvolts_in_the_order_of_images_and_sessions(contents, stores):
     header = read_header(stores["none"] / "sub-01")
     assert (header.units, header.sampling_rate, header.layout) == ("µV", 250.0, "osf_raw")
     np.testing.assert_allclose(header.times, np.arange(-50, 250) / 250, rtol=0, atol=1e-9)
@@ -193,21 +193,21 @@ def test_missing_sessions_are_named(source, tmp_path):
         convert(folder, tmp_path / "store")
 
 
-def test_a_picture_shown_in_too_few_sessions_is_named(source, tmp_path, contents):
+def test_a_image_shown_in_too_few_sessions_is_named(source, tmp_path, contents):
     folder = linked(source, tmp_path / "raw")
     replace(folder, "ses-03/raw_eeg_training.npy", contents[4, "train"])  # the other half again
     with pytest.raises(
         UserError,
-        match=r"sub-01 train: picture 1 \(training_images/.*\) is in 1 session.s. and should be in 2; 11 more",
+        match=r"sub-01 train: image 1 \(training_images/.*\) is in 1 session.s. and should be in 2; 11 more",
     ):
         convert(folder, tmp_path / "store", whitening="none")
 
 
-def test_an_image_set_that_lacks_pictures_is_refused_and_the_complete_one_goes_on(source, stores, tmp_path):
-    write_pictures(tmp_path / "images")
+def test_an_image_set_that_lacks_images_is_refused_and_the_complete_one_goes_on(source, stores, tmp_path):
+    write_images(tmp_path / "images")
     last = tmp_path / "images" / "training_images" / "00006_trthing_5" / "trthing_5_01n.jpg"
     last.unlink()
-    told = r"ses-02/raw_eeg_training.npy: shows picture 12, and the image set has 11; give the complete one by --images"
+    told = r"ses-02/raw_eeg_training.npy: shows image 12, and the image set has 11; give the complete one by --images"
     with pytest.raises(UserError, match=told):
         convert(source, tmp_path / "store", images=tmp_path / "images", subjects=["sub-01"])
     last.touch()

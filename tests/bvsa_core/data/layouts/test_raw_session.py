@@ -44,8 +44,8 @@ def test_epochs_are_what_plain_numpy_cuts(seed, session):
     np.testing.assert_allclose(epochs, expected, rtol=0, atol=FLOAT32 * abs(expected).max())
 
 
-def test_planted_answers_are_found_by_picture_presentation_channel_and_latency(session):
-    epochs = session(small()).epochs()  # picture 2 is not shown
+def test_planted_answers_are_found_by_image_presentation_channel_and_latency(session):
+    epochs = session(small()).epochs()  # image 2 is not shown
     time = np.arange(round(ANSWER * 250)) / 250
     for row, number in enumerate((1, 3)):
         for shown in range(2):
@@ -120,9 +120,9 @@ REFUSED = [
     (lambda: changed(sfreq=100), "recorded at 100 Hz, and sampling_rate is 250; give a lower one in a simple ratio"),
     (lambda: with_sample("stim", 200, 0.5), "the channel stim is damaged .it must be whole numbers"),
     (lambda: with_sample("stim", 131, 9), "the channel stim is damaged"),
-    (lambda: small((1, 2, 1, 3)), "picture 2 is shown 1 of 2 times, and 1 others too rarely"),
-    (lambda: small((99999,)), "stim tells of no picture"),
-    (lambda: with_sample("Oz", 200, np.nan), r"samples around \d+ .picture 3. are not finite"),
+    (lambda: small((1, 2, 1, 3)), "image 2 is shown 1 of 2 times, and 1 others too rarely"),
+    (lambda: small((99999,)), "stim tells of no image"),
+    (lambda: with_sample("Oz", 200, np.nan), r"samples around \d+ .image 3. are not finite"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Which pictures were shown: where that is looked for, and what is said when it does not fit."""
+"""Which images were shown: where that is looked for, and what is said when it does not fit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLACES = ["", "images_set", "../Image_set", "../Image_set_Resize"]
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("put", [fake_eeg.metadata, fake_eeg.image_set])
-def test_pictures_are_found_beside_the_recordings(place, put, planted, source):
+def test_images_are_found_beside_the_recordings(place, put, planted, source):
     (source.root / place).mkdir(exist_ok=True)
     put(source.root / place, planted)
     for split in fake_eeg.PARTS:
@@ -31,7 +31,7 @@ def test_pictures_are_found_beside_the_recordings(place, put, planted, source):
         assert (images, concepts) == (planted.images(split), planted.concepts(split))
 
 
-def test_pictures_are_taken_from_where_the_option_points(planted, source, tmp_path):
+def test_images_are_taken_from_where_the_option_points(planted, source, tmp_path):
     fake_eeg.image_set(tmp_path / "set", planted)
     fake_eeg.metadata(tmp_path / "set", planted)
     for place in (tmp_path / "set", tmp_path / "set" / "image_metadata.npy"):
@@ -44,7 +44,7 @@ def test_pictures_are_taken_from_where_the_option_points(planted, source, tmp_pa
             conditions(source, ConversionOptions(images=tmp_path / place), "test")
 
 
-def test_a_folder_is_listed_in_its_sorted_order_and_other_files_are_no_pictures(planted, source):
+def test_a_folder_is_listed_in_its_sorted_order_and_other_files_are_no_images(planted, source):
     fake_eeg.image_set(source.root, planted)
     (source.root / "training_images").rename(source.root / "train_images")
     for name in ("train_images/.DS_Store", "train_images/00001_seen_0/Thumbs.db", "train_images/00001_seen_0/.x.jpg"):
@@ -52,17 +52,17 @@ def test_a_folder_is_listed_in_its_sorted_order_and_other_files_are_no_pictures(
     assert conditions(source, ConversionOptions(), "train")[0] == planted.images("train")
 
 
-def test_no_pictures_at_all_say_what_to_do(source):
+def test_no_images_at_all_say_what_to_do(source):
     with pytest.raises(
-        UserError, match="which pictures were shown is not told; put image_metadata.npy .* or give it by --images"
+        UserError, match="which images were shown is not told; put image_metadata.npy .* or give it by --images"
     ):
         conditions(source, ConversionOptions(), "train")
 
 
-def test_another_number_of_pictures_is_told(planted, source):
+def test_another_number_of_images_is_told(planted, source):
     fake_eeg.image_set(source.root, planted)
     with pytest.raises(
-        UserError, match="sub-01 has 7 train conditions and .*250Hz 6 train pictures; give the complete image set"
+        UserError, match="sub-01 has 7 train conditions and .*250Hz 6 train images; give the complete image set"
     ):
         conditions(source, ConversionOptions(), "train", 7)
 
@@ -73,13 +73,13 @@ DAMAGED = [
     ({"train_img_files": [1, 2]}, "must be equally many names"),
     ({"train_img_files": [["a"], ["b", "c"]]}, "must be equally many names"),
     ({"train_img_files": ["a.jpg", "a.jpg"]}, "names training_images/00001_x/a.jpg twice"),
-    ({"train_img_files": ["../../a.jpg", "b.jpg"]}, "'../../a.jpg' is not the name of a picture"),
-    ({"train_img_concepts": ["..", "00001_x"]}, "'..' is not the name of a picture"),
+    ({"train_img_files": ["../../a.jpg", "b.jpg"]}, "'../../a.jpg' is not the name of an image"),
+    ({"train_img_concepts": ["..", "00001_x"]}, "'..' is not the name of an image"),
 ]
 
 
 @pytest.mark.parametrize(("changes", "message"), DAMAGED)
-def test_a_damaged_list_of_pictures_is_told(changes, message, source):
+def test_a_damaged_list_of_images_is_told(changes, message, source):
     content = {"train_img_concepts": ["00001_x", "00001_x"], "train_img_files": ["a.jpg", "b.jpg"]} | changes
     np.save(source.root / "image_metadata.npy", {key: value for key, value in content.items() if value is not None})
     with pytest.raises(UserError, match=message):

@@ -34,12 +34,12 @@ WRONG = [
     ("preprocessed_eeg_test_sub-01.npy", lambda file: file.unlink(), "sub-01 has no preprocessed_eeg_test_sub-01.npy"),
     (NUMBERS, lambda file: _edit(file, lambda v: v[:3]), r"int64 \(3, 3\) where .* has \(4, 3\) sessions x conditions"),
     (NUMBERS, lambda file: _edit(file, lambda v: v + 0.5), "float64 .* where"),
-    (NUMBERS, lambda file: _edit(file, lambda v: v - 1), "picture numbers 0 to 5, and there are pictures 1 to 6"),
-    (NUMBERS, lambda file: _edit(file, _put((0, 1), 2)), "picture 2 is in session 1 twice"),
+    (NUMBERS, lambda file: _edit(file, lambda v: v - 1), "image numbers 0 to 5, and there are images 1 to 6"),
+    (NUMBERS, lambda file: _edit(file, _put((0, 1), 2)), "image 2 is in session 1 twice"),
     (
         NUMBERS,
         lambda file: _edit(file, _put((0, 1), 1)),
-        r"picture 4 \(training_images/00002_seen_1/.* is in 1 session.s. and others in 3",
+        r"image 4 \(training_images/00002_seen_1/.* is in 1 session.s. and others in 3",
     ),
     (DATA, lambda file: _edit(file, lambda v: v[0]), r"it must be floats of shape \(sessions, conditions, repetitions"),
 ]

@@ -22,7 +22,7 @@ SUBJECT = Path("Preprocessed_data_250Hz_whiten", "sub-01")
 WRONG = [
     ({"times": None}, "train.pt: does not tell when its samples were taken; add 'times'"),
     ({"ch_names": ["stim", *fake_eeg.CHANNELS[1:]]}, "channel stim is the trigger"),
-    ({"img": np.array([["a/b/c.jpg"] * 4] * 6)}, "picture training_images/b/c.jpg is in two conditions"),
+    ({"img": np.array([["a/b/c.jpg"] * 4] * 6)}, "image training_images/b/c.jpg is in two conditions"),
 ]
 
 
@@ -52,7 +52,7 @@ def test_meg_files_that_name_neither_times_nor_sensors(tmp_path, converted, seed
     with pytest.raises(UserError, match="these are MEG recordings; convert them by 'bvsa data meg'"):
         converted()
     found = Dataset(converted("MEG")).load("sub-02", "train")
-    np.testing.assert_array_equal(found.data, data[::-1])  # in the order of the pictures
+    np.testing.assert_array_equal(found.data, data[::-1])  # in the order of the images
     assert found.images[0] == "training_images/00001_a/a_01b.jpg" and found.concepts == ["a", "b"]
     assert (found.modality, found.times[1], found.times[-1], found.sessions) == ("MEG", 0.005, 1.0, None)
 

@@ -23,7 +23,7 @@ PLAN = {"layout": "planted", "files": {}}
 
 
 def make(folder: Path, subject: str = "sub-01", data=None, repetitions: int = 4, **changes) -> Path:
-    """A subject of three training and two test pictures, with two channels and five samples."""
+    """A subject of three training and two test images, with two channels and five samples."""
     splits = {}
     with SubjectWriter(folder, subject, PLAN) as writer:
         for split, conditions in (("train", 3), ("test", 2)):
@@ -78,7 +78,7 @@ def two(tmp_path):
 
 def test_nothing_is_wrong_with_what_was_made(two):
     report = check_dataset(two)
-    assert report.problems == [] and report.found[-1] == "5 pictures named"
+    assert report.problems == [] and report.found[-1] == "5 images named"
 
 
 def test_damaged_samples_are_named_by_channel_and_by_checksum(two):
@@ -122,7 +122,7 @@ def test_what_is_told_of_conditions(tmp_path):
     alter_split(subject, "train", images=[images[0], images[0], images[2]], sessions=[[1, 1, 3, 3]] * 3)
     alter_split(subject, "test", concepts=["train0", "test1"], sessions=[[1, 1, 3, 3]] * 2)
     twice, session, leak = problems(tmp_path)
-    assert "train.npy: 1 picture(s) in two conditions" in twice and images[0] in twice
+    assert "train.npy: 1 image(s) in two conditions" in twice and images[0] in twice
     assert "no recordings of session 2;" in session
     assert "1 test concept(s) are trained on too (train0)" in leak
     for sessions in ([[1, 1]] * 3, [[1, 1, 2, 2**62]] * 3, [[1, 1, 2, 0.5]] * 3):
@@ -140,10 +140,10 @@ def test_subjects_that_differ(two):
     for part in (
         "sub-03/train.npy: its channels (2) differ from most",
         "sub-03/test.npy: its times (5) differ from most",
-        f"sub-02/test.npy: no recordings of 1 picture(s) that others have ({header[0]})",
-        "sub-01/test.npy: no recordings of 1 picture(s) that others have (test_images/00009_x/x_01b.jpg)",
+        f"sub-02/test.npy: no recordings of 1 image(s) that others have ({header[0]})",
+        "sub-01/test.npy: no recordings of 1 image(s) that others have (test_images/00009_x/x_01b.jpg)",
         "sub-02/test.npy: no recordings of session 2, which others have",
-        "picture test_images/00009_x/x_01b.jpg is missing",
+        "image test_images/00009_x/x_01b.jpg is missing",
     ):
         assert sum(part in line for line in found) == 1, part
     assert len(found) == 9
@@ -182,16 +182,14 @@ def test_what_goes_by_the_name_of_the_published_data_has_their_shape(tmp_path):
         check_dataset(tmp_path)
 
 
-def test_pictures_and_recordings_are_compared_both_ways(two):
-    pictures = sorted((two / "Image_set_Resize").rglob("*.jpg"))
+def test_images_and_recordings_are_compared_both_ways(two):
+    images = sorted((two / "Image_set_Resize").rglob("*.jpg"))
     for i in range(7):
-        shutil.copy(pictures[0], pictures[0].with_name(f"spare{i}.jpg"))
-    pictures[1].write_bytes(pictures[1].read_bytes()[:300])
+        shutil.copy(images[0], images[0].with_name(f"spare{i}.jpg"))
+    images[1].write_bytes(images[1].read_bytes()[:300])
     report = check_dataset(two)
-    assert len(report.problems) == 1 and f"{pictures[1]} cannot be read" in report.problems[0]
-    assert report.found[-1].startswith("7 pictures that no recording names: ") and report.found[-1].endswith(
-        "and 2 more"
-    )
+    assert len(report.problems) == 1 and f"{images[1]} cannot be read" in report.problems[0]
+    assert report.found[-1].startswith("7 images that no recording names: ") and report.found[-1].endswith("and 2 more")
 
 
 def test_a_conversion_that_was_killed_is_told_of(tmp_path, capsys):
@@ -235,7 +233,7 @@ def test_published_folders_are_rehearsed(tmp_path):
     first, second = problems(tmp_path / "two")
     assert "sub-2/preprocessed_eeg_training.npy" in first and "sub-2/preprocessed_eeg_test.npy" in second
     (tmp_path / "osf" / "image_metadata.npy").rename(tmp_path / "elsewhere.npy")
-    assert "which pictures were shown is not told" in problems(tmp_path / "osf")[0]
+    assert "which images were shown is not told" in problems(tmp_path / "osf")[0]
     assert check_dataset(tmp_path / "osf", images=tmp_path / "elsewhere.npy").problems == []
 
 

@@ -1,6 +1,6 @@
-"""Blur one picture as an eye sees it, eight ways in one call, and find the sharpness that explains a blurred picture."""
+"""Blur one image as an eye sees it, eight ways in one call, and find the sharpness that explains a blurred image."""
 
-# %% A picture: any uint8 tensor (batch, 3, height, width), such as torchvision.io.decode_image(...)[None]
+# %% An image: any uint8 tensor (batch, 3, height, width), such as torchvision.io.decode_image(...)[None]
 import torch
 
 import fovblur
@@ -9,22 +9,22 @@ from fovblur.modules import FoveatedBlur2d
 y, x = torch.meshgrid(torch.arange(128), torch.arange(128), indexing="ij")
 rings = torch.cos((y - 64).float().hypot((x - 64).float()) * 0.8)
 checks = ((y // 8 + x // 8) % 2 * 2 - 1).float()
-picture = torch.stack([rings, checks, rings * checks]).add(1).mul(127.5).to(torch.uint8)[None]  # (1, 3, 128, 128)
+image = torch.stack([rings, checks, rings * checks]).add(1).mul(127.5).to(torch.uint8)[None]  # (1, 3, 128, 128)
 
 # %% Eight blurs in one call: every sample has its own sigma, sharpness at the fixation, and place of the fixation (y, x)
 sigma = torch.tensor([0.0, 2.0, 4.0, 8.0, 8.0, 8.0, 8.0, 8.0])  # pixels
 gain = torch.tensor([0.0, 0.5, 0.5, 0.0, 0.5, 1.0, 1.0, 1.0])
 fixation = torch.tensor([[64.0, 64.0]] * 6 + [[20.0, 20.0], [20.0, 108.0]])
-blurred = fovblur.foveated_blur(picture.expand(8, -1, -1, -1), sigma, gain=gain, fixation=fixation)
-assert blurred.dtype == torch.uint8 and torch.equal(blurred[0], picture[0])  # sigma 0 changes nothing
+blurred = fovblur.foveated_blur(image.expand(8, -1, -1, -1), sigma, gain=gain, fixation=fixation)
+assert blurred.dtype == torch.uint8 and torch.equal(blurred[0], image[0])  # sigma 0 changes nothing
 for i in range(8):
-    left = (blurred[i].float() - picture[0].float()).square().mean().sqrt().item()
+    left = (blurred[i].float() - image[0].float()).square().mean().sqrt().item()
     print(
         f"sigma {sigma[i]:g}, gain {gain[i]:g}, fixation {tuple(fixation[i].int().tolist())}: differs by {left:.1f} grey levels"
     )
 
-# %% The blur is differentiable in sigma and gain: which gain made this picture?
-image = picture.double() / 255
+# %% The blur is differentiable in sigma and gain: which gain made this image?
+image = image.double() / 255
 seen = fovblur.foveated_blur(image, 6.0, gain=0.7)
 raw = torch.tensor(-1.0, dtype=torch.float64, requires_grad=True)  # a gain is within [0, 1], as its sigmoid is
 optimiser = torch.optim.LBFGS([raw], line_search_fn="strong_wolfe")
