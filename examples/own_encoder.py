@@ -21,7 +21,7 @@ class Options:
 
 @bvsa_core.register_encoder("attention_pool", Options)
 class AttentionPool(nn.Module):
-    def __init__(self, shape: bvsa_core.Shape, options: Options):
+    def __init__(self, shape: bvsa_core.InputSpec, options: Options):
         super().__init__()
         self.over_time = nn.Conv1d(shape.channels, options.width, kernel_size=9, padding=4)
         self.attention = nn.Conv1d(options.width, 4, kernel_size=1)  # four ways of weighing time points

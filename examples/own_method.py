@@ -27,7 +27,7 @@ class Sharpening(bvsa_core.Contrastive):
     Options = Options
     TABLE_NOTE = "from blurred to sharp"  # stands beside its figures in every table
 
-    def __init__(self, options: Options, build_encoder, samples: int, shape: bvsa_core.Shape):
+    def __init__(self, options: Options, build_encoder, samples: int, shape: bvsa_core.InputSpec):
         super().__init__(options, build_encoder, samples, shape)
         self.register_buffer("weight", torch.ones(samples))  # per-sample state, kept with the weights
 

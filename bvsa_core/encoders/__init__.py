@@ -56,7 +56,7 @@ def register(name: str, options: type = NoOptions) -> Callable[[Build], Build]:
     >>> @register("flat")
     ... def flat(shape, options):
     ...     return nn.Sequential(nn.Flatten(), nn.Linear(shape.channels * shape.time, shape.embedding))
-    >>> build("flat", Shape(channels=17, time=100, embedding=64))(torch.zeros(2, 17, 100)).shape
+    >>> build("flat", InputSpec(channels=17, time=100, embedding=64))(torch.zeros(2, 17, 100)).shape
     torch.Size([2, 64])
 
     Args:
@@ -103,7 +103,7 @@ def build(name: str, shape: InputSpec, options: object | None = None) -> nn.Modu
 
 def encode(encoder: nn.Module, recordings: Tensor, subjects: Tensor | None = None) -> Tensor:
     """Embeddings (B, embedding); encoders that tell subjects apart learn whose each recording is (B,), -1 for a stranger's."""
-    if getattr(encoder, "takes_subjects", False):
+    if getattr(encoder, "uses_subject_ids", False):
         return share_out(encoder, recordings, subjects, training=encoder.training)
     return share_out(encoder, recordings, training=encoder.training)
 

@@ -10,8 +10,8 @@ import pytest
 
 COUNT_FAULTS = """
 import resource
-from bvsa_core.allocator import keep_freed
-keep_freed()
+from bvsa_core.allocator import tune_allocator
+tune_allocator()
 batch = lambda: [bytearray(b"x") * 2**24 for _ in range(4)]
 batch()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

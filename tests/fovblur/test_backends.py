@@ -26,7 +26,7 @@ def test_auto_serves_cpu_tensors_with_the_compiled_module():
 
 
 def test_auto_prefers_compiled_backends_for_cuda_tensors(monkeypatch):
-    monkeypatch.setattr(backends, "why_not", lambda name: None)
+    monkeypatch.setattr(backends, "unavailable_reason", lambda name: None)
     monkeypatch.setattr(backends, "triton_is_interpreted", lambda: False)
     cuda = torch.device("cuda")
     assert backends.choose(None, cuda, torch.float16) in ("cuda", "triton")

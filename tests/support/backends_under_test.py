@@ -78,9 +78,9 @@ def run_cuda_on_host(monkeypatch, tmp_path_factory, thread_order: int = 1) -> No
     )
     monkeypatch.setattr(native_similarity, "cuda_topk", functools.partial(native_similarity.launch_topk, module, 0))
     unavailable_reason_for = backends.unavailable_reason_for
-    monkeypatch.setattr(backends, "why_not", lambda name: None)
+    monkeypatch.setattr(backends, "unavailable_reason", lambda name: None)
     monkeypatch.setattr(
-        backends, "why_not_for", lambda name, _, dtype: unavailable_reason_for(name, torch.device("cuda"), dtype)
+        backends, "unavailable_reason_for", lambda name, _, dtype: unavailable_reason_for(name, torch.device("cuda"), dtype)
     )
 
 

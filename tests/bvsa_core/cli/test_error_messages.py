@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from bvsa_core import data
+from bvsa_core import synthetic
 from bvsa_core.cli import COMMANDS, main
 
 SHARED = Path("Preprocessed_data_250Hz_whiten")
@@ -200,7 +200,7 @@ def test_a_mistake_is_told_in_one_line(line, wrong, finished, small_data, tmp_pa
 def test_images_without_what_draws_them_name_the_extra(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "resvg_py", None)
     monkeypatch.delitem(sys.modules, "bvsa_core.synthetic.openmoji", raising=False)
-    monkeypatch.delattr(data, "images", raising=False)
+    monkeypatch.delattr(synthetic, "openmoji", raising=False)
     assert main(["data", "synthetic", str(tmp_path / "new")]) == 2
     assert (
         capsys.readouterr().err == "bvsa: error: images need resvg_py, which is missing; pip install 'fovblur[demo]'\n"

@@ -136,4 +136,4 @@ def test_scores_are_those_of_the_classifier_and_need_no_other_query(seed):
 def test_without_scikit_learn_the_extra_is_named_before_training(monkeypatch):
     monkeypatch.setattr(bravl.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"scikit-learn, which is not installed; pip install 'fovblur\[train\]'"):
-        make().prepare(random_batch)
+        make().setup(random_batch)

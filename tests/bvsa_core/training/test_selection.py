@@ -60,7 +60,7 @@ def test_a_run_is_left_as_one_that_ended_at_its_best_epoch(run_data, tmp_path, s
     """So choosing draws no random number of training, and takes per-sample state back too."""
     if selection == "validation":
         planted = iter([0.0, 0.5, 0.25, 0.25])
-        monkeypatch.setattr(run_module, "held_out_top1", lambda *_: next(planted))
+        monkeypatch.setattr(run_module, "validation_top1", lambda *_: next(planted))
     chosen = run(config(run_data, selection=selection, validation=6), run_data, RunFolder(tmp_path / "chosen"))
     lines = [json.loads(line) for line in (tmp_path / "chosen" / "metrics.jsonl").read_text().splitlines()]
     if selection == "validation":
