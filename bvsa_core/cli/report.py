@@ -24,9 +24,6 @@ from bvsa_core.experiments.cell import RunDataCache
 from bvsa_core.experiments.report_data import build_report, find_runs, group_runs, with_curves
 from bvsa_core.io.atomic import write_atomically
 from bvsa_core.report.content import Report
-from bvsa_core.report.page import to_html
-from bvsa_core.report.result_figures import drawings
-from bvsa_core.report.style import save
 
 PAGE = "page.html"
 _PACKAGES = ("fovblur", "torch", "numpy", "open-clip-torch", "lightning-fabric", "matplotlib")
@@ -49,6 +46,9 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
 
 
 def run(parsed: jsonargparse.Namespace) -> None:
+    from bvsa_core.report.result_figures import drawings  # imports matplotlib
+    from bvsa_core.report.style import save
+
     if parsed.resamples < 0:
         raise UserError(f"--resamples is {parsed.resamples}; it must be at least 0")
     out = parsed.out or parsed.runs[0] / PAGE
@@ -71,6 +71,8 @@ def run(parsed: jsonargparse.Namespace) -> None:
 
 def write_page(report: Report, path: Path) -> None:
     """Write the page, and say so."""
+    from bvsa_core.report.page import to_html  # imports matplotlib
+
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, to_html(report).encode())
     print(f"the page is {path}")

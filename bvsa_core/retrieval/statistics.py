@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.stats
+import scipy  # which imports scipy.stats when it is used: half a second
 from numpy.typing import ArrayLike
 from torch import Tensor
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import TorchElasticEnvironment
-from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor
 
 from bvsa_core.data.split import Split
@@ -20,6 +17,9 @@ from bvsa_core.training.config import RunConfig
 from bvsa_core.training.resume import Checkpointer, TrainingState
 from bvsa_core.training.selection import Best
 from bvsa_core.vision.views import Views
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 def fit(
@@ -98,6 +98,10 @@ def make_fabric(device: torch.device, team: ProcessGroup, precision: Any) -> Fab
     """
     if precision == "16-mixed" and device.type == "cpu":
         raise UserError("precision 16-mixed is for GPUs; take bf16-mixed on the CPU")
+    from lightning_fabric import Fabric  # takes a second to import
+    from lightning_fabric.plugins.environments import TorchElasticEnvironment
+    from lightning_fabric.strategies import DDPStrategy
+
     if team.size == 1:
         devices = [device.index or 0] if device.type == "cuda" else 1
         return Fabric(accelerator=device.type, devices=devices, precision=precision)

@@ -14,13 +14,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from bvsa_core.distributed.processes import ProcessGroup
@@ -30,6 +29,9 @@ from bvsa_core.methods.base import Method
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.selection import Best
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 SECONDS = 30.0  # between two states; more where they are so large that writing one takes a twentieth of that, or longer
 WRITING = 20.0  # times as long as a write, training goes on before the next

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 
 import torch
-from lightning_fabric import seed_everything
 
 from bvsa_core import encoders, methods
 from bvsa_core.data.split import Split, hold_out
@@ -99,6 +98,8 @@ def train(
     Raises:
         UserError: data or options do not fit.
     """
+    from lightning_fabric import seed_everything  # takes a second to import
+
     keeper = keeper or Checkpointer()
     fabric = make_fabric(run_data.device, run_data.team, config.precision)
     split, validation = split_off_validation(run_data.split(run_data.training_subjects(config), "train"), config)
