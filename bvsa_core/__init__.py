@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # for whoever checks types, the same as _PLACES
     from bvsa_core.methods.base import symmetric_contrastive as symmetric_contrastive
     from bvsa_core.retrieval.gallery import EmbeddingMatrix as EmbeddingMatrix
     from bvsa_core.retrieval.gallery import Gallery as Gallery
+    from bvsa_core.retrieval.result import RunResult as RunResult
     from bvsa_core.retrieval.scoring import Embeddings as Embeddings
     from bvsa_core.retrieval.scoring import Protocol as Protocol
     from bvsa_core.retrieval.scoring import Scores as Scores
@@ -69,6 +70,7 @@ _PLACES = {
     "training.evaluation": ("Trained", "Evaluation", "evaluate"),
     "training.checkpoint": ("RunFolder",),
     "retrieval.scoring": ("Embeddings", "Scoring", "Scores", "Protocol", "similarity", "ranks", "score"),
+    "retrieval.result": ("RunResult",),
     "retrieval.gallery": ("Gallery", "EmbeddingMatrix"),
     "retrieval.search": ("Queries", "TopK", "search"),
     "methods.base": ("Method", "Contrastive", "Batch", "symmetric_contrastive"),

@@ -62,7 +62,7 @@ for name in ("vanilla", "sharpening"):
     config = bvsa_core.RunConfig.of(name, **shared)
     folder = bvsa_core.RunFolder(f"bvsa_runs/own_method/{name}")
     result = bvsa_core.run(config, run_data, folder)
-    print(f"{name}: Top-5 {result['top5']:.0%}, mAP {result['map']:.0%} {result['note']}")
+    print(f"{name}: Top-5 {result.scores.top5:.0%}, mAP {result.scores.map:.0%} {result.note}")
 
 # %% What a run leaves names the method, so its folder is read wherever the class is registered
 again = bvsa_core.load_method(bvsa_core.RunFolder("bvsa_runs/own_method/sharpening"), run_data)

@@ -40,8 +40,9 @@ bvsa_core.write_subject(STORE, "sub-01", train, test, units="standardised")
 config = bvsa_core.RunConfig(data=STORE, channels="all", method="ubp", epochs=20, batch_size=30, lr=1e-3, device="cpu")
 run_data = bvsa_core.RunData(config)  # recordings, images and their features; many runs can share them
 result = bvsa_core.run(config, run_data, bvsa_core.RunFolder(RUN))  # a run that is there already is not repeated
-print(f"{result['n']} images: Top-1 {result['top1']:.0%} (chance {1 / result['n']:.0%}), Top-5 {result['top5']:.0%}")
-print(", ".join(f"{name} {value}" for name, value in result["protocol"].items()))
+scores = result.scores
+print(f"{scores.n} images: Top-1 {scores.top1:.0%} (chance {1 / scores.n:.0%}), Top-5 {scores.top5:.0%}")
+print(result.protocol)
 
 # %% The embeddings behind the figures, scored by other rules
 embeddings = bvsa_core.RunFolder(RUN).embeddings()

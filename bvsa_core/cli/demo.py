@@ -68,7 +68,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
             results = run_grid(grid, demo.out, run_data, lambda _, done, of: display("runs", done, of))
             table = method_results(results)
             write_atomically(demo.out / "table.md", to_markdown(table).encode())
-            write_atomically(demo.out / "results.json", json.dumps(results).encode())
+            write_atomically(demo.out / "results.json", json.dumps([result.to_json() for result in results]).encode())
             lines = group_runs([RunFolder(folder_of(cell, demo.out)) for cell in grid])
             lines = with_curves(lines, lambda _: run_data, demo.resamples, display)
             report = build_report("bvsa demo", lines, origin(parsed.said), progress=display)

@@ -22,7 +22,8 @@ from bvsa_core.io.safe_readers import file_and_key, read_arrays
 from bvsa_core.report.tables import method_results, statistics_lines, to_rich
 from bvsa_core.retrieval import rescoring
 from bvsa_core.retrieval.gates import INFORMATION, Reliability
-from bvsa_core.retrieval.scoring import Embeddings, Protocol, Scoring, ranks, score, similarity
+from bvsa_core.retrieval.result import RunResult
+from bvsa_core.retrieval.scoring import Embeddings, Protocol, Scores, Scoring, ranks, score, similarity
 from bvsa_core.retrieval.statistics import statistics_of
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.run_data import RunData
@@ -59,49 +60,45 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
 def run(parsed: jsonargparse.Namespace) -> None:
     if (parsed.run is None) == (parsed.brain is None):
         raise UserError("give either the folder of a run, or --brain and --image")
-    result = score_run(parsed) if parsed.run else score_files(parsed)
-    if parsed.json:
-        write_atomically(parsed.json, json.dumps(result, indent=2).encode() + b"\n")
     if parsed.run:
-        Console().print(to_rich(method_results([{**RunFolder(parsed.run).result(), **result}])))
+        result = score_run(parsed)
+        statistics, content = result.statistics, result.to_json()
+        Console().print(to_rich(method_results([result])))
     else:
-        shown = (
-            f"Top-1 {100 * result['top1']:.2f} %  Top-5 {100 * result['top5']:.2f} %  mAP {100 * result['map']:.2f} %"
-        )
-        print(f"{shown}  median rank {result['median_rank']:g}  of {result['n']} queries")
-        print("protocol: " + ", ".join(f"{key} {value}" for key, value in result["protocol"].items()))
-    for line in statistics_lines(result.get("statistics", {})):
+        scores, protocol, statistics = score_files(parsed)
+        content = scores.to_json(protocol) | ({"statistics": statistics} if statistics else {})
+        shown = f"Top-1 {100 * scores.top1:.2f} %  Top-5 {100 * scores.top5:.2f} %  mAP {100 * scores.map:.2f} %"
+        print(f"{shown}  median rank {scores.median_rank:g}  of {scores.n} queries")
+        print(f"protocol: {protocol}")
+    if parsed.json:
+        write_atomically(parsed.json, json.dumps(content, indent=2).encode() + b"\n")
+    for line in statistics_lines(statistics or {}):
         print(line)
 
 
-def score_run(parsed: jsonargparse.Namespace) -> dict:
-    """Figures of a run under the flags, with the ranks they are made of."""
+def score_run(parsed: jsonargparse.Namespace) -> RunResult:
+    """Return the result of a run, scored as the flags say."""
     folder = RunFolder(parsed.run)
     saved = folder.result()
-    scoring = scoring_of(parsed, saved["protocol"]["gate"], saved.get("reliability"))
-    scores = similarity(folder.embeddings(), scoring)
-    rank = ranks(scores)
-    protocol = Protocol(**{**saved["protocol"], **scoring.protocol()})
-    figures = {**score(rank).to_json(protocol), "ranks": rank.tolist()}
-    if parsed.full:
+    scoring = scoring_of(parsed, saved.protocol.gate, saved.reliability)
+    result = saved.rescored(folder.embeddings(), scoring, statistics=parsed.full)
+    if result.statistics is not None:
         moved = {"data": parsed.data} if parsed.data else {}
         with Display() as display:
             run_data = RunData(replace(folder.config(), device=parsed.device, **moved), display)
             (curve,) = repetition_curves(folder, run_data, [scoring])
-        figures["statistics"] = {**statistics_of(scores, rank), "repetitions": curve}
-    return figures
+        result.statistics["repetitions"] = curve
+    return result
 
 
-def scoring_of(parsed: jsonargparse.Namespace, gate: str, learnt: dict | None = None) -> Scoring:
-    """What the flags ask for, over a run's own gate and the reliability it learnt."""
-    reliability = (
-        Reliability.parse(parsed.reliability) if parsed.reliability else Reliability(**learnt) if learnt else None
-    )
+def scoring_of(parsed: jsonargparse.Namespace, gate: str, learnt: Reliability | None = None) -> Scoring:
+    """Return the scoring of the flags; defaults: the gate of a run and the reliability it learnt."""
+    reliability = Reliability.parse(parsed.reliability) if parsed.reliability else learnt
     return Scoring(parsed.gate or gate, reliability, parsed.rescoring, parsed.shuffle_texts)
 
 
-def score_files(parsed: jsonargparse.Namespace) -> dict:
-    """Figures of embeddings in files."""
+def score_files(parsed: jsonargparse.Namespace) -> tuple[Scores, Protocol, dict | None]:
+    """Return scores, protocol and, with --full, statistics of embeddings in files."""
     scoring = scoring_of(parsed, "none")
     if parsed.image is None:
         raise UserError("--image is missing: the embeddings of the images, row i that of recording i")
@@ -124,7 +121,7 @@ def score_files(parsed: jsonargparse.Namespace) -> dict:
     scores = similarity(Embeddings(brain, image, brain_text, text), scoring)
     rank = ranks(scores)
     protocol = Protocol(Path(parsed.brain).name, "not stated", gallery=len(image), **scoring.protocol())
-    return score(rank).to_json(protocol) | ({"statistics": statistics_of(scores, rank)} if parsed.full else {})
+    return score(rank), protocol, statistics_of(scores, rank) if parsed.full else None
 
 
 def read_embeddings(flag: str, where: str) -> Tensor:

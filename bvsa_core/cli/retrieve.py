@@ -27,7 +27,6 @@ from bvsa_core.io.atomic import write_atomically
 from bvsa_core.io.safe_readers import read_arrays
 from bvsa_core.methods.base import Method
 from bvsa_core.retrieval.gallery import EmbeddingMatrix, Gallery
-from bvsa_core.retrieval.gates import Reliability
 from bvsa_core.retrieval.index import Index, recall, search_candidates
 from bvsa_core.retrieval.scoring import Scoring
 from bvsa_core.retrieval.search import Queries, TopK, search
@@ -73,8 +72,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
         if (value := getattr(parsed, name)) < 1:
             raise UserError(f"--{name} is {value}; it must be at least 1")
     folder = RunFolder(parsed.run)
-    learnt = folder.result().get("reliability")
-    scoring = Scoring(parsed.gate, Reliability(**learnt) if learnt else None)
+    scoring = Scoring(parsed.gate, folder.result().reliability)
     config = folder.config()
     moved = {name: getattr(parsed, name) for name in ("data", "bank") if getattr(parsed, name) is not None}
     with team() as processes, Display(quiet=processes.rank > 0) as display:
@@ -134,7 +132,9 @@ def read_queries(
     Raises:
         UserError: the file is missing, damaged, or has other channels or times than the run.
     """
-    shape = folder.result()["shape"]
+    shape = folder.result().shape
+    if shape is None:
+        raise UserError(f"{folder.path}: a run of an earlier version; train it again")
     if path is None or path.suffix == ".pt":
         if path is None:
             split = run_data.split(config.subject, "test", config.repetitions)
@@ -145,10 +145,10 @@ def read_queries(
     else:
         recordings, whose = read_array(path), None
         names = [str(i) for i in range(len(recordings))]
-    if recordings.shape[1:] != (shape["channels"], shape["time"]):
+    if recordings.shape[1:] != (shape.channels, shape.time):
         raise UserError(
             f"--recordings {path}: {recordings.shape[1]} channels x {recordings.shape[2]} samples; "
-            f"the run was trained on {shape['channels']} x {shape['time']}"
+            f"the run was trained on {shape.channels} x {shape.time}"
         )
     if (bad := ~recordings.isfinite().flatten(1).all(1)).any():
         raise UserError(f"--recordings {path}: recording {int(bad.int().argmax())} has NaN or infinite samples")

@@ -22,10 +22,9 @@ from bvsa_core.experiments.grid import Cell
 from bvsa_core.experiments.repetitions import repetition_curves
 from bvsa_core.io.atomic import claim, write_atomically
 from bvsa_core.progress import Progress, no_progress
-from bvsa_core.retrieval.gates import Reliability
-from bvsa_core.retrieval.scoring import Protocol, Scoring, ranks, score, similarity
-from bvsa_core.retrieval.statistics import statistics_of
-from bvsa_core.training.checkpoint import RunFolder
+from bvsa_core.retrieval.result import RunResult
+from bvsa_core.retrieval.scoring import Scoring
+from bvsa_core.training.checkpoint import RunFolder, read_json
 from bvsa_core.training.config import RunConfig, RunDataConfig, to_dict
 from bvsa_core.training.run import run
 from bvsa_core.training.run_data import RunData
@@ -70,9 +69,10 @@ def run_cell(cell: Cell, root: Path, bench: RunDataCache, progress: Progress = n
     folder = RunFolder(root / cell.folder)
     run_data = bench.run_data(cell.config)
     result = run(cell.config, run_data, folder, progress)
-    learnt = Reliability(**result["reliability"]) if result["reliability"] else None
-    gates = [row.gate or result["protocol"]["gate"] for row in cell.rows]
-    scorings = [Scoring(gate, learnt, row.rescoring, row.shuffle_texts) for gate, row in zip(gates, cell.rows)]
+    gates = [row.gate or result.protocol.gate for row in cell.rows]
+    scorings = [
+        Scoring(gate, result.reliability, row.rescoring, row.shuffle_texts) for gate, row in zip(gates, cell.rows)
+    ]
     curves = repetition_curves(folder, run_data, scorings, cell.resamples) if cell.resamples else [None] * len(scorings)
     scored = [_scored(result, folder, scoring, curve) for scoring, curve in zip(scorings, curves)]
     with claim(folder.path, "the scoring of a run"):  # which clears away what one that was killed has half written
@@ -81,13 +81,10 @@ def run_cell(cell: Cell, root: Path, bench: RunDataCache, progress: Progress = n
         )
 
 
-def _scored(result: dict, folder: RunFolder, scoring: Scoring, curve: list[dict] | None) -> dict:
-    scores = similarity(folder.embeddings(), scoring)
-    rank = ranks(scores)
-    statistics = statistics_of(scores, rank) | ({"repetitions": curve} if curve else {})
-    described = {name: result[name] for name in ("method", "preset", "note", "subject", "seed")}
-    protocol = Protocol(**{**result["protocol"], **scoring.protocol()})
-    return {**described, **score(rank).to_json(protocol), "ranks": rank.tolist(), "statistics": statistics}
+def _scored(result: RunResult, folder: RunFolder, scoring: Scoring, curve: list[dict] | None) -> dict:
+    rescored = replace(result.rescored(folder.embeddings(), scoring), images=[])  # which result.json lists
+    assert rescored.statistics is not None
+    return replace(rescored, statistics=rescored.statistics | ({"repetitions": curve} if curve else {})).to_json()
 
 
 def asked(cell: Cell) -> dict:
@@ -108,9 +105,17 @@ def complete(cell: Cell, root: Path) -> bool:
     return json.loads((folder / SCORES).read_text())["asked"] == asked(cell)
 
 
-def load_scores(cell: Cell, root: Path) -> list[dict]:
-    """Results of a complete cell, one for each of its rows."""
-    return json.loads((root / cell.folder / SCORES).read_text())["rows"]
+def load_scores(folder: Path) -> list[RunResult]:
+    """Read the results of a complete cell, one for each way its training is scored.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / SCORES
+    rows = read_json(path).get("rows")
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path}: damaged or incomplete; remove it, and 'bvsa reproduce' makes it again")
+    return [RunResult.from_json(row, path) for row in rows]
 
 
 def fill_banks(cells: Iterable[Cell], bench: RunDataCache) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bvsa_core.progress import Progress, no_progress
+from bvsa_core.retrieval.result import RunResult
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.run import run
@@ -28,7 +29,9 @@ def folder_of(cell: RunConfig, root: Path) -> Path:
     return root / f"{cell.method}-{cell.preset}_{cell.encoder}_{cell.subject}_seed{cell.seed}"
 
 
-def run_grid(grid: Sequence[RunConfig], root: Path, run_data: RunData, progress: Progress = no_progress) -> list[dict]:
+def run_grid(
+    grid: Sequence[RunConfig], root: Path, run_data: RunData, progress: Progress = no_progress
+) -> list[RunResult]:
     """Results of all cells. A cell that is complete in its folder is not run again."""
     results = []
     for done, cell in enumerate(grid):

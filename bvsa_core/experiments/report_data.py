@@ -17,8 +17,9 @@ from PIL import Image
 import fovblur
 from bvsa_core.data.dataset import Dataset, concept_of
 from bvsa_core.errors import UserError
-from bvsa_core.experiments.cell import SCORES, levels_of
+from bvsa_core.experiments.cell import SCORES, levels_of, load_scores
 from bvsa_core.experiments.repetitions import repetition_curves
+from bvsa_core.experiments.results import GridRow
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.report.comparison_table import ComparisonRow
 from bvsa_core.report.content import (
@@ -32,9 +33,9 @@ from bvsa_core.report.content import (
     flat,
 )
 from bvsa_core.report.tables import method_results, scoring
-from bvsa_core.retrieval.gates import Reliability
-from bvsa_core.retrieval.scoring import Scoring, similarity
-from bvsa_core.training.checkpoint import RunFolder, read_json
+from bvsa_core.retrieval.result import RunResult
+from bvsa_core.retrieval.scoring import Protocol, similarity
+from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig, to_dict
 from bvsa_core.training.run_data import RunData
 from bvsa_core.vision.clip import image_size_of
@@ -51,7 +52,6 @@ SAMPLES = 3  # images that are blurred to show how
 # What does not tell one experiment from another: whose recordings, which seed, where things are computed and kept.
 _NO_SETTING = {"subject", "seed", "device", "bank", "cache_dir"}
 _SHOWN_ANYWAY = ("method", "preset", "encoder", "vision", "selection")
-_NEEDED = ("method", "preset", "subject", "seed", "protocol", "ranks", "images")
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[RunFolder], list[str]]:
@@ -98,17 +98,17 @@ def group_runs(folders: Sequence[RunFolder]) -> list[ReportRow]:
     Raises:
         UserError: a file of a run is damaged, or runs cannot be joined.
     """
-    groups: dict[str, list[tuple[RunFolder, RunConfig, dict]]] = {}
+    groups: dict[str, list[tuple[RunFolder, RunConfig, RunResult]]] = {}
     for folder in folders:
         config = folder.config()
         own = {name: value for name, value in flat(to_dict(config)).items() if name.split(".")[0] not in _NO_SETTING}
         for result in _results(folder):
-            key = json.dumps([own, result["protocol"]], sort_keys=True)
+            key = json.dumps([own, result.protocol.to_json()], sort_keys=True)
             groups.setdefault(key, []).append((folder, config, result))
     settings = [json.loads(key)[0] for key in groups]
     data = [
-        tuple(group[0][2]["protocol"].get(name) for name in ("dataset", "modality", "setting"))
-        for group in groups.values()
+        (protocol.dataset, protocol.modality, protocol.setting)
+        for protocol in (group[0][2].protocol for group in groups.values())
     ]
     found = []
     for group, own, place in zip(groups.values(), settings, data):
@@ -122,18 +122,21 @@ def group_runs(folders: Sequence[RunFolder]) -> list[ReportRow]:
             name for name in own if name not in _SHOWN_ANYWAY and any(other.get(name) != own[name] for other in alike)
         ]
         system = ", ".join([row.method, *(f"{name.split('.')[-1]} {_shown(own[name])}" for name in apart)])
-        setting = protocol.get("setting", "intra-subject").removesuffix("-subject")
+        setting = (protocol.setting or "intra-subject").removesuffix("-subject")
         entry = ComparisonRow(
-            protocol.get("modality", "EEG").lower(), setting, system, config.encoder, row, cells=len(group)
+            (protocol.modality or "EEG").lower(), setting, system, config.encoder, row, cells=len(group)
         )
         found.append((entry, [_run(folder, result) for folder, _, result in group]))
     return _labelled(found)
 
 
-def grid_rows(found: Sequence[tuple[ComparisonRow, list[dict]]], root: Path) -> list[ReportRow]:
-    """Lines of the table of a grid, as `experiments.results.entries_of` joined them."""
+def grid_rows(found: Sequence[GridRow], root: Path) -> list[ReportRow]:
+    """Lines of the table of a grid, as `experiments.results.comparison_rows` joined them."""
     return _labelled(
-        [(entry, [_run(RunFolder(root / each["folder"]), each) for each in results]) for entry, results in found]
+        [
+            (row.entry, [_run(RunFolder(root / folder), each) for folder, each in zip(row.folders, row.results)])
+            for row in found
+        ]
     )
 
 
@@ -159,41 +162,29 @@ def _labelled(found: Sequence[tuple[ComparisonRow, list[RunSummary]]]) -> list[R
     ]
 
 
-def _names(entry: ComparisonRow, protocol: dict) -> tuple[str, ...]:
+def _names(entry: ComparisonRow, protocol: Protocol) -> tuple[str, ...]:
     return (
         entry.system,
         f"gate {scoring(protocol)}",
         entry.encoder,
-        f"images by {protocol['encoder']}",
-        protocol["selection"],
+        f"images by {protocol.encoder}",
+        protocol.selection,
     )
 
 
-def _results(folder: RunFolder) -> list[dict]:
-    """The result of a run, or in a grid's cell one for each way it is scored in."""
+def _results(folder: RunFolder) -> list[RunResult]:
+    """Read the result of a run, or in a grid's cell one for each way its training is scored."""
     result = folder.result()
-    if lacking := [name for name in _NEEDED if name not in result]:
-        raise UserError(
-            f"{folder.path / 'result.json'}: {', '.join(lacking)} missing; a run of an earlier version, train it again"
-        )
-    ranks = result["ranks"]
-    if not ranks or not isinstance(ranks, list) or not all(isinstance(rank, int) and rank > 0 for rank in ranks):
-        raise UserError(
-            f"{folder.path / 'result.json'}: ranks must be a list of whole numbers from 1; train the run again"
-        )
-    scores = folder.path / SCORES
-    if not scores.is_file():
-        return [result]
-    if not isinstance(found := read_json(scores).get("rows"), list):
-        raise UserError(f"{scores}: damaged or incomplete; 'bvsa reproduce' makes it again where it is removed")
-    return found
+    if not result.images:
+        raise UserError(f"{folder.path / 'result.json'}: images missing; a run of an earlier version, train it again")
+    return load_scores(folder.path) if (folder.path / SCORES).is_file() else [result]
 
 
-def _check_joins(group: Sequence[tuple[RunFolder, RunConfig, dict]]) -> None:
+def _check_joins(group: Sequence[tuple[RunFolder, RunConfig, RunResult]]) -> None:
     """Whether there is a mean over these runs: one for every subject and seed."""
     seen: dict[tuple, RunFolder] = {}
     for folder, _, result in group:
-        cell = result["subject"], result["seed"]
+        cell = result.subject, result.seed
         if cell in seen:
             raise UserError(
                 f"{seen[cell].path} and {folder.path}: the same run twice ({cell[0]}, seed {cell[1]}); name one of them"
@@ -219,17 +210,17 @@ def _shown(value: object) -> str:
     )
 
 
-def _run(folder: RunFolder, result: dict) -> RunSummary:
+def _run(folder: RunFolder, result: RunResult) -> RunSummary:
     finished = datetime.fromtimestamp((folder.path / "result.json").stat().st_mtime).astimezone()
     return RunSummary(
         folder=str(folder.path),
-        subject=result["subject"],
-        seed=result["seed"],
-        ranks=result["ranks"],
+        subject=result.subject,
+        seed=result.seed,
+        ranks=result.ranks,
         metrics=folder.metrics(),
         settings=to_dict(folder.config()),
         finished=finished.isoformat(timespec="minutes"),
-        repetitions=result.get("statistics", {}).get("repetitions"),
+        repetitions=(result.statistics or {}).get("repetitions"),
     )
 
 
@@ -248,7 +239,7 @@ def with_curves(
     for done, line in enumerate(lines):
         if resamples and line.runs and not any(run.repetitions for run in line.runs):
             folder = RunFolder(line.runs[0].folder)
-            scoring = scoring_of(line.row.protocol, folder.result().get("reliability"))
+            scoring = line.row.protocol.scoring(folder.result().reliability)
             (curve,) = repetition_curves(folder, materials_of(folder.config()), [scoring], resamples)
             line = replace(line, runs=[replace(line.runs[0], repetitions=curve), *line.runs[1:]])
         found.append(line)
@@ -309,23 +300,15 @@ def _round_robin(lines: Sequence[ReportRow], limit: int) -> list[tuple[ReportRow
     return sorted(kept, key=lambda pair: lines.index(pair[0]))
 
 
-def scoring_of(protocol: dict, learnt: dict | None) -> Scoring:
-    """The way embeddings became the scores that a protocol describes."""
-    reliability = Reliability(**learnt) if learnt else None
-    return Scoring(
-        protocol["gate"], reliability, protocol.get("rescoring", "none"), protocol.get("texts") == "shuffled"
-    )
-
-
 def _retrieval(line: ReportRow, run: RunSummary, album: ThumbnailCache) -> RetrievalExample:
     folder, protocol = RunFolder(run.folder), line.row.protocol
     result = folder.result()
-    scores = similarity(folder.embeddings(), scoring_of(protocol, result.get("reliability")))
-    if scores.shape[0] != len(run.ranks) or scores.shape[1] != len(result["images"]):
+    scores = similarity(folder.embeddings(), protocol.scoring(result.reliability))
+    if scores.shape[0] != len(run.ranks) or scores.shape[1] != len(result.images):
         raise UserError(
             f"{folder.path}: result.json and embeddings.safetensors are not of the same run; train it again"
         )
-    numbers = [album.number(run.settings["data"], image) for image in result["images"]]
+    numbers = [album.number(run.settings["data"], image) for image in result.images]
     found = scores[:QUERIES].sort(dim=1, descending=True, stable=True)
     best = found.indices[:, :TOP].tolist()
     album.want(number for at, row in enumerate(best) for number in (numbers[at], *(numbers[i] for i in row)))
@@ -409,7 +392,7 @@ def _blurred(lines: Sequence[ReportRow], album: ThumbnailCache) -> list[BlurExam
         key = json.dumps([levels, config.decay, config.falloff, config.vision])
         if not levels or key in found:
             continue
-        images = RunFolder(run.folder).result()["images"]
+        images = RunFolder(run.folder).result().images
         names = [images[i * (len(images) - 1) // max(1, SAMPLES - 1)] for i in range(min(SAMPLES, len(images)))]
         read = [album.read(run.settings["data"], name, image_size_of(config.vision)) for name in names]
         sharp = [image for image in read if image is not None]

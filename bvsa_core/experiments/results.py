@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 from bvsa_core.errors import UserError
 from bvsa_core.experiments import paper_results
@@ -23,19 +24,28 @@ from bvsa_core.report.comparison_table import (
     to_markdown,
 )
 from bvsa_core.report.tables import MethodResult, method_results, scoring, statistics_lines
+from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.statistics import Comparison, compare
 
 
-def comparison_rows(cells: Sequence[Cell], root: Path, list_others: bool) -> list[tuple[ComparisonRow, list[dict]]]:
-    """The lines of the table, each with the results it is made of and their folders: none where a cell is missing."""
+class GridRow(NamedTuple):
+    """One row of the table of a grid with the runs behind it: none if cells are missing or nobody runs it here."""
+
+    entry: ComparisonRow
+    results: list[RunResult] = []
+    folders: list[Path] = []  # of the results, in the folder of the grid
+
+
+def comparison_rows(cells: Sequence[Cell], root: Path, list_others: bool) -> list[GridRow]:
+    """Return the rows of the table; `list_others` adds the published methods that the grid does not have."""
     groups: dict[tuple, list[Cell]] = {}
     for cell in cells:
         config = cell.config
         groups.setdefault((cell.modality, config.setting, cell.system, config.vision, config.encoder), []).append(cell)
-    found: list[tuple[ComparisonRow, list[dict]]] = []
+    found: list[GridRow] = []
     for number, ((modality, setting, system, _, encoder), group) in enumerate(groups.items()):
         ready = [cell for cell in group if complete(cell, root)]
-        scored = [[{**each, "folder": str(cell.folder)} for each in load_scores(cell, root)] for cell in ready]
+        scored = [load_scores(root / cell.folder) for cell in ready]
         missing = len(group) - len(scored)
         for place, row in enumerate(group[0].rows):
             results = [] if missing else [each[place] for each in scored]
@@ -47,23 +57,22 @@ def comparison_rows(cells: Sequence[Cell], root: Path, list_others: bool) -> lis
                     f"{name}: subjects differ in gallery, channels or repetitions, and have no mean; name those that agree"
                 )
             (ours,) = joined
-            found.append((ComparisonRow(modality, setting, name, encoder, ours, missing, len(group), beside), results))
+            entry = ComparisonRow(modality, setting, name, encoder, ours, missing, len(group), beside)
+            found.append(GridRow(entry, results, [cell.folder for cell in ready] if results else []))
         following = list(groups)[number + 1 : number + 2]
         if list_others and (not following or following[0][:2] != (modality, setting)):
             here = {row.published for cell in cells for row in cell.rows if row.published}
             found += [
-                (ComparisonRow(modality, setting, each.method, published=each), [])
+                GridRow(ComparisonRow(modality, setting, each.method, published=each))
                 for each in paper_results.others(modality, setting, here)
             ]
     return found
 
 
-def write(
-    grid: Grid, cells: Sequence[Cell], left_out: Sequence[str], root: Path
-) -> list[tuple[ComparisonRow, list[dict]]]:
-    """Write the files; returns the lines of the table, as `entries_of`. The same cells give the same bytes."""
+def write(grid: Grid, cells: Sequence[Cell], left_out: Sequence[str], root: Path) -> list[GridRow]:
+    """Write the files and return the rows of the table. The same cells give the same bytes."""
     found = comparison_rows(cells, root, grid.list_others)
-    entries = [entry for entry, _ in found]
+    entries = [row.entry for row in found]
     tests = comparisons(found, grid.baseline)
     sections = [
         to_markdown(grid.title, entries),
@@ -75,7 +84,7 @@ def write(
     content = {
         "rows": [
             {**_described(entry, row), "subjects": subject_rows(results), **mean_statistics(results)}
-            for entry, results in found
+            for entry, results, _ in found
             if (row := entry.row)
         ],
         "comparisons": {
@@ -95,13 +104,11 @@ def write(
     return found
 
 
-def comparisons(
-    found: Sequence[tuple[ComparisonRow, list[dict]]], baseline: str | None
-) -> dict[str, list[Comparison] | str]:
+def comparisons(found: Sequence[GridRow], baseline: str | None) -> dict[str, list[Comparison] | str]:
     """Paired tests across subjects in every setting."""
     settings: dict[str, dict[str, list[float]]] = {}
     reference: dict[str, str] = {}
-    for entry, results in found:
+    for entry, results, _ in found:
         if row := entry.row:
             name = _named(entry, row)
             settings.setdefault(entry.data, {})[name] = [top1 for top1, _ in subject_rows(results).values()]
@@ -111,16 +118,16 @@ def comparisons(
 
 
 def _named(entry: ComparisonRow, row: MethodResult) -> str:
-    return f"{entry.system}, gate {scoring(row.protocol)} ({entry.encoder}, images by {row.protocol['encoder']})"
+    return f"{entry.system}, gate {scoring(row.protocol)} ({entry.encoder}, images by {row.protocol.encoder})"
 
 
 def _described(entry: ComparisonRow, row: MethodResult) -> dict:
-    return {"data": entry.data, "row": _named(entry, row), "method": row.method, "protocol": row.protocol}
+    return {"data": entry.data, "row": _named(entry, row), "method": row.method, "protocol": row.protocol.to_json()}
 
 
-def _subjects(found: Sequence[tuple[ComparisonRow, list[dict]]]) -> str:
+def _subjects(found: Sequence[GridRow]) -> str:
     table = []
-    for entry, results in found:
+    for entry, results, _ in found:
         if row := entry.row:
             parts = [*subject_rows(results).items(), ("mean", (row.top1, row.top5))]
             table += [
@@ -132,9 +139,9 @@ def _subjects(found: Sequence[tuple[ComparisonRow, list[dict]]]) -> str:
     )
 
 
-def _statistics(found: Sequence[tuple[ComparisonRow, list[dict]]]) -> str:
+def _statistics(found: Sequence[GridRow]) -> str:
     told = []
-    for entry, results in found:
+    for entry, results, _ in found:
         if row := entry.row:
             told.append(f"- {entry.data}, {_named(entry, row)}")
             told += [f"  - {line}" for line in statistics_lines(mean_statistics(results))]

@@ -13,6 +13,7 @@ from rich import box
 from rich.table import Table
 
 from bvsa_core.report.tables import MethodResult, scoring
+from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.statistics import Comparison
 
 # Subjects, channels and test repetitions of THINGS-EEG2 and THINGS-MEG as the field reports them, and their gallery.
@@ -53,7 +54,7 @@ class ComparisonRow:
     @property
     def data(self) -> str:
         """Which data in which setting; synthetic data are called so."""
-        own = f"{self.row.protocol['dataset']} " if self.row else ""
+        own = f"{self.row.protocol.dataset} " if self.row else ""
         return f"{own}{self.modality.upper()} {self.setting}-subject"
 
 
@@ -67,8 +68,8 @@ def _of_ours(row: MethodResult, subjects: int, channels: int, repetitions: int) 
     yield from caveats(row)
     protocol = row.protocol
     for what, usual in (("channels", channels), ("repetitions", repetitions)):
-        if protocol.get(what) not in (None, usual):
-            yield f"{OURS}: {protocol[what]} {'test repetitions averaged' if what == 'repetitions' else what}; usual are {usual}"
+        if (value := getattr(protocol, what)) not in (None, usual):
+            yield f"{OURS}: {value} {'test repetitions averaged' if what == 'repetitions' else what}; usual are {usual}"
     if row.subjects != subjects:
         yield f"{OURS}: {row.subjects} subject(s); published are means over {subjects}"
 
@@ -76,19 +77,19 @@ def _of_ours(row: MethodResult, subjects: int, channels: int, repetitions: int) 
 def caveats(row: MethodResult) -> Iterable[str]:
     """What a reader has to know of our figures, whatever stands beside them."""
     protocol = row.protocol
-    if protocol["dataset"] == "synthetic":
+    if protocol.dataset == "synthetic":
         yield "synthetic data: made on the machine by a forward model, not recorded from people; published figures are no yardstick"
     if row.note:
         yield f"{row.method}: {row.note}"
-    if protocol["information"] == "uses labels":
-        yield f"gate {protocol['gate']} uses labels: it reads which text belongs to which test recording"
-    elif protocol["information"] != "inductive":
-        yield f"{protocol['information']}: test recordings inform each other's ranking"
-    if protocol.get("texts") == "shuffled":
+    if protocol.information == "uses labels":
+        yield f"gate {protocol.gate} uses labels: it reads which text belongs to which test recording"
+    elif protocol.information != "inductive":
+        yield f"{protocol.information}: test recordings inform each other's ranking"
+    if protocol.texts == "shuffled":
         yield "control: every image has another's text, so what is gained comes from the gate's knowledge of the pairing"
-    if protocol["selection"] != "last":
+    if protocol.selection != "last":
         told = {"validation": "the best epoch on concepts held out of the training data"}
-        yield f"selection: {OURS} {told.get(protocol['selection'], protocol['selection'])}"
+        yield f"selection: {OURS} {told.get(protocol.selection, protocol.selection)}"
 
 
 def _of_published(published: PaperResult, row: MethodResult | None) -> Iterable[str]:
@@ -97,15 +98,15 @@ def _of_published(published: PaperResult, row: MethodResult | None) -> Iterable[
     if row is None:
         yield f"{PAPER} {published.method}: selection {published.selection}, images by {published.encoder or 'not stated'}"
         return
-    selection, gallery, encoder = row.protocol["selection"], row.protocol["gallery"], row.protocol["encoder"]
+    selection, gallery, encoder = row.protocol.selection, row.protocol.gallery, row.protocol.encoder
     if not published.selection.startswith(selection.split()[0]):
         yield f"selection: {OURS} {selection}{' epoch' if selection == 'last' else ''}, {PAPER} {published.selection}"
     if published.gallery or gallery != USUAL_GALLERY:
         yield f"gallery: {OURS} {gallery} images, {PAPER} {published.gallery or f'{USUAL_GALLERY} images'}"
     if encoder != published.encoder:
         yield f"images by: {OURS} {encoder}, {PAPER} {published.encoder or 'not stated'}"
-    if published.uses_labels and row.protocol["information"] != "uses labels":
-        yield f"information: {OURS} {row.protocol['information']}, {PAPER} uses labels"
+    if published.uses_labels and row.protocol.information != "uses labels":
+        yield f"information: {OURS} {row.protocol.information}, {PAPER} uses labels"
 
 
 COLUMNS = (
@@ -156,7 +157,7 @@ def _theirs(published: PaperResult | None) -> tuple[str, ...]:
 
 def caption(title: str, entries: Sequence[ComparisonRow]) -> str:
     """What holds for the whole table."""
-    galleries = sorted({entry.row.protocol["gallery"] for entry in entries if entry.row})
+    galleries = sorted({entry.row.protocol.gallery for entry in entries if entry.row})
     ways = ", ".join(f"{size}-way retrieval (chance {100 / size:.3g} %)" for size in galleries) or "retrieval"
     ours = "ours: mean over subjects and seeds with 95 % crossed bootstrap interval"
     return f"{title or 'Grid'}. {ways}; {ours}; published: as printed by its authors, mean over subjects"
@@ -199,12 +200,13 @@ def to_csv(entries: Sequence[ComparisonRow]) -> str:
         if row := entry.row:
             protocol = row.protocol
             record |= {
-                name: protocol.get(name) for name in ("selection", "information", "gallery", "channels", "repetitions")
+                name: getattr(protocol, name)
+                for name in ("selection", "information", "gallery", "channels", "repetitions")
             }
             record |= {
-                "data": protocol["dataset"],
+                "data": protocol.dataset,
                 "method": row.method,
-                "image_encoder": protocol["encoder"],
+                "image_encoder": protocol.encoder,
                 "gate": scoring(protocol),
             }
             record |= {"subjects": row.subjects, "seeds": row.seeds, "median_rank": row.median_rank}
@@ -273,18 +275,18 @@ def to_rich(title: str, entries: Sequence[ComparisonRow]) -> Table:
     return shown
 
 
-def subject_rows(results: Sequence[dict]) -> dict[str, tuple[float, float]]:
+def subject_rows(results: Sequence[RunResult]) -> dict[str, tuple[float, float]]:
     """Top-1 and Top-5 accuracy of every subject, mean over seeds and images, from results with their ranks."""
     ranks: dict[str, list] = {}
     for result in results:
-        ranks.setdefault(result["subject"], []).append(result["ranks"])
+        ranks.setdefault(result.subject, []).append(result.ranks)
     share = lambda name, k: float((np.array(ranks[name]) <= k).mean())  # noqa: E731
     return {name: (share(name, 1), share(name, 5)) for name in sorted(ranks)}
 
 
-def mean_statistics(results: Sequence[dict]) -> dict:
+def mean_statistics(results: Sequence[RunResult]) -> dict:
     """Statistics of cells, averaged over them; the spread of a curve is that over draws, averaged too."""
-    return _mean([result["statistics"] for result in results])
+    return _mean([result.statistics for result in results])
 
 
 def _mean(parts: Sequence) -> Any:

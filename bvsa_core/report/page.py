@@ -19,6 +19,7 @@ from bvsa_core.report.content import BlurExample, Report, ReportRow, flat
 from bvsa_core.report.result_figures import bars_of, drawings
 from bvsa_core.report.style import to_svg
 from bvsa_core.report.tables import scoring
+from bvsa_core.retrieval.scoring import Protocol
 
 PARTS = {
     "results": "Results",
@@ -71,7 +72,8 @@ def table(lines: Sequence[ReportRow]) -> dict:
     """The table of results: tags that all lines share, the lines with the rest, footnotes."""
     ours = [line.entry.row.protocol for line in lines if line.entry.row]
     tagged = [
-        {name: text.format(protocol[name]) for name, text in _TAGS.items() if name in protocol} for protocol in ours
+        {name: text.format(known[name]) for name, text in _TAGS.items() if name in known}
+        for known in (protocol.to_json() for protocol in ours)
     ]
     for tags, line in zip(tagged, (line for line in lines if line.entry.row)):
         tags["brain"] = f"brain encoder {line.entry.encoder}"
@@ -103,9 +105,9 @@ def table(lines: Sequence[ReportRow]) -> dict:
     return {"lines": found, "shared": shared, "footnotes": footnotes, "beside": beside, "chance": _chance(ours)}
 
 
-def _scored(protocol: dict) -> list[tuple[str, bool]]:
+def _scored(protocol: Protocol) -> list[tuple[str, bool]]:
     """Selection, information and gate, and whether each is one to be wary of."""
-    selection, information = protocol["selection"], protocol["information"]
+    selection, information = protocol.selection, protocol.information
     return [
         (f"selection {selection}", selection.startswith("oracle")),
         (information, information != "inductive"),
@@ -113,8 +115,8 @@ def _scored(protocol: dict) -> list[tuple[str, bool]]:
     ]
 
 
-def _chance(protocols: Sequence[dict]) -> str:
-    sizes = sorted({protocol["gallery"] for protocol in protocols})
+def _chance(protocols: Sequence[Protocol]) -> str:
+    sizes = sorted({protocol.gallery for protocol in protocols})
     return "; ".join(
         f"Top-1 {100 / size:.3g} %, Top-5 {100 * min(1, 5 / size):.3g} % in {size} images" for size in sizes
     )

@@ -101,7 +101,7 @@ def bars_of(line: ReportRow, k: int) -> dict[str, tuple[float, float, float]]:
 def _accuracy(data: str, lines: Sequence[ReportRow]) -> Drawing:
     known = {k: [bars_of(line, k) for line in lines] for k in (1, 5)}
     subjects = list(dict.fromkeys(name for bars in known[1] for name in bars))
-    gallery = {line.row.protocol["gallery"] for line in lines}
+    gallery = {line.row.protocol.gallery for line in lines}
 
     def bars(axes: Axes, shown: Sequence[dict], k: int) -> list[Any]:
         width, handles = 0.8 / len(shown), []

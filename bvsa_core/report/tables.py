@@ -12,7 +12,8 @@ from rich import box
 from rich.table import Table
 
 from bvsa_core.retrieval.bootstrap import crossed_bootstrap
-from bvsa_core.retrieval.scoring import score
+from bvsa_core.retrieval.result import RunResult
+from bvsa_core.retrieval.scoring import Protocol, score
 
 
 @dataclass(frozen=True)
@@ -28,26 +29,26 @@ class MethodResult:
     median_rank: float
     subjects: int
     seeds: int
-    protocol: dict
+    protocol: Protocol
     note: str = ""  # what a reader of the figures has to know of the method
 
 
-def method_results(results: Sequence[dict]) -> list[MethodResult]:
-    """Results of runs, joined by method and protocol; every method needs the same seeds for each of its subjects."""
-    groups: dict[tuple, list[dict]] = {}
+def method_results(results: Sequence[RunResult]) -> list[MethodResult]:
+    """Join results of runs by method and protocol; every method needs the same seeds for each of its subjects."""
+    groups: dict[tuple, list[RunResult]] = {}
     for result in results:
-        groups.setdefault((result["method"], result["preset"], tuple(result["protocol"].items())), []).append(result)
+        groups.setdefault((result.method, result.preset, result.protocol), []).append(result)
     return [_row(group) for group in groups.values()]
 
 
-def _row(group: list[dict]) -> MethodResult:
-    subjects = sorted({result["subject"] for result in group})
-    seeds = sorted({result["seed"] for result in group})
-    by_cell = {(result["subject"], result["seed"]): result["ranks"] for result in group}
+def _row(group: list[RunResult]) -> MethodResult:
+    subjects = sorted({result.subject for result in group})
+    seeds = sorted({result.seed for result in group})
+    by_cell = {(result.subject, result.seed): result.ranks for result in group}
     ranks = np.array([[by_cell[subject, seed] for seed in seeds] for subject in subjects])  # (subjects, seeds, images)
     scores = score(torch.from_numpy(ranks.ravel()))
     return MethodResult(
-        method=f"{group[0]['method']} ({group[0]['preset']})",
+        method=f"{group[0].method} ({group[0].preset})",
         top1=scores.top1,
         top1_interval=crossed_bootstrap(ranks <= 1),
         top5=scores.top5,
@@ -56,8 +57,8 @@ def _row(group: list[dict]) -> MethodResult:
         median_rank=scores.median_rank,
         subjects=len(subjects),
         seeds=len(seeds),
-        protocol=group[0]["protocol"],
-        note=group[0].get("note", ""),
+        protocol=group[0].protocol,
+        note=group[0].note,
     )
 
 
@@ -73,26 +74,26 @@ def cells(row: MethodResult) -> tuple[str, ...]:
         interval(row.top5, row.top5_interval),
         f"{100 * row.map:.1f}",
         f"{row.median_rank:g}",
-        row.protocol["selection"],
-        row.protocol["information"],
+        row.protocol.selection,
+        row.protocol.information,
         scoring(row.protocol),
     )
 
 
-def scoring(protocol: dict) -> str:
+def scoring(protocol: Protocol) -> str:
     """The gate, and whatever else made scores of embeddings."""
-    also = [protocol["rescoring"]] if "rescoring" in protocol else []
-    return " + ".join([protocol["gate"], *also]) + (", texts shuffled" if protocol.get("texts") == "shuffled" else "")
+    rescoring = f" + {protocol.rescoring}" if protocol.rescoring else ""
+    return f"{protocol.gate}{rescoring}{', texts shuffled' if protocol.texts == 'shuffled' else ''}"
 
 
 def caption(table: Sequence[MethodResult]) -> str:
     """What holds for all rows: data, gallery, channels, repetitions, encoder, subjects and seeds."""
     first = table[0]
     protocol = first.protocol
-    chance = 100 / protocol["gallery"]
+    chance = 100 / protocol.gallery
     return (
-        f"{protocol['dataset']} data, {protocol['gallery']}-way retrieval (chance {chance:g} %), "
-        f"{protocol['channels']} channels, {protocol['repetitions']} repetitions averaged, images by {protocol['encoder']}; "
+        f"{protocol.dataset} data, {protocol.gallery}-way retrieval (chance {chance:g} %), "
+        f"{protocol.channels} channels, {protocol.repetitions} repetitions averaged, images by {protocol.encoder}; "
         f"{first.subjects} subject(s) x {first.seeds} seed(s), 95 % crossed bootstrap intervals"
     )
 

@@ -40,6 +40,17 @@ class Protocol:
     setting: str | None = None  # intra-subject, or inter-subject: tested on someone not trained on
     modality: str | None = None  # EEG or MEG
 
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self.to_json().items())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the conditions that are known."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def scoring(self, reliability: gates.Reliability | None = None) -> Scoring:
+        """Return the scoring that these conditions name; `reliability` belongs to the gate label_free."""
+        return Scoring(self.gate, reliability, self.rescoring or "none", self.texts == "shuffled")
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -51,11 +62,9 @@ class Scores:
     median_rank: float
     n: int  # queries
 
-    def to_json(self, protocol: Protocol) -> dict:
-        return {
-            **asdict(self),
-            "protocol": {key: value for key, value in asdict(protocol).items() if value is not None},
-        }
+    def to_json(self, protocol: Protocol) -> dict[str, Any]:
+        """Return plain data for a JSON file: the scores and the protocol they belong to."""
+        return {**asdict(self), "protocol": protocol.to_json()}
 
 
 @dataclass(frozen=True)

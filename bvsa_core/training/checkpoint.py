@@ -22,6 +22,7 @@ from torch import nn
 from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import append_line, claim, is_temporary, tidy, write_atomically
 from bvsa_core.io.safe_readers import read_arrays
+from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.scoring import Embeddings
 from bvsa_core.training.config import RunConfig, from_dict, to_dict
 
@@ -77,8 +78,8 @@ class RunFolder:
             raise UserError(f"{path}: not the settings of a run; delete the folder, and train the run again")
         return described
 
-    def known(self, config: RunConfig) -> dict | None:
-        """The figures of the run of this configuration, where it is complete there.
+    def known(self, config: RunConfig) -> RunResult | None:
+        """The result of the run of this configuration, where it is complete there.
 
         Raises:
             UserError: the folder holds another run, or something else.
@@ -113,16 +114,16 @@ class RunFolder:
         write_atomically(path, b"".join(lines))
         return len(lines) == epochs
 
-    def finish(self, module: nn.Module, embeddings: Embeddings, result: dict) -> None:
+    def finish(self, module: nn.Module, embeddings: Embeddings, result: RunResult) -> None:
         tensors = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
         write_atomically(self.path / "weights.safetensors", safetensors.torch.save(tensors))
         compared = {name: value.detach().float().cpu().contiguous().clone() for name, value in vars(embeddings).items()}
         write_atomically(self.path / "embeddings.safetensors", safetensors.torch.save(compared))
-        write_atomically(self.path / "result.json", json.dumps(result, indent=2).encode() + b"\n")
+        write_atomically(self.path / "result.json", json.dumps(result.to_json(), indent=2).encode() + b"\n")
         self.resume.unlink(missing_ok=True)
 
-    def result(self) -> dict:
-        """The figures of a complete run.
+    def result(self) -> RunResult:
+        """Read the result of a complete run.
 
         Raises:
             UserError: the folder holds no complete run, or a damaged one.
@@ -132,7 +133,7 @@ class RunFolder:
             raise UserError(
                 f"{self.path}: no finished run there (result.json is missing); train one with 'bvsa train --out'"
             )
-        return read_json(path)
+        return RunResult.from_json(read_json(path), path)
 
     def metrics(self) -> list[dict]:
         """What metrics.jsonl says of every epoch; nothing where it is not there.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 
@@ -15,6 +15,7 @@ from bvsa_core.distributed.processes import together
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Method
 from bvsa_core.progress import Progress, no_progress
+from bvsa_core.retrieval.result import RunResult
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.evaluation import Trained, evaluate, oracle
@@ -30,12 +31,12 @@ def run(
     folder: RunFolder,
     progress: Progress = no_progress,
     log: Callable[[dict], None] = lambda metrics: None,
-) -> dict:
+) -> RunResult:
     """Train, embed the test set, score, and leave everything in the folder. A complete run is not repeated, a stopped one goes on.
 
     Processes of a team all call it; the first writes, and its `log` hears of the metrics of every epoch.
 
-    Returns the content of result.json.
+    Returns the result, which is also in result.json.
 
     Raises:
         UserError: data, options or the folder do not fit, or another process is at work in the folder.
@@ -50,7 +51,7 @@ def run(
 
 def _run(
     config: RunConfig, run_data: RunData, folder: RunFolder, progress: Progress, log: Callable[[dict], None]
-) -> dict:
+) -> RunResult:
     team = run_data.team
 
     def report(metrics: dict) -> None:
@@ -64,21 +65,21 @@ def _run(
         trained = train(config, run_data, report, keeper)
     method, known = trained.method, trained.split
     found = evaluate(trained, config, run_data)
-    result = {
-        "method": config.method,
-        "preset": config.preset,
-        "note": method.TABLE_NOTE,
-        "subject": config.subject,
-        "seed": config.seed,
-        "epoch": trained.epoch,
-        **found.scores.to_json(found.protocol),
-        "reliability": asdict(found.reliability) if found.reliability else None,
-        "samples": len(known),
-        "held_out": len(trained.held_out) if trained.held_out else 0,
-        "shape": asdict(trained.shape),
-        "ranks": found.ranks.tolist(),
-        "images": found.images,
-    }
+    result = RunResult(
+        method=config.method,
+        preset=config.preset,
+        note=method.TABLE_NOTE,
+        subject=config.subject,
+        seed=config.seed,
+        epoch=trained.epoch,
+        protocol=found.protocol,
+        reliability=found.reliability,
+        samples=len(known),
+        held_out=len(trained.held_out) if trained.held_out else 0,
+        shape=trained.shape,
+        ranks=found.ranks.tolist(),
+        images=found.images,
+    )
     if team.rank == 0:
         folder.finish(method, found.embeddings, result)
     team.wait()
@@ -172,8 +173,8 @@ def load_method(folder: RunFolder, run_data: RunData) -> Method:
         UserError: the folder holds no complete run, one of an earlier version, or weights that do not fit its configuration.
     """
     result = folder.result()
-    if "shape" not in result:
+    if result.shape is None:
         raise UserError(f"{folder.path}: a run of an earlier version; train it again")
-    method = build_method(folder.config(), encoders.InputSpec(**result["shape"]), result["samples"], run_data)
+    method = build_method(folder.config(), result.shape, result.samples, run_data)
     folder.load_weights(method)
     return method.eval()

@@ -15,7 +15,6 @@ from bvsa_core.cli import main
 from bvsa_core.cli.retrieve import read_queries
 from bvsa_core.data.dataset import Dataset
 from bvsa_core.data.split import load_split
-from bvsa_core.retrieval.gates import Reliability
 from bvsa_core.retrieval.scoring import Scoring, similarity
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.run_data import RunData
@@ -40,13 +39,13 @@ def rows(found: dict) -> list[list[int]]:
 def test_test_recordings_find_what_the_embeddings_of_the_run_say(finished, retrieved, gate):
     folder = RunFolder(finished)
     found, shown = retrieved("--top", 3, "--gate", gate)
-    scores = similarity(folder.embeddings(), Scoring(gate, Reliability(**folder.result()["reliability"])))
+    scores = similarity(folder.embeddings(), Scoring(gate, folder.result().reliability))
     best = scores.topk(3, dim=1)
     assert rows(found) == best.indices.tolist()
     values = [[image["score"] for image in query["images"]] for query in found["queries"]]
     np.testing.assert_allclose(values, best.values, atol=1e-5)
     assert found["protocol"] == {"information": "inductive", "gate": gate, "gallery": 12}
-    names = folder.result()["images"]
+    names = folder.result().images
     assert [query["recording"] for query in found["queries"]] == names
     assert all(image["image"] == names[image["row"]] for query in found["queries"] for image in query["images"])
     assert Path(names[0]).name in shown and "gate " + gate in shown

@@ -6,6 +6,7 @@ import csv
 import re
 
 import pytest
+import results
 
 from bvsa_core.distributed.processes import ProcessGroup
 from bvsa_core.errors import UserError
@@ -27,11 +28,8 @@ PUBLISHED = paper_results.find("NICE", "eeg", "inter")
 
 
 def entry(system: str = "nice", note: str = "", beside=PUBLISHED, setting: str = "inter", **protocol) -> ComparisonRow:
-    usual = {
-        "dataset": "THINGS-EEG2", "selection": "last", "information": "inductive", "gate": "none",
-        "gallery": 200, "channels": 17, "repetitions": 80, "encoder": "RN50",
-    }  # fmt: skip
-    row = MethodResult("nice (corrected)", 0.25, (0.2, 0.3), 0.5, (0.4, 0.6), 0.3, 7.0, 10, 3, usual | protocol, note)
+    under = results.protocol(**{"dataset": "THINGS-EEG2", "encoder": "RN50", **protocol})
+    row = MethodResult("nice (corrected)", 0.25, (0.2, 0.3), 0.5, (0.4, 0.6), 0.3, 7.0, 10, 3, under, note)
     return ComparisonRow("eeg", setting, system, "tsconv", row, published=beside)
 
 
@@ -102,13 +100,13 @@ def test_latex_prints_every_character():
 
 def test_subjects_and_statistics_are_means_over_seeds():
     statistics = lambda value: {"hubness": {"k": 10, "skewness": value}, "galleries": [{"size": 2, "top1": value}]}  # noqa: E731
-    results = [
-        {"subject": "sub-02", "ranks": [1, 9], "statistics": statistics(0.5)},
-        {"subject": "sub-01", "ranks": [1, 1], "statistics": statistics(1.0)},
-        {"subject": "sub-01", "ranks": [2, 6], "statistics": statistics(0.0)},
+    of_runs = [
+        results.run_result([1, 9], subject="sub-02", statistics=statistics(0.5)),
+        results.run_result([1, 1], statistics=statistics(1.0)),
+        results.run_result([2, 6], statistics=statistics(0.0)),
     ]
-    assert subject_rows(results) == {"sub-01": (0.5, 0.75), "sub-02": (0.5, 0.5)}
-    assert mean_statistics(results) == {"hubness": {"k": 10, "skewness": 0.5}, "galleries": [{"size": 2, "top1": 0.5}]}
+    assert subject_rows(of_runs) == {"sub-01": (0.5, 0.75), "sub-02": (0.5, 0.5)}
+    assert mean_statistics(of_runs) == {"hubness": {"k": 10, "skewness": 0.5}, "galleries": [{"size": 2, "top1": 0.5}]}
 
 
 def test_cells_are_dealt_to_every_process_once():

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
+from results import run_result
 
 from bvsa_core.experiments import paper_results
 from bvsa_core.report.comparison_table import ComparisonRow
@@ -47,23 +48,9 @@ class Checked(HTMLParser):
         assert self._open.pop() == tag
 
 
-def result(subject: str, seed: int, ranks: list[int], **protocol) -> dict:
-    usual = {
-        "dataset": "synthetic", "selection": "last", "information": "inductive", "gate": "none", "gallery": 3,
-        "channels": 17, "repetitions": 80, "encoder": "tiny", "setting": "intra-subject", "modality": "EEG",
-    }  # fmt: skip
-    return {
-        "method": "bvsa",
-        "preset": "corrected",
-        "subject": subject,
-        "seed": seed,
-        "ranks": ranks,
-        "protocol": usual | protocol,
-    }
-
-
 def a_line(system: str = "bvsa", beside=None, **protocol) -> ReportRow:
-    results = [result("sub-01", 0, [1, 2, 1], **protocol), result("sub-02", 0, [3, 1, 1], **protocol)]
+    protocol = {"gallery": 3, "setting": "intra-subject", "modality": "EEG", **protocol}
+    results = [run_result([1, 2, 1], **protocol), run_result([3, 1, 1], subject="sub-02", **protocol)]
     (row,) = method_results(results)
     curve = [
         {"averaged": n, "resamples": 2, "top1": n / 9, "top1_std": 0.1, "top5": 1.0, "top5_std": 0.0} for n in (1, 2, 4)
@@ -73,7 +60,7 @@ def a_line(system: str = "bvsa", beside=None, **protocol) -> ReportRow:
         for n in (1, 2, 3)
     ]
     made = {"metrics": metrics, "settings": {"epochs": 3, "note": EVIL}, "finished": "2026-01-01", "repetitions": curve}
-    runs = [RunSummary(each["subject"], each["subject"], each["seed"], each["ranks"], **made) for each in results]
+    runs = [RunSummary(each.subject, each.subject, each.seed, each.ranks, **made) for each in results]
     return ReportRow(
         system, system, ComparisonRow("eeg", "intra", system, "eeg_project", row, cells=2, published=beside), runs
     )

@@ -228,4 +228,4 @@ def test_a_state_that_is_damaged_or_of_another_run_is_named(run_data, tmp_path, 
     with pytest.raises(UserError, match=r"resume.safetensors: not where this run stood \('__metadata__'\); delete it"):
         run(config(run_data), run_data, folder)
     folder.resume.unlink()
-    assert run(config(run_data), run_data, folder)["epoch"] == 2
+    assert run(config(run_data), run_data, folder).epoch == 2

@@ -49,13 +49,13 @@ def test_every_method_runs_from_recordings_to_figures(run_data, tmp_path, method
     )
     files = {"run.yaml", "metrics.jsonl", "weights.safetensors", "embeddings.safetensors", "result.json"}
     assert {path.name for path in folder.iterdir()} == files
-    assert json.loads((folder / "result.json").read_text()) == result
-    assert result["n"] == 12 and len(result["ranks"]) == 12 and 0 <= result["top1"] <= result["top5"] <= 1
-    protocol = result["protocol"]
-    assert protocol["dataset"] == "synthetic" and protocol["selection"] == "last" and protocol["encoder"] == "tiny"
-    assert (protocol["gallery"], protocol["channels"], protocol["repetitions"]) == (12, 17, 6)
+    assert json.loads((folder / "result.json").read_text()) == result.to_json() and RunFolder(folder).result() == result
+    scores, protocol = result.scores, result.protocol
+    assert scores.n == 12 and len(result.ranks) == 12 and 0 <= scores.top1 <= scores.top5 <= 1
+    assert (protocol.dataset, protocol.selection, protocol.encoder) == ("synthetic", "last", "tiny")
+    assert (protocol.gallery, protocol.channels, protocol.repetitions) == (12, 17, 6)
     uses_labels = method == "bvsa" and preset != "corrected"
-    assert protocol["information"] == ("uses labels" if uses_labels else "inductive")
+    assert protocol.information == ("uses labels" if uses_labels else "inductive")
     epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in epochs] == [1, 2] and all(sum(line["blur"].values()) == 90 for line in epochs)
     assert ("epochs", 2, 2) in heard
@@ -79,7 +79,7 @@ def test_every_method_runs_from_recordings_to_figures(run_data, tmp_path, method
 def test_comparison_systems_run_as_they_were_trained(run_data, small_data, tmp_path, method, changes, note):
     used = RunData(RunDataConfig(data=small_data, average=False)) if "average" in changes else run_data
     result = run(config(used, method=method, **changes), used, RunFolder(tmp_path / "run"))
-    assert result["note"] == note and result["n"] == 12 and result["protocol"]["information"] == "inductive"
+    assert result.note == note and result.scores.n == 12 and result.protocol.information == "inductive"
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     held = {0: 0, 1: 3, 6: 6}[changes.get("validation", 0)]  # whole concepts of three images
     samples = (90 - held) * (2 if "average" in changes else 1)
@@ -210,11 +210,13 @@ def many_ways(tmp_path_factory) -> RunData:
 @pytest.mark.parametrize("method", METHODS)
 def test_retrieval_is_above_chance_and_at_chance_once_pairs_are_shuffled(many_ways, tmp_path, method):
     settings = {"method": method, "epochs": 12, "batch_size": 256, "lr": 3e-4}
-    found = run(config(many_ways, **settings), many_ways, RunFolder(tmp_path / "true"))
-    shuffled = run(config(many_ways, **settings, shuffle_pairs=True), many_ways, RunFolder(tmp_path / "shuffled"))
-    assert found["n"] == 200 and found["top1"] >= 0.03 and found["top5"] >= 0.1  # chance: 0.005 and 0.025
+    paired, shuffled = (
+        run(config(many_ways, **settings, shuffle_pairs=value), many_ways, RunFolder(tmp_path / str(value))).scores
+        for value in (False, True)
+    )
+    assert paired.n == 200 and paired.top1 >= 0.03 and paired.top5 >= 0.1  # chance: 0.005 and 0.025
     # Beyond these, a run at chance falls once in ten thousand: binomial, 200 queries.
-    assert shuffled["top1"] <= 6 / 200 and shuffled["top5"] <= 15 / 200 and 60 < shuffled["median_rank"] < 140
+    assert shuffled.top1 <= 6 / 200 and shuffled.top5 <= 15 / 200 and 60 < shuffled.median_rank < 140
 
 
 def test_what_cannot_be_run_is_refused(run_data, tmp_path):

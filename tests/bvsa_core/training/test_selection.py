@@ -64,13 +64,14 @@ def test_a_run_is_left_as_one_that_ended_at_its_best_epoch(run_data, tmp_path, s
     chosen = run(config(run_data, selection=selection, validation=6), run_data, RunFolder(tmp_path / "chosen"))
     lines = [json.loads(line) for line in (tmp_path / "chosen" / "metrics.jsonl").read_text().splitlines()]
     if selection == "validation":
-        assert chosen["epoch"] == 2 and chosen["protocol"]["selection"] == "validation"
+        assert chosen.epoch == 2 and chosen.protocol.selection == "validation"
     else:
         merits = [(line["test_top1"], line["test_map"]) for line in lines]
-        assert chosen["epoch"] == 1 + merits.index(max(merits)) and (chosen["top1"], chosen["map"]) == max(merits)
-        assert chosen["protocol"]["selection"] == "oracle (upper bound, selected on test)"
-    last = run(config(run_data, epochs=chosen["epoch"], validation=6), run_data, RunFolder(tmp_path / "last"))
-    assert last["epoch"] == chosen["epoch"] and last["ranks"] == chosen["ranks"]
+        assert chosen.epoch == 1 + merits.index(max(merits))
+        assert (chosen.scores.top1, chosen.scores.map) == max(merits)
+        assert chosen.protocol.selection == "oracle (upper bound, selected on test)"
+    last = run(config(run_data, epochs=chosen.epoch, validation=6), run_data, RunFolder(tmp_path / "last"))
+    assert (last.epoch, last.ranks) == (chosen.epoch, chosen.ranks)
     kept, expected = (load_file(tmp_path / name / "weights.safetensors") for name in ("chosen", "last"))
     assert kept.keys() == expected.keys() and all(torch.equal(kept[name], expected[name]) for name in kept)
 

@@ -55,16 +55,12 @@ def test_every_fold_starts_fresh_and_learns_from_the_others_alone(run_data, smal
         ("alone", "sub-02", alone),
     ):
         result = run(config(used, lr=1e-3, subject=subject, setting="inter"), used, RunFolder(tmp_path / name))
-        assert (
-            result["protocol"]["setting"] == "inter-subject"
-            and result["subject"] == subject
-            and result["samples"] == 90
-        )
+        assert (result.protocol.setting, result.subject, result.samples) == ("inter-subject", subject, 90)
     for file in ("weights.safetensors", "embeddings.safetensors", "result.json"):
         other, after_it, by_itself = ((tmp_path / name / file).read_bytes() for name in ("sub-01", "sub-02", "alone"))
         assert after_it == by_itself != other, file
     intra = run(config(run_data, lr=1e-3, subject="sub-01"), run_data, RunFolder(tmp_path / "intra"))
-    assert intra["protocol"]["setting"] == "intra-subject" and intra["protocol"]["modality"] == "EEG"
+    assert (intra.protocol.setting, intra.protocol.modality) == ("intra-subject", "EEG")
     assert (tmp_path / "intra" / "weights.safetensors").read_bytes() == (
         tmp_path / "sub-02" / "weights.safetensors"
     ).read_bytes()
@@ -108,7 +104,7 @@ def test_the_first_repetitions_of_the_test_set_are_averaged(run_data, small_data
     with pytest.raises(UserError, match="test.pt: an image is shown 6 times, not 7; ask for fewer repetitions"):
         run_data.split("sub-01", "test", 7)
     result = run(config(run_data, method="vanilla", repetitions=2, epochs=1), run_data, RunFolder(tmp_path / "run"))
-    assert result["protocol"]["repetitions"] == 2
+    assert result.protocol.repetitions == 2
 
 
 def test_meg_has_its_shape_and_runs_in_both_settings(meg_data, tmp_path, capsys):
@@ -121,9 +117,9 @@ def test_meg_has_its_shape_and_runs_in_both_settings(meg_data, tmp_path, capsys)
         result = run(
             config(run_data, method="vanilla", epochs=1, setting=setting), run_data, RunFolder(tmp_path / setting)
         )
-        protocol = result["protocol"]
-        assert (protocol["modality"], protocol["setting"]) == ("MEG", f"{setting}-subject")
-        assert (protocol["channels"], protocol["repetitions"], protocol["gallery"]) == (SENSORS, 2, 12)
-        assert (result["shape"]["channels"], result["shape"]["time"]) == (SENSORS, SAMPLES)
+        protocol, shape = result.protocol, result.shape
+        assert (protocol.modality, protocol.setting) == ("MEG", f"{setting}-subject")
+        assert (protocol.channels, protocol.repetitions, protocol.gallery) == (SENSORS, 2, 12)
+        assert (shape.channels, shape.time) == (SENSORS, SAMPLES)
     assert main(["retrieve", str(tmp_path / "inter"), "--top", "1"]) == 0
     assert main(["evaluate", str(tmp_path / "inter")]) == 0
