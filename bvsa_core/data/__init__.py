@@ -1,4 +1,4 @@
-"""Recordings and images: readers, layouts, the store of converted data sets, and the synthetic data set."""
+"""Recordings and stimuli: published layouts, the store of converted data sets, checks, and export to MNE."""
 
 from bvsa_core.data.mne_export import to_mne
 

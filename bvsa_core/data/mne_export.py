@@ -1,4 +1,4 @@
-"""Recordings for other programs."""
+"""Export recordings to MNE-Python."""
 
 from __future__ import annotations
 
@@ -16,23 +16,26 @@ from bvsa_core.errors import UserError
 if TYPE_CHECKING:
     import mne
 
-_SCALE = {"µV": 1e-6, "fT": 1e-15}  # to what MNE takes numbers for, volts and tesla
+_SCALE = {"µV": 1e-6, "fT": 1e-15}  # to volts and tesla, the units of MNE
 
 
 def to_mne(
     dataset: Dataset | str | Path, subject: str, split: str, conditions: Sequence[int] | None = None
 ) -> mne.EpochsArray:
-    """One split of one subject as MNE epochs, every repetition of every condition.
+    """Return one split of one subject as MNE epochs: every repetition of every condition, as float64.
 
     Event code c is condition c - 1, and the tags "concept/image" select by either: epochs["aardvark"]. The second column
-    of the events is the session, 0 where the data do not tell. EEG channels get their places in the 10-10 system
-    (MNE's easycap-M1) where it names them; MEG channels are magnetometers whose places the store does not know.
+    of the events is the session, or 0 if it is unknown. EEG channels have the positions of MNE's montage easycap-M1 (the
+    10-10 system), if it has their names; MEG channels are magnetometers without positions.
 
-    MNE takes EEG for volts and MEG for tesla. Whitened recordings have no such unit: their numbers stay as they are, and
+    MNE expects volts and tesla. Whitened recordings have no unit: their values are not scaled, and
     epochs.info["description"] says so.
 
     Args:
-        conditions: rows of the split, all where left out; MNE keeps float64, four times the size of the store.
+        dataset: the data set, or its folder.
+        subject: such as "sub-01".
+        split: "train" or "test".
+        conditions: rows of the split; default: all.
 
     Raises:
         UserError: MNE is not installed, or there is no such subject, split or condition.
@@ -42,14 +45,13 @@ def to_mne(
     recordings = dataset.load(subject, split)
     rows = np.arange(len(recordings)) if conditions is None else np.asarray(conditions, dtype=int).ravel()
     if wrong := [row for row in rows.tolist() if not 0 <= row < len(recordings)]:
-        raise UserError(
-            f"{dataset.path(subject, split)}: no condition {wrong[0]}; there are 0 to {len(recordings) - 1}"
-        )
+        known = f"there are 0 to {len(recordings) - 1}"
+        raise UserError(f"{dataset.path(subject, split)}: no condition {wrong[0]}; {known}")
     header = read_header(dataset.recordings_folder / subject) if dataset.in_store(subject) else None
     units = header.units if header else "unknown, most likely whitened"
-    told = header.splits[split].sessions if header else None
+    by_trial = header.splits[split].sessions if header else None
     repetitions = recordings.data.shape[1]
-    sessions = np.repeat(0, len(rows) * repetitions) if told is None else np.array(told)[rows].ravel()
+    sessions = np.repeat(0, len(rows) * repetitions) if by_trial is None else np.array(by_trial)[rows].ravel()
     data = recordings.data[rows].reshape(-1, *recordings.data.shape[2:]).astype(np.float64)
     data *= _SCALE.get(units, 1)
     rate = header.sampling_rate if header else 1 / np.diff(recordings.times).mean()

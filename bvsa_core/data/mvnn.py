@@ -1,8 +1,8 @@
-"""Multivariate noise normalisation (Guggenmos et al., NeuroImage 2018), as THINGS-EEG2 uses it (Gifford et al., NeuroImage 2022).
+"""Multivariate noise normalisation (MVNN; Guggenmos et al., NeuroImage 2018) as in Gifford et al. (NeuroImage 2022).
 
-Recordings are multiplied by the inverse square root of the channels' noise covariance: that of one epoch over time, shrunk
-after Ledoit and Wolf (2004), averaged over epochs. Shrinkage acts on channels of unit variance, so that their units do not
-matter, as scikit-learn's discriminant analysis has it.
+Recordings are multiplied by the inverse square root of the channels' noise covariance. It is the covariance of an epoch
+over time, shrunk after Ledoit and Wolf (2004), and averaged over epochs. As in scikit-learn's discriminant analysis,
+shrinkage acts on channels of unit variance, so that units do not matter.
 """
 
 from __future__ import annotations
@@ -11,34 +11,34 @@ import math
 
 import numpy as np
 
-_BLOCK = 2**22  # samples treated at once
+_BLOCK = 2**22  # samples processed at once
 
 
 def noise_covariance(recordings: np.ndarray, over: str = "epochs") -> np.ndarray:
-    """Mean shrunk covariance of channels, (channels, channels) float64.
+    """Return the mean shrunk covariance (channels, channels) float64 of the channels.
 
-    A channel that is constant in some epoch has no variance there.
+    A channel that is constant in an epoch has no variance there.
 
     Args:
-        recordings: (conditions, repetitions, channels, time); read in blocks of conditions, so it may lie on disk.
-        over: what one covariance is taken over: the time points of an epoch ("epochs", the original's default), or the
-            repetitions of a condition at one time point ("time").
+        recordings: (conditions, repetitions, channels, time); read in blocks of conditions, so it may be memory-mapped.
+        over: samples of one covariance: the time points of an epoch ("epochs", the original's default), or the
+            repetitions of a condition at a time point ("time").
     """
     order = {"epochs": (0, 1, 2, 3), "time": (0, 3, 2, 1)}[over]
-    conditions, one, channels, _ = (recordings.shape[axis] for axis in order)
+    conditions, per_condition, channels, _ = (recordings.shape[axis] for axis in order)
     step = max(1, _BLOCK // math.prod(recordings.shape[1:]))
     total = np.zeros((channels, channels))
     for start in range(0, conditions, step):
         block = np.asarray(recordings[start : start + step], np.float64).transpose(order)
         total += _sum_of_covariances(block.reshape(-1, *block.shape[2:]))
-    return total / (conditions * one)
+    return total / (conditions * per_condition)
 
 
 def whitener(covariance: np.ndarray) -> np.ndarray:
-    """Its inverse square root, symmetric, through its eigenvectors.
+    """Return the symmetric inverse square root of a covariance.
 
     Raises:
-        ValueError: it is not positive definite, as where a channel is flat throughout.
+        ValueError: it is not positive definite, for example because a channel is flat throughout.
     """
     values, vectors = np.linalg.eigh(covariance)
     if not values[0] > len(values) * np.finfo(values.dtype).eps * values[-1]:
@@ -48,10 +48,10 @@ def whitener(covariance: np.ndarray) -> np.ndarray:
 
 
 def _sum_of_covariances(items: np.ndarray) -> np.ndarray:
-    """Of (items, channels, samples); the covariances themselves are never formed.
+    """Sum the shrunk covariances of (items, channels, samples) without forming each of them.
 
-    An item's estimate is (1 - s) S + s mu D: S its covariance, D the diagonal of S, s its shrinkage and mu the mean variance
-    after standardisation, which is 1 but for constant channels.
+    An item's estimate is (1 - s) S + s mu D, with its covariance S, the diagonal D of S, its shrinkage s, and the mean
+    variance mu after standardisation, which is 1 unless a channel is constant.
     """
     _, channels, samples = items.shape
     mean = items.mean(-1, keepdims=True)
@@ -66,7 +66,7 @@ def _sum_of_covariances(items: np.ndarray) -> np.ndarray:
 
 
 def _shrinkage(items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ledoit and Wolf's estimate and the mean variance, both (items,), of centred (items, channels, samples)."""
+    """Return Ledoit and Wolf's shrinkage and the mean variance, both (items,), of centred (items, channels, samples)."""
     _, channels, samples = items.shape
     power = np.square(items).sum(1)
     mu = power.sum(-1) / samples / channels

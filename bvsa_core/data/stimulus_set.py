@@ -1,13 +1,13 @@
-"""The stimuli, checked and brought beside the recordings: what `bvsa data images` does.
+"""Check the stimuli, resize them, and copy them to the recordings: `bvsa data images`.
 
     STORE/Image_set_Resize/training_images/00001_aardvark/aardvark_01b.jpg
     STORE/Image_set_Resize/test_images/00001_aircraft_carrier/aircraft_carrier_06s.jpg
-    STORE/Image_set_Resize/images.json        of every image its size, checksum, concept and name in THINGS
+    STORE/Image_set_Resize/images.json        size, checksum, concept and THINGS name of every image
 
-An image is resized as read_images would resize it, and as UBP did (bilinear with antialiasing, to a square), so that what
-encoders see is the same but for the JPEG coding: quality 95 without subsampled colour here, Pillow's 75 with it there. A
-image that has the size already is copied to the byte. Grey ones become RGB.
-A file gets the time of modification of what it was made of, by which a run that was stopped knows what is left to do.
+Images are resized to a square as `read_images` and UBP do it (bilinear with antialiasing), so that encoders see the same
+up to JPEG coding: quality 95 without chroma subsampling here, Pillow's 75 with it in UBP. Images that have the size
+already are copied byte for byte. Grey images become RGB. A file gets the modification time of its source, from which an
+interrupted run knows what is done.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from bvsa_core.data import things_eeg, things_meg
 from bvsa_core.data.dataset import IMAGE_FOLDERS, concept_of
@@ -34,12 +34,14 @@ from bvsa_core.data.quality.check import CheckReport
 from bvsa_core.data.store import HEADER, read_header, sha256_of
 from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import write_atomically
-from bvsa_core.io.image_file import DAMAGE
+from bvsa_core.io.image_file import DECODE_ERRORS
+from bvsa_core.io.text_files import read_json
+from bvsa_core.progress import Progress, no_progress
 
 INDEX = "images.json"
 _SPLITS = {"training_images": "training_images", "train_images": "training_images", "test_images": "test_images"}
 _NAME = re.compile(r"\w+/\d{5}_(?P<concept>[^/]+)/(?P=concept)_\d\d\w*\.(?:jpe?g|png)", re.IGNORECASE)
-_LIKE = "training_images/00001_aardvark/aardvark_01b.jpg"
+_EXAMPLE = "training_images/00001_aardvark/aardvark_01b.jpg"
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _FORMATS = ("JPEG", "PNG")
 _EXPECTED = {
@@ -47,72 +49,67 @@ _EXPECTED = {
     "test_images": [200],
 }
 _MAX_BYTES, _MAX_PIXELS = 2**26, 2**26  # of one image; those of THINGS are far below either
-_DAMAGE = (*DAMAGE, zipfile.BadZipFile)
+_DAMAGE = (*DECODE_ERRORS, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What images.json says of an image."""
+class IndexEntry:
+    """One image in images.json."""
 
     name: str  # such as training_images/00001_aardvark/aardvark_01b.jpg
     concept: str
     things_id: str  # such as aardvark_01b
-    width: int  # pixels, and as many high
+    width: int  # pixels; the height is the same
     bytes: int
     sha256: str
 
 
 @dataclass(frozen=True)
-class _Found:
-    """An image in the source, not yet read."""
+class _SourceImage:
+    """An image in the source, not read yet."""
 
-    where: str
+    path: str  # for messages
     parts: tuple[str, ...]  # of its path inside the source
     size: int  # bytes
-    time: int | None  # of modification, nanoseconds
+    mtime: int | None  # nanoseconds
     read: Callable[[], bytes]
 
 
 def import_images(
-    source: Path,
-    store: Path,
-    size: int = 224,
-    quality: int = 95,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
+    source: Path, store: Path, size: int = 224, quality: int = 95, progress: Progress = no_progress
 ) -> CheckReport:
-    """Check, resize and index the images that the store's recordings name; all of the source where there are none.
+    """Check, resize and index the images that the recordings in `store` name, or all images if there are no recordings.
 
     Args:
-        source: folder or zip file of the stimuli: training_images and test_images, as folders or zip files, or the folders
-            of concepts of THINGS itself, in which images are found by their names.
-        size: width and height in pixels; 0 leaves the files as they are.
+        source: folder or zip file of the stimuli: training_images and test_images, as folders or zip files, or the concept
+            folders of THINGS itself, in which images are looked up by file name.
+        store: folder of the recordings.
+        size: width and height in pixels; 0 keeps the files as they are.
         quality: of the JPEG files, 1 to 100.
+        progress: hears of every image.
 
     Raises:
-        UserError: source or store cannot be used at all. What is wrong with single images is in the report.
+        UserError: source or store cannot be used at all. Problems of single images are in the report.
     """
     if size < 0 or not 1 <= quality <= 100:
         raise UserError(f"size is {size} and quality {quality}; size must be 0 or more pixels, quality 1 to 100")
     report, folder = CheckReport(), store / IMAGE_FOLDERS[0]
-    within = os.path.commonpath([source.resolve(), folder.resolve()])
-    if within in (str(source.resolve()), str(folder.resolve())):
-        raise UserError(
-            f"{source}: images of {folder} cannot be made there; give a folder outside, or another one for the recordings"
-        )
-    found = list(_find(source, report))
-    if not found:
-        raise UserError(
-            f"{source}: no images inside; give the folder of training_images and test_images, or their zip files"
-        )
-    chosen = _choose(found, _named(store), source, store, report)
-    known = _begin(folder, size, quality)
+    if source.resolve() in (inside := folder.resolve(), *inside.parents) or inside in source.resolve().parents:
+        remedy = "give a folder outside, or another one for the recordings"
+        raise UserError(f"{source}: images of {folder} cannot be made there; {remedy}")
+    images = list(_source_images(source, report))
+    if not images:
+        remedy = "give the folder of training_images and test_images, or their zip files"
+        raise UserError(f"{source}: no images inside; {remedy}")
+    chosen = _match(images, _required_names(store), source, store, report)
+    checksums = _open_index(folder, size, quality)
 
-    def bring(name: str) -> Entry | str:
-        return _bring(chosen[name], folder, name, known.get(name), size, quality)
+    def import_one(name: str) -> IndexEntry | str:
+        return _import_one(chosen[name], folder, name, checksums.get(name), size, quality)
 
-    entries: list[Entry] = []
+    entries: list[IndexEntry] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, result in enumerate(pool.map(bring, chosen)):
+        for done, result in enumerate(pool.map(import_one, chosen)):
             progress("images", done, len(chosen))
             if isinstance(result, str):
                 report.problems.append(result)
@@ -121,7 +118,11 @@ def import_images(
     progress("images", len(chosen), len(chosen))
     for split, count in Counter(entry.name.partition("/")[0] for entry in entries).items():
         report.found.append(f"{folder / split}: {count} images, {'as they were' if size == 0 else f'{size} x {size}'}")
-    report.found += [f"the same image under several names: {', '.join(names)}" for names in _same(entries)]
+    names_by_checksum: defaultdict[str, list[str]] = defaultdict(list)
+    for entry in entries:
+        names_by_checksum[entry.sha256].append(entry.name)
+    equal = [names for names in names_by_checksum.values() if len(names) > 1]
+    report.found += [f"the same image under several names: {', '.join(names)}" for names in equal]
     if not report.problems:
         for left_by_a_kill in folder.rglob(".*.partial"):
             left_by_a_kill.unlink()
@@ -129,72 +130,61 @@ def import_images(
     return report
 
 
-def _find(source: Path, report: CheckReport) -> Iterator[_Found]:
-    """All images of a folder or zip file."""
+def _source_images(source: Path, report: CheckReport) -> Iterator[_SourceImage]:
+    """Yield all images of a folder or zip file."""
     if source.is_dir():
-        yield from _in_folder(source)
+        yield from _images_in_folder(source)
         for path in sorted(source.glob("*.zip")):
             if path.stem in _SPLITS and not (source / path.stem).is_dir():
-                yield from _in_zip(path, report)
+                yield from _images_in_zip(path, report)
     elif source.suffix == ".zip" and source.is_file():
-        yield from _in_zip(source, report)
+        yield from _images_in_zip(source, report)
     else:
         raise UserError(f"{source}: no such folder or zip file")
 
 
-def _in_folder(folder: Path) -> Iterator[_Found]:
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not _hidden(name))
+def _images_in_folder(root: Path) -> Iterator[_SourceImage]:
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = sorted(name for name in subfolders if not _hidden(name))
         for name in sorted(names):
-            path = Path(place, name)
+            path = Path(folder, name)
             if path.suffix.lower() in _SUFFIXES and not _hidden(name) and path.is_file():
-                about = path.stat()
-                yield _Found(
-                    str(path), path.relative_to(folder).parts, about.st_size, about.st_mtime_ns, path.read_bytes
-                )
+                stat = path.stat()
+                parts = path.relative_to(root).parts
+                yield _SourceImage(str(path), parts, stat.st_size, stat.st_mtime_ns, path.read_bytes)
 
 
-def _in_zip(path: Path, report: CheckReport) -> Iterator[_Found]:
-    """Images of an archive; nothing is unpacked to where an archive says."""
+def _images_in_zip(path: Path, report: CheckReport) -> Iterator[_SourceImage]:
+    """Yield the images of an archive; nothing is unpacked to the paths in it."""
     try:
         archive = zipfile.ZipFile(path)  # closed when the last image has been read
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise UserError(f"{path}: damaged or cut off ({error}); fetch it again") from error
     for member in archive.infolist():
-        parts = PurePosixPath(member.filename).parts
-        if ".." in parts or member.filename.startswith("/") or "\\" in member.filename or ":" in member.filename:
-            report.problems.append(
-                f"{path}: {member.filename!r} points outside the archive; it was not read. Do not trust this file"
-            )
+        name = member.filename
+        parts = PurePosixPath(name).parts
+        if ".." in parts or name.startswith("/") or "\\" in name or ":" in name:
+            problem = f"{name!r} points outside the archive; it was not read. Do not trust this file"
+            report.problems.append(f"{path}: {problem}")
             continue
-        if not parts or any(map(_hidden, parts)) or PurePosixPath(parts[-1]).suffix.lower() not in _SUFFIXES:
+        if not parts or any(map(_hidden, parts)) or PurePosixPath(name).suffix.lower() not in _SUFFIXES:
             continue
         if member.flag_bits & 1:
-            raise UserError(
-                f"{path}: password-protected; unpack it with the password that THINGS gives, then give the folder"
-            )
-        yield _Found(
-            f"{path}: {member.filename}",
-            parts,
-            member.file_size,
-            _time_of(member),
-            functools.partial(archive.read, member),
-        )
-
-
-def _time_of(member: zipfile.ZipInfo) -> int | None:
-    try:
-        return calendar.timegm((*member.date_time, 0, 0, 0)) * 10**9
-    except ValueError:  # a day that does not exist
-        return None
+            remedy = "unpack it with the password that THINGS gives, then give the folder"
+            raise UserError(f"{path}: password-protected; {remedy}")
+        try:
+            mtime = calendar.timegm((*member.date_time, 0, 0, 0)) * 10**9
+        except ValueError:  # a day that does not exist
+            mtime = None
+        yield _SourceImage(f"{path}: {name}", parts, member.file_size, mtime, functools.partial(archive.read, member))
 
 
 def _hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _named(store: Path) -> list[str]:
-    """Images that the store's recordings name; empty where it holds none."""
+def _required_names(store: Path) -> list[str]:
+    """Names of images in the store's recordings; empty if there are none."""
     names: dict[str, None] = {}
     for path in sorted(store.glob(f"sub-*/{HEADER}")):
         for split in read_header(path.parent).splits.values():
@@ -202,126 +192,125 @@ def _named(store: Path) -> list[str]:
     for name in names:
         parts = PurePosixPath(name).parts
         if len(parts) != 3 or parts[0] not in _SPLITS or ".." in parts or "\\" in name:
-            raise UserError(
-                f"{store}: recordings name the image {name!r}, which should be like {_LIKE}; make them again by bvsa data"
-            )
+            remedy = f"which should be like {_EXAMPLE}; make them again by bvsa data"
+            raise UserError(f"{store}: recordings name the image {name!r}, {remedy}")
     return list(names)
 
 
-def _choose(found: list[_Found], named: list[str], source: Path, store: Path, report: CheckReport) -> dict[str, _Found]:
-    """The image of the source for each name in the store."""
-    placed: dict[str, _Found] = {}
-    by_file: defaultdict[str, list[_Found]] = defaultdict(list)
-    for image in found:
-        name = _place(image.parts)
-        if name and name in placed:
-            report.problems.append(f"{image.where}: the same place as {placed[name].where}; keep one of them")
+def _match(
+    images: list[_SourceImage], required: list[str], source: Path, store: Path, report: CheckReport
+) -> dict[str, _SourceImage]:
+    """Return the source image of each name in the store."""
+    by_name: dict[str, _SourceImage] = {}
+    by_file: defaultdict[str, list[_SourceImage]] = defaultdict(list)
+    for image in images:
+        name = _name_in_store(image.parts)
+        if name and name in by_name:
+            report.problems.append(f"{image.path}: the same place as {by_name[name].path}; keep one of them")
         elif name:
-            placed[name] = image
+            by_name[name] = image
         by_file[image.parts[-1]].append(image)
-    if not named:
-        return _all(placed, found, source, store, report)
+    if not required:
+        return _match_all(by_name, images, source, store, report)
     chosen = {}
-    for name in named:
-        candidates = [placed[name]] if name in placed else by_file[PurePosixPath(name).name]
+    for name in required:
+        candidates = [by_name[name]] if name in by_name else by_file[PurePosixPath(name).name]
         if len(candidates) == 1:
             chosen[name] = candidates[0]
         elif candidates:
-            report.problems.append(
-                f"{name}: several in {source}, {candidates[0].where} and {candidates[1].where}; keep one of them"
-            )
+            paths = f"{candidates[0].path} and {candidates[1].path}"
+            report.problems.append(f"{name}: several in {source}, {paths}; keep one of them")
         else:
             report.problems.append(f"{name}: missing in {source}; fetch it")
     if not chosen:
-        raise UserError(
-            f"{source}: none of the {len(named)} images that recordings in {store} show, as {named[0]}; give their folder"
+        text = (
+            f"none of the {len(required)} images that recordings in {store} show, as {required[0]}; give their folder"
         )
-    if spare := len(found) - len({id(image) for image in chosen.values()}):
+        raise UserError(f"{source}: {text}")
+    if spare := len(images) - len({id(image) for image in chosen.values()}):
         report.found.append(f"{source}: {spare} more images, which no recording names, left alone")
     return chosen
 
 
-def _all(
-    placed: dict[str, _Found], found: list[_Found], source: Path, store: Path, report: CheckReport
-) -> dict[str, _Found]:
-    """Every image of the source, which is all there is to go by where the store has no recordings yet."""
-    good = {name: image for name, image in placed.items() if _NAME.fullmatch(name)}
-    if not good:
-        raise UserError(
-            f"{source}: no image named like {_LIKE}, and no recordings in {store} to say which are needed; bring those first"
-        )
-    strange = [image.where for image in found if not _NAME.fullmatch(_place(image.parts) or "")]
-    report.problems += [f"{where}: not named like {_LIKE}; rename or remove it" for where in strange]
-    counts = Counter(name.partition("/")[0] for name in good)
+def _match_all(
+    by_name: dict[str, _SourceImage], images: list[_SourceImage], source: Path, store: Path, report: CheckReport
+) -> dict[str, _SourceImage]:
+    """Return every image of the source, for a store without recordings, and report unexpected names and numbers."""
+    named = {name: image for name, image in by_name.items() if _NAME.fullmatch(name)}
+    if not named:
+        reason = f"no recordings in {store} to say which are needed; bring those first"
+        raise UserError(f"{source}: no image named like {_EXAMPLE}, and {reason}")
+    others = [image.path for image in images if not _NAME.fullmatch(_name_in_store(image.parts) or "")]
+    report.problems += [f"{path}: not named like {_EXAMPLE}; rename or remove it" for path in others]
+    counts = Counter(name.partition("/")[0] for name in named)
     for split, numbers in _EXPECTED.items():
         if counts[split] not in numbers:
-            told = f"{split} are {counts[split]} images, not {' or '.join(map(str, numbers))}"
-            report.problems.append(
-                f"{source}: {told}; fetch them all, or bring the recordings first if they need no more"
-            )
-    return dict(sorted(good.items()))
+            problem = f"{split} are {counts[split]} images, not {' or '.join(map(str, numbers))}"
+            remedy = "fetch them all, or bring the recordings first if they need no more"
+            report.problems.append(f"{source}: {problem}; {remedy}")
+    return dict(sorted(named.items()))
 
 
-def _place(parts: tuple[str, ...]) -> str | None:
-    """An image's name in the store, where its path tells it."""
+def _name_in_store(parts: tuple[str, ...]) -> str | None:
+    """Return an image's name in the store, or None if it is not in the folder of a split."""
     if len(parts) < 3 or parts[-3] not in _SPLITS:
         return None
     return "/".join((_SPLITS[parts[-3]], *parts[-2:]))
 
 
-def _begin(folder: Path, size: int, quality: int) -> dict[str, str]:
-    """Make the folder, or go on with it. Returns the checksums of the images that are done.
+def _open_index(folder: Path, size: int, quality: int) -> dict[str, str]:
+    """Make the folder or continue with it, and return the checksums of finished images by name.
 
     Raises:
-        UserError: it was made otherwise, or by someone else.
+        UserError: the folder was made with other settings, or by another program.
     """
     path = folder / INDEX
-    if not folder.exists() or all(_hidden(path.name) for path in folder.iterdir()):
+    if not folder.exists() or all(_hidden(child.name) for child in folder.iterdir()):
         folder.mkdir(parents=True, exist_ok=True)
         _write_index(folder, size, quality, None)
+    if not path.exists():
+        reason = f"is there already, and not made by 'bvsa data images' ({INDEX} is missing); move it away"
+        raise UserError(f"{folder}: {reason}")
+    remedy = f"delete {folder} and make it again"
+    index = read_json(path, remedy)
     try:
-        there = json.loads(path.read_text())
-        made = there["size"], there["quality"]
-        known = {entry["name"]: entry["sha256"] for entry in there["images"] or ()}
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{folder}: is there already, and not made by 'bvsa data images' ({INDEX} is missing); move it away"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}); delete {folder} and make it again") from error
+        made = index["size"], index["quality"]
+        checksums = {entry["name"]: entry["sha256"] for entry in index["images"] or ()}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}); {remedy}") from error
     if made != (size, quality):
-        raise UserError(
-            f"{folder}: made with size {made[0]} and quality {made[1]}; give these, or delete it to make it again"
-        )
-    return known
+        settings = f"size {made[0]} and quality {made[1]}"
+        raise UserError(f"{folder}: made with {settings}; give these, or delete it to make it again")
+    return checksums
 
 
-def _bring(stimulus: _Found, folder: Path, name: str, known: str | None, size: int, quality: int) -> Entry | str:
-    """Check one image and write it, unless that is done. Returns what is wrong where something is."""
+def _import_one(
+    image: _SourceImage, folder: Path, name: str, checksum: str | None, size: int, quality: int
+) -> IndexEntry | str:
+    """Check one image and write it, unless that is done. Returns its entry, or a problem."""
     target = folder / name
     try:
-        if target.exists() and target.stat().st_mtime_ns == stimulus.time and known in (None, sha256_of(target)):
+        if target.exists() and target.stat().st_mtime_ns == image.mtime and checksum in (None, sha256_of(target)):
             content, made = target.read_bytes(), False
-        elif stimulus.size > _MAX_BYTES:
-            raise ValueError(f"{stimulus.size} bytes are too many")
+        elif image.size > _MAX_BYTES:
+            raise ValueError(f"{image.size} bytes are too many")
         else:
-            content, made = _resized(stimulus.read(), target.suffix.lower(), size, quality), True
-        with _open(content) as image:
-            width = image.width
+            content, made = _resize(image.read(), target.suffix.lower(), size, quality), True
+        with _open(content) as opened:
+            width = opened.width
     except _DAMAGE as error:
-        return f"{stimulus.where}: cannot be used ({error}); fetch it again"
+        return f"{image.path}: cannot be used ({error}); fetch it again"
     if made:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, content)
-        if stimulus.time is not None:
-            os.utime(target, ns=(stimulus.time, stimulus.time))
-    return Entry(
-        name, concept_of(name), PurePosixPath(name).stem, width, len(content), hashlib.sha256(content).hexdigest()
-    )
+        if image.mtime is not None:
+            os.utime(target, ns=(image.mtime, image.mtime))
+    sha256 = hashlib.sha256(content).hexdigest()
+    return IndexEntry(name, concept_of(name), PurePosixPath(name).stem, width, len(content), sha256)
 
 
-def _resized(content: bytes, suffix: str, size: int, quality: int) -> bytes:
-    """The bytes of an image, decoded and drawn anew only where it is not yet what it shall be."""
+def _resize(content: bytes, suffix: str, size: int, quality: int) -> bytes:
+    """Return image bytes at the target size and format; they are re-encoded only if needed."""
     with _open(content) as image:
         if image.width * image.height > _MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels are too many")
@@ -330,32 +319,24 @@ def _resized(content: bytes, suffix: str, size: int, quality: int) -> bytes:
         image.load()
         if size == 0 or (image.width == size and image.mode == "RGB"):
             return content
-        drawn = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+        resized = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
     stream = io.BytesIO()
     if suffix == ".png":
-        drawn.save(stream, "PNG")
+        resized.save(stream, "PNG")
     else:
-        drawn.save(stream, "JPEG", quality=quality, subsampling=0)
+        resized.save(stream, "JPEG", quality=quality, subsampling=0)
     return stream.getvalue()
 
 
 def _open(content: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(content), formats=_FORMATS)
-    except UnidentifiedImageError as error:
+    except Image.UnidentifiedImageError as error:
         raise ValueError("no JPEG or PNG file") from error
 
 
-def _same(entries: list[Entry]) -> list[list[str]]:
-    """Names of images that are equal byte for byte."""
-    names: defaultdict[str, list[str]] = defaultdict(list)
-    for entry in entries:
-        names[entry.sha256].append(entry.name)
-    return [several for several in names.values() if len(several) > 1]
-
-
-def _write_index(folder: Path, size: int, quality: int, entries: list[Entry] | None) -> None:
-    """images.json; its images are null until all of them are there."""
+def _write_index(folder: Path, size: int, quality: int, entries: list[IndexEntry] | None) -> None:
+    """Write images.json; its images are null until all of them are there."""
     images = None if entries is None else [asdict(entry) for entry in entries]
     content = {"size": size, "quality": quality, "images": images}
     write_atomically(folder / INDEX, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")

@@ -10,6 +10,6 @@ CHANNELS = tuple(
 OCCIPITAL_CHANNELS = CHANNELS[-17:]  # the standard choice: P7 ... O2
 SAMPLING_RATE = 250  # Hz, after preprocessing
 SAMPLES = 250  # the second after image onset
-IMAGES_PER_CONCEPT = 10  # of the training set; one of the test set
+IMAGES_PER_CONCEPT = 10  # in the training set; the test set has one
 TRAIN_REPETITIONS = 4
 TEST_REPETITIONS = 80

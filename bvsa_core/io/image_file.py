@@ -1,4 +1,4 @@
-"""Reading an image from outside: its bytes are decoded as one of a few formats, none of which starts another program."""
+"""Decode images from outside as one of a few formats, none of which starts another program."""
 
 from __future__ import annotations
 
@@ -12,42 +12,28 @@ from PIL import Image
 from bvsa_core.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-DAMAGE = (  # what Pillow raises
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    NotImplementedError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+DECODE_ERRORS = (  # what Pillow raises for damaged images
+    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, NotImplementedError, MemoryError,
+    struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
 
 
 def read_image(path: Path) -> Image.Image:
-    """An image, decoded.
+    """Read and decode an image.
 
     Raises:
-        UserError: it is missing, damaged, or of another format.
+        UserError: the file is missing, damaged, or of another format.
     """
     try:
-        content = io.BytesIO(
-            path.read_bytes()
-        )  # Pillow asks a file for as many bytes as it tells of, and gets no more from these
+        content = io.BytesIO(path.read_bytes())  # from a file, Pillow would reserve as many bytes as a chunk claims
         with Image.open(content, formats=FORMATS) as image:
             image.load()
             return image
     except FileNotFoundError as error:
         raise UserError(f"image {path} is missing; copy the image set there") from error
-    except DAMAGE as error:
-        reason = (
-            f"no {', '.join(FORMATS)} file"
-            if isinstance(error, Image.UnidentifiedImageError)
-            else " ".join(str(error).split())
-        )
+    except Image.UnidentifiedImageError as error:
+        reason = f"no {', '.join(FORMATS)} file"
+        raise UserError(f"image {path} cannot be read ({reason}); fetch or make it again") from error
+    except DECODE_ERRORS as error:
+        reason = " ".join(str(error).split())
         raise UserError(f"image {path} cannot be read ({reason}); fetch or make it again") from error

@@ -1,7 +1,7 @@
-"""Reading pickles as data: an unpickler that knows a handful of names and builds what they mean itself.
+"""Read pickles as data, by an unpickler that allows a few names and builds what they stand for itself.
 
-No function that a file names is ever called, nothing but plain data comes out, and a file can make the reader neither
-allocate much more than its own size nor change anything of this process.
+It calls no function that a file names, returns only plain data, allocates little more than the file's size, and changes
+nothing else in this process. It is ours because torch's `weights_only` refuses pickle protocol 5, which UBP writes.
 """
 
 from __future__ import annotations
@@ -21,46 +21,37 @@ from torch import Tensor
 from bvsa_core.errors import UserError
 
 _SCALAR_TYPE = re.compile(r"[<>=|]?(?:[fiuc](?:1|2|4|8|16)|b1|\?)|[<>=|]?[US]\d{1,6}")
-_STORAGES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
-_NUMPY_MODULES = ("numpy.core", "numpy._core")  # before and after numpy 2
-_COPIED_UP_TO = 2**26  # bytes of an array; larger ones are views of the file or of what was read of it, and read-only
-_MOST_ITEMS = 2**24  # in containers, each counted as often as it is reached
+_MAX_COPY = 2**26  # bytes; larger arrays are read-only views of the file, or of what was read from it
+_MAX_ITEMS = 2**24  # in containers, each counted as often as it is reached
 
 
 def load(stream: IO[bytes], path: Path, archive: zipfile.ZipFile | None = None, folder: str = "") -> Any:
-    """What a pickle holds: arrays and tensors, text and numbers, in dicts, lists and tuples.
+    """Read a pickle: arrays, tensors, text and numbers, in dicts, lists and tuples.
 
     Args:
-        path: what errors call the file.
-        archive: where the contents of a torch archive's tensors are, below folder.
+        stream: the pickle.
+        path: name of the file in messages.
+        archive: the torch archive that holds the contents of tensors.
+        folder: where in the archive they are.
 
     Raises:
-        UserError: it names anything that is not data.
-        Exception: any of many, where it is damaged.
+        UserError: the pickle names something that is not data.
+        Exception: any of `safe_readers.READ_ERRORS`, if it is damaged.
     """
-    return _Plain().of(_Reader(stream if archive is not None else _Mapped(stream), path, archive, folder).load())
+    source = stream if archive is not None else _MappedStream(stream)
+    return _PlainBuilder().build(_Unpickler(source, path, archive, folder).load())
 
 
-class _Mapped:
-    """A file whose large parts are memory-mapped instead of read: the recordings of a subject can be larger than the memory."""
+class _MappedStream:
+    """A file whose large parts are memory-mapped: a subject's recordings can be larger than the memory."""
 
     def __init__(self, stream: IO[bytes]):
         self.stream, self.readline = stream, stream.readline
         self.content = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
 
-    def read(self, size: int) -> Any:  # bytes, or a view of them
-        if size <= _COPIED_UP_TO:
+    def read(self, size: int) -> Any:
+        """Return `size` bytes, as a view if they are many."""
+        if size <= _MAX_COPY:
             return self.stream.read(size)
         start = self.stream.tell()
         part = self.content[start : start + size]
@@ -68,64 +59,42 @@ class _Mapped:
         return part
 
 
-# CPython's unpickler in C reserves memory for whatever memo number a file tells; the one in Python keeps its memo in a dict.
-class _Reader(pickle._Unpickler):
-    """An unpickler for which every name but a few is an error, and those few mean functions of this module."""
+# CPython's unpickler in C reserves memory for any memo number in a file; the one in Python keeps its memo in a dict.
+class _Unpickler(pickle._Unpickler):
+    """An unpickler that allows the names in `_ALLOWED`, which stand for functions of this module."""
 
     stack: list[Any]
     append: Any
     read: Any
 
-    def __init__(self, stream: IO[bytes] | _Mapped, path: Path, archive: zipfile.ZipFile | None, folder: str):
+    def __init__(self, stream: IO[bytes] | _MappedStream, path: Path, archive: zipfile.ZipFile | None, folder: str):
         super().__init__(stream)
         self.path, self.archive, self.folder = path, archive, folder
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("numpy", "dtype"):
-            return _DType
-        if (module, name) == ("numpy", "ndarray"):
-            return _NDARRAY
-        if (module, name) in [(f"{numpy}.multiarray", "_reconstruct") for numpy in _NUMPY_MODULES]:
-            return _Array
-        if (module, name) in [(f"{numpy}.multiarray", "scalar") for numpy in _NUMPY_MODULES]:
-            return _scalar
-        if (module, name) in [(f"{numpy}.numeric", "_frombuffer") for numpy in _NUMPY_MODULES]:
-            return _array_from_buffer
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _tensor
-        if (module, name) == ("collections", "OrderedDict"):
-            return _Mapping
-        if (module, name) == ("_codecs", "encode"):
-            return _encode_latin1
-        if (module, name) == ("__builtin__", "bytes"):
-            return _no_bytes
-        if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
-        told = f"{module}.{name}"[:200]
-        told = told if told.isprintable() else repr(told)
-        raise UserError(f"{self.path}: names {told}, which is not data; it was not run. Do not trust this file")
+        if (module, name) in _ALLOWED:
+            return _ALLOWED[module, name]
+        full_name = f"{module}.{name}"[:200]
+        shown = full_name if full_name.isprintable() else repr(full_name)
+        raise UserError(f"{self.path}: names {shown}, which is not data; it was not run. Do not trust this file")
 
     def persistent_load(self, reference: Any) -> _Storage:
         kind, dtype, key, _, count = reference
-        if (
-            kind != "storage"
-            or not isinstance(dtype, torch.dtype)
-            or not re.fullmatch(r"\w+", str(key))
-            or self.archive is None
-        ):
+        known = kind == "storage" and isinstance(dtype, torch.dtype) and re.fullmatch(r"\w+", str(key))
+        if not known or self.archive is None:
             raise ValueError(f"unknown reference {reference!r}")
         return _Storage(self.archive, f"{self.folder}data/{key}", dtype, count)
 
     def _build(self) -> None:
-        """Give an object its state; anything but these three would be changed for the whole process, not for this file."""
+        """Set the state of a stand-in; on any other object, this would change the whole process."""
         state = self.stack.pop()
         if not isinstance(self.stack[-1], (_Array, _DType, _Mapping)):
-            raise pickle.UnpicklingError("gives a state to something that has none")
+            raise pickle.UnpicklingError("sets the state of an object that has none")
         self.stack[-1].__setstate__(state)
 
     def _bytearray(self) -> None:
         part = self.read(int.from_bytes(self.read(8), "little"))
-        self.append(part if len(part) > _COPIED_UP_TO else bytearray(part))
+        self.append(part if len(part) > _MAX_COPY else bytearray(part))
 
     def _refuse(self) -> None:
         raise pickle.UnpicklingError("makes objects in a way that no array needs")
@@ -137,9 +106,6 @@ class _Reader(pickle._Unpickler):
         dispatch[_code[0]] = _refuse
 
 
-_NDARRAY = object()  # stands for numpy.ndarray, which only ever appears as an argument
-
-
 class _Mapping(dict):
     """An ordered dict; the attributes that a state_dict carries are dropped."""
 
@@ -148,7 +114,7 @@ class _Mapping(dict):
 
 
 class _DType:
-    """What numpy.dtype(name, align, copy) pickles to; its state may only choose the byte order."""
+    """Stand-in for numpy.dtype(name, align, copy); its state may only set the byte order."""
 
     def __init__(self, name: str, align: bool = False, copy: bool = True):
         if not isinstance(name, str) or not (_SCALAR_TYPE.fullmatch(name) or name == "O8"):
@@ -167,7 +133,7 @@ class _DType:
 
 
 class _Array:
-    """What numpy's _reconstruct(ndarray, shape, typecode) pickles to; the state brings shape, type and bytes."""
+    """Stand-in for numpy's _reconstruct(ndarray, shape, typecode); its state holds shape, type and bytes."""
 
     def __init__(self, cls: Any, shape: tuple, typecode: bytes):
         if cls is not _NDARRAY:
@@ -177,17 +143,17 @@ class _Array:
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, fortran, data = state
         if dtype.name == "O":
-            self.value = _objects(data, _checked_shape(shape))
+            self.value = _object_array(data, _checked_shape(shape))
         else:
             self.value = _array_from_buffer(data, dtype, shape, "F" if fortran else "C")
 
 
-def _objects(items: list, shape: tuple[int, ...]) -> Any:
-    """An object array: text as a unicode array, the one item of an array without axes, and a list for one axis."""
+def _object_array(items: list, shape: tuple[int, ...]) -> Any:
+    """Convert an object array: text to a unicode array, no axes to the one item, one axis to a list."""
     if not isinstance(items, list) or len(items) != math.prod(shape):
-        raise ValueError("an object array does not have the items that its shape tells of")
+        raise ValueError("the number of items in an object array does not match its shape")
     if items and all(isinstance(item, str) for item in items):
-        if len(items) * max(map(len, items)) > _MOST_ITEMS * 4:
+        if len(items) * max(map(len, items)) > _MAX_ITEMS * 4:
             raise ValueError("an object array holds text too long for a table")
         return np.array(items, dtype=str).reshape(shape)
     if len(shape) == 0:
@@ -198,10 +164,10 @@ def _objects(items: list, shape: tuple[int, ...]) -> Any:
 
 
 def _array_from_buffer(data: Any, dtype: _DType, shape: tuple, order: Literal["C", "F"]) -> np.ndarray:
-    contents = isinstance(data, (bytes, bytearray, memoryview))
-    if not contents or not isinstance(dtype, _DType) or dtype.name == "O" or order not in ("C", "F"):
+    is_buffer = isinstance(data, (bytes, bytearray, memoryview))
+    if not is_buffer or not isinstance(dtype, _DType) or dtype.name == "O" or order not in ("C", "F"):
         raise ValueError("an array's contents are not bytes of a plain type")
-    if isinstance(data, bytes) and len(data) <= _COPIED_UP_TO:
+    if isinstance(data, bytes) and len(data) <= _MAX_COPY:
         data = bytearray(data)
     return np.frombuffer(data, dtype.resolve()).reshape(_checked_shape(shape), order=order)
 
@@ -211,22 +177,23 @@ def _scalar(dtype: _DType, data: bytes) -> Any:
 
 
 def _encode_latin1(text: str, encoding: str) -> bytes:
-    """How pickle protocol 2 spells bytes."""
+    """Return bytes as pickle protocol 2 spells them."""
     if encoding != "latin1" or not isinstance(text, str):
         raise ValueError(f"unknown encoding {encoding!r}")
     return text.encode("latin1")
 
 
 def _no_bytes() -> bytes:
-    """How pickle protocol 2 spells empty bytes."""
+    """Return empty bytes, which pickle protocol 2 spells as a call."""
     return b""
 
 
 class _Storage:
+    """The contents of a tensor in a torch archive."""
+
     def __init__(self, archive: zipfile.ZipFile, name: str, dtype: torch.dtype, count: int):
-        self.dtype = dtype
         if not isinstance(count, int) or archive.getinfo(name).file_size != count * dtype.itemsize:
-            raise ValueError(f"{name} does not have the size its tensor states")
+            raise ValueError(f"{name} does not have the size that its tensor needs")
         data = bytearray(archive.read(name))
         self.values = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
 
@@ -247,17 +214,42 @@ def _checked_shape(shape: Any) -> tuple[int, ...]:
     return shape
 
 
-class _Plain:
-    """Containers with the arrays that stand-ins have built; anything but plain data is refused.
+_NDARRAY = object()  # stands for numpy.ndarray, which only ever appears as an argument
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("numpy", "dtype"): _DType,
+    ("numpy", "ndarray"): _NDARRAY,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("collections", "OrderedDict"): _Mapping,
+    ("_codecs", "encode"): _encode_latin1,
+    ("__builtin__", "bytes"): _no_bytes,
+    ("torch", "DoubleStorage"): torch.float64,
+    ("torch", "FloatStorage"): torch.float32,
+    ("torch", "HalfStorage"): torch.float16,
+    ("torch", "BFloat16Storage"): torch.bfloat16,
+    ("torch", "LongStorage"): torch.int64,
+    ("torch", "IntStorage"): torch.int32,
+    ("torch", "ShortStorage"): torch.int16,
+    ("torch", "CharStorage"): torch.int8,
+    ("torch", "ByteStorage"): torch.uint8,
+    ("torch", "BoolStorage"): torch.bool,
+}
+for _numpy in ("numpy.core", "numpy._core"):  # before and after numpy 2
+    _ALLOWED[f"{_numpy}.multiarray", "_reconstruct"] = _Array
+    _ALLOWED[f"{_numpy}.multiarray", "scalar"] = _scalar
+    _ALLOWED[f"{_numpy}.numeric", "_frombuffer"] = _array_from_buffer
 
-    A container may be reached in several ways, and through others in exponentially many: each is built once, and those that
-    would be too large written out are refused.
+
+class _PlainBuilder:
+    """Replaces stand-ins in containers by their arrays, and refuses anything but plain data.
+
+    A container may be reached in several ways, and through others in exponentially many: each is built once, and one
+    that would be too large if written out is refused.
     """
 
     def __init__(self) -> None:
-        self._built: dict[int, tuple[Any, int]] = {}  # by identity: the value, and how many items it has written out
+        self._built: dict[int, tuple[Any, int]] = {}  # by identity: the value, and its number of items if written out
 
-    def of(self, value: Any) -> Any:
+    def build(self, value: Any) -> Any:
         return self._sized(value, 0)[0]
 
     def _sized(self, value: Any, depth: int) -> tuple[Any, int]:
@@ -281,7 +273,7 @@ class _Plain:
         else:
             raise ValueError(f"holds a {type(value).__name__}, which is not data")
         size = 1 + sum(size for _, size in items)
-        if size > _MOST_ITEMS:
+        if size > _MAX_ITEMS:
             raise ValueError("holds more items than any recording needs")
         plain = [item for item, _ in items]
         if isinstance(value, dict):

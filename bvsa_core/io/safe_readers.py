@@ -1,7 +1,6 @@
-"""Safe readers: arrays and tensors out of .pt, .npy, .npz and .safetensors files, without running anything in them.
+"""Read arrays and tensors from .pt, .npy, .npz and .safetensors files, without running anything in them.
 
-A .pt file is a zip archive around a pickle, and the .npy files of THINGS-EEG2 hold pickled dicts. They hold numpy arrays,
-which torch's own weights-only reader refuses, so `plain_pickle` reads them.
+A .pt file is a zip archive around a pickle, and the .npy files of THINGS-EEG2 hold pickled dicts; `safe_pickle` reads both.
 """
 
 from __future__ import annotations
@@ -20,52 +19,30 @@ from torch import Tensor
 from bvsa_core.errors import UserError
 from bvsa_core.io import safe_pickle
 
-READ_ERRORS = (  # what damaged files make numpy, zipfile, pickle and torch raise
-    OSError,
-    EOFError,
-    zipfile.BadZipFile,
-    pickle.UnpicklingError,
-    struct.error,
-    NotImplementedError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    OverflowError,
-    MemoryError,
-    RecursionError,
-    UnicodeDecodeError,
-    RuntimeError,
-    SyntaxError,
-    tokenize.TokenError,
-)
+READ_ERRORS = (  # what numpy, zipfile, pickle and torch raise for damaged files
+    OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, OverflowError, MemoryError, RuntimeError,
+    SyntaxError, zipfile.BadZipFile, pickle.UnpicklingError, struct.error, tokenize.TokenError,
+)  # fmt: skip
 
 
-def file_and_key(where: str) -> tuple[str, str]:
-    """The parts of FILE or FILE:KEY; a file of that very name comes first, and the key is empty where there is none."""
-    if Path(where).exists() or ":" not in where:
-        return where, ""
-    path, _, key = where.rpartition(":")
+def file_and_key(text: str) -> tuple[str, str]:
+    """Split FILE:KEY into its parts; the key is "" if there is none, or if a file has the whole text as its name."""
+    if Path(text).exists() or ":" not in text:
+        return text, ""
+    path, _, key = text.rpartition(":")
     return path, key
 
 
 def read_arrays(path: str | Path) -> Any:
-    """What a .pt, .npy, .npz or .safetensors file holds: an array or tensor, or a dict (of dicts and lists) of them.
+    """Read a .pt, .npy, .npz or .safetensors file: an array or tensor, or a dict (of dicts and lists) of them.
 
-    Arrays of 64 MB and more that were pickled are read-only, and those in .npy files memory-mapped.
+    Pickled arrays of more than 64 MB are read-only; those in .npy files are memory-mapped.
 
     Raises:
         UserError: the file is missing, damaged, of another kind, or holds anything but plain data.
     """
     path = Path(path)
-    readers = {
-        ".pt": _read_pt,
-        ".pth": _read_pt,
-        ".npy": _read_npy,
-        ".npz": _read_npz,
-        ".safetensors": _read_safetensors,
-    }
+    readers = {".pt": _read_pt, ".pth": _read_pt, ".npy": _read_npy, ".npz": _read_npz, ".safetensors": _read_tensors}
     if path.suffix not in readers:
         raise UserError(f"{path}: unknown kind of file; give one of {', '.join(readers)}")
     if not path.is_file():
@@ -83,16 +60,16 @@ def _read_npy(path: Path) -> Any:
     with path.open("rb") as stream:
         start = stream.read(len(np.lib.format.MAGIC_PREFIX))
         stream.seek(0)
-        if start[:1] == pickle.PROTO:  # a pickle that somebody gave this name, as THINGS-EEG2's preprocessing does
+        if start[:1] == pickle.PROTO:  # a pickle by this name, as in THINGS-EEG2
             return safe_pickle.load(stream, path)
         dtype, shape = _npy_header(stream)
         if dtype.hasobject:
             if dtype != np.dtype(object):
                 raise ValueError("a table with objects in it")
             return safe_pickle.load(stream, path)
-        stated, there = math.prod(shape) * dtype.itemsize, path.stat().st_size - stream.tell()
-        if stated != there:
-            raise ValueError(f"tells of {stated} bytes and has {there}")
+        stated, actual = math.prod(shape) * dtype.itemsize, path.stat().st_size - stream.tell()
+        if stated != actual:
+            raise ValueError(f"{actual} bytes of data where its header says {stated}")
         stream.seek(0)
         return np.load(stream, allow_pickle=False)
 
@@ -100,7 +77,7 @@ def _read_npy(path: Path) -> Any:
 def _npy_header(stream: IO[bytes]) -> tuple[np.dtype, tuple[int, ...]]:
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"version {version} of the format, and arrays are of 1 or 2")
+        raise ValueError(f"version {version} of the format; it must be 1.0 or 2.0")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(stream)
     if any(n < 0 for n in shape):
@@ -111,17 +88,17 @@ def _npy_header(stream: IO[bytes]) -> tuple[np.dtype, tuple[int, ...]]:
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as archive:
         if min((part.header_offset for part in archive.infolist()), default=-1) != 0:
-            raise ValueError("its table of contents leaves out what the file begins with")
+            raise ValueError("its table of contents does not list the start of the file")
         for part in archive.infolist():
             with archive.open(part) as stream:
                 dtype, shape = _npy_header(stream)
                 if not dtype.hasobject and math.prod(shape) * dtype.itemsize != part.file_size - stream.tell():
-                    raise ValueError(f"{part.filename} does not have the size that it tells of")
+                    raise ValueError(f"{part.filename} does not have the size that its header needs")
     with np.load(path, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(path: Path) -> dict[str, Tensor]:
     import safetensors.torch
 
     try:
@@ -141,6 +118,6 @@ def _read_pt(path: Path) -> Any:
             raise ValueError("no data.pkl inside, or several")
         with archive.open(pickles[0]) as stream:
             content = safe_pickle.load(stream, path, archive, pickles[0].removesuffix("data.pkl"))
-            if stream.read(1):  # and so the checksum of all that was read is compared
+            if stream.read(1):  # at the end, zipfile compares the checksum
                 raise ValueError("its pickle ends early")
             return content

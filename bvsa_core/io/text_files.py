@@ -1,4 +1,4 @@
-"""JSON and YAML files, read as data and refused in one line where they are damaged."""
+"""Read JSON and YAML files as data; a damaged file is a one-line error."""
 
 from __future__ import annotations
 
@@ -10,22 +10,17 @@ import yaml
 
 from bvsa_core.errors import UserError
 
+# What PyYAML raises: of its constructors, for values such as `!!int x` or the date 2024-13-45.
+_YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
+
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """Read the object that a JSON file holds.
-
-    Args:
-        remedy: what a user can do about a damaged file; ends the message.
+    """Read the object in a JSON file; an error message ends with `remedy`, which says what the user can do.
 
     Raises:
         UserError: the file is missing, damaged, or holds no object.
     """
-    try:
-        return parse_json(path.read_text("utf-8"), path, remedy)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; {remedy}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: damaged (not UTF-8 text); {remedy}") from error
+    return parse_json(_read_text(path, remedy), path, remedy)
 
 
 def parse_json(text: str, source: object, remedy: str) -> dict[str, Any]:
@@ -44,18 +39,28 @@ def parse_json(text: str, source: object, remedy: str) -> dict[str, Any]:
 
 
 def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
-    """Read the settings ('name: value') that a YAML file holds.
+    """Read the settings ('name: value') in a YAML file.
 
     Raises:
         UserError: the file is missing, damaged, or holds something else.
     """
+    text = _read_text(path, remedy)
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; {remedy}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        detail = str(error).splitlines()[0]
+        content = yaml.safe_load(text)
+    except _YAML_ERRORS as error:
+        detail = " ".join(str(error).split("\n")[0].split())
         raise UserError(f"{path}: not a YAML file ({detail}); {remedy}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold settings as 'name: value'; {remedy}")
     return content
+
+
+def _read_text(path: Path, remedy: str) -> str:
+    try:
+        return path.read_text("utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; {remedy}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: damaged (not UTF-8 text); {remedy}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error

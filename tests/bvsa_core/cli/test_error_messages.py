@@ -138,8 +138,8 @@ MISTAKES = {
     " not fully covered); fetch or make it again",
     "evaluate {t}/untold --full": f"{{t}}/untold: no run there (run.yaml is missing); {TRAIN}",
     "evaluate {r} --full --data {t}/nowhere": f"{{t}}/nowhere: no such folder; {MAKE} {{t}}/nowhere'",
-    "evaluate --brain {t}/cut.npy --image {t}/matrix.npy": "{t}/cut.npy: damaged or incomplete (tells of 48 bytes and has 39); fetch or"
-    " make it again",
+    "evaluate --brain {t}/cut.npy --image {t}/matrix.npy": "{t}/cut.npy: damaged or incomplete (39 bytes of data where its header says"
+    " 48); fetch or make it again",
     "evaluate --brain {t} --image {t}/matrix.npy": f"{{t}}: {FILES}",
     "retrieve {r} --recordings {t}/file": f"{{t}}/file: {FILES}",
     "retrieve {r} --recordings {t}/matrix.npy": "--recordings {t}/matrix.npy: is (4, 3); it must be one array (N, channels, time)",

@@ -1,4 +1,4 @@
-"""The published folder layout, including what the published files do differently from each other."""
+"""The layout of UBP and BVSA, and the differences between published files."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ def published(conditions=3, repetitions=2, channels=17, samples=60, **changes) -
     """A file as UBP's preprocessing writes it: arrays for every repetition, and times of the whole epoch."""
     images = [f"training_images/{i + 1:05d}_thing_{i}/thing_{i}_01b.jpg" for i in range(conditions)]
     repeat = lambda values: np.tile(np.array(values)[:, None], (1, repetitions))  # noqa: E731
+    shape = conditions, repetitions, channels, samples
     return {
-        "eeg": np.random.default_rng(0)
-        .standard_normal((conditions, repetitions, channels, samples))
-        .astype(np.float16),
+        "eeg": np.random.default_rng(0).standard_normal(shape).astype(np.float16),
         "label": repeat(range(conditions)),
         "img": repeat(images),
         "text": repeat([f"thing_{i}" for i in range(conditions)]),
@@ -38,7 +37,7 @@ def root(tmp_path):
     return tmp_path
 
 
-def test_reads_what_ubp_writes(root):
+def test_files_of_ubp_are_read(root):
     dataset = Dataset(root)
     recordings = dataset.load("sub-01", "train")
     assert dataset.subjects == ["sub-01"]
@@ -47,38 +46,26 @@ def test_reads_what_ubp_writes(root):
     assert Dataset(root / "Preprocessed_data_250Hz_whiten").subjects == ["sub-01"]
 
 
-def test_reads_files_without_texts_and_with_one_name_a_condition(tmp_path):
+def test_files_without_texts_and_with_one_name_per_condition_are_read(tmp_path):
     content = published()
-    content = {"eeg": content["eeg"], "img": content["img"][:, 0]}  # as the published MEG files
-    torch.save(content, tmp_path / "train.pt")
+    torch.save({"eeg": content["eeg"], "img": content["img"][:, 0]}, tmp_path / "train.pt")  # like published MEG
     assert read_recordings(tmp_path / "train.pt").concepts == ["thing_0", "thing_1", "thing_2"]
 
 
-def test_what_is_written_reads_back(tmp_path):
+def test_written_recordings_read_back(tmp_path):
     content = published()
-    first = Recordings(
-        content["eeg"],
-        list(content["img"][:, 0]),
-        list(content["text"][:, 0]),
-        content["ch_names"],
-        np.arange(60) / 250,
-    )
+    images, concepts = (list(content[key][:, 0]) for key in ("img", "text"))
+    first = Recordings(content["eeg"], images, concepts, content["ch_names"], np.arange(60) / 250)
     write_recordings(tmp_path / "train.pt", first, np.arange(3), content["session"])
     again = read_recordings(tmp_path / "train.pt")
     np.testing.assert_array_equal(again.data, first.data)
     assert (again.images, again.concepts, again.channels) == (first.images, first.concepts, first.channels)
 
 
-@pytest.mark.parametrize(
-    ("image", "concept"),
-    [
-        ("training_images/00001_aardvark/aardvark_01b.jpg", "aardvark"),
-        ("test_images/00001_aircraft_carrier/aircraft_carrier_06s.jpg", "aircraft_carrier"),
-        ("aircraft_carrier_06s.jpg", "aircraft_carrier"),
-    ],
-)
-def test_the_concept_is_in_the_path(image, concept):
-    assert concept_of(image) == concept
+def test_the_concept_is_in_the_path():
+    assert concept_of("training_images/00001_aardvark/aardvark_01b.jpg") == "aardvark"
+    assert concept_of("test_images/00001_aircraft_carrier/aircraft_carrier_06s.jpg") == "aircraft_carrier"
+    assert concept_of("aircraft_carrier_06s.jpg") == "aircraft_carrier"
 
 
 def test_images_are_found_in_either_folder_under_either_name(root):
@@ -107,14 +94,14 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("changes", "message"), BROKEN, ids=[next(iter(case[0])) for case in BROKEN])
-def test_parts_that_do_not_fit_are_named(tmp_path, changes, message):
+def test_parts_that_do_not_fit_are_reported(tmp_path, changes, message):
     torch.save(published(**changes), tmp_path / "train.pt")
     with pytest.raises(UserError, match=message):
         read_recordings(tmp_path / "train.pt")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_recording_that_is_not_finite_is_named(tmp_path, value):
+def test_a_recording_that_is_not_finite_is_reported(tmp_path, value):
     content = published()
     content["eeg"][1, 0, 3, 7] = value
     torch.save(content, tmp_path / "train.pt")
@@ -142,26 +129,21 @@ def test_split_averages_repetitions_and_selects_channels_and_times(root):
     np.testing.assert_array_equal(late.recordings, averaged.recordings[..., (times >= 0.5) & (times <= 0.75)])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_split_refuses_unknown_names_and_times(root):
+    for arguments, message in [
         ({"channels": ["Fp1", "Oz"]}, "no channel Fp1; there are P7"),
         ({"window": (5.0, 6.0)}, "no sample between 5.0 and 6.0 s; times run"),
         ({"subjects": ["sub-09"]}, "no subject 'sub-09'; there are sub-01"),
-    ],
-)
-def test_split_refuses_what_is_not_there(root, arguments, message):
-    with pytest.raises(UserError, match=message):
-        load_split(Dataset(root), **{"subjects": ["sub-01"], "split": "train", **arguments})
-
-
-def test_sessions_are_numbered_from_1_and_anything_else_is_no_session(tmp_path):
-    for given, told in [
-        (np.array([[0, 3], [1, 1], [2, 2]]), [[1, 4], [2, 2], [3, 3]]),
-        (np.full((3, 2), 2.0), [[2, 2]] * 3),
     ]:
+        with pytest.raises(UserError, match=message):
+            load_split(Dataset(root), **{"subjects": ["sub-01"], "split": "train", **arguments})
+
+
+def test_sessions_are_numbered_from_1_and_other_values_are_dropped(tmp_path):
+    first = np.array([[0, 3], [1, 1], [2, 2]])
+    for given, expected in [(first, (first + 1).tolist()), (np.full((3, 2), 2.0), [[2, 2]] * 3)]:
         torch.save(published(session=given), tmp_path / "train.pt")
-        assert read_recordings(tmp_path / "train.pt").sessions == told
+        assert read_recordings(tmp_path / "train.pt").sessions == expected
     for given in (None, np.zeros(3), np.full((3, 2), 0.5), np.full((3, 2), np.nan), np.full((3, 2), "a")):
         torch.save(published(session=given), tmp_path / "train.pt")
         assert read_recordings(tmp_path / "train.pt").sessions is None

@@ -1,4 +1,4 @@
-"""The stimuli: resized as the encoders' reader would, from folders and archives, with everything that is wrong listed."""
+"""The stimuli: resized like `read_images` does, from folders and archives, with every problem listed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import zipfile
 import zlib
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -23,16 +24,14 @@ from bvsa_core.errors import UserError
 from bvsa_core.vision.images import read_images
 
 SIZE = 24
-TRAINING = [
-    f"training_images/{i:05d}_{name}/{name}_0{k}b.jpg"
-    for i, name in enumerate(("aardvark", "bat1"), start=1)
-    for k in (1, 2)
-]
+CONCEPTS = ("00001_aardvark", "00002_bat1")
+TRAINING = [f"training_images/{name}/{name[6:]}_0{k}b.jpg" for name in CONCEPTS for k in (1, 2)]
 TEST = ["test_images/00001_coat_rack/coat_rack_13s.jpg"]
+WITHOUT_IMAGES = shutil.ignore_patterns("Image_set_Resize")
 
 
 def image(number: int, size: tuple[int, int] = (50, 50)) -> Image.Image:
-    """A smooth image: JPEG coding keeps it to a few grey levels."""
+    """Return a smooth image, which JPEG coding changes by a few grey levels only."""
     y, x = np.mgrid[0 : size[1], 0 : size[0]] / max(size)
     planes = [np.cos(3 * x + number), np.sin(2 * y + number), np.cos(2 * (x + y) - number)]
     return Image.fromarray((127 + 100 * np.stack(planes, axis=-1)).astype(np.uint8))
@@ -50,7 +49,7 @@ def source(tmp_path) -> Path:
 
 @pytest.fixture
 def store(tmp_path) -> Path:
-    """Recordings that name the images; nothing else of them matters here."""
+    """A store with recordings that name the images."""
     folder = tmp_path / "store"
     writer = SubjectWriter(folder, "sub-01", {})
     header = Header("sub-01", "EEG", "V", 250.0, ["Oz"], [0.0], "test", [])
@@ -68,30 +67,27 @@ def zipped(source: Path, target: Path, names: list[str]) -> Path:
     return target
 
 
-def test_images_are_resized_as_their_reader_would(source, store):
+def test_images_are_resized_like_read_images(source, store):
     report = import_images(source, store, SIZE)
     assert report.problems == [] and report.found == [
         f"{store}/Image_set_Resize/training_images: 4 images, 24 x 24",
         f"{store}/Image_set_Resize/test_images: 1 images, 24 x 24",
     ]
     dataset = Dataset(store)
-    brought = read_images([dataset.image_path(name) for name in TRAINING + TEST], SIZE)
-    wanted = read_images([source / name for name in TRAINING + TEST], SIZE)
-    assert (brought.int() - wanted.int()).abs().max() <= 6  # quality 95 divides by steps of at most 12
+    imported = read_images([dataset.image_path(name) for name in TRAINING + TEST], SIZE)
+    expected = read_images([source / name for name in TRAINING + TEST], SIZE)
+    assert (imported.int() - expected.int()).abs().max() <= 6  # quality 95 divides by steps of at most 12
     index = json.loads((store / "Image_set_Resize" / INDEX).read_text())
-    assert (index["size"], index["quality"], [entry["name"] for entry in index["images"]]) == (
-        SIZE,
-        95,
-        TRAINING + TEST,
-    )
+    assert (index["size"], index["quality"]) == (SIZE, 95)
+    assert [entry["name"] for entry in index["images"]] == TRAINING + TEST
     path = dataset.image_path(TEST[0])
     entry = {"name": TEST[0], "concept": "coat_rack", "things_id": "coat_rack_13s", "width": SIZE}
     assert index["images"][-1] == {**entry, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-def test_size_0_and_the_right_size_copy_to_the_byte(source, store, tmp_path):
+def test_size_0_and_images_of_the_right_size_are_copied_byte_for_byte(source, store, tmp_path):
     import_images(source, store, 0)
-    again = shutil.copytree(store, tmp_path / "again", ignore=shutil.ignore_patterns("Image_set_Resize"))
+    again = shutil.copytree(store, tmp_path / "again", ignore=WITHOUT_IMAGES)
     import_images(source, again, 50)
     for name in TRAINING + TEST:
         for place in (store, again):
@@ -106,12 +102,12 @@ def test_archives_hold_the_same(source, store, tmp_path):
     zipped(source, folder / "test_images.zip", TEST)
     both = zipped(source, tmp_path / "both.zip", TRAINING + TEST)
     for given in (folder, both):
-        other = shutil.copytree(store, tmp_path / f"of_{given.name}", ignore=shutil.ignore_patterns("Image_set_Resize"))
+        other = shutil.copytree(store, tmp_path / f"of_{given.name}", ignore=WITHOUT_IMAGES)
         assert import_images(given, other, SIZE).problems == []
         assert (other / "Image_set_Resize" / INDEX).read_text() == (store / "Image_set_Resize" / INDEX).read_text()
 
 
-def test_images_of_things_are_found_by_their_names(source, store, tmp_path):
+def test_images_of_things_are_matched_by_file_name(source, store, tmp_path):
     things = tmp_path / "object_images"
     for name in [*TRAINING, *TEST]:
         target = things / Path(name).name.rpartition("_")[0] / Path(name).name
@@ -123,7 +119,7 @@ def test_images_of_things_are_found_by_their_names(source, store, tmp_path):
     assert Dataset(store).image_path(TEST[0]).is_file()
 
 
-def test_the_same_command_again_changes_nothing_and_mends_what_is_altered(source, store, monkeypatch):
+def test_the_same_command_again_changes_nothing_and_repairs_altered_images(source, store, monkeypatch):
     import_images(source, store, SIZE)
     folder = store / "Image_set_Resize"
     contents = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*.jpg")}
@@ -134,34 +130,30 @@ def test_the_same_command_again_changes_nothing_and_mends_what_is_altered(source
     altered.write_bytes(altered.read_bytes() + b"x")
     os.utime(altered, ns=(time, time))
     (folder / "training_images" / ".x.jpg.1.partial").write_bytes(b"left by a kill")
-    made = []
-    monkeypatch.setattr(
-        stimulus_set, "_resized", lambda *arguments, real=stimulus_set._resized: made.append(1) or real(*arguments)
-    )
+    resize = Mock(side_effect=stimulus_set._resize)
+    monkeypatch.setattr(stimulus_set, "_resize", resize)
     assert import_images(source, store, SIZE).problems == []
-    assert len(made) == 2 and (folder / INDEX).read_bytes() == index
+    assert resize.call_count == 2 and (folder / INDEX).read_bytes() == index
     left = [path for path in folder.rglob("*") if path.suffix in (".jpg", ".partial")]
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in left} == contents
 
 
-def test_a_run_that_was_stopped_goes_on(source, store, monkeypatch):
-    real, made = stimulus_set._resized, []
-
-    def dying(*arguments):
-        made.append(1)
-        if len(made) > 3:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(stimulus_set, "_resized", dying)
+def test_an_interrupted_run_continues(source, store, monkeypatch):
+    resize = Mock(side_effect=stimulus_set._resize)
+    outcomes = iter([resize, resize, resize])
+    monkeypatch.setattr(
+        stimulus_set, "_resize", lambda *arguments: next(outcomes, Mock(side_effect=KeyboardInterrupt))(*arguments)
+    )
     with pytest.raises(KeyboardInterrupt):
         import_images(source, store, SIZE)
     folder = store / "Image_set_Resize"
     assert json.loads((folder / INDEX).read_text())["images"] is None
-    done, made[:] = len(list(folder.rglob("*.jpg"))), []
-    monkeypatch.setattr(stimulus_set, "_resized", lambda *arguments: made.append(1) or real(*arguments))
+    done = len(list(folder.rglob("*.jpg")))
+    resize.reset_mock()
+    monkeypatch.setattr(stimulus_set, "_resize", resize)
     import_images(source, store, SIZE)
-    assert 0 < done and len(made) == 5 - done and len(json.loads((folder / INDEX).read_text())["images"]) == 5
+    assert 0 < done and resize.call_count == 5 - done
+    assert len(json.loads((folder / INDEX).read_text())["images"]) == 5
 
 
 def test_every_problem_is_listed(source, store, capsys):
@@ -172,15 +164,15 @@ def test_every_problem_is_listed(source, store, capsys):
     image(7, (50, 40)).save(source / TRAINING[3])
     (source / TEST[0]).write_bytes(bomb())
     report = import_images(source, store, SIZE)
-    told = "\n".join(sorted(report.problems))
-    for name, what in [
+    problems = "\n".join(report.problems)
+    for name, problem in [
         (TRAINING[0], "cannot be used (image file is truncated"),
         (TRAINING[1], "cannot be used (no JPEG or PNG file); fetch it again"),
         (TRAINING[2], f"missing in {source}; fetch it"),
         (TRAINING[3], "cannot be used (50 x 40 pixels, not a square)"),
         (TEST[0], "cannot be used (Image size (400000000 pixels) exceeds limit"),
     ]:
-        assert f"{name}: {what}" in told
+        assert f"{name}: {problem}" in problems
     assert len(report.problems) == 5 and json.loads((store / "Image_set_Resize" / INDEX).read_text())["images"] is None
     assert main(["data", "images", str(source), str(store), "--size", str(SIZE)]) == 2
     captured = capsys.readouterr()
@@ -188,33 +180,35 @@ def test_every_problem_is_listed(source, store, capsys):
 
 
 def bomb() -> bytes:
-    """A PNG file that says it holds 20,000 x 20,000 pixels."""
-    chunk = lambda name, data: len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")  # noqa: E731
+    """Return a PNG file whose header claims 20,000 x 20,000 pixels."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
+
     size = (20_000).to_bytes(4, "big") * 2
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size + bytes([8, 2, 0, 0, 0])) + chunk(b"IDAT", b"")
 
 
-def test_images_below_pillows_limit_may_be_too_many_pixels_for_ours(source, store, monkeypatch):
+def test_our_limits_of_pixels_and_bytes_are_below_pillows(source, store, monkeypatch):
     monkeypatch.setattr(stimulus_set, "_MAX_PIXELS", 49 * 50)
     assert len(import_images(source, store, SIZE).problems) == 5
     monkeypatch.setattr(stimulus_set, "_MAX_BYTES", 10)
     assert all("bytes are too many" in problem for problem in import_images(source, store, SIZE).problems)
 
 
-def test_images_that_are_the_same_are_told(source, store):
+def test_equal_images_are_reported(source, store):
     shutil.copy2(source / TRAINING[0], source / TEST[0])
     report = import_images(source, store, SIZE)
     assert report.problems == [] and f"the same image under several names: {TRAINING[0]}, {TEST[0]}" in report.found
 
 
-def test_a_disk_without_room_is_no_fault_of_a_image(source, store, monkeypatch):
-    def full(path, content):
-        raise OSError(28, "No space left on device", str(path))
+def test_a_full_disk_is_not_a_problem_of_an_image(source, store, monkeypatch):
+    def write(path, content, real=stimulus_set.write_atomically):
+        if path.name != INDEX:
+            raise OSError(28, "No space left on device", str(path))
+        real(path, content)
 
-    real = stimulus_set.write_atomically
-    monkeypatch.setattr(
-        stimulus_set, "write_atomically", lambda path, content: (real if path.name == INDEX else full)(path, content)
-    )
+    monkeypatch.setattr(stimulus_set, "write_atomically", write)
     with pytest.raises(OSError, match="No space left"):
         import_images(source, store, SIZE)
 
@@ -238,10 +232,7 @@ def test_without_recordings_names_and_numbers_are_checked(source, tmp_path, monk
         (source / wrong).parent.mkdir(exist_ok=True)
         shutil.copy2(source / TRAINING[0], source / wrong)
         [problem] = import_images(source, tmp_path / "empty", SIZE).problems
-        assert (
-            problem
-            == f"{source / wrong}: not named like training_images/00001_aardvark/aardvark_01b.jpg; rename or remove it"
-        )
+        assert problem == f"{source / wrong}: not named like {TRAINING[0]}; rename or remove it"
         (source / wrong).unlink()
     with pytest.raises(UserError, match="no image named like .* bring those first"):
         import_images(source / "training_images", tmp_path / "other", SIZE)
@@ -251,29 +242,26 @@ def test_archives_cannot_write_elsewhere(source, store, tmp_path):
     path = zipped(source, tmp_path / "evil.zip", TRAINING + TEST)
     buffer = io.BytesIO()
     image(1).save(buffer, "JPEG")
+    outside = (
+        "../../training_images/00001_x/x_01b.jpg",
+        "/tmp/x_01b.jpg",
+        "a\\..\\x_01b.jpg",
+        "c:/x_01b.jpg",
+        "../x",
+        "",
+    )
     with zipfile.ZipFile(path, "a") as archive:
-        for name in (
-            "../../training_images/00001_x/x_01b.jpg",
-            "/tmp/x_01b.jpg",
-            "a\\..\\x_01b.jpg",
-            "c:/x_01b.jpg",
-            "../x",
-            "",
-        ):
+        for name in outside:
             archive.writestr(zipfile.ZipInfo(name), buffer.getvalue())
     before = set(tmp_path.rglob("*"))
     report = import_images(path, store, SIZE)
-    assert len(report.problems) == 5 and all(
-        "points outside the archive; it was not read" in problem for problem in report.problems
-    )
-    assert {
-        place
-        for place in set(tmp_path.rglob("*")) - before
-        if store / "Image_set_Resize" not in (place, *place.parents)
-    } == set()
+    assert len(report.problems) == 5
+    assert all("points outside the archive; it was not read" in problem for problem in report.problems)
+    new = set(tmp_path.rglob("*")) - before
+    assert all(store / "Image_set_Resize" in (path, *path.parents) for path in new)
 
 
-def test_damaged_archives_are_named(source, store, tmp_path):
+def test_damaged_archives_are_reported(source, store, tmp_path):
     path = zipped(source, tmp_path / "training_images.zip", TRAINING + TEST)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
@@ -293,7 +281,7 @@ def test_damaged_archives_are_named(source, store, tmp_path):
         import_images(path, store, SIZE)
 
 
-def test_what_cannot_be_done_is_refused(source, store, tmp_path):
+def test_unusable_sources_settings_and_folders_are_refused(source, store, tmp_path):
     (tmp_path / "nothing").mkdir()
     (tmp_path / "other").mkdir()
     image(0).save(tmp_path / "other" / "x.jpg")

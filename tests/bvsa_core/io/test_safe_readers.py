@@ -1,4 +1,4 @@
-"""Safe readers: everything published reads, nothing runs, damage is told in one line."""
+"""Safe readers: everything published is read, nothing runs, damage is reported in one line."""
 
 from __future__ import annotations
 
@@ -42,12 +42,8 @@ def test_reads_numpy_arrays_of_every_pickle_protocol(tmp_path, protocol):
 
 
 def test_reads_tensors_and_state_dicts(tmp_path):
-    tensors = {
-        "half": torch.rand(3).half(),
-        "transposed": torch.rand(3, 4).t(),
-        "long": torch.arange(5),
-        "bool": torch.tensor([True]),
-    }
+    tensors = {"half": torch.rand(3).half(), "transposed": torch.rand(3, 4).t(), "long": torch.arange(5)}
+    tensors["bool"] = torch.tensor([True])
     torch.save(tensors, tmp_path / "x.pt")
     for key, value in read_arrays(tmp_path / "x.pt").items():
         assert torch.equal(value, tensors[key])
@@ -79,7 +75,7 @@ def test_reads_pickled_dicts_of_npy_files(tmp_path, protocol):
 
 
 def test_a_large_pickled_array_is_read_without_a_copy(tmp_path, monkeypatch):
-    monkeypatch.setattr(safe_pickle, "_COPIED_UP_TO", 100)
+    monkeypatch.setattr(safe_pickle, "_MAX_COPY", 100)
     (tmp_path / "x.npy").write_bytes(pickle.dumps({"small": np.zeros(2), "large": np.ones(50)}))
     read = read_arrays(tmp_path / "x.npy")
     assert read["small"].flags.writeable and not read["large"].flags.writeable
@@ -110,46 +106,38 @@ def payloads(mark: Path) -> list:
     ]
 
 
-@pytest.mark.parametrize("which", range(8))
-def test_a_hostile_file_raises_and_runs_nothing(tmp_path, which):
+@pytest.mark.parametrize("number", range(8))
+def test_a_hostile_file_raises_and_runs_nothing(tmp_path, number):
     mark = tmp_path / "mark"
-    payload = payloads(mark)[which]
+    payload = payloads(mark)[number]
     torch.save({"eeg": payload, "img": np.array(["x"])}, tmp_path / "train.pt")
-    with pytest.raises(UserError, match="not data; it was not run"):
-        read_arrays(tmp_path / "train.pt")
     np.save(tmp_path / "x.npy", np.array([payload], dtype=object), allow_pickle=True)
     (tmp_path / "y.npy").write_bytes(pickle.dumps({"eeg": payload}))
-    for name in ("x.npy", "y.npy"):
+    for name in ("train.pt", "x.npy", "y.npy"):
         with pytest.raises(UserError, match="not data; it was not run"):
             read_arrays(tmp_path / name)
     assert not mark.exists()
-
-
-def write_pickle(path: Path, code: bytes) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("x/data.pkl", code)
 
 
 @pytest.mark.parametrize(
     "code",
     [
         b"\x80\x02cnumpy\ndtype\n(X\x02\x00\x00\x00O8K\x00K\x01tR.",  # a bare dtype
-        b"\x80\x02cnumpy._core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R.",  # an array without state
+        b"\x80\x02cnumpy._core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R.",  # no state
         pickle.dumps([[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]),
         b"\x80\x02.",
         b"",
         b"\x80\x02ctorch\nload\n.",
         b"\x80\x04\x8e" + b"\xff" * 5 + b"\0" * 3 + b"x.",  # bytes of a length that is not there
-        b"\x80\x02cnumpy._core.multiarray\nscalar\nN}X\x0c\x00\x00\x00__defaults__NsN\x86b.",  # a state for our own function
+        b"\x80\x02cnumpy._core.multiarray\nscalar\nN}X\x0c\x00\x00\x00__defaults__NsN\x86b.",  # state of our function
         b"\x80\x02cnumpy\ndtype\n(X\x02\x00\x00\x00f8K\x00K\x01t\x81.",  # an object made without its constructor
-        b"\x80\x02]q\0"
-        + b"".join(b"]q" + bytes([i]) + b"(" + (b"h" + bytes([i - 1])) * 40 + b"e" for i in range(1, 15))
-        + b".",
+        b"\x80\x02]q\0%s." % b"".join(b"]q%c(%se" % (i, b"h%c" % (i - 1) * 40) for i in range(1, 15)),
     ],
 )
 def test_an_odd_pickle_is_refused(tmp_path, code):
     before = safe_pickle._scalar.__defaults__
-    write_pickle(tmp_path / "x.pt", code)
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("x/data.pkl", code)
     (tmp_path / "x.npy").write_bytes(code)
     for name in ("x.pt", "x.npy"):
         with pytest.raises(UserError):
@@ -158,25 +146,18 @@ def test_an_odd_pickle_is_refused(tmp_path, code):
 
 
 def test_a_memo_number_does_not_take_memory(tmp_path):
-    (tmp_path / "x.npy").write_bytes(
-        b"\x80\x02Nr\xff\xff\xff\x7f."
-    )  # None, kept as number 2^31 - 1: 32 GB of table in C
+    (tmp_path / "x.npy").write_bytes(b"\x80\x02Nr\xff\xff\xff\x7f.")  # None as memo 2^31 - 1: a table of 32 GB in C
     assert read_arrays(tmp_path / "x.npy") is None
 
 
 def test_an_array_cannot_claim_more_than_its_file_has(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((3, 4)))
-    claims = (
-        (tmp_path / "x.npy")
-        .read_bytes()
-        .replace(b"(3, 4)", b"(3, 4000000000)".ljust(15))
-        .replace(b" " * 9 + b"\n", b"\n")
-    )
+    claims = (tmp_path / "x.npy").read_bytes().replace(b"(3, 4)", b"(3, 4000000000)").replace(b" " * 9 + b"\n", b"\n")
     (tmp_path / "y.npy").write_bytes(claims)
     with zipfile.ZipFile(tmp_path / "z.npz", "w") as archive:
         archive.writestr("a.npy", claims)
     for name in ("y.npy", "z.npz"):
-        with pytest.raises(UserError, match="tells of"):
+        with pytest.raises(UserError, match="its header (says|needs)"):
             read_arrays(tmp_path / name)
 
 
@@ -193,7 +174,7 @@ def test_a_tensor_cannot_reach_beyond_its_storage(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.9, 0.999])
-def test_a_truncated_file_is_told_from_a_good_one(tmp_path, keep):
+def test_a_truncated_file_is_refused(tmp_path, keep):
     torch.save(CONTENT, tmp_path / "whole.pt")
     data = (tmp_path / "whole.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(data[: int(len(data) * keep)])
@@ -218,8 +199,8 @@ def test_missing_and_unknown_files_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("protocol", [3, 4, 5])
-def test_a_large_array_of_a_pickled_npy_file_is_mapped_and_a_cut_one_told(tmp_path, monkeypatch, protocol):
-    monkeypatch.setattr(safe_pickle, "_COPIED_UP_TO", 100_000)
+def test_a_large_array_of_a_pickled_npy_file_is_mapped_and_a_cut_one_refused(tmp_path, monkeypatch, protocol):
+    monkeypatch.setattr(safe_pickle, "_MAX_COPY", 100_000)
     content = {"first": np.arange(30_000.0), "names": ["a", "b"], "second": np.arange(40_000, dtype=np.float32)}
     whole = pickle.dumps(content, protocol=protocol)
     (tmp_path / "x.npy").write_bytes(whole)
@@ -237,7 +218,7 @@ def test_a_large_array_of_a_pickled_npy_file_is_mapped_and_a_cut_one_told(tmp_pa
             read_arrays(tmp_path / "x.npy")
 
 
-def test_a_header_that_cannot_be_parsed_and_sizes_that_are_not_what_is_told(tmp_path):
+def test_damaged_headers_and_wrong_sizes_are_refused(tmp_path):
     np.save(tmp_path / "x.npy", np.eye(4))
     content = (tmp_path / "x.npy").read_bytes()
     np.savez(tmp_path / "x.npz", np.eye(40))
@@ -247,11 +228,7 @@ def test_a_header_that_cannot_be_parsed_and_sizes_that_are_not_what_is_told(tmp_
         "open.npy": content.replace(b"(4, 4)", b"[(4, 4"),
         "less.npy": content.replace(b"(4, 4)", b"(4, 2)"),
         "more.npy": content + b"x",
-        "nothing.npz": archive[:end]
-        + archive[end : end + 8]
-        + bytes(8)
-        + end.to_bytes(4, "little")
-        + bytes(2),  # tells of no parts
+        "nothing.npz": archive[: end + 8] + bytes(8) + end.to_bytes(4, "little") + bytes(2),  # lists no parts
     }
     for name, changed in damaged.items():
         (tmp_path / name).write_bytes(changed)
@@ -268,7 +245,7 @@ def test_a_pickle_that_ends_early_is_refused(tmp_path):
         read_arrays(tmp_path / "x.pt")
 
 
-def test_what_a_pickle_names_is_told_in_one_line(tmp_path):
+def test_names_in_a_pickle_are_reported_in_one_line(tmp_path):
     (tmp_path / "x.npy").write_bytes(b"\x80\x04\x8c\x02o\n\x8c\x04\x1b[2J\x93.")
     with pytest.raises(UserError, match=r"names 'o\\n.\\x1b\[2J', which is not data"):
         read_arrays(tmp_path / "x.npy")

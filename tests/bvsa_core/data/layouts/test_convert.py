@@ -95,7 +95,7 @@ def test_arrays_are_memory_mapped_and_what_is_none_is_told(tmp_path, monkeypatch
     np.save(tmp_path / "x.npy", np.arange(30_000.0))
     (tmp_path / "y.npy").write_bytes(pickle.dumps({"data": np.arange(30_000.0)}))
     assert map_behind(open_file(tmp_path / "y.npy")["data"]) is None
-    monkeypatch.setattr(safe_pickle, "_COPIED_UP_TO", 100_000)
+    monkeypatch.setattr(safe_pickle, "_MAX_COPY", 100_000)
     for data in (open_file(tmp_path / "x.npy"), open_file(tmp_path / "y.npy")["data"]):
         map_behind(data.reshape(2, -1)).madvise(mmap.MADV_DONTNEED)
         np.testing.assert_array_equal(data, np.arange(30_000.0))
