@@ -1,22 +1,32 @@
-"""Pages of the site that are files of the repository: `{{ FILE }}` on a line of its own becomes the file, its links kept right."""
+"""Pages that MkDocs makes of the repository's own files, and of what the command says about itself.
+
+A line of its own `{{ FILE }}` becomes the file, `{{ help }}` the help of every command. Links are written as they work on
+the repository's web page, and are changed here to work on the site.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import re
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changes.md"}
+PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changes.md", "SECURITY.md": "security.md"}
+COLUMNS = "100"  # of a help text
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Called by MkDocs for every page."""
-    return re.sub(r"^\{\{ (\S+) \}\}$", lambda found: _content(found[1]), markdown, flags=re.MULTILINE)
+def on_page_markdown(markdown: str, config: Any, **_: Any) -> str:
+    """Return the text of a page; MkDocs calls this for every page."""
+    markdown = re.sub(r"^\{\{ (\S+) \}\}$", lambda match: _content(match[1]), markdown, flags=re.MULTILINE)
+    return re.sub(r"\]\(([^)#:]+)(#[^)]*)?\)", lambda match: f"]({_target(match[1], config)}{match[2] or ''})", markdown)
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Called by MkDocs with the files of the site: images that pages link to and that lie elsewhere join them."""
+    """Add the benchmarks' figures, which lie elsewhere, to the files of the site; MkDocs calls this once."""
     from mkdocs.structure.files import File
 
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.png")):
@@ -24,11 +34,43 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
+def _target(link: str, config: Any) -> str:
+    """Return where a link of a page leads on the site: to a page, a figure, or a file of the repository."""
+    link = link.removeprefix("../").removeprefix("docs/")
+    if link in PAGES:
+        return PAGES[link]
+    if not (ROOT / "docs" / link).exists() and (ROOT / link).exists() and not link.startswith("benchmarks/results/"):
+        return f"{config['repo_url']}/blob/main/{link}"
+    return link
+
+
 def _content(name: str) -> str:
+    if name == "help":
+        return "\n\n".join(_help_of_commands())
     text = (ROOT / name).read_text()
-    if name.endswith(".py"):
-        return f"## {name}\n\n```python\n{text}```"
-    text = text.replace("](docs/", "](")
-    for source, page in PAGES.items():
-        text = text.replace(f"]({source})", f"]({page})")
-    return text
+    return f"## {name}\n\n```python\n{text}```" if name.endswith(".py") else text
+
+
+def _help_of_commands() -> list[str]:
+    from bvsa_core.cli import COMMANDS
+
+    sections = []
+    for command in COMMANDS:
+        text = _help_of(command)
+        sections.append(f"## bvsa {command}\n\n```text\n{text}```")
+        listed = text.partition("Available subcommands:")[2]
+        for subcommand in re.findall(r"^    (\w+)", listed, re.MULTILINE):
+            sections.append(f"### bvsa {command} {subcommand}\n\n```text\n{_help_of(command, subcommand)}```")
+    return sections
+
+
+def _help_of(*command: str) -> str:
+    from bvsa_core.cli import main
+
+    output = io.StringIO()
+    with mock.patch.dict(os.environ, COLUMNS=COLUMNS), contextlib.redirect_stdout(output):
+        with contextlib.suppress(SystemExit):
+            main([*command, "--help"])
+    if not output.getvalue():
+        raise RuntimeError(f"bvsa {' '.join(command)} --help printed nothing")
+    return output.getvalue()
