@@ -1,7 +1,7 @@
 """Pages that MkDocs makes of the repository's own files, and of what the command says about itself.
 
-A line of its own `{{ FILE }}` becomes the file, `{{ help }}` the help of every command. Links are written as they work on
-the repository's web page, and are changed here to work on the site.
+A line of its own `{{ FILE }}` becomes the file, and `{{ help }}` the help of every command. Links are written as they work
+on the repository's web page, and are changed here to work on the site.
 """
 
 from __future__ import annotations
@@ -15,14 +15,21 @@ from typing import Any
 from unittest import mock
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changes.md", "SECURITY.md": "security.md"}
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changes.md",
+    "SECURITY.md": "security.md",
+}
 COLUMNS = "100"  # of a help text
 
 
 def on_page_markdown(markdown: str, config: Any, **_: Any) -> str:
     """Return the text of a page; MkDocs calls this for every page."""
     markdown = re.sub(r"^\{\{ (\S+) \}\}$", lambda match: _content(match[1]), markdown, flags=re.MULTILINE)
-    return re.sub(r"\]\(([^)#:]+)(#[^)]*)?\)", lambda match: f"]({_target(match[1], config)}{match[2] or ''})", markdown)
+    return re.sub(
+        r"\]\(([^)#:]+)(#[^)]*)?\)", lambda match: f"]({_target(match[1], config)}{match[2] or ''})", markdown
+    )
 
 
 def on_files(files: Any, config: Any) -> Any:

@@ -4,7 +4,7 @@ A test fails where a page says anything else. The sources are kept by the runs t
 
     demo             docs/demo_table.md, the table.md of `bvsa demo`
     tiny             bvsa_core/vision/tiny_clip_training.json, by scripts/train_tiny_clip.py
-    headline, speed  benchmarks/results/{blur,similarity,training}_cpu.json, by python -m benchmarks --suite NAME --json FILE
+    headline, speed  benchmarks/results/{blur,similarity,training}_cpu.json, by python -m benchmarks
     features         benchmarks/results/features_cpu.json, likewise
 """
 
@@ -96,8 +96,8 @@ def headline() -> str:
     times = {name: round(row["ratio_to_best_of_ours"]) for name, row in rows.items() if name != "cpu"}
     return (
         f"64 RGB images of 224 x 224, each with its own blur, take **{1e3 * rows['cpu']['median_s']:.0f} ms** on "
-        f"{rows['cpu']['machine']['threads']} CPU threads:\n**{times['torchvision loop']} times** faster than torchvision "
-        f"called image by image, {times['OpenCV 8-bit, as UBP']} times faster than OpenCV as UBP calls it, and "
+        f"{rows['cpu']['machine']['threads']} CPU threads:\n"
+        f"**{times['torchvision loop']} times** faster than torchvision called image by image, {times['OpenCV 8-bit, as UBP']} times faster than OpenCV as UBP calls it, and "
         f"{times['kornia']} times faster than kornia."
     )
 

@@ -1,4 +1,4 @@
-"""The documentation builds without a warning, names what people import, and its examples in docstrings are right."""
+"""The site builds without a warning, names the whole public surface, and the examples in docstrings are right."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ import pytest
 import bvsa_core
 import fovblur
 from bvsa_core import encoders, methods
+from bvsa_core.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
-SOURCES = [
-    path.relative_to(ROOT) for package in ("fovblur", "bvsa_core") for path in sorted((ROOT / package).rglob("*.py"))
-]
+SOURCES = [path.relative_to(ROOT) for name in ("fovblur", "bvsa_core") for path in sorted((ROOT / name).rglob("*.py"))]
 WITH_EXAMPLES = [
     ".".join(path.with_suffix("").parts).removesuffix(".__init__")
     for path in SOURCES
@@ -27,24 +26,54 @@ WITH_EXAMPLES = [
 ]
 
 
-def test_the_site_builds_and_its_links_lead_somewhere(tmp_path):
-    pytest.importorskip("mkdocs")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path / "site"]
+def build(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", config, "--site-dir", site]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    for page in (tmp_path / "site").rglob("index.html"):
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The site, built."""
+    folder = tmp_path_factory.mktemp("site")
+    built = build(ROOT / "mkdocs.yml", folder)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return folder
+
+
+def test_links_lead_somewhere_and_nothing_is_fetched(site):
+    for page in site.rglob("index.html"):
         text = page.read_text()
         assert "{{ " not in text, page
         for target in re.findall(r'<(?:img|script|link)[^>]* (?:src|href)="([^"]+)"', text):
             assert not target.startswith(("http:", "https:", "//")), f"{page} fetches {target}"
-            assert (page.parent / target.partition("?")[0]).exists(), f"{page} has {target}, which is not there"
+            assert (page.parent / target.partition("?")[0]).exists(), f"{page} has {target}, which is missing"
+
+
+def test_the_reference_shows_functions_and_examples_as_code(site):
+    for page, anchor in (
+        ("op", "fovblur.foveated_blur.api.foveated_blur"),
+        ("library", "bvsa_core.training.run.train"),
+    ):
+        text = (site / page / "index.html").read_text()
+        assert f'id="{anchor}"' in text and "<blockquote>" not in text
+    text = (site / "cli" / "index.html").read_text()
+    assert all(f"usage: bvsa {command}" in text for command in COMMANDS)
+
+
+def test_a_broken_link_fails_the_build(tmp_path):
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "index.md").write_text("# Home\n\n[gone](gone.md)\n")
+    config = tmp_path / "mkdocs.yml"
+    config.write_text(f"INHERIT: {ROOT / 'mkdocs.yml'}\ndocs_dir: pages\nnav: [index.md]\nplugins: []\nhooks: []\n")
+    built = build(config, tmp_path / "site")
+    assert built.returncode == 1 and "'gone.md', but the target is not found" in built.stderr
 
 
 def test_every_public_name_is_documented():
-    told = (ROOT / "docs" / "library.md").read_text() + (ROOT / "docs" / "op.md").read_text()
-    documented = {line.rpartition(".")[2] for line in told.splitlines() if line.startswith("::: ")}
-    names = {name.partition("register_")[0] or "register" for name in bvsa_core.__all__}
+    text = (ROOT / "docs" / "library.md").read_text() + (ROOT / "docs" / "op.md").read_text()
+    documented = {line.rpartition(".")[2] for line in text.splitlines() if line.startswith("::: ")}
+    names = {"register" if name.startswith("register_") else name for name in bvsa_core.__all__}
     assert names | set(fovblur.__all__) <= documented
 
 
