@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """Something outside the program is wrong; the message says what, where, and what to do about it, in one line."""
 
     exit_code = 2

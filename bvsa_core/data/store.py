@@ -243,6 +243,8 @@ def read_header(folder: Path) -> Header:
         header = Header(**content)
         _check(header, path)
         return header
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); make the folder again by bvsa data") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

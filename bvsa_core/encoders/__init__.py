@@ -1,6 +1,6 @@
 """Brain encoders: recordings (B, channels, time) to embeddings (B, embedding). One file each; its name is the encoder's.
 
-Encoders that live elsewhere are asked for by name too, once `register` knows them.
+Encoders that live elsewhere are asked for by name too, once `register_encoder` knows them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def names() -> list[str]:
     return sorted([*_builtin(), *_registered])
 
 
-def register(name: str, options: type = NoOptions) -> Callable[[Build], Build]:
+def register_encoder(name: str, options: type = NoOptions) -> Callable[[Build], Build]:
     """A decorator: a brain encoder of one's own is asked for by this name from now on, in this process.
 
     It decorates a function, or an nn.Module class, that is called with (Shape, options) and gives a module from recordings
@@ -53,7 +53,7 @@ def register(name: str, options: type = NoOptions) -> Callable[[Build], Build]:
     (recordings, subjects), whose recordings they are (B,) int64, -1 for a stranger's. What a run leaves on disk holds the
     name alone, so whoever reads it registers the encoder first.
 
-    >>> @register("flat")
+    >>> @register_encoder("flat")
     ... def flat(shape, options):
     ...     return nn.Sequential(nn.Flatten(), nn.Linear(shape.channels * shape.time, shape.embedding))
     >>> build("flat", InputSpec(channels=17, time=100, embedding=64))(torch.zeros(2, 17, 100)).shape

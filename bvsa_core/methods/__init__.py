@@ -1,6 +1,6 @@
 """Systems, one file each: options, loss, per-sample state, and what it retrieves with. The file's name is the system's.
 
-Systems that live elsewhere are asked for by name too, once `register` knows them.
+Systems that live elsewhere are asked for by name too, once `register_method` knows them.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def names() -> list[str]:
     return sorted([*_builtin(), *_registered])
 
 
-def register(name: str) -> Callable[[OwnMethod], OwnMethod]:
+def register_method(name: str) -> Callable[[OwnMethod], OwnMethod]:
     """A decorator: a method of one's own is asked for by this name from now on, in this process.
 
     What a run leaves on disk holds the name alone, so whoever reads it registers the method first. A name that is
     registered again, as in a notebook, is the newer class from then on.
 
     >>> from bvsa_core.methods.vanilla import Vanilla
-    >>> @register("plain")
+    >>> @register_method("plain")
     ... class Plain(Vanilla):
     ...     NOTE = "Vanilla by another name."
     >>> method_class("plain").NOTE

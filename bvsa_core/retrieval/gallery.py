@@ -35,6 +35,8 @@ class EmbeddingMatrix:
             raise UserError(f"{path}: no such file")
         try:
             self.data = _map_npy(self.path) if self.path.suffix == ".npy" else _map_safetensors(self.path, key)
+        except UserError:
+            raise
         except READ_ERRORS as error:
             raise UserError(
                 f"{path}: damaged or not numbers ({' '.join(str(error).split())}); fetch or make it again"

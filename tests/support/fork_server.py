@@ -92,6 +92,9 @@ def serve() -> None:
     for name in (
         "bvsa_core.synthetic.openmoji",
         "bvsa_core.vision.tiny",
+        "bvsa_core.report.page",
+        "lightning_fabric",
+        "open_clip",
         "sklearn.svm",
         "scipy.stats",
         "torch.utils._python_dispatch",

@@ -214,6 +214,25 @@ def test_every_command_has_help(command, capsys):
         assert all(name in shown for name in (*methods.names(), *encoders.names(), "braindecode:CLASS"))
 
 
+IMPORTED_BY_HELP = """
+import contextlib, io, sys
+from bvsa_core.cli import COMMANDS, main
+
+assert main(["--help"]) == 0 and "torch" not in sys.modules
+for command in (*COMMANDS, "data check", "data synthetic"):
+    for flag in ("--help", "--hepl"):
+        with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+            assert main([*command.split(), flag]) == 2
+slow = {"lightning_fabric", "open_clip", "torchvision", "matplotlib", "sklearn", "scipy.stats", "torch._dynamo"}
+print("imported:", *sorted(slow & set(sys.modules)))
+"""
+
+
+def test_help_and_a_typo_import_nothing_slow():
+    done = subprocess.run([sys.executable, "-c", IMPORTED_BY_HELP], capture_output=True, text=True)
+    assert done.stdout.endswith("imported:\n"), done.stdout + done.stderr
+
+
 @pytest.fixture
 def broken(small_data, tmp_path) -> Path:
     """A data set with a train.pt cut short for sub-01, and a NaN in the test.pt of sub-02."""
