@@ -16,7 +16,7 @@ from bvsa_core.cli.report import PAGE, origin, write_page
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.demo_grid import cells, folder_of, run_grid
 from bvsa_core.experiments.report_data import build_report, group_runs, with_curves
-from bvsa_core.io.atomic import claim, write_atomically
+from bvsa_core.io.atomic import lock, write_atomically
 from bvsa_core.methods import method_class
 from bvsa_core.report.tables import method_results, to_markdown, to_rich
 from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
@@ -64,7 +64,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
         make_dataset(demo.data, synthetic, display)
         run_data = RunData(base, display)
         grid = cells(base, demo.methods, run_data.dataset.subjects, demo.seeds)
-        with claim(demo.out, "a demonstration"):
+        with lock(demo.out, activity="a demonstration"):
             results = run_grid(grid, demo.out, run_data, lambda _, done, of: display("runs", done, of))
             table = method_results(results)
             write_atomically(demo.out / "table.md", to_markdown(table).encode())

@@ -27,7 +27,7 @@ from bvsa_core.experiments.grid import SETTLED, Cell, Grid, cells, choose, read_
 from bvsa_core.experiments.report_data import build_report, grid_rows
 from bvsa_core.experiments.results import write
 from bvsa_core.experiments.runner import run_parallel, run_serial
-from bvsa_core.io.atomic import claim, tidy
+from bvsa_core.io.atomic import clean_stale, lock
 from bvsa_core.report.comparison_table import to_rich
 from bvsa_core.report.content import Report
 from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
@@ -101,7 +101,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
             raise UserError("--workers is for one process; leave torchrun or it out")
         data = data_folders(parsed, grid, display, processes)
         todo, left_out = cells(grid, systems, data, flags)
-        with claim(root, "a grid") if processes.rank == 0 else nullcontext():
+        with lock(root, activity="a grid") if processes.rank == 0 else nullcontext():
             failures = run_all(todo, root, parsed, display, processes)
             if processes.rank == 0:
                 report = finish(grid, todo, left_out, failures, root, parsed.said, display)
@@ -142,7 +142,7 @@ def run_all(
     if processes.rank == 0:
         for cell in todo:
             if complete(cell, root):
-                tidy(root / cell.folder, "a run")
+                clean_stale(root / cell.folder, activity="a run")
     fill_banks([cell for cell in todo if not complete(cell, root)], bench)  # together with the other processes
     processes.wait()
     if parsed.workers > 1:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from bvsa_core.errors import UserError
-from bvsa_core.io.atomic import locked, write_atomically
+from bvsa_core.io.atomic import Locked, clean_stale, lock, write_atomically
 from bvsa_core.io.safe_readers import READ_ERRORS
 
 FORMAT = 1
@@ -92,6 +92,8 @@ class SubjectWriter:
         self._lock = contextlib.ExitStack()
         self.complete = self._is_complete()
         if self.complete:
+            with contextlib.suppress(Locked):
+                clean_stale(store, subject)
             return
         try:
             self._enter()
@@ -115,20 +117,17 @@ class SubjectWriter:
         return True
 
     def _enter(self) -> None:
-        """Have the temporary folder for this process alone, with nothing of another plan inside."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Lock the subject for this process, and make its temporary folder, with nothing of another plan inside."""
         try:
-            self._lock.enter_context(locked(self.folder, wait=False))
-        except BlockingIOError as error:
+            self._lock.enter_context(lock(self.target.parent, self.target.name))
+        except Locked as error:
             raise UserError(f"{self.target}: another process is making it; wait for that one") from error
-        except FileNotFoundError:
-            pass  # renamed since: by the one that has made it
-        if self._is_complete():
+        if self._is_complete():  # by a process that has ended since
             self.complete = True
-            with contextlib.suppress(OSError):
-                self.folder.rmdir()  # made a moment ago, and so empty
             self._lock.close()
-        elif self._header_in_work() == self.plan:
+            return
+        self.folder.mkdir(exist_ok=True)
+        if self._header_in_work() == self.plan:
             self._rename()
             self.complete = True
         elif self._plan_in_work() != self.plan:

@@ -20,7 +20,7 @@ from bvsa_core.data.dataset import Dataset
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.grid import Cell
 from bvsa_core.experiments.repetitions import repetition_curves
-from bvsa_core.io.atomic import claim, write_atomically
+from bvsa_core.io.atomic import lock, write_atomically
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.scoring import Scoring
@@ -75,7 +75,9 @@ def run_cell(cell: Cell, root: Path, bench: RunDataCache, progress: Progress = n
     ]
     curves = repetition_curves(folder, run_data, scorings, cell.resamples) if cell.resamples else [None] * len(scorings)
     scored = [_scored(result, folder, scoring, curve) for scoring, curve in zip(scorings, curves)]
-    with claim(folder.path, "the scoring of a run"):  # which clears away what one that was killed has half written
+    with lock(
+        folder.path, activity="the scoring of a run"
+    ):  # which clears away what one that was killed has half written
         write_atomically(
             folder.path / SCORES, json.dumps({"asked": asked(cell), "rows": scored}, indent=1).encode() + b"\n"
         )

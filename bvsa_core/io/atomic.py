@@ -1,7 +1,6 @@
-"""Writing so that a file or folder is there whole or not at all, and who may write there.
+"""Files and folders that are written whole or not at all, and the lock of a folder.
 
-A process has a folder to itself (`claim`), keeps others out for a moment (`locked`), or claims one thing of a folder in which
-many work at once (`claim_work`). The system ends all three with the process, however it ends.
+Ours, because no library that torch brings writes atomically; locks are filelock's.
 """
 
 from __future__ import annotations
@@ -18,12 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import FileLock, Timeout
+
 from bvsa_core.errors import UserError
 
 if sys.platform != "win32":
     import fcntl
 
-LOCK = ".lock"  # in a folder that a process has claimed; the kernel lets go of it when the process dies
+LOCK = ".lock"
 PARTIAL = ".partial"
 CLAIMS = ".claims"
 _TAKEN = (errno.EACCES, errno.EAGAIN)
@@ -97,71 +98,64 @@ def os_errors_to_user_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+class Locked(UserError):
+    """Another process holds the lock of a folder."""
+
+
 @contextmanager
-def claim(folder: Path, doing: str) -> Iterator[None]:
-    """Have a folder, which is made where it is missing, to oneself, and clear away what killed processes left half written.
+def lock(folder: Path, name: str | None = None, *, blocking: bool = False, activity: str = "work") -> Iterator[None]:
+    """Hold the lock of a folder, or of one name in it, until the end of the block.
+
+    The folder is made if it is missing. Temporary files of killed processes are removed, of the name if one is given. The
+    system releases the lock when the process ends, however it ends.
 
     Args:
-        doing: what others are told is going on here, such as "a run".
+        blocking: wait for the process that holds the lock.
+        activity: what the lock is for, such as "a run"; other processes report it.
 
     Raises:
-        UserError: another process has it, or the folder cannot be written to.
+        Locked: another process holds the lock.
+        UserError: the folder cannot be written to.
     """
-    path = folder / LOCK
+    path = folder / (f".{name}{LOCK}" if name else LOCK)
+    held = FileLock(path, timeout=-1 if blocking else 0)
     with os_errors_to_user_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = _acquire(path, doing)
+        try:
+            held.acquire()
+        except Timeout:
+            where = folder / name if name else folder
+            owner = path.read_text(errors="replace").strip() if path.exists() else ""
+            owner = f"{activity} is going on there ({owner or 'another process'})"
+            raise Locked(f"{where}: {owner}; wait for its end, or choose another folder") from None
     try:
-        remove_temporary(folder)
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+        remove_temporary(folder, name)
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is still ours
-        os.close(lock)
+        path.unlink(missing_ok=True)  # before the release, or it could be the next owner's
+        held.release()
 
 
-def _acquire(path: Path, doing: str) -> int:
-    while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            if sys.platform != "win32":
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(
-                path.stat(), os.fstat(lock)
-            ):  # else its last owner has just removed it
-                os.ftruncate(lock, 0)
-                os.write(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-                return lock
-        except BlockingIOError:
-            owner = os.pread(lock, 200, 0).decode(errors="replace").strip() or "another process"
-            os.close(lock)
-            raise UserError(
-                f"{path.parent}: {doing} is going on there ({owner}); wait for its end, or choose another folder"
-            ) from None
-        except BaseException:
-            os.close(lock)
-            raise
-        os.close(lock)
-
-
-def tidy(folder: Path, doing: str) -> None:
-    """Clear a finished folder of what a process left there that was killed at the very end.
+def clean_stale(folder: Path, name: str | None = None, *, activity: str = "work") -> None:
+    """Delete what a process that was killed at the very end left in a finished folder, or of one name in it.
 
     Raises:
-        UserError: its process is still at it.
+        Locked: the process is still running.
     """
-    if any(is_temporary(path) for path in folder.iterdir()):
-        with claim(folder, doing):
+    if (folder / f".{name}{LOCK}").exists() if name else any(is_temporary(path) for path in folder.iterdir()):
+        with lock(folder, name, activity=activity):
             pass
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a file or folder is one that writing leaves for a moment, or for good where the process is killed."""
-    return path.name == LOCK or (path.name.startswith(".") and path.name.endswith(PARTIAL))
+    """Return whether a path is one of our lock or temporary files."""
+    return path.name.startswith(".") and path.name.endswith((LOCK, PARTIAL))
 
 
-def remove_temporary(folder: Path) -> None:
-    """Remove what processes that were killed left half written in a folder that is claimed, which nobody else writes to."""
-    for partial in folder.glob(f".*{PARTIAL}"):
+def remove_temporary(folder: Path, name: str | None = None) -> None:
+    """Delete temporary files that killed processes left behind, of one name or all. The caller must hold the lock."""
+    for partial in folder.glob(f".{name}.*{PARTIAL}" if name else f".*{PARTIAL}"):
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
         else:
@@ -197,19 +191,3 @@ def claim_work(folder: Path, name: str, leftovers: str, wait: bool = False) -> I
             for partial in folder.glob(f".{leftovers}.*{PARTIAL}"):
                 partial.unlink(missing_ok=True)
         yield True
-
-
-@contextmanager
-def locked(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Keep other processes that ask for it out of a folder; the lock ends with the process that holds it.
-
-    Raises:
-        BlockingIOError: another one is inside, and it is not to be waited for.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        if sys.platform != "win32":
-            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)

@@ -31,7 +31,7 @@ from bvsa_core.data import things_eeg, things_meg
 from bvsa_core.data.dataset import DESCRIPTION, IMAGE_FOLDERS, RECORDINGS_FOLDER, Recordings, write_recordings
 from bvsa_core.distributed.processes import exit_with_parent
 from bvsa_core.errors import UserError, unknown_name
-from bvsa_core.io.atomic import claim, is_temporary, make_folder, remove_temporary, tidy, write_atomically
+from bvsa_core.io.atomic import clean_stale, is_temporary, lock, make_folder, remove_temporary, write_atomically
 from bvsa_core.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -135,11 +135,11 @@ def make_dataset(root: str | Path, config: SyntheticConfig, progress: Progress =
         raise UserError(f"{root}: not empty and not a synthetic data set; choose another folder")
     if not known.exists() or not (root / IMAGE_FOLDERS[0]).exists() or _missing(root, config):
         plan = plan_images(config)
-        with claim(root, "the making of data"):
+        with lock(root, activity="the making of data"):
             write_atomically(known, (json.dumps(description, indent=2) + "\n").encode())
             _make(root, plan, config, progress)
     else:
-        tidy(root, "the making of data")
+        clean_stale(root, activity="the making of data")
 
 
 def _make(root: Path, plan: dict[str, list[RenderedImage]], config: SyntheticConfig, progress: Progress) -> None:

@@ -20,7 +20,7 @@ import yaml
 from torch import nn
 
 from bvsa_core.errors import UserError
-from bvsa_core.io.atomic import append_line, claim, is_temporary, tidy, write_atomically
+from bvsa_core.io.atomic import append_line, clean_stale, is_temporary, lock, write_atomically
 from bvsa_core.io.safe_readers import read_arrays
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.scoring import Embeddings
@@ -86,7 +86,7 @@ class RunFolder:
         """
         if not self.complete(config):
             return None
-        tidy(self.path, "a run")
+        clean_stale(self.path, activity="a run")
         return self.result()
 
     @contextmanager
@@ -96,7 +96,7 @@ class RunFolder:
         Raises:
             UserError: another process is at work there, or it cannot be written to.
         """
-        with claim(self.path, "a run"):
+        with lock(self.path, activity="a run"):
             write_atomically(self.path / "run.yaml", yaml.safe_dump(to_dict(config), sort_keys=False).encode())
             yield
 

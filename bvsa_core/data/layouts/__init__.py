@@ -14,7 +14,7 @@ from bvsa_core.data.dataset import DESCRIPTION
 from bvsa_core.data.layouts.source import ConversionOptions, SubjectSource
 from bvsa_core.data.store import SubjectWriter
 from bvsa_core.errors import UserError
-from bvsa_core.io.atomic import PARTIAL, locked, write_atomically
+from bvsa_core.io.atomic import lock, write_atomically
 from bvsa_core.progress import Progress, no_progress
 
 
@@ -94,9 +94,7 @@ def _describe(store: Path, modality: str, options: ConversionOptions) -> None:
     path = store / DESCRIPTION
     if not path.exists() or not any(store.glob("sub-*")):  # nothing has come of what was described
         name = options.name or {"EEG": "THINGS-EEG2", "MEG": "THINGS-MEG"}[modality]
-        with locked(store):
-            for left_by_a_kill in store.glob(f".{DESCRIPTION}.*{PARTIAL}"):
-                left_by_a_kill.unlink()
+        with lock(store, DESCRIPTION, blocking=True):
             write_atomically(path, json.dumps({"name": name, "modality": modality}, indent=1).encode() + b"\n")
     try:
         there = json.loads(path.read_text())["modality"]

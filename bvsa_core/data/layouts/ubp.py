@@ -17,7 +17,7 @@ from bvsa_core.data.layouts.conversion import Epochs
 from bvsa_core.data.layouts.source import ConversionOptions, SubjectSource
 from bvsa_core.data.store import SPLITS, SubjectWriter
 from bvsa_core.errors import UserError
-from bvsa_core.io.atomic import locked, make_folder, remove_temporary, write_atomically
+from bvsa_core.io.atomic import Locked, lock, make_folder, write_atomically
 from bvsa_core.progress import Progress
 
 LAYOUT = "ubp"
@@ -92,10 +92,8 @@ def export(dataset: Dataset, target: Path, progress: Callable[[str, int, int], N
     if target.resolve() == dataset.recordings_folder.resolve():
         raise UserError(f"{target}: holds what is to be written; give another folder")
     told = []
-    target.mkdir(parents=True, exist_ok=True)
     try:
-        with locked(target, wait=False):
-            remove_temporary(target)  # of exports that were killed: gigabytes each
+        with lock(target):
             if not (target / DESCRIPTION).exists():
                 description = {"name": dataset.name, "modality": dataset.modality}
                 write_atomically(target / DESCRIPTION, json.dumps(description, indent=1).encode() + b"\n")
@@ -104,7 +102,7 @@ def export(dataset: Dataset, target: Path, progress: Callable[[str, int, int], N
                 there = (target / subject).exists()
                 make_folder(target / subject, functools.partial(_write, dataset, subject))
                 told.append(f"{subject}: {'was there already' if there else 'written'}, in {target / subject}")
-    except BlockingIOError as error:
+    except Locked as error:
         raise UserError(f"{target}: another process is writing there; wait for that one") from error
     progress("recordings", len(dataset.subjects), len(dataset.subjects))
     return told

@@ -18,7 +18,7 @@ from bvsa_core.data.quality import dry_run
 from bvsa_core.data.quality.bad_samples import first_few, scan
 from bvsa_core.data.store import SPLITS, Header
 from bvsa_core.errors import UserError
-from bvsa_core.io.atomic import locked
+from bvsa_core.io.atomic import Locked, lock
 from bvsa_core.io.image_file import read_image
 from bvsa_core.progress import Progress, no_progress
 
@@ -90,11 +90,15 @@ def _unfinished(folder: Path, report: CheckReport) -> list[str]:
     for partial in sorted(folder.glob(".sub-*.partial")):
         subject = partial.name.removeprefix(".").removesuffix(".partial")
         try:
-            with locked(partial, wait=False):
-                layout = json.loads((partial / "plan.json").read_text())["layout"]
-        except BlockingIOError:
+            with lock(folder, subject):
+                pass
+        except Locked:
             report.found.append(f"{folder / subject}: being made by another process")
             continue
+        except UserError:
+            pass  # nobody can write to the folder
+        try:
+            layout = json.loads((partial / "plan.json").read_text())["layout"]
         except (OSError, ValueError, KeyError, TypeError):
             layout = ""
         again = f"the same 'bvsa data eeg' or 'meg' command{f' (it reads {layout})' if layout else ''} goes on with it"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bvsa_core.errors import UserError
-from bvsa_core.io.atomic import append_line, claim, make_folder, write_atomically
+from bvsa_core.io.atomic import append_line, lock, make_folder, write_atomically
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(read_only):
         lambda path: write_atomically(path, b"content"),
         lambda path: append_line(path, "line"),
         lambda path: make_folder(path, lambda folder: None),
-        lambda path: claim(path, "a run").__enter__(),
+        lambda path: lock(path, activity="a run").__enter__(),
     ):
         with pytest.raises(UserError, match=f"{read_only}/target: {why}"):
             write(read_only / "target")
@@ -59,29 +59,29 @@ def test_a_folder_that_could_not_be_filled_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-CLAIM = """
+OWNER = """
 import sys
 from pathlib import Path
-from bvsa_core.io.atomic import claim
-with claim(Path(sys.argv[1]), "a run"):
+from bvsa_core.io.atomic import lock
+with lock(Path(sys.argv[1]), activity="a run"):
     Path(sys.argv[1], ".half.partial").touch()
-    print("claimed", flush=True)
+    print("locked", flush=True)
     sys.stdin.read()
 """
 
 
-def test_a_claim_ends_with_its_owner_however_that_ends(tmp_path):
+def test_a_lock_ends_with_its_owner_however_that_ends(tmp_path):
     folder = tmp_path / "run"
-    owner = subprocess.Popen([sys.executable, "-c", CLAIM, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert owner.stdout.readline() == b"claimed\n"
+    owner = subprocess.Popen([sys.executable, "-c", OWNER, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert owner.stdout.readline() == b"locked\n"
     with pytest.raises(
         UserError, match=rf"run: a run is going on there \(process {owner.pid} on .*\); wait for its end, or choose"
     ):
-        with claim(folder, "a run"):
+        with lock(folder, activity="a run"):
             pass
     assert (folder / ".half.partial").exists()  # of the living nothing is cleared away
     owner.kill()
     owner.communicate()
-    with claim(folder, "a run"):
+    with lock(folder, activity="a run"):
         assert os.listdir(folder) == [".lock"]
     assert not os.listdir(folder)

@@ -19,7 +19,7 @@ from bvsa_core import encoders, methods
 from bvsa_core.data.split import Split
 from bvsa_core.errors import UserError
 from bvsa_core.io import atomic
-from bvsa_core.io.atomic import claim
+from bvsa_core.io.atomic import lock
 from bvsa_core.training import resume
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig, RunDataConfig
@@ -200,14 +200,14 @@ def test_a_disk_that_is_full_at_any_write_loses_nothing(run_data, tmp_path, ever
 
 def test_a_complete_run_is_read_where_nothing_can_be_written(run_data, tmp_path, monkeypatch):
     known = run(config(run_data), run_data, RunFolder(tmp_path))
-    monkeypatch.setattr(atomic.os, "open", lambda *how: pytest.fail("a folder is claimed"))
+    monkeypatch.setattr(atomic, "FileLock", lambda *how: pytest.fail("a folder is locked"))
     assert run(config(run_data), run_data, RunFolder(tmp_path)) == known
 
 
 def test_of_two_runs_in_one_folder_the_second_is_refused_and_a_dead_one_is_not_in_the_way(run_data, tmp_path):
     folder = tmp_path / "run"
     with (
-        claim(folder, "a run"),
+        lock(folder, activity="a run"),
         pytest.raises(UserError, match=rf"run: a run is going on there \(process {os.getpid()} on .*\); wait"),
     ):
         run(config(run_data), run_data, RunFolder(folder))

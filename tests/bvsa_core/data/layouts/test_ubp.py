@@ -15,7 +15,7 @@ from bvsa_core.data.layouts.source import ConversionOptions
 from bvsa_core.data.layouts.ubp import export
 from bvsa_core.data.store import read_header
 from bvsa_core.errors import UserError
-from bvsa_core.io.atomic import locked, temporary_path
+from bvsa_core.io.atomic import lock, temporary_path
 from bvsa_core.io.safe_readers import read_arrays
 
 SUBJECT = Path("Preprocessed_data_250Hz_whiten", "sub-01")
@@ -96,7 +96,7 @@ def test_exports_do_not_cross(planted, tmp_path, converted):
     with pytest.raises(UserError, match="store: holds what is to be written; give another folder"):
         export(dataset, tmp_path / "store")
     (tmp_path / "out").mkdir()
-    with locked(tmp_path / "out"), pytest.raises(UserError, match="out: another process is writing there"):
+    with lock(tmp_path / "out"), pytest.raises(UserError, match="out: another process is writing there"):
         export(dataset, tmp_path / "out")
 
 

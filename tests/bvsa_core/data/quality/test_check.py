@@ -17,7 +17,7 @@ from bvsa_core.data import store, things_eeg
 from bvsa_core.data.quality.check import check_dataset
 from bvsa_core.data.store import Header, SplitHeader, SubjectWriter
 from bvsa_core.errors import UserError
-from bvsa_core.io.atomic import locked
+from bvsa_core.io.atomic import Locked, lock
 
 PLAN = {"layout": "planted", "files": {}}
 
@@ -209,7 +209,7 @@ def test_a_conversion_that_was_killed_is_told_of(tmp_path, capsys):
 
 
 def told_while_it_is_made(folder: Path) -> str:
-    with pytest.raises(BlockingIOError), locked(folder / ".sub-02.partial", wait=False):
+    with pytest.raises(Locked), lock(folder, "sub-02"):
         pass
     with pytest.raises(UserError):  # nothing else is there
         check_dataset(folder)
