@@ -1,4 +1,4 @@
-"""How a process treats memory that it frees: fetching fresh pages for every batch can cost a third of an epoch on a CPU."""
+"""Keep freed memory in the process: fetching fresh pages for every batch can cost a third of an epoch on a CPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import platform
 
 
 def tune_allocator() -> None:
-    """Let glibc keep freed blocks of up to 32 MiB, and torch put larger ones on huge pages. Call it before torch allocates."""
+    """Let glibc keep freed blocks of up to 32 MiB and torch put larger ones on huge pages; call it before using torch."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_threshold = -1, -3  # of malloc.h

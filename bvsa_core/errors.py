@@ -1,4 +1,4 @@
-"""The error a person caused and can mend."""
+"""Errors that a user can fix."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Something outside the program is wrong; the message says what, where, and what to do about it, in one line."""
+    """Something outside the program is wrong. The message names it, where it is and the remedy, in one line."""
 
     exit_code = 2
 
 
 class CheckFailed(UserError):
-    """What was asked for is done, and what it was to look at is not in order."""
+    """The check ran to the end and found problems."""
 
     exit_code = 1
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name that is not one of those known, with the likeliest one meant."""
+    """Return the message for an unknown name, with the closest known one."""
     known = list(known)
     close = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1)
-    meant = f"; did you mean {close[0]!r}?" if close else ";"
-    return f"unknown {kind} {name!r}{meant} choose one of {', '.join(known)}"
+    suggestion = f"; did you mean {close[0]!r}?" if close else ";"
+    return f"unknown {kind} {name!r}{suggestion} choose one of {', '.join(known)}"
 
 
 def validate_plugin_name(kind: str, name: str, shipped: Iterable[str]) -> None:
-    """Whether something of one's own can be registered under a name, which becomes part of the names of files.
+    """Check the name of a registered method or encoder, which becomes part of file names.
 
     Raises:
-        UserError: it cannot.
+        UserError: the name is taken by bvsa_core, or is not an identifier.
     """
     if name in shipped:
         raise UserError(f"{kind} {name!r} is shipped with bvsa_core; register yours under another name")

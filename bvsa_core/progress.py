@@ -1,4 +1,4 @@
-"""How long work reports its progress: one protocol, which a terminal's bars, a log or a test implement."""
+"""Progress of long work: one protocol for terminal bars, logs and tests."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """A callable that hears how far each task of some work has come."""
+    """A callable that receives how far each task has come."""
 
     def __call__(self, task: str, done: float, total: int, /) -> None:
-        """Report that `done` of `total` items of `task` are finished; fractions are parts of the item at work."""
+        """Report that `done` of `total` items of `task` are finished; fractions count parts of an item."""
 
 
 def no_progress(task: str, done: float, total: int, /) -> None:
-    """Ignore all reports; the default where a function takes a `Progress`."""
+    """Ignore all reports; the default of functions that take a `Progress`."""

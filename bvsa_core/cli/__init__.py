@@ -1,4 +1,4 @@
-"""The command `bvsa`: one module a command, each with `add_arguments(parser, arguments)` and `run(config)`."""
+"""The command `bvsa`: one module per command, each with `add_arguments(parser, arguments)` and `run(parsed)`."""
 
 from __future__ import annotations
 
@@ -13,57 +13,50 @@ from bvsa_core import allocator
 from bvsa_core.errors import UserError, unknown_name
 
 COMMANDS = {
-    "demo": "the embedded default end to end: data, features, training, table, page",
+    "demo": "data, features, training, table and page in one go, on synthetic data",
     "data": "make, convert or check a data set",
     "features": "fill the feature bank",
     "train": "train one method on one or all subjects",
     "evaluate": "score a run, or embeddings made elsewhere",
-    "reproduce": "a grid of methods, subjects, seeds and settings beside the published table",
-    "retrieve": "the best images of a gallery for given recordings",
-    "report": "one self-contained HTML page about runs, and its figures",
+    "reproduce": "run a grid of methods, subjects, seeds and settings and compare it with the published table",
+    "retrieve": "find the best images of a gallery for given recordings",
+    "report": "write one self-contained HTML page about runs, and its figures",
 }
-_NEEDED = (
-    "jsonargparse",
-    "open_clip",
-    "lightning_fabric",
-    "safetensors",
-    "scipy",
-    "PIL",
-    "rich",
-    "torchvision",
-    "matplotlib",
+_NEEDED = (  # third-party packages of the extra `train`
+    "jsonargparse", "open_clip", "lightning_fabric", "safetensors", "scipy", "PIL", "rich", "torchvision", "matplotlib",
     "jinja2",
-)
-_USAGE = "\n".join(
-    [
-        "usage: bvsa COMMAND [options]      bvsa COMMAND --help",
-        "",
-        *(f"  {name:<10} {text}" for name, text in COMMANDS.items()),
-    ]
+)  # fmt: skip
+_USAGE = "usage: bvsa COMMAND [options]      bvsa COMMAND --help\n" + "".join(
+    f"\n  {name:<10} {text}" for name, text in COMMANDS.items()
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, or 2 after one line that says what was wrong; 1 where a check has found problems."""
+    """Run one command. User errors print one line.
+
+    Returns:
+        The exit code: 0 for success, 1 for a check that found problems, 2 for an error, 130 after Ctrl-C.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _dispatch(arguments)
     except UserError as error:
         print(f"bvsa: error: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"bvsa: error: {where}{error.strerror or error}", file=sys.stderr)
-    except KeyboardInterrupt as stopped:  # which says where, if training could be kept
+        path = f"{error.filename}: " if error.filename else ""
+        print(f"bvsa: error: {path}{error.strerror or error}", file=sys.stderr)
+    except KeyboardInterrupt as stopped:  # its message names the epoch that was saved, if any
         print(f"bvsa: {str(stopped) or 'stopped'}; the same command continues", file=sys.stderr)
         return 130
     return 2
 
 
 def _dispatch(arguments: list[str]) -> int:
+    """Import and run the command that the first argument names; other commands stay unimported."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE)
         return 0
@@ -80,6 +73,6 @@ def _dispatch(arguments: list[str]) -> int:
     parser = Parser(prog=f"bvsa {name}", description=command.__doc__)
     command.add_arguments(parser, rest)
     parsed = parser.parse_args(rest)
-    parsed.said = shlex.join(["bvsa", *arguments])
+    parsed.command_line = shlex.join(["bvsa", *arguments])
     command.run(parsed)
     return 0

@@ -1,4 +1,4 @@
-"""python -m bvsa_core.cli, which is what torchrun starts."""
+"""Run the command as `python -m bvsa_core.cli`, which is what torchrun starts."""
 
 import sys
 

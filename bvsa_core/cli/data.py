@@ -9,7 +9,7 @@ from pathlib import Path
 import jsonargparse
 import numpy as np
 
-from bvsa_core.cli.arguments import Parser, add_dataclass, make
+from bvsa_core.cli.arguments import Parser, to_dataclass
 from bvsa_core.cli.progress import Display
 from bvsa_core.data import layouts
 from bvsa_core.data.dataset import Dataset, Recordings
@@ -26,62 +26,55 @@ _ONLY_RAW_EEG, _ONLY_MEG = {"sampling_rate", "whitening"}, {"sensors"}
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
+    """Add the subcommands and their flags."""
     commands = parser.add_subcommands(dest="what", required=True)
     synthetic = Parser(description="Make the synthetic data set, in the layout of UBP and BVSA.")
-    synthetic.add_argument("folder", type=Path, help="where it goes")
+    synthetic.add_argument("folder", type=Path, help="folder to write")
     synthetic.add_class_arguments(SyntheticConfig)
     commands.add_subcommand("synthetic", synthetic, help="make the synthetic data set")
     for modality, name, skip in (("eeg", "THINGS-EEG2", _ONLY_MEG), ("meg", "THINGS-MEG", _ONLY_RAW_EEG)):
-        commands.add_subcommand(
-            modality, _conversion(modality, name, skip), help=f"convert published {name} recordings"
-        )
-    export = Parser(
-        description="Write a data set's recordings in the layout of UBP and BVSA: sub-XX/train.pt and test.pt."
-    )
+        conversion = _conversion(modality, name, skip)
+        commands.add_subcommand(modality, conversion, help=f"convert published {name} recordings")
+    export = Parser(description="Write recordings in the layout of UBP and BVSA: sub-XX/train.pt and test.pt.")
     export.add_argument("source", type=Path, help="data set, such as a folder made by 'bvsa data eeg'")
-    export.add_argument("folder", type=Path, help="where sub-XX go; what is there already stays")
+    export.add_argument("folder", type=Path, help="folder to write sub-XX into; existing files stay")
     commands.add_subcommand("export", export, help="write recordings in the layout of UBP and BVSA")
     check = Parser(
-        description="Say what is missing or wrong in a data set, file by file. Exit code 1 where something is."
+        description="Report what is missing or wrong in a data set, file by file. Exit code 1 if there are problems."
     )
-    check.add_argument(
-        "folder", type=Path, help="made by 'bvsa data', in the layout of UBP and BVSA, or to be converted"
-    )
-    check.add_argument(
-        "--images", type=Path, help="stimuli or image_metadata.npy of a folder to be converted, unless beside it"
-    )
+    folder = "folder made by 'bvsa data', in the layout of UBP and BVSA, or to be converted"
+    check.add_argument("folder", type=Path, help=folder)
+    stimuli = "stimuli or image_metadata.npy of a folder to be converted; default: looked for beside it"
+    check.add_argument("--images", type=Path, help=stimuli)
     check.add_argument("--figures", type=Path, help="folder for figures: evoked responses, reliability, noise, trials")
-    commands.add_subcommand("check", check, help="say what is missing or wrong, file by file")
+    commands.add_subcommand("check", check, help="report what is missing or wrong, file by file")
     images = Parser(description="Check, resize and index the stimuli that a folder of recordings needs.")
-    images.add_argument(
-        "source", type=Path, help="training_images and test_images as folders or zip files, or the images of THINGS"
-    )
-    images.add_argument(
-        "folder", type=Path, help="recordings made by 'bvsa data eeg' or 'meg'; images go into its Image_set_Resize"
-    )
-    images.add_argument(
-        "--size", type=int, default=224, help="width and height in pixels; 0 leaves the files as they are"
-    )
-    images.add_argument("--quality", type=int, default=95, help="of the JPEG files that are made, 1 to 100")
+    source = "training_images and test_images as folders or zip files, or the images of THINGS"
+    images.add_argument("source", type=Path, help=source)
+    folder = "recordings made by 'bvsa data eeg' or 'meg'; the images go into its Image_set_Resize"
+    images.add_argument("folder", type=Path, help=folder)
+    images.add_argument("--size", type=int, default=224, help="width and height in pixels; 0 keeps the files unchanged")
+    images.add_argument("--quality", type=int, default=95, help="quality of the JPEG files that are written, 1 to 100")
     commands.add_subcommand("images", images, help="check, resize and index the stimuli")
 
 
 def _conversion(modality: str, name: str, skip: set[str]) -> Parser:
+    """Return the parser of `bvsa data eeg` or `meg`."""
     known = {key: layout for key, layout in layouts.layouts().items() if modality.upper() in layout.MODALITIES}
     looks = "; ".join(f"{layout.LOOKS_LIKE} ({key})" for key, layout in known.items())
-    told = f"Convert published {name} recordings into a folder that every command takes as --data. What a folder holds is recognised: "
-    parser = Parser(description=f"{told}{looks}. The same command continues where it was stopped.")
-    parser.add_argument("source", type=Path, help="published folder, which is only read")
-    parser.add_argument("folder", type=Path, help="where the recordings go; subjects that are there already stay")
-    parser.add_argument("--subjects", type=str, nargs="+", default=[], help="such as sub-01 sub-02; all where left out")
-    add_dataclass(parser, ConversionOptions, {"subjects", *skip})
+    text = f"Convert published {name} recordings into a folder for --data of other commands. The layout is recognised: "
+    parser = Parser(description=f"{text}{looks}. The same command continues a stopped conversion.")
+    parser.add_argument("source", type=Path, help="published folder; it is only read")
+    parser.add_argument("folder", type=Path, help="folder for the recordings; finished subjects in it stay")
+    parser.add_argument("--subjects", type=str, nargs="+", default=[], help="such as sub-01 sub-02; default: all")
+    parser.add_class_arguments(ConversionOptions, skip={"subjects", *skip})
     return parser
 
 
 def run(parsed: jsonargparse.Namespace) -> None:
     chosen = parsed[parsed.what]
     if parsed.what == "synthetic":
-        config = make(SyntheticConfig, chosen)
+        config = to_dataclass(SyntheticConfig, chosen)
         with Display() as display:
             make_dataset(chosen.folder, config, display)
         print(f"synthetic {config.modality.upper()} data of {config.subjects} subject(s) in {chosen.folder}")
@@ -93,7 +86,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
                 told = ubp.export(Dataset(chosen.source), chosen.folder, display)
             else:
                 told = layouts.convert(
-                    chosen.source, chosen.folder, parsed.what.upper(), make(ConversionOptions, chosen), display
+                    chosen.source, chosen.folder, parsed.what.upper(), to_dataclass(ConversionOptions, chosen), display
                 )
         print("\n".join(told))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import jsonargparse
 from rich.console import Console
 
-from bvsa_core.cli.arguments import Parser, make
+from bvsa_core.cli.arguments import Parser, to_dataclass
 from bvsa_core.cli.progress import Display
 from bvsa_core.cli.report import PAGE, origin, write_page
 from bvsa_core.errors import UserError
@@ -56,9 +56,9 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
 
 
 def run(parsed: jsonargparse.Namespace) -> None:
-    demo = make(DemoConfig, parsed)
-    synthetic = make(SyntheticConfig, parsed.synthetic)
-    base = make(RunConfig, parsed)
+    demo = to_dataclass(DemoConfig, parsed)
+    synthetic = to_dataclass(SyntheticConfig, parsed.synthetic)
+    base = to_dataclass(RunConfig, parsed)
     started = time.perf_counter()
     with Display() as display:
         make_dataset(demo.data, synthetic, display)
@@ -71,7 +71,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
             write_atomically(demo.out / "results.json", json.dumps([result.to_json() for result in results]).encode())
             lines = group_runs([RunFolder(folder_of(cell, demo.out)) for cell in grid])
             lines = with_curves(lines, lambda _: run_data, demo.resamples, display)
-            report = build_report("bvsa demo", lines, origin(parsed.said), progress=display)
+            report = build_report("bvsa demo", lines, origin(parsed.command_line), progress=display)
     Console().print(to_rich(table))
     write_page(report, demo.out / PAGE)
     print(f"{time.perf_counter() - started:.0f} s; table, runs and their settings are in {demo.out}")

@@ -30,31 +30,27 @@ from bvsa_core.training.run_data import RunData
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
-    parser.add_argument("run", nargs="?", type=Path, default=None, help="folder of a finished run")
-    parser.add_argument("--brain", help="brain embeddings (N, D): .pt, .npy, .npz or .safetensors, FILE or FILE:KEY")
-    parser.add_argument("--image", help="embeddings (N, D) of the images, row i that of recording i")
-    parser.add_argument("--text", help="embeddings (N, E) of the texts, for gates")
-    parser.add_argument(
-        "--brain_text", "--brain-text", help="brain embeddings (N, E) to compare with the texts; --brain where left out"
+    """Add the command's flags."""
+    add = parser.add_argument
+    add("run", nargs="?", type=Path, help="folder of a finished run")
+    add("--brain", help="brain embeddings (N, D): .pt, .npy, .npz or .safetensors, as FILE or FILE:KEY")
+    add("--image", help="image embeddings (N, D); row i belongs to recording i")
+    add("--text", help="text embeddings (N, E), for gates")
+    add("--brain_text", "--brain-text", help="brain embeddings (N, E) to compare with the texts; default: --brain")
+    add("--gate", help=f"{', '.join(INFORMATION)}; default: the run's own, or none")
+    reliability = "reliability of the gate label_free, as KIND:THRESHOLD, such as margin:0.05; default: the run's own"
+    add("--reliability", help=reliability)
+    add(
+        "--rescoring",
+        default="none",
+        help=f"{', '.join(rescoring.INFORMATION)}: lets queries inform each other's ranking",
     )
-    parser.add_argument(
-        "--gate", default=None, help=f"{', '.join(INFORMATION)}; none, or the run's own, where left out"
-    )
-    parser.add_argument(
-        "--reliability",
-        help="of the gate label_free, KIND:THRESHOLD such as margin:0.05; that of the run where left out",
-    )
-    parser.add_argument(
-        "--rescoring", default="none", help=f"{', '.join(rescoring.INFORMATION)}: queries inform each other's ranking"
-    )
-    parser.add_argument(
-        "--shuffle_texts", "--shuffle-texts", action="store_true", help="control: every image has another's text"
-    )
-    full = "hubness and smaller galleries too; of a run also curves over test repetitions, for which its data are read"
-    parser.add_argument("--full", action="store_true", help=full)
-    parser.add_argument("--data", type=Path, help="data folder of the run, where it has moved; for --full")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; for --full")
-    parser.add_argument("--json", type=Path, default=None, help="write the figures to this file")
+    add("--shuffle_texts", "--shuffle-texts", action="store_true", help="control: give every image another's text")
+    full = "also report hubness and smaller galleries and, for a run, curves over test repetitions (reads its data)"
+    add("--full", action="store_true", help=full)
+    add("--data", type=Path, help="data folder of the run if it has moved; for --full")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N; for --full")
+    add("--json", type=Path, help="file to write the results to")
 
 
 def run(parsed: jsonargparse.Namespace) -> None:

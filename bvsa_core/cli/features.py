@@ -12,7 +12,7 @@ from dataclasses import replace
 import jsonargparse
 
 from bvsa_core import methods
-from bvsa_core.cli.arguments import Parser, add_dataclass, make
+from bvsa_core.cli.arguments import Parser, to_dataclass
 from bvsa_core.cli.progress import Display
 from bvsa_core.distributed.processes import team
 from bvsa_core.errors import UserError
@@ -23,13 +23,13 @@ from bvsa_core.vision.views import Level
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
-    add_dataclass(parser, RunDataConfig, {"views", "channels", "window", "average"})
-    levels = "levels as KERNEL:GAIN, such as 51:0.5 1:0; those of all methods where left out"
+    parser.add_class_arguments(RunDataConfig, skip={"views", "channels", "window", "average"})
+    levels = "blur levels as KERNEL:GAIN, such as 51:0.5 1:0; default: the levels of all methods"
     parser.add_argument("--levels", type=str, nargs="+", default=None, help=levels)
 
 
 def run(parsed: jsonargparse.Namespace) -> None:
-    config = make(RunDataConfig, parsed)
+    config = to_dataclass(RunDataConfig, parsed)
     levels = levels_of_all_methods() if parsed.levels is None else [parse_level(text) for text in parsed.levels]
     with team() as processes, Display(quiet=processes.rank > 0) as display:
         if processes.device and config.device == "auto":

@@ -1,4 +1,4 @@
-"""Progress on a terminal; silence elsewhere."""
+"""Progress bars on a terminal; nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from rich.text import Text
 
 
 class Rate(ProgressColumn):
-    """Items a second, or seconds an item where one takes longer."""
+    """Items per second, or seconds per item for slow tasks."""
 
     def render(self, task: Task) -> Text:
+        """Return the rate as text, empty while it is unknown."""
         speed = task.finished_speed or task.speed
         if not speed:
             return Text("")
@@ -30,28 +31,19 @@ class Rate(ProgressColumn):
 
 
 class Display:
-    """Bars on standard error, one for each thing that `display(what, done, of)` is called with."""
+    """Progress bars on standard error, one per task: a `bvsa_core.progress.Progress` and a context manager."""
 
     def __init__(self, quiet: bool = False) -> None:
         console = Console(stderr=True)
-        self._bars = Progress(
-            TextColumn("{task.description:<28}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            Rate(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=quiet or not console.is_terminal,
-        )
+        columns = (BarColumn(), MofNCompleteColumn(), Rate(), TimeElapsedColumn(), TimeRemainingColumn())
+        disable = quiet or not console.is_terminal
+        self._bars = Progress(TextColumn("{task.description:<28}"), *columns, console=console, disable=disable)
         self._tasks: dict[str, TaskID] = {}
 
-    def __call__(self, what: str, done: float, of: int) -> None:
-        if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(
-                what, total=of, completed=int(done)
-            )  # what was done before is not fast
-        self._bars.update(self._tasks[what], completed=done, total=of)
+    def __call__(self, task: str, done: float, total: int, /) -> None:
+        if task not in self._tasks:  # items done before the first report do not count towards the rate
+            self._tasks[task] = self._bars.add_task(task, total=total, completed=int(done))
+        self._bars.update(self._tasks[task], completed=done, total=total)
 
     def __enter__(self) -> Display:
         self._bars.start()

@@ -30,19 +30,16 @@ _PACKAGES = ("fovblur", "torch", "numpy", "open-clip-torch", "lightning-fabric",
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
+    """Add the command's flags."""
     add = parser.add_argument
-    add("runs", type=Path, nargs="+", metavar="RUN", help="folders of finished runs, or with such inside")
-    add("--out", type=Path, default=None, help=f"the page; {PAGE} in the first RUN where left out")
-    add("--figures", type=Path, default=None, help="folder for every figure as PNG and PDF")
-    add("--title", default=None, help="of the page")
-    add("--data", type=Path, default=None, help="data folder, where it has moved since the runs")
-    add(
-        "--resamples",
-        type=int,
-        default=0,
-        help="draws for a curve over test repetitions of the first run of every line that has none",
-    )
-    add("--device", default="auto", help="where curves are computed: auto, cpu, cuda or cuda:N")
+    add("runs", type=Path, nargs="+", metavar="RUN", help="folders of finished runs, or folders that contain runs")
+    add("--out", type=Path, help=f"file of the page; default: {PAGE} in the first RUN")
+    add("--figures", type=Path, help="folder for every figure as PNG and PDF")
+    add("--title", help="title of the page")
+    add("--data", type=Path, help="data folder if it has moved since the runs")
+    resamples = "number of draws for a curve over test repetitions, for the first run of every row without one"
+    add("--resamples", type=int, default=0, help=resamples)
+    add("--device", default="auto", help="device to compute the curves on: auto, cpu, cuda or cuda:N")
 
 
 def run(parsed: jsonargparse.Namespace) -> None:
@@ -61,7 +58,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
         moved = {"data": parsed.data} if parsed.data else {}
         lines = with_curves(lines, lambda config: bench.run_data(replace(config, **moved)), parsed.resamples, display)
         title = parsed.title or (parsed.runs[0].resolve().name if len(parsed.runs) == 1 else f"{len(folders)} runs")
-        report = build_report(title, lines, origin(parsed.said), parsed.data, display)
+        report = build_report(title, lines, origin(parsed.command_line), parsed.data, display)
         report.missing.update({"runs": ". ".join(told) + "."} if told else {})
         written = save(drawings(report), parsed.figures) if parsed.figures else []
     write_page(report, out)

@@ -37,39 +37,30 @@ DEMO = Path("bvsa_data/demo")  # where `bvsa demo` keeps its data
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
+    """Add the command's flags."""
     add = parser.add_argument
-    parser.add_argument("--config", action="config", help="YAML file with any of these flags")
+    add("--config", action="config", help="YAML file with any of these flags")
     add("grid", help="main, ablation, c-sweep, fidelity, or a YAML file")
     add(
         "--eeg",
         type=Path | None,
-        default=None,
-        help="folder of EEG recordings; synthetic data are made where neither is given",
+        help="folder of EEG recordings; default: synthetic data, if --meg is not given either",
     )
-    add("--meg", type=Path | None, default=None, help="folder of MEG recordings")
-    add("--out", type=Path | None, default=None, help="folder of the grid; bvsa_runs/GRID where left out")
-    add("--workers", type=int, default=1, help="processes of this machine that share the cells")
-    add(
-        "--threads",
-        type=int | None,
-        default=None,
-        help="CPU threads of a cell; an equal share where left out. Same threads, same bytes",
-    )
-    add("--methods", type=str, nargs="+", default=None, help="only these of the grid, by name of method or row")
-    add("--seeds", type=int | None, default=None, help="seeds of every method; the grid's where left out")
-    add("--subjects", type=str, nargs="+", default=None, help="only these")
-    add("--vision", type=str, nargs="+", default=None, help="image encoders")
-    add("--encoders", type=str, nargs="+", default=None, help="brain encoders, in place of each method's own")
-    add("--resamples", type=int | None, default=None, help="draws for curves over test repetitions; 0 leaves them out")
+    add("--meg", type=Path | None, help="folder of MEG recordings")
+    add("--out", type=Path | None, help="folder of the grid; default: bvsa_runs/GRID")
+    add("--workers", type=int, default=1, help="number of processes on this machine that share the cells")
+    threads = "CPU threads of a cell; default: an equal share. The same number of threads gives the same bytes"
+    add("--threads", type=int | None, help=threads)
+    add("--methods", type=str, nargs="+", help="only these methods or rows of the grid, by name")
+    add("--seeds", type=int | None, help="number of seeds of every method; default: the grid's")
+    add("--subjects", type=str, nargs="+", help="only these subjects")
+    add("--vision", type=str, nargs="+", help="image encoders")
+    add("--encoders", type=str, nargs="+", help="brain encoders; default: each method's own")
+    add("--resamples", type=int | None, help="number of draws for curves over test repetitions; 0 omits the curves")
     hints = get_type_hints(RunConfig)
     for field in fields(RunConfig):
         if field.name not in SETTLED:
-            add(
-                f"--{field.name}",
-                type=hints[field.name] | None,
-                default=None,
-                help="of every run; see bvsa train --help",
-            )
+            add(f"--{field.name}", type=hints[field.name] | None, help="of every run; see bvsa train --help")
     parser.add_class_arguments(SyntheticConfig, "synthetic", skip={"modality"})
     parser.set_defaults({"synthetic.subjects": 1})
 
@@ -104,7 +95,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
         with lock(root, activity="a grid") if processes.rank == 0 else nullcontext():
             failures = run_all(todo, root, parsed, display, processes)
             if processes.rank == 0:
-                report = finish(grid, todo, left_out, failures, root, parsed.said, display)
+                report = finish(grid, todo, left_out, failures, root, parsed.command_line, display)
     if processes.rank == 0:
         write_page(report, root / PAGE)
         print(

@@ -42,29 +42,32 @@ RECALL_QUERIES = 256  # that are also searched exactly, where an index is used
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
+    """Add the command's flags."""
     add = parser.add_argument
     add("run", type=Path, help="folder of a finished run")
     recordings = (
-        "published recordings file (.pt), or array (N, channels, time) as the run's; its test recordings where left out"
+        "published recordings (.pt), or an array (N, channels, time) like the run's; default: its test recordings"
     )
     add("--recordings", type=Path, help=recordings)
     gallery = "folder of images, folder of a feature bank, or features (M, D): .npy, .safetensors, .safetensors:KEY"
-    add("--gallery", help=f"{gallery}; the run's test images where left out")
-    add("--gallery_text", "--gallery-text", help="features (M, E) of the texts of a gallery of features, for gates")
-    add("--top", type=int, default=5, help="images for each recording")
+    add("--gallery", help=f"{gallery}; default: the run's test images")
+    add("--gallery_text", "--gallery-text", help="text features (M, E) for a gallery of features, for gates")
+    add("--top", type=int, default=5, help="number of images for each recording")
     add("--gate", default="none", help="none, always or label_free")
     add("--index", type=Path, help="FAISS index that proposes images: a file to read, or to build and keep")
+    index_type = "FAISS description of the index to build, such as IVF4096,SQ8 or HNSW32; default: by gallery size"
+    add("--index_type", "--index-type", help=index_type)
+    add("--candidates", type=int, default=100, help="number of images the index proposes for each recording")
     add(
-        "--index_type",
-        "--index-type",
-        help="what to build, in FAISS's words: IVF4096,SQ8 or HNSW32; by size where left out",
+        "--probes",
+        type=int,
+        default=64,
+        help="number of index cells to search; more cells find more of the best images",
     )
-    add("--candidates", type=int, default=100, help="images the index proposes for each recording")
-    add("--probes", type=int, default=64, help="cells of the index that are searched; more find more")
-    add("--data", type=Path, help="data folder, where it has moved since the run")
-    add("--bank", type=Path, help="where features of images are kept, where it has moved since the run")
+    add("--data", type=Path, help="data folder if it has moved since the run")
+    add("--bank", type=Path, help="folder of the feature bank if it has moved since the run")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--out", type=Path, help="file for the ranked images; retrieved.json in the run's folder where left out")
+    add("--out", type=Path, help="file for the ranked images; default: retrieved.json in the run's folder")
 
 
 def run(parsed: jsonargparse.Namespace) -> None:
@@ -94,7 +97,9 @@ def run(parsed: jsonargparse.Namespace) -> None:
         else:
             found, recalled = search_by_index(parsed, queries, gallery, scoring, display)
     if processes.rank == 0:
-        tell(parsed, found, names, gallery, {**scoring.protocol(), "gallery": len(gallery), "recall": recalled})
+        print_ranking(
+            parsed, found, names, gallery, {**scoring.protocol(), "gallery": len(gallery), "recall": recalled}
+        )
 
 
 def search_by_index(
@@ -211,7 +216,9 @@ def open_gallery(
     return Gallery([EmbeddingMatrix(path) for path in bank.files(levels)], texts, names, **shared)
 
 
-def tell(parsed: jsonargparse.Namespace, found: TopK, names: list[str], gallery: Gallery, protocol: dict) -> None:
+def print_ranking(
+    parsed: jsonargparse.Namespace, found: TopK, names: list[str], gallery: Gallery, protocol: dict
+) -> None:
     """Write the ranked images to a file and print the first of them."""
     ranked = [
         [

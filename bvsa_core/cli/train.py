@@ -13,7 +13,7 @@ from typing import Literal
 import jsonargparse
 from rich.console import Console
 
-from bvsa_core.cli.arguments import Parser, add_run_arguments, make
+from bvsa_core.cli.arguments import Parser, add_run_arguments, to_dataclass
 from bvsa_core.cli.progress import Display
 from bvsa_core.distributed.processes import ProcessGroup, team
 from bvsa_core.errors import UserError
@@ -27,16 +27,16 @@ from bvsa_core.training.run_data import RunData
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
     add_run_arguments(parser, arguments)
-    out = "folder of the run; one folder a subject with --subject all"
+    out = "folder of the run; with --subject all, one folder inside it for each subject"
     parser.add_argument("--out", type=Path, default=Path("bvsa_runs/train"), help=out)
-    log = "who else hears of the metrics of every epoch: tensorboard (in the folder of the run), wandb or none"
+    log = "where else to log the metrics of every epoch: tensorboard (in the run's folder), wandb or none"
     parser.add_argument("--log", type=Literal["tensorboard", "wandb", "none"], default="none", help=log)
 
 
 def run(parsed: jsonargparse.Namespace) -> None:
-    config = make(RunConfig, parsed)
+    config = to_dataclass(RunConfig, parsed)
     with team() as processes, Display(quiet=processes.rank > 0) as display:
-        run_data = RunData(replace(config, device=own_device(config.device, processes)), display, processes)
+        run_data = RunData(replace(config, device=device_of_rank(config.device, processes)), display, processes)
         everyone = config.subject == "all"
         results = []
         for subject in run_data.dataset.subjects if everyone else [config.subject]:
@@ -48,17 +48,18 @@ def run(parsed: jsonargparse.Namespace) -> None:
         print(f"runs are in {parsed.out}")
 
 
-def own_device(asked: str, processes: ProcessGroup) -> str:
-    """The device of this process, where several train together.
+def device_of_rank(requested: str, processes: ProcessGroup) -> str:
+    """Return the device of this process when several train together.
 
     Raises:
-        UserError: they cannot all have the one that is asked for.
+        UserError: the requested device does not serve all of them.
     """
-    if processes.size == 1 or asked == "cpu":
-        return asked
-    if asked not in ("auto", "cuda"):
-        raise UserError(f"--device {asked} is one for {processes.size} processes; leave it out, and each takes its own")
-    if asked == "cuda" and processes.device is None:
+    if processes.size == 1 or requested == "cpu":
+        return requested
+    if requested not in ("auto", "cuda"):
+        problem = f"--device {requested} is one device for {processes.size} processes"
+        raise UserError(f"{problem}; omit the flag, and each process takes its own GPU")
+    if requested == "cuda" and processes.device is None:
         raise UserError(
             f"--device cuda: process {processes.rank} has no GPU of its own; start as many a machine as it has GPUs"
         )

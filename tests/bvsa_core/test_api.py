@@ -14,7 +14,7 @@ import torch
 
 import bvsa_core
 from bvsa_core import encoders, methods
-from bvsa_core.cli.arguments import Parser, add_run_arguments, make
+from bvsa_core.cli.arguments import Parser, add_run_arguments, to_dataclass
 from bvsa_core.data.store import read_header
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Method
@@ -94,7 +94,7 @@ def test_an_encoder_of_ones_own_is_built_by_name_and_survives_run_yaml(registrie
     flags = ["--encoder", "mine", "--encoder_options.width", "5"]
     parser = Parser()
     add_run_arguments(parser, flags)
-    assert to_dict(make(RunConfig, parser.parse_args(flags))) == to_dict(config)
+    assert to_dict(to_dataclass(RunConfig, parser.parse_args(flags))) == to_dict(config)
     encoders._registered.clear()
     with pytest.raises(UserError, match="unknown encoder 'mine'; .*or register your own first"):
         from_dict(to_dict(config))

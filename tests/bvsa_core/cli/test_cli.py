@@ -281,7 +281,7 @@ WRONG = [
     ("train --data {d} --lr -1", "lr is -1.0; it must be positive"),
     ("train --data {d} --epochz 3", "epochz"),
     ("train --data {d} --prompt photo", "it must contain {{object}}"),
-    ("train --config {t}/nothing.yaml", "--config {t}/nothing.yaml: no such file"),
+    ("train --config {t}/nothing.yaml", "{t}/nothing.yaml: no such file; give another file with --config"),
     ("train --config {t}/list.yaml", "must hold settings as 'name: value'"),
     ("train --config {t}/unknown.yaml", "epochz"),
     ("features --data {d} --levels 50:0.5", "level '50:0.5'; write an odd kernel size and a gain in [0, 1]"),
