@@ -8,7 +8,7 @@ import platform
 
 
 def tune_allocator() -> None:
-    """Let glibc keep freed blocks of up to 32 MiB and torch put larger ones on huge pages; call it before using torch."""
+    """Let glibc keep freed blocks up to 32 MiB and torch put larger ones on huge pages. Call it before using torch."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_threshold = -1, -3  # of malloc.h

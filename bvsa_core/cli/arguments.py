@@ -26,7 +26,11 @@ class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = super()._get_help_string(action)
-        return re.sub(r"( \(|, )default: %\(default\)s", "", text) if action.default in (None, "", []) else text
+        return (
+            re.sub(r" \(default: %\(default\)s\)|, default: %\(default\)s", "", text)
+            if action.default in (None, "", [])
+            else text
+        )
 
 
 class Parser(jsonargparse.ArgumentParser):

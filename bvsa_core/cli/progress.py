@@ -41,6 +41,7 @@ class Display:
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, task: str, done: float, total: int, /) -> None:
+        """Show that `done` of `total` items of `task` are finished."""
         if task not in self._tasks:  # items done before the first report do not count towards the rate
             self._tasks[task] = self._bars.add_task(task, total=total, completed=int(done))
         self._bars.update(self._tasks[task], completed=done, total=total)
