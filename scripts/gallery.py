@@ -1,4 +1,4 @@
-"""Draw docs/retrieved.jpg, what a run of the demo retrieves, for the README: python scripts/gallery.py [RUN]"""
+"""Draw docs/retrieved.jpg for the README, what a run of the demo retrieves: python scripts/gallery.py [RUN]"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from PIL import Image
 
 from bvsa_core.experiments.report_data import build_report, find_runs, group_runs
-from bvsa_core.report.image_figures import retrieved
+from bvsa_core.report.image_figures import retrieval_figure
 from bvsa_core.report.style import save
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "retrieved.jpg"
@@ -17,13 +17,14 @@ RUN = Path("bvsa_runs", "demo", "bvsa-corrected_eeg_project_sub-01_seed0")
 
 
 def main(run: Path = RUN, output: Path = OUTPUT) -> None:
+    """Draw the figure of `run` into `output`."""
     folders, _ = find_runs([run])
     report = build_report("", group_runs(folders), {})
-    drawing = retrieved(report, report.retrievals[0])
+    figure = retrieval_figure(report, report.retrievals[0])
     with TemporaryDirectory() as folder:
-        png, _ = save([drawing], Path(folder))
+        png, _ = save([figure], Path(folder))
         Image.open(png).convert("RGB").save(output, quality=85, optimize=True)
-    print(drawing.caption)
+    print(figure.caption)
 
 
 if __name__ == "__main__":

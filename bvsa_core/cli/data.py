@@ -127,7 +127,7 @@ def _draw(dataset: Dataset, folder: Path, display: Display) -> list[str]:
         measured[subject] = recording_figures.RecordingQuality(
             found, test.channels, test.times, units, test.modality, trials, before
         )
-    drawn, told = recording_figures.drawings(measured)
+    drawn, told = recording_figures.recording_figures(measured)
     written = style.save(drawn, folder)
     return [*told, f"{len(written)} files of {len(drawn)} figures in {folder}"]
 

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from bvsa_core.cli.arguments import Parser, to_dataclass
 from bvsa_core.cli.progress import Display
-from bvsa_core.cli.report import PAGE, origin, write_page
+from bvsa_core.cli.provenance import origin
+from bvsa_core.cli.report import PAGE, write_page
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.demo_grid import cells, folder_of, run_grid
 from bvsa_core.experiments.report_data import build_report, group_runs, with_curves

@@ -19,7 +19,8 @@ from rich.console import Console
 
 from bvsa_core.cli.arguments import Parser
 from bvsa_core.cli.progress import Display
-from bvsa_core.cli.report import PAGE, origin, write_page
+from bvsa_core.cli.provenance import origin
+from bvsa_core.cli.report import PAGE, write_page
 from bvsa_core.distributed.processes import ProcessGroup, team
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import RunDataCache, complete, fill_banks

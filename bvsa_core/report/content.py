@@ -1,4 +1,4 @@
-"""What a page and its figures are made of: plain data, gathered by whoever knows where they lie."""
+"""The content of a report as plain data: what its page and figures are made of."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from bvsa_core.report.tables import MethodResult
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One training, scored in one way."""
+    """One training run, scored in one way."""
 
     folder: str
     subject: str
     seed: int
-    ranks: list[int]  # (queries,) of the right image, from 1
-    metrics: list[dict]  # one an epoch
-    settings: dict  # of run.yaml
-    finished: str  # when, ISO 8601
-    repetitions: list[dict] | None = None  # curve over test repetitions
+    ranks: list[int]  # (queries,) rank of the correct image, from 1
+    metrics: list[dict]  # one per epoch
+    settings: dict  # from run.yaml
+    finished: str  # ISO 8601
+    repetition_curve: list[dict] | None = None  # accuracy by the number of test repetitions averaged
 
 
 @dataclass(frozen=True)
 class ReportRow:
-    """One line of the table and the runs it is made of: none where nobody runs it here."""
+    """One row of the results table and its runs; there are none where only the paper's result is listed."""
 
-    label: str  # what figures call it; no two of the same data are called alike
-    training: str  # what its training is called, which lines that only score it otherwise share
-    entry: ComparisonRow
+    label: str  # in figures; unique within its data
+    training_label: str  # of the training run; shared by rows that only score it differently
+    comparison: ComparisonRow
     runs: list[RunSummary]
 
     @property
-    def row(self) -> MethodResult:
-        """Our figures, of a line that has runs."""
-        assert self.entry.row is not None
-        return self.entry.row
+    def result(self) -> MethodResult:
+        """The result of a row that has runs."""
+        assert self.comparison.row is not None
+        return self.comparison.row
 
 
 @dataclass(frozen=True)
@@ -48,89 +48,89 @@ class GalleryImage:
 
     name: str
     concept: str
-    thumbnail: bytes | None = None  # JPEG; None where it is out of reach
+    thumbnail: bytes | None = None  # JPEG; None where it is not shown
 
 
 @dataclass(frozen=True)
 class RetrievalExample:
-    """What one run finds for every test recording."""
+    """What one run retrieves for every test recording."""
 
     label: str
     data: str
     subject: str
     seed: int
-    right: list[int]  # (queries,) into Report.images
-    ranks: list[int]  # (queries,) of the right image, from 1
-    best: list[list[int]]  # (queries, 5) into Report.images, best first
+    targets: list[int]  # (queries,) correct image, as an index into Report.images
+    ranks: list[int]  # (queries,) rank of the correct image, from 1
+    top: list[list[int]]  # (queries, 5) indices into Report.images, best first
     scores: list[list[float]]  # (queries, 5)
     similarity: np.ndarray  # (queries, images)
 
 
 @dataclass(frozen=True)
 class BlurExample:
-    """Images under every blur level that one training asks for."""
+    """Images under every blur level that one training uses."""
 
     label: str
-    levels: list[str]  # named as in metrics.jsonl
+    levels: list[str]  # names as in metrics.jsonl
     shares: list[float | None]  # of training samples after the last epoch
-    names: list[str]  # (images,)
+    concepts: list[str]  # (images,)
     images: np.ndarray  # (images, 1 + levels, side, side, 3) uint8; the first is not blurred
-    thumbnails: list[list[bytes]]  # the same, small, as JPEG
+    thumbnails: list[list[bytes]]  # the same images, small, as JPEG
     falloff: str
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that is told."""
+    """Everything that a report shows."""
 
     title: str
-    lines: Sequence[ReportRow]
+    rows: Sequence[ReportRow]
     images: Sequence[GalleryImage] = ()
     retrievals: Sequence[RetrievalExample] = ()
-    blurred: Sequence[BlurExample] = ()
-    missing: dict[str, str] = field(default_factory=dict)  # for a part of the page, why something is not there
-    made_by: dict[str, str] = field(default_factory=dict)  # command, versions, commit, date
+    blur_examples: Sequence[BlurExample] = ()
+    missing: dict[str, str] = field(default_factory=dict)  # section of the page: why something is not shown
+    provenance: dict[str, str] = field(default_factory=dict)  # command, versions, commit, date
 
     @property
-    def data(self) -> dict[str, list[ReportRow]]:
-        """The lines that have runs, by their data and setting."""
-        found: dict[str, list[ReportRow]] = {}
-        for line in self.lines:
-            if line.runs:
-                found.setdefault(line.entry.data, []).append(line)
-        return found
+    def rows_by_data(self) -> dict[str, list[ReportRow]]:
+        """The rows that have runs, by their data and setting."""
+        rows: dict[str, list[ReportRow]] = {}
+        for row in self.rows:
+            if row.runs:
+                rows.setdefault(row.comparison.data, []).append(row)
+        return rows
 
     def trainings(self) -> dict[str, list[RunSummary]]:
-        """The runs of every training, each once, however many ways it is scored in."""
-        found: dict[str, list[RunSummary]] = {}
-        for data, lines in self.data.items():
-            for line in lines:
-                name = line.training if len(self.data) == 1 else f"{line.training}, {data}"
-                found.setdefault(name, line.runs)
-        return found
+        """Return the runs of every training by its label, each once however many ways it is scored."""
+        runs: dict[str, list[RunSummary]] = {}
+        for data, rows in self.rows_by_data.items():
+            for row in rows:
+                label = row.training_label if len(self.rows_by_data) == 1 else f"{row.training_label}, {data}"
+                runs.setdefault(label, row.runs)
+        return runs
 
 
 def distinct(names: Sequence[Sequence[str]]) -> list[str]:
-    """Short labels: the first part of each name, with those others in which it differs from names that begin alike.
+    """Return short unique labels: the first part of each name, and the parts in which it differs from its namesakes.
 
     >>> distinct([("bvsa", "gate none", "tiny"), ("bvsa", "gate paper", "tiny"), ("ubp", "gate none", "tiny")])
     ['bvsa, gate none', 'bvsa, gate paper', 'ubp']
     """
     labels = []
     for name in names:
-        alike = [other for other in names if other[0] == name[0]]
-        differing = [part for place, part in enumerate(name) if place and len({other[place] for other in alike}) > 1]
-        labels.append(", ".join([name[0], *(part for part in differing if part)]))
+        namesakes = [other for other in names if other[0] == name[0]]
+        differing = [part for i, part in enumerate(name) if i and len({other[i] for other in namesakes}) > 1]
+        labels.append(", ".join([name[0], *filter(None, differing)]))
     return labels
 
 
 def flat(values: dict, before: str = "") -> dict[str, Any]:
-    """Nested settings as one dict.
+    """Flatten nested settings into one dict.
 
     >>> flat({"epochs": 2, "encoder_options": {"dropout": 0.3}})
     {'epochs': 2, 'encoder_options.dropout': 0.3}
     """
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, value in values.items():
-        found |= flat(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value}
-    return found
+        result |= flat(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value}
+    return result

@@ -1,4 +1,4 @@
-"""The figures that show images: what a blur does to them, what is retrieved, and how similar all are to all recordings."""
+"""Figures that show images: under every blur level, as retrieved, and their similarity to all recordings."""
 
 from __future__ import annotations
 
@@ -12,110 +12,105 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from bvsa_core.report.content import BlurExample, Report, RetrievalExample
-from bvsa_core.report.style import INK, RIGHT, WIDTH, Drawing, axes_of, slug
+from bvsa_core.report.style import CORRECT, INK, WIDTH, FigureSpec, slug, subplots
 
-MATRICES = 6  # of one figure, some 100 kB each on a page
+MAX_MATRICES = 6  # in one figure; each takes about 100 kB of the page
 
 
-def blurred_images(blurred: BlurExample) -> Drawing:
+def blur_figure(example: BlurExample) -> FigureSpec:
+    """Show images under every blur level of a training: one image per row, one level per column."""
+
     def draw() -> Figure:
-        rows, columns = blurred.images.shape[:2]
-        figure, axes = axes_of(rows, columns, WIDTH / columns * rows + 0.3)
+        rows, columns = example.images.shape[:2]
+        figure, axes = subplots(rows, columns, WIDTH / columns * rows + 0.3)
         figure.set_layout_engine("constrained", w_pad=0.015, h_pad=0.015, hspace=0, wspace=0)
-        for row, images in zip(axes, blurred.images):
-            for each, image in zip(row, images):
-                each.imshow(image)
-                each.set_axis_off()
-        for each, level in zip(axes[0], ["not blurred", *blurred.levels]):
-            each.set_title(level.replace(" gain", "\ngain"), fontsize=6.5, loc="center")
+        for panel, image in zip(axes.flat, example.images.reshape(-1, *example.images.shape[2:])):
+            panel.imshow(image)
+            panel.set_axis_off()
+        for panel, level in zip(axes[0], ["not blurred", *example.levels]):
+            panel.set_title(level.replace(" gain", "\ngain"), fontsize=6.5, loc="center")
         return figure
 
-    return Drawing(
-        f"blurred-{slug(blurred.label)}",
-        "",
-        f"What the blur does, {blurred.label}",
-        f"Images of the data set as the image encoder's input, blurred by fovblur; k: kernel size in pixels; {blurred.falloff}.",
-        f"Images of {', '.join(blurred.names)}, first as they are, then at {', '.join(blurred.levels)}.",
-        draw,
+    caption = (
+        "Images of the data set as the image encoder sees them, blurred by fovblur; "
+        f"k: kernel size in pixels; {example.falloff}."
     )
+    alt = f"Images of {', '.join(example.concepts)}, first not blurred, then at {', '.join(example.levels)}."
+    return FigureSpec(f"blurred-{slug(example.label)}", "", f"Blur levels of {example.label}", caption, alt, draw)
 
 
-def retrieved(report: Report, of: RetrievalExample, rows: int = 6) -> Drawing:
-    """What a run finds for a few recordings, taken evenly from all."""
-    chosen = [i * (len(of.right) - 1) // max(1, rows - 1) for i in range(min(rows, len(of.right)))]
+def retrieval_figure(report: Report, retrieval: RetrievalExample, rows: int = 6) -> FigureSpec:
+    """Show what a run retrieves for some recordings, evenly spaced over the test set."""
+    count, best, images = len(retrieval.targets), len(retrieval.top[0]), retrieval.similarity.shape[1]
+    queries = [i * (count - 1) // max(1, rows - 1) for i in range(min(rows, count))]
 
-    def show(axes: Axes, number: int, title: str, colour: str) -> None:
-        image = report.images[number]
+    def show(axes: Axes, index: int, correct: bool = False) -> None:
+        image, colour = report.images[index], CORRECT if correct else INK
         if image.thumbnail:
             axes.imshow(Image.open(io.BytesIO(image.thumbnail)))
         axes.set(xticks=[], yticks=[])
         axes.grid(False)
         for side in axes.spines.values():
-            side.set(visible=colour != INK, color=colour, linewidth=2.5)
+            side.set(visible=correct, color=colour, linewidth=2.5)
+        title = ("\N{CHECK MARK} " if correct else "") + image.concept
         axes.set_title(title if len(title) < 18 else f"{title[:15]}...", fontsize=6, color=colour, loc="left", pad=3)
 
     def draw() -> Figure:
-        columns = len(of.best[0])
-        widths = [1, 0.12, *[1] * columns]
-        figure, axes = axes_of(
-            len(chosen), len(widths), (WIDTH / (columns + 1) + 0.16) * len(chosen), width_ratios=widths
-        )
+        widths = [1, 0.12, *[1] * best]
+        height = (WIDTH / (best + 1) + 0.16) * len(queries) + 0.2
+        figure, axes = subplots(len(queries), len(widths), height, width_ratios=widths)
         figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, hspace=0, wspace=0)
-        for row, query in zip(axes, chosen):
-            show(row[0], of.right[query], report.images[of.right[query]].concept, INK)
-            row[1].set_visible(False)
-            for each, number in zip(row[2:], of.best[query]):
-                right = number == of.right[query]
-                show(
-                    each,
-                    number,
-                    ("\N{CHECK MARK} " if right else "") + report.images[number].concept,
-                    RIGHT if right else INK,
-                )
+        for panels, query in zip(axes, queries):
+            target = retrieval.targets[query]
+            show(panels[0], target)
+            panels[1].set_visible(False)
+            for panel, index in zip(panels[2:], retrieval.top[query]):
+                show(panel, index, index == target)
+        for panel, header in ((axes[0, 0], "seen"), (axes[0, 2], "found, best first")):
+            at = {"xy": (0, 1), "xytext": (0, 14), "xycoords": "axes fraction", "textcoords": "offset points"}
+            panel.annotate(header, **at, fontsize=9, fontweight="bold", annotation_clip=False)
         return figure
 
-    hits = sum(of.ranks[query] <= len(of.best[query]) for query in chosen)
-    return Drawing(
-        "retrieved",
-        "",
-        f"Retrieved images, {of.label}",
-        f"What was seen (left) and the best {len(of.best[0])} of {of.similarity.shape[1]} images for its recording, best first, for "
-        f"{len(chosen)} recordings taken evenly from the test set of {of.subject}, seed {of.seed}; framed: the right image. {of.data}.",
-        f"Rows of images; the right one is among the best {len(of.best[0])} in {hits} of {len(chosen)}.",
-        draw,
+    caption = (
+        f"Left: the image that was seen. Right: the best {best} of {images} images for its recording, best first, for "
+        f"{len(queries)} recordings evenly spaced over the test set of {retrieval.subject}, seed {retrieval.seed}. "
+        f"The correct image is framed. {retrieval.data}."
     )
+    hits = sum(retrieval.ranks[query] <= best for query in queries)
+    alt = f"Rows of images; the correct one is among the best {best} in {hits} of {len(queries)}."
+    return FigureSpec("retrieved", "", f"Retrieved images, {retrieval.label}", caption, alt, draw)
 
 
-def similarity(data: str, shown: Sequence[RetrievalExample]) -> Drawing:
-    ends = [np.quantile(each.similarity, [0.5, 0.995]) for each in shown]
+def similarity_figure(data: str, retrievals: Sequence[RetrievalExample]) -> FigureSpec:
+    """Show the similarity matrices (recordings, images) of several runs."""
+    ends = [np.quantile(each.similarity, [0.5, 0.995]) for each in retrievals]
     low, high = min(end[0] for end in ends), max(end[1] for end in ends)
 
     def draw() -> Figure:
-        columns = min(2, len(shown))
-        rows = math.ceil(len(shown) / columns)
-        figure, axes = axes_of(rows, columns, 1.08 * min(WIDTH / columns, 3.4) * rows + 0.5)
-        for each, one in zip(axes.flat, shown):
-            drawn = each.imshow(one.similarity, cmap="cividis", vmin=low, vmax=high)
-            each.set(title=one.label, xlabel="image", ylabel="recording")
-            each.grid(False)
-        for each in axes.flat[len(shown) :]:
-            each.set_visible(False)
-        figure.colorbar(drawn, ax=axes, label="similarity", location="bottom", shrink=0.6, aspect=40)
+        columns = min(2, len(retrievals))
+        rows = math.ceil(len(retrievals) / columns)
+        figure, axes = subplots(rows, columns, 1.08 * min(WIDTH / columns, 3.4) * rows + 0.5)
+        for panel, retrieval in zip(axes.flat, retrievals):
+            matrix = panel.imshow(retrieval.similarity, cmap="cividis", vmin=low, vmax=high)
+            panel.set(title=retrieval.label, xlabel="image", ylabel="recording")
+            panel.grid(False)
+        for panel in axes.flat[len(retrievals) :]:
+            panel.set_visible(False)
+        figure.colorbar(matrix, ax=axes, label="similarity", location="bottom", shrink=0.6, aspect=40)
         return figure
 
-    clear = [f"{each.label} {_clearness(each):.1f}" for each in shown]
-    return Drawing(
-        f"similarity-{slug(data)}",
-        "similarity",
-        f"Similarity, {data}",
-        "Similarity of every test recording to every image of the gallery, of one run each (first subject and seed) of up to "
-        f"{MATRICES} systems; right images lie on the diagonal. Colours go from the median to the upper half percent.",
-        f"Matrices of similarity. By how much right images are the more similar ones, in standard deviations: {', '.join(clear)}",
-        draw,
+    caption = (
+        "Similarity of every test recording to every image of the gallery, for one run (first subject and seed) of up "
+        f"to {MAX_MATRICES} systems. Correct images are on the diagonal. Colours range from the median to the 99.5th "
+        "percentile."
     )
+    separations = ", ".join(f"{each.label} {_separation(each):.1f}" for each in retrievals)
+    alt = f"Similarity matrices. Mean difference of correct to other images, in standard deviations: {separations}"
+    return FigureSpec(f"similarity-{slug(data)}", "similarity", f"Similarity, {data}", caption, alt, draw)
 
 
-def _clearness(retrieval: RetrievalExample) -> float:
-    right = retrieval.similarity.diagonal()
+def _separation(retrieval: RetrievalExample) -> float:
+    """Return by how many standard deviations correct images are more similar than the others."""
+    correct = retrieval.similarity.diagonal()
     others = retrieval.similarity[np.eye(*retrieval.similarity.shape) == 0]
-    return float((right.mean() - others.mean()) / (others.std() or 1))
+    return float((correct.mean() - others.mean()) / (others.std() or 1))

@@ -1,6 +1,6 @@
-"""One HTML page that needs nothing else: no network, no other file, no program but a browser.
+"""A self-contained HTML page: it loads nothing from the network or from other files.
 
-Whatever comes from files is escaped by the template, and a content security policy lets no script run but the page's own.
+The template escapes all text that comes from files, and a content security policy admits no script but the page's own.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from markupsafe import Markup
 
 from bvsa_core.report.comparison_table import ABSENT, caveats, notes
 from bvsa_core.report.content import BlurExample, Report, ReportRow, flat
-from bvsa_core.report.result_figures import bars_of, drawings
+from bvsa_core.report.result_figures import report_figures, subject_bars
 from bvsa_core.report.style import to_svg
 from bvsa_core.report.tables import scoring
 from bvsa_core.retrieval.scoring import Protocol
 
-PARTS = {
+SECTIONS = {
     "results": "Results",
     "training": "Training",
     "blur": "Blur",
     "retrieved": "Retrieved images",
     "similarity": "Similarity",
     "repetitions": "Repetitions",
-    "origin": "What produced this",
+    "origin": "Provenance",
 }
-# The rest of a protocol, in words; selection, information and gate stand in every line.
+# Parts of the protocol that are named once above the table where all rows share them.
 _TAGS = {
     "dataset": "{} data",
     "modality": "{}",
@@ -43,70 +43,79 @@ _TAGS = {
 
 
 def to_html(report: Report) -> str:
-    """The page."""
+    """Render the page."""
     folder = files("bvsa_core.report") / "template"
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    script = (folder / "page.js").read_text(encoding="utf-8")
-    shown = drawings(report)
-    return environment.from_string((folder / "page.html").read_text(encoding="utf-8")).render(
-        title=report.title,
-        style=Markup((folder / "page.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        parts=PARTS,
-        table=table(report.lines),
-        figures={part: [(each, Markup(to_svg(each))) for each in shown if each.part == part] for part in PARTS},
-        blurred=[_blurred(each) for each in report.blurred],
-        data=_retrieved(report),
-        subjects=[(data, _subjects(lines)) for data, lines in report.data.items()],
-        missing=report.missing,
-        made_by=report.made_by,
-        runs=[(line, run) for line in report.lines for run in line.runs],
-        settings=_settings(report),
+    template, style, script = ((folder / f"page.{suffix}").read_text("utf-8") for suffix in ("html", "css", "js"))
+    figures = report_figures(report)
+    options: Any = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
+    return (
+        jinja2.Environment(**options)
+        .from_string(template)
+        .render(
+            title=report.title,
+            style=Markup(style),
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            sections=SECTIONS,
+            table=results_table(report.rows),
+            figures={
+                name: [(each, Markup(to_svg(each))) for each in figures if each.section == name] for name in SECTIONS
+            },
+            blur_examples=[_blur_table(each) for each in report.blur_examples],
+            data=_retrieval_data(report),
+            subjects=[(data, _subject_table(rows)) for data, rows in report.rows_by_data.items()],
+            missing=report.missing,
+            provenance=report.provenance,
+            runs=[(row, run) for row in report.rows for run in row.runs],
+            settings=_settings(report),
+        )
     )
 
 
-def table(lines: Sequence[ReportRow]) -> dict:
-    """The table of results: tags that all lines share, the lines with the rest, footnotes."""
-    ours = [line.entry.row.protocol for line in lines if line.entry.row]
-    tagged = [
-        {name: text.format(known[name]) for name, text in _TAGS.items() if name in known}
-        for known in (protocol.to_json() for protocol in ours)
-    ]
-    for tags, line in zip(tagged, (line for line in lines if line.entry.row)):
-        tags["brain"] = f"brain encoder {line.entry.encoder}"
-    shared = (
-        [text for name, text in tagged[0].items() if all(tags.get(name) == text for tags in tagged)] if tagged else []
-    )
-    beside = any(line.entry.published for line in lines)
+def results_table(rows: Sequence[ReportRow]) -> dict:
+    """Return the results table: tags that all rows share, the rows with the others, and footnotes."""
+    tags = [_tags(row) for row in rows]
+    first = next(filter(None, tags), {})
+    shared = [text for name, text in first.items() if all(each.get(name) == text for each in tags if each)]
+    with_papers = any(row.comparison.published for row in rows)
     footnotes: list[str] = []
-    found = []
-    waiting = iter(tagged)
-    for line in lines:
-        entry = line.entry
-        row = entry.row
-        told = notes(entry) if beside else list(caveats(row)) if row else []
-        footnotes += [note for note in dict.fromkeys(told) if note not in footnotes]
-        found.append(
+    cells = []
+    for row, own in zip(rows, tags):
+        comparison, result = row.comparison, row.comparison.row
+        remarks = notes(comparison) if with_papers else list(caveats(result)) if result else []
+        footnotes += [note for note in dict.fromkeys(remarks) if note not in footnotes]
+        missing = f"{comparison.missing} of {comparison.cells} cells missing"
+        cells.append(
             {
-                "system": entry.system,
-                "ours": _figures(line) if row else None,
-                "absent": f"{entry.missing} of {entry.cells} cells missing" if entry.cells and not row else ABSENT,
-                "data": entry.data,
-                "tags": _scored(row.protocol) + [(text, False) for text in next(waiting).values() if text not in shared]
-                if row
+                "system": comparison.system,
+                "ours": _figures(row) if result else None,
+                "absent": missing if comparison.cells and not result else ABSENT,
+                "data": comparison.data,
+                "tags": [
+                    *_protocol_tags(result.protocol),
+                    *((text, False) for text in own.values() if text not in shared),
+                ]
+                if result
                 else [],
-                "published": entry.published,
-                "notes": sorted({footnotes.index(note) + 1 for note in told}),
+                "published": comparison.published,
+                "notes": sorted({footnotes.index(note) + 1 for note in remarks}),
             }
         )
-    return {"lines": found, "shared": shared, "footnotes": footnotes, "beside": beside, "chance": _chance(ours)}
+    chance = _chance([row.comparison.row.protocol for row in rows if row.comparison.row])
+    return {"rows": cells, "shared": shared, "footnotes": footnotes, "with_papers": with_papers, "chance": chance}
 
 
-def _scored(protocol: Protocol) -> list[tuple[str, bool]]:
-    """Selection, information and gate, and whether each is one to be wary of."""
+def _tags(row: ReportRow) -> dict[str, str]:
+    """Return the tags of a row by name; none without a result."""
+    if row.comparison.row is None:
+        return {}
+    known = row.result.protocol.to_json()
+    tags = {name: text.format(known[name]) for name, text in _TAGS.items() if name in known}
+    return {**tags, "brain": f"brain encoder {row.comparison.encoder}"}
+
+
+def _protocol_tags(protocol: Protocol) -> list[tuple[str, bool]]:
+    """Return selection, information and gate, and whether each needs a warning colour."""
     selection, information = protocol.selection, protocol.information
     return [
         (f"selection {selection}", selection.startswith("oracle")),
@@ -122,80 +131,64 @@ def _chance(protocols: Sequence[Protocol]) -> str:
     )
 
 
-def _figures(line: ReportRow) -> dict:
-    row = line.row
+def _figures(row: ReportRow) -> dict:
+    result = row.result
     percent = lambda value, bounds: (f"{100 * value:.1f}", f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}")  # noqa: E731
     return {
-        "top1": percent(row.top1, row.top1_interval),
-        "top5": percent(row.top5, row.top5_interval),
-        "map": f"{100 * row.map:.1f}",
-        "median_rank": f"{row.median_rank:g}",
-        "cells": f"{row.subjects} × {row.seeds}",  # noqa: RUF001
+        "top1": percent(result.top1, result.top1_interval),
+        "top5": percent(result.top5, result.top5_interval),
+        "map": f"{100 * result.map:.1f}",
+        "median_rank": f"{result.median_rank:g}",
+        "cells": f"{result.subjects} × {result.seeds}",  # noqa: RUF001
     }
 
 
-def _subjects(lines: Sequence[ReportRow]) -> dict:
-    """Top-1 and Top-5 of every subject, in lines and columns."""
-    found = [(line.label, bars_of(line, 1), bars_of(line, 5)) for line in lines]
-    names = list(dict.fromkeys(name for _, top1, _ in found for name in top1))
-    cell = lambda bars, name: f"{bars[name][0]:.1f}" if name in bars else ABSENT  # noqa: E731
-    return {
-        "names": names,
-        "lines": [(label, [(cell(top1, name), cell(top5, name)) for name in names]) for label, top1, top5 in found],
-    }
+def _subject_table(rows: Sequence[ReportRow]) -> dict:
+    """Return Top-1 and Top-5 of every subject (column) in every row."""
+    bars = [(row.label, subject_bars(row, 1), subject_bars(row, 5)) for row in rows]
+    subjects = list(dict.fromkeys(name for _, top1, _ in bars for name in top1))
+    cell = lambda values, name: f"{values[name][0]:.1f}" if name in values else ABSENT  # noqa: E731
+    table = [(label, [(cell(top1, name), cell(top5, name)) for name in subjects]) for label, top1, top5 in bars]
+    return {"subjects": subjects, "rows": table}
 
 
 def data_uri(jpeg: bytes) -> str:
+    """Return a JPEG file as a data URI."""
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
-def _blurred(blurred: BlurExample) -> dict:
-    shares = [None, *blurred.shares]
-    return {
-        "label": blurred.label,
-        "falloff": blurred.falloff,
-        "levels": list(
-            zip(["not blurred", *blurred.levels], ["" if share is None else f"{100 * share:.1f} %" for share in shares])
-        ),
-        "rows": [
-            (name, [data_uri(image) for image in images]) for name, images in zip(blurred.names, blurred.thumbnails)
-        ],
-    }
+def _blur_table(example: BlurExample) -> dict:
+    shares = ["", *("" if share is None else f"{100 * share:.1f} %" for share in example.shares)]
+    rows = [(concept, [*map(data_uri, images)]) for concept, images in zip(example.concepts, example.thumbnails)]
+    levels = list(zip(["not blurred", *example.levels], shares))
+    return {"label": example.label, "falloff": example.falloff, "levels": levels, "rows": rows}
 
 
-def _retrieved(report: Report) -> dict:
-    """What the script shows, as plain as it gets."""
-    runs: list[dict[str, Any]] = [
-        {
-            "name": ", ".join(
-                [each.label, *([each.data] if len(report.data) > 1 else []), each.subject, f"seed {each.seed}"]
-            ),
-            "right": each.right,
-            "ranks": each.ranks,
-            "best": each.best,
-            "scores": [[round(score, 3) for score in scores] for scores in each.scores],
-        }
-        for each in report.retrievals
-    ]
-    used = {number for run in runs for row in [run["right"], *run["best"]] for number in row}
+def _retrieval_data(report: Report) -> dict:
+    """Return the data of the page's script as plain JSON values."""
+    runs: list[dict[str, Any]] = []
+    for each in report.retrievals:
+        data = [each.data] if len(report.rows_by_data) > 1 else []
+        scores = [[round(score, 3) for score in scores] for scores in each.scores]
+        name = ", ".join([each.label, *data, each.subject, f"seed {each.seed}"])
+        runs.append({"name": name, "targets": each.targets, "ranks": each.ranks, "top": each.top, "scores": scores})
+    used = {index for run in runs for row in [run["targets"], *run["top"]] for index in row}
     images = {
-        number: [image.concept, image.name, data_uri(image.thumbnail) if image.thumbnail else ""]
-        for number, image in enumerate(report.images)
-        if number in used
+        index: [image.concept, image.name, data_uri(image.thumbnail) if image.thumbnail else ""]
+        for index, image in enumerate(report.images)
+        if index in used
     }
     return {"runs": runs, "images": images}
 
 
 def _settings(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Settings of all trainings, then those of each that differ."""
-    known = {name: flat(runs[0].settings) for name, runs in report.trainings().items()}
-    for settings in known.values():
-        for own in ("subject", "seed"):
-            settings.pop(own, None)
-    first = next(iter(known.values()), {})
-    shared = {name: value for name, value in first.items() if all(each.get(name) == value for each in known.values())}
-    tables = [("all runs" if len(known) > 1 else next(iter(known), ""), shared)]
-    tables += [
-        (label, {name: value for name, value in each.items() if name not in shared}) for label, each in known.items()
-    ]
+    """Return the settings that all trainings share, then those of each training that differ."""
+    trainings = {label: flat(runs[0].settings) for label, runs in report.trainings().items()}
+    for settings in trainings.values():
+        for name in ("subject", "seed"):
+            settings.pop(name, None)
+    first = next(iter(trainings.values()), {})
+    shared = {k: value for k, value in first.items() if all(each.get(k) == value for each in trainings.values())}
+    tables = [("all runs" if len(trainings) > 1 else next(iter(trainings), ""), shared)]
+    tables += [(label, {k: v for k, v in each.items() if k not in shared}) for label, each in trainings.items()]
     return [(label, [(name, str(value)) for name, value in settings.items()]) for label, settings in tables if settings]

@@ -1,4 +1,4 @@
-"""Every figure of a report: what it shows, and the words that go with it."""
+"""Figures of results: accuracy, training curves, blur levels and test repetitions; and all figures of a report."""
 
 from __future__ import annotations
 
@@ -15,327 +15,284 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bvsa_core.report.content import Report, ReportRow, RunSummary
-from bvsa_core.report.image_figures import MATRICES, blurred_images, retrieved, similarity
-from bvsa_core.report.style import DASHES, INK, PALETTE, QUIET, Drawing, axes_of, slug
+from bvsa_core.report.image_figures import MAX_MATRICES, blur_figure, retrieval_figure, similarity_figure
+from bvsa_core.report.style import INK, PALETTE, QUIET, FigureSpec, curve_style, slug, subplots
 from bvsa_core.retrieval.bootstrap import crossed_bootstrap
 
-BARS = 32  # of one axes; more of them get axes of their own
-LEVELS = 12  # bands of one figure
+MAX_BARS = 32  # on one pair of axes; with more, every row gets axes of its own
+MAX_LEVELS = 12  # blur levels in one figure; with more, gains are merged
+_SELECTION_METRICS = {
+    "validation_top1": "Top-1 on held-out concepts / %",
+    "test_top1": "Top-1 on the test set / % (oracle)",
+}
 
 
-def drawings(report: Report) -> list[Drawing]:
-    """Every figure that the report has something for."""
-    found = []
-    for data, lines in report.data.items():
-        found.append(_accuracy(data, lines))
+def report_figures(report: Report) -> list[FigureSpec]:
+    """Return every figure for which the report has data."""
+    figures = [_accuracy(data, rows) for data, rows in report.rows_by_data.items()]
     trainings = report.trainings()
     if any(run.metrics for runs in trainings.values() for run in runs):
-        found.append(_training(trainings))
+        figures.append(_training(trainings))
     for name, runs in trainings.items():
         if shares := blur_shares(runs):
-            found.append(_levels(name, *shares))
-    found += [blurred_images(each) for each in report.blurred]
+            figures.append(_levels(name, *shares))
+    figures += map(blur_figure, report.blur_examples)
     if report.retrievals and any(image.thumbnail for image in report.images):
-        found.append(retrieved(report, report.retrievals[0]))
-    for data, lines in report.data.items():
-        if shown := [each for each in report.retrievals if each.data == data]:
-            found.append(
-                similarity(data, list({each.label: each for each in reversed(shown)}.values())[::-1][:MATRICES])
-            )
-        if any(run.repetitions for line in lines for run in line.runs):
-            found.append(_repetitions(data, lines))
-    names = [drawing.name for drawing in found]
+        figures.append(retrieval_figure(report, report.retrievals[0]))
+    for data, rows in report.rows_by_data.items():
+        first_runs: dict[str, Any] = {}
+        for each in report.retrievals:
+            if each.data == data:
+                first_runs.setdefault(each.label, each)
+        if first_runs:
+            figures.append(similarity_figure(data, list(first_runs.values())[:MAX_MATRICES]))
+        if any(run.repetition_curve for row in rows for run in row.runs):
+            figures.append(_repetitions(data, rows))
+    names = [figure.name for figure in figures]
     return [
-        replace(each, name=f"{each.name}-{i}") if names.count(each.name) > 1 else each
-        for i, each in enumerate(found, start=1)
+        replace(figure, name=f"{figure.name}-{i}") if names.count(figure.name) > 1 else figure
+        for i, figure in enumerate(figures, start=1)
     ]
 
 
-def _percent(axes: Axes, what: str) -> None:
+def _percent_axis(axes: Axes, label: str) -> None:
     axes.set_ylim(bottom=0)
-    axes.set_ylabel(what)
+    axes.set_ylabel(label)
     axes.grid(axis="x", visible=False)
 
 
-def _epochs(axes: Axes, count: int) -> None:
+def _epoch_axis(axes: Axes, epochs: int) -> None:
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-    if count == 1:
+    if epochs == 1:
         axes.set_xticks([1])
 
 
 def _legend(figure: Figure, handles: Sequence[Any], labels: Iterable[str]) -> None:
+    """Put a legend below the axes, in as many columns as fit."""
     labels = list(labels)
-    longest = max(map(len, labels))
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=max(1, min(len(labels), 84 // (longest + 7))),
-        handlelength=1.8,
-    )
+    columns = max(1, min(len(labels), 84 // (max(map(len, labels)) + 7)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=1.8)
 
 
-def _by_subject(line: ReportRow) -> dict[str, np.ndarray]:
-    """Ranks (seeds, queries) of every subject."""
-    found: dict[str, list] = {}
-    for run in sorted(line.runs, key=lambda run: (run.subject, run.seed)):
-        found.setdefault(run.subject, []).append(run.ranks)
-    return {subject: np.array(ranks) for subject, ranks in found.items()}
+def subject_bars(row: ReportRow, k: int) -> dict[str, tuple[float, float, float]]:
+    """Return Top-k accuracy of every subject in percent with its 95 % interval (value, low, high).
+
+    With several subjects, their mean comes first.
+    """
+    ranks: dict[str, list] = {}
+    for run in sorted(row.runs, key=lambda run: (run.subject, run.seed)):
+        ranks.setdefault(run.subject, []).append(run.ranks)
+    bars = {}
+    if len(ranks) > 1:
+        value, interval = (
+            (row.result.top1, row.result.top1_interval) if k == 1 else (row.result.top5, row.result.top5_interval)
+        )
+        bars["mean"] = (100 * value, 100 * interval[0], 100 * interval[1])
+    for subject, each in ranks.items():
+        hits = np.array(each) <= k  # (seeds, queries)
+        low, high = crossed_bootstrap(hits[None], resamples=2000)
+        bars[subject] = (100 * float(hits.mean()), 100 * low, 100 * high)
+    return bars
 
 
-def bars_of(line: ReportRow, k: int) -> dict[str, tuple[float, float, float]]:
-    """Top-k accuracy of every subject in percent, with the ends of its 95 % interval; where there are several, their mean comes first."""
-    found = {}
-    subjects = _by_subject(line)
-    if len(subjects) > 1:
-        row = line.row
-        value, bounds = (row.top1, row.top1_interval) if k == 1 else (row.top5, row.top5_interval)
-        found["mean"] = (100 * value, 100 * bounds[0], 100 * bounds[1])
-    for subject, ranks in subjects.items():
-        low, high = crossed_bootstrap((ranks <= k)[None], resamples=2000)
-        found[subject] = (100 * float((ranks <= k).mean()), 100 * low, 100 * high)
-    return found
+def _accuracy(data: str, rows: Sequence[ReportRow]) -> FigureSpec:
+    bars = {k: [subject_bars(row, k) for row in rows] for k in (1, 5)}
+    subjects = list(dict.fromkeys(name for each in bars[1] for name in each))
+    galleries = {row.result.protocol.gallery for row in rows}
 
-
-def _accuracy(data: str, lines: Sequence[ReportRow]) -> Drawing:
-    known = {k: [bars_of(line, k) for line in lines] for k in (1, 5)}
-    subjects = list(dict.fromkeys(name for bars in known[1] for name in bars))
-    gallery = {line.row.protocol.gallery for line in lines}
-
-    def bars(axes: Axes, shown: Sequence[dict], k: int) -> list[Any]:
-        width, handles = 0.8 / len(shown), []
-        for number, found in enumerate(shown):
-            colour = PALETTE[number]
-            places = [subjects.index(name) + (number - (len(shown) - 1) / 2) * width for name in found]
-            values = np.array(list(found.values()))
-            reach = np.abs(values[:, 1:] - values[:, :1]).T
-            handles.append(
-                axes.bar(
-                    places,
-                    values[:, 0],
-                    width * 0.9,
-                    color=colour,
-                    yerr=reach,
-                    error_kw={"ecolor": INK, "elinewidth": 0.8},
-                )
-            )
-        for size in gallery:
+    def plot(axes: Axes, systems: Sequence[dict], k: int) -> list[Any]:
+        width, handles = 0.8 / len(systems), []
+        for i, system in enumerate(systems):
+            x = [subjects.index(name) + (i - (len(systems) - 1) / 2) * width for name in system]
+            values = np.array(list(system.values()))
+            errors = {"yerr": np.abs(values[:, 1:] - values[:, :1]).T, "error_kw": {"ecolor": INK, "elinewidth": 0.8}}
+            handles.append(axes.bar(x, values[:, 0], width * 0.9, color=PALETTE[i], **errors))
+        for size in galleries:
             axes.axhline(100 * k / size, color=QUIET, lw=0.8, ls=":")
         axes.set_xticks(range(len(subjects)), subjects, rotation=45 if len(subjects) > 6 else 0)
-        _percent(axes, f"Top-{k} / %")
+        _percent_axis(axes, f"Top-{k} / %")
         return handles
 
-    def together() -> Figure:
-        figure, axes = axes_of(1, 2, 2.7)
-        handles, _ = (bars(each, known[k], k) for k, each in zip(known, axes.flat))
-        _legend(figure, handles, [line.label for line in lines])
+    def draw_together() -> Figure:
+        figure, axes = subplots(1, 2, 2.7)
+        handles, _ = (plot(panel, bars[k], k) for k, panel in zip(bars, axes.flat))
+        _legend(figure, handles, [row.label for row in rows])
         return figure
 
-    def apart() -> Figure:
-        titles = [textwrap.fill(line.label, 38) for line in lines]
-        rows, tallest = math.ceil(len(lines) / 2), 1 + max(title.count("\n") for title in titles)
-        figure, axes = axes_of(rows, 2, (1.2 + 0.16 * tallest) * rows + 0.3, sharex=True, sharey=True)
-        for shown, title, each in zip(known[1], titles, axes.flat):
-            bars(each, [shown], 1)
-            each.set_title(title, fontsize=7.5)
-        for each in axes.flat[len(lines) :]:
-            each.set_visible(False)
+    def draw_separately() -> Figure:
+        titles = [textwrap.fill(row.label, 38) for row in rows]
+        count, title_lines = math.ceil(len(rows) / 2), 1 + max(title.count("\n") for title in titles)
+        figure, axes = subplots(count, 2, (1.2 + 0.16 * title_lines) * count + 0.3, sharex=True, sharey=True)
+        for system, title, panel in zip(bars[1], titles, axes.flat):
+            plot(panel, [system], 1)
+            panel.set_title(title, fontsize=7.5)
+        for panel in axes.flat[len(rows) :]:
+            panel.set_visible(False)
         return figure
 
-    crowded = len(lines) > len(PALETTE) or len(lines) * len(subjects) > BARS
-    best = max(lines, key=lambda line: line.row.top1)
-    who = "mean over subjects, then each" if len(subjects) > 1 else subjects[0]
-    return Drawing(
-        f"accuracy-{slug(data)}",
-        "results",
-        f"Accuracy, {data}",
-        f"{'Top-1' if crowded else 'Top-1 and Top-5'} accuracy in percent, {who}, mean over seeds; whiskers: 95 % bootstrap interval "
-        f"over test images and seeds{' (of the mean over subjects too)' if len(subjects) > 1 else ''}; dotted: chance.",
-        f"Bars of accuracy for {', '.join(line.label for line in lines)}. The highest mean Top-1 accuracy is "
-        f"{100 * best.row.top1:.1f} percent, of {best.label}.",
-        apart if crowded else together,
+    crowded = len(rows) > len(PALETTE) or len(rows) * len(subjects) > MAX_BARS
+    several = len(subjects) > 1
+    caption = (
+        f"{'Top-1' if crowded else 'Top-1 and Top-5'} accuracy in percent, "
+        f"{'mean over subjects, then each subject' if several else subjects[0]}, mean over seeds. Whiskers: 95 % "
+        f"bootstrap interval over test images and seeds{' (for the mean also over subjects)' if several else ''}. "
+        "Dotted: chance."
     )
+    best = max(rows, key=lambda row: row.result.top1)
+    alt = (
+        f"Bars of accuracy for {', '.join(row.label for row in rows)}. The highest mean Top-1 accuracy is "
+        f"{100 * best.result.top1:.1f} percent, of {best.label}."
+    )
+    draw = draw_separately if crowded else draw_together
+    return FigureSpec(f"accuracy-{slug(data)}", "results", f"Accuracy, {data}", caption, alt, draw)
 
 
-def _series(runs: Sequence[RunSummary], name: str) -> np.ndarray | None:
-    """(runs, epochs) of one metric; None where not every run has it in as many epochs."""
-    found = [[each[name] for each in run.metrics if name in each] for run in runs]
-    return np.array(found, dtype=float) if found and found[0] and len({len(each) for each in found}) == 1 else None
+def _series(runs: Sequence[RunSummary], metric: str) -> np.ndarray | None:
+    """Return one metric (runs, epochs); None unless every run has it for the same number of epochs."""
+    values = [[epoch[metric] for epoch in run.metrics if metric in epoch] for run in runs]
+    return np.array(values, dtype=float) if values and values[0] and len({*map(len, values)}) == 1 else None
 
 
-_CHOSEN_BY = {"validation_top1": "Top-1 on held-out concepts / %", "test_top1": "Top-1 on the test set / % (oracle)"}
-
-
-def _training(trainings: dict[str, list[RunSummary]]) -> Drawing:
-    metrics = ("loss", "validation_loss", *_CHOSEN_BY)
-    known = {name: {metric: _series(runs, metric) for metric in metrics} for name, runs in trainings.items()}
-    chosen = [metric for metric in _CHOSEN_BY if any(each[metric] is not None for each in known.values())]
+def _training(trainings: dict[str, list[RunSummary]]) -> FigureSpec:
+    metrics = ("loss", "validation_loss", *_SELECTION_METRICS)
+    series = {name: {metric: _series(runs, metric) for metric in metrics} for name, runs in trainings.items()}
+    selection = [metric for metric in _SELECTION_METRICS if any(each[metric] is not None for each in series.values())]
+    final = {name: each["loss"][:, -1].mean() for name, each in series.items() if each["loss"] is not None}
 
     def draw() -> Figure:
-        figure, axes = axes_of(1 + len(chosen), 1, 2.6 + 1.6 * len(chosen), sharex=True)
+        figure, axes = subplots(1 + len(selection), 1, 2.6 + 1.6 * len(selection), sharex=True)
+        panels = {"loss": axes[0, 0], "validation_loss": axes[0, 0], **dict(zip(selection, axes[1:, 0]))}
         handles: list[Any] = []
-        for number, metrics in enumerate(known.values()):
-            look = {"color": PALETTE[number % len(PALETTE)], "ls": DASHES[number // len(PALETTE) % len(DASHES)]}
-            for metric, values in metrics.items():
+        for i, of_training in enumerate(series.values()):
+            for metric, values in of_training.items():
                 if values is None:
                     continue
-                on, scale = (axes[0, 0], 1) if metric.endswith("loss") else (axes[1 + chosen.index(metric), 0], 100)
+                style = curve_style(i) | ({"ls": ":"} if metric == "validation_loss" else {})
+                values = values if metric.endswith("loss") else 100 * values
                 epochs = np.arange(1, values.shape[1] + 1)
-                lines = on.plot(
-                    epochs, scale * values.mean(0), **(look | ({"ls": ":"} if metric == "validation_loss" else {}))
-                )
-                if len(epochs) == 1:
-                    lines[0].set_marker("o")
+                marker = "o" if len(epochs) == 1 else None
+                curve = panels[metric].plot(epochs, values.mean(0), marker=marker, **style)
                 if len(values) > 1:
-                    on.fill_between(
-                        epochs,
-                        *(scale * end for end in (values.min(0), values.max(0))),
-                        color=look["color"],
-                        alpha=0.15,
-                        lw=0,
-                    )
-                handles += lines if metric == "loss" else []
+                    ends = values.min(0), values.max(0)
+                    panels[metric].fill_between(epochs, *ends, color=style["color"], alpha=0.15, lw=0)
+                handles += curve if metric == "loss" else []
         axes[0, 0].set_ylabel("loss")
-        for metric, each in zip(chosen, axes[1:, 0]):
-            _percent(each, _CHOSEN_BY[metric])
-        _epochs(axes[-1, 0], max(len(run.metrics) for runs in trainings.values() for run in runs))
-        _legend(figure, handles, [name for name, metrics in known.items() if metrics["loss"] is not None])
+        for metric in selection:
+            _percent_axis(panels[metric], _SELECTION_METRICS[metric])
+        _epoch_axis(axes[-1, 0], max(len(run.metrics) for runs in trainings.values() for run in runs))
+        _legend(figure, handles, final)
         return figure
 
-    ends = [f"{name} {each['loss'][:, -1].mean():.2f}" for name, each in known.items() if each["loss"] is not None]
-    held_out = any(each["validation_loss"] is not None for each in known.values())
-    also = "; dotted: loss of held-out recordings" if held_out else ""
-    return Drawing(
-        "training",
-        "training",
-        "Loss",
-        f"Loss of every epoch, mean over runs; bands: from the least to the greatest of them{also}.",
-        f"Curves of the training loss over epochs. Loss of the last epoch: {', '.join(ends) or 'not kept'}.",
-        draw,
+    held_out = any(each["validation_loss"] is not None for each in series.values())
+    caption = (
+        "Loss of every epoch, mean over runs; bands: from the lowest to the highest run"
+        f"{'; dotted: loss on held-out recordings' if held_out else ''}."
     )
+    ends = ", ".join(f"{name} {loss:.2f}" for name, loss in final.items())
+    alt = f"Curves of the training loss over epochs. Loss of the last epoch: {ends or 'not recorded'}."
+    return FigureSpec("training", "training", "Loss", caption, alt, draw)
 
 
 def blur_shares(runs: Sequence[RunSummary]) -> tuple[list[str], np.ndarray, bool] | None:
-    """Names of blur levels, least blur first, their shares (levels, epochs) of training samples, and whether gains were joined.
+    """Return blur levels, least blur first, their shares (levels, epochs) of samples, and whether gains were merged.
 
-    None where a training saw one level only.
+    Shares are means over runs. None where a training used a single level.
     """
-    census = [[each["blur"] for each in run.metrics if "blur" in each] for run in runs]
-    epochs = min(map(len, census), default=0)
-    names = {name for each in census for epoch in each[:epochs] for name in epoch}
+    counts = [[epoch["blur"] for epoch in run.metrics if "blur" in epoch] for run in runs]
+    epochs = min(map(len, counts), default=0)
+    names = {name for run in counts for epoch in run[:epochs] for name in epoch}
     if len(names) < 2:
         return None
-    joined = len(names) > LEVELS
-    shown = {name: name.split(" gain ")[0] if joined else name for name in names}
-    order = sorted(set(shown.values()), key=_blur)
-    shares = np.zeros((len(order), epochs))
-    for each in census:
-        for epoch in range(epochs):
-            total = sum(each[epoch].values()) * len(census)
-            for name, count in each[epoch].items():
-                shares[order.index(shown[name]), epoch] += count / total
-    return order, shares, joined
+    merged = len(names) > MAX_LEVELS
+    level_of = {name: name.split(" gain ")[0] if merged else name for name in names}
+    levels = sorted(set(level_of.values()), key=_blur_strength)
+    shares = np.zeros((len(levels), epochs))
+    for run in counts:
+        for i, epoch in enumerate(run[:epochs]):
+            total = sum(epoch.values()) * len(counts)
+            for name, count in epoch.items():
+                shares[levels.index(level_of[name]), i] += count / total
+    return levels, shares, merged
 
 
-def _blur(level: str) -> tuple[float, float]:
-    """What sorts levels such as "k51 gain 0.5" by how much they blur."""
+def _blur_strength(level: str) -> tuple[float, float]:
+    """Return the sort key of a level such as "k51 gain 0.5": a larger kernel blurs more, a larger gain less."""
     size, _, gain = level.removeprefix("k").partition(" gain ")
     return float(size), -float(gain or 0)
 
 
-def _levels(name: str, levels: list[str], shares: np.ndarray, joined: bool) -> Drawing:
+def _levels(name: str, levels: list[str], shares: np.ndarray, merged: bool) -> FigureSpec:
     def draw() -> Figure:
-        figure, ((axes,),) = axes_of(1, 1, 2.7)
+        figure, ((axes,),) = subplots(1, 1, 2.7)
         epochs = np.arange(1, shares.shape[1] + 1)
         colours = matplotlib.colormaps["viridis"](np.linspace(0.95, 0.05, len(levels)))
+        bands: list[Any]
         if len(epochs) == 1:
-            under = 100 * (shares.cumsum(0) - shares)
+            starts = shares.cumsum(0) - shares
             bands = [
-                axes.bar(epochs, 100 * share, 0.5, start, color=colour)
-                for share, start, colour in zip(shares, under, colours)
+                axes.bar(epochs, 100 * y, 0.5, 100 * start, color=c) for y, start, c in zip(shares, starts, colours)
             ]
         else:
             bands = axes.stackplot(epochs, 100 * shares, colors=colours, lw=0)
             axes.set_xlim(1, len(epochs))
         axes.set(ylim=(0, 100), ylabel="training samples / %")
-        _epochs(axes, len(epochs))
-        figure.legend(
-            list(bands)[::-1],
-            levels[::-1],
-            loc="outside right upper",
-            handlelength=1,
-            title="blur level",
-            alignment="left",
-        )
+        _epoch_axis(axes, len(epochs))
+        place: Any = {"loc": "outside right upper", "title": "blur level", "alignment": "left"}
+        figure.legend(list(bands)[::-1], levels[::-1], handlelength=1, **place)
         return figure
 
+    level = "kernel size in pixels (gains merged)" if merged else "kernel size in pixels and gain at the fixation"
+    caption = f"Share of training samples at each blur level after every epoch: {level}; mean over runs."
     most = int(shares[:, -1].argmax())
-    what = "kernel size in pixels (gains joined)" if joined else "kernel size in pixels and gain at the fixation"
-    return Drawing(
-        f"levels-{slug(name)}",
-        "blur",
-        f"Blur levels, {name}",
-        f"Share of training samples that will next be seen at each blur level: {what}; mean over runs.",
-        f"Stacked areas over epochs of {len(levels)} blur levels. After the last epoch {100 * shares[most, -1]:.0f} percent of training "
-        f"samples are at {levels[most]}.",
-        draw,
+    alt = (
+        f"Stacked areas over epochs of {len(levels)} blur levels. After the last epoch {100 * shares[most, -1]:.0f} "
+        f"percent of training samples are at {levels[most]}."
     )
+    return FigureSpec(f"levels-{slug(name)}", "blur", f"Blur levels, {name}", caption, alt, draw)
 
 
-def _repetitions(data: str, lines: Sequence[ReportRow]) -> Drawing:
-    known = {line.label: [run.repetitions for run in line.runs if run.repetitions] for line in lines}
-    curves = {label: _mean_curve(found) for label, found in known.items() if found}
+def _repetitions(data: str, rows: Sequence[ReportRow]) -> FigureSpec:
+    known = {row.label: [run.repetition_curve for run in row.runs if run.repetition_curve] for row in rows}
+    curves = {label: _mean_curve(of_runs) for label, of_runs in known.items() if of_runs}
+    draws = max(int(curve["resamples"]) for curve in curves.values())
+    runs = max(int(curve["runs"]) for curve in curves.values())
 
     def draw() -> Figure:
-        figure, axes = axes_of(1, 2, 2.7)
-        for each, metric, name in zip(axes.flat, ("top1", "top5"), ("Top-1 / %", "Top-5 / %")):
+        figure, axes = subplots(1, 2, 2.7)
+        averaged = sorted({int(n) for curve in curves.values() for n in curve["averaged"]})
+        ticks = [n for n in averaged if n == averaged[-1] or 1.5 * n < averaged[-1]]  # 64 would touch 80
+        for panel, metric, label in zip(axes.flat, ("top1", "top5"), ("Top-1 / %", "Top-5 / %")):
             handles = []
-            for number, curve in enumerate(curves.values()):
-                look = {"color": PALETTE[number % len(PALETTE)], "ls": DASHES[number // len(PALETTE) % len(DASHES)]}
-                value, spread = 100 * curve[metric], 100 * curve[f"{metric}_std"]
-                handles += each.plot(curve["averaged"], value, marker="o", ms=3, **look)
-                each.fill_between(
-                    curve["averaged"], value - spread, value + spread, color=look["color"], alpha=0.15, lw=0
-                )
-            each.set_xscale("log", base=2)
-            averaged = sorted({int(n) for curve in curves.values() for n in curve["averaged"]})
-            ticks = [n for n in averaged if n == averaged[-1] or 1.5 * n < averaged[-1]]  # 64 would touch 80
-            each.set_xticks(ticks, ticks)
-            each.minorticks_off()
-            _percent(each, name)
-            each.set_xlabel("test repetitions averaged")
+            for i, curve in enumerate(curves.values()):
+                x, y, spread = curve["averaged"], 100 * curve[metric], 100 * curve[f"{metric}_std"]
+                handles += panel.plot(x, y, marker="o", ms=3, **curve_style(i))
+                panel.fill_between(x, y - spread, y + spread, color=handles[-1].get_color(), alpha=0.15, lw=0)
+            panel.set_xscale("log", base=2)
+            panel.set_xticks(ticks, ticks)
+            panel.minorticks_off()
+            _percent_axis(panel, label)
+            panel.set_xlabel("test repetitions averaged")
         _legend(figure, handles, curves)
         return figure
 
-    told = [
+    caption = (
+        f"Accuracy by the number of test repetitions averaged, mean over {draws} random subset(s) and {runs} run(s)"
+        f"{'; bands: one standard deviation between subsets' if draws > 1 else ''}."
+    )
+    changes = "; ".join(
         f"{label} from {100 * curve['top1'][0]:.1f} to {100 * curve['top1'][-1]:.1f} percent"
         for label, curve in curves.items()
-    ]
-    draws = max(int(curve["resamples"]) for curve in curves.values())
-    runs = max(int(curve["runs"]) for curve in curves.values())
-    return Drawing(
-        f"repetitions-{slug(data)}",
-        "repetitions",
-        f"Test repetitions, {data}",
-        f"Accuracy by the number of test repetitions averaged, mean of {draws} random subset(s) and of {runs} run(s)"
-        f"{'; bands: a standard deviation between subsets' if draws > 1 else ''}.",
-        f"Curves of accuracy. Top-1 from the fewest repetitions to the most: {'; '.join(told)}.",
-        draw,
     )
+    alt = f"Curves of accuracy. Top-1 from the fewest repetitions to the most: {changes}."
+    return FigureSpec(f"repetitions-{slug(data)}", "repetitions", f"Test repetitions, {data}", caption, alt, draw)
 
 
 def _mean_curve(curves: Sequence[list[dict]]) -> dict[str, Any]:
-    """Means over runs, of the repetitions that all of them have."""
-    common = sorted(set.intersection(*({point["averaged"] for point in curve} for curve in curves)))
-    at = [{point["averaged"]: point for point in curve} for curve in curves]
-    found = {
-        name: np.array([np.mean([each[n][name] for each in at]) for n in common])
-        for name in ("top1", "top1_std", "top5", "top5_std")
-    }
-    return {
-        **found,
-        "averaged": np.array(common),
-        "resamples": max(point["resamples"] for point in curves[0]),
-        "runs": len(curves),
-    }
+    """Average the curves of several runs at the numbers of repetitions that all of them have."""
+    points = [{point["averaged"]: point for point in curve} for curve in curves]
+    averaged = sorted(set.intersection(*map(set, points)))
+    metrics = ("top1", "top1_std", "top5", "top5_std")
+    means = {name: np.array([np.mean([run[n][name] for run in points]) for n in averaged]) for name in metrics}
+    resamples = max(point["resamples"] for point in curves[0])
+    return {**means, "averaged": np.array(averaged), "resamples": resamples, "runs": len(curves)}
