@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from bvsa_core.report.content import Report, ReportRow, RunSummary
 from bvsa_core.report.image_figures import MAX_MATRICES, blur_figure, retrieval_figure, similarity_figure
 from bvsa_core.report.style import INK, PALETTE, QUIET, FigureSpec, curve_style, slug, subplots
-from bvsa_core.retrieval.bootstrap import crossed_bootstrap
+from bvsa_core.retrieval.statistics import crossed_bootstrap
 
 MAX_BARS = 32  # on one pair of axes; with more, every row gets axes of its own
 MAX_LEVELS = 12  # blur levels in one figure; with more, gains are merged

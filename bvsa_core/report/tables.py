@@ -11,9 +11,9 @@ import torch
 from rich import box
 from rich.table import Table
 
-from bvsa_core.retrieval.bootstrap import crossed_bootstrap
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.scoring import Protocol, score
+from bvsa_core.retrieval.statistics import crossed_bootstrap
 
 
 @dataclass(frozen=True)

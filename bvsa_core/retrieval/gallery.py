@@ -16,8 +16,14 @@ from bvsa_core.io.safe_readers import READ_ERRORS, file_and_key
 KINDS = (".npy", ".safetensors")
 
 
+def first_invalid_row(values: Tensor) -> int | None:
+    """Return the first row of values (N, ...) that has NaN or infinite values; None if there is none."""
+    finite = values.isfinite().flatten(1).all(1)
+    return None if finite.all() else int((~finite).int().argmax())
+
+
 class EmbeddingMatrix:
-    """A matrix (rows, dimensions) of embeddings in a .npy or .safetensors file, of which only what is asked for is read.
+    """Matrix (rows, dimensions) of embeddings in a .npy or .safetensors file; only requested rows are read.
 
     Args:
         where: FILE, or FILE:KEY for an entry of a .safetensors file that has several.
@@ -42,27 +48,26 @@ class EmbeddingMatrix:
                 f"{path}: damaged or not numbers ({' '.join(str(error).split())}); fetch or make it again"
             ) from error
         if self.data.ndim != 2 or 0 in self.data.shape or not self.data.is_floating_point():
-            raise UserError(
-                f"{path}: is {self.data.dtype} of shape {tuple(self.data.shape)}; embeddings are floats (rows, dimensions)"
-            )
+            shape = tuple(self.data.shape)
+            raise UserError(f"{path}: is {self.data.dtype} of shape {shape}; embeddings are floats (rows, dimensions)")
 
     def __len__(self) -> int:
         return len(self.data)
 
     @property
     def width(self) -> int:
+        """Dimensions of an embedding."""
         return self.data.shape[1]
 
     def read(self, rows: slice | Tensor) -> Tensor:
-        """Unit-norm float32 rows, by slice or by number.
+        """Return unit-norm float32 rows, by slice or by number.
 
         Raises:
-            UserError: one of them has NaN or infinite values.
+            UserError: a row has NaN or infinite values.
         """
         values = self.data[rows].float()
-        if not values.isfinite().all():
-            where = int((~values.isfinite()).any(1).int().argmax())
-            row = (rows.start or 0) + where if isinstance(rows, slice) else int(rows[where])
+        if (first := first_invalid_row(values)) is not None:
+            row = (rows.start or 0) + first if isinstance(rows, slice) else int(rows[first])
             raise UserError(f"{self.path}: row {row} has NaN or infinite values; make the file again")
         return normalize(values, dim=1)
 
@@ -71,12 +76,12 @@ class Gallery:
     """Images to search.
 
     Args:
-        images: features of the images, at one blur level or several.
-        texts: features of their texts, for gates.
-        names: what to call them; their row numbers where left out.
-        image_embeddings: what makes embeddings (M, D) of image features (levels, M, D); side by side where left out.
-        text_embeddings: what makes embeddings (M, E) of text features (M, E); the same where left out.
-        device: where embeddings are made and returned.
+        images: features of the images, at one or several blur levels.
+        texts: features of the texts of the images, for gates.
+        names: names of the images; default: row numbers.
+        image_embeddings: maps image features (levels, M, D) to embeddings (M, D); default: concatenates the levels.
+        text_embeddings: maps text features (M, E) to embeddings (M, E); default: the identity.
+        device: device of the embeddings.
 
     Raises:
         UserError: the numbers of rows differ.
@@ -93,11 +98,10 @@ class Gallery:
     ):
         self.images, self.texts, self.device = list(images), texts, device
         self._image_embeddings, self._text_embeddings = image_embeddings, text_embeddings
+        first = self.images[0]
         for other in (*self.images[1:], *([texts] if texts else [])):
-            if len(other) != len(self.images[0]):
-                raise UserError(
-                    f"{other.path} has {len(other)} rows and {self.images[0].path} {len(self.images[0])}; they must agree"
-                )
+            if len(other) != len(first):
+                raise UserError(f"{other.path} has {len(other)} rows and {first.path} {len(first)}; they must agree")
         self.names = list(names) if names else [str(row) for row in range(len(self))]
 
     def __len__(self) -> int:
@@ -105,15 +109,15 @@ class Gallery:
 
     @torch.no_grad()
     def image(self, rows: slice | Tensor) -> Tensor:
-        """Embeddings of images, by slice or number."""
+        """Return embeddings of images, by slice or by number."""
         return self._image_embeddings(torch.stack([part.read(rows) for part in self.images]).to(self.device))
 
     @torch.no_grad()
     def text(self, rows: slice | Tensor) -> Tensor:
-        """Embeddings of their texts.
+        """Return embeddings of the texts of images, by slice or by number.
 
         Raises:
-            UserError: there are none.
+            UserError: the gallery has no texts.
         """
         if self.texts is None:
             raise UserError("the gallery has no texts; give them with --gallery_text")
@@ -121,7 +125,7 @@ class Gallery:
 
 
 def _map_npy(path: Path) -> Tensor:
-    # Copy on write: torch wants memory that may be written to, and the file must not change.
+    # Copy on write: torch needs writable memory, and the file must not change.
     return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
 
 

@@ -1,8 +1,8 @@
-"""Gates of similarity modulation (fovblur.enhanced_similarity): row gates r for recordings and column gates c for images.
+"""Gates of fovblur.enhanced_similarity: row gates for recordings and column gates for images.
 
-`paper` and `code` read the diagonal of M_bt, that is, which text belongs to which test recording; every number they make
-is labelled "uses labels". `label_free` opens where the recording itself speaks clearly to some text of the gallery, with a
-threshold learnt on training recordings: it looks at one query at a time.
+`paper` and `code` read the diagonal of M_bt, that is, which text belongs to which test recording; their numbers are all
+labelled "uses labels". `label_free` opens if the recording is clearly similar to some text of the gallery, by a
+threshold learnt on training recordings; it reads one query at a time.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ KINDS = ("margin", "max")
 
 @dataclass(frozen=True)
 class Reliability:
-    """When the gate `label_free` trusts a recording's agreement with texts."""
+    """Criterion by which the gate `label_free` opens for a recording."""
 
-    kind: str  # max: its largest similarity to a text of the gallery; margin: that less the second largest
-    threshold: float  # the least value that opens the gate
+    kind: str  # max: the largest similarity to a text of the gallery; margin: that minus the second largest
+    threshold: float  # the smallest value that opens the gate
 
     @classmethod
     def parse(cls, text: str) -> Reliability:
-        """From KIND:THRESHOLD.
+        """Parse KIND:THRESHOLD.
 
         Raises:
-            UserError: it is written otherwise.
+            UserError: the text has another form.
         """
         kind, _, threshold = text.partition(":")
         try:
@@ -57,17 +57,16 @@ class Reliability:
 def gates(
     name: str, brain_text: Tensor, text: Tensor, reliability: Reliability | None = None, alpha: float = 0.10
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Row gates (N,) and column gates (M,) for recordings (N, E) and texts (M, E); None where all are 1.
+    """Return row gates (N,) and column gates (M,) for recordings (N, E) and texts (M, E); None: all are 1.
 
-    - none: 0, the image similarity alone.
+    - none: 0, image similarity only.
     - always: 1.
-    - label_free: rows only, 1 where the recording's reliability reaches the threshold learnt on training recordings.
-    - paper: m m^T with m_i = 1 where M_bt[i, i] >= mean - z(1 - alpha / 2) * std (BVSA, CVPR 2026).
+    - label_free: rows only, 1 if the recording's reliability reaches the threshold learnt on training recordings.
+    - paper: m m^T with m_i = 1 if M_bt[i, i] >= mean - z(1 - alpha / 2) * std (BVSA, CVPR 2026).
     - code: rows only, with the threshold mean - 1.96 * std / sqrt(n) (its released code).
 
     Raises:
-        UserError: an unknown name, label_free without its reliability, or a gate that reads the diagonal of an M_bt that is
-            not square.
+        UserError: the name is unknown, label_free has no reliability, or the gate needs a square M_bt.
     """
     if name not in INFORMATION:
         raise UserError(unknown_name("gate", name, INFORMATION))
@@ -94,39 +93,39 @@ def gates(
 
 
 def reliabilities(brain_text: Tensor, text: Tensor) -> dict[str, Tensor]:
-    """How clearly each recording (N, E) speaks to some text (M, E), by each of KINDS: (N,)."""
+    """Return the reliability (N,) of recordings (N, E) for texts (M, E), for each of KINDS."""
     return reliability_from_top2(top2_text_similarities(brain_text, text))
 
 
 def top2_text_similarities(brain_text: Tensor, text: Tensor) -> Tensor:
-    """The largest similarities (N, 1 or 2) of every recording to texts, descending; texts that repeat count once."""
+    """Return the largest similarities (N, 1 or 2) of recordings to texts, descending; equal texts count once."""
     distinct = text.unique(dim=0)
     closed = brain_text.new_zeros(len(brain_text))
     return fovblur.enhanced_topk(brain_text, distinct, brain_text, distinct, min(2, len(distinct)), row_gate=closed)[0]
 
 
 def reliability_from_top2(best: Tensor) -> dict[str, Tensor]:
-    """Reliability (N,) by each of KINDS, from the largest similarities to texts; equal ones are of the same text."""
+    """Return the reliability (N,) for each of KINDS from the largest similarities; equal ones are of the same text."""
     largest = best.amax(1)
-    others = best.masked_fill(best == largest[:, None], -1)  # the least that a cosine can be
+    others = best.masked_fill(best == largest[:, None], -1)  # the smallest cosine
     return {"margin": largest - others.amax(1), "max": largest}
 
 
 def learn_reliability(examples: Iterable[tuple[Tensor, Tensor, dict[str, Tensor]]]) -> Reliability:
-    """The kind and threshold whose gate ranks training recordings best, by mean reciprocal rank.
+    """Return the kind and threshold whose gate ranks training recordings best, by mean reciprocal rank.
 
     Args:
-        examples: galleries of training recordings: the rank (n,) of the right image with the gate closed and with it
-            open, and the `reliabilities` of the recordings.
+        examples: for each gallery of training recordings the ranks (n,) of the right images with the gate closed, the
+            ranks with the gate open, and the `reliabilities` of the recordings.
     """
     closed, opened, measured = zip(*examples)
     gain = 1 / torch.cat(opened).double() - 1 / torch.cat(closed).double()
-    found = []
+    candidates = []
     for kind in KINDS:
         reliability, order = torch.cat([values[kind] for values in measured]).sort(descending=True, stable=True)
-        together = torch.cat([reliability[1:] == reliability[:-1], reliability.new_zeros(1, dtype=torch.bool)])
-        total = gain[order].cumsum(0).masked_fill(together, -math.inf)  # equal reliabilities open together
+        tied = torch.cat([reliability[1:] == reliability[:-1], reliability.new_zeros(1, dtype=torch.bool)])
+        total = gain[order].cumsum(0).masked_fill(tied, -math.inf)  # equal reliabilities open together
         most, at = total.max(0)
         threshold = reliability[at] if most > 0 else reliability[0].nextafter(reliability.new_tensor(math.inf))
-        found.append((most.item(), Reliability(kind, threshold.item())))
-    return max(found, key=lambda each: each[0])[1]  # the first of equals
+        candidates.append((most.item(), Reliability(kind, threshold.item())))
+    return max(candidates, key=lambda each: each[0])[1]  # the first of equals

@@ -1,9 +1,10 @@
-"""For galleries beyond exact search: a FAISS index proposes images by image similarity, and exact scores rank those."""
+"""Approximate search of large galleries: a FAISS index proposes images, and exact scores rank them."""
 
 from __future__ import annotations
 
 import math
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,129 +13,120 @@ from torch import Tensor
 
 import fovblur
 from bvsa_core.errors import UserError
+from bvsa_core.io.atomic import temporary_path
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.retrieval.gallery import Gallery
 from bvsa_core.retrieval.scoring import Scoring
-from bvsa_core.retrieval.search import Queries, TopK, check, row_gate
+from bvsa_core.retrieval.search import Queries, TopK, check, compared, row_gate
 
 ROWS_AT_ONCE = 65_536
 TRAINING_ROWS_PER_CELL = 64  # FAISS asks for 39 to 256
 
 
 class Index:
-    """A FAISS index of a gallery's image embeddings, by inner product.
+    """FAISS index of the image embeddings of a gallery, by inner product.
 
     Args:
-        path: the file it is read from, or where it is kept once it is built.
-        kind: FAISS's index factory string, such as "IVF4096,SQ8" or "HNSW32"; left out, IVF with about 4 sqrt(M) cells
-            of 8-bit rows.
+        path: file of the index; it is read if it exists, and written otherwise.
+        kind: FAISS index factory string, such as "IVF4096,SQ8" or "HNSW32"; default: see `default_kind`.
 
     Raises:
-        UserError: FAISS is not installed, the kind is not one of its, or the file is not an index of this gallery.
+        UserError: FAISS is not installed, the kind is unknown, or the file is not an index of this gallery.
     """
 
     def __init__(self, path: Path, gallery: Gallery, kind: str | None = None, progress: Progress = no_progress):
         try:
             import faiss
         except ImportError as error:
-            raise UserError(
-                "an approximate index needs FAISS; install it with: pip install 'fovblur[faiss]'"
-            ) from error
+            message = "an approximate index needs FAISS; install it with: pip install 'fovblur[faiss]'"
+            raise UserError(message) from error
         self.faiss, self.gallery, self.path = faiss, gallery, path
         faiss.omp_set_num_threads(torch.get_num_threads())
         self.index = self._read() if path.exists() else self._build(kind or default_kind(len(gallery)), progress)
 
     def propose(self, brain_image: Tensor, count: int, probes: int) -> Tensor:
-        """Rows (N, count) of the images likely to be nearest to recordings (N, D), ascending; -1 where there are fewer."""
+        """Return rows (N, count) of images probably nearest to recordings (N, D), ascending; -1 is no image."""
         if hasattr(self.index, "nprobe"):
             self.index.nprobe = probes
         elif hasattr(self.index, "hnsw"):
             self.index.hnsw.efSearch = max(count, probes)
-        _, rows = self.index.search(
-            np.ascontiguousarray(brain_image.float().cpu().numpy()), min(count, len(self.gallery))
-        )
+        brain = np.ascontiguousarray(brain_image.float().cpu().numpy())
+        _, rows = self.index.search(brain, min(count, len(self.gallery)))
         return torch.from_numpy(rows).sort(dim=1).values
 
     def _read(self):
-        try:
+        with _faiss_errors(f"{self.path}: not a FAISS index, or damaged; delete it, and it is built again"):
             index = self.faiss.read_index(str(self.path))
-        except RuntimeError as error:
-            raise UserError(f"{self.path}: not a FAISS index, or damaged; delete it, and it is built again") from error
         width = self.gallery.image(slice(0, 1)).shape[1]
         if (index.ntotal, index.d) != (len(self.gallery), width):
-            raise UserError(
-                f"{self.path}: an index of {index.ntotal} x {index.d} embeddings, the gallery has {len(self.gallery)} x {width}; "
-                "delete it, and it is built again, or name another file"
-            )
+            has = f"an index of {index.ntotal} x {index.d} embeddings, the gallery has {len(self.gallery)} x {width}"
+            raise UserError(f"{self.path}: {has}; delete it, and it is built again, or name another file")
         return index
 
     def _build(self, kind: str, progress: Progress):
         rows = len(self.gallery)
         width = self.gallery.image(slice(0, 1)).shape[1]
-        try:
+        with _faiss_errors(f"index kind {kind!r} is not one that FAISS makes, such as IVF4096,SQ8 or HNSW32"):
             index = self.faiss.index_factory(width, kind, self.faiss.METRIC_INNER_PRODUCT)
-        except RuntimeError as error:
-            raise UserError(
-                f"index kind {kind!r} is not one that FAISS makes, such as IVF4096,SQ8 or HNSW32"
-            ) from error
         if not index.is_trained:
             wanted = TRAINING_ROWS_PER_CELL * getattr(index, "nlist", 256)
             chosen = torch.randperm(rows, generator=torch.Generator().manual_seed(0))[:wanted].sort().values
-            try:
+            with _faiss_errors(f"index kind {kind!r} cannot be trained on {len(chosen)} images; choose fewer cells"):
                 index.train(self.gallery.image(chosen).cpu().numpy())
-            except RuntimeError as error:
-                raise UserError(
-                    f"index kind {kind!r} cannot be trained on {len(chosen)} images; choose fewer cells"
-                ) from error
         for start in range(0, rows, ROWS_AT_ONCE):
             stop = min(start + ROWS_AT_ONCE, rows)
             index.add(self.gallery.image(slice(start, stop)).cpu().numpy())
             progress("rows indexed", stop, rows)
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
+        partial = temporary_path(self.path)
         try:
-            self.faiss.write_index(index, str(partial))
+            with _faiss_errors(f"{self.path}: the index cannot be written there; name another file"):
+                self.faiss.write_index(index, str(partial))
             partial.replace(self.path)
-        except RuntimeError as error:
-            raise UserError(f"{self.path}: the index cannot be written there; name another file") from error
         finally:
             partial.unlink(missing_ok=True)
         return index
 
 
+@contextmanager
+def _faiss_errors(message: str) -> Iterator[None]:
+    """Report errors of FAISS as a UserError with this message."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError(message) from error
+
+
 def default_kind(rows: int) -> str:
-    """IVF with the power of two nearest to 4 sqrt(rows) cells, of 8-bit rows; all rows where there are few."""
+    """Return the default kind of index: IVF with about 4 sqrt(rows) cells of 8-bit rows; below 10,000 rows, Flat."""
     return "Flat" if rows < 10_000 else f"IVF{2 ** round(math.log2(4 * math.sqrt(rows)))},SQ8"
 
 
 def search_candidates(
     queries: Queries, gallery: Gallery, candidates: Tensor, k: int, scoring: Scoring = Scoring()
 ) -> TopK:
-    """The k best of the candidate rows (N, c) of every recording, by the scores that `retrieval.search.search` gives.
+    """Return the k best of the candidate rows (N, c) of every recording, by the scores of `retrieval.search.search`.
 
-    A place without candidate has value -inf and row -1.
+    If there are fewer candidates, the rest has value -inf and row -1.
 
     Raises:
         UserError: as for `retrieval.search.search`.
     """
     check(queries, gallery, k, scoring)
     gate = row_gate(queries, gallery, scoring)
-    found = TopK(torch.full((len(candidates), k), -math.inf), torch.full((len(candidates), k), -1))
+    best = TopK(torch.full((len(candidates), k), -math.inf), torch.full((len(candidates), k), -1))
     for i, proposed in enumerate(candidates):
         rows = proposed[proposed >= 0]
         if not len(rows):
             continue
-        image = gallery.image(rows)
-        text = image if scoring.gate == "none" else gallery.text(rows)
-        brain_text = queries.brain_image if scoring.gate == "none" else queries.brain_text
-        best = min(k, len(rows))
-        one = slice(i, i + 1)
+        image, brain_text, text = compared(queries, gallery, scoring, rows)
+        count, one = min(k, len(rows)), slice(i, i + 1)
         values, places = fovblur.enhanced_topk(
-            queries.brain_image[one], image, brain_text[one], text, best, row_gate=None if gate is None else gate[one]
+            queries.brain_image[one], image, brain_text[one], text, count, row_gate=None if gate is None else gate[one]
         )
-        found.values[i, :best], found.rows[i, :best] = values[0].cpu(), rows[places[0].cpu()]
-    return found
+        best.values[i, :count], best.rows[i, :count] = values[0].cpu(), rows[places[0].cpu()]
+    return best
 
 
 def recall(found: Tensor, exact: Tensor) -> float:
-    """The share of the exact rows (N, k) that were found (N, k)."""
+    """Return the fraction of the exact rows (N, k) that are among the rows found (N, k)."""
     return (found[:, :, None] == exact[:, None, :]).any(1).double().mean().item()

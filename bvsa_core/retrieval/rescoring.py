@@ -1,4 +1,4 @@
-"""Rescoring of a whole similarity matrix. Queries inform each other's ranking: "label-free transductive"."""
+"""Rescoring of a similarity matrix. Queries influence each other's ranking: "label-free transductive"."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ INFORMATION = {"none": INDUCTIVE, "csls": TRANSDUCTIVE, "sinkhorn": TRANSDUCTIVE
 
 
 def rescore(name: str, scores: Tensor) -> Tensor:
-    """Scores (N, M) by name: none leaves them as they are, csls and sinkhorn as below.
+    """Rescore a similarity matrix (N, M) by name; "none" leaves it unchanged.
 
     Raises:
-        UserError: an unknown name.
+        UserError: the name is unknown.
     """
     if name not in INFORMATION:
         raise UserError(unknown_name("rescoring", name, INFORMATION))
@@ -22,9 +22,10 @@ def rescore(name: str, scores: Tensor) -> Tensor:
 
 
 def csls(scores: Tensor, neighbours: int = 10) -> Tensor:
-    """Cross-domain similarity local scaling: 2 s_ij - r_i - c_j, r and c mean similarities to the nearest neighbours.
+    """Apply cross-domain similarity local scaling to scores (N, M) (Conneau et al., ICLR 2018).
 
-    Lowers images that are near to every recording (Conneau et al., ICLR 2018).
+    The result is 2 s_ij - r_i - c_j, with r and c the mean similarities to the nearest neighbours. Images that are near
+    to every recording are lowered.
     """
     rows = scores.topk(min(neighbours, scores.shape[1]), dim=1).values.mean(1, keepdim=True)
     columns = scores.topk(min(neighbours, scores.shape[0]), dim=0).values.mean(0, keepdim=True)
@@ -32,9 +33,9 @@ def csls(scores: Tensor, neighbours: int = 10) -> Tensor:
 
 
 def sinkhorn(scores: Tensor, temperature: float = 0.07, iterations: int = 50) -> Tensor:
-    """Logarithm of the transport plan of exp(s / temperature), rows and columns of equal mass (Cuturi, NeurIPS 2013).
+    """Return the logarithm of the transport plan of exp(s / temperature) (Cuturi, NeurIPS 2013).
 
-    Supposes that every image was seen equally often.
+    Rows have equal mass and so have columns: every image is assumed to be shown equally often.
     """
     plan = scores.double() / temperature
     for _ in range(iterations):

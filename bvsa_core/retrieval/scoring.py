@@ -1,4 +1,4 @@
-"""How well recordings find their images: ranks, the figures made of them, and the protocol each figure carries."""
+"""From embeddings to scores: similarities, ranks, accuracies, and the protocol that stands beside every number."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bvsa_core.retrieval import gates, rescoring
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What retrieval compares. Row i of brain_image and brain_text is recording i, row i of image and text its image."""
+    """Unit-norm embeddings of a test set. Row i of `image` and `text` belongs to recording i."""
 
     brain_image: Tensor  # (N, D)
     image: Tensor  # (M, D)
@@ -25,19 +25,19 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Protocol:
-    """Under which conditions a number came about; printed wherever the number is."""
+    """Conditions under which scores were computed; printed beside every score."""
 
-    dataset: str  # "synthetic" wherever it is
-    selection: str  # how the weights were chosen: last, validation or oracle
-    information: str  # what scoring knew: inductive, label-free transductive, or uses labels
+    dataset: str  # "synthetic" for synthetic data
+    selection: str  # of the weights: last, validation or oracle
+    information: str  # that scoring uses: inductive, label-free transductive, or uses labels
     gate: str
-    gallery: int  # images to choose from
+    gallery: int  # number of images
     rescoring: str | None = None
-    texts: str | None = None  # "shuffled" in the control
+    texts: str | None = None  # "shuffled" in the control condition
     channels: int | None = None
     repetitions: int | None = None  # averaged into a test recording
     encoder: str | None = None  # of the images
-    setting: str | None = None  # intra-subject, or inter-subject: tested on someone not trained on
+    setting: str | None = None  # intra-subject, or inter-subject: the test subject is not trained on
     modality: str | None = None  # EEG or MEG
 
     def __str__(self) -> str:
@@ -54,11 +54,11 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Scores:
-    """Figures of one ranking; accuracies are fractions."""
+    """Scores of one ranking; accuracies are fractions."""
 
     top1: float
     top5: float
-    map: float  # mean average precision; with one right image a query, the mean reciprocal rank
+    map: float  # mean average precision; with one right image per query, the mean reciprocal rank
     median_rank: float
     n: int  # queries
 
@@ -69,16 +69,16 @@ class Scores:
 
 @dataclass(frozen=True)
 class Scoring:
-    """How embeddings become scores.
+    """How similarities are computed from embeddings.
 
     Raises:
-        UserError: an unknown gate or rescoring.
+        UserError: the gate or rescoring is unknown.
     """
 
     gate: str = "none"
     reliability: gates.Reliability | None = None  # of the gate label_free
     rescoring: str = "none"
-    shuffle_texts: bool = False  # control: what is left when every image has another's text
+    shuffle_texts: bool = False  # control: every image gets the text of another one
 
     def __post_init__(self) -> None:
         for kind, known in (("gate", gates.INFORMATION), ("rescoring", rescoring.INFORMATION)):
@@ -87,12 +87,12 @@ class Scoring:
 
     @property
     def information(self) -> str:
-        """What the scores know: the most that gate or rescoring does."""
+        """The most that the gate or the rescoring uses."""
         known = (gates.INFORMATION[self.gate], rescoring.INFORMATION[self.rescoring])
         return max(known, key=(gates.INDUCTIVE, gates.TRANSDUCTIVE, gates.USES_LABELS).index)
 
     def protocol(self) -> dict[str, Any]:
-        """Its part of a Protocol."""
+        """Return the fields of a `Protocol` that belong to the scoring."""
         return {
             "information": self.information,
             "gate": self.gate,
@@ -102,7 +102,7 @@ class Scoring:
 
 
 def similarity(embeddings: Embeddings, scoring: Scoring) -> Tensor:
-    """Scores (N, M) of every image for every recording."""
+    """Return similarities (N, M) of recordings and images."""
     brain_image, image, brain_text, text = (
         x.float() for x in (embeddings.brain_image, embeddings.image, embeddings.brain_text, embeddings.text)
     )
@@ -116,15 +116,15 @@ def similarity(embeddings: Embeddings, scoring: Scoring) -> Tensor:
 
 
 def another_text(text: Tensor, seed: int = 0) -> Tensor:
-    """For every row of texts (M, E) the number of another one, each used once: a random cycle through all."""
+    """Return a permutation (M,) of texts (M, E) without fixed points: a random cycle through all rows."""
     order = torch.randperm(len(text), generator=torch.Generator().manual_seed(seed))
     return torch.empty_like(order).scatter_(0, order, order.roll(1)).to(text.device)
 
 
 def ranks(scores: Tensor) -> Tensor:
-    """Rank (N,), from 1, of the right image i among the scores (N, M) of query i.
+    """Return the rank (N,), from 1, of the right image i in the scores (N, M) of query i.
 
-    A wrong image that ties with the right one counts as ahead of it, so that a collapsed encoder earns nothing.
+    Ties count against the right image, so that a collapsed encoder scores nothing.
 
     Raises:
         UserError: a score is NaN, or there are fewer images than queries.
@@ -139,7 +139,7 @@ def ranks(scores: Tensor) -> Tensor:
 
 
 def score(rank: Tensor) -> Scores:
-    """Figures of a ranking, from the ranks (N,) of the right images."""
+    """Return the scores of a ranking, from the ranks (N,) of the right images."""
     rank = rank.double()
     return Scores(
         top1=(rank <= 1).double().mean().item(),

@@ -1,7 +1,7 @@
-"""Exact search of a gallery on disk, in chunks, shared out over the processes of torch.distributed.
+"""Exact search of a gallery on disk, in chunks that the processes of torch.distributed share.
 
-Chunks are the same whatever the number of processes, every score is computed by one of them, and equal scores are ordered
-by row: the result of any number of processes is the same to the bit.
+Chunks do not depend on the number of processes, every score is computed by one process, and equal scores are ordered by
+row: any number of processes gives the same result to the bit.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 import fovblur
 from bvsa_core.errors import UserError
 from bvsa_core.progress import Progress, no_progress
-from bvsa_core.retrieval.gallery import Gallery
+from bvsa_core.retrieval.gallery import Gallery, first_invalid_row
 from bvsa_core.retrieval.gates import INDUCTIVE, reliability_from_top2, top2_text_similarities
 from bvsa_core.retrieval.scoring import Scoring
 
-CHUNK_BYTES = 64 * 2**20  # of float32 embeddings that a process reads at once
+CHUNK_BYTES = 64 * 2**20  # of float32 embeddings that a process reads at a time
 
 
 class Queries(NamedTuple):
@@ -31,7 +31,7 @@ class Queries(NamedTuple):
 
 
 class TopK(NamedTuple):
-    """The k best images of every recording, descending; of equal scores the lower row first."""
+    """The k best images of every recording, descending; equal scores are in the order of their rows."""
 
     values: Tensor  # (N, k) float32
     rows: Tensor  # (N, k) int64
@@ -46,67 +46,70 @@ def search(
     progress: Progress = no_progress,
     group: dist.ProcessGroup | None = None,
 ) -> TopK:
-    """The k best images of a gallery for every recording.
+    """Return the k best images of a gallery for every recording.
 
     Args:
-        chunk_rows: rows of the gallery read at once; left out, as many as fill CHUNK_BYTES.
-        group: the processes that share the gallery out; all of torch.distributed where left out, if it is initialised. Each
-            calls with the same arguments and gets the whole result.
+        queries: embeddings of the recordings.
+        gallery: images to search.
+        k: number of images.
+        scoring: an inductive scoring.
+        chunk_rows: rows of the gallery that are read at a time; default: CHUNK_BYTES of them.
+        progress: called after every chunk.
+        group: processes that share the gallery; default: all of torch.distributed if initialised. All pass
+            the same arguments and get the whole result.
 
     Raises:
-        UserError: embeddings that do not fit, a k that the gallery does not have, or a scoring that needs to know which
-            recording belongs to which image, or all recordings.
+        UserError: the embeddings do not fit, the gallery has fewer than k images, or the scoring is not inductive.
     """
     check(queries, gallery, k, scoring)
     shard = list(_shard(gallery, chunk_rows, group))
     gate = row_gate(queries, gallery, scoring, shard, group)
-    found = TopK(
-        queries.brain_image.new_empty(len(queries.brain_image), 0),
-        torch.empty(len(queries.brain_image), 0, dtype=torch.int64),
-    )
+    count = len(queries.brain_image)
+    best = TopK(queries.brain_image.new_empty(count, 0), torch.empty(count, 0, dtype=torch.int64))
     for chunk in shard:
-        image = gallery.image(chunk)
-        text = image if scoring.gate == "none" else gallery.text(chunk)
-        brain_text = queries.brain_image if scoring.gate == "none" else queries.brain_text
+        image, brain_text, text = compared(queries, gallery, scoring, chunk)
         values, rows = fovblur.enhanced_topk(
             queries.brain_image, image, brain_text, text, min(k, len(image)), row_gate=gate
         )
-        found = merge_topk([found, TopK(values, rows.cpu() + chunk.start)], k)
+        best = merge_topk([best, TopK(values, rows.cpu() + chunk.start)], k)
         progress("rows searched", chunk.stop, shard[-1].stop)
-    return merge_topk([TopK(*parts) for parts in zip(_gather(found.values, group), _gather(found.rows, group))], k)
+    return merge_topk([TopK(*parts) for parts in zip(_gather(best.values, group), _gather(best.rows, group))], k)
 
 
 def check(queries: Queries, gallery: Gallery, k: int, scoring: Scoring) -> None:
-    """UserError for what `search` refuses."""
+    """Raise the errors of `search`."""
     if scoring.information != INDUCTIVE or scoring.shuffle_texts:
-        name = (
-            scoring.rescoring
-            if scoring.rescoring != "none"
-            else "shuffle_texts"
-            if scoring.shuffle_texts
-            else scoring.gate
-        )
+        name = "shuffle_texts" if scoring.shuffle_texts else scoring.gate
+        name = scoring.rescoring if scoring.rescoring != "none" else name
         raise UserError(
             f"a search scores each recording alone, without knowing its image; {name} belongs to 'bvsa evaluate'"
         )
     if not 1 <= k <= len(gallery):
         raise UserError(f"{k} images are asked for; the gallery has {len(gallery)}")
-    compared = [(queries.brain_image, gallery.image, gallery.images[0])]
+    pairs = [(queries.brain_image, gallery.image, gallery.images[0])]
     if scoring.gate != "none":
         if gallery.texts is None:
             raise UserError(
                 f"gate {scoring.gate!r} compares recordings with texts; the gallery has none (--gallery_text)"
             )
-        compared.append((queries.brain_text, gallery.text, gallery.texts))
-    for brain, embeddings, features in compared:
-        if not brain.isfinite().all():
-            raise UserError(
-                f"the embedding of recording {int((~brain.isfinite()).any(1).int().argmax())} is NaN or infinite"
-            )
+        pairs.append((queries.brain_text, gallery.text, gallery.texts))
+    for brain, embeddings, features in pairs:
+        if (row := first_invalid_row(brain)) is not None:
+            raise UserError(f"the embedding of recording {row} is NaN or infinite")
         if (width := embeddings(slice(0, 1)).shape[1]) != brain.shape[1]:
             raise UserError(
                 f"{features.path}: embeddings of {width} dimensions, and those of recordings have {brain.shape[1]}"
             )
+
+
+def compared(
+    queries: Queries, gallery: Gallery, scoring: Scoring, rows: slice | Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return embeddings of images, recordings and texts for rows of the gallery; texts only if gated."""
+    image = gallery.image(rows)
+    if scoring.gate == "none":
+        return image, queries.brain_image, image
+    return image, queries.brain_text, gallery.text(rows)
 
 
 def row_gate(
@@ -116,7 +119,7 @@ def row_gate(
     shard: list[slice] | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor | None:
-    """Gates (N,) of an inductive scoring; None where all are 1. `label_free` reads the texts of the whole gallery."""
+    """Return the gates (N,) of an inductive scoring, None if all are 1. `label_free` reads all texts of the gallery."""
     if scoring.gate == "none":
         return queries.brain_image.new_zeros(len(queries.brain_image))
     if scoring.gate == "always":
@@ -133,7 +136,7 @@ def row_gate(
 
 
 def merge_topk(parts: list[TopK], k: int) -> TopK:
-    """The k best of several lists, exactly."""
+    """Return the k best of several lists."""
     values, rows = (torch.cat([part[i].cpu() for part in parts], dim=1) for i in range(2))
     by_row = rows.argsort(dim=1)
     by_value = values.gather(1, by_row).argsort(dim=1, descending=True, stable=True)[:, :k]
@@ -142,13 +145,13 @@ def merge_topk(parts: list[TopK], k: int) -> TopK:
 
 
 def _two_largest(values: Tensor) -> Tensor:
-    """The largest value of each row (N, m) and the largest one below it: (N, 2). What is equal is of the same text."""
+    """Return the two largest distinct values (N, 2) of each row (N, m); equal values are of the same text."""
     largest = values.amax(1, keepdim=True)
     return torch.cat([largest, values.masked_fill(values == largest, -1).amax(1, keepdim=True)], dim=1)
 
 
 def _shard(gallery: Gallery, chunk_rows: int | None, group: dist.ProcessGroup | None) -> Iterator[slice]:
-    """The chunks of this process, one after another in the file."""
+    """Yield the chunks of this process, in the order of the file."""
     width = sum(part.width for part in (*gallery.images, *([gallery.texts] if gallery.texts else [])))
     step = chunk_rows or max(1, CHUNK_BYTES // (4 * width))
     starts = range(0, len(gallery), step)
@@ -158,7 +161,7 @@ def _shard(gallery: Gallery, chunk_rows: int | None, group: dist.ProcessGroup | 
 
 
 def _gather(tensor: Tensor, group: dist.ProcessGroup | None) -> list[Tensor]:
-    """The tensors (N, any) of all processes, in the order of their ranks, on the CPU."""
+    """Return the tensors (N, any) of all processes by rank, on the CPU."""
     if not dist.is_initialized():
         return [tensor.cpu()]
     parts: list = [None] * dist.get_world_size(group)

@@ -1,7 +1,4 @@
-"""What else there is to know of a ranking: hubs, smaller galleries, and whether one method beats another.
-
-Everything here is a function of ranks, scores or accuracies; nothing is trained or drawn.
-"""
+"""Statistics of rankings: bootstrap intervals, hubness, smaller galleries, and paired tests of methods."""
 
 from __future__ import annotations
 
@@ -18,17 +15,36 @@ GALLERIES = (2, 10, 50, 100, 200)  # sizes that the field reports
 LEVEL = 0.05  # of significance
 
 
+def crossed_bootstrap(
+    values: ArrayLike, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Return a percentile interval of the mean of values (subjects, seeds, images).
+
+    Each factor is resampled with replacement, independently of the others (Owen, Annals of Applied Statistics 2007), so
+    that an image that is hard for every subject stays hard in a resample.
+
+    >>> crossed_bootstrap([[[1.0, 1.0, 1.0]]])
+    (1.0, 1.0)
+    """
+    values = np.asarray(values, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    weights = [rng.multinomial(size, np.full(size, 1 / size), size=resamples) / size for size in values.shape]
+    means = np.einsum("rs,rk,rn,skn->r", *weights, values, optimize=True)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 @dataclass(frozen=True)
 class Hubness:
     """How unevenly images are retrieved (Radovanovic et al., JMLR 2010)."""
 
     k: int  # images retrieved for a query
-    skewness: float  # of the k-occurrence; 0 where every image is retrieved equally often
+    skewness: float  # of the k-occurrence; 0 if every image is retrieved equally often
     never_retrieved: float  # fraction of the images
 
 
 def hubness(scores: Tensor, k: int = 10) -> Hubness:
-    """Hubness of scores (N, M): N_k of an image is the number of queries that have it among their k best.
+    """Return the hubness of scores (N, M). The k-occurrence of an image counts the queries with it among their k best.
 
     >>> import torch
     >>> hubness(torch.eye(4), k=1)
@@ -42,13 +58,10 @@ def hubness(scores: Tensor, k: int = 10) -> Hubness:
 
 
 def small_gallery(ranks: ArrayLike, images: int, size: int, k: int) -> float:
-    """Expected top-k accuracy in a random gallery of `size` out of all `images` that holds the right one.
+    """Return the expected top-k accuracy in a random gallery of `size` of all `images` that holds the right one.
 
-    A right image of rank r is found where fewer than k of the r - 1 ahead of it are drawn among the size - 1 others:
-    a hypergeometric probability, so nothing has to be drawn.
-
-    Args:
-        ranks: (N,) ranks, from 1, among all images.
+    An image of rank r is found if fewer than k of the r - 1 images ahead of it are among the size - 1 others: a
+    hypergeometric probability. Ranks (N,) count from 1, among all images.
 
     >>> small_gallery([3], images=5, size=2, k=1)  # two of the four others are ahead
     0.5
@@ -58,7 +71,7 @@ def small_gallery(ranks: ArrayLike, images: int, size: int, k: int) -> float:
 
 
 def small_galleries(ranks: ArrayLike, images: int) -> list[dict]:
-    """Expected Top-1 and Top-5 accuracy for each of GALLERIES that has no more than the images there are."""
+    """Return the expected Top-1 and Top-5 accuracies for each size of GALLERIES up to the number of images."""
     return [
         {"size": size, "top1": small_gallery(ranks, images, size, 1), "top5": small_gallery(ranks, images, size, 5)}
         for size in GALLERIES
@@ -67,17 +80,18 @@ def small_galleries(ranks: ArrayLike, images: int) -> list[dict]:
 
 
 def wilcoxon(first: ArrayLike, second: ArrayLike) -> float:
-    """Two-sided p of the paired signed-rank test (Wilcoxon, 1945), exact also where differences tie or vanish.
+    """Return the two-sided p of the paired signed-rank test (Wilcoxon, 1945), exact with ties too.
 
-    Pairs that do not differ are dropped. The distribution is that of the sum of ranks when every sign is a fair coin,
-    counted over all 2^n outcomes.
+    Ours, because scipy's is exact with ties up to 13 pairs only. Equal pairs are dropped; the distribution of the sum
+    of ranks is counted over all 2^n outcomes of the signs.
 
     Args:
-        first, second: (subjects,) accuracies of two methods.
+        first: (subjects,) accuracies of a method.
+        second: (subjects,) accuracies of another method.
     """
     differences = np.subtract(first, second, dtype=np.float64)
     differences = differences[~np.isclose(differences, 0.0, rtol=0.0, atol=1e-12)]
-    # Accuracies are multiples of 1 / queries: what differs by less than that is rounding, and ties.
+    # Accuracies are multiples of 1 / queries: smaller differences are rounding errors, and ties.
     twice = (2 * scipy.stats.rankdata(np.abs(differences).round(12))).astype(int)
     ways = np.ones(1)
     for rank in twice:
@@ -88,7 +102,7 @@ def wilcoxon(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def least_p(subjects: int) -> float:
-    """The smallest p that `wilcoxon` can give: all subjects agree.
+    """Return the smallest p that `wilcoxon` can give: all subjects agree.
 
     >>> least_p(5)
     0.0625
@@ -97,7 +111,7 @@ def least_p(subjects: int) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p adjusted for so many tests at once (Holm, 1979).
+    """Adjust p values for multiple tests (Holm, 1979).
 
     >>> holm([0.01, 0.5, 0.02])
     [0.03, 0.5, 0.04]
@@ -112,20 +126,23 @@ def holm(p: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two methods on the same subjects."""
+    """Paired test of two methods on the same subjects."""
 
     first: str
     second: str
-    difference: float  # mean over subjects of the first's accuracy less the second's
+    difference: float  # of accuracies, first minus second, mean over subjects
     p: float  # adjusted for all comparisons of the table
 
 
 def compare(accuracies: Mapping[str, Sequence[float]], baseline: str | None = None) -> list[Comparison] | str:
-    """Pairs of methods by `wilcoxon`, adjusted by `holm`; or, where no p could reach LEVEL, a sentence that says so.
+    """Compare pairs of methods by `wilcoxon`, adjusted by `holm`.
 
     Args:
-        accuracies: of each method, one for each subject, in the same order.
-        baseline: the method that all others are compared with; every pair where left out.
+        accuracies: one value per subject for each method, subjects in the same order.
+        baseline: method that all others are compared with; default: every pair.
+
+    Returns:
+        The comparisons, or the reason why there are none: no p could reach LEVEL.
     """
     names = list(accuracies)
     pairs = (
@@ -147,5 +164,5 @@ def compare(accuracies: Mapping[str, Sequence[float]], baseline: str | None = No
 
 
 def statistics_of(scores: Tensor, ranks: Tensor) -> dict:
-    """Hubness and smaller galleries of scores (N, M) with the ranks (N,) of the right images, as plain data."""
+    """Return hubness and accuracies in smaller galleries as plain data, from scores (N, M) and ranks (N,)."""
     return {"hubness": vars(hubness(scores)), "galleries": small_galleries(ranks.cpu().numpy(), scores.shape[1])}

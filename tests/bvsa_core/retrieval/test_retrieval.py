@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from bvsa_core.errors import UserError
-from bvsa_core.retrieval.bootstrap import crossed_bootstrap
 from bvsa_core.retrieval.gates import INFORMATION, Reliability, gates, learn_reliability
 from bvsa_core.retrieval.rescoring import csls, sinkhorn
 from bvsa_core.retrieval.scoring import Embeddings, Scoring, ranks, score, similarity
+from bvsa_core.retrieval.statistics import crossed_bootstrap
 
 RELIABILITY = Reliability("margin", 0.1)
 
