@@ -4,10 +4,10 @@
 #include <string>
 #include <vector>
 
-#include "bind_params.h"
-#include "bind_similarity.h"
 #include "build_info.h"
+#include "enhanced_similarity/bind.h"
 #include "enhanced_similarity/cpu.h"
+#include "foveated_blur/bind.h"
 #include "foveated_blur/cpu.h"
 
 namespace py = pybind11;
@@ -62,7 +62,7 @@ void use_variant(const std::string& name) {
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
-  fovblur::bind_params(m);
+  fovblur::bind_blur(m);
   fovblur::bind_similarity(m);
   m.attr("build_info") = FOVBLUR_BUILD_INFO;
   m.def("variants", variant_names, "Variants this processor can run, best first.");

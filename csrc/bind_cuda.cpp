@@ -2,9 +2,9 @@
 
 #include <stdexcept>
 
-#include "bind_params.h"
-#include "bind_similarity.h"
+#include "enhanced_similarity/bind.h"
 #include "enhanced_similarity/cuda.h"
+#include "foveated_blur/bind.h"
 #include "foveated_blur/cuda.h"
 
 namespace py = pybind11;
@@ -18,7 +18,7 @@ void check(const char* error) {
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
-  fovblur::bind_params(m);
+  fovblur::bind_blur(m);
   fovblur::bind_similarity(m);
   m.def(
       "foveated_blur",

@@ -94,7 +94,7 @@ def check_name(name: str | None) -> None:
         raise ValueError(f"backend is {name!r}; choose one of auto, {', '.join(NAMES)}")
 
 
-def choose(requested: str | None, device: torch.device, dtype: torch.dtype) -> str:
+def resolve(requested: str | None, device: torch.device, dtype: torch.dtype) -> str:
     """The backend that serves a call: the one asked for by argument or environment, else the fastest that can.
 
     Raises ValueError for an unknown name and RuntimeError, with the reason, for a backend that was asked for by name and

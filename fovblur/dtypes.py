@@ -1,4 +1,4 @@
-"""Element types, as Python and the compiled modules number them."""
+"""Element types, numbered as in the compiled modules."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ from collections.abc import Sequence
 
 import torch
 
-# In the order of csrc/common's enum DType, which passes their index.
+# In the order of csrc/common/dtype.h's enum DType, which is passed by index.
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def names(dtypes: Sequence[torch.dtype]) -> str:
-    """For messages: "float16, float32"."""
+    """Return the names for a message: "float16, float32"."""
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which tensors of `dtype` are accumulated: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -33,7 +33,7 @@ def report() -> str:
     lines += [f"  {name:<10} {reason or 'can run'}" for name, reason in backends.available_backends().items()]
     for device in ("cpu", "cuda"):
         try:
-            serving = backends.choose(None, torch.device(device), torch.float32)
+            serving = backends.resolve(None, torch.device(device), torch.float32)
         except (RuntimeError, ValueError) as error:
             serving = f"nothing: {error}"
         lines.append(f"{device.upper()} tensors would be served by {serving}")

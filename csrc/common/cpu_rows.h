@@ -1,4 +1,4 @@
-// Rows of any element type and stride, to and from the type the CPU kernels compute in.
+// Vectors of the CPU kernels, and rows of any element type and stride converted to and from the type they compute in.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +7,16 @@
 
 namespace fovblur {
 namespace FOVBLUR_VARIANT {
+
+// Vectors as wide as the registers of this variant.
+template <class T>
+struct VecOf {
+  typedef T type __attribute__((vector_size(FOVBLUR_VECTOR_BYTES), aligned(alignof(T)), may_alias));
+};
+template <class T>
+using Vec = typename VecOf<T>::type;
+template <class T>
+constexpr int kLanes = FOVBLUR_VECTOR_BYTES / sizeof(T);
 
 template <class T, class Element>
 inline void load_elements(const Element* source, int64_t stride, int64_t count, T* row) {

@@ -9,7 +9,12 @@
 #include <cuda_fp16.h>
 #endif
 
-#include "host_device.h"
+// Marks the functions that the CPU and the CUDA module share.
+#ifdef __CUDACC__
+#define FOVBLUR_HD __host__ __device__ __forceinline__
+#else
+#define FOVBLUR_HD inline
+#endif
 
 namespace fovblur {
 

@@ -18,6 +18,13 @@ cudaError_t launch(void (*kernel)(Parameters...), int threads, int64_t blocks, i
                           static_cast<cudaStream_t>(stream));
 }
 
+// Returns the same number, hidden from the optimiser, so that values derived from it are not kept in registers from one
+// iteration of a loop to the next.
+__device__ inline int recomputed(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 inline const char* message(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
 
 }  // namespace fovblur

@@ -6,7 +6,7 @@
 #include <limits>
 #include <vector>
 
-#include "../common/ranking.h"
+#include "ranking.h"
 
 namespace fovblur {
 namespace FOVBLUR_VARIANT {

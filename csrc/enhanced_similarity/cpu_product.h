@@ -9,7 +9,6 @@
 
 #include "../common/cpu_parallel.h"
 #include "../common/cpu_rows.h"
-#include "../common/cpu_vector.h"
 #include "params.h"
 
 namespace fovblur {

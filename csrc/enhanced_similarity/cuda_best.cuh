@@ -1,8 +1,8 @@
 // The best scores of a recording so far, by keys that order them: larger first, NaN last, then the lower index.
 #pragma once
 
-#include "../common/ranking.h"
 #include "cuda_product.cuh"
+#include "ranking.h"
 
 namespace fovblur {
 

@@ -6,8 +6,8 @@
 #pragma once
 
 #include "../common/async_copy.cuh"
+#include "../common/launch.cuh"
 #include "../common/mma.cuh"
-#include "../common/recomputed.cuh"
 #include "params.h"
 
 namespace fovblur {

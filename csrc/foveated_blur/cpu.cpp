@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "../common/cpu_rows.h"
-#include "cpu_pages.h"
 #include "cpu_strip.h"
+#include "huge_pages.h"
 
 namespace fovblur {
 namespace FOVBLUR_VARIANT {
@@ -192,7 +192,7 @@ bool is_empty(const BlurParams& p) { return p.shape[0] * p.shape[1] * p.shape[2]
 template <class T>
 void forward(const BlurParams& p, const Images& out, int threads) {
   if (is_empty(p)) return;
-  ask_for_large_pages(out, p.shape);
+  advise_huge_pages(out, p.shape);
   bool foveated = false;
   for (int64_t i = 0; i < p.shape[0] && !foveated; ++i) foveated = value_of<T>(p.gain, i) != T(0);
   const Plan<T> plan(p, threads, foveated);
@@ -206,7 +206,7 @@ void backward(const BlurParams& p, const BlurGradients& gradients, int threads) 
   if (grad_sigma) std::fill_n(grad_sigma, p.shape[0], T(0));
   if (grad_gain) std::fill_n(grad_gain, p.shape[0], T(0));
   if (is_empty(p)) return;
-  if (gradients.grad_images.data) ask_for_large_pages(gradients.grad_images, p.shape);
+  if (gradients.grad_images.data) advise_huge_pages(gradients.grad_images, p.shape);
   const Plan<T> plan(p, threads, true);
   const T* shared = plan.shared_acuity.get();
   std::vector<double> of_sigma(grad_sigma ? size_t(plan.tasks) : 0), of_gain(grad_gain ? size_t(plan.tasks) : 0);

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "../common/cpu_vector.h"
+#include "../common/cpu_rows.h"
 
 namespace fovblur {
 namespace FOVBLUR_VARIANT {

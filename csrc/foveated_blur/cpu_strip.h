@@ -5,8 +5,7 @@
 #include <cstdint>
 
 #include "../common/cpu_parallel.h"
-#include "../common/gaussian.h"
-#include "../common/reflect.h"
+#include "blur_math.h"
 #include "cpu_filter.h"
 #include "params.h"
 

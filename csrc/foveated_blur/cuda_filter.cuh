@@ -6,7 +6,7 @@
 // the result is written to device memory.
 #pragma once
 
-#include "../common/reflect.h"
+#include "blur_math.h"
 #include "cuda_taps.cuh"
 
 namespace fovblur {

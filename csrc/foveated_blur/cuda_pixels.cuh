@@ -7,8 +7,8 @@
 #include <cmath>
 #include <type_traits>
 
-#include "../common/recomputed.cuh"
-#include "../common/reflect.h"
+#include "../common/launch.cuh"
+#include "blur_math.h"
 #include "cuda_taps.cuh"
 #include "params.h"
 

@@ -3,7 +3,7 @@
 
 #include <cuda_runtime.h>
 
-#include "../common/gaussian.h"
+#include "blur_math.h"
 #include "params.h"
 
 namespace fovblur {

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "../common/dtype.h"
-#include "../common/falloff.h"
+#include "blur_math.h"
 
 namespace fovblur {
 

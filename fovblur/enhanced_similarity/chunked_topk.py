@@ -1,7 +1,7 @@
-"""The k best for a k that no kernel keeps: the gallery scored chunk by chunk by the backend's own kernel, merged by PyTorch.
+"""Top-k for a k too large for the fused kernels: the gallery is scored in chunks and merged by PyTorch.
 
-A candidate is one 64-bit key: the order of its float32 score, NaN lowest, above the complement of its index. No two are
-equal and the larger is the better, so that the order of torch.topk is the only one there is.
+A candidate is one 64-bit key: the order of its float32 score, NaN lowest, above the complement of its index. No two keys are
+equal and the larger one is the better, so torch.topk has only one possible result.
 """
 
 from __future__ import annotations
@@ -11,48 +11,42 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-GALLERY_CHUNK = 16_384  # images scored at once; k where that is more
-SCORES = 2**24  # scored at once
+from fovblur.enhanced_similarity.params import Inputs
+
+GALLERY_CHUNK = 16_384  # images scored at once, or k if that is more
+SCORES = 2**24  # scores in memory at once
 _LOW_HALF = 2**32 - 1
 _MAGNITUDE = 2**31 - 1
 _NAN_ORDER = -(2**31) + 1
 
 
-def topk(
-    score: Callable[..., None],
-    values: Tensor,
-    indices: Tensor,
-    brain_image: Tensor,
-    image: Tensor,
-    brain_text: Tensor,
-    text: Tensor,
-    row_gate: Tensor | None,
-    column_gate: Tensor | None,
-) -> None:
-    """Fill values (N, k) float32 and indices (N, k).
+def topk(score: Callable[[Tensor, Inputs], None], values: Tensor, indices: Tensor, inputs: Inputs) -> None:
+    """Fill values (N, k) float32 and indices (N, k) int64.
 
-    `score(out, *inputs)` writes the similarity of embeddings of any strides into out (rows, images), which is float32 and
-    contiguous whatever the embeddings are. Equal images must get equal scores in every chunk.
+    Args:
+        score: writes the similarity of inputs of any strides into a contiguous float32 tensor (rows, images). Equal images
+            must get equal scores in every chunk.
+        values: (N, k) float32.
+        indices: (N, k) int64.
+        inputs: embeddings and gates.
     """
-    k = values.shape[1]
-    chunk = max(GALLERY_CHUNK, k)
-    height = max(1, SCORES // min(chunk, len(image)))
-    for top in range(0, len(brain_image), height):
+    recordings, images, k = len(inputs.brain_image), len(inputs.image), values.shape[1]
+    width = max(GALLERY_CHUNK, k)
+    height = max(1, SCORES // min(width, images))
+    for top in range(0, recordings, height):
         rows = slice(top, top + height)
-        gate = None if row_gate is None else row_gate[rows]
-        best = indices.new_empty(len(brain_image[rows]), 0)
-        for first in range(0, len(image), chunk):
-            columns = slice(first, first + chunk)
-            scores = values.new_empty(len(best), len(image[columns]))
-            column_gates = None if column_gate is None else column_gate[columns]
-            score(scores, brain_image[rows], image[columns], brain_text[rows], text[columns], gate, column_gates)
+        best = indices.new_empty(len(values[rows]), 0)
+        for first in range(0, images, width):
+            chunk = inputs.part(rows, slice(first, first + width))
+            scores = values.new_empty(len(best), len(chunk.image))
+            score(scores, chunk)
             keys = torch.cat([best, keys_of(scores, first)], 1)
             best = keys.topk(min(k, keys.shape[1])).values
         decode(best, values[rows], indices[rows])
 
 
 def keys_of(scores: Tensor, first: int) -> Tensor:
-    """Keys of float32 scores whose columns are the images from `first` on."""
+    """Return the keys of float32 scores (rows, images) of the images from number `first` on."""
     bits = (scores + 0.0).view(torch.int32)  # -0 becomes 0
     order = torch.where(scores.isnan(), _NAN_ORDER, torch.where(bits >= 0, bits, bits ^ _MAGNITUDE))
     complement = _LOW_HALF - torch.arange(first, first + scores.shape[1], device=scores.device)
@@ -60,7 +54,7 @@ def keys_of(scores: Tensor, first: int) -> Tensor:
 
 
 def decode(keys: Tensor, values: Tensor, indices: Tensor) -> None:
-    """Scores and indices of keys, into tensors of the same shape."""
+    """Write the scores and indices of keys into tensors of the same shape."""
     order = (keys >> 32).int()
     values.copy_(torch.where(order >= 0, order, order ^ _MAGNITUDE).view(torch.float32))
     indices.copy_(_LOW_HALF - (keys & _LOW_HALF))

@@ -1,18 +1,16 @@
-"""The ops ``fovblur::enhanced_similarity`` and ``fovblur::enhanced_topk``: fakes, gradient, and the choice of a backend."""
+"""The ops ``fovblur::enhanced_similarity`` and ``fovblur::enhanced_topk``: fakes, gradient, and dispatch to a backend."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from fovblur import backends
-from fovblur.enhanced_similarity import reference
-from fovblur.enhanced_similarity.validation import accumulation_dtype
-
-_MODULES = {"reference": "reference", "cpu": "native", "triton": "triton", "cuda": "native"}
+from fovblur.dtypes import accumulation_dtype
+from fovblur.enhanced_similarity import native, reference
+from fovblur.enhanced_similarity.params import Inputs
 
 
 @torch.library.custom_op("fovblur::enhanced_similarity", mutates_args=())
@@ -25,10 +23,11 @@ def enhanced_similarity_op(
     column_gate: Tensor | None,
     backend: str,
 ) -> Tensor:
-    name = _choose(backend, brain_image)
+    """Return the similarity (N, M); the arguments are those of Inputs, and backend "" stands for None."""
+    similarity, _ = _functions(backend, brain_image)
     out = brain_image.new_empty(brain_image.shape[0], image.shape[0])
     if out.numel() > 0:
-        _function(f"{name}_similarity")(out, brain_image, image, brain_text, text, row_gate, column_gate)
+        similarity(out, Inputs(brain_image, image, brain_text, text, row_gate, column_gate))
     return out
 
 
@@ -48,10 +47,11 @@ def enhanced_topk_op(
     k: int,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    name = _choose(backend, brain_image)
+    """Return values and indices (N, k) of the best images."""
+    _, topk = _functions(backend, brain_image)
     values, indices = _empty_topk(brain_image, k)
     if values.numel() > 0:
-        _function(f"{name}_topk")(values, indices, brain_image, image, brain_text, text, row_gate, column_gate)
+        topk(values, indices, Inputs(brain_image, image, brain_text, text, row_gate, column_gate))
     return values, indices
 
 
@@ -66,14 +66,19 @@ def _empty_topk(brain_image: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, brain_image.new_empty(shape, dtype=torch.int64)
 
 
-def _choose(backend: str, brain_image: Tensor) -> str:
-    return backends.choose(backend or None, brain_image.device, brain_image.dtype)
+def _functions(backend: str, brain_image: Tensor) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Return similarity and top-k of the backend that serves the call. Triton is imported only when it is used."""
+    name = backends.resolve(backend or None, brain_image.device, brain_image.dtype)
+    if name == "triton":
+        from fovblur.enhanced_similarity import triton
 
-
-def _function(name: str) -> Callable:
-    """A backend's entry, such as cpu_topk; its module is imported now and not before."""
-    backend = name.partition("_")[0]
-    return getattr(importlib.import_module(f"fovblur.enhanced_similarity.{_MODULES[backend]}"), name)
+        return triton.triton_similarity, triton.triton_topk
+    if name == "reference":
+        return reference.reference_similarity, reference.reference_topk
+    return {
+        "cpu": (native.cpu_similarity, native.cpu_topk),
+        "cuda": (native.cuda_similarity, native.cuda_topk),
+    }[name]
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -82,7 +87,7 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad):
-    return (*reference.gradients(grad, *ctx.saved_tensors, needs=ctx.needs_input_grad), None)
+    return (*reference.gradients(grad, Inputs(*ctx.saved_tensors), ctx.needs_input_grad), None)
 
 
 enhanced_similarity_op.register_autograd(_backward, setup_context=_setup_context)

@@ -1,61 +1,41 @@
-"""The similarity in plain PyTorch, as its formula is written: the oracle of every test, and the gradient of every backend."""
+"""The similarity in plain PyTorch, written as its formula: the oracle of every test, and the gradient of every backend."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from fovblur.enhanced_similarity.validation import accumulation_dtype
+from fovblur.dtypes import accumulation_dtype
+from fovblur.enhanced_similarity.params import Inputs
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from fovblur.enhanced_similarity.validation import Inputs
-
-GALLERY_CHUNK = 16_384  # rows of image that top-k scores at once
+GALLERY_CHUNK = 16_384  # images that top-k scores at once
 
 
-def enhanced_similarity(
-    brain_image: Tensor,
-    image: Tensor,
-    brain_text: Tensor,
-    text: Tensor,
-    row_gate: Tensor | None,
-    column_gate: Tensor | None,
-) -> Tensor:
-    """M_bi * (1 + r_i c_j M_bt) in the dtype that is accumulated in; where a gate is 0 the factor is 1, whatever M_bt."""
+def enhanced_similarity(inputs: Inputs) -> Tensor:
+    """Return M_bi * (1 + r_i c_j M_bt) in the dtype that is accumulated in; where a gate is 0 the factor is 1."""
+    brain_image, image, brain_text, text, row_gate, column_gate = inputs
     with torch.autocast(brain_image.device.type, enabled=False):
         image_similarity, text_similarity = _product(brain_image, image), _product(brain_text, text)
-    return image_similarity * _factor(text_similarity, row_gate, column_gate)
+    return image_similarity * (1 + _gated(text_similarity, row_gate, column_gate))
 
 
-def gradients(
-    grad: Tensor,
-    brain_image: Tensor,
-    image: Tensor,
-    brain_text: Tensor,
-    text: Tensor,
-    row_gate: Tensor | None,
-    column_gate: Tensor | None,
-    needs: Sequence[bool],
-) -> tuple[Tensor | None, ...]:
-    """Gradients of the four embeddings and the gates where `needs` says so, by matrix products; differentiable again."""
-    inputs = (brain_image, image, brain_text, text, row_gate, column_gate)
+def gradients(grad: Tensor, inputs: Inputs, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the inputs that are needed, by matrix products; differentiable again."""
+    brain_image, image, brain_text, text, row_gate, column_gate = inputs
     real = accumulation_dtype(brain_image.dtype)
     with torch.autocast(brain_image.device.type, enabled=False):
         grad = grad.to(real)
         of_image = of_text = of_gates = grad  # each takes its value where it is needed
         if any(needs[:2]):
-            of_image = grad * _factor(_product(brain_text, text), row_gate, column_gate)
+            of_image = grad * (1 + _gated(_product(brain_text, text), row_gate, column_gate))
         if any(needs[2:]):
             of_factor = grad * _product(brain_image, image)
             of_text = _gated(of_factor, row_gate, column_gate)
         if any(needs[4:6]):
             of_gates = of_factor * _product(brain_text, text)
-        wanted = (
+        functions = (
             lambda: of_image @ image.to(real),
             lambda: of_image.T @ brain_image.to(real),
             lambda: of_text @ text.to(real),
@@ -64,27 +44,18 @@ def gradients(
             lambda: _gated(of_gates, row_gate, None).sum(0),
         )
         return tuple(
-            make().to(x.dtype) if needed and x is not None else None for x, make, needed in zip(inputs, wanted, needs)
+            compute().to(x.dtype) if needed and x is not None else None
+            for x, compute, needed in zip(inputs, functions, needs)
         )
 
 
-def enhanced_topk(
-    brain_image: Tensor,
-    image: Tensor,
-    brain_text: Tensor,
-    text: Tensor,
-    row_gate: Tensor | None,
-    column_gate: Tensor | None,
-    k: int,
-) -> tuple[Tensor, Tensor]:
-    """Values and indices (N, k), chunk by chunk of the gallery. What came before has lower indices, so sorting is stable."""
-    best, indices = brain_image.new_empty(0), brain_image.new_empty(0, dtype=torch.int64)
+def enhanced_topk(inputs: Inputs, k: int) -> tuple[Tensor, Tensor]:
+    """Return values and indices (N, k), found chunk by chunk. Earlier chunks have lower indices: sorting is stable."""
+    image = inputs.image
+    best, indices = image.new_empty(0), image.new_empty(0, dtype=torch.int64)
     for first in range(0, len(image), GALLERY_CHUNK):
-        chunk = slice(first, first + GALLERY_CHUNK)
-        gate = None if column_gate is None else column_gate[chunk]
-        scores = (
-            enhanced_similarity(brain_image, image[chunk], brain_text, text[chunk], row_gate, gate) + 0.0
-        )  # -0 becomes 0
+        chunk = inputs.part(slice(None), slice(first, first + GALLERY_CHUNK))
+        scores = enhanced_similarity(chunk) + 0.0  # -0 becomes 0
         chunk_indices = torch.arange(first, first + scores.shape[1], device=scores.device).expand(scores.shape)
         if first > 0:
             scores, chunk_indices = torch.cat([best, scores], 1), torch.cat([indices, chunk_indices], 1)
@@ -94,7 +65,7 @@ def enhanced_topk(
 
 
 def sort_key(scores: Tensor) -> Tensor:
-    """Integers in the order of floats, NaN below all of them."""
+    """Return integers in the order of the scores, NaN below all of them."""
     integer = {torch.float32: torch.int32, torch.float64: torch.int64}[scores.dtype]
     bits = scores.view(integer)
     limits = torch.iinfo(integer)
@@ -102,12 +73,14 @@ def sort_key(scores: Tensor) -> Tensor:
     return torch.where(scores.isnan(), limits.min, key)
 
 
-def reference_similarity(out: Tensor, *inputs: Unpack[Inputs]) -> None:
-    out.copy_(enhanced_similarity(*inputs))
+def reference_similarity(out: Tensor, inputs: Inputs) -> None:
+    """Write the similarity into `out` (N, M)."""
+    out.copy_(enhanced_similarity(inputs))
 
 
-def reference_topk(values: Tensor, indices: Tensor, *inputs: Unpack[Inputs]) -> None:
-    best, where = enhanced_topk(*inputs, values.shape[1])
+def reference_topk(values: Tensor, indices: Tensor, inputs: Inputs) -> None:
+    """Write the k best into `values` and `indices` (N, k)."""
+    best, where = enhanced_topk(inputs, values.shape[1])
     values.copy_(best)
     indices.copy_(where)
 
@@ -117,12 +90,8 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return left.to(real) @ right.to(real).T
 
 
-def _factor(text_similarity: Tensor, row_gate: Tensor | None, column_gate: Tensor | None) -> Tensor:
-    return 1 + _gated(text_similarity, row_gate, column_gate)
-
-
 def _gated(x: Tensor, row_gate: Tensor | None, column_gate: Tensor | None) -> Tensor:
-    """r_i c_j x, and 0 where either gate is 0, were x infinite or NaN."""
+    """Return r_i c_j x, and 0 where either gate is 0, even if x is infinite or NaN."""
     if row_gate is not None:
         gates, closed = row_gate[:, None], (row_gate == 0)[:, None]
         if column_gate is not None:

@@ -1,12 +1,10 @@
 """The similarity and its k best in Triton: two products a tile, modulated in registers, stored once or ranked there.
 
 Top-k walks a slice of the gallery for a tile of recordings. A candidate is one 64-bit key, the order of its score above the
-complement of its index, so that no two are equal and the larger key is the better one whatever tile or slice it comes from.
+complement of its index: no two keys are equal and the larger one is the better, whatever tile or slice it comes from.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -14,24 +12,20 @@ import triton.language as tl
 from torch import Tensor
 
 from fovblur.enhanced_similarity import chunked_topk
+from fovblur.enhanced_similarity.params import Inputs
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from fovblur.enhanced_similarity.validation import Inputs
-
-LARGEST_FUSED_K = 128  # beyond it the kept keys crowd out the products
+LARGEST_FUSED_K = 128  # beyond it the kept keys leave no registers for the products
 _LARGEST_GALLERY = 2**32  # an index takes half a key
 _LARGEST_GRID = 2**31 - 1
-_GROUP = 8  # rows of tiles that are walked together, so that they share the gallery in the second cache
-_IDLE = 0.1  # share of the last wave of programs that may be without work
-_SLICES = 8  # of the gallery at most, where recordings alone fill the GPU
-_INTERPRETED_PROGRAMS = 4  # where there is no GPU to fill: enough for several slices
-# Keys above the lowest one are places that are still free, all different; the lowest stands for no image at all.
+_GROUP = 8  # rows of tiles that run together, so that they share the gallery in the L2 cache
+_IDLE = 0.1  # largest idle share of the last wave of programs
+_SLICES = 8  # most slices of the gallery when the recordings alone fill the GPU
+_INTERPRETED_PROGRAMS = 4  # under the interpreter: enough for several slices
+# The lowest key stands for no image; those just above it are free places, all different.
 _NOBODY, _UNBEATEN = tl.constexpr(-(2**63)), tl.constexpr(2**63 - 1)
 _NO_ORDER, _NAN_ORDER = tl.constexpr(-(2**31)), tl.constexpr(-(2**31) + 1)  # -inf lies above both
 _LOW_HALF = tl.constexpr(2**32 - 1)
-_COUNTS = (
+_COUNTS = [
     "recordings",
     "images",
     "row_tiles",
@@ -39,14 +33,14 @@ _COUNTS = (
     "slice_tiles",
     "slices",
     "k",
-)  # no reason to compile anew
+]  # do not recompile for these
 
 
 @triton.jit
 def _product(left, right, zero, rows, columns, width, left_row, left_column, right_row, right_column,
              OPERAND: tl.constexpr, PRECISION: tl.constexpr,
              BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
-    """left @ right.T in float32, of the rows that there are from the two pointers on."""
+    """Return left @ right.T in float32 for the rows from the two pointers on; rows that do not exist count as 0."""
     n, m, d = zero + tl.arange(0, BLOCK_N), zero + tl.arange(0, BLOCK_M), tl.arange(0, DEPTH)
     left += n.to(tl.int64)[:, None] * left_row + d.to(tl.int64)[None, :] * left_column
     right += m.to(tl.int64)[None, :] * right_row + d.to(tl.int64)[:, None] * right_column
@@ -64,6 +58,7 @@ def _product(left, right, zero, rows, columns, width, left_row, left_column, rig
 
 @triton.jit
 def _gate(gate, first, stride, rows, GATED: tl.constexpr, BLOCK: tl.constexpr):
+    """Load the gates of a tile, 1 without a gate."""
     if GATED:
         i = tl.arange(0, BLOCK)
         values = tl.load(gate + first * stride + i.to(tl.int64) * stride, mask=i < rows, other=0.0)
@@ -77,7 +72,7 @@ def _scores(brain_image, image, brain_text, text, r, c, zero, row, column, rows,
             brain_image_n, brain_image_d, image_m, image_d, brain_text_n, brain_text_e, text_m, text_e,
             OPERAND: tl.constexpr, PRECISION: tl.constexpr,
             BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
-    """M_bi (1 + r_i c_j M_bt) of the tile at (row, column); the texts are left alone where no gate of it is open."""
+    """Return M_bi (1 + r_i c_j M_bt) of the tile at (row, column); texts are not read if all its gates are closed."""
     scores = _product(brain_image + row * brain_image_n, image + column * image_m, zero, rows, columns, image_width, brain_image_n,
                       brain_image_d, image_m, image_d, OPERAND, PRECISION, BLOCK_N, BLOCK_M, DEPTH)  # fmt: skip
     if (tl.max((r != 0.0).to(tl.int32)) > 0) & (tl.max((c != 0.0).to(tl.int32)) > 0):
@@ -97,7 +92,7 @@ def _similarity_kernel(
     ROW_GATED: tl.constexpr, COLUMN_GATED: tl.constexpr, GROUP: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """One tile of the matrix."""
+    """Compute one tile of the matrix."""
     tile = tl.program_id(0).to(tl.int64)
     first = tile // (column_tiles * GROUP) * GROUP
     height = tl.minimum(row_tiles - first, GROUP)
@@ -118,7 +113,7 @@ def _similarity_kernel(
 
 @triton.jit
 def _largest(order, first, columns, BLOCK_M: tl.constexpr):
-    """Key, and column in the tile, of the best candidate of each row; `first` is the index of the tile's first image."""
+    """Return key and column of the best candidate of each row; `first` is the index of the tile's first image."""
     top = tl.max(order, 1)
     column = tl.min(tl.where(order == top[:, None], columns[None, :], BLOCK_M), 1)
     key = (top.to(tl.int64) << 32) | (_LOW_HALF - (first + column))
@@ -133,19 +128,19 @@ def _topk_kernel(
     ROW_GATED: tl.constexpr, COLUMN_GATED: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, DEPTH: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
-    """keys[i, slice, :k] of a tile of recordings and one slice of the gallery, in no order."""
+    """Compute keys[i, slice, :k] of a tile of recordings and one slice of the gallery, unsorted."""
     program = tl.program_id(0).to(tl.int64)
     row, slice_index = program % row_tiles * BLOCK_N, program // row_tiles  # neighbours read the same images
     rows = tl.minimum(recordings - row, BLOCK_N).to(tl.int32)
     r = _gate(row_gate, row, row_gate_n, rows, ROW_GATED, BLOCK_N)
     n, place = tl.arange(0, BLOCK_N), tl.arange(0, KEPT)
-    # A place beyond k holds what nothing beats; a free one, all of them different, what every candidate beats.
+    # A place beyond k holds a key that nothing beats; a free place one that every candidate beats.
     start = tl.where(place < k, place.to(tl.int64) + (_NOBODY + 1), _UNBEATEN)
     best = tl.zeros((BLOCK_N, KEPT), dtype=tl.int64) + start[None, :]
     first_tile = slice_index * slice_tiles
     for tile in range(first_tile, tl.minimum(first_tile + slice_tiles, column_tiles)):
         column = tl.full((), BLOCK_M, tl.int64) * tile
-        zero = tl.minimum(tile, 0).to(tl.int32)  # unknown to the compiler: no address waits in registers
+        zero = tl.minimum(tile, 0).to(tl.int32)  # opaque to the compiler, which keeps no addresses in registers
         m = zero + tl.arange(0, BLOCK_M)
         columns = tl.minimum(images - column, BLOCK_M).to(tl.int32)
         c = _gate(column_gate, column, column_gate_m, columns, COLUMN_GATED, BLOCK_M)
@@ -155,7 +150,7 @@ def _topk_kernel(
         bits = tl.where(scores == 0.0, 0.0, scores).to(tl.int32, bitcast=True)  # -0 becomes 0
         order = tl.where(scores != scores, _NAN_ORDER, tl.where(bits >= 0, bits, bits ^ 0x7FFFFFFF))
         order = tl.where((n < rows)[:, None] & (m < columns)[None, :], order, _NO_ORDER)
-        # Indices ascend within a slice, so a score that only equals the worst one kept comes too late.
+        # Indices ascend within a slice, so a score equal to the worst kept one does not replace it.
         worst = tl.min(best, 1)
         if tl.max((order > (worst >> 32).to(tl.int32)[:, None]).to(tl.int32)) > 0:
             key, at = _largest(order, column, m, BLOCK_M)
@@ -169,39 +164,41 @@ def _topk_kernel(
 
 
 def launch_configuration(dtype: torch.dtype, architecture: int, recordings: int, kept: int = 0) -> dict:
-    """Compile-time constants, warps and stages for embeddings of one dtype; for top-k, of `kept` images a recording.
+    """Return compile-time constants, warps and stages.
 
-    Chosen by compilation for sm_86 and sm_90: the largest tiles whose registers do not spill, and on sm_90 the products of
-    whole warp groups. `architecture` is 10 times the compute capability, and 0 under the interpreter.
+    Chosen by compilation for sm_86 and sm_90: the largest tiles whose registers do not spill, and on sm_90 products of whole
+    warp groups.
+
+    Args:
+        dtype: of the embeddings.
+        architecture: 10 times the compute capability; 0 under the interpreter.
+        recordings: N.
+        kept: k of a top-k; 0 for the matrix.
     """
     precision = "ieee" if dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest" else "tf32"
-    many = recordings > 64
+    many, hopper = recordings > 64, architecture >= 90
     if dtype == torch.float32 and precision == "ieee":
-        block_n, block_m, depth, warps = (32 if kept > 16 else 64), 64, 16, (8 if kept or architecture < 90 else 4)
+        tile, warps = (32 if kept > 16 else 64, 64, 16), 8 if kept or not hopper else 4
     elif kept:
-        block_n, block_m, depth, warps = (
-            (128 if many and kept <= 16 and architecture >= 90 else 64),
-            128,
-            64 // dtype.itemsize,
-            8,
-        )
+        tile, warps = (128 if many and kept <= 16 and hopper else 64, 128, 64 // dtype.itemsize), 8
+    elif many:
+        tile, warps = (128, 128, 128 // dtype.itemsize), 8
     else:
-        block_n, block_m, depth, warps = (
-            (128, 128, 128 // dtype.itemsize, 8) if many else (64, 64, 128 // dtype.itemsize, 4)
-        )
+        tile, warps = (64, 64, 128 // dtype.itemsize), 4
     operand = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}[dtype]
     if architecture == 0 and dtype == torch.bfloat16:
         operand = tl.float32  # the interpreter multiplies no bfloat16
-    constants = {"OPERAND": operand, "PRECISION": precision, "BLOCK_N": block_n, "BLOCK_M": block_m, "DEPTH": depth}
+    constants = {"OPERAND": operand, "PRECISION": precision, **dict(zip(("BLOCK_N", "BLOCK_M", "DEPTH"), tile))}
     constants |= {"KEPT": 16 if kept <= 16 else LARGEST_FUSED_K} if kept else {"GROUP": _GROUP}
-    return constants | {"num_warps": warps, "num_stages": 4 if kept and architecture >= 90 else 3}
+    return constants | {"num_warps": warps, "num_stages": 4 if kept and hopper else 3}
 
 
-def triton_similarity(out: Tensor, *inputs: Unpack[Inputs]) -> None:
-    brain_image, image = inputs[:2]
-    configuration = launch_configuration(brain_image.dtype, _architecture(brain_image), len(brain_image))
-    row_tiles = triton.cdiv(len(brain_image), configuration["BLOCK_N"])
-    column_tiles = triton.cdiv(len(image), configuration["BLOCK_M"])
+def triton_similarity(out: Tensor, inputs: Inputs) -> None:
+    """Write the similarity into `out` (N, M), of any strides."""
+    recordings, images = out.shape
+    configuration = launch_configuration(inputs.image.dtype, _architecture(out), recordings)
+    row_tiles = triton.cdiv(recordings, configuration["BLOCK_N"])
+    column_tiles = triton.cdiv(images, configuration["BLOCK_M"])
     with _device_of(out):
         _similarity_kernel[_grid(row_tiles * column_tiles, inputs)](
             *_addresses(inputs, out), *_sizes(inputs), row_tiles, column_tiles, *_strides(inputs), *out.stride(),
@@ -209,20 +206,23 @@ def triton_similarity(out: Tensor, *inputs: Unpack[Inputs]) -> None:
         )  # fmt: skip
 
 
-def triton_topk(values: Tensor, indices: Tensor, *inputs: Unpack[Inputs]) -> None:
-    """The slices' keys are merged by torch.topk: they are integers of which no two are equal, so its order is the only one."""
-    brain_image, image = inputs[:2]
-    if len(image) > _LARGEST_GALLERY:
-        most = f"backend 'triton' ranks at most {_LARGEST_GALLERY:,}"
-        raise ValueError(f"image has {len(image):,} rows; {most}: split them and merge the best")
+def triton_topk(values: Tensor, indices: Tensor, inputs: Inputs) -> None:
+    """Write the k best into `values` and `indices` (N, k).
+
+    torch.topk merges the slices' keys: they are integers of which no two are equal, so it has only one possible result.
+    """
+    images = len(inputs.image)
+    if images > _LARGEST_GALLERY:
+        limit = f"backend 'triton' ranks at most {_LARGEST_GALLERY:,}"
+        raise ValueError(f"image has {images:,} rows; {limit}: split them and merge the best")
     n, k = values.shape
     if k > LARGEST_FUSED_K:
-        chunked_topk.topk(triton_similarity, values, indices, *inputs)
+        chunked_topk.topk(triton_similarity, values, indices, inputs)
         return
-    configuration = launch_configuration(brain_image.dtype, _architecture(brain_image), n, k)
+    configuration = launch_configuration(inputs.image.dtype, _architecture(values), n, k)
     row_tiles = triton.cdiv(n, configuration["BLOCK_N"])
-    column_tiles = triton.cdiv(len(image), configuration["BLOCK_M"])
-    slice_tiles = triton.cdiv(column_tiles, slices_of(row_tiles, column_tiles, _programs(brain_image)))
+    column_tiles = triton.cdiv(images, configuration["BLOCK_M"])
+    slice_tiles = triton.cdiv(column_tiles, slices_of(row_tiles, column_tiles, _programs(values)))
     slices = triton.cdiv(column_tiles, slice_tiles)
     keys = indices.new_empty(n, slices, k)
     with _device_of(values):
@@ -234,7 +234,7 @@ def triton_topk(values: Tensor, indices: Tensor, *inputs: Unpack[Inputs]) -> Non
 
 
 def slices_of(row_tiles: int, column_tiles: int, programs: int) -> int:
-    """The fewest slices of the gallery with which the programs that run at once are rarely idle; few slices insert less."""
+    """Return the fewest slices of the gallery that keep `programs` concurrent programs busy; few slices insert less."""
     if row_tiles <= programs:
         return min(column_tiles, programs // row_tiles)
     idle = lambda slices: -row_tiles * slices % programs / (row_tiles * slices)  # noqa: E731
@@ -242,12 +242,10 @@ def slices_of(row_tiles: int, column_tiles: int, programs: int) -> int:
 
 
 def _programs(tensor: Tensor) -> int:
-    """How many top-k programs run at once: one a multiprocessor, as their registers have it."""
-    return (
-        torch.cuda.get_device_properties(tensor.device).multi_processor_count
-        if tensor.is_cuda
-        else _INTERPRETED_PROGRAMS
-    )
+    """Return how many top-k programs run at once: one a multiprocessor, as they fill its registers."""
+    if not tensor.is_cuda:
+        return _INTERPRETED_PROGRAMS
+    return torch.cuda.get_device_properties(tensor.device).multi_processor_count
 
 
 def _architecture(tensor: Tensor) -> int:
@@ -259,7 +257,7 @@ def _architecture(tensor: Tensor) -> int:
 
 def _grid(programs: int, inputs: Inputs) -> tuple[int]:
     if programs > _LARGEST_GRID:
-        shapes = " and ".join(str(tuple(x.shape)) for x in inputs[:2])
+        shapes = f"{tuple(inputs.brain_image.shape)} and {tuple(inputs.image.shape)}"
         raise ValueError(
             f"brain_image and image of shapes {shapes} need {programs} blocks; split them to stay below 2^31"
         )
@@ -267,24 +265,20 @@ def _grid(programs: int, inputs: Inputs) -> tuple[int]:
 
 
 def _addresses(inputs: Inputs, out: Tensor) -> tuple[Tensor, ...]:
-    return (*(out if x is None else x for x in inputs), out)  # a gate that is not there is not read
+    return (*(out if x is None else x for x in inputs), out)  # a missing gate is not read
 
 
 def _sizes(inputs: Inputs) -> tuple[int, ...]:
-    brain_image, image, brain_text = inputs[:3]
-    return (*brain_image.shape[:1], *image.shape, brain_text.shape[1])
+    return (len(inputs.brain_image), *inputs.image.shape, inputs.text.shape[1])
 
 
 def _strides(inputs: Inputs) -> tuple[int, ...]:
-    *embeddings, row_gate, column_gate = inputs
-    return (
-        *(s for x in embeddings for s in x.stride()),
-        *(0 if gate is None else gate.stride(0) for gate in (row_gate, column_gate)),
-    )
+    gates = (0 if gate is None else gate.stride(0) for gate in inputs[4:])
+    return (*(stride for x in inputs[:4] for stride in x.stride()), *gates)
 
 
 def _gated(inputs: Inputs) -> dict[str, bool]:
-    return {"ROW_GATED": inputs[4] is not None, "COLUMN_GATED": inputs[5] is not None}
+    return {"ROW_GATED": inputs.row_gate is not None, "COLUMN_GATED": inputs.column_gate is not None}
 
 
 def _device_of(tensor: Tensor) -> torch.cuda.device:

@@ -1,23 +1,19 @@
-"""What the public functions accept, and what they say to the rest."""
+"""Argument checks and conversions of the public functions; the messages name the argument, its value and a remedy."""
 
 from __future__ import annotations
 
 import numbers
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from fovblur.dtypes import DTYPES, names
-
-if TYPE_CHECKING:
-    # brain_image, image, brain_text, text, row_gate, column_gate: what every backend takes, after the result it fills
-    Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
+from fovblur.dtypes import DTYPES, accumulation_dtype, names
 
 EMBEDDING_DTYPES = tuple(dtype for dtype in DTYPES if dtype.is_floating_point)
 
 
 def check_embeddings(brain_image: Tensor, image: Tensor, brain_text: Tensor, text: Tensor) -> None:
+    """Raise TypeError or ValueError unless the embeddings fit together: (N, D), (M, D), (N, E), (M, E)."""
     _check_matrix("brain_image", brain_image, "(N, D)")
     _check_matrix("image", image, "(M, D)")
     _check_matrix("brain_text", brain_text, "(N, E)")
@@ -38,7 +34,7 @@ def check_embeddings(brain_image: Tensor, image: Tensor, brain_text: Tensor, tex
 
 
 def gate(name: str, value: Tensor | None, of_name: str, of: Tensor) -> Tensor | None:
-    """A gate in the dtype that is accumulated in, one value for each row of the embeddings it belongs to."""
+    """Return a gate in the dtype that is accumulated in, one value for each row of the embeddings `of`."""
     if value is None:
         return None
     rows = of.shape[0]
@@ -56,14 +52,11 @@ def gate(name: str, value: Tensor | None, of_name: str, of: Tensor) -> Tensor | 
 
 
 def check_k(k: int, image: Tensor) -> None:
+    """Raise TypeError or ValueError unless k is an int from 1 to the number of images."""
     if isinstance(k, (bool, torch.SymBool)) or not isinstance(k, (numbers.Integral, torch.SymInt)):
         raise TypeError(f"k is {k!r} ({type(k).__name__}); it must be an int")
     if k < 1 or k > image.shape[0]:
         raise ValueError(f"k is {k}; it must be from 1 to {image.shape[0]}, the number of rows of image")
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _check_matrix(name: str, value: Tensor, shape: str) -> None:

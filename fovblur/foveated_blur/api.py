@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fovblur import backends
+from fovblur.dtypes import accumulation_dtype
 from fovblur.foveated_blur import validation
 from fovblur.foveated_blur.op import foveated_blur_op
 
@@ -94,7 +95,7 @@ def foveated_blur(
     """
     validation.check_images(images)
     height, width = images.shape[-2:]
-    dtype = validation.accumulation_dtype(images)
+    dtype = accumulation_dtype(images.dtype)
     if sigma is not None:
         sigma = validation.per_sample("sigma", sigma, images, dtype)
     if kernel_size is not None:

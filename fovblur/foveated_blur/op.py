@@ -1,17 +1,15 @@
-"""The op ``fovblur::foveated_blur``: declaration, fake, gradient, and the choice of the backend that runs it."""
+"""The op ``fovblur::foveated_blur``: declaration, fake, gradient, and dispatch to the backend that runs it."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from fovblur import backends
-from fovblur.foveated_blur import validation
-
-_MODULES = {"reference": "reference", "cpu": "native", "cuda": "native", "triton": "triton"}
+from fovblur.foveated_blur import native, reference, validation
+from fovblur.foveated_blur.params import BlurGradients, BlurParams
 
 
 @torch.library.custom_op("fovblur::foveated_blur", mutates_args=())
@@ -28,12 +26,13 @@ def foveated_blur_op(
     out_dtype: torch.dtype,
     backend: str,
 ) -> Tensor:
-    validation.check_values(sigma=sigma, kernel_size=kernel_size, gain=gain, fixation=fixation, mean=mean, std=std)
-    name = backends.choose(backend or None, images.device, images.dtype)
+    """Blur images (B, C, H, W); the parameters are those of BlurParams, and backend "" stands for None."""
+    params = BlurParams(sigma, kernel_size, gain, fixation, mean, std, falloff, decay)
+    validation.check_values(params)
+    forward, _ = _functions(backends.resolve(backend or None, images.device, images.dtype))
     out = torch.empty_like(images, dtype=out_dtype)
-    if out.numel() == 0:
-        return out
-    _function(f"{name}_forward")(images, out, sigma, kernel_size, gain, fixation, mean, std, falloff, decay)
+    if out.numel() > 0:
+        forward(images, out, params)
     return out
 
 
@@ -57,16 +56,16 @@ def foveated_blur_backward_op(
     backend: str,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of images, sigma and gain; those that are not needed come back empty."""
-    name = backends.choose(backend or None, images.device, images.dtype)
+    """Return the gradients of images, sigma and gain; those that are not needed are empty."""
+    _, backward = _functions(backends.resolve(backend or None, images.device, images.dtype))
     grads = _empty_gradients(images, sigma, gain, needs)
-    wanted = tuple(grad if needed else None for grad, needed in zip(grads, needs))
     if images.numel() == 0:
         for each in grads:
             each.zero_()
     elif any(needs):
-        parameters = (sigma, kernel_size, gain, fixation, mean, std, falloff, decay)
-        _function(f"{name}_backward")(grad, images, wanted, *parameters)
+        params = BlurParams(sigma, kernel_size, gain, fixation, mean, std, falloff, decay)
+        needed = BlurGradients(*(grad if need else None for grad, need in zip(grads, needs)))
+        backward(grad, images, needed, params)
     return grads
 
 
@@ -80,10 +79,18 @@ def _empty_gradients(images: Tensor, sigma: Tensor, gain: Tensor, needs: list[bo
     return of_images, sigma.new_empty(sigma.shape if needs[1] else 0), gain.new_empty(gain.shape if needs[2] else 0)
 
 
-def _function(name: str) -> Callable:
-    """A backend's entry, such as cpu_forward; its module is imported now and not before."""
-    backend = name.partition("_")[0]
-    return getattr(importlib.import_module(f"fovblur.foveated_blur.{_MODULES[backend]}"), name)
+def _functions(backend: str) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Return a backend's forward and backward. Triton is imported only when it is used."""
+    if backend == "triton":
+        from fovblur.foveated_blur import triton
+
+        return triton.triton_forward, triton.triton_backward
+    if backend == "reference":
+        return reference.reference_forward, reference.reference_backward
+    return {
+        "cpu": (native.cpu_forward, native.cpu_backward),
+        "cuda": (native.cuda_forward, native.cuda_backward),
+    }[backend]
 
 
 def _setup_context(ctx, inputs, output) -> None:

@@ -1,4 +1,4 @@
-"""The blur in plain PyTorch, as its formula is written: slow, differentiable, the oracle of every test."""
+"""The blur in plain PyTorch, written as its formula: slow, differentiable, the oracle of every test."""
 
 from __future__ import annotations
 
@@ -7,20 +7,12 @@ import math
 import torch
 from torch import Tensor
 
+from fovblur.foveated_blur.params import BlurGradients, BlurParams
 
-def foveated_blur(
-    images: Tensor,
-    sigma: Tensor,
-    kernel_size: Tensor,
-    gain: Tensor,
-    fixation: Tensor,
-    mean: Tensor | None,
-    std: Tensor | None,
-    falloff: str,
-    decay: float,
-    out_dtype: torch.dtype,
-) -> Tensor:
-    """y = W x + (1 - W) G(x, sigma), normalised and converted; sigma's dtype is the one it is computed in."""
+
+def foveated_blur(images: Tensor, params: BlurParams, out_dtype: torch.dtype) -> Tensor:
+    """Return y = W x + (1 - W) G(x, sigma), normalised and converted; sigma's dtype is the one it is computed in."""
+    sigma, kernel_size, gain, fixation, mean, std, falloff, decay = params
     _, _, height, width = images.shape
     x = images.to(sigma.dtype)
     weight = gain[:, None, None] * acuity(falloff, decay, fixation, height, width)
@@ -43,12 +35,13 @@ def foveated_blur(
 
 
 def gaussian(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Separable Gaussian of (C, H, W), weights normalised to sum 1, border REFLECT_101."""
+    """Blur (C, H, W) with a separable Gaussian whose weights sum to 1, border REFLECT_101."""
     taps = gaussian_taps(sigma, radius)
     return correlate(correlate(x, taps, -2), taps, -1)
 
 
 def gaussian_taps(sigma: Tensor, radius: int) -> Tensor:
+    """Return the 2 radius + 1 weights of a Gaussian, which sum to 1."""
     offsets = torch.arange(-radius, radius + 1, dtype=sigma.dtype, device=sigma.device)
     taps = torch.exp(-0.5 * (offsets / sigma) ** 2)
     taps = taps.clamp(min=torch.finfo(torch.float32).tiny)  # an infinite pixel stays so: 0 * inf would be NaN
@@ -56,14 +49,14 @@ def gaussian_taps(sigma: Tensor, radius: int) -> Tensor:
 
 
 def correlate(x: Tensor, taps: Tensor, dim: int) -> Tensor:
-    """Weighted sum of the neighbours along one dimension of (C, H, W), border REFLECT_101."""
+    """Return the weighted sum of the neighbours along one dimension of (C, H, W), border REFLECT_101."""
     n, radius = x.shape[dim], len(taps) // 2
     padded = x.index_select(dim, reflected_indices(n, radius, x.device))
     return sum(tap * padded.narrow(dim, t, n) for t, tap in enumerate(taps))
 
 
 def reflected_indices(n: int, radius: int, device: torch.device) -> Tensor:
-    """Which pixel of n each position of -radius .. n - 1 + radius shows under REFLECT_101."""
+    """Return the pixel, of n, at each position from -radius to n - 1 + radius under REFLECT_101."""
     if n == 1:
         return torch.zeros(2 * radius + 1, dtype=torch.int64, device=device)
     folded = torch.arange(-radius, n + radius, device=device).remainder(2 * n - 2)
@@ -71,7 +64,7 @@ def reflected_indices(n: int, radius: int, device: torch.device) -> Tensor:
 
 
 def acuity(falloff: str, decay: float, fixation: Tensor, height: int, width: int) -> Tensor:
-    """f(min(1, d / D)) for every pixel, (B, H, W)."""
+    """Return f(min(1, d / D)) for every pixel, (B, H, W)."""
     cy, cx = fixation[:, 0, None, None], fixation[:, 1, None, None]
     y = torch.arange(height, dtype=fixation.dtype, device=fixation.device)[:, None]
     x = torch.arange(width, dtype=fixation.dtype, device=fixation.device)
@@ -85,7 +78,7 @@ def acuity(falloff: str, decay: float, fixation: Tensor, height: int, width: int
 
 
 def falloff_curve(falloff: str, decay: float, u: Tensor) -> Tensor:
-    """f(u), from 1 at u = 0 down to its least at u = 1."""
+    """Return f(u), which falls from 1 at u = 0 to its least value at u = 1."""
     if falloff == "exp":
         return torch.exp(-decay * u)
     if falloff == "linear":
@@ -99,7 +92,7 @@ def falloff_curve(falloff: str, decay: float, u: Tensor) -> Tensor:
 
 
 def brachistochrone(u: Tensor) -> Tensor:
-    """The cycloid from (0, 1) to (1, 0), by bisection in float64: x = r (s - sin s), y = 1 - r (1 - cos s)."""
+    """Return the cycloid x = r (s - sin s), y = 1 - r (1 - cos s) from (0, 1) to (1, 0), by bisection in float64."""
     r = 0.5729
     x = u.double()
     low, high = torch.zeros_like(x), torch.full_like(x, math.pi)
@@ -110,25 +103,14 @@ def brachistochrone(u: Tensor) -> Tensor:
     return (1 - r * (1 - low.cos())).to(u.dtype)
 
 
-def reference_forward(images, out, *parameters) -> None:
-    arguments = (images, *parameters, out.dtype)
-    out.copy_(foveated_blur(*arguments))
+def reference_forward(images: Tensor, out: Tensor, params: BlurParams) -> None:
+    """Blur images (B, C, H, W) into `out`."""
+    out.copy_(foveated_blur(images, params, out.dtype))
 
 
-def reference_backward(
-    grad: Tensor,
-    images: Tensor,
-    grads: tuple[Tensor | None, Tensor | None, Tensor | None],
-    sigma: Tensor,
-    kernel_size: Tensor,
-    gain: Tensor,
-    fixation: Tensor,
-    mean: Tensor | None,
-    std: Tensor | None,
-    falloff: str,
-    decay: float,
-) -> None:
-    """Write the gradients of images, sigma and gain for a gradient of the result into `grads`; None is not wanted."""
+def reference_backward(grad: Tensor, images: Tensor, grads: BlurGradients, params: BlurParams) -> None:
+    """Fill `grads` for the gradient (B, C, H, W) of the result."""
+    sigma, kernel_size, gain, fixation, _, std, falloff, decay = params
     grad_images, grad_sigma, grad_gain = grads
     _, _, height, width = images.shape
     x, grad = images.to(sigma.dtype), grad.to(sigma.dtype)
@@ -148,23 +130,24 @@ def reference_backward(
 
 
 def gaussian_adjoint(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """The transpose of :func:`gaussian`.
+    """Apply the transpose of :func:`gaussian`.
 
-    Under REFLECT_101 a border pixel stands for itself and an inner one for itself and its mirror image, so that the blur
-    is symmetric once border pixels count half: A^T = E A E^-1 with E = diag(1/2, 1, ..., 1, 1/2).
+    Under REFLECT_101 an inner pixel appears twice as often as a border pixel, so that the blur is symmetric once border
+    pixels count half: A^T = E A E^-1 with E = diag(1/2, 1, ..., 1, 1/2).
     """
     share = border_share(x.shape[-2], x)[:, None] * border_share(x.shape[-1], x)
     return share * gaussian(x / share, sigma, radius)
 
 
 def border_share(n: int, like: Tensor) -> Tensor:
+    """Return the diagonal of E, (n,), in the dtype and on the device of `like`."""
     share = torch.ones(n, dtype=like.dtype, device=like.device)
     share[0] = share[-1] = 0.5
     return share
 
 
 def gaussian_derivative(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """The derivative of :func:`gaussian` in sigma: t_i' = t_i (i^2 - sum_j t_j j^2) / sigma^3 in either direction."""
+    """Return the derivative of :func:`gaussian` in sigma: t_i' = t_i (i^2 - sum_j t_j j^2) / sigma^3 in either direction."""
     taps = gaussian_taps(sigma, radius)
     squares = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device) ** 2
     slopes = taps * (squares - (taps * squares).sum()) / sigma**3

@@ -1,8 +1,8 @@
 """The blur as two small matrix products a tile, A_h X A_w^T, in Triton.
 
-A is banded, row-stochastic, and has the reflecting border folded in: a tap that falls outside is added to the column it
-mirrors to. Its tiles are made in registers from sigma, so any radius is served by the same code, one launch a batch. The
-adjoint is the same product between border pixels that count half, A^T = E A E^-1; the derivative in sigma is another band.
+A is a banded matrix whose rows sum to 1. The reflecting border is folded in: a tap outside the image is added to the
+column that it mirrors to. Tiles of A are computed in registers from sigma, so the same code serves any radius, in one
+launch a batch. The adjoint is A^T = E A E^-1, where E counts border pixels half; the derivative in sigma is another band.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Operand type of the products and their precision, by image type. uint8 and float16 pixels are exact in float16, whose
-# taps cost 2^-12; bfloat16 pixels are exact in tf32; float32 takes three tf32 products, which keep 1e-6.
+from fovblur.foveated_blur.params import BlurGradients, BlurParams
+
+# Operand type and precision of the products by image type. uint8 and float16 pixels are exact in float16, whose taps are
+# rounded by 2^-12; bfloat16 pixels are exact in tf32; float32 takes three tf32 products, accurate to 1e-6.
 _PRODUCTS = {
     torch.uint8: (tl.float16, "ieee"),
     torch.float16: (tl.float16, "ieee"),
@@ -21,12 +23,12 @@ _PRODUCTS = {
     torch.float32: (tl.float32, "tf32x3"),
 }
 _LARGEST_GRID = 2**31 - 1
-_TAP, _SLOPE, _SUPPORT = (tl.constexpr(kind) for kind in range(3))  # what a band is made of
+_TAP, _SLOPE, _SUPPORT = (tl.constexpr(kind) for kind in range(3))  # kinds of window
 
 
 @triton.jit
 def _window(offset, sigma, radius, moment, KIND: tl.constexpr):
-    """The Gaussian at integer offsets, not normalised; its slope in sigma; or 1: in any case 0 beyond the radius."""
+    """Return the unnormalised Gaussian at integer offsets, its derivative in sigma, or 1; always 0 beyond the radius."""
     inside = tl.abs(offset) <= radius
     if KIND == _SUPPORT:
         value = tl.where(inside, 1.0, 0.0)
@@ -41,10 +43,10 @@ def _window(offset, sigma, radius, moment, KIND: tl.constexpr):
 
 @triton.jit
 def _band(i, p, n, sigma, radius, moment, KIND: tl.constexpr):
-    """A[i, p] for index tiles i and p that broadcast: all taps of output i that land on pixel p of n under REFLECT_101."""
+    """Return A[i, p] for broadcasting indices: the sum of output i's taps that fall on pixel p of n under REFLECT_101."""
     period = tl.maximum(2 * (n - 1), 1)
     total = tl.zeros_like(i + p).to(tl.float32)
-    # Positions that show pixel p are p + m period and, but for the two border pixels, -p + m period. Positions lie in
+    # Pixel p appears at positions p + m period and, except for the two border pixels, at -p + m period. Positions lie in
     # [-radius, n - 1 + radius], so |m| is at most (radius + n - 1) / period, rounded up.
     wraps = (radius + n - 1 + period - 1) // period
     lowest = tl.min(i) - radius
@@ -62,7 +64,7 @@ def _band(i, p, n, sigma, radius, moment, KIND: tl.constexpr):
 
 @triton.jit
 def _sums(sigma, radius, OPERAND: tl.constexpr):
-    """Sum of the taps, rounded as the products see them so that a constant image stays constant, and of taps times i^2."""
+    """Return the sum of the taps, rounded like the operands so that a constant image stays constant, and of taps times i^2."""
     t = tl.arange(0, 64)
     total = 0.0
     moment = 0.0
@@ -75,12 +77,14 @@ def _sums(sigma, radius, OPERAND: tl.constexpr):
 
 @triton.jit
 def _load(plane, i, j, stride_h, stride_w, height, width):
+    """Load pixels [i, j] of a plane as float32, 0 outside it."""
     where = i.to(tl.int64)[:, None] * stride_h + j.to(tl.int64)[None, :] * stride_w
     return tl.load(plane + where, mask=(i < height)[:, None] & (j < width)[None, :], other=0).to(tl.float32)
 
 
 @triton.jit
 def _store(plane, i, j, stride_h, stride_w, height, width, y):
+    """Store pixels [i, j] of a plane, rounded and clamped for uint8."""
     if plane.dtype.element_ty == tl.uint8:
         y = tl.where(y > 0.0, tl.minimum(y, 255.0), 0.0)  # NaN becomes 0
         y = ((y + 12582912.0) - 12582912.0).to(tl.int32)  # 1.5 * 2^23: rounds to nearest, ties to even
@@ -96,7 +100,7 @@ def _one_minus_cos(s):
 
 @triton.jit
 def _acuity(i, j, cy, cx, height, width, decay, FALLOFF: tl.constexpr):
-    """f(min(1, d / D)) at the pixels of a tile."""
+    """Return f(min(1, d / D)) at the pixels of a tile."""
     reach_y, reach_x = height - 1 - cy, width - 1 - cx
     is_default = (cy == (height // 2).to(tl.float32)) & (cx == (width // 2).to(tl.float32))
     reach_y = tl.where(is_default, reach_y, tl.maximum(tl.abs(cy), tl.abs(reach_y)))
@@ -124,13 +128,14 @@ def _acuity(i, j, cy, cx, height, width, decay, FALLOFF: tl.constexpr):
 
 @triton.jit
 def _border_share(i, n):
+    """Return the diagonal of E: 1/2 for the border pixels, else 1."""
     return tl.where((i == 0) | (i == n - 1), 0.5, 1.0)
 
 
 @triton.jit
 def _count_of_sign(plane, i, j, p_first, p_end, q_first, q_end, stride_h, stride_w, height, width, radius_h, radius_w,
                    NEGATIVE: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
-    """How many NaN or infinite pixels, of one sign, lie in the support of each output of a tile."""
+    """Return the number of NaN or infinite pixels of one sign in the support of each output of a tile."""
     count = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
     for p_start in range(p_first, p_end, ROWS):
         p = p_start + tl.arange(0, ROWS)
@@ -149,12 +154,39 @@ def _count_of_sign(plane, i, j, p_first, p_end, q_first, q_end, stride_h, stride
 @triton.jit
 def _spread_non_finite(y, plane, i, j, p_first, p_end, q_first, q_end, stride_h, stride_w, height, width, radius_h, radius_w,
                        BLOCK: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
-    """Non-finite pixels were left out of the products of y; they take over their support, and no more."""
+    """Overwrite y with NaN or infinity where the support holds such pixels, which the products left out."""
     above = _count_of_sign(plane, i, j, p_first, p_end, q_first, q_end, stride_h, stride_w, height, width,
                            radius_h, radius_w, False, BLOCK, ROWS, DEPTH) > 0  # fmt: skip
     below = _count_of_sign(plane, i, j, p_first, p_end, q_first, q_end, stride_h, stride_w, height, width,
                            radius_h, radius_w, True, BLOCK, ROWS, DEPTH) > 0  # fmt: skip
     return tl.where(above & below, float("nan"), tl.where(above, float("inf"), tl.where(below, float("-inf"), y)))
+
+
+@triton.jit
+def _place(channels, row_tiles, column_tiles, BLOCK: tl.constexpr):
+    """Return where the program works: tile, sample, channel, first row and column, and the indices of its rows and columns."""
+    tile = tl.program_id(0).to(tl.int64)
+    column_tile = (tile % column_tiles).to(tl.int32)
+    row_tile = (tile // column_tiles % row_tiles).to(tl.int32)
+    plane = tile // (column_tiles * row_tiles)
+    channel, sample = plane % channels, plane // channels
+    first_row, first_column = row_tile * BLOCK, column_tile * BLOCK
+    i, j = first_row + tl.arange(0, BLOCK), first_column + tl.arange(0, BLOCK)
+    return tile, sample, channel, first_row, first_column, i, j
+
+
+@triton.jit
+def _sample_parameters(sigma_of, kernel_size_of, gain_of, fixation_of, sample, sigma_b, kernel_size_b, gain_b, fixation_b,
+                       height, width):  # fmt: skip
+    """Return sigma, gain, the fixation's y and x, and the radius: of the sample, along y, and along x."""
+    sigma = tl.load(sigma_of + sample * sigma_b)
+    gain = tl.load(gain_of + sample * gain_b)
+    cy, cx = tl.load(fixation_of + sample * fixation_b), tl.load(fixation_of + sample * fixation_b + 1)
+    radius = tl.where(sigma == 0.0, 0, tl.load(kernel_size_of + sample * kernel_size_b) // 2)
+    sigma = tl.where(sigma == 0.0, 1.0, sigma)
+    radius_h = tl.where(height == 1, 0, radius)  # along a side of one pixel the blur is the identity
+    radius_w = tl.where(width == 1, 0, radius)
+    return sigma, gain, cy, cx, radius, radius_h, radius_w
 
 
 @triton.jit
@@ -165,32 +197,30 @@ def _blur_kernel(
     ADJOINT: tl.constexpr, FALLOFF: tl.constexpr, NORMALISE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """One tile of y = w x + (1 - w) A_h x A_w^T, normalised; or with ADJOINT of w g + A_h^T (1 - w) g A_w."""
-    tile = tl.program_id(0).to(tl.int64)
-    column_tile = (tile % column_tiles).to(tl.int32)
-    row_tile = (tile // column_tiles % row_tiles).to(tl.int32)
-    plane = tile // (column_tiles * row_tiles)
-    channel, sample = plane % channels, plane // channels
-    first_row, first_column = row_tile * BLOCK, column_tile * BLOCK
-    i, j = first_row + tl.arange(0, BLOCK), first_column + tl.arange(0, BLOCK)
+    """Compute one tile of y = w x + (1 - w) A_h x A_w^T, normalised, or with ADJOINT of w g + A_h^T (1 - w) g A_w."""
+    tile, sample, channel, first_row, first_column, i, j = _place(channels, row_tiles, column_tiles, BLOCK)
     source += sample * in_b + channel * in_c
     target += sample * out_b + channel * out_c
 
-    sigma = tl.load(sigma_of + sample * sigma_b)
-    gain = tl.load(gain_of + sample * gain_b)
-    cy, cx = tl.load(fixation_of + sample * fixation_b), tl.load(fixation_of + sample * fixation_b + 1)
-    radius = tl.where(sigma == 0.0, 0, tl.load(kernel_size_of + sample * kernel_size_b) // 2)
-    sigma = tl.where(sigma == 0.0, 1.0, sigma)
-    radius_h = tl.where(height == 1, 0, radius)  # along a side of one pixel the blur is the identity
-    radius_w = tl.where(width == 1, 0, radius)
+    sigma, gain, cy, cx, radius, radius_h, radius_w = _sample_parameters(
+        sigma_of,
+        kernel_size_of,
+        gain_of,
+        fixation_of,
+        sample,
+        sigma_b,
+        kernel_size_b,
+        gain_b,
+        fixation_b,
+        height,
+        width,
+    )
     sum_h, _ = _sums(sigma, radius_h, OPERAND)
     sum_w, _ = _sums(sigma, radius_w, OPERAND)
     p_first, p_end = tl.maximum(first_row - radius_h, 0), tl.minimum(first_row + BLOCK + radius_h, height)
-    # Whole steps of DEPTH from the left border on, so that pixels are read several at a time; their taps beyond the radius are 0.
-    q_first, q_end = (
-        tl.maximum(first_column - radius_w, 0) // DEPTH * DEPTH,
-        tl.minimum(first_column + BLOCK + radius_w, width),
-    )
+    # Steps of DEPTH are aligned to the left border so that pixels are read several at a time; taps beyond the radius are 0.
+    q_first = tl.maximum(first_column - radius_w, 0) // DEPTH * DEPTH
+    q_end = tl.minimum(first_column + BLOCK + radius_w, width)
 
     y = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
     bad = 0.0
@@ -237,33 +267,31 @@ def _parameter_gradient_kernel(
     FALLOFF: tl.constexpr, NORMALISE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """One tile's part of dL/dsigma = sum g (1 - w) (A' x A^T + A x A'^T) and of dL/dgain = sum g f (x - A x A^T)."""
-    tile = tl.program_id(0).to(tl.int64)
-    column_tile = (tile % column_tiles).to(tl.int32)
-    row_tile = (tile // column_tiles % row_tiles).to(tl.int32)
-    plane = tile // (column_tiles * row_tiles)
-    channel, sample = plane % channels, plane // channels
-    first_row, first_column = row_tile * BLOCK, column_tile * BLOCK
-    i, j = first_row + tl.arange(0, BLOCK), first_column + tl.arange(0, BLOCK)
+    """Sum one tile of dL/dsigma = sum g (1 - w) (A' x A^T + A x A'^T) and of dL/dgain = sum g f (x - A x A^T)."""
+    tile, sample, channel, first_row, first_column, i, j = _place(channels, row_tiles, column_tiles, BLOCK)
     images += sample * in_b + channel * in_c
     grad += sample * grad_b + channel * grad_c
 
-    sigma = tl.load(sigma_of + sample * sigma_b)
-    gain = tl.load(gain_of + sample * gain_b)
-    cy, cx = tl.load(fixation_of + sample * fixation_b), tl.load(fixation_of + sample * fixation_b + 1)
-    radius = tl.where(sigma == 0.0, 0, tl.load(kernel_size_of + sample * kernel_size_b) // 2)
-    sigma = tl.where(sigma == 0.0, 1.0, sigma)
-    radius_h = tl.where(height == 1, 0, radius)
-    radius_w = tl.where(width == 1, 0, radius)
+    sigma, gain, cy, cx, radius, radius_h, radius_w = _sample_parameters(
+        sigma_of,
+        kernel_size_of,
+        gain_of,
+        fixation_of,
+        sample,
+        sigma_b,
+        kernel_size_b,
+        gain_b,
+        fixation_b,
+        height,
+        width,
+    )
     sum_h, moment_h = _sums(sigma, radius_h, OPERAND)
     sum_w, moment_w = _sums(sigma, radius_w, OPERAND)
     moment_h /= sum_h
     moment_w /= sum_w
-    # Whole steps of DEPTH from the left border on, so that pixels are read several at a time; their taps beyond the radius are 0.
-    q_first, q_end = (
-        tl.maximum(first_column - radius_w, 0) // DEPTH * DEPTH,
-        tl.minimum(first_column + BLOCK + radius_w, width),
-    )
+    # Steps of DEPTH are aligned to the left border so that pixels are read several at a time; taps beyond the radius are 0.
+    q_first = tl.maximum(first_column - radius_w, 0) // DEPTH * DEPTH
+    q_end = tl.minimum(first_column + BLOCK + radius_w, width)
 
     y = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
     slope = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
@@ -297,9 +325,9 @@ def _parameter_gradient_kernel(
 
 
 def launch_configuration(dtype: torch.dtype) -> dict:
-    """Compile-time constants and warps of the kernels, for sources of one dtype.
+    """Return compile-time constants and warps of the blur and its adjoint for sources of one dtype.
 
-    Chosen for sm_86 by compilation: no spills, two blocks resident a multiprocessor, and within that the fewest
+    Chosen for sm_86 by compilation: no spills, two blocks resident on a multiprocessor, and within that the fewest
     exponentials a pixel, since every product makes its part of the band anew.
     """
     operand, precision = _PRODUCTS[dtype]
@@ -308,65 +336,63 @@ def launch_configuration(dtype: torch.dtype) -> dict:
 
 
 def parameter_gradient_configuration(dtype: torch.dtype) -> dict:
-    """The same for the gradients of sigma and gain."""
-    operand, precision = _PRODUCTS[dtype]
-    return {"OPERAND": operand, "PRECISION": precision, "BLOCK": 32, "ROWS": 32, "DEPTH": 16, "num_warps": 4}
+    """Return the same for the gradients of sigma and gain."""
+    return launch_configuration(dtype) | {"BLOCK": 32, "ROWS": 32}
 
 
-def triton_forward(images, out, sigma, kernel_size, gain, fixation, mean, std, falloff, decay) -> None:
-    _blur(images, out, False, sigma, kernel_size, gain, fixation, mean, std, falloff, decay)
+def triton_forward(images: Tensor, out: Tensor, params: BlurParams) -> None:
+    """Blur images into `out`, both (B, C, H, W) of any strides."""
+    _blur(images, out, False, params)
 
 
-def triton_backward(grad, images, grads, sigma, kernel_size, gain, fixation, mean, std, falloff, decay) -> None:
-    grad_images, grad_sigma, grad_gain = grads
-    parameters = (sigma, kernel_size, gain, fixation, mean, std, falloff, decay)
-    if grad_images is not None:
-        _blur(grad, grad_images, True, *parameters)
-    if grad_sigma is None and grad_gain is None:
+def triton_backward(grad: Tensor, images: Tensor, grads: BlurGradients, params: BlurParams) -> None:
+    """Fill `grads` for the gradient of the result."""
+    if grads.images is not None:
+        _blur(grad, grads.images, True, params)
+    if grads.sigma is None and grads.gain is None:
         return
     batch, channels, height, width = images.shape
     configuration = parameter_gradient_configuration(images.dtype)
     row_tiles, column_tiles, tiles = _tiles(images, configuration["BLOCK"])
+    sigma, kernel_size, gain, fixation, _, std, falloff, decay = params
     of_sigma, of_gain = (sigma.new_empty(batch, tiles // batch) for _ in range(2))
     with _device_of(images):
         _parameter_gradient_kernel[(tiles,)](
             grad, images, of_sigma, of_gain, sigma, kernel_size, gain, fixation, sigma if std is None else std,
             decay, _scale(images.dtype), channels, height, width, row_tiles, column_tiles, *grad.stride(), *images.stride(),
-            sigma.stride(0), kernel_size.stride(0), gain.stride(0), fixation.stride(0),
-            FALLOFF=falloff, NORMALISE=std is not None, **configuration,
+            *_sample_strides(params), FALLOFF=falloff, NORMALISE=std is not None, **configuration,
         )  # fmt: skip
-    for total, part in ((grad_sigma, of_sigma), (grad_gain, of_gain)):
+    for total, part in ((grads.sigma, of_sigma), (grads.gain, of_gain)):
         if total is not None:
             torch.sum(part, dim=1, out=total)
 
 
-def _blur(
-    source: Tensor, target: Tensor, adjoint: bool,
-    sigma: Tensor, kernel_size: Tensor, gain: Tensor, fixation: Tensor, mean: Tensor | None, std: Tensor | None,
-    falloff: str, decay: float,
-) -> None:  # fmt: skip
+def _blur(source: Tensor, target: Tensor, adjoint: bool, params: BlurParams) -> None:
     """Launch the blur of images, or its adjoint on gradients."""
     _, channels, height, width = source.shape
     configuration = launch_configuration(source.dtype)
     row_tiles, column_tiles, tiles = _tiles(source, configuration["BLOCK"])
+    sigma, kernel_size, gain, fixation, mean, std, falloff, decay = params
     with _device_of(source):
         _blur_kernel[(tiles,)](
             source, target, sigma, kernel_size, gain, fixation, sigma if mean is None else mean, sigma if std is None else std,
             decay, _scale(source.dtype), channels, height, width, row_tiles, column_tiles, *source.stride(), *target.stride(),
-            sigma.stride(0), kernel_size.stride(0), gain.stride(0), fixation.stride(0),
-            ADJOINT=adjoint, FALLOFF=falloff, NORMALISE=mean is not None, **configuration,
+            *_sample_strides(params), ADJOINT=adjoint, FALLOFF=falloff, NORMALISE=mean is not None, **configuration,
         )  # fmt: skip
 
 
+def _sample_strides(params: BlurParams) -> tuple[int, ...]:
+    return tuple(tensor.stride(0) for tensor in (params.sigma, params.kernel_size, params.gain, params.fixation))
+
+
 def _tiles(images: Tensor, block: int) -> tuple[int, int, int]:
-    """Tiles along a column, along a row, and in all."""
+    """Return the number of tiles along a column, along a row, and in all."""
     batch, channels, height, width = images.shape
     row_tiles, column_tiles = triton.cdiv(height, block), triton.cdiv(width, block)
     tiles = batch * channels * row_tiles * column_tiles
     if tiles > _LARGEST_GRID:
-        raise ValueError(
-            f"images of shape {tuple(images.shape)} need {tiles} blocks; split the batch to stay below 2^31"
-        )
+        shape = tuple(images.shape)
+        raise ValueError(f"images of shape {shape} need {tiles} blocks; split the batch to stay below 2^31")
     return row_tiles, column_tiles, tiles
 
 

@@ -1,4 +1,4 @@
-"""What the public functions accept, and what they say to the rest."""
+"""Argument checks and conversions of the public functions; the messages name the argument, its value and a remedy."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fovblur.dtypes import DTYPES
 from fovblur.dtypes import names as _names
+from fovblur.foveated_blur.params import BlurParams
 
-# In the order of csrc/common's enum Falloff, which passes their index.
+# In the order of csrc/foveated_blur/blur_math.h's enum Falloff, which is passed by index.
 FALLOFFS = ("exp", "linear", "quadratic", "log", "brachistochrone")
 LARGEST_KERNEL_SIZE = 65535
 LARGEST_SIGMA = (LARGEST_KERNEL_SIZE - 1) / 8 - 1
@@ -32,6 +33,7 @@ _constants: dict[tuple, Tensor] = {}
 
 
 def check_images(images: Tensor) -> None:
+    """Raise TypeError or ValueError unless images is a dense tensor (B, C, H, W) of a supported dtype."""
     if not isinstance(images, Tensor):
         raise TypeError(f"images is a {type(images).__name__}; pass a torch.Tensor of shape (B, C, H, W)")
     if images.ndim != 4:
@@ -43,12 +45,8 @@ def check_images(images: Tensor) -> None:
         raise TypeError("images must be a dense tensor; pass images.to_dense() or images.dequantize()")
 
 
-def accumulation_dtype(images: Tensor) -> torch.dtype:
-    return torch.float64 if images.dtype == torch.float64 else torch.float32
-
-
 def per_sample(name: str, value: float | Tensor, images: Tensor, dtype: torch.dtype) -> Tensor:
-    """A number or a tensor (B,) as a tensor (B,) on the images' device."""
+    """Return a number or a tensor (B,) as a tensor (B,) on the images' device."""
     batch = images.shape[0]
     if isinstance(value, Tensor):
         _check_tensor(name, value, images, integer=dtype == torch.int32)
@@ -62,7 +60,7 @@ def per_sample(name: str, value: float | Tensor, images: Tensor, dtype: torch.dt
 
 
 def per_channel(name: str, value: float | Sequence[float] | Tensor, images: Tensor, dtype: torch.dtype) -> Tensor:
-    """A number, C numbers or a tensor (C,) as a contiguous tensor (C,) on the images' device."""
+    """Return a number, C numbers or a tensor (C,) as a contiguous tensor (C,) on the images' device."""
     channels = images.shape[1]
     if isinstance(value, Tensor):
         _check_tensor(name, value, images, integer=False)
@@ -80,7 +78,7 @@ def per_channel(name: str, value: float | Sequence[float] | Tensor, images: Tens
 
 
 def fixation(value: Sequence[float] | Tensor, images: Tensor, dtype: torch.dtype) -> Tensor:
-    """(y, x), (2,) or (B, 2) as a tensor (B, 2) on the images' device."""
+    """Return two numbers (y, x), (2,) or (B, 2) as a tensor (B, 2) on the images' device; its last stride is 1."""
     batch = images.shape[0]
     if isinstance(value, Tensor):
         _check_tensor("fixation", value, images, integer=False)
@@ -88,8 +86,7 @@ def fixation(value: Sequence[float] | Tensor, images: Tensor, dtype: torch.dtype
             raise ValueError(
                 f"fixation has shape {tuple(value.shape)}; it must be (2,) or ({batch}, 2), as (y, x) pixels"
             )
-        value = value.to(dtype)
-        return value.expand(batch, 2) if value.ndim == 1 else value.contiguous()
+        return value.to(dtype).contiguous().expand(batch, 2)
     if not isinstance(value, Sequence) or len(value) != 2:
         raise TypeError(
             f"fixation is {value!r}; it must be two numbers (y, x) or a tensor of shape (2,) or ({batch}, 2)"
@@ -100,6 +97,7 @@ def fixation(value: Sequence[float] | Tensor, images: Tensor, dtype: torch.dtype
 
 
 def decay(value: float) -> float:
+    """Return the decay rate as a float."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"decay is a {type(value).__name__}; it must be a number")
     if not 0 <= value < math.inf:
@@ -108,11 +106,13 @@ def decay(value: float) -> float:
 
 
 def check_falloff(value: str) -> None:
+    """Raise ValueError for an unknown falloff."""
     if value not in FALLOFFS:
         raise ValueError(f"falloff is {value!r}; it must be one of {', '.join(FALLOFFS)}")
 
 
 def out_dtype(value: torch.dtype | None, images: Tensor, normalise: bool) -> torch.dtype:
+    """Return the dtype of the result; default: that of the images, or float32 for normalised uint8."""
     if value is None:
         return torch.float32 if normalise and images.dtype == torch.uint8 else images.dtype
     if value not in DTYPES:
@@ -126,10 +126,10 @@ def out_dtype(value: torch.dtype | None, images: Tensor, normalise: bool) -> tor
     return value
 
 
-def check_values(**parameters: Tensor | None) -> None:
-    """The ranges of parameters that lie in CPU memory; the op calls it, where the values are real."""
-    for name, value in parameters.items():
-        if value is None or value.device.type != "cpu":
+def check_values(params: BlurParams) -> None:
+    """Check the ranges of parameters in CPU memory. The op calls it, because tracers have no values."""
+    for name, value in params._asdict().items():
+        if not isinstance(value, Tensor) or value.device.type != "cpu":
             continue
         meaning, allowed = _RANGES[name]
         inside = allowed(value)
@@ -140,13 +140,10 @@ def check_values(**parameters: Tensor | None) -> None:
 
 
 def constant(values: tuple[float, ...], dtype: torch.dtype, images: Tensor) -> Tensor:
-    """A small tensor of numbers beside images, made once: copying it on every call would stall a GPU and break capture."""
+    """Return numbers as a cached tensor on the images' device; a copy in every call would stall a GPU and break capture."""
     if torch.compiler.is_compiling():
         return torch.stack([torch.full((), value, dtype=dtype, device=images.device) for value in values])
-    if type(images) not in (
-        Tensor,
-        torch.nn.Parameter,
-    ):  # a tracer's fake tensor, which cached real ones do not mix with
+    if type(images) not in (Tensor, torch.nn.Parameter):  # a tracer's fake tensor does not mix with cached real ones
         return torch.tensor(values, dtype=dtype, device=images.device)
     key = (values, dtype, images.device)
     if key not in _constants:

@@ -27,7 +27,9 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from fovblur.enhanced_similarity import triton as similarity  # noqa: E402
+from fovblur.enhanced_similarity.params import Inputs  # noqa: E402
 from fovblur.foveated_blur import triton as blur  # noqa: E402
+from fovblur.foveated_blur.params import BlurGradients, BlurParams  # noqa: E402
 
 TYPES = {
     torch.uint8: "u8", torch.int32: "i32", torch.int64: "i64",
@@ -102,26 +104,26 @@ def record(architecture: int, calls: Iterable[Callable[[], None]]) -> list[Launc
 def blur_calls() -> Iterator[Callable[[], None]]:
     """Forward and backward for every type, normalised; images of 224 x 224, contiguous, as they usually come."""
     sigma, size, gain, fixation = torch.ones(2), torch.ones(2, dtype=torch.int32), torch.ones(2), torch.ones(2, 2)
-    parameters = (sigma, size, gain, fixation, torch.ones(3), torch.ones(3), "exp", 3.0)
+    params = BlurParams(sigma, size, gain, fixation, torch.ones(3), torch.ones(3), "exp", 3.0)
     for source in (torch.uint8, *FLOATS):
         result = torch.float16 if source == torch.uint8 else source
         images, out = (torch.empty(2, 3, 224, 224, dtype=dtype) for dtype in (source, result))
-        yield functools.partial(blur.triton_forward, images, out, *parameters)
-        grads = (None if source == torch.uint8 else images, torch.empty(2), torch.empty(2))
-        yield functools.partial(blur.triton_backward, out, images, grads, *parameters)
+        yield functools.partial(blur.triton_forward, images, out, params)
+        grads = BlurGradients(None if source == torch.uint8 else images, torch.empty(2), torch.empty(2))
+        yield functools.partial(blur.triton_backward, out, images, grads, params)
 
 
 def similarity_calls() -> Iterator[Callable[[], None]]:
     """Gated matrices and top-k for few and many recordings of 1024 numbers."""
     for dtype, recordings in itertools.product(FLOATS, (64, 1024)):
         brain, image = (torch.empty(rows, 1024, dtype=dtype) for rows in (recordings, 4096))
-        inputs = (brain, image, brain, image, torch.ones(recordings), torch.ones(4096))
+        inputs = Inputs(brain, image, brain, image, torch.ones(recordings), torch.ones(4096))
         for precision in ("highest", "high") if dtype == torch.float32 else ("highest",):
             out = torch.empty(recordings, 4096, dtype=dtype)
-            yield at_precision(precision, similarity.triton_similarity, out, *inputs)
+            yield at_precision(precision, similarity.triton_similarity, out, inputs)
             for k in (16, similarity.LARGEST_FUSED_K):
                 best = torch.empty(recordings, k), torch.empty(recordings, k, dtype=torch.int64)
-                yield at_precision(precision, similarity.triton_topk, *best, *inputs)
+                yield at_precision(precision, similarity.triton_topk, *best, inputs)
 
 
 def at_precision(precision: str, function: Callable, *arguments: object) -> Callable[[], None]:

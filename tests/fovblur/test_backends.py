@@ -21,22 +21,22 @@ def forget_reasons():
 
 
 def test_auto_serves_cpu_tensors_with_the_compiled_module():
-    assert backends.choose(None, torch.device("cpu"), torch.float32) == "cpu"
-    assert backends.choose("auto", torch.device("cpu"), torch.float64) == "cpu"
+    assert backends.resolve(None, torch.device("cpu"), torch.float32) == "cpu"
+    assert backends.resolve("auto", torch.device("cpu"), torch.float64) == "cpu"
 
 
 def test_auto_prefers_compiled_backends_for_cuda_tensors(monkeypatch):
     monkeypatch.setattr(backends, "unavailable_reason", lambda name: None)
     monkeypatch.setattr(backends, "triton_is_interpreted", lambda: False)
     cuda = torch.device("cuda")
-    assert backends.choose(None, cuda, torch.float16) in ("cuda", "triton")
-    assert backends.choose(None, cuda, torch.float64) == "reference"
+    assert backends.resolve(None, cuda, torch.float16) in ("cuda", "triton")
+    assert backends.resolve(None, cuda, torch.float64) == "reference"
 
 
 def test_environment_variable_chooses_and_the_argument_overrides_it(monkeypatch):
     monkeypatch.setenv("FOVBLUR_BACKEND", "reference")
-    assert backends.choose(None, torch.device("cpu"), torch.float32) == "reference"
-    assert backends.choose("cpu", torch.device("cpu"), torch.float32) == "cpu"
+    assert backends.resolve(None, torch.device("cpu"), torch.float32) == "reference"
+    assert backends.resolve("cpu", torch.device("cpu"), torch.float32) == "cpu"
     monkeypatch.setenv("FOVBLUR_BACKEND", "fast")
     with pytest.raises(ValueError, match="FOVBLUR_BACKEND is 'fast'"):
         fovblur.gaussian_blur(torch.rand(1, 1, 4, 4), 1.0)

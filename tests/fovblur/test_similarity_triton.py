@@ -9,6 +9,7 @@ from similarity_under_test import Similarity, exact, random_embeddings
 
 from fovblur.enhanced_similarity import chunked_topk
 from fovblur.enhanced_similarity import triton as triton_backend
+from fovblur.enhanced_similarity.params import Inputs
 
 similarity = Similarity("triton")
 
@@ -99,5 +100,5 @@ def test_offsets_beyond_32_bits(which, seed):
         out = far
     else:
         embeddings[1] = far.copy_(embeddings[1])
-    triton_backend.triton_similarity(out, *embeddings, None, None)
+    triton_backend.triton_similarity(out, Inputs(*embeddings, None, None))
     torch.testing.assert_close(out.double(), exact(*embeddings), rtol=2**-10, atol=2**-10)

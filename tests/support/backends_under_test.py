@@ -80,7 +80,9 @@ def run_cuda_on_host(monkeypatch, tmp_path_factory, thread_order: int = 1) -> No
     unavailable_reason_for = backends.unavailable_reason_for
     monkeypatch.setattr(backends, "unavailable_reason", lambda name: None)
     monkeypatch.setattr(
-        backends, "unavailable_reason_for", lambda name, _, dtype: unavailable_reason_for(name, torch.device("cuda"), dtype)
+        backends,
+        "unavailable_reason_for",
+        lambda name, _, dtype: unavailable_reason_for(name, torch.device("cuda"), dtype),
     )
 
 

@@ -6,6 +6,7 @@ import torch
 
 import fovblur
 from fovblur.foveated_blur import reference
+from fovblur.foveated_blur.params import BlurParams
 
 
 def random_images(shape, dtype: torch.dtype) -> torch.Tensor:
@@ -27,9 +28,8 @@ def exact_gradients(images, sigma, kernel_size, gain, grad, **options):
     mean, std = (
         torch.full((channels,), options.get(*default), dtype=torch.float64) for default in (("mean", 0.0), ("std", 1.0))
     )
-    y = reference.foveated_blur(
-        leaves[0], leaves[1], kernel_size, leaves[2], fixation, mean, std, "exp", 3.0, torch.float64
-    )
+    params = BlurParams(leaves[1], kernel_size, leaves[2], fixation, mean, std, "exp", 3.0)
+    y = reference.foveated_blur(leaves[0], params, torch.float64)
     return torch.autograd.grad(y, leaves, grad.double(), allow_unused=True, materialize_grads=True)
 
 

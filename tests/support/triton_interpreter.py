@@ -15,6 +15,7 @@ def _dot(builder, left, right, total, input_precision, max_num_imprecise_acc) ->
     dtype = total.data.dtype
     columns, rows = left.data.astype(dtype).T, right.data.astype(dtype)
     product = np.zeros_like(total.data)
-    for column, row in zip(columns, rows):
-        product += column[:, None] * row
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinities are as they are on a GPU
+        for column, row in zip(columns, rows):
+            product += column[:, None] * row
     return TensorHandle(product + total.data, total.dtype.scalar)

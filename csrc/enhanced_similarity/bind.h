@@ -1,4 +1,4 @@
-// The similarity's parameters as Python sees them.
+// Bindings of the similarity's parameters, included by both extension modules.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -7,7 +7,7 @@
 #include <array>
 #include <tuple>
 
-#include "enhanced_similarity/params.h"
+#include "params.h"
 
 namespace fovblur {
 

@@ -1,13 +1,14 @@
-// How visual acuity falls from 1 at the fixation (u = 0) to its value at the farthest pixel (u = 1).
+// The mathematics of the blur that the CPU and the CUDA kernels share: the Gaussian, the border, and the falloff of acuity.
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 
-#include "dtype.h"
-#include "host_device.h"
+#include "../common/dtype.h"
 
 namespace fovblur {
 
+// How acuity falls from 1 at the fixation (u = 0) to its value at the farthest pixel (u = 1).
 enum class Falloff : int { exp = 0, linear = 1, quadratic = 2, log = 3, brachistochrone = 4 };
 
 // exp(x) for x <= 0. On CUDA two instructions, with an absolute error below 3e-7; on the host a polynomial that compilers
@@ -96,6 +97,34 @@ template <class Real>
 FOVBLUR_HD Real eccentricity(Real dy, Real dx, Real distance) {
   const Real d = sqrt(dy * dy + dx * dx);
   return d < distance ? d / distance : (d > Real(0) ? Real(1) : Real(0));
+}
+
+// The Gaussian window, before it is normalised to sum 1 over -radius .. radius.
+// It is never quite 0: an infinite pixel stays infinite all over the support, where 0 * infinity would be NaN.
+template <class Real>
+FOVBLUR_HD Real gaussian_window(int offset, Real sigma) {
+  const Real u = Real(offset) / sigma;
+  const Real window = exp(Real(-0.5) * u * u);
+  return window < Real(1.17549435e-38) ? Real(1.17549435e-38) : window;
+}
+
+// A sigma of 0 is the identity, whatever kernel size it comes with.
+template <class Real>
+FOVBLUR_HD int gaussian_radius(Real sigma, int kernel_size) {
+  return sigma == Real(0) ? 0 : kernel_size / 2;
+}
+
+// The border rule REFLECT_101: ... 2 1 | 0 1 2 ... n-2 n-1 | n-2 n-3 ...
+// Index in [0, n) of the pixel that position i shows, for any i (period 2n - 2).
+template <class Int>
+FOVBLUR_HD Int reflect(Int i, Int n) {
+  const Int last = n - 1;
+  i = i < 0 ? -i : i;
+  if (i <= last) return i;
+  if (last == 0) return 0;
+  const Int period = 2 * last;
+  i %= period;
+  return i <= last ? i : period - i;
 }
 
 }  // namespace fovblur

@@ -1,4 +1,4 @@
-// The kernels' parameters as Python sees them; both extension modules bind them, each for itself.
+// Bindings of the blur's parameters, included by both extension modules.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -7,11 +7,11 @@
 #include <array>
 #include <tuple>
 
-#include "foveated_blur/params.h"
+#include "params.h"
 
 namespace fovblur {
 
-using PerSampleArgument = std::tuple<uintptr_t, int64_t>;                   // address, stride
+using PerSampleArgument = std::tuple<uintptr_t, int64_t>;  // address, stride
 
 inline Images make_images(uintptr_t data, int dtype, const std::array<int64_t, 4>& strides) {
   return {reinterpret_cast<void*>(data), DType(dtype), {strides[0], strides[1], strides[2], strides[3]}};
@@ -46,7 +46,7 @@ inline BlurGradients make_blur_gradients(const Images& grad, const Images& grad_
   return {grad, grad_images, reinterpret_cast<void*>(grad_sigma), reinterpret_cast<void*>(grad_gain)};
 }
 
-inline void bind_params(pybind11::module_& m) {
+inline void bind_blur(pybind11::module_& m) {
   using namespace pybind11;
   class_<Images>(m, "Images", module_local()).def(init(&make_images), arg("data"), arg("dtype"), arg("strides"));
   class_<BlurParams>(m, "BlurParams", module_local())

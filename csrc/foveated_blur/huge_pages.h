@@ -13,7 +13,7 @@ namespace fovblur {
 namespace FOVBLUR_VARIANT {
 
 // A hint for memory that is about to be written in full; what is there already stays as it is.
-inline void ask_for_large_pages([[maybe_unused]] const Images& images, [[maybe_unused]] const int64_t (&shape)[4]) {
+inline void advise_huge_pages([[maybe_unused]] const Images& images, [[maybe_unused]] const int64_t (&shape)[4]) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = 2 << 20;
   uintptr_t elements = 1;

@@ -1,0 +1,28 @@
+"""What every backend of the blur takes; csrc/foveated_blur/params.h declares the same structs for the kernels."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class BlurParams(NamedTuple):
+    """Parameters of one call, on the images' device; floats in the dtype that the blur accumulates in."""
+
+    sigma: Tensor  # (B,) pixels
+    kernel_size: Tensor  # (B,) int32, odd
+    gain: Tensor  # (B,)
+    fixation: Tensor  # (B, 2) (y, x) pixels, the last stride 1
+    mean: Tensor | None  # (C,) contiguous; None with std None: the result is not normalised
+    std: Tensor | None  # (C,)
+    falloff: str
+    decay: float
+
+
+class BlurGradients(NamedTuple):
+    """Tensors that a backward fills; None: not needed."""
+
+    images: Tensor | None  # (B, C, H, W)
+    sigma: Tensor | None  # (B,)
+    gain: Tensor | None  # (B,)
