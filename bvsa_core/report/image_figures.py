@@ -36,7 +36,7 @@ def blur_figure(example: BlurExample) -> FigureSpec:
         f"k: kernel size in pixels; {example.falloff}."
     )
     alt = f"Images of {', '.join(example.concepts)}, first not blurred, then at {', '.join(example.levels)}."
-    return FigureSpec(f"blurred-{slug(example.label)}", "", f"Blur levels of {example.label}", caption, alt, draw)
+    return FigureSpec(f"blurred-{slug(example.label)}", "", f"Blurred images, {example.label}", caption, alt, draw)
 
 
 def retrieval_figure(report: Report, retrieval: RetrievalExample, rows: int = 6) -> FigureSpec:
