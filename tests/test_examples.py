@@ -1,4 +1,4 @@
-"""The examples run, and say what they promise."""
+"""The examples run and print what they promise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bvsa_core import encoders, methods
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PROMISED = {
     "blur_one_image": r"sigma 0, gain 0, .*differs by 0\.0 grey.*the gain was 0\.7; found 0\.7000",
-    "own_recordings": r"12 images: Top-1 .*chance 8%.*information inductive.*rescoring csls .label-free transductive.*single trials: ",
+    "own_recordings": r"12 images: Top-1 .*chance 8%.*information inductive.*csls .label-free transductive.*trials: ",
     "own_encoder": r"eeg_project: [\d,]+ parameters.*attention_pool: [\d,]+ parameters, Top-5",
     "own_method": r"vanilla: Top-5.*sharpening: Top-5 .* from blurred to sharp.*weights of samples after training: 0\.",
 }
@@ -27,7 +27,7 @@ def test_every_example_is_run_here():
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Which such small products are fastest on."""
+    """Limit torch to one thread, the fastest for such small products."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -42,5 +42,5 @@ def test_an_example_runs(name, tmp_path, monkeypatch, capsys):
     for registry in (encoders, methods):
         monkeypatch.setattr(registry, "_registered", {})
     runpy.run_path(str(EXAMPLES / f"{name}.py"))
-    told = capsys.readouterr().out
-    assert re.search(PROMISED[name], told, re.DOTALL), told
+    printed = capsys.readouterr().out
+    assert re.search(PROMISED[name], printed, re.DOTALL), printed

@@ -1,6 +1,6 @@
-"""What others build on: functions, ops, methods, commands and flags. Changing it is a decision, told in CHANGELOG.md.
+"""The public surface: names, functions, ops, methods, commands and flags. Changes to it belong in CHANGELOG.md.
 
-`EXPECTTEST_ACCEPT=1 pytest tests/test_public_surface.py` writes the lists anew.
+`EXPECTTEST_ACCEPT=1 pytest tests/test_public_surface.py` rewrites the lists.
 """
 
 from __future__ import annotations
@@ -13,37 +13,47 @@ import textwrap
 import torch
 from expecttest import assert_expected_inline
 
+import bvsa_core
 import fovblur
 from bvsa_core import cli, encoders, methods
 from bvsa_core.cli.arguments import Parser
 
 
 def wrapped(line: str) -> list[str]:
-    return textwrap.wrap(line, 130, subsequent_indent="    ", break_on_hyphens=False)
+    """Wrap a long line."""
+    return textwrap.wrap(line, 120, subsequent_indent="    ", break_on_hyphens=False)
 
 
 def test_functions():
-    told = [
-        line
-        for name in sorted(fovblur.__all__)
-        for line in wrapped(f"{name}{inspect.signature(getattr(fovblur, name))}")
-    ]
+    signatures = [f"{name}{inspect.signature(getattr(fovblur, name))}" for name in sorted(fovblur.__all__)]
     assert_expected_inline(
-        "\n".join(told),
+        "\n".join(line for signature in signatures for line in wrapped(signature)),
         """\
 available_backends() -> 'dict[str, str | None]'
-enhanced_similarity(brain_image: 'Tensor', image: 'Tensor', brain_text: 'Tensor', text: 'Tensor', *, row_gate: 'Tensor | None' =
-    None, column_gate: 'Tensor | None' = None, backend: 'str | None' = None) -> 'Tensor'
-enhanced_topk(brain_image: 'Tensor', image: 'Tensor', brain_text: 'Tensor', text: 'Tensor', k: 'int', *, row_gate: 'Tensor | None'
-    = None, column_gate: 'Tensor | None' = None, backend: 'str | None' = None) -> 'tuple[Tensor, Tensor]'
-foveated_blur(images: 'Tensor', sigma: 'float | Tensor | None' = None, *, kernel_size: 'int | Tensor | None' = None, gain: 'float
-    | Tensor' = 0.5, decay: 'float' = 3.0, falloff: 'str' = 'exp', fixation: 'Sequence[float] | Tensor | None' = None, mean:
-    'float | Sequence[float] | Tensor | None' = None, std: 'float | Sequence[float] | Tensor | None' = None, out_dtype:
-    'torch.dtype | None' = None, backend: 'str | None' = None) -> 'Tensor'
-gaussian_blur(images: 'Tensor', sigma: 'float | Tensor | None' = None, *, kernel_size: 'int | Tensor | None' = None, backend: 'str
-    | None' = None) -> 'Tensor'
+enhanced_similarity(brain_image: 'Tensor', image: 'Tensor', brain_text: 'Tensor', text: 'Tensor', *, row_gate: 'Tensor |
+    None' = None, column_gate: 'Tensor | None' = None, backend: 'str | None' = None) -> 'Tensor'
+enhanced_topk(brain_image: 'Tensor', image: 'Tensor', brain_text: 'Tensor', text: 'Tensor', k: 'int', *, row_gate:
+    'Tensor | None' = None, column_gate: 'Tensor | None' = None, backend: 'str | None' = None) -> 'tuple[Tensor,
+    Tensor]'
+foveated_blur(images: 'Tensor', sigma: 'float | Tensor | None' = None, *, kernel_size: 'int | Tensor | None' = None,
+    gain: 'float | Tensor' = 0.5, decay: 'float' = 3.0, falloff: 'str' = 'exp', fixation: 'Sequence[float] | Tensor |
+    None' = None, mean: 'float | Sequence[float] | Tensor | None' = None, std: 'float | Sequence[float] | Tensor | None'
+    = None, out_dtype: 'torch.dtype | None' = None, backend: 'str | None' = None) -> 'Tensor'
+gaussian_blur(images: 'Tensor', sigma: 'float | Tensor | None' = None, *, kernel_size: 'int | Tensor | None' = None,
+    backend: 'str | None' = None) -> 'Tensor'
 kernel_size_from_sigma(sigma)
 sigma_from_kernel_size(k)""",
+    )
+
+
+def test_names_of_bvsa_core():
+    assert_expected_inline(
+        "\n".join(wrapped(" ".join(bvsa_core.__all__))),
+        """\
+Batch Contrastive Dataset EmbeddingMatrix Embeddings Evaluation Gallery InputSpec Level Method Protocol Queries
+    Recordings RunConfig RunData RunDataConfig RunFolder RunResult Scores Scoring Split SyntheticConfig TopK Trained
+    UserError evaluate load_method load_split make_dataset ranks register_encoder register_method run score search
+    similarity symmetric_contrastive to_mne train write_subject""",
     )
 
 
@@ -69,32 +79,32 @@ atm deepnet eeg_project eegnet shallownet tsconv""",
 
 
 def flags(name: str, parser: argparse.ArgumentParser) -> list[str]:
-    """A command and its flags as lines, and those of its subcommands."""
-    found, below = [], []
+    """Return lines of a command and its flags, and of its subcommands."""
+    names, below = [], []
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             below += [line for each, sub in action.choices.items() for line in flags(f"{name} {each}", sub)]
         else:
-            found += action.option_strings or [action.dest.upper()]
-    own = sorted(flag for flag in found if flag not in ("-h", "--help", "--print_config") and flag[-1] != "+")
+            names += action.option_strings or [action.dest.upper()]
+    own = sorted(flag for flag in names if flag not in ("-h", "--help", "--print_config") and flag[-1] != "+")
     return [*wrapped(" ".join([name, *own])), *below]
 
 
 def test_commands_and_flags():
-    told = []
+    lines = []
     for name in cli.COMMANDS:
         parser = Parser(prog=name)
         importlib.import_module(f"bvsa_core.cli.{name}").add_arguments(parser, [])
-        told += flags(name, parser)
+        lines += flags(name, parser)
     assert_expected_inline(
-        "\n".join(told),
+        "\n".join(lines),
         """\
-demo --average --bank --batch_size --betas --cache_dir --data --decay --device --encoder --epochs --falloff --initial_std --lr
-    --methods --optimiser --out --precision --prompt --repetitions --resamples --seed --seeds --selection --setting
-    --shuffle_pairs --synthetic --synthetic.channels --synthetic.images_per_concept --synthetic.modality --synthetic.samples
-    --synthetic.seed --synthetic.signal_to_noise --synthetic.subjects --synthetic.test_concepts --synthetic.test_repetitions
-    --synthetic.train_concepts --synthetic.train_repetitions --target_layers --target_levels --validation --views --vision
-    --weight_decay --weights
+demo --average --bank --batch_size --betas --cache_dir --data --decay --device --encoder --epochs --falloff
+    --initial_std --lr --methods --optimiser --out --precision --prompt --repetitions --resamples --seed --seeds
+    --selection --setting --shuffle_pairs --synthetic --synthetic.channels --synthetic.images_per_concept
+    --synthetic.modality --synthetic.samples --synthetic.seed --synthetic.signal_to_noise --synthetic.subjects
+    --synthetic.test_concepts --synthetic.test_repetitions --synthetic.train_concepts --synthetic.train_repetitions
+    --target_layers --target_levels --validation --views --vision --weight_decay --weights
 data
 data synthetic --channels --images_per_concept --modality --samples --seed --signal_to_noise --subjects --test_concepts
     --test_repetitions --train_concepts --train_repetitions FOLDER
@@ -103,22 +113,25 @@ data meg --images --name --sensors --subjects --whole_epoch FOLDER SOURCE
 data export FOLDER SOURCE
 data check --figures --images FOLDER
 data images --quality --size FOLDER SOURCE
-features --bank --cache_dir --data --decay --device --falloff --levels --prompt --target_layers --target_levels --vision --weights
-train --average --bank --batch_size --betas --cache_dir --channels --config --data --decay --device --encoder --encoder_options
-    --encoder_options.dropout --epochs --falloff --initial_std --log --lr --method --method_options --method_options.alpha
-    --method_options.c --method_options.continuous --method_options.decouple --method_options.dynamic --method_options.enhancement
-    --method_options.gallery_views --method_options.gamma --method_options.heads --method_options.kernel_size
-    --method_options.shift --optimiser --out --precision --preset --prompt --repetitions --seed --selection --setting
-    --shuffle_pairs --subject --target_layers --target_levels --validation --views --vision --weight_decay --weights --window
-evaluate --brain --brain-text --brain_text --data --device --full --gate --image --json --reliability --rescoring --shuffle-texts
-    --shuffle_texts --text RUN
-reproduce --average --bank --batch_size --betas --cache_dir --channels --config --decay --device --eeg --encoders --epochs
-    --falloff --initial_std --lr --meg --methods --optimiser --out --precision --prompt --repetitions --resamples --seeds
-    --selection --shuffle_pairs --subjects --synthetic --synthetic.channels --synthetic.images_per_concept --synthetic.samples
-    --synthetic.seed --synthetic.signal_to_noise --synthetic.subjects --synthetic.test_concepts --synthetic.test_repetitions
-    --synthetic.train_concepts --synthetic.train_repetitions --target_layers --target_levels --threads --validation --views
-    --vision --weight_decay --weights --window --workers GRID
-retrieve --bank --candidates --data --device --gallery --gallery-text --gallery_text --gate --index --index-type --index_type
-    --out --probes --recordings --top RUN
+features --bank --cache_dir --data --decay --device --falloff --levels --prompt --target_layers --target_levels --vision
+    --weights
+train --average --bank --batch_size --betas --cache_dir --channels --config --data --decay --device --encoder
+    --encoder_options --encoder_options.dropout --epochs --falloff --initial_std --log --lr --method --method_options
+    --method_options.alpha --method_options.c --method_options.continuous --method_options.decouple
+    --method_options.dynamic --method_options.enhancement --method_options.gallery_views --method_options.gamma
+    --method_options.heads --method_options.kernel_size --method_options.shift --optimiser --out --precision --preset
+    --prompt --repetitions --seed --selection --setting --shuffle_pairs --subject --target_layers --target_levels
+    --validation --views --vision --weight_decay --weights --window
+evaluate --brain --brain-text --brain_text --data --device --full --gate --image --json --reliability --rescoring
+    --shuffle-texts --shuffle_texts --text RUN
+reproduce --average --bank --batch_size --betas --cache_dir --channels --config --decay --device --eeg --encoders
+    --epochs --falloff --initial_std --lr --meg --methods --optimiser --out --precision --prompt --repetitions
+    --resamples --seeds --selection --shuffle_pairs --subjects --synthetic --synthetic.channels
+    --synthetic.images_per_concept --synthetic.samples --synthetic.seed --synthetic.signal_to_noise --synthetic.subjects
+    --synthetic.test_concepts --synthetic.test_repetitions --synthetic.train_concepts --synthetic.train_repetitions
+    --target_layers --target_levels --threads --validation --views --vision --weight_decay --weights --window --workers
+    GRID
+retrieve --bank --candidates --data --device --gallery --gallery-text --gallery_text --gate --index --index-type
+    --index_type --out --probes --recordings --top RUN
 report --data --device --figures --out --resamples --title RUNS""",
     )

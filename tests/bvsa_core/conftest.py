@@ -1,4 +1,4 @@
-"""A small synthetic data set, made once for the whole session."""
+"""Small synthetic data sets, made once per session."""
 
 from __future__ import annotations
 
@@ -10,39 +10,31 @@ from fork_server import Forks
 
 from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
 
-SMALL = SyntheticConfig(
-    subjects=2,
-    train_concepts=30,
-    images_per_concept=3,
-    train_repetitions=2,
-    test_concepts=12,
-    test_repetitions=6,
-    samples=100,
-    signal_to_noise=1.0,
-)
-TINY = ("--subjects", 1, "--train_concepts", 10, "--images_per_concept", 3, "--train_repetitions", 1)
-TINY = (*TINY, "--test_concepts", 6, "--test_repetitions", 2, "--samples", 75)
+SMALL = {"subjects": 2, "train_concepts": 30, "images_per_concept": 3, "train_repetitions": 2, "test_concepts": 12}
+SMALL |= {"test_repetitions": 6, "samples": 100, "signal_to_noise": 1.0}
+TINY = "--subjects 1 --train_concepts 10 --images_per_concept 3 --train_repetitions 1 --test_concepts 6"
+TINY = (*TINY.split(), "--test_repetitions", 2, "--samples", 75)
 
 
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory) -> Path:
-    """A data set of SMALL; tests that change it copy it first."""
+    """Return a data set of SMALL; tests that change it copy it first."""
     folder = tmp_path_factory.mktemp("data") / "small"
-    make_dataset(folder, SMALL)
+    make_dataset(folder, SyntheticConfig(**SMALL))
     return folder
 
 
 @pytest.fixture(scope="session")
 def fork_server(tmp_path_factory) -> Iterator[Forks]:
-    """Starts processes that need not import anything."""
-    made = Forks(tmp_path_factory.mktemp("fork_server"))
-    yield made
-    made.close()
+    """Start processes from one that has imported everything."""
+    server = Forks(tmp_path_factory.mktemp("fork_server"))
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")
 def tiny_data(fork_server, tmp_path_factory) -> Path:
-    """A data set of TINY, with the features that BVSA asks for, made by processes of which none was disturbed."""
+    """Return a data set of TINY with the features that BVSA needs, made by undisturbed processes."""
     folder = tmp_path_factory.mktemp("data") / "tiny"
     (made,) = fork_server.bvsa("data", "synthetic", folder, *TINY)
     assert made.code == 0, made.err

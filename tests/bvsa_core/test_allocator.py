@@ -1,4 +1,4 @@
-"""Memory that is freed and wanted again."""
+"""Freed memory is reused."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
-def test_freed_blocks_are_taken_again_without_fetching_pages():
-    """Five times four blocks of 16 MiB; one is 4096 pages of 4 KiB. Left to itself, glibc gives their memory back each time."""
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is configured")
+def test_freed_blocks_are_reused_without_page_faults():
+    """Five times four blocks of 16 MiB = 4096 pages each. By default, glibc returns their memory every time."""
     done = subprocess.run([sys.executable, "-c", COUNT_FAULTS], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 4096

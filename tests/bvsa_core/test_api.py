@@ -1,4 +1,4 @@
-"""What people import from bvsa_core, and what they add to it."""
+"""The public names of bvsa_core, and methods and encoders that users register."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bvsa_core.training.config import RunConfig, from_dict, to_dict
 
 @pytest.fixture
 def registries(monkeypatch) -> None:
-    """Empty, and as they were afterwards."""
+    """Empty both registries; they are restored afterwards."""
     for registry in (encoders, methods):
         monkeypatch.setattr(registry, "_registered", {})
 
@@ -41,16 +41,10 @@ def test_the_package_is_imported_without_torch():
     assert subprocess.run([sys.executable, "-c", command], timeout=120).returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("Found", "TopK"),
-        ("Materials", "RunData"),
-        ("MaterialsConfig", "RunDataConfig"),
-        ("Rows", "EmbeddingMatrix"),
-        ("Shape", "InputSpec"),
-    ],
-)
+RENAMED = "Found TopK, Materials RunData, MaterialsConfig RunDataConfig, Rows EmbeddingMatrix, Shape InputSpec"
+
+
+@pytest.mark.parametrize(("old", "new"), [pair.split() for pair in RENAMED.split(", ")])
 def test_renamed_classes_keep_their_old_names_with_a_warning(old, new):
     with pytest.warns(DeprecationWarning, match=f"bvsa_core.{old} is deprecated .*; use bvsa_core.{new}") as warned:
         assert getattr(bvsa_core, old) is getattr(bvsa_core, new)
@@ -77,14 +71,11 @@ class Options:
     width: int = 3
 
 
-def test_an_encoder_of_ones_own_is_built_by_name_and_survives_run_yaml(registries):
+def test_a_registered_encoder_is_built_by_name_and_survives_run_yaml(registries):
     @bvsa_core.register_encoder("mine", Options)
     def mine(shape, options):
-        return torch.nn.Sequential(
-            torch.nn.Flatten(),
-            torch.nn.Linear(shape.channels * shape.time, shape.embedding),
-            *[torch.nn.Identity()] * options.width,
-        )
+        linear = torch.nn.Linear(shape.channels * shape.time, shape.embedding)
+        return torch.nn.Sequential(torch.nn.Flatten(), linear, *[torch.nn.Identity()] * options.width)
 
     assert "mine" in encoders.names()
     config = RunConfig(encoder="mine", encoder_options=Options(width=5))
@@ -100,24 +91,30 @@ def test_an_encoder_of_ones_own_is_built_by_name_and_survives_run_yaml(registrie
         from_dict(to_dict(config))
 
 
-def test_what_cannot_be_registered_is_refused(registries):
-    for name, told in (("bvsa", "method 'bvsa' is shipped"), ("a/b", "method 'a/b': give a name of letters")):
-        with pytest.raises(UserError, match=told):
-            bvsa_core.register_method(name)
-    with pytest.raises(
-        UserError, match="encoder 'tsconv' is shipped with bvsa_core; register yours under another name"
-    ):
-        bvsa_core.register_encoder("tsconv")
-    with pytest.raises(UserError, match="encoder 'mine': options is .*; give a dataclass"):
-        bvsa_core.register_encoder("mine", dict)
-    with pytest.raises(UserError, match="method 'mine': register a subclass of bvsa_core.Method"):
-        bvsa_core.register_method("mine")(torch.nn.Linear)
-    with pytest.raises(UserError, match="method 'mine': Half lacks forward and Options, a dataclass"):
-        bvsa_core.register_method("mine")(type("Half", (Method,), {}))
+REFUSED = {
+    "method 'bvsa' is shipped": lambda: bvsa_core.register_method("bvsa"),
+    "method 'a/b': give a name of letters": lambda: bvsa_core.register_method("a/b"),
+    "encoder 'tsconv' is shipped with bvsa_core; register yours under another name": lambda: bvsa_core.register_encoder(
+        "tsconv"
+    ),
+    "encoder 'mine': options is .*; give a dataclass": lambda: bvsa_core.register_encoder("mine", dict),
+    "method 'mine': register a subclass of bvsa_core.Method": lambda: bvsa_core.register_method("mine")(
+        torch.nn.Linear
+    ),
+    "method 'mine': Half lacks forward and Options, a dataclass": lambda: bvsa_core.register_method("mine")(
+        type("Half", (Method,), {})
+    ),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_a_registration_that_does_not_fit_is_refused(message, registries):
+    with pytest.raises(UserError, match=message):
+        REFUSED[message]()
     assert "mine" not in methods.names() and "mine" not in encoders.names()
 
 
-def test_a_configuration_of_a_method_is_its_authors():
+def test_runconfig_of_a_method_has_its_authors_training():
     config = RunConfig.of("nice", data="somewhere", bank="else", epochs=3)
     assert (config.encoder, config.optimiser, config.epochs) == ("tsconv", "adam", 3)
     assert config.data == Path("somewhere") and config.bank == Path("else") and config.cache_dir is None

@@ -1,4 +1,4 @@
-"""What tests of several commands share."""
+"""Fixtures for tests of several commands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bvsa_core.cli import main
 
 @pytest.fixture(scope="session")
 def finished(small_data, tmp_path_factory) -> Path:
-    """A finished run of BVSA."""
+    """Return the folder of a finished run of BVSA."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     assert main(["train", "--data", str(small_data), "--out", str(folder), "--epochs", "2", "--batch_size", "64"]) == 0
     return folder
@@ -19,12 +19,12 @@ def finished(small_data, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def succeed(capsys):
-    """Run a command that must succeed; returns what it printed."""
+    """Return a function that runs a command, which must succeed, and returns what it printed."""
 
     def run(*arguments: object) -> str:
         code = main([str(argument) for argument in arguments])
-        told = capsys.readouterr()
-        assert code == 0, told.err
-        return told.out
+        printed = capsys.readouterr()
+        assert code == 0, printed.err
+        return printed.out
 
     return run

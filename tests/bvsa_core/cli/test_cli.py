@@ -15,74 +15,53 @@ import torch
 import yaml
 
 from bvsa_core import encoders, methods
-from bvsa_core.cli import main
+from bvsa_core.cli import COMMANDS, main
 from bvsa_core.io.safe_readers import read_arrays
 
 SUBJECT = Path("Preprocessed_data_250Hz_whiten", "sub-01")
-QUICK = ["--epochs", "2", "--batch_size", "64"]
+QUICK = ("--epochs", 2, "--batch_size", 64)
 
 
-def test_demo_goes_from_nothing_to_a_table_and_the_second_time_trains_nothing(tmp_path, succeed):
-    small = {"train_concepts": 20, "images_per_concept": 2, "test_concepts": 8, "test_repetitions": 4, "samples": 80}
-    sizes = [f"--synthetic.{name}={value}" for name, value in small.items()]
-    command = ["demo", "--data", tmp_path / "data", "--out", tmp_path / "runs", "--seeds", 2, *QUICK, *sizes]
+def synthetic(**sizes: int) -> list[str]:
+    """Flags of `bvsa demo` for a small synthetic data set."""
+    return [f"--synthetic.{name}={value}" for name, value in sizes.items()]
+
+
+def test_demo_makes_table_and_page_and_the_second_time_trains_nothing(tmp_path, succeed):
+    runs = tmp_path / "runs"
+    sizes = synthetic(train_concepts=20, images_per_concept=2, test_concepts=8, test_repetitions=4, samples=80)
+    command = ["demo", "--data", tmp_path / "data", "--out", runs, "--seeds", 2, *QUICK, *sizes]
     shown = succeed(*command)
-    for part in (
-        "vanilla",
-        "ubp",
-        "bvsa",
-        "(corrected)",
-        "last, inductive",
-        "gate none",
-        "synthetic data, 8-way retrieval",
-    ):
-        assert part in shown
-    page = (tmp_path / "runs" / "page.html").read_text()
-    assert all(
-        part in page
-        for part in ("<h1>bvsa demo</h1>", "vanilla (corrected)", "Blur levels, ubp", "Test repetitions, synthetic")
-    )
-    table = (tmp_path / "runs" / "table.md").read_text()
+    parts = ("vanilla", "ubp", "bvsa", "(corrected)", "last, inductive", "gate none", "synthetic data, 8-way retrieval")
+    assert [part for part in parts if part not in shown] == []
+    page = (runs / "page.html").read_text()
+    parts = ("<h1>bvsa demo</h1>", "vanilla (corrected)", "Blur levels, ubp", "Test repetitions, synthetic")
+    assert [part for part in parts if part not in page] == []
+    table = (runs / "table.md").read_text()
     assert table.count("\n| ") == 3 and "(chance 12.5 %)" in table and "1 subject(s) x 2 seed(s)" in table
-    weights = sorted((tmp_path / "runs").rglob("weights.safetensors"))
-    written = [path.stat().st_mtime_ns for path in weights]
+    weights = {path: path.stat().st_mtime_ns for path in runs.rglob("weights.safetensors")}
     assert len(weights) == 6
     succeed(*command)
-    assert [path.stat().st_mtime_ns for path in weights] == written and (
-        tmp_path / "runs" / "table.md"
-    ).read_text() == table
+    assert {path: path.stat().st_mtime_ns for path in weights} == weights
+    assert (runs / "table.md").read_text() == table
 
 
 def test_demo_with_online_views_gives_the_same_table(tmp_path, succeed):
-    small = {"train_concepts": 8, "images_per_concept": 2, "test_concepts": 4, "test_repetitions": 2, "samples": 80}
-    sizes = [f"--synthetic.{name}={value}" for name, value in small.items()]
+    sizes = synthetic(train_concepts=8, images_per_concept=2, test_concepts=4, test_repetitions=2, samples=80)
+    shared = ["--data", tmp_path / "data", "--vision=tiny", "--seeds", 1, "--resamples", 0, *QUICK, *sizes]
     tables = []
     for views in ("banked", "online"):
-        out = tmp_path / views
-        once = ("--seeds", 1, "--resamples", 0)
-        succeed(
-            "demo", "--data", tmp_path / "data", "--out", out, "--vision=tiny", "--views", views, *once, *QUICK, *sizes
-        )
-        tables.append((out / "table.md").read_text())
+        succeed("demo", "--out", tmp_path / views, "--views", views, *shared)
+        tables.append((tmp_path / views / "table.md").read_text())
     assert tables[0] == tables[1]
 
 
 def test_synthetic_data_are_made_and_checked(tmp_path, succeed):
-    sizes = [
-        "--train_concepts=3",
-        "--images_per_concept=2",
-        "--test_concepts=2",
-        "--test_repetitions=2",
-        "--samples=60",
-        "--subjects=1",
-    ]
-    assert "synthetic EEG data of 1 subject(s)" in succeed("data", "synthetic", tmp_path / "data", *sizes)
+    sizes = "--train_concepts=3 --images_per_concept=2 --test_concepts=2 --test_repetitions=2 --samples=60 --subjects=1"
+    assert "synthetic EEG data of 1 subject(s)" in succeed("data", "synthetic", tmp_path / "data", *sizes.split())
     shown = succeed("data", "check", tmp_path / "data")
-    assert (
-        "6 conditions x 4 repetitions x 17 channels x 60 samples" in shown
-        and "8 images named" in shown
-        and "nothing wrong" in shown
-    )
+    parts = ("6 conditions x 4 repetitions x 17 channels x 60 samples", "8 images named", "nothing wrong")
+    assert [part for part in parts if part not in shown] == []
 
 
 def test_features_fill_the_bank_that_runs_then_only_read(small_data, tmp_path, succeed, capsys):
@@ -109,102 +88,62 @@ def test_all_subjects_are_trained_one_after_another(small_data, tmp_path, succee
 
 
 def test_a_run_repeats_from_its_own_settings(finished, tmp_path, succeed):
-    succeed("train", "--config", finished / "run.yaml", "--out", tmp_path / "again")
-    assert (tmp_path / "again" / "result.json").read_text() == (finished / "result.json").read_text()
-    succeed(
-        "train", "--config", finished / "run.yaml", "--out", tmp_path / "other", "--seed", 3, "--method_options.c", 0.25
-    )
-    assert json.loads((tmp_path / "other" / "result.json").read_text())["seed"] == 3
-    assert "c: 0.25" in (tmp_path / "other" / "run.yaml").read_text()
+    again, other = tmp_path / "again", tmp_path / "other"
+    succeed("train", "--config", finished / "run.yaml", "--out", again)
+    assert (again / "result.json").read_text() == (finished / "result.json").read_text()
+    succeed("train", "--config", finished / "run.yaml", "--out", other, "--seed", 3, "--method_options.c", 0.25)
+    assert json.loads((other / "result.json").read_text())["seed"] == 3
+    assert "c: 0.25" in (other / "run.yaml").read_text()
 
 
-def test_a_method_brings_its_training_and_flags_and_files_override_it(small_data, tmp_path, capsys, succeed):
+def test_flags_and_files_override_the_training_of_a_method(small_data, tmp_path, capsys, succeed):
+    run, again = tmp_path / "run", tmp_path / "again"
     (tmp_path / "mine.yaml").write_text("method: nice\nlr: 0.001\nbatch_size: 40\n")
-    given = [
-        "--config",
-        tmp_path / "mine.yaml",
-        "--data",
-        small_data,
-        "--batch_size",
-        "30",
-        "--epochs",
-        "1",
-        "--validation",
-        "6",
-    ]
-    succeed("train", *given, "--out", tmp_path / "run", "--target_levels", "[[51,0.5]]")
-    settings = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
-    from_nice = {
+    given = ["--batch_size", 30, "--epochs", 1, "--validation", 6, "--target_levels", "[[51,0.5]]"]
+    succeed("train", "--config", tmp_path / "mine.yaml", "--data", small_data, "--out", run, *given)
+    settings = yaml.safe_load((run / "run.yaml").read_text())
+    of_nice = {
         "encoder": "tsconv",
         "optimiser": "adam",
         "betas": [0.5, 0.999],
         "initial_std": 0.02,
         "weight_decay": 0.0,
     }
-    assert {
-        **from_nice,
-        "lr": 0.001,
-        "batch_size": 30,
-        "validation": 6,
-        "target_levels": [[51, 0.5]],
-    }.items() <= settings.items()
-    again = succeed("train", "--config", tmp_path / "run" / "run.yaml", "--out", tmp_path / "again")
-    assert (
-        "nice" in again
-        and (tmp_path / "again" / "result.json").read_text() == (tmp_path / "run" / "result.json").read_text()
-    )
-    short = ["--data", small_data, "--out", tmp_path / "other", "--method", "nice"]
-    assert main([str(word) for word in ("train", *short)]) == 2
+    overridden = {"lr": 0.001, "batch_size": 30, "validation": 6, "target_levels": [[51, 0.5]]}
+    assert (of_nice | overridden).items() <= settings.items()
+    assert "nice" in succeed("train", "--config", run / "run.yaml", "--out", again)
+    assert (again / "result.json").read_text() == (run / "result.json").read_text()
+    assert main(["train", "--data", str(small_data), "--out", str(tmp_path / "other"), "--method", "nice"]) == 2
     assert "validation is 740; that leaves none of 90 training images, hold out fewer" in capsys.readouterr().err
 
 
-def test_setting_and_selection_are_told_by_flags_and_kept(small_data, tmp_path, succeed):
-    chosen = [
-        "--setting",
-        "inter",
-        "--selection",
-        "validation",
-        "--repetitions",
-        "3",
-        "--method",
-        "vanilla",
-        "--epochs",
-        "1",
-    ]
-    shown = succeed("train", "--data", small_data, "--out", tmp_path / "run", *chosen)
+def test_setting_and_selection_are_saved_with_the_run(small_data, tmp_path, succeed):
+    run = tmp_path / "run"
+    chosen = "--setting inter --selection validation --repetitions 3 --method vanilla --epochs 1".split()
+    shown = succeed("train", "--data", small_data, "--out", run, *chosen)
     assert "validation," in shown and "3 repetitions averaged" in " ".join(shown.split())
-    settings = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
+    settings = yaml.safe_load((run / "run.yaml").read_text())
     assert {"setting": "inter", "selection": "validation", "repetitions": 3, "lr": 1e-5}.items() <= settings.items()
-    again = succeed("train", "--config", tmp_path / "run" / "run.yaml", "--out", tmp_path / "run")
-    assert again == shown  # the run is complete, and of the same settings
+    again = succeed("train", "--config", run / "run.yaml", "--out", run)
+    assert again == shown  # the run is complete and has the same settings
 
 
 def test_a_run_is_scored_again_under_another_gate(finished, tmp_path, succeed):
+    def evaluate(*flags: str) -> tuple[str, dict]:
+        shown = succeed("evaluate", finished, *flags, "--json", tmp_path / "figures.json")
+        return shown, json.loads((tmp_path / "figures.json").read_text())
+
     assert "last, inductive" in succeed("evaluate", finished)
-    shown = succeed("evaluate", finished, "--gate", "paper", "--json", tmp_path / "figures.json")
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert (
-        "last, uses labels" in shown and "gate paper" in shown and figures["protocol"]["information"] == "uses labels"
-    )
+    shown, figures = evaluate("--gate", "paper")
+    assert "last, uses labels" in shown and "gate paper" in shown
+    assert figures["protocol"]["information"] == "uses labels"
     assert {"top1", "top5", "map", "median_rank", "n", "protocol"} <= set(figures)
-    shown = succeed(
-        "evaluate",
-        finished,
-        "--gate",
-        "label_free",
-        "--rescoring",
-        "csls",
-        "--shuffle_texts",
-        "--json",
-        tmp_path / "f.json",
-    )
-    protocol = json.loads((tmp_path / "f.json").read_text())["protocol"]
-    assert "+ csls" in shown and "texts shuffled" in shown and protocol["information"] == "label-free transductive"
+    shown, figures = evaluate("--gate", "label_free", "--rescoring", "csls", "--shuffle_texts")
+    assert "+ csls" in shown and "texts shuffled" in shown
+    assert figures["protocol"]["information"] == "label-free transductive"
 
 
-@pytest.mark.parametrize(
-    "command", ["demo", "data", "features", "train", "evaluate", "reproduce", "retrieve", "report"]
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
@@ -252,55 +191,32 @@ def broken(small_data, tmp_path) -> Path:
     return folder
 
 
-WRONG = [
-    ("trane", "unknown command 'trane'; did you mean 'train'?"),
-    (
-        "train --data {t}/nowhere",
-        "{t}/nowhere: no such folder; make the synthetic data with 'bvsa data synthetic {t}/nowhere'",
-    ),
-    ("train --data {t}/empty", "no recordings inside; expected Preprocessed_data_250Hz_whiten/sub-XX/train.pt"),
-    ("train --data {d}", "sub-01/train.pt: damaged or incomplete"),
-    ("train --data {d} --subject sub-02 --method vanilla", "_01b.jpg is missing"),
-    ("train --data {d} --subject sub-07", "no subject 'sub-07'; there are sub-01, sub-02"),
-    ("data check {d}", "{d}: 3 problem(s), listed above"),
-    ("data check {t}/nowhere", "{t}/nowhere: no such folder"),
-    ("data synthetic {t}/new --subjects 0", "subjects is 0; it must be at least 1"),
-    ("data synthetic {d}/..", "not empty and not a synthetic data set"),
-    (
-        "train --data {d} --method bsva",
-        "unknown method 'bsva'; did you mean 'bvsa'? choose one of atm, bravl, bvsa, mcdb, nice",
-    ),
-    ("train --data {d} --encoder EEGproject", "unknown encoder 'EEGproject'; did you mean 'eeg_project'?"),
-    ("train --data {d} --preset papr", "unknown preset 'papr'"),
-    ("train --data {s} --vision RN51", "unknown vision encoder 'RN51'"),
-    ("train --data {s} --vision RN50 --weights {t}/noise.bin", "weights '{t}/noise.bin' of RN50 cannot be loaded"),
-    ("train --data {s} --vision RN50 --weights opanai", "weights 'opanai' of RN50: neither a file nor one of openai"),
-    ("train --data {d} --device cuda:99", "device 'cuda:99' is not there"),
-    ("train --data {d} --epochs 0", "epochs is 0; it must be at least 1"),
-    ("train --data {d} --epochs many", "epochs"),
-    ("train --data {d} --lr -1", "lr is -1.0; it must be positive"),
-    ("train --data {d} --epochz 3", "epochz"),
-    ("train --data {d} --prompt photo", "it must contain {{object}}"),
-    ("train --config {t}/nothing.yaml", "{t}/nothing.yaml: no such file; give another file with --config"),
-    ("train --config {t}/list.yaml", "must hold settings as 'name: value'"),
-    ("train --config {t}/unknown.yaml", "epochz"),
-    ("features --data {d} --levels 50:0.5", "level '50:0.5'; write an odd kernel size and a gain in [0, 1]"),
-    ("evaluate {t}/empty", "no finished run there (result.json is missing)"),
-    ("demo --data {d}", "holds a synthetic data set made with other settings"),
-    ("demo --data {d}/Image_set_Resize", "not empty and not a synthetic data set"),
-]
+WRONG = {
+    "train --data {t}/empty": "no recordings inside; expected Preprocessed_data_250Hz_whiten/sub-XX/train.pt",
+    "train --data {d}": "sub-01/train.pt: damaged or incomplete",
+    "train --data {d} --subject sub-02 --method vanilla": "_01b.jpg is missing",
+    "data check {d}": "{d}: 3 problem(s), listed above",
+    "data check {t}/nowhere": "{t}/nowhere: no such folder",
+    "data synthetic {d}/..": "not empty and not a synthetic data set",
+    "train --data {s} --vision RN50 --weights {t}/noise.bin": "weights '{t}/noise.bin' of RN50 cannot be loaded",
+    "train --data {s} --vision RN50 --weights opanai": "weights 'opanai' of RN50: neither a file nor one of openai",
+    "train --data {d} --device cuda:99": "device 'cuda:99' is not there",
+    "train --config {t}/nothing.yaml": "{t}/nothing.yaml: no such file; give another file with --config",
+    "train --config {t}/list.yaml": "must hold settings as 'name: value'",
+    "train --config {t}/unknown.yaml": "epochz",
+    "demo --data {d}": "holds a synthetic data set made with other settings",
+    "demo --data {d}/Image_set_Resize": "not empty and not a synthetic data set",
+}
 
 
-@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=[arguments for arguments, _ in WRONG])
-def test_what_is_wrong_is_one_line_and_an_exit_code(
-    small_data, broken, tmp_path, arguments, message, capsys, monkeypatch
-):
+@pytest.mark.parametrize("arguments", WRONG)
+def test_bad_input_is_one_line_and_an_exit_code(small_data, broken, tmp_path, arguments, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    looked = arguments == "data check {d}"
-    assert main([word.format(t=tmp_path, d=broken, s=small_data) for word in arguments.split()]) == (1 if looked else 2)
-    told = capsys.readouterr().err
-    assert message.format(t=tmp_path, d=broken) in told
-    assert told.count("\n") == 1 and told.startswith("bvsa: error: ") and "Traceback" not in told
+    code = main([word.format(t=tmp_path, d=broken, s=small_data) for word in arguments.split()])
+    assert code == (1 if arguments == "data check {d}" else 2)
+    message = capsys.readouterr().err
+    assert WRONG[arguments].format(t=tmp_path, d=broken) in message
+    assert message.count("\n") == 1 and message.startswith("bvsa: error: ") and "Traceback" not in message
 
 
 def test_a_nan_recording_is_named(broken, capsys):
@@ -308,10 +224,10 @@ def test_a_nan_recording_is_named(broken, capsys):
     assert "sub-02/test.pt: condition 7" in capsys.readouterr().out
 
 
-def test_the_command_runs_as_a_program_and_names_the_extra_it_lacks(monkeypatch, capsys):
+def test_the_command_runs_as_a_program_and_names_a_missing_extra(monkeypatch, capsys):
     done = subprocess.run([sys.executable, "-m", "bvsa_core.cli", "trian"], capture_output=True, text=True)
     assert done.returncode == 2 and "did you mean 'train'?" in done.stderr and "Traceback" not in done.stderr
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "open_clip" else found(name))
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "open_clip" else find_spec(name))
     assert main(["train"]) == 2
     assert "open_clip not installed; the command needs: pip install 'fovblur[train]'" in capsys.readouterr().err

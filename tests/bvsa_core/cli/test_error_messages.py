@@ -1,4 +1,4 @@
-"""Ways to hold the command wrong, each with all that is said about it: one line, exit code 2, and nothing trained or written."""
+"""Mistakes in the use of the command, each with its whole message: one line, exit code 2, nothing written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from bvsa_core.cli import COMMANDS, main
 
 SHARED = Path("Preprocessed_data_250Hz_whiten")
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="says how many GPUs there are")
-VISION = "choose one of tiny, RN50, RN101, ViT-B-16, ViT-B-32, ViT-L-14, ViT-H-14, ViT-g-14, ViT-bigG-14, or any other model of open_clip"
+VISION = (
+    "choose one of tiny, RN50, RN101, ViT-B-16, ViT-B-32, ViT-L-14, ViT-H-14, ViT-g-14, ViT-bigG-14,"
+    " or any other model of open_clip"
+)
 BRAIN = (
     "choose one of atm, deepnet, eeg_project, eegnet, shallownet, tsconv, braindecode:CLASS, or register your own first"
 )
@@ -30,7 +33,7 @@ TRAIN = "train one with 'bvsa train --out'"
 LEVEL = "write an odd kernel size and a gain in [0, 1], such as 51:0.5"
 RELIABILITY = "write margin:THRESHOLD or max:THRESHOLD, such as margin:0.05"
 
-# {t} is a folder of wrong things, {d} a good data set, {r} a good run on it. A dict holds what the table above is without.
+# {t} is a folder of damaged and misplaced files, {d} a good data set, {r} a good run on it, {s} the recordings' folder.
 MISTAKES = {
     # names
     "Train": f"unknown command 'Train'; did you mean 'train'? choose one of {', '.join(COMMANDS)}",
@@ -38,48 +41,51 @@ MISTAKES = {
     "train --method BVSAA": f"unknown method 'BVSAA'; did you mean 'bvsa'? {METHODS}",
     "train --config {t}/method.yaml": f"unknown method 'bsva'; did you mean 'bvsa'? {METHODS}",
     "train --encoder tsconf": f"unknown encoder 'tsconf'; did you mean 'tsconv'? {BRAIN}",
+    "train --encoder EEGproject": f"unknown encoder 'EEGproject'; did you mean 'eeg_project'? {BRAIN}",
     "train --encoder braindecode": f"unknown encoder 'braindecode'; did you mean 'braindecode:CLASS'? {BRAIN}",
     "train --preset Paper": "unknown preset 'Paper'; choose one of corrected, paper, code",
-    "train --setting iner": "unknown setting 'iner'; did you mean 'inter'? choose one of intra, inter (see bvsa train --help)",
-    "train --selection best": "unknown selection 'best'; choose one of last, validation, oracle (see bvsa train --help)",
-    "train --views bank": "unknown views 'bank'; did you mean 'banked'? choose one of banked, online (see bvsa train --help)",
-    "train --falloff lin": "unknown falloff 'lin'; did you mean 'linear'? choose one of exp, linear, quadratic, log, brachistochrone"
-    " (see bvsa train --help)",
-    "train --optimiser sgd": "unknown optimiser 'sgd'; choose one of adamw, adam (see bvsa train --help)",
+    "train --setting iner": "unknown setting 'iner'; did you mean 'inter'? choose one of intra, inter (see --help)",
+    "train --selection best": "unknown selection 'best'; choose one of last, validation, oracle (see --help)",
+    "train --views bank": "unknown views 'bank'; did you mean 'banked'? choose one of banked, online (see --help)",
+    "train --falloff lin": "unknown falloff 'lin'; did you mean 'linear'? choose one of exp, linear, quadratic, log,"
+    " brachistochrone (see --help)",
+    "train --optimiser sgd": "unknown optimiser 'sgd'; choose one of adamw, adam (see --help)",
     "features --data {d} --vision tiny2": f"unknown vision encoder 'tiny2'; did you mean 'tiny'? {VISION}",
     "evaluate {r} --gate papr": f"unknown gate 'papr'; did you mean 'paper'? {GATES}",
     "evaluate {r} --rescoring cls": "unknown rescoring 'cls'; did you mean 'csls'? choose one of none, csls, sinkhorn",
     "retrieve {r} --gate allways": f"unknown gate 'allways'; did you mean 'always'? {GATES}",
     "reproduce mian": f"grid mian: {GRIDS}",
     "reproduce {t}": f"grid {{t}}: {GRIDS}",
-    "reproduce {t}/grid.yaml --eeg {d} --methods vanila": "unknown method of the grid 'vanila'; did you mean 'vanilla'? choose one of"
-    " vanilla",
+    "reproduce {t}/grid.yaml --eeg {d} --methods vanila": "unknown method of the grid 'vanila'; did you mean"
+    " 'vanilla'? choose one of vanilla",
     "reproduce {t}/grid.yaml --eeg {d} --encoders tsconf": f"unknown encoder 'tsconf'; did you mean 'tsconv'? {BRAIN}",
     "demo --methods [bsva]": f"unknown method 'bsva'; did you mean 'bvsa'? {METHODS}",
     # flags and keys
-    "train --epochs": "argument --epochs: expected one argument (see bvsa train --help)",
-    "train {d}": "unrecognized arguments: {d} (see bvsa train --help)",
-    "train --learning_rate 1": "unrecognized arguments: --learning_rate 1 (see bvsa train --help)",
-    "train --method vanilla --method_options.gain 1": "unrecognized arguments: --method_options.gain 1 (see bvsa train --help)",
-    "train --encoder_options.depth 3": "unrecognized arguments: --encoder_options.depth 3 (see bvsa train --help)",
-    "train --config {t}/options.yaml": "Group 'method_options' does not accept option 'gian' (see bvsa train --help)",
-    "train --config {t}/open.yaml": "{t}/open.yaml: not a YAML file (while parsing a flow sequence); give another file with --config",
+    "train --epochs": "argument --epochs: expected one argument (see --help)",
+    "train {d}": "unrecognized arguments: {d} (see --help)",
+    "train --learning_rate 1": "unrecognized arguments: --learning_rate 1 (see --help)",
+    "train --method vanilla --method_options.gain 1": "unrecognized arguments: --method_options.gain 1 (see --help)",
+    "train --encoder_options.depth 3": "unrecognized arguments: --encoder_options.depth 3 (see --help)",
+    "train --config {t}/options.yaml": "Group 'method_options' does not accept option 'gian' (see --help)",
+    "train --config {t}/open.yaml": "{t}/open.yaml: not a YAML file (while parsing a flow sequence); give another file"
+    " with --config",
     "train --config {t}": "{t}: cannot be read (Is a directory); give another file with --config",
-    "features --method bvsa": "unrecognized arguments: --method bvsa (see bvsa features --help)",
-    "evaluate {r} --topp 3": "unrecognized arguments: --topp 3 (see bvsa evaluate --help)",
-    "retrieve": "the following arguments are required: run (see bvsa retrieve --help)",
-    "reproduce": "the following arguments are required: grid (see bvsa reproduce --help)",
+    "features --method bvsa": "unrecognized arguments: --method bvsa (see --help)",
+    "evaluate {r} --topp 3": "unrecognized arguments: --topp 3 (see --help)",
+    "retrieve": "the following arguments are required: run (see --help)",
+    "reproduce": "the following arguments are required: grid (see --help)",
     "reproduce {t}/open.yaml": "{t}/open.yaml: not a YAML file (while parsing a flow sequence)",
-    "reproduce {t}/options.yaml": "{t}/options.yaml: unknown key 'method_options'; did you mean 'methods'? choose one of methods, title,"
-    " encoders, vision, modalities, settings, subjects, seeds, resamples, run, baseline, list_others",
+    "reproduce {t}/options.yaml": "{t}/options.yaml: unknown key 'method_options'; did you mean 'methods'? choose one"
+    " of methods, title, encoders, vision, modalities, settings, subjects, seeds, resamples, run, baseline,"
+    " list_others",
     # numbers and kinds
-    "train --epochs 1.5": "epochs is '1.5'; it must be a whole number (see bvsa train --help)",
-    "train --config {t}/many.yaml": "epochs is 'many'; it must be a whole number (see bvsa train --help)",
-    "train --lr fast": "lr is 'fast'; it must be a number (see bvsa train --help)",
-    "train --lr nan": "lr is 'nan'; it must be a number (see bvsa train --help)",
+    "train --epochs 1.5": "epochs is '1.5'; it must be a whole number (see --help)",
+    "train --config {t}/many.yaml": "epochs is 'many'; it must be a whole number (see --help)",
+    "train --lr fast": "lr is 'fast'; it must be a number (see --help)",
+    "train --lr nan": "lr is 'nan'; it must be a number (see --help)",
     "train --lr 0": "lr is 0.0; it must be positive",
-    "train --average maybe": "average is 'maybe'; it must be true or false (see bvsa train --help)",
-    "train --target_levels 51": "target_levels is '51'; it must be a list, such as [one,other] (see bvsa train --help)",
+    "train --average maybe": "average is 'maybe'; it must be true or false (see --help)",
+    "train --target_levels 51": "target_levels is '51'; it must be a list, such as [one,other] (see --help)",
     "train --target_levels [[50,0.5]]": "target_levels has (50, 0.5); give an odd kernel size and a gain in [0, 1]",
     "train --target_levels [[51,2]]": "target_levels has (51, 2.0); give an odd kernel size and a gain in [0, 1]",
     "train --epochs -3": "epochs is -3; it must be at least 1",
@@ -90,13 +96,15 @@ MISTAKES = {
     "train --initial_std -1": "initial_std is -1.0; it must be at least 0",
     "train --betas [1,2]": "betas are (1.0, 2.0); each must be at least 0 and below 1",
     "train --decay -1": "decay is -1.0; it must be finite and at least 0",
+    "train --prompt photo": "prompt is 'photo'; it must contain {{object}}",
     "train --seed -1": "seed is -1; it must be at least 0 and below 2**32",
     "train --method_options.c -1": "c is -1.0; it must be within [0, 0.5]",
     "train --method_options.shift 7": "kernel_size is 51 and shift 7; give an odd one and a smaller even one",
     "retrieve {r} --top 0": "--top is 0; it must be at least 1",
-    "retrieve {r} --top all": "top is 'all'; it must be a whole number (see bvsa retrieve --help)",
+    "retrieve {r} --top all": "top is 'all'; it must be a whole number (see --help)",
     "retrieve {r} --index {t}/i --probes 0": "--probes is 0; it must be at least 1",
     "features --data {d} --levels 51": f"level '51'; {LEVEL}",
+    "features --data {d} --levels 50:0.5": f"level '50:0.5'; {LEVEL}",
     "features --data {d} --levels 51:0..5": f"level '51:0..5'; {LEVEL}",
     "features --data {d} --levels 51:2": f"level '51:2'; {LEVEL}",
     "evaluate {r} --reliability margn:0.5": f"reliability 'margn:0.5'; {RELIABILITY}",
@@ -106,45 +114,53 @@ MISTAKES = {
     "demo --seeds 0": "seeds is 0; it must be at least 1",
     "demo --data {t}/new --synthetic.samples -5": "samples is -5; an epoch needs at least 50 (0.2 s of EEG)",
     "data synthetic {t}/new --signal_to_noise -1": "signal_to_noise is -1.0; it must be positive",
+    "data synthetic {t}/new --subjects 0": "subjects is 0; it must be at least 1",
     "data synthetic {t}/new --train_concepts 9999": "9999 training and 200 test concepts are asked for; there are 848",
     "data images {d} {d} --size -1": "size is -1 and quality 95; size must be 0 or more pixels, quality 1 to 100",
     # what does not fit together
     "train --data {d} --subject sub-1": "{d}/{s}: no subject 'sub-1'; there are sub-01, sub-02",
-    "train --data {d} --channels [O1,XX]": "{d}/{s}/sub-01/train.pt: no channel XX; there are P7, P5, P3, P1, Pz, P2, P4, P6, P8, PO7, PO3,"
-    " POz, PO4, PO8, O1, Oz, O2",
+    "train --data {d} --channels [O1,XX]": "{d}/{s}/sub-01/train.pt: no channel XX; there are P7, P5, P3, P1, Pz, P2,"
+    " P4, P6, P8, PO7, PO3, POz, PO4, PO8, O1, Oz, O2",
     "train --data {d} --window [2,3]": "{d}/{s}/sub-01/train.pt: no sample between 2.0 and 3.0 s; times run 0 to 0.396",
     "train --data {d} --validation 999": "validation is 999; that leaves none of 90 training images, hold out fewer",
-    "train --data {d} --encoder deepnet": "encoder deepnet: needs at least 151 time points, not 100; choose a longer window",
+    "train --data {d} --encoder deepnet": "encoder deepnet: needs at least 151 time points, not 100; choose a longer"
+    " window",
     "train --data {d} --target_layers [99]": "vision encoder tiny has no layer 99; it has 3, from 0 or from -3 to -1",
-    "train --weights openai": "weights are 'openai', but the vision encoder tiny has its own; choose another encoder with --vision",
-    "train --data {d} --out {r} --seed 5": "{r}: holds a run with other settings (see run.yaml); choose another folder with --out",
+    "train --weights openai": "weights are 'openai', but the vision encoder tiny has its own; choose another encoder"
+    " with --vision",
+    "train --data {d} --out {r} --seed 5": "{r}: holds a run with other settings (see run.yaml); choose another folder"
+    " with --out",
     "train --data {d} --out {t}/notes": "{t}/notes: not empty and not a run; choose another folder with --out",
     "evaluate": "give either the folder of a run, or --brain and --image",
     "evaluate {r} --brain {t}/matrix.npy": "give either the folder of a run, or --brain and --image",
-    "evaluate --brain {t}/matrix.npy --image {t}/row.npy": "--image {t}/row.npy: is (4,); embeddings are a matrix (rows, dimensions)",
-    "evaluate {t}/other_shape --full": "{t}/other_shape/weights.safetensors: not the weights of this run (size mismatch for logit_scale:"
-    " copying a param with shape torch.Size([2]) from checkpoint, the shape in current model is torch.Size([]).); train it again",
+    "evaluate --brain {t}/matrix.npy --image {t}/row.npy": "--image {t}/row.npy: is (4,); embeddings are a matrix"
+    " (rows, dimensions)",
+    "evaluate {t}/other_shape --full": "{t}/other_shape/weights.safetensors: not the weights of this run (size"
+    " mismatch for logit_scale: copying a param with shape torch.Size([2]) from checkpoint,"
+    " the shape in current model is torch.Size([]).); train it again",
     "retrieve {r} --gallery {t}/matrix.npy --top 9": "9 images are asked for; the gallery has 4",
     "reproduce {t}/grid.yaml --meg {d}": "EEG is left out: no folder was given with --eeg",
     "reproduce {t}/grid.yaml --eeg {d} --subjects sub-09": "{d}: no subject sub-09; there are sub-01, sub-02",
     "data eeg {d} {t}/new --subjects sub-44": "{d}: no subject sub-44; there are sub-01, sub-02",
-    "data eeg {d} {t}/new --sampling_rate 100": "sampling_rate is 100.0, but in the layout ubp that is settled; leave it out",
+    "data eeg {d} {t}/new --sampling_rate 100": "sampling_rate is 100.0, but in the layout ubp that is settled; leave"
+    " it out",
     # files and folders
     "train --data {t}/nowhere": f"{{t}}/nowhere: no such folder; {MAKE} {{t}}/nowhere'",
     "train --data {d} --out {t}/file": "{t}/file: Not a directory",
     "features --data {t}/file": f"{{t}}/file: no such folder; {MAKE} {{t}}/file'",
     "evaluate {t}/nowhere": f"{{t}}/nowhere: no finished run there (result.json is missing); {TRAIN}",
-    "evaluate {t}/cut": "{t}/cut/embeddings.safetensors: damaged or incomplete (Error while deserializing header: incomplete metadata, file"
-    " not fully covered); fetch or make it again",
+    "evaluate {t}/cut": "{t}/cut/embeddings.safetensors: damaged or incomplete (Error while deserializing header:"
+    " incomplete metadata, file not fully covered); fetch or make it again",
     "evaluate {t}/untold --full": f"{{t}}/untold: no run there (run.yaml is missing); {TRAIN}",
     "evaluate {r} --full --data {t}/nowhere": f"{{t}}/nowhere: no such folder; {MAKE} {{t}}/nowhere'",
-    "evaluate --brain {t}/cut.npy --image {t}/matrix.npy": "{t}/cut.npy: damaged or incomplete (39 bytes of data where its header says"
-    " 48); fetch or make it again",
+    "evaluate --brain {t}/cut.npy --image {t}/matrix.npy": "{t}/cut.npy: damaged or incomplete (39 bytes of data where"
+    " its header says 48); fetch or make it again",
     "evaluate --brain {t} --image {t}/matrix.npy": f"{{t}}: {FILES}",
     "retrieve {r} --recordings {t}/file": f"{{t}}/file: {FILES}",
-    "retrieve {r} --recordings {t}/matrix.npy": "--recordings {t}/matrix.npy: is (4, 3); it must be one array (N, channels, time)",
-    "retrieve {r} --gallery {t}/notes": "--gallery {t}/notes: no image inside (.jpg, .jpeg, .png, .webp, .bmp, .tif, .tiff), nor is it a"
-    " feature bank",
+    "retrieve {r} --recordings {t}/matrix.npy": "--recordings {t}/matrix.npy: is (4, 3); it must be one array (N,"
+    " channels, time)",
+    "retrieve {r} --gallery {t}/notes": "--gallery {t}/notes: no image inside (.jpg, .jpeg, .png, .webp, .bmp, .tif,"
+    " .tiff), nor is it a feature bank",
     "data eeg {t}/nowhere {t}/new": "{t}/nowhere: no such folder",
     "data images {t}/nowhere {d}": "{t}/nowhere: no such folder or zip file",
     "data export {t}/nowhere {t}/new": f"{{t}}/nowhere: no such folder; {MAKE} {{t}}/nowhere'",
@@ -159,7 +175,7 @@ MISTAKES = {
 
 @pytest.fixture(scope="module")
 def wrong(finished, tmp_path_factory) -> Path:
-    """A folder of wrong things."""
+    """A folder of damaged, misplaced and mistyped files."""
     folder = tmp_path_factory.mktemp("wrong")
     for name in ("cut", "untold", "other_shape"):
         shutil.copytree(finished, folder / name)
@@ -172,36 +188,32 @@ def wrong(finished, tmp_path_factory) -> Path:
     np.save(folder / "row.npy", np.ones(4, np.float32))
     (folder / "cut.npy").write_bytes((folder / "matrix.npy").read_bytes()[:-9])
     (folder / "notes").mkdir()
-    settings = {
-        "method": "method: bsva",
-        "options": "method_options: {gian: 1}",
-        "many": "epochs: many",
-        "open": "a: [1",
-    }
-    for name, text in {**settings, "grid": "methods: [vanilla]"}.items():
+    settings = {"method": "method: bsva", "options": "method_options: {gian: 1}", "many": "epochs: many"}
+    for name, text in {**settings, "open": "a: [1", "grid": "methods: [vanilla]"}.items():
         (folder / f"{name}.yaml").write_text(text)
     for name in ("file", "notes/a.txt"):
         (folder / name).touch()
     return folder
 
 
-@pytest.mark.parametrize(
-    "line", [pytest.param(line, marks=[NO_GPU] if "0 GPUs" in told else []) for line, told in MISTAKES.items()]
-)
-def test_a_mistake_is_told_in_one_line(line, wrong, finished, small_data, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)  # where commands write that are not told otherwise
+LINES = [pytest.param(line, marks=[NO_GPU] if "0 GPUs" in message else []) for line, message in MISTAKES.items()]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_mistake_is_reported_in_one_line(line, wrong, finished, small_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # the default of --out is below it
     places = {"t": wrong, "d": small_data, "r": finished, "s": SHARED}
     assert main([word.format(**places) for word in line.split()]) == 2
-    assert capsys.readouterr().err == f"bvsa: error: {MISTAKES[line].format(**places)}\n"
+    message = MISTAKES[line].format(**places).replace("(see --", f"(see bvsa {line.split()[0]} --")
+    assert capsys.readouterr().err == f"bvsa: error: {message}\n"
     assert not list(tmp_path.rglob("metrics.jsonl"))
     assert json.loads((finished / "result.json").read_text())["seed"] == 0
 
 
-def test_images_without_what_draws_them_name_the_extra(tmp_path, monkeypatch, capsys):
+def test_drawing_images_without_resvg_names_the_extra(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "resvg_py", None)
     monkeypatch.delitem(sys.modules, "bvsa_core.synthetic.openmoji", raising=False)
     monkeypatch.delattr(synthetic, "openmoji", raising=False)
     assert main(["data", "synthetic", str(tmp_path / "new")]) == 2
-    assert (
-        capsys.readouterr().err == "bvsa: error: images need resvg_py, which is missing; pip install 'fovblur[demo]'\n"
-    )
+    message = "bvsa: error: images need resvg_py, which is missing; pip install 'fovblur[demo]'\n"
+    assert capsys.readouterr().err == message

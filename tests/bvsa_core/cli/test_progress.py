@@ -1,4 +1,4 @@
-"""Progress: how fast and how long yet on a terminal, silence elsewhere."""
+"""Progress bars: rate and remaining time on a terminal, nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -11,27 +11,25 @@ from bvsa_core.cli import progress
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_bars_tell_rate_and_remaining_time_on_a_terminal_alone(monkeypatch, terminal):
-    shown, now = io.StringIO(), [0.0]
-    monkeypatch.setattr(progress, "Console", lambda stderr: Console(file=shown, force_terminal=terminal, width=120))
+def test_bars_show_rate_and_remaining_time_only_on_a_terminal(monkeypatch, terminal):
+    output, now = io.StringIO(), [0.0]
+    monkeypatch.setattr(progress, "Console", lambda stderr: Console(file=output, force_terminal=terminal, width=120))
     display = progress.Display()
     display._bars.get_time = lambda: now[0]
     with display:
-        display("epochs", 40, 100)  # as of a run that goes on
+        display("epochs", 40, 100)  # a resumed run
         for done, at in ((44, 10.0), (48, 20.0)):
             now[0] = at
             display("epochs", done, 100)
         display._bars.refresh()
     if not terminal:
-        assert not shown.getvalue()
+        assert not output.getvalue()
         return
-    assert "epochs" in shown.getvalue() and "48/100" in shown.getvalue()
-    assert (
-        "2.5 s each" in shown.getvalue() and "0:02:10" in shown.getvalue()
-    )  # 52 epochs, not counting the 40 as done in no time
+    for part in ("epochs", "48/100", "2.5 s each", "0:02:10"):  # 52 epochs left; the first 40 do not count for the rate
+        assert part in output.getvalue()
 
 
-def test_rates_of_fast_things_are_a_second():
+def test_rates_of_fast_tasks_are_per_second():
     task = progress.Task(0, "images", 100, 50, _get_time=lambda: 0.0)
     task.finished_speed = 12.34
     assert progress.Rate().render(task).plain == "12.3/s"
