@@ -148,7 +148,7 @@ def finish(
 ) -> Report:
     """Write the tables of the grid, tell, and gather what its page shows."""
     found = write(grid, todo, left_out, root)
-    Console().print(to_rich(grid.title, [row.entry for row in found]))
+    Console().print(to_rich(grid.title, [row.comparison for row in found]))
     for sentence in left_out:
         print(sentence)
     for cell, told in failures.items():

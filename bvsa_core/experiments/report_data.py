@@ -20,9 +20,10 @@ from bvsa_core.experiments.cell import SCORES, levels_of, load_scores
 from bvsa_core.experiments.repetitions import repetition_curves
 from bvsa_core.experiments.results import GridRow
 from bvsa_core.experiments.thumbnails import ThumbnailCache, jpeg
+from bvsa_core.io.text_files import flatten
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.report.comparison_table import ComparisonRow
-from bvsa_core.report.content import BlurExample, Report, ReportRow, RetrievalExample, RunSummary, distinct, flat
+from bvsa_core.report.content import BlurExample, Report, ReportRow, RetrievalExample, RunSummary, distinct
 from bvsa_core.report.tables import method_results, scoring
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.scoring import similarity
@@ -78,7 +79,7 @@ def group_runs(folders: Sequence[RunFolder]) -> list[ReportRow]:
     groups: dict[str, list[tuple[RunFolder, RunConfig, RunResult]]] = {}
     for folder in folders:
         config = folder.config()
-        settings = flat(to_dict(config))
+        settings = flatten(to_dict(config))
         settings = {name: value for name, value in settings.items() if name.split(".")[0] not in _NOT_A_SETTING}
         for result in _results(folder):
             key = json.dumps([settings, result.protocol.to_json()], sort_keys=True)
@@ -109,7 +110,10 @@ def grid_rows(rows: Sequence[GridRow], root: Path) -> list[ReportRow]:
     """Return the rows of a grid's table for a report; `root` is the folder of the grid."""
     return _with_labels(
         [
-            (row.entry, [_summary(RunFolder(root / folder), each) for folder, each in zip(row.folders, row.results)])
+            (
+                row.comparison,
+                [_summary(RunFolder(root / folder), each) for folder, each in zip(row.folders, row.results)],
+            )
             for row in rows
         ]
     )
@@ -140,8 +144,8 @@ def _with_labels(rows: Sequence[tuple[ComparisonRow, list[RunSummary]]]) -> list
 
 def _name_parts(comparison: ComparisonRow) -> tuple[str, ...]:
     """Return the parts of a row's full name: system, gate, and what its training depends on."""
-    assert comparison.row is not None
-    protocol = comparison.row.protocol
+    assert comparison.result is not None
+    protocol = comparison.result.protocol
     images = f"images by {protocol.encoder}"
     return comparison.system, f"gate {scoring(protocol)}", comparison.encoder, images, protocol.selection
 

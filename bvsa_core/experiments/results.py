@@ -16,24 +16,31 @@ from bvsa_core.io.atomic import write_atomically
 from bvsa_core.report.comparison_table import (
     ComparisonRow,
     comparisons_text,
-    markdown_table,
     mean_statistics,
     subject_rows,
     to_csv,
     to_latex,
     to_markdown,
 )
-from bvsa_core.report.tables import MethodResult, method_results, scoring, statistics_lines
+from bvsa_core.report.tables import MethodResult, markdown_table, method_results, scoring, statistics_lines
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.statistics import Comparison, compare
 
 
 class GridRow(NamedTuple):
-    """One row of the table of a grid with the runs behind it: none if cells are missing or nobody runs it here."""
+    """One row of the table of a grid and the results it is computed from; none if the row has no result of ours."""
 
-    entry: ComparisonRow
+    comparison: ComparisonRow
     results: list[RunResult] = []
     folders: list[Path] = []  # of the results, in the folder of the grid
+
+    @property
+    def label(self) -> str:
+        """Name of the row in statistics and comparisons."""
+        row = self.comparison
+        assert row.result is not None
+        protocol = row.result.protocol
+        return f"{row.system}, gate {scoring(protocol)} ({row.encoder}, images by {protocol.encoder})"
 
 
 def comparison_rows(cells: Sequence[Cell], root: Path, list_others: bool) -> list[GridRow]:
@@ -42,107 +49,97 @@ def comparison_rows(cells: Sequence[Cell], root: Path, list_others: bool) -> lis
     for cell in cells:
         config = cell.config
         groups.setdefault((cell.modality, config.setting, cell.system, config.vision, config.encoder), []).append(cell)
-    found: list[GridRow] = []
+    rows: list[GridRow] = []
     for number, ((modality, setting, system, _, encoder), group) in enumerate(groups.items()):
-        ready = [cell for cell in group if complete(cell, root)]
-        scored = [load_scores(root / cell.folder) for cell in ready]
-        missing = len(group) - len(scored)
-        for place, row in enumerate(group[0].rows):
+        folders = [cell.folder for cell in group if complete(cell, root)]
+        scored = [load_scores(root / folder) for folder in folders]
+        missing = len(group) - len(folders)
+        for place, spec in enumerate(group[0].rows):
             results = [] if missing else [each[place] for each in scored]
-            beside = paper_results.find(row.published, modality, setting) if row.published else None
-            name = row.name or system
-            joined = method_results(results) if results else [None]
+            paper = paper_results.find(spec.published, modality, setting) if spec.published else None
+            name = spec.name or system
+            joined: list[MethodResult | None] = [*method_results(results)] or [None]
             if len(joined) > 1:
-                raise UserError(
-                    f"{name}: subjects differ in gallery, channels or repetitions, and have no mean; name those that agree"
-                )
-            (ours,) = joined
-            entry = ComparisonRow(modality, setting, name, encoder, ours, missing, len(group), beside)
-            found.append(GridRow(entry, results, [cell.folder for cell in ready] if results else []))
+                differ = "subjects differ in gallery, channels or repetitions, and have no mean; name those that agree"
+                raise UserError(f"{name}: {differ}")
+            row = ComparisonRow(modality, setting, name, encoder, joined[0], missing, len(group), paper)
+            rows.append(GridRow(row, results, [] if missing else folders))
         following = list(groups)[number + 1 : number + 2]
         if list_others and (not following or following[0][:2] != (modality, setting)):
-            here = {row.published for cell in cells for row in cell.rows if row.published}
-            found += [
-                GridRow(ComparisonRow(modality, setting, each.method, published=each))
-                for each in paper_results.others(modality, setting, here)
-            ]
-    return found
+            listed = {spec.published for cell in cells for spec in cell.rows if spec.published}
+            papers = paper_results.others(modality, setting, listed)
+            rows += [GridRow(ComparisonRow(modality, setting, paper.method, published=paper)) for paper in papers]
+    return rows
 
 
 def write(grid: Grid, cells: Sequence[Cell], left_out: Sequence[str], root: Path) -> list[GridRow]:
     """Write the files and return the rows of the table. The same cells give the same bytes."""
-    found = comparison_rows(cells, root, grid.list_others)
-    entries = [row.entry for row in found]
-    tests = comparisons(found, grid.baseline)
+    rows = comparison_rows(cells, root, grid.list_others)
+    table = [row.comparison for row in rows]
+    with_results = [row for row in rows if row.comparison.result]
+    tests = comparisons(with_results, grid.baseline)
     sections = [
-        to_markdown(grid.title, entries),
-        *(f"{told}.\n" for told in left_out),
-        _subjects(found),
-        _statistics(found),
+        to_markdown(grid.title, table),
+        *(f"{sentence}.\n" for sentence in left_out),
+        _subjects(with_results),
+        _statistics(with_results),
+        *(f"## Comparisons, {data}\n\n{comparisons_text(results)}\n" for data, results in tests.items()),
     ]
-    sections += [f"## Comparisons, {data}\n\n{comparisons_text(told)}\n" for data, told in tests.items()]
     content = {
-        "rows": [
-            {**_described(entry, row), "subjects": subject_rows(results), **mean_statistics(results)}
-            for entry, results, _ in found
-            if (row := entry.row)
-        ],
+        "rows": [_described(row) for row in with_results],
         "comparisons": {
-            data: told if isinstance(told, str) else [asdict(each) for each in told] for data, told in tests.items()
+            data: results if isinstance(results, str) else [asdict(each) for each in results]
+            for data, results in tests.items()
         },
         "left_out": list(left_out),
     }
     root.mkdir(parents=True, exist_ok=True)
     files = {
         "table.md": "\n".join(sections),
-        "table.csv": to_csv(entries),
-        "table.tex": to_latex(grid.title, entries),
+        "table.csv": to_csv(table),
+        "table.tex": to_latex(grid.title, table),
         "statistics.json": json.dumps(content, indent=1) + "\n",
     }
     for name, text in files.items():
         write_atomically(root / name, text.encode())
-    return found
+    return rows
 
 
-def comparisons(found: Sequence[GridRow], baseline: str | None) -> dict[str, list[Comparison] | str]:
-    """Paired tests across subjects in every setting."""
-    settings: dict[str, dict[str, list[float]]] = {}
+def comparisons(rows: Sequence[GridRow], baseline: str | None) -> dict[str, list[Comparison] | str]:
+    """Return paired tests across subjects for every data set and setting, of rows that have results."""
+    accuracies: dict[str, dict[str, list[float]]] = {}
     reference: dict[str, str] = {}
-    for entry, results, _ in found:
-        if row := entry.row:
-            name = _named(entry, row)
-            settings.setdefault(entry.data, {})[name] = [top1 for top1, _ in subject_rows(results).values()]
-            if entry.system == baseline:
-                reference.setdefault(entry.data, name)
-    return {data: compare(accuracies, reference.get(data)) for data, accuracies in settings.items()}
+    for row in rows:
+        data = row.comparison.data
+        accuracies.setdefault(data, {})[row.label] = [top1 for top1, _ in subject_rows(row.results).values()]
+        if row.comparison.system == baseline:
+            reference.setdefault(data, row.label)
+    return {data: compare(of_data, reference.get(data)) for data, of_data in accuracies.items()}
 
 
-def _named(entry: ComparisonRow, row: MethodResult) -> str:
-    return f"{entry.system}, gate {scoring(row.protocol)} ({entry.encoder}, images by {row.protocol.encoder})"
+def _described(row: GridRow) -> dict:
+    """Return a row of statistics.json."""
+    result = row.comparison.result
+    assert result is not None
+    about = {"data": row.comparison.data, "row": row.label, "method": result.method}
+    statistics = mean_statistics(row.results)
+    return {**about, "protocol": result.protocol.to_json(), "subjects": subject_rows(row.results), **statistics}
 
 
-def _described(entry: ComparisonRow, row: MethodResult) -> dict:
-    return {"data": entry.data, "row": _named(entry, row), "method": row.method, "protocol": row.protocol.to_json()}
-
-
-def _subjects(found: Sequence[GridRow]) -> str:
+def _subjects(rows: Sequence[GridRow]) -> str:
     table = []
-    for entry, results, _ in found:
-        if row := entry.row:
-            parts = [*subject_rows(results).items(), ("mean", (row.top1, row.top5))]
-            table += [
-                (entry.data, _named(entry, row), who, f"{100 * top1:.1f}", f"{100 * top5:.1f}")
-                for who, (top1, top5) in parts
-            ]
-    return (
-        f"## Subjects, mean over seeds\n\n{markdown_table(('data', 'row', 'subject', 'Top-1 %', 'Top-5 %'), table)}\n"
-    )
+    for row in rows:
+        result = row.comparison.result
+        assert result is not None
+        for who, (top1, top5) in (*subject_rows(row.results).items(), ("mean", (result.top1, result.top5))):
+            table.append((row.comparison.data, row.label, who, f"{100 * top1:.1f}", f"{100 * top5:.1f}"))
+    columns = ("data", "row", "subject", "Top-1 %", "Top-5 %")
+    return f"## Subjects, mean over seeds\n\n{markdown_table(columns, table)}\n"
 
 
-def _statistics(found: Sequence[GridRow]) -> str:
-    told = []
-    for entry, results, _ in found:
-        if row := entry.row:
-            told.append(f"- {entry.data}, {_named(entry, row)}")
-            told += [f"  - {line}" for line in statistics_lines(mean_statistics(results))]
-    return "\n".join(["## Statistics, mean over subjects and seeds", "", *told, ""])
+def _statistics(rows: Sequence[GridRow]) -> str:
+    lines = ["## Statistics, mean over subjects and seeds", ""]
+    for row in rows:
+        lines.append(f"- {row.comparison.data}, {row.label}")
+        lines += [f"  - {line}" for line in statistics_lines(mean_statistics(row.results))]
+    return "\n".join([*lines, ""])

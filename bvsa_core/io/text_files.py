@@ -64,3 +64,16 @@ def _read_text(path: Path, remedy: str) -> str:
         raise UserError(f"{path}: damaged (not UTF-8 text); {remedy}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
+
+
+def flatten(values: dict[str, Any], separator: str = ".") -> dict[str, Any]:
+    """Flatten nested objects into one.
+
+    >>> flatten({"epochs": 2, "encoder_options": {"dropout": 0.3}})
+    {'epochs': 2, 'encoder_options.dropout': 0.3}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        parts = flatten(value, separator) if isinstance(value, dict) else None
+        flat |= {name: value} if parts is None else {f"{name}{separator}{inner}": each for inner, each in parts.items()}
+    return flat

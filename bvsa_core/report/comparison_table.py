@@ -1,4 +1,4 @@
-"""The table of a grid: ours beside what was published, never mixed, with the differences of protocol in footnotes."""
+"""The table of a grid: our scores beside published ones, and footnotes on how their protocols differ."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.table import Table
 
-from bvsa_core.report.tables import MethodResult, scoring
+from bvsa_core.report.tables import MethodResult, markdown_table, rich_table, score_cells, scoring
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.statistics import Comparison
 
-# Subjects, channels and test repetitions of THINGS-EEG2 and THINGS-MEG as the field reports them, and their gallery.
+# Subjects, channels and test repetitions of THINGS-EEG2 and THINGS-MEG as the field reports them, and the gallery.
 USUAL = {"eeg": (10, 17, 80), "meg": (4, 271, 12)}
 USUAL_GALLERY = 200
 OURS = "ours"
@@ -25,7 +24,7 @@ PAPER = "published"
 
 @dataclass(frozen=True)
 class PaperResult:
-    """One published row in one setting; accuracies in percent."""
+    """Scores that a paper reports for one method in one setting; accuracies are in percent."""
 
     method: str
     year: int
@@ -33,80 +32,88 @@ class PaperResult:
     top5: float
     selection: str
     encoder: str | None = None  # of the images
-    gallery: str | None = None  # where it is not one image a concept
+    gallery: str | None = None  # default: one image per concept
     caveat: str | None = None
     uses_labels: bool = False
 
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One line: what we have, what was published, or both."""
+    """One row of the table: our result, a published one, or both."""
 
     modality: str  # eeg or meg
     setting: str  # intra or inter
     system: str
     encoder: str = ""  # of recordings
-    row: MethodResult | None = None  # None where cells are missing, or nobody runs it here
-    missing: int = 0  # cells
+    result: MethodResult | None = None  # None if cells are missing, or the grid does not have the method
+    missing: int = 0  # number of missing cells
     cells: int = 0
     published: PaperResult | None = None
 
     @property
     def data(self) -> str:
-        """Which data in which setting; synthetic data are called so."""
-        own = f"{self.row.protocol.dataset} " if self.row else ""
-        return f"{own}{self.modality.upper()} {self.setting}-subject"
+        """Modality and setting, after the name of the data set if there is a result."""
+        dataset = f"{self.result.protocol.dataset} " if self.result else ""
+        return f"{dataset}{self.modality.upper()} {self.setting}-subject"
 
 
-def notes(entry: ComparisonRow) -> list[str]:
-    """What a reader has to know of a line, and in what ours and the published figure differ."""
-    ours = _of_ours(entry.row, *USUAL[entry.modality]) if entry.row else []
-    return [*ours, *(_of_published(entry.published, entry.row) if entry.published else [])]
+def notes(row: ComparisonRow) -> list[str]:
+    """Return footnotes: caveats of our result and of the published one, and how their protocols differ."""
+    result = row.result
+    own = [*caveats(result), *_deviations(result, *USUAL[row.modality])] if result else []
+    return [*own, *(_differences(row.published, result) if row.published else [])]
 
 
-def _of_ours(row: MethodResult, subjects: int, channels: int, repetitions: int) -> Iterable[str]:
-    yield from caveats(row)
-    protocol = row.protocol
-    for what, usual in (("channels", channels), ("repetitions", repetitions)):
-        if (value := getattr(protocol, what)) not in (None, usual):
-            yield f"{OURS}: {value} {'test repetitions averaged' if what == 'repetitions' else what}; usual are {usual}"
-    if row.subjects != subjects:
-        yield f"{OURS}: {row.subjects} subject(s); published are means over {subjects}"
-
-
-def caveats(row: MethodResult) -> Iterable[str]:
-    """What a reader has to know of our figures, whatever stands beside them."""
-    protocol = row.protocol
+def caveats(result: MethodResult) -> Iterable[str]:
+    """Yield what a reader has to know about our result."""
+    protocol = result.protocol
     if protocol.dataset == "synthetic":
-        yield "synthetic data: made on the machine by a forward model, not recorded from people; published figures are no yardstick"
-    if row.note:
-        yield f"{row.method}: {row.note}"
+        yield (
+            "synthetic data: made on the machine by a forward model, not recorded from people; "
+            "published figures are no yardstick"
+        )
+    if result.note:
+        yield f"{result.method}: {result.note}"
     if protocol.information == "uses labels":
         yield f"gate {protocol.gate} uses labels: it reads which text belongs to which test recording"
     elif protocol.information != "inductive":
         yield f"{protocol.information}: test recordings inform each other's ranking"
     if protocol.texts == "shuffled":
-        yield "control: every image has another's text, so what is gained comes from the gate's knowledge of the pairing"
+        yield "control: every image has another's text, so any gain comes from the gate's knowledge of the pairing"
     if protocol.selection != "last":
-        told = {"validation": "the best epoch on concepts held out of the training data"}
-        yield f"selection: {OURS} {told.get(protocol.selection, protocol.selection)}"
+        long = {"validation": "the best epoch on concepts held out of the training data"}
+        yield f"selection: {OURS} {long.get(protocol.selection, protocol.selection)}"
 
 
-def _of_published(published: PaperResult, row: MethodResult | None) -> Iterable[str]:
-    if published.caveat:
-        yield f"{PAPER} {published.method}: {published.caveat}"
-    if row is None:
-        yield f"{PAPER} {published.method}: selection {published.selection}, images by {published.encoder or 'not stated'}"
+def _deviations(result: MethodResult, subjects: int, channels: int, repetitions: int) -> Iterable[str]:
+    """Yield how our result deviates from the usual protocol of its data set."""
+    protocol = result.protocol
+    if protocol.channels not in (None, channels):
+        yield f"{OURS}: {protocol.channels} channels; usual are {channels}"
+    if protocol.repetitions not in (None, repetitions):
+        yield f"{OURS}: {protocol.repetitions} test repetitions averaged; usual are {repetitions}"
+    if result.subjects != subjects:
+        yield f"{OURS}: {result.subjects} subject(s); published are means over {subjects}"
+
+
+def _differences(paper: PaperResult, result: MethodResult | None) -> Iterable[str]:
+    """Yield the caveat of a published result and how its protocol differs from ours."""
+    encoder = paper.encoder or "not stated"
+    if paper.caveat:
+        yield f"{PAPER} {paper.method}: {paper.caveat}"
+    if result is None:
+        yield f"{PAPER} {paper.method}: selection {paper.selection}, images by {encoder}"
         return
-    selection, gallery, encoder = row.protocol.selection, row.protocol.gallery, row.protocol.encoder
-    if not published.selection.startswith(selection.split()[0]):
-        yield f"selection: {OURS} {selection}{' epoch' if selection == 'last' else ''}, {PAPER} {published.selection}"
-    if published.gallery or gallery != USUAL_GALLERY:
-        yield f"gallery: {OURS} {gallery} images, {PAPER} {published.gallery or f'{USUAL_GALLERY} images'}"
-    if encoder != published.encoder:
-        yield f"images by: {OURS} {encoder}, {PAPER} {published.encoder or 'not stated'}"
-    if published.uses_labels and row.protocol.information != "uses labels":
-        yield f"information: {OURS} {row.protocol.information}, {PAPER} uses labels"
+    protocol = result.protocol
+    if not paper.selection.startswith(protocol.selection.split()[0]):
+        epoch = " epoch" if protocol.selection == "last" else ""
+        yield f"selection: {OURS} {protocol.selection}{epoch}, {PAPER} {paper.selection}"
+    if paper.gallery or protocol.gallery != USUAL_GALLERY:
+        yield f"gallery: {OURS} {protocol.gallery} images, {PAPER} {paper.gallery or f'{USUAL_GALLERY} images'}"
+    if protocol.encoder != paper.encoder:
+        yield f"images by: {OURS} {protocol.encoder}, {PAPER} {encoder}"
+    if paper.uses_labels and protocol.information != "uses labels":
+        yield f"information: {OURS} {protocol.information}, {PAPER} uses labels"
 
 
 COLUMNS = (
@@ -116,108 +123,83 @@ COLUMNS = (
 ABSENT = "–"  # noqa: RUF001
 
 
-def lines(entries: Sequence[ComparisonRow]) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Texts of the columns, and the footnotes they count, numbered as they first appear."""
+def cells(rows: Sequence[ComparisonRow]) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Return the texts of COLUMNS for every row, and the footnotes, numbered in order of appearance."""
     footnotes: list[str] = []
     table = []
-    for entry in entries:
-        marks = []
-        for note in notes(entry):
-            if note not in footnotes:
-                footnotes.append(note)
-            marks.append(footnotes.index(note) + 1)
-        table.append(
-            (entry.data, entry.system, *_ours(entry), *_theirs(entry.published), " ".join(map(str, sorted(marks))))
-        )
+    for row in rows:
+        own = notes(row)
+        footnotes += [note for note in dict.fromkeys(own) if note not in footnotes]
+        marks = " ".join(str(number) for number in sorted(footnotes.index(note) + 1 for note in own))
+        table.append((row.data, row.system, *_our_cells(row), *_paper_cells(row.published), marks))
     return table, footnotes
 
 
-def _ours(entry: ComparisonRow) -> tuple[str, ...]:
-    row = entry.row
-    if row is None:
-        missing = f"{entry.missing} of {entry.cells} cells missing" if entry.cells else ABSENT
-        return (entry.encoder or ABSENT, ABSENT, missing, *[ABSENT] * 4)
-    interval = lambda value, bounds: f"{100 * value:.1f} [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"  # noqa: E731
-    return (
-        entry.encoder,
-        scoring(row.protocol),
-        interval(row.top1, row.top1_interval),
-        interval(row.top5, row.top5_interval),
-        f"{100 * row.map:.1f}",
-        f"{row.median_rank:g}",
-        f"{row.subjects} x {row.seeds}",
-    )
+def _our_cells(row: ComparisonRow) -> tuple[str, ...]:
+    result = row.result
+    if result is None:
+        missing = f"{row.missing} of {row.cells} cells missing" if row.cells else ABSENT
+        return (row.encoder or ABSENT, ABSENT, missing, *[ABSENT] * 4)
+    return row.encoder, scoring(result.protocol), *score_cells(result), f"{result.subjects} x {result.seeds}"
 
 
-def _theirs(published: PaperResult | None) -> tuple[str, ...]:
-    if published is None:
+def _paper_cells(paper: PaperResult | None) -> tuple[str, ...]:
+    if paper is None:
         return (ABSENT,) * 3
-    return (f"{published.method} {published.year}", f"{published.top1:.1f}", f"{published.top5:.1f}")
+    return f"{paper.method} {paper.year}", f"{paper.top1:.1f}", f"{paper.top5:.1f}"
 
 
-def caption(title: str, entries: Sequence[ComparisonRow]) -> str:
-    """What holds for the whole table."""
-    galleries = sorted({entry.row.protocol.gallery for entry in entries if entry.row})
+def caption(title: str, rows: Sequence[ComparisonRow]) -> str:
+    """Return the title and the conditions that all rows share."""
+    galleries = sorted({row.result.protocol.gallery for row in rows if row.result})
     ways = ", ".join(f"{size}-way retrieval (chance {100 / size:.3g} %)" for size in galleries) or "retrieval"
     ours = "ours: mean over subjects and seeds with 95 % crossed bootstrap interval"
     return f"{title or 'Grid'}. {ways}; {ours}; published: as printed by its authors, mean over subjects"
 
 
-def to_markdown(title: str, entries: Sequence[ComparisonRow]) -> str:
-    """The table, its caption and footnotes."""
-    table, footnotes = lines(entries)
-    return "\n".join(
-        [
-            markdown_table(COLUMNS, table),
-            "",
-            f"{caption(title, entries)}.",
-            "",
-            *(f"{number}. {note}" for number, note in enumerate(footnotes, start=1)),
-            "",
-        ]
-    )
+def to_markdown(title: str, rows: Sequence[ComparisonRow]) -> str:
+    """Return the table with its caption and footnotes as Markdown."""
+    table, footnotes = cells(rows)
+    numbered = "".join(f"{number}. {note}\n" for number, note in enumerate(footnotes, start=1))
+    return f"{markdown_table(COLUMNS, table)}\n\n{caption(title, rows)}.\n\n{numbered}"
 
 
-def markdown_table(columns: Sequence[str], table: Iterable[Sequence[str]]) -> str:
-    """Rows of text; a bar in one of them does not end its cell."""
-    shown = [columns, ["---"] * len(columns), *table]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in shown)
-
-
-def to_csv(entries: Sequence[ComparisonRow]) -> str:
-    """One record a line, accuracies in percent, footnotes spelt out; absent values are empty."""
+def to_csv(rows: Sequence[ComparisonRow]) -> str:
+    """Return one record per row: accuracies in percent, footnotes in full, absent values empty."""
     file = io.StringIO()
-    fields = [
-        "data", "modality", "setting", "system", "method", "brain_encoder", "image_encoder", "selection", "information", "gate",
-        "gallery", "channels", "repetitions", "subjects", "seeds", "top1", "top1_low", "top1_high", "top5", "top5_low", "top5_high",
-        "map", "median_rank", "published_method", "published_year", "published_top1", "published_top5", "published_selection", "notes",
-    ]  # fmt: skip
-    writer = csv.DictWriter(file, fields, lineterminator="\n")
+    records = [_record(row) for row in rows]
+    writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
     writer.writeheader()
-    for entry in entries:
-        record: dict[str, object] = {"modality": entry.modality, "setting": entry.setting, "system": entry.system}
-        record["brain_encoder"] = entry.encoder
-        if row := entry.row:
-            protocol = row.protocol
-            record |= {
-                name: getattr(protocol, name)
-                for name in ("selection", "information", "gallery", "channels", "repetitions")
-            }
-            record |= {
-                "data": protocol.dataset,
-                "method": row.method,
-                "image_encoder": protocol.encoder,
-                "gate": scoring(protocol),
-            }
-            record |= {"subjects": row.subjects, "seeds": row.seeds, "median_rank": row.median_rank}
-            values = (row.top1, *row.top1_interval, row.top5, *row.top5_interval, row.map)
-            record |= {name: round(100 * value, 4) for name, value in zip(fields[15:22], values)}
-        if theirs := entry.published:
-            record |= {
-                f"published_{name}": getattr(theirs, name) for name in ("method", "year", "top1", "top5", "selection")
-            }
-        writer.writerow(record | {"notes": "; ".join(notes(entry))})
+    writer.writerows(records)
     return file.getvalue()
+
+
+def _record(row: ComparisonRow) -> dict[str, object]:
+    result, paper = row.result, row.published
+    protocol = result.protocol if result else None
+    conditions = {name: getattr(protocol, name, None) for name in ("selection", "information")}
+    sizes = {name: getattr(protocol, name, None) for name in ("gallery", "channels", "repetitions")}
+    values = (result.top1, *result.top1_interval, result.top5, *result.top5_interval, result.map) if result else ()
+    names = ("top1", "top1_low", "top1_high", "top5", "top5_low", "top5_high", "map")
+    percents: dict[str, object] = {name: round(100 * value, 4) for name, value in zip(names, values)}
+    return {
+        "data": getattr(protocol, "dataset", None),
+        "modality": row.modality,
+        "setting": row.setting,
+        "system": row.system,
+        "method": getattr(result, "method", None),
+        "brain_encoder": row.encoder,
+        "image_encoder": getattr(protocol, "encoder", None),
+        **conditions,
+        "gate": scoring(protocol) if protocol else None,
+        **sizes,
+        "subjects": getattr(result, "subjects", None),
+        "seeds": getattr(result, "seeds", None),
+        **(percents or dict.fromkeys(names)),
+        "median_rank": getattr(result, "median_rank", None),
+        **{f"published_{key}": getattr(paper, key, None) for key in ("method", "year", "top1", "top5", "selection")},
+        "notes": "; ".join(notes(row)),
+    }
 
 
 _LATEX = {
@@ -227,65 +209,47 @@ _LATEX = {
 
 
 def escape(text: str) -> str:
-    """Text that LaTeX prints as it is."""
+    """Escape text for LaTeX."""
     return "".join(_LATEX.get(character, character) for character in text)
 
 
-def to_latex(title: str, entries: Sequence[ComparisonRow]) -> str:
-    """A table for the package booktabs; a rule parts the data."""
-    table, footnotes = lines(entries)
-    line = lambda cells: " & ".join(map(escape, cells)) + r" \\"  # noqa: E731
+def to_latex(title: str, rows: Sequence[ComparisonRow]) -> str:
+    """Return a table for the package booktabs, with a rule between data sets and settings."""
+    table, footnotes = cells(rows)
+    line = lambda texts: " & ".join(map(escape, texts)) + r" \\"  # noqa: E731
     body = []
-    for before, cells in zip([None, *table], table):
-        body += [r"\midrule"] if before is None or before[0] != cells[0] else []
-        body.append(line(cells))
-    under = [rf"\textsuperscript{{{number}}} {escape(note)}.\\" for number, note in enumerate(footnotes, start=1)]
-    return "\n".join(
-        [
-            "% needs \\usepackage{booktabs}",
-            r"\begin{table*}",
-            r"\centering\scriptsize",
-            rf"\caption{{{escape(caption(title, entries))}.}}",
-            rf"\begin{{tabular}}{{{'l' * 4 + 'r' * 5 + 'lrrl'}}}",
-            r"\toprule",
-            line(COLUMNS),
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-            r"\raggedright",
-            *under,
-            r"\end{table*}",
-            "",
-        ]
-    )
+    for before, texts in zip([None, *table], table):
+        body += [r"\midrule"] if before is None or before[0] != texts[0] else []
+        body.append(line(texts))
+    numbered = [rf"\textsuperscript{{{number}}} {escape(note)}.\\" for number, note in enumerate(footnotes, start=1)]
+    head = ["% needs \\usepackage{booktabs}", r"\begin{table*}", r"\centering\scriptsize"]
+    head += [rf"\caption{{{escape(caption(title, rows))}.}}", rf"\begin{{tabular}}{{{'l' * 4 + 'r' * 5 + 'lrrl'}}}"]
+    foot = [r"\bottomrule", r"\end{tabular}", "", r"\raggedright", *numbered, r"\end{table*}", ""]
+    return "\n".join([*head, r"\toprule", line(COLUMNS), *body, *foot])
 
 
-def to_rich(title: str, entries: Sequence[ComparisonRow]) -> Table:
-    """For the terminal, 80 columns wide; the files have the rest."""
-    shown = Table(caption=caption(title, entries), caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("data", "system", "Top-1 %", "Top-5 %", "published\nTop-1, Top-5"):
-        shown.add_column(column, justify="left" if column in ("data", "system") else "right", overflow="fold")
-    table, _ = lines(entries)
-    for (data, system, _, gate, top1, top5, *_), entry in zip(table, entries):
-        theirs = entry.published
-        beside = f"{theirs.top1:.1f}, {theirs.top5:.1f}" if theirs else ABSENT
+def to_rich(title: str, rows: Sequence[ComparisonRow]) -> Table:
+    """Return a table for a terminal of 80 columns, without the columns that do not fit."""
+    columns = ("data", "system", "Top-1 %", "Top-5 %", "published\nTop-1, Top-5")
+    shown = rich_table(columns, ("data", "system"), caption(title, rows), overflow="fold")
+    for (data, system, _, gate, top1, top5, *_), row in zip(cells(rows)[0], rows):
+        paper = f"{row.published.top1:.1f}, {row.published.top5:.1f}" if row.published else ABSENT
         name = system if gate in ("none", ABSENT) else f"{system}, gate {gate}"
-        shown.add_row(data, name, *(text.replace(" [", "\n[") for text in (top1, top5)), beside)
+        shown.add_row(data, name, *(text.replace(" [", "\n[") for text in (top1, top5)), paper)
     return shown
 
 
 def subject_rows(results: Sequence[RunResult]) -> dict[str, tuple[float, float]]:
-    """Top-1 and Top-5 accuracy of every subject, mean over seeds and images, from results with their ranks."""
+    """Return Top-1 and Top-5 accuracy of every subject, mean over seeds and images."""
     ranks: dict[str, list] = {}
     for result in results:
         ranks.setdefault(result.subject, []).append(result.ranks)
-    share = lambda name, k: float((np.array(ranks[name]) <= k).mean())  # noqa: E731
-    return {name: (share(name, 1), share(name, 5)) for name in sorted(ranks)}
+    accuracy = lambda name, k: float((np.array(ranks[name]) <= k).mean())  # noqa: E731
+    return {name: (accuracy(name, 1), accuracy(name, 5)) for name in sorted(ranks)}
 
 
 def mean_statistics(results: Sequence[RunResult]) -> dict:
-    """Statistics of cells, averaged over them; the spread of a curve is that over draws, averaged too."""
+    """Return the mean of the results' statistics; the spread of a curve, over draws, is averaged too."""
     return _mean([result.statistics for result in results])
 
 
@@ -298,9 +262,9 @@ def _mean(parts: Sequence) -> Any:
     return float(np.mean(parts)) if isinstance(first, float) else first
 
 
-def comparisons_text(found: list[Comparison] | str) -> str:
-    """Paired tests, as a table or as the sentence why there are none."""
-    if isinstance(found, str):
-        return f"Wilcoxon: {found}."
-    table = [(each.first, each.second, f"{100 * each.difference:+.1f}", f"{each.p:.2g}") for each in found]
-    return markdown_table(("first", "second", "difference of Top-1, points", "p (Wilcoxon, Holm)"), table)
+def comparisons_text(tests: list[Comparison] | str) -> str:
+    """Return paired tests as a table, or the reason why there are none."""
+    if isinstance(tests, str):
+        return f"Wilcoxon: {tests}."
+    rows = [(each.first, each.second, f"{100 * each.difference:+.1f}", f"{each.p:.2g}") for each in tests]
+    return markdown_table(("first", "second", "difference of Top-1, points", "p (Wilcoxon, Holm)"), rows)

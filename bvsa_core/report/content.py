@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -38,8 +37,8 @@ class ReportRow:
     @property
     def result(self) -> MethodResult:
         """The result of a row that has runs."""
-        assert self.comparison.row is not None
-        return self.comparison.row
+        assert self.comparison.result is not None
+        return self.comparison.result
 
 
 @dataclass(frozen=True)
@@ -122,15 +121,3 @@ def distinct(names: Sequence[Sequence[str]]) -> list[str]:
         differing = [part for i, part in enumerate(name) if i and len({other[i] for other in namesakes}) > 1]
         labels.append(", ".join([name[0], *filter(None, differing)]))
     return labels
-
-
-def flat(values: dict, before: str = "") -> dict[str, Any]:
-    """Flatten nested settings into one dict.
-
-    >>> flat({"epochs": 2, "encoder_options": {"dropout": 0.3}})
-    {'epochs': 2, 'encoder_options.dropout': 0.3}
-    """
-    result: dict[str, Any] = {}
-    for name, value in values.items():
-        result |= flat(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value}
-    return result

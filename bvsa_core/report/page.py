@@ -14,11 +14,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from bvsa_core.io.text_files import flatten
 from bvsa_core.report.comparison_table import ABSENT, caveats, notes
-from bvsa_core.report.content import BlurExample, Report, ReportRow, flat
+from bvsa_core.report.content import BlurExample, Report, ReportRow
 from bvsa_core.report.result_figures import report_figures, subject_bars
 from bvsa_core.report.style import to_svg
-from bvsa_core.report.tables import scoring
+from bvsa_core.report.tables import interval, scoring
 from bvsa_core.retrieval.scoring import Protocol
 
 SECTIONS = {
@@ -81,7 +82,7 @@ def results_table(rows: Sequence[ReportRow]) -> dict:
     footnotes: list[str] = []
     cells = []
     for row, own in zip(rows, tags):
-        comparison, result = row.comparison, row.comparison.row
+        comparison, result = row.comparison, row.comparison.result
         remarks = notes(comparison) if with_papers else list(caveats(result)) if result else []
         footnotes += [note for note in dict.fromkeys(remarks) if note not in footnotes]
         missing = f"{comparison.missing} of {comparison.cells} cells missing"
@@ -101,13 +102,13 @@ def results_table(rows: Sequence[ReportRow]) -> dict:
                 "notes": sorted({footnotes.index(note) + 1 for note in remarks}),
             }
         )
-    chance = _chance([row.comparison.row.protocol for row in rows if row.comparison.row])
+    chance = _chance([row.comparison.result.protocol for row in rows if row.comparison.result])
     return {"rows": cells, "shared": shared, "footnotes": footnotes, "with_papers": with_papers, "chance": chance}
 
 
 def _tags(row: ReportRow) -> dict[str, str]:
     """Return the tags of a row by name; none without a result."""
-    if row.comparison.row is None:
+    if row.comparison.result is None:
         return {}
     known = row.result.protocol.to_json()
     tags = {name: text.format(known[name]) for name, text in _TAGS.items() if name in known}
@@ -133,7 +134,7 @@ def _chance(protocols: Sequence[Protocol]) -> str:
 
 def _figures(row: ReportRow) -> dict:
     result = row.result
-    percent = lambda value, bounds: (f"{100 * value:.1f}", f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}")  # noqa: E731
+    percent = lambda value, bounds: (interval(value, bounds, "{}"), interval(value, bounds, "{1} to {2}"))  # noqa: E731
     return {
         "top1": percent(result.top1, result.top1_interval),
         "top5": percent(result.top5, result.top5_interval),
@@ -183,7 +184,7 @@ def _retrieval_data(report: Report) -> dict:
 
 def _settings(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
     """Return the settings that all trainings share, then those of each training that differ."""
-    trainings = {label: flat(runs[0].settings) for label, runs in report.trainings().items()}
+    trainings = {label: flatten(runs[0].settings) for label, runs in report.trainings().items()}
     for settings in trainings.values():
         for name in ("subject", "seed"):
             settings.pop(name, None)

@@ -1,9 +1,9 @@
-"""Results as tables: means with intervals, and the protocol of every number."""
+"""Results of methods as tables: means with intervals, and the protocol beside every number."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,10 +18,10 @@ from bvsa_core.retrieval.statistics import crossed_bootstrap
 
 @dataclass(frozen=True)
 class MethodResult:
-    """One line of a table: a method under one protocol, over subjects and seeds."""
+    """Scores of a method under one protocol, over subjects and seeds; accuracies are fractions."""
 
     method: str
-    top1: float  # fractions
+    top1: float
     top1_interval: tuple[float, float]
     top5: float
     top5_interval: tuple[float, float]
@@ -30,7 +30,7 @@ class MethodResult:
     subjects: int
     seeds: int
     protocol: Protocol
-    note: str = ""  # what a reader of the figures has to know of the method
+    note: str = ""  # on the method, for readers of its scores
 
 
 def method_results(results: Sequence[RunResult]) -> list[MethodResult]:
@@ -38,17 +38,17 @@ def method_results(results: Sequence[RunResult]) -> list[MethodResult]:
     groups: dict[tuple, list[RunResult]] = {}
     for result in results:
         groups.setdefault((result.method, result.preset, result.protocol), []).append(result)
-    return [_row(group) for group in groups.values()]
+    return [_join(group) for group in groups.values()]
 
 
-def _row(group: list[RunResult]) -> MethodResult:
-    subjects = sorted({result.subject for result in group})
-    seeds = sorted({result.seed for result in group})
+def _join(group: list[RunResult]) -> MethodResult:
+    first = group[0]
+    subjects, seeds = sorted({result.subject for result in group}), sorted({result.seed for result in group})
     by_cell = {(result.subject, result.seed): result.ranks for result in group}
     ranks = np.array([[by_cell[subject, seed] for seed in seeds] for subject in subjects])  # (subjects, seeds, images)
     scores = score(torch.from_numpy(ranks.ravel()))
     return MethodResult(
-        method=f"{group[0].method} ({group[0].preset})",
+        method=f"{first.method} ({first.preset})",
         top1=scores.top1,
         top1_interval=crossed_bootstrap(ranks <= 1),
         top5=scores.top5,
@@ -57,83 +57,92 @@ def _row(group: list[RunResult]) -> MethodResult:
         median_rank=scores.median_rank,
         subjects=len(subjects),
         seeds=len(seeds),
-        protocol=group[0].protocol,
-        note=group[0].note,
+        protocol=first.protocol,
+        note=first.note,
     )
 
 
 COLUMNS = ("method", "Top-1 %", "Top-5 %", "mAP %", "median rank", "selection", "information", "gate")
 
 
-def cells(row: MethodResult) -> tuple[str, ...]:
-    """A row as the text of its columns."""
-    interval = lambda value, bounds: f"{100 * value:.1f} [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"  # noqa: E731
-    return (
-        f"{row.method}, {row.note}" if row.note else row.method,
-        interval(row.top1, row.top1_interval),
-        interval(row.top5, row.top5_interval),
-        f"{100 * row.map:.1f}",
-        f"{row.median_rank:g}",
-        row.protocol.selection,
-        row.protocol.information,
-        scoring(row.protocol),
-    )
+def interval(value: float, bounds: tuple[float, float], form: str = "{} [{}, {}]") -> str:
+    """Format an accuracy and its bounds in percent."""
+    return form.format(*(f"{100 * each:.1f}" for each in (value, *bounds)))
+
+
+def score_cells(result: MethodResult) -> tuple[str, str, str, str]:
+    """Return Top-1, Top-5, mAP and median rank as text."""
+    top1, top5 = interval(result.top1, result.top1_interval), interval(result.top5, result.top5_interval)
+    return top1, top5, f"{100 * result.map:.1f}", f"{result.median_rank:g}"
+
+
+def cells(result: MethodResult) -> tuple[str, ...]:
+    """Return the texts of COLUMNS."""
+    name, protocol = f"{result.method}, {result.note}" if result.note else result.method, result.protocol
+    return (name, *score_cells(result), protocol.selection, protocol.information, scoring(protocol))
 
 
 def scoring(protocol: Protocol) -> str:
-    """The gate, and whatever else made scores of embeddings."""
+    """Return the gate and whatever else turned embeddings into scores, as text."""
     rescoring = f" + {protocol.rescoring}" if protocol.rescoring else ""
     return f"{protocol.gate}{rescoring}{', texts shuffled' if protocol.texts == 'shuffled' else ''}"
 
 
 def caption(table: Sequence[MethodResult]) -> str:
-    """What holds for all rows: data, gallery, channels, repetitions, encoder, subjects and seeds."""
-    first = table[0]
-    protocol = first.protocol
-    chance = 100 / protocol.gallery
+    """Return the conditions that all rows share."""
+    first, protocol = table[0], table[0].protocol
     return (
-        f"{protocol.dataset} data, {protocol.gallery}-way retrieval (chance {chance:g} %), "
+        f"{protocol.dataset} data, {protocol.gallery}-way retrieval (chance {100 / protocol.gallery:g} %), "
         f"{protocol.channels} channels, {protocol.repetitions} repetitions averaged, images by {protocol.encoder}; "
         f"{first.subjects} subject(s) x {first.seeds} seed(s), 95 % crossed bootstrap intervals"
     )
 
 
+def rich_table(columns: Sequence[str], left: Sequence[str], caption: str | None = None, **options) -> Table:
+    """Return an empty table for the terminal; columns not in `left` are aligned to the right."""
+    table = Table(caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right", **options)
+    return table
+
+
 def to_rich(table: Sequence[MethodResult]) -> Table:
-    """For the terminal, 80 columns wide: every row in two lines or more, its protocol in the last column."""
-    shown = Table(caption=caption(table), caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("method", "Top-1 %", "Top-5 %", "mAP %", "median\nrank", "protocol"):
-        shown.add_column(column, justify="left" if column in ("method", "protocol") else "right", no_wrap=True)
-    for row in table:
-        _, top1, top5, mean_precision, rank, selection, information, gate = cells(row)
-        in_two_lines = [text.replace(" ", "\n", 1) for text in (row.method, top1, top5)]
-        made_by = f"gate {gate}".replace(" + ", "\n+ ").replace(", ", "\n")
-        protocol = [*textwrap.wrap(f"{selection}, {information}", 17, break_on_hyphens=False), made_by]
-        shown.add_row(*in_two_lines, mean_precision, rank, "\n".join([*protocol, *([row.note] if row.note else [])]))
+    """Return a table for a terminal of 80 columns: two or more lines per row, the protocol in the last column."""
+    columns = ("method", "Top-1 %", "Top-5 %", "mAP %", "median\nrank", "protocol")
+    shown = rich_table(columns, ("method", "protocol"), caption(table), no_wrap=True)
+    for result in table:
+        _, top1, top5, mean_precision, rank, selection, information, gate = cells(result)
+        in_two_lines = [text.replace(" ", "\n", 1) for text in (result.method, top1, top5)]
+        protocol = textwrap.wrap(f"{selection}, {information}", 17, break_on_hyphens=False)
+        protocol.append(f"gate {gate}".replace(" + ", "\n+ ").replace(", ", "\n"))
+        shown.add_row(*in_two_lines, mean_precision, rank, "\n".join([*protocol, *filter(None, [result.note])]))
     return shown
 
 
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return rows of text as Markdown; vertical bars in a cell are escaped."""
+    shown = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in shown)
+
+
 def to_markdown(table: Sequence[MethodResult]) -> str:
-    """For a file."""
-    lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
-    lines += [f"| {' | '.join(cells(row))} |" for row in table]
-    return "\n".join([*lines, "", f"{caption(table)}.", ""])
+    """Return the table as Markdown, with its caption."""
+    return f"{markdown_table(COLUMNS, map(cells, table))}\n\n{caption(table)}.\n"
 
 
 def statistics_lines(statistics: dict) -> list[str]:
-    """What `retrieval.statistics` and curves over repetitions found, in words; accuracies in percent."""
+    """Describe `RunResult.statistics` in sentences; accuracies are in percent."""
     both = lambda part: f"{100 * part['top1']:.1f} / {100 * part['top5']:.1f}"  # noqa: E731
     lines = []
     if hubs := statistics.get("hubness"):
+        skewness, k = f"skewness {hubs['skewness']:.2f}", hubs["k"]
         never = f"{100 * hubs['never_retrieved']:.1f} % of images never"
-        lines.append(
-            f"hubness: skewness {hubs['skewness']:.2f} of the {hubs['k']}-occurrence, {never} among the {hubs['k']} best"
-        )
+        lines.append(f"hubness: {skewness} of the {k}-occurrence, {never} among the {k} best")
     if galleries := statistics.get("galleries"):
-        told = ", ".join(f"{part['size']}: {both(part)}" for part in galleries)
-        lines.append(f"Top-1 / Top-5 % expected in random galleries of size {told}")
+        sizes = ", ".join(f"{part['size']}: {both(part)}" for part in galleries)
+        lines.append(f"Top-1 / Top-5 % expected in random galleries of size {sizes}")
     if curve := statistics.get("repetitions"):
-        told = ", ".join(f"{point['averaged']}: {both(point)}" for point in curve)
-        lines.append(
-            f"Top-1 / Top-5 % by test repetitions averaged, mean of {max(p['resamples'] for p in curve)} draws: {told}"
-        )
+        points = ", ".join(f"{point['averaged']}: {both(point)}" for point in curve)
+        draws = max(point["resamples"] for point in curve)
+        lines.append(f"Top-1 / Top-5 % by test repetitions averaged, mean of {draws} draws: {points}")
     return lines

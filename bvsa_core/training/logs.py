@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bvsa_core.errors import UserError
+from bvsa_core.io.text_files import flatten
 
 Log = Callable[[dict], None]
 
@@ -39,7 +40,7 @@ def _tensorboard(folder: Path) -> Iterator[Log]:
     log = TensorBoardLogger(folder, name="tensorboard", version="")
 
     def tell(metrics: dict) -> None:
-        log.log_metrics(flat(metrics), metrics["epoch"])
+        log.log_metrics(_numbers(metrics), metrics["epoch"])
         log.save()
 
     try:
@@ -57,18 +58,12 @@ def _wandb(folder: Path) -> Iterator[Log]:
         return wandb.init(project="bvsa", name=folder.resolve().name, dir=folder, mode="offline" if keyless else None)
 
     try:
-        yield lambda metrics: run().log(flat(metrics), step=metrics["epoch"])
+        yield lambda metrics: run().log(_numbers(metrics), step=metrics["epoch"])
     finally:
         if run.cache_info().currsize:
             run().finish()
 
 
-def flat(metrics: dict) -> dict[str, float]:
-    """Numbers by name; those of a part are called part/name."""
-    found: dict[str, float] = {}
-    for name, value in metrics.items():
-        if isinstance(value, dict):
-            found |= {f"{name}/{inner}": number for inner, number in flat(value).items()}
-        elif name != "epoch":
-            found[name] = value
-    return found
+def _numbers(metrics: dict) -> dict[str, float]:
+    """Return metrics by name, without the epoch; nested ones are called part/name."""
+    return flatten({name: value for name, value in metrics.items() if name != "epoch"}, "/")

@@ -299,7 +299,7 @@ def test_between_subjects_needs_two(small_data, tmp_path):
     shutil.rmtree(alone / "Preprocessed_data_250Hz_whiten" / "sub-02")
     found, left_out = cells(grid, systems, {"eeg": alone}, {})
     assert {cell.config.setting for cell in found} == {"intra"} and "inter-subject is left out" in left_out[0]
-    assert all(row.entry.row is None for row in results.comparison_rows(found, tmp_path, list_others=False))
+    assert all(row.comparison.result is None for row in results.comparison_rows(found, tmp_path, list_others=False))
 
 
 def test_the_four_settings_stand_under_each_other(small_data, tmp_path, succeed):

@@ -13,8 +13,8 @@ from bvsa_core.errors import UserError
 from bvsa_core.experiments import paper_results
 from bvsa_core.report.comparison_table import (
     ComparisonRow,
+    cells,
     escape,
-    lines,
     mean_statistics,
     notes,
     subject_rows,
@@ -35,7 +35,7 @@ def entry(system: str = "nice", note: str = "", beside=PUBLISHED, setting: str =
 
 def test_notes_name_what_differs_and_nothing_else():
     usual = ComparisonRow(
-        "eeg", "intra", "ubp", "eeg_project", entry().row, published=paper_results.find("UBP", "eeg", "intra")
+        "eeg", "intra", "ubp", "eeg_project", entry().result, published=paper_results.find("UBP", "eeg", "intra")
     )
     assert notes(usual) == [] and notes(entry(beside=None)) == []
     assert notes(entry(selection="validation")) == [
@@ -60,13 +60,13 @@ def test_notes_name_what_differs_and_nothing_else():
         "ours: 63 channels; usual are 17", "ours: 40 test repetitions averaged; usual are 80"
     ]  # fmt: skip
     gated = ComparisonRow(
-        "eeg", "intra", "bvsa", "eeg_project", entry().row, published=paper_results.find("BVSA", "eeg", "intra")
+        "eeg", "intra", "bvsa", "eeg_project", entry().result, published=paper_results.find("BVSA", "eeg", "intra")
     )
     assert "information: ours inductive, published uses labels" in notes(gated)
 
 
 def test_footnotes_are_counted_as_they_appear():
-    table, footnotes = lines([entry(), entry(channels=63), entry()])
+    table, footnotes = cells([entry(), entry(channels=63), entry()])
     assert [row[-1] for row in table] == ["1 2 3", "1 2 3 4", "1 2 3"] and len(footnotes) == len(set(footnotes)) == 4
 
 
