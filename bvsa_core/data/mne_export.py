@@ -24,12 +24,10 @@ def to_mne(
 ) -> mne.EpochsArray:
     """Return one split of one subject as MNE epochs: every repetition of every condition, as float64.
 
-    Event code c is condition c - 1, and the tags "concept/image" select by either: epochs["aardvark"]. The second column
-    of the events is the session, or 0 if it is unknown. EEG channels have the positions of MNE's montage easycap-M1 (the
-    10-10 system), if it has their names; MEG channels are magnetometers without positions.
-
-    MNE expects volts and tesla. Whitened recordings have no unit: their values are not scaled, and
-    epochs.info["description"] says so.
+    Event code c is condition c - 1, and the tags "concept/image" select by either: epochs["aardvark"]. The second
+    column of the events is the session, or 0 if it is unknown. EEG channels have the positions of MNE's montage
+    easycap-M1 (the 10-10 system), if it has their names; MEG channels are magnetometers without positions. MNE expects
+    volts and tesla; whitened recordings have no unit and are not scaled, as epochs.info["description"] says.
 
     Args:
         dataset: the data set, or its folder.

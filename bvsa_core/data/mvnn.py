@@ -66,7 +66,7 @@ def _sum_of_covariances(items: np.ndarray) -> np.ndarray:
 
 
 def _shrinkage(items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return Ledoit and Wolf's shrinkage and the mean variance, both (items,), of centred (items, channels, samples)."""
+    """Return Ledoit and Wolf's shrinkage and mean variance, both (items,), of centred (items, channels, samples)."""
     _, channels, samples = items.shape
     power = np.square(items).sum(1)
     mu = power.sum(-1) / samples / channels

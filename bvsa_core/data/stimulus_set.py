@@ -4,10 +4,10 @@
     STORE/Image_set_Resize/test_images/00001_aircraft_carrier/aircraft_carrier_06s.jpg
     STORE/Image_set_Resize/images.json        size, checksum, concept and THINGS name of every image
 
-Images are resized to a square as `read_images` and UBP do it (bilinear with antialiasing), so that encoders see the same
-up to JPEG coding: quality 95 without chroma subsampling here, Pillow's 75 with it in UBP. Images that have the size
-already are copied byte for byte. Grey images become RGB. A file gets the modification time of its source, from which an
-interrupted run knows what is done.
+Images are resized to a square as in `read_images` and UBP (bilinear with antialiasing), so that encoders see the same up
+to JPEG coding: quality 95 without chroma subsampling here, Pillow's 75 with it in UBP. Images that have the size already
+are copied byte for byte. Grey images become RGB. A file gets the modification time of its source, from which a run that
+was interrupted knows what is done.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def import_images(
     """Check, resize and index the images that the recordings in `store` name, or all images if there are no recordings.
 
     Args:
-        source: folder or zip file of the stimuli: training_images and test_images, as folders or zip files, or the concept
-            folders of THINGS itself, in which images are looked up by file name.
+        source: folder or zip file of the stimuli: training_images and test_images, as folders or zip files, or the
+            concept folders of THINGS itself, in which images are looked up by file name.
         store: folder of the recordings.
         size: width and height in pixels; 0 keeps the files as they are.
         quality: of the JPEG files, 1 to 100.
@@ -223,10 +223,8 @@ def _match(
         else:
             report.problems.append(f"{name}: missing in {source}; fetch it")
     if not chosen:
-        text = (
-            f"none of the {len(required)} images that recordings in {store} show, as {required[0]}; give their folder"
-        )
-        raise UserError(f"{source}: {text}")
+        needed = f"the {len(required)} images that recordings in {store} show, as {required[0]}"
+        raise UserError(f"{source}: none of {needed}; give their folder")
     if spare := len(images) - len({id(image) for image in chosen.values()}):
         report.found.append(f"{source}: {spare} more images, which no recording names, left alone")
     return chosen

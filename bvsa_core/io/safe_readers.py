@@ -1,6 +1,6 @@
 """Read arrays and tensors from .pt, .npy, .npz and .safetensors files, without running anything in them.
 
-A .pt file is a zip archive around a pickle, and the .npy files of THINGS-EEG2 hold pickled dicts; `safe_pickle` reads both.
+A .pt file is a zip archive around a pickle, and .npy files of THINGS-EEG2 hold pickled dicts; `safe_pickle` reads both.
 """
 
 from __future__ import annotations

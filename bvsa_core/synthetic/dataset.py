@@ -1,15 +1,16 @@
-"""The embedded default: images and recordings made on the machine, in the layout that UBP and BVSA publish.
+"""Synthetic data set: images and recordings made on this machine, in the layout of UBP and BVSA.
 
-The forward model, and so what every number from this data set assumes: an eye fixates the centre of an image and sees
-it foveated and low-passed at three scales. At each scale, opponent colours and local contrast are pooled on a grid, with
-more weight near the fixation, and drive a population of saturating units through random weights. Every unit answers with
-a damped biphasic wave, coarse scales earlier than fine ones. A subject's channels mix the units, partly in a way all
-subjects share; a trial scales the response by a random gain and adds 1/f noise, correlated between channels, with an
-alpha rhythm. Nothing in it knows words, categories, or the encoders it is later compared with.
+Forward model, which every number from this data set assumes: an eye fixates the centre of an image and sees it
+foveated and low-passed at three scales. At each scale, opponent colours and local contrast are pooled on a grid, with
+more weight near the fixation, and drive saturating units through random weights. Every unit responds with a damped
+biphasic wave, coarse scales earlier than fine ones. A subject's channels mix the units, partly as in all subjects; a
+trial scales the response by a random gain and adds 1/f noise, correlated between channels, with an alpha rhythm. The
+model knows no words, no categories, and no encoder.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import scipy.fft
@@ -32,23 +33,21 @@ from bvsa_core.data.dataset import DESCRIPTION, IMAGE_FOLDERS, RECORDINGS_FOLDER
 from bvsa_core.distributed.processes import exit_with_parent
 from bvsa_core.errors import UserError, unknown_name
 from bvsa_core.io.atomic import clean_stale, is_temporary, lock, make_folder, remove_temporary, write_atomically
+from bvsa_core.io.text_files import read_json
 from bvsa_core.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from bvsa_core.synthetic.openmoji import Concept
 
 IMAGE_SIZE = 224  # pixels
-SCALES = (
-    (2.0, 2, 16),
-    (5.0, 4, 10),
-    (10.0, 8, 6),
-)  # (sigma in pixels, sampling in pixels, side of the grid), fine to coarse
-UNITS_OF_A_SCALE = 24
-LATENCIES = (0.17, 0.13, 0.09)  # seconds, of the scales
-FEW_IMAGES = 60  # are drawn before other processes would have started
-SHAPES = {"eeg": things_eeg, "meg": things_meg}  # whose sizes each modality has by default
-# Streams of random numbers, so that no part of the data depends on how much another one draws.
+SCALES = ((2.0, 2, 16), (5.0, 4, 10), (10.0, 8, 6))  # (sigma in pixels, stride in pixels, side of the grid)
+UNITS_PER_SCALE = 24
+LATENCIES = (0.17, 0.13, 0.09)  # seconds, one per scale
+MAX_SERIAL_IMAGES = 60  # more are rendered by several processes
+FACTS = {"eeg": things_eeg, "meg": things_meg}
+# Streams of random numbers, so that no part of the data depends on how many numbers another part draws.
 _IMAGES, _CORTEX, _SUBJECT, _TRIALS = range(4)
+_OF_MODALITY: Any = None  # replaced by the published data set's size
 
 
 @dataclass(frozen=True)
@@ -56,42 +55,36 @@ class SyntheticConfig:
     """How much of the synthetic data set to make, and how noisy."""
 
     modality: Literal["eeg", "meg"] = "eeg"
-    """Whose shape recordings have: 'eeg' that of THINGS-EEG, 'meg' that of THINGS-MEG."""
+    """Shape of the recordings: 'eeg' as in THINGS-EEG, 'meg' as in THINGS-MEG."""
     subjects: int = 2
     """Number of subjects; they differ in topography, latencies and noise."""
     train_concepts: int = 600
     """Concepts with training images."""
-    images_per_concept: int | None = None
-    """Training images of a concept; 10 of EEG and 12 of MEG where it is left out."""
-    train_repetitions: int | None = None
-    """Times a training image is shown; 4 in EEG and once in MEG where it is left out."""
+    images_per_concept: int = _OF_MODALITY
+    """Training images of a concept; default: 10 for EEG, 12 for MEG."""
+    train_repetitions: int = _OF_MODALITY
+    """Repetitions of a training image; default: 4 for EEG, 1 for MEG."""
     test_concepts: int = 200
     """Concepts of the test set, one image each, none of them a training concept."""
-    test_repetitions: int | None = None
-    """Times a test image is shown; 80 in EEG and 12 in MEG where it is left out."""
+    test_repetitions: int = _OF_MODALITY
+    """Repetitions of a test image; default: 80 for EEG, 12 for MEG."""
     channels: str = "standard"
-    """'standard' (17 occipital and parietal electrodes) or 'all' (63); of MEG both are its 271 sensors."""
-    samples: int | None = None
-    """Time points of an epoch from image onset; 250 at 250 Hz of EEG and 201 at 200 Hz of MEG where it is left out."""
+    """'standard' (17 occipital and parietal electrodes) or 'all' (63); for MEG both are all 271 sensors."""
+    samples: int = _OF_MODALITY
+    """Time points of an epoch from image onset; default: 250 at 250 Hz for EEG, 201 at 200 Hz for MEG."""
     signal_to_noise: float = 0.15
     """Ratio of the standard deviations of response and noise in a single trial."""
     seed: int = 0
-    """Everything random follows from it."""
+    """Seed of all random numbers."""
 
     def __post_init__(self) -> None:
-        if self.modality not in SHAPES:
-            raise UserError(unknown_name("modality", self.modality, SHAPES))
-        for name in ("images_per_concept", "train_repetitions", "test_repetitions", "samples"):
+        if self.modality not in FACTS:
+            raise UserError(unknown_name("modality", self.modality, FACTS))
+        sizes = ("images_per_concept", "train_repetitions", "test_repetitions")
+        for name in (*sizes, "samples"):
             if getattr(self, name) is None:
-                object.__setattr__(self, name, getattr(self.shape, name.upper()))
-        for name in (
-            "subjects",
-            "train_concepts",
-            "images_per_concept",
-            "train_repetitions",
-            "test_concepts",
-            "test_repetitions",
-        ):
+                object.__setattr__(self, name, getattr(self.facts, name.upper()))
+        for name in ("subjects", "train_concepts", "test_concepts", *sizes):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.samples < 50:
@@ -102,47 +95,43 @@ class SyntheticConfig:
             raise UserError(f"signal_to_noise is {self.signal_to_noise}; it must be positive")
 
     @property
-    def shape(self) -> ModuleType:
-        """Facts of the data set whose shape this one has."""
-        return SHAPES[self.modality]
+    def facts(self) -> ModuleType:
+        """Sizes and names of the published data set of the modality."""
+        return FACTS[self.modality]
 
     @property
     def channel_names(self) -> tuple[str, ...]:
-        return (
-            things_eeg.OCCIPITAL_CHANNELS
-            if (self.modality, self.channels) == ("eeg", "standard")
-            else self.shape.CHANNELS
-        )
+        """Names of the channels."""
+        occipital = (self.modality, self.channels) == ("eeg", "standard")
+        return things_eeg.OCCIPITAL_CHANNELS if occipital else self.facts.CHANNELS
 
 
 def make_dataset(root: str | Path, config: SyntheticConfig, progress: Progress = no_progress) -> None:
-    """Write the data set, or what of it is still missing, into a folder.
+    """Write the data set, or the missing parts of it, into a folder.
 
-    A folder appears under its final name only when it is complete; calling again with the same config continues.
+    Every subfolder appears under its final name only when it is complete; the same call again continues.
 
     Raises:
-        UserError: the folder holds something else, or not enough images can be named.
+        UserError: the folder holds something else, or there are not enough concepts.
     """
     root = Path(root)
     description = {"name": "synthetic", "modality": config.modality.upper(), "config": asdict(config)}
-    known = root / DESCRIPTION
-    if known.exists():
-        if json.loads(known.read_text()) != description:
-            raise UserError(
-                f"{root}: holds a synthetic data set made with other settings; choose another folder or delete it"
-            )
-    elif root.exists() and any(not is_temporary(path) for path in root.iterdir()):
+    path, remedy = root / DESCRIPTION, "choose another folder or delete it"
+    if path.exists():
+        if read_json(path, f"{root}: {remedy}") != description:
+            raise UserError(f"{root}: holds a synthetic data set made with other settings; {remedy}")
+    elif root.exists() and any(not is_temporary(child) for child in root.iterdir()):
         raise UserError(f"{root}: not empty and not a synthetic data set; choose another folder")
-    if not known.exists() or not (root / IMAGE_FOLDERS[0]).exists() or _missing(root, config):
+    if not path.exists() or not (root / IMAGE_FOLDERS[0]).exists() or _missing(root, config):
         plan = plan_images(config)
         with lock(root, activity="the making of data"):
-            write_atomically(known, (json.dumps(description, indent=2) + "\n").encode())
+            write_atomically(path, (json.dumps(description, indent=2) + "\n").encode())
             _make(root, plan, config, progress)
     else:
         clean_stale(root, activity="the making of data")
 
 
-def _make(root: Path, plan: dict[str, list[RenderedImage]], config: SyntheticConfig, progress: Progress) -> None:
+def _make(root: Path, plan: Plan, config: SyntheticConfig, progress: Progress) -> None:
     images = root / IMAGE_FOLDERS[0]
     make_folder(images, lambda folder: _write_images(folder, plan, config.seed, progress))
     missing = _missing(root, config)
@@ -158,7 +147,7 @@ def _make(root: Path, plan: dict[str, list[RenderedImage]], config: SyntheticCon
 
 
 def _missing(root: Path, config: SyntheticConfig) -> list[int]:
-    """Numbers of the subjects not made yet."""
+    """Numbers of the subjects that are not made yet."""
     return [number for number in range(1, config.subjects + 1) if not _subject_folder(root, number).exists()]
 
 
@@ -166,20 +155,22 @@ def _subject_folder(root: Path, number: int) -> Path:
     return root / RECORDINGS_FOLDER / f"sub-{number:02d}"
 
 
-# ---- images ----
-
-
 @dataclass(frozen=True)
-class RenderedImage:
+class ImageSpec:
+    """An image to be rendered."""
+
     path: str  # relative to the image folder
     concept: str
-    concept_number: int  # of its split
+    concept_number: int  # within the split
     drawing: int  # index into openmoji.concepts()
-    take: int  # which image of the concept
+    take: int  # number of the image within the concept
 
 
-def plan_images(config: SyntheticConfig) -> dict[str, list[RenderedImage]]:
-    """Which concepts are trained on and which are tested, and every image of them, by split."""
+Plan = dict[str, list[ImageSpec]]  # by split
+
+
+def plan_images(config: SyntheticConfig) -> Plan:
+    """Return the images of every split; each concept is in one split only."""
     try:
         from bvsa_core.synthetic import openmoji
 
@@ -187,33 +178,31 @@ def plan_images(config: SyntheticConfig) -> dict[str, list[RenderedImage]]:
     except ModuleNotFoundError as error:
         raise UserError(str(error)) from error
     if config.train_concepts + config.test_concepts > len(concepts):
-        raise UserError(
-            f"{config.train_concepts} training and {config.test_concepts} test concepts are asked for; there are {len(concepts)}"
-        )
+        requested = f"{config.train_concepts} training and {config.test_concepts} test concepts"
+        raise UserError(f"{requested} are requested; there are {len(concepts)}")
     order = np.random.default_rng([config.seed, _IMAGES]).permutation(len(concepts))
     test, train = np.split(order[: config.test_concepts + config.train_concepts], [config.test_concepts])
-    plan: dict[str, list[RenderedImage]] = {}
+    plan: Plan = {"train": [], "test": []}
     for split, chosen, takes in (("train", train, config.images_per_concept), ("test", test, 1)):
-        plan[split] = []
+        prefix, suffix = ("training", "b") if split == "train" else ("test", "s")
         by_name = sorted(chosen, key=lambda index: concepts[index].name)
         for number, index in enumerate(by_name):
             name = concepts[index].name
-            folder = f"{'training' if split == 'train' else 'test'}_images/{number + 1:05d}_{name}"
             for take in range(takes):
-                path = f"{folder}/{name}_{take + 1:02d}{'b' if split == 'train' else 's'}.jpg"
-                plan[split].append(RenderedImage(path, name, number, int(index), take))
+                path = f"{prefix}_images/{number + 1:05d}_{name}/{name}_{take + 1:02d}{suffix}.jpg"
+                plan[split].append(ImageSpec(path, name, number, int(index), take))
     return plan
 
 
-def _write_images(folder: Path, plan: dict[str, list[RenderedImage]], seed: int, progress: Progress) -> None:
+def _write_images(folder: Path, plan: Plan, seed: int, progress: Progress) -> None:
     from bvsa_core.synthetic import openmoji
 
     concepts = openmoji.concepts()
     jobs = [(folder, image, concepts[image.drawing], seed) for split in plan.values() for image in split]
-    jobs.sort(key=lambda job: job[1].drawing)  # a worker draws each concept once
+    jobs.sort(key=lambda job: job[1].drawing)  # so that a worker rasterises each drawing once
     for path in {folder / image.path for _, image, _, _ in jobs}:
         path.parent.mkdir(parents=True, exist_ok=True)
-    if len(jobs) <= FEW_IMAGES:
+    if len(jobs) <= MAX_SERIAL_IMAGES:
         for done, job in enumerate(jobs, start=1):
             _write_image(job)
             progress("images", done, len(jobs))
@@ -227,22 +216,19 @@ def _write_images(folder: Path, plan: dict[str, list[RenderedImage]], seed: int,
             raise
 
 
-def _write_image(job: tuple[Path, RenderedImage, Concept, int]) -> None:
+def _write_image(job: tuple[Path, ImageSpec, Concept, int]) -> None:
     from PIL import Image
 
     from bvsa_core.synthetic import openmoji
 
-    folder, rendered, concept, seed = job
-    rng = np.random.default_rng([seed, _IMAGES, rendered.drawing, rendered.take])
+    folder, spec, concept, seed = job
+    rng = np.random.default_rng([seed, _IMAGES, spec.drawing, spec.take])
     image = openmoji.render(concept, rng, IMAGE_SIZE)
-    Image.fromarray(image).save(folder / rendered.path, quality=95)
+    Image.fromarray(image).save(folder / spec.path, quality=95)
 
 
-# ---- from images to the drive of visual units ----
-
-
-def _drive_of_images(folder: Path, images: list[RenderedImage], seed: int, progress: Progress) -> np.ndarray:
-    """Unit activity before it is standardised, (images, units)."""
+def _drive_of_images(folder: Path, images: list[ImageSpec], seed: int, progress: Progress) -> np.ndarray:
+    """Return the input of the units (images, units), not standardised."""
     from PIL import Image
 
     weights = _cortex(seed)
@@ -256,93 +242,86 @@ def _drive_of_images(folder: Path, images: list[RenderedImage], seed: int, progr
 
 
 def _cortex(seed: int) -> list[Tensor]:
-    """Weights from pooled features to units, for each scale (features, UNITS_OF_A_SCALE); all subjects share them."""
+    """Return weights from pooled features to units, (features, UNITS_PER_SCALE) per scale; all subjects share them."""
     rng = np.random.default_rng([seed, _CORTEX])
     weights = []
     for _, _, grid in SCALES:
         centres = (np.arange(grid) + 0.5) / grid * 2 - 1
         eccentricity = np.hypot(centres[:, None], centres)
         magnification = np.tile(np.exp(-1.5 * eccentricity).ravel(), 4)  # three opponent colours and contrast
-        random = rng.standard_normal((4 * grid * grid, UNITS_OF_A_SCALE))
+        random = rng.standard_normal((4 * grid * grid, UNITS_PER_SCALE))
         weights.append(torch.from_numpy((random * magnification[:, None]).astype(np.float32)))
     return weights
 
 
 def visual_drive(images: Tensor, weights: list[Tensor]) -> np.ndarray:
-    """Input of every unit for uint8 images (B, 3, H, W), as (B, units)."""
+    """Return the input (B, units) of the units for uint8 images (B, 3, H, W)."""
     drives = []
-    for (sigma, sampling, grid), weight in zip(SCALES, weights):
-        seen = avg_pool2d(fovblur.foveated_blur(images, sigma, mean=0.5, std=0.25), sampling)
+    for (sigma, stride, grid), weight in zip(SCALES, weights):
+        seen = avg_pool2d(fovblur.foveated_blur(images, sigma, mean=0.5, std=0.25), stride)
         red, green, blue = seen.unbind(1)
         luminance = seen.mean(1)
-        contrast = (
-            luminance.diff(dim=1, append=luminance[:, -1:]).abs()
-            + luminance.diff(dim=2, append=luminance[:, :, -1:]).abs()
-        )
+        down = luminance.diff(dim=1, append=luminance[:, -1:])
+        across = luminance.diff(dim=2, append=luminance[:, :, -1:])
+        contrast = down.abs() + across.abs()
         opponents = torch.stack([luminance, red - green, blue - (red + green) / 2, contrast], dim=1)
         drives.append(adaptive_avg_pool2d(opponents, grid).flatten(1) @ weight)
     return torch.cat(drives, dim=1).numpy()
 
 
 def standardise_units(drive: dict[str, np.ndarray]) -> None:
-    """Saturating activity with mean 0 and unit drive over the training images, in place."""
+    """Standardise the input of every unit over the training images and saturate it, in place."""
     mean, std = drive["train"].mean(0), drive["train"].std(0)
     for split in drive:
         drive[split] = np.tanh((drive[split] - mean) / std)
 
 
-# ---- from units to recordings ----
-
-
 @dataclass(frozen=True)
 class Subject:
+    """Parameters of one subject's forward model."""
+
     channels: list[str]
     mixing: np.ndarray  # (units, channels)
-    waves: np.ndarray  # (units, samples), the response of a unit over time
+    waves: np.ndarray  # (units, samples) response of a unit over time
     sampling_rate: int  # Hz
     noise_mixing: np.ndarray  # (channels, channels)
-    alpha: float  # strength of the rhythm
-    response_scale: float  # brings a response to the wanted ratio to the noise, whose deviation is 1
+    alpha: float  # strength of the alpha rhythm
+    response_scale: float  # from responses to the signal-to-noise ratio, with noise of standard deviation 1
 
 
 def make_subject(number: int, drive: np.ndarray, config: SyntheticConfig) -> Subject:
-    """The head of one subject."""
+    """Draw the parameters of one subject; `drive` (conditions, units) sets the scale of the responses."""
     names = list(config.channel_names)
     shared = np.random.default_rng([config.seed, _SUBJECT])
     own = np.random.default_rng([config.seed, _SUBJECT, number])
-    units = UNITS_OF_A_SCALE * len(SCALES)
-    mixing = shared.standard_normal((units, len(names))) + own.standard_normal((units, len(names)))
-    latency = (
-        np.repeat(LATENCIES, UNITS_OF_A_SCALE)
-        + shared.normal(0, 0.012, units)
-        + own.normal(0, 0.01)
-        + own.normal(0, 0.005, units)
-    )
+    units, channels = UNITS_PER_SCALE * len(SCALES), len(names)
+    mixing = shared.standard_normal((units, channels)) + own.standard_normal((units, channels))
+    latency = np.repeat(LATENCIES, UNITS_PER_SCALE) + shared.normal(0, 0.012, units)
+    latency = latency + own.normal(0, 0.01) + own.normal(0, 0.005, units)
     width = shared.uniform(0.02, 0.04, units)
     rebound = shared.uniform(0.3, 0.9, units)
-    t = np.arange(config.samples) / config.shape.SAMPLING_RATE
+    t = np.arange(config.samples) / config.facts.SAMPLING_RATE
     first = np.exp(-0.5 * ((t - latency[:, None]) / width[:, None]) ** 2)
     second = np.exp(-0.5 * ((t - latency[:, None] - 4 * width[:, None]) / (2 * width[:, None])) ** 2)
     waves = first - rebound[:, None] * second
-    neighbours = np.exp(
-        -np.abs(np.subtract.outer(np.arange(len(names)), np.arange(len(names)))) / own.uniform(1.5, 3.0)
-    )
-    noise_mixing = np.linalg.cholesky(neighbours + 0.1 * np.eye(len(names)))
+    distance = np.abs(np.subtract.outer(np.arange(channels), np.arange(channels)))
+    neighbours = np.exp(-distance / own.uniform(1.5, 3.0))
+    noise_mixing = np.linalg.cholesky(neighbours + 0.1 * np.eye(channels))
     noise_mixing /= np.sqrt((noise_mixing**2).sum(1, keepdims=True))
     response = respond(drive[:200], mixing, waves)
     scale = config.signal_to_noise / response.std()
-    return Subject(names, mixing, waves, config.shape.SAMPLING_RATE, noise_mixing, own.uniform(0.3, 0.8), float(scale))
+    return Subject(names, mixing, waves, config.facts.SAMPLING_RATE, noise_mixing, own.uniform(0.3, 0.8), float(scale))
 
 
 def respond(drive: np.ndarray, mixing: np.ndarray, waves: np.ndarray) -> np.ndarray:
-    """Noise-free responses (conditions, channels, samples) to unit activity (conditions, units)."""
+    """Return noise-free responses (conditions, channels, samples) to unit activity (conditions, units)."""
     return np.einsum("nk,kc,kt->nct", drive, mixing, waves, optimize=True)
 
 
 def record(
     subject: Subject, drive: np.ndarray, repetitions: int, seeds: Iterator[np.random.SeedSequence]
 ) -> np.ndarray:
-    """Trials (conditions, repetitions, channels, samples) float16 of images with the given unit activity."""
+    """Return trials (conditions, repetitions, channels, samples) float16 for unit activity (conditions, units)."""
     channels, samples = len(subject.channels), subject.waves.shape[1]
     frequencies = scipy.fft.rfftfreq(samples, 1 / subject.sampling_rate)
     amplitude = 1 / np.sqrt(np.maximum(frequencies, 1.0))
@@ -357,26 +336,21 @@ def record(
         spectrum = rng.standard_normal((*shape, 2), dtype=np.float32).view(np.complex64)[..., 0] * amplitude
         noise = scipy.fft.irfft(spectrum, samples, overwrite_x=True)
         noise = np.matmul(subject.noise_mixing.astype(np.float32), noise)
-        gain = rng.lognormal(0.0, 0.3, (len(part), repetitions, 1, 1)).astype(np.float32) * np.float32(
-            subject.response_scale
-        )
+        gain = rng.lognormal(0.0, 0.3, (len(part), repetitions, 1, 1)).astype(np.float32)
+        gain *= np.float32(subject.response_scale)
         response = respond(part, subject.mixing, subject.waves).astype(np.float32)
         trials[start : start + step] = noise + gain * response[:, None]
     return trials
 
 
 def _write_subject(
-    folder: Path,
-    number: int,
-    drive: dict[str, np.ndarray],
-    plan: dict[str, list[RenderedImage]],
-    config: SyntheticConfig,
+    folder: Path, number: int, drive: dict[str, np.ndarray], plan: Plan, config: SyntheticConfig
 ) -> None:
     subject = make_subject(number, drive["train"], config)
-    for stream, (split, repetitions) in enumerate(
-        (("train", config.train_repetitions), ("test", config.test_repetitions))
-    ):
-        seeds = (np.random.SeedSequence([config.seed, _TRIALS, number, stream, chunk]) for chunk in range(2**31))
+    for stream, split in enumerate(("train", "test")):
+        repetitions = config.train_repetitions if split == "train" else config.test_repetitions
+        seed = (config.seed, _TRIALS, number, stream)
+        seeds = (np.random.SeedSequence([*seed, chunk]) for chunk in itertools.count())
         recordings = Recordings(
             data=record(subject, drive[split], repetitions, seeds),
             images=[image.path for image in plan[split]],
@@ -385,7 +359,6 @@ def _write_subject(
             times=np.arange(config.samples) / subject.sampling_rate,
         )
         labels = np.array([image.concept_number for image in plan[split]])
-        sessions = np.tile(np.arange(repetitions) * min(4, repetitions) // repetitions, (len(labels), 1)).astype(
-            np.float64
-        )
+        session_of_repetition = np.arange(repetitions) * min(4, repetitions) // repetitions
+        sessions = np.tile(session_of_repetition, (len(labels), 1)).astype(np.float64)
         write_recordings(folder / f"{split}.pt", recordings, labels, sessions)

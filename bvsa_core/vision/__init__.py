@@ -1,1 +1,1 @@
-"""Images and texts to features: encoders, views and the feature bank."""
+"""Features of images and texts: encoders, views and the feature bank."""

@@ -1,4 +1,4 @@
-"""Features in a safetensors file whose header says what they are, for which bank, and the SHA-256 of their bytes."""
+"""Features in a safetensors file; its header holds their name, the key of their bank, and the SHA-256 of their bytes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ REMEDY = "delete it, and the same command computes it again"
 
 
 def write_features(path: Path, parts: Iterable[Tensor], rows: int, bank: str) -> None:
-    """Write features (rows, D) float32, given in parts (any, D), no two of which need to be in memory at once.
+    """Write features (rows, D) float32.
 
     Args:
-        path: whose name says what they are of.
-        bank: key of the bank they belong to.
+        path: the file, named after its content.
+        parts: the features in parts (any, D), taken one at a time.
+        rows: number of rows in all parts together.
+        bank: key of the bank.
     """
     digest, width, written = hashlib.sha256(), 0, 0
     with open_atomically(path) as file:
@@ -39,35 +41,32 @@ def write_features(path: Path, parts: Iterable[Tensor], rows: int, bank: str) ->
         if written != rows:
             raise ValueError(f"{written} rows are given for {rows}")
         file.seek(0)
-        file.write(_header(path.name, rows, width, bank, digest.hexdigest()))  # of the same length
+        file.write(_header(path.name, rows, width, bank, digest.hexdigest()))  # has the same length
 
 
 def map_features(path: Path, rows: int, bank: str) -> Tensor:
-    """Memory-mapped features (rows, D) of a file, once it is sure that they are those that were written.
+    """Verify a file and return its features (rows, D), memory-mapped.
 
-    The checksum of a file is computed once in a process, and again when the file changes.
+    The checksum of a file is computed once per process, and again when the file changes.
 
     Raises:
-        UserError: the file is missing, damaged, altered, or of something else.
+        UserError: the file is missing, damaged, altered, or of other content.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; fill the bank with 'bvsa features'")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            about, features = file.metadata() or {}, file.get_tensor(NAME)
+            metadata, features = file.metadata() or {}, file.get_tensor(NAME)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path}: damaged or incomplete ({str(error).splitlines()[0]}); {REMEDY}") from error
-    if (about.get("bank"), about.get("content")) != (bank, path.name):
-        found = (
-            f"{about['content']} of bank {about.get('bank')}"
-            if "content" in about
-            else "a file that no bank has written"
-        )
-        raise UserError(f"{path}: is {found}, not {path.name} of bank {bank}; {REMEDY}")
+    if (metadata.get("bank"), metadata.get("content")) != (bank, path.name):
+        actual = f"{metadata.get('content')} of bank {metadata.get('bank')}"
+        actual = actual if "content" in metadata else "a file that no bank has written"
+        raise UserError(f"{path}: is {actual}, not {path.name} of bank {bank}; {REMEDY}")
     if features.dtype != torch.float32 or features.ndim != 2 or len(features) != rows:
         raise UserError(f"{path}: is {features.dtype} {tuple(features.shape)}, not float32 of {rows} rows; {REMEDY}")
     state = path.stat()
-    if _digest(path, state.st_size, state.st_mtime_ns, state.st_ino) != about.get("sha256"):
+    if _digest(path, state.st_size, state.st_mtime_ns, state.st_ino) != metadata.get("sha256"):
         raise UserError(f"{path}: altered since it was written (its checksum differs); {REMEDY}")
     return features
 
@@ -79,10 +78,10 @@ def _digest(path: Path, size: int, changed: int, inode: int) -> str:
 
 
 def _header(content: str, rows: int, width: int, bank: str, digest: str) -> bytes:
-    described = {
+    header = {
         "__metadata__": {"content": content, "bank": bank, "sha256": digest},
         NAME: {"dtype": "F32", "shape": [rows, width], "data_offsets": [0, 4 * rows * width]},
     }
-    text = json.dumps(described).encode()
-    text += b" " * (-len(text) % 8)  # so that what follows is aligned
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # aligns the features
     return len(text).to_bytes(8, "little") + text

@@ -1,4 +1,4 @@
-"""Images from disk, as uint8 tensors of one size."""
+"""Read images as uint8 tensors of one size."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ RESIZING = Image.Resampling.BILINEAR
 
 
 def read_images(paths: Sequence[Path], size: int, progress: Progress = no_progress) -> Tensor:
-    """Decode images to (N, 3, size, size) uint8; others are resized, as UBP does, to size x size.
+    """Decode images to (N, 3, size, size) uint8; other sizes are resized to size x size, as in UBP.
 
     Raises:
-        UserError: naming the image that is missing or damaged.
+        UserError: an image is missing or damaged.
     """
     images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
 
     def read_into(index: int) -> None:
-        images[index] = torch.from_numpy(_read(paths[index], size)).permute(2, 0, 1)
+        image = read_image(paths[index]).convert("RGB")
+        image = image if image.size == (size, size) else image.resize((size, size), RESIZING)
+        images[index] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for done, _ in enumerate(pool.map(read_into, range(len(paths))), start=1):
@@ -37,25 +39,17 @@ def read_images(paths: Sequence[Path], size: int, progress: Progress = no_progre
     return images
 
 
-def _read(path: Path, size: int) -> np.ndarray:
-    image = read_image(path).convert("RGB")
-    if image.size != (size, size):
-        image = image.resize((size, size), RESIZING)
-    return np.array(image)
-
-
 def hash_files(paths: Sequence[Path]) -> str:
-    """SHA-256 over the contents of files, in order.
+    """Return the SHA-256 of the contents of files, in order.
 
     Raises:
-        UserError: naming the file that is missing.
+        UserError: a file is missing.
     """
     digest = hashlib.sha256()
     for path in paths:
         try:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         except OSError as error:
-            raise UserError(
-                f"image {path} is missing or unreadable ({error.strerror}); copy the image set there"
-            ) from error
+            reason = f"is missing or unreadable ({error.strerror})"
+            raise UserError(f"image {path} {reason}; copy the image set there") from error
     return digest.hexdigest()

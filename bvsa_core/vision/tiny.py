@@ -1,7 +1,7 @@
-"""The tiny CLIP that ships with the package: it stands in where pretrained weights cannot be downloaded.
+"""The tiny CLIP of this package, for machines that cannot download pretrained weights.
 
-It knows nothing but the images of :mod:`bvsa_core.synthetic.openmoji`; ``scripts/train_tiny_clip.py`` trained it and
-``tiny_clip_training.json`` is the record of that.
+It knows the images of :mod:`bvsa_core.synthetic.openmoji` only. ``scripts/train_tiny_clip.py`` trained it, and
+``tiny_clip_training.json`` is the log.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LOG = Path(__file__).with_name("tiny_clip_training.json")
 
 
 def load_tiny() -> tuple[open_clip.CLIP, SimpleTokenizer]:
-    """The trained model, in float32, in evaluation mode and without gradients, and its tokenizer.
+    """Return the trained model, in float32 and evaluation mode and without gradients, and its tokenizer.
 
     The model takes (B, 3, 224, 224) images normalised by ``model.visual.image_mean`` and ``image_std``, and (B, 20)
     tokens.
@@ -33,17 +33,17 @@ def load_tiny() -> tuple[open_clip.CLIP, SimpleTokenizer]:
 
 
 def create_tiny() -> open_clip.CLIP:
-    """The model as ``tiny_clip.json`` describes it, with random weights."""
+    """Return the model of ``tiny_clip.json`` with random weights."""
     open_clip.add_model_config(CONFIG)
     return open_clip.create_model(CONFIG.stem)
 
 
 @lru_cache(maxsize=1)
 def tiny_tokenizer() -> SimpleTokenizer:
-    """CLIP's tokenizer with the first merges of its byte-pair encoding only, as many as the model has embeddings for.
+    """Return CLIP's tokenizer with the first merges of its byte-pair encoding only: one per embedding of the model.
 
-    The full vocabulary of 49,408 words would be most of the weight file. The end-of-text token keeps the highest id,
-    which open_clip's pooling of texts needs.
+    The full vocabulary of 49,408 words would take up most of the weight file. The end-of-text token keeps the highest
+    id, which open_clip's pooling of texts needs.
     """
     text = json.loads(CONFIG.read_text())["text_cfg"]
     merges = text["vocab_size"] - 512 - 2  # 256 bytes, alone and as the end of a word; start and end of text

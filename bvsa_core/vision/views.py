@@ -1,7 +1,4 @@
-"""View sources: features of images, each under a foveated blur of its own.
-
-Methods ask for (indices, gain, kernel size) and cannot tell whether the features are computed or looked up.
-"""
+"""Views: features of images, each under a foveated blur of its own, either computed or looked up in a bank."""
 
 from __future__ import annotations
 
@@ -18,10 +15,10 @@ from bvsa_core.vision.clip import Clip
 
 
 class Level(NamedTuple):
-    """One strength of the blur: how wide (odd pixels), and how sharp at the fixation (0 to 1)."""
+    """A strength of the blur."""
 
-    kernel_size: int
-    gain: float
+    kernel_size: int  # pixels, odd
+    gain: float  # sharpness at the fixation, 0 to 1
 
 
 SHARP = Level(1, 0.0)
@@ -29,7 +26,7 @@ SHARP = Level(1, 0.0)
 
 @dataclass(frozen=True)
 class Falloff:
-    """The part of the blur that is the same for all images."""
+    """Blur parameters that are the same for all images."""
 
     decay: float = 3.0
     """Rate at which acuity falls with eccentricity."""
@@ -38,19 +35,22 @@ class Falloff:
 
 
 class Views(Protocol):
-    """Unit-norm features (B, D) of images by index (B,), blurred with gains (B,) and odd kernel sizes (B,).
+    """A callable that returns features of blurred images."""
 
-    Kernel sizes that are floating point need not be odd or whole: they stand for the sigma that OpenCV's rule gives them.
-    """
+    def __call__(self, indices: Tensor, gain: Tensor, kernel_size: Tensor) -> Tensor:
+        """Return unit-norm features (B, D) of images (B,), blurred with gains (B,) and odd kernel sizes (B,).
 
-    def __call__(self, indices: Tensor, gain: Tensor, kernel_size: Tensor) -> Tensor: ...
+        Floating-point kernel sizes need not be odd or whole: each stands for the sigma that OpenCV derives from it.
+        """
 
 
 class OnlineViews:
-    """Blurs and encodes on the fly: any level, a whole batch in one launch of the blur.
+    """Views at any level, blurred and encoded on the fly; one launch blurs a whole batch.
 
     Args:
-        images: (N, 3, size, size) uint8, kept where it is.
+        clip: the encoder.
+        images: (N, 3, size, size) uint8, on any device.
+        falloff: blur parameters of all images.
         encode_batch: images encoded at a time, a bound on memory.
     """
 
@@ -58,14 +58,13 @@ class OnlineViews:
         self.clip, self.images, self.falloff, self.encode_batch = clip, images, falloff, encode_batch
 
     def __call__(self, indices: Tensor, gain: Tensor, kernel_size: Tensor) -> Tensor:
+        """Return unit-norm features (B, D); see `Views`."""
         device = self.clip.device
         images = self.images[indices.to(self.images.device)].to(device, non_blocking=True)
         sigma, kernel_size = None, kernel_size.to(device)
         if kernel_size.is_floating_point():
-            sigma, kernel_size = (
-                fovblur.sigma_from_kernel_size(kernel_size),
-                2 * ((kernel_size - 1) / 2).ceil().int() + 1,
-            )
+            sigma = fovblur.sigma_from_kernel_size(kernel_size)
+            kernel_size = 2 * ((kernel_size - 1) / 2).ceil().int() + 1
         blurred = fovblur.foveated_blur(
             images,
             sigma,
@@ -80,11 +79,11 @@ class OnlineViews:
 
 
 class BankedViews:
-    """Looks features up that were computed before, for a fixed set of levels; between levels, on a grid, it interpolates.
+    """Views looked up in precomputed features of fixed levels, and interpolated between levels that form a grid.
 
     Args:
         features: (levels, N, D) unit-norm, on the device of the run.
-        levels: which level each slice of features holds.
+        levels: the level of each slice of features.
     """
 
     def __init__(self, features: Tensor, levels: Sequence[Level]):
@@ -95,7 +94,7 @@ class BankedViews:
         self._gains = torch.tensor([level.gain for level in levels], device=device)
 
     def __call__(self, indices: Tensor, gain: Tensor, kernel_size: Tensor) -> Tensor:
-        """Floating-point kernel sizes are interpolated, integer ones must be held."""
+        """Return unit-norm features (B, D); floating-point kernel sizes are interpolated, others must be held."""
         if kernel_size.is_floating_point():
             return self._interpolate(indices, gain, kernel_size)
         return self.features[self._find(gain, kernel_size), indices]
@@ -106,13 +105,11 @@ class BankedViews:
         matches = same_kernel & (same_gain | (self._kernel_sizes == 1))  # a kernel of one pixel is sharp at any gain
         if not matches.any(dim=1).all():
             held = ", ".join(f"k={level.kernel_size} gain={level.gain:g}" for level in self.levels)
-            raise UserError(
-                f"a blur level is asked for that the feature bank does not hold ({held}); use --views online"
-            )
+            raise UserError(f"the feature bank holds {held}, but not the requested blur level; use --views online")
         return matches.int().argmax(dim=1)
 
     def _interpolate(self, indices: Tensor, gain: Tensor, kernel_size: Tensor) -> Tensor:
-        """Bilinear between the four levels around each (B,), which must be held, scaled to the length of a feature."""
+        """Interpolate bilinearly between the four levels around each (B,), and rescale to the norm of the features."""
         mixed = length = torch.zeros((), device=gain.device)
         for size, size_part in _neighbours(kernel_size, self._kernel_sizes):
             for at, gain_part in _neighbours(gain, self._gains):
@@ -123,7 +120,7 @@ class BankedViews:
 
 
 def _neighbours(value: Tensor, held: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """The held values below and above each value (B,), or the nearest outside their range, each with its part (B,)."""
+    """Return the held values below and above each value (B,), clamped to their range, each with its weight (B,)."""
     held = held.unique().float()  # ascending
     value = value.float().clamp(held[0], held[-1])
     above = torch.searchsorted(held, value)

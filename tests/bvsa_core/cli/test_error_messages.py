@@ -115,7 +115,7 @@ MISTAKES = {
     "demo --data {t}/new --synthetic.samples -5": "samples is -5; an epoch needs at least 50 (0.2 s of EEG)",
     "data synthetic {t}/new --signal_to_noise -1": "signal_to_noise is -1.0; it must be positive",
     "data synthetic {t}/new --subjects 0": "subjects is 0; it must be at least 1",
-    "data synthetic {t}/new --train_concepts 9999": "9999 training and 200 test concepts are asked for; there are 848",
+    "data synthetic {t}/new --train_concepts 9999": "9999 training and 200 test concepts are requested; there are 848",
     "data images {d} {d} --size -1": "size is -1 and quality 95; size must be 0 or more pixels, quality 1 to 100",
     # what does not fit together
     "train --data {d} --subject sub-1": "{d}/{s}: no subject 'sub-1'; there are sub-01, sub-02",

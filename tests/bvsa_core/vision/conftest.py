@@ -1,4 +1,4 @@
-"""An encoder, and images of the small data set."""
+"""An encoder, images of the small data set, and a bank for them."""
 
 from __future__ import annotations
 

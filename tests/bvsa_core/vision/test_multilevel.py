@@ -1,4 +1,4 @@
-"""Fused targets: what they are made of, and layers of the image encoder."""
+"""Fused targets, and layers of the image encoder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def features(seed) -> torch.Tensor:
-    """(levels, images, sum of widths)"""
+    """Features (levels, images, sum of widths)."""
     return torch.cat([normalize(torch.randn(3, IMAGES, width), dim=-1) for width in WIDTHS], dim=-1)
 
 
@@ -30,33 +30,31 @@ def test_fusion_is_a_weighted_sum(features):
     start = fusion(features.unbind())
     torch.testing.assert_close(start, normalize(features[..., :6].mean(0), dim=-1))  # of the outputs alone
     start[0, 0].backward()
-    assert fusion.weights.grad[:, 0].abs().max() > 0 and all(
-        linear.weight.grad.abs().max() > 0 for linear in fusion.maps
-    )
+    assert fusion.weights.grad[:, 0].abs().max() > 0
+    assert all(weight.grad.abs().max() > 0 for weight in fusion.maps.parameters())
     with torch.no_grad():
-        fusion.weights.copy_(torch.randn(3, 3))
-        for linear in fusion.maps:
-            linear.weight.copy_(torch.randn_like(linear.weight))
+        for parameter in fusion.parameters():
+            parameter.copy_(torch.randn_like(parameter))
     weights = np.exp(fusion.weights.detach().double().numpy())
     expected = 0.0
-    for view, of_view in zip(features.double().numpy(), weights / weights.sum()):
+    for view, view_weights in zip(features.double().numpy(), weights / weights.sum()):
         parts = np.split(view, np.cumsum(WIDTHS)[:-1], axis=1)
         maps = [np.eye(6), *(linear.weight.detach().double().numpy() for linear in fusion.maps)]
-        expected = expected + sum(weight * part @ matrix.T for weight, part, matrix in zip(of_view, parts, maps))
+        expected = expected + sum(weight * part @ matrix.T for weight, part, matrix in zip(view_weights, parts, maps))
     np.testing.assert_allclose(fusion(features.unbind()).detach().numpy(), unit(expected), atol=1e-5)
 
 
-def test_views_at_fixed_levels_join_the_one_asked_for(features):
-    asked = BankedViews(features[:2], [Level(51, 0.5), Level(57, 0.5)])
+def test_the_requested_view_is_fused_with_views_at_fixed_levels(features):
+    requested = BankedViews(features[:2], [Level(51, 0.5), Level(57, 0.5)])
     fixed = BankedViews(features[2:], [SHARP])
     fusion = Fusion(WIDTHS, [SHARP])
-    views = MultiLevelViews(fusion, asked, fixed)
+    views = MultiLevelViews(fusion, requested, fixed)
     indices, sizes = torch.tensor([4, 0, 4]), torch.tensor([51, 57, 57])
     expected = fusion([features[[0, 1, 1], indices], features[2, indices]])
     torch.testing.assert_close(views(indices, torch.full((3,), 0.5), sizes), expected)
 
 
-def test_layers_of_the_encoder_stand_beside_its_output(seed):
+def test_layers_of_the_encoder_are_appended_to_its_output(seed):
     clip = load_clip("tiny")
     images = torch.randn(2, 3, clip.image_size, clip.image_size)
     layered = clip.with_layers([0, -1])
@@ -77,12 +75,11 @@ def test_a_resnet_has_four_layers():
 
     from bvsa_core.vision.clip import Clip
 
-    config = {"image_size": 32, "layers": (1, 1, 1, 1), "width": 8, "patch_size": None}
-    model = open_clip.CLIP(
-        embed_dim=16, vision_cfg=config, text_cfg={"width": 16, "heads": 2, "layers": 1, "vocab_size": 8}
-    ).eval()
+    vision = {"image_size": 32, "layers": (1, 1, 1, 1), "width": 8, "patch_size": None}
+    text = {"width": 16, "heads": 2, "layers": 1, "vocab_size": 8}
+    model = open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text).eval()
     clip = Clip("RN", model, lambda texts: texts, 32, (0.5,) * 3, (0.25,) * 3, "print")
     assert clip.with_layers([0, 1, 2, 3]).widths() == [16, 32, 64, 128, 256]
     model.visual = torch.nn.Flatten()
-    with pytest.raises(UserError, match="of kind Flatten shows no layers"):
+    with pytest.raises(UserError, match="of kind Flatten has no known layers"):
         clip.with_layers([0])

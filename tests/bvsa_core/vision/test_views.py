@@ -1,4 +1,4 @@
-"""View sources: online and banked agree, and the bank is never stale."""
+"""Views: online and banked ones agree, and the bank is never stale."""
 
 from __future__ import annotations
 
@@ -31,14 +31,11 @@ def test_online_and_banked_views_agree(clip, paths, bank):
     one, other = online(indices, gain, kernel_size), banked(indices, gain, kernel_size)
     torch.testing.assert_close(one, other, rtol=0, atol=2e-5)
     torch.testing.assert_close(one.norm(dim=1), torch.ones(100))
-    sharp, blurred = (
-        banked(indices, torch.zeros(100), torch.full((100,), 1)),
-        banked(indices, torch.zeros(100), torch.full((100,), 45)),
-    )
-    assert (sharp * blurred).sum(1).mean() < 0.999  # so that levels could not be mixed up unnoticed
+    sharp, blurred = (banked(indices, torch.zeros(100), torch.full((100,), size)) for size in (1, 45))
+    assert (sharp * blurred).sum(1).mean() < 0.999  # so that a mix-up of levels would show
 
 
-def test_between_levels_banked_views_interpolate(seed):
+def test_banked_views_interpolate_between_levels(seed):
     levels = [Level(size, gain) for size in (45, 51, 57) for gain in (0.0, 0.5, 1.0)]
     features = normalize(torch.randn(9, 7, 12), dim=-1)
     banked = BankedViews(features, levels)
@@ -52,17 +49,16 @@ def test_between_levels_banked_views_interpolate(seed):
         (0.8 * (0.2 * of(51, 0.5)[2] + 0.8 * of(51, 1.0)[2]) + 5.2 * (0.2 * of(57, 0.5)[2] + 0.8 * of(57, 1.0)[2])) / 6,
         of(57, 1.0)[3],  # beyond the last level
     ]
-    # kernel sizes of 45 to 57 in float32: parts right to 57 * 2^-24 / 6, features of opposite sign grow that by their length
-    found = banked(torch.arange(4), gain, size)
-    torch.testing.assert_close(found.double(), normalize(torch.stack(expected), dim=1), rtol=0, atol=1e-4)
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(4))
-    with pytest.raises(UserError, match="does not hold"):
-        BankedViews(features[:2], [Level(45, 0.0), Level(51, 1.0)])(
-            torch.arange(1), torch.tensor([0.5]), torch.tensor([48.0])
-        )
+    # Weights of sizes 45 to 57 in float32 are right to 57 * 2^-24 / 6; features of opposite sign amplify the error.
+    result = banked(torch.arange(4), gain, size)
+    torch.testing.assert_close(result.double(), normalize(torch.stack(expected), dim=1), rtol=0, atol=1e-4)
+    torch.testing.assert_close(result.norm(dim=1), torch.ones(4))
+    no_grid = BankedViews(features[:2], [Level(45, 0.0), Level(51, 1.0)])
+    with pytest.raises(UserError, match="but not the requested"):
+        no_grid(torch.arange(1), torch.tensor([0.5]), torch.tensor([48.0]))
 
 
-def test_real_kernel_sizes_are_interpolated_close_to_what_online_views_see(clip, paths, bank):
+def test_interpolated_kernel_sizes_are_close_to_online_views(clip, paths, bank):
     levels = [Level(size, gain) for size in (45, 49) for gain in (0.25, 0.5)]
     few = FeatureBank(bank.folder.parent, clip, paths[:3])
     few.fill(levels)
@@ -70,12 +66,9 @@ def test_real_kernel_sizes_are_interpolated_close_to_what_online_views_see(clip,
     indices, gain, size = torch.arange(3), torch.tensor([0.3, 0.375, 0.5]), torch.tensor([46.1, 47.0, 45.0])
     seen = online(indices, gain, size)
     banked = BankedViews(few.load(levels), levels)
-    between, corner = (
-        banked(indices, gain, size),
-        banked(indices, torch.tensor([0.25, 0.25, 0.5]), torch.tensor([45, 45, 45])),
-    )
-    away = lambda features: (1 - (features * seen).sum(1)).sum()  # noqa: E731
-    assert away(between) < 0.3 * away(corner)
+    corner = banked(indices, torch.tensor([0.25, 0.25, 0.5]), torch.tensor([45, 45, 45]))
+    distances = [(1 - (features * seen).sum(1)).sum() for features in (banked(indices, gain, size), corner)]
+    assert distances[0] < 0.3 * distances[1]
     whole = online(indices, gain, torch.tensor([45, 47, 45]))
     torch.testing.assert_close(seen[1:], whole[1:], rtol=0, atol=2e-5)
     assert ((seen[0] - whole[0]).abs() > 1e-5).any()
@@ -97,42 +90,40 @@ def test_features_are_those_of_the_published_pipeline(clip, paths, bank):
         assert feature @ expected > 0.999
 
 
-def test_a_level_that_the_bank_lacks_is_named(bank):
+def test_a_level_that_the_bank_lacks_is_refused(bank):
     bank.fill([SHARP])
     banked = BankedViews(bank.load([SHARP]), [SHARP])
     one = torch.zeros(1, dtype=torch.int64)
     assert banked(one, torch.tensor([0.3]), torch.tensor([1])).shape == (1, 128)  # one pixel is sharp at any gain
-    with pytest.raises(UserError, match=r"does not hold \(k=1 gain=0\); use --views online"):
+    with pytest.raises(
+        UserError, match="the feature bank holds k=1 gain=0, but not the requested blur level; use --views online"
+    ):
         banked(one, torch.tensor([0.5]), torch.tensor([51]))
 
 
-def test_what_shapes_a_feature_changes_the_key(tmp_path, clip, paths, bank):
+def test_everything_that_affects_features_changes_the_key(tmp_path, clip, paths, bank):
     other_weights = dataclasses.replace(clip, fingerprint="0" * 64)
     changed = tmp_path / "changed.jpg"
     changed.write_bytes(paths[0].read_bytes()[:-2] + b"\xff\xd9")
     Image.new("RGB", (224, 224)).save(changed)
-    keys = [
-        made.folder
-        for made in (
-            bank,
-            FeatureBank(tmp_path / "bank", clip, paths),
-            FeatureBank(tmp_path / "bank", other_weights, paths),
-            FeatureBank(tmp_path / "bank", clip, [changed, *paths[1:]]),
-            FeatureBank(tmp_path / "bank", clip, paths[::-1]),
-            FeatureBank(tmp_path / "bank", clip, paths, Falloff(decay=2.0)),
-            FeatureBank(tmp_path / "bank", clip, paths, Falloff(curve="linear")),
-        )
+    others = [
+        (other_weights, paths),
+        (clip, [changed, *paths[1:]]),
+        (clip, paths[::-1]),
+        (clip, paths, Falloff(decay=2.0)),
+        (clip, paths, Falloff(curve="linear")),
     ]
-    assert keys[0] == keys[1] and len(set(keys)) == 6
-    assert json.loads((keys[0] / "about.json").read_text())["encoder"] == "tiny"
+    folders = {FeatureBank(tmp_path / "bank", *arguments).folder for arguments in others}
+    assert FeatureBank(tmp_path / "bank", clip, paths).folder == bank.folder and len(folders | {bank.folder}) == 6
+    assert json.loads((bank.folder / "about.json").read_text())["encoder"] == "tiny"
 
 
 def test_only_missing_levels_are_computed_and_nothing_unfinished_is_kept(clip, paths, bank, monkeypatch):
     bank.fill([SHARP])
     before = {path.name: path.stat().st_mtime_ns for path in bank.folder.iterdir()}
-    heard = []
-    bank.fill([SHARP, Level(51, 0.5)], lambda _, done, total: heard.append((done, total)))
-    assert heard[-1] == (40, 40)
+    reports = []
+    bank.fill([SHARP, Level(51, 0.5)], lambda _, done, total: reports.append((done, total)))
+    assert reports[-1] == (40, 40)
     assert {name: (bank.folder / name).stat().st_mtime_ns for name in before} == before
     monkeypatch.setattr(OnlineViews, "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -141,7 +132,7 @@ def test_only_missing_levels_are_computed_and_nothing_unfinished_is_kept(clip, p
     assert not [path for path in bank.folder.iterdir() if "partial" in path.name]
 
 
-def test_damage_is_named(bank, paths, tmp_path, clip):
+def test_damaged_files_are_reported(bank, paths, tmp_path, clip):
     bank.fill([SHARP])
     file = bank.folder / "k1_gain0.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
