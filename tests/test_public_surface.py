@@ -113,8 +113,8 @@ data meg --images --name --sensors --subjects --whole_epoch FOLDER SOURCE
 data export FOLDER SOURCE
 data check --figures --images FOLDER
 data images --quality --size FOLDER SOURCE
-features --bank --cache_dir --data --decay --device --falloff --levels --prompt --target_layers --target_levels --vision
-    --weights
+features --bank --cache_dir --data --decay --device --falloff --levels --prompt --scheduler --target_layers
+    --target_levels --threads --vision --weights --workers
 train --average --bank --batch_size --betas --cache_dir --channels --config --data --decay --device --encoder
     --encoder_options --encoder_options.dropout --epochs --falloff --initial_std --log --lr --method --method_options
     --method_options.alpha --method_options.c --method_options.continuous --method_options.decouple
@@ -126,7 +126,7 @@ evaluate --brain --brain-text --brain_text --data --device --full --gate --image
     --shuffle-texts --shuffle_texts --text RUN
 reproduce --average --bank --batch_size --betas --cache_dir --channels --config --decay --device --eeg --encoders
     --epochs --falloff --initial_std --lr --meg --methods --optimiser --out --precision --prompt --repetitions
-    --resamples --seeds --selection --shuffle_pairs --subjects --synthetic --synthetic.channels
+    --resamples --scheduler --seeds --selection --shuffle_pairs --subjects --synthetic --synthetic.channels
     --synthetic.images_per_concept --synthetic.samples --synthetic.seed --synthetic.signal_to_noise --synthetic.subjects
     --synthetic.test_concepts --synthetic.test_repetitions --synthetic.train_concepts --synthetic.train_repetitions
     --target_layers --target_levels --threads --validation --views --vision --weight_decay --weights --window --workers

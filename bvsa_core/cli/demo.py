@@ -1,10 +1,10 @@
-"""The embedded default end to end: synthetic data, features, training of methods with several seeds, one table, one page."""
+"""The embedded default end to end: synthetic data, features, methods trained with several seeds, a table, a page."""
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import jsonargparse
@@ -14,32 +14,36 @@ from bvsa_core.cli.arguments import Parser, to_dataclass
 from bvsa_core.cli.progress import Display
 from bvsa_core.cli.provenance import origin
 from bvsa_core.cli.report import PAGE, write_page
+from bvsa_core.distributed.tasks import TaskPool, Workers
 from bvsa_core.errors import UserError
-from bvsa_core.experiments.demo_grid import cells, folder_of, run_grid
-from bvsa_core.experiments.report_data import build_report, group_runs, with_curves
+from bvsa_core.experiments.cell import RunDataCache
+from bvsa_core.experiments.grid import SETTLED, Cell, Grid, ScoringSpec, System, cells, read_grid
+from bvsa_core.experiments.report_data import build_report, group_runs
+from bvsa_core.experiments.runner import fill_banks, run_cells
 from bvsa_core.io.atomic import lock, write_atomically
 from bvsa_core.methods import method_class
 from bvsa_core.report.tables import method_results, to_markdown, to_rich
 from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
 from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig
-from bvsa_core.training.run_data import RunData
+
+DEMO, _SYSTEMS = read_grid("demo")
 
 
 @dataclass
 class DemoConfig:
-    """How much of a demonstration."""
+    """Size of the demonstration."""
 
     data: Path = Path("bvsa_data/demo")
-    """Where the synthetic data go, or are."""
+    """Folder of the synthetic data, made if it is missing."""
     out: Path = Path("bvsa_runs/demo")
-    """Where runs and the table go."""
-    methods: list[str] = field(default_factory=lambda: ["bvsa", "ubp", "vanilla"])
-    """Methods that are trained, all alike."""
-    seeds: int = 3
+    """Folder of runs and table."""
+    methods: list[str] = field(default_factory=lambda: [system.method for system in _SYSTEMS])
+    """Methods to train, all with the same settings."""
+    seeds: int = DEMO.seeds
     """Seeds of every method."""
-    resamples: int = 2
-    """Draws for the curves over test repetitions on the page, of the first seed; 0 leaves them out."""
+    resamples: int = DEMO.resamples
+    """Draws for the curves over test repetitions on the page, of the first seed; 0 for no curves."""
 
     def __post_init__(self) -> None:
         for name in self.methods:
@@ -49,30 +53,50 @@ class DemoConfig:
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
+    """Add the flags of the command."""
     parser.add_class_arguments(DemoConfig)
     parser.add_class_arguments(SyntheticConfig, "synthetic")
-    settled = {"data", "method", "method_options", "encoder_options", "subject", "preset", "channels", "window"}
-    parser.add_class_arguments(RunConfig, skip=settled)
-    parser.set_defaults({"synthetic.subjects": 1, "epochs": 20})  # as much as fits a few minutes on two cores
+    skipped = {"data", "method", "method_options", "encoder_options", "subject", "preset", "channels", "window"}
+    parser.add_class_arguments(RunConfig, skip=skipped)
+    parser.set_defaults({"synthetic.subjects": 1, **DEMO.run})
 
 
 def run(parsed: jsonargparse.Namespace) -> None:
+    """Make the data, run the grid, and write its table and page."""
     demo = to_dataclass(DemoConfig, parsed)
     synthetic = to_dataclass(SyntheticConfig, parsed.synthetic)
     base = to_dataclass(RunConfig, parsed)
     started = time.perf_counter()
-    with Display() as display:
+    with Display() as display, TaskPool(Workers(), RunDataCache(None, display), RunDataCache) as pool:
         make_dataset(demo.data, synthetic, display)
-        run_data = RunData(base, display)
-        grid = cells(base, demo.methods, run_data.dataset.subjects, demo.seeds)
+        grid = demo_cells(demo, base)
         with lock(demo.out, activity="a demonstration"):
-            results = run_grid(grid, demo.out, run_data, lambda _, done, of: display("runs", done, of))
+            fill_banks(grid, pool)
+            errors = run_cells(grid, demo.out, pool, lambda _, done, of: display("runs", done, of))
+            if errors:
+                raise UserError("; ".join(errors.values()))
+            folders = [RunFolder(demo.out / cell.folder) for cell in grid]
+            results = [folder.result() for folder in folders]
             table = method_results(results)
             write_atomically(demo.out / "table.md", to_markdown(table).encode())
             write_atomically(demo.out / "results.json", json.dumps([result.to_json() for result in results]).encode())
-            lines = group_runs([RunFolder(folder_of(cell, demo.out)) for cell in grid])
-            lines = with_curves(lines, lambda _: run_data, demo.resamples, display)
-            report = build_report("bvsa demo", lines, origin(parsed.command_line), progress=display)
+            report = build_report("bvsa demo", group_runs(folders), origin(parsed.command_line), progress=display)
     Console().print(to_rich(table))
     write_page(report, demo.out / PAGE)
     print(f"{time.perf_counter() - started:.0f} s; table, runs and their settings are in {demo.out}")
+
+
+def demo_cells(demo: DemoConfig, base: RunConfig) -> list[Cell]:
+    """Return the grid's cells: all settings are those of `base`, and only the first seed has curves."""
+    grid = Grid(demo.methods, vision=[base.vision], settings=[base.setting], seeds=demo.seeds)
+    systems = [System(name, preset=base.preset, scorings=[ScoringSpec()]) for name in demo.methods]
+    flags = {each.name: getattr(base, each.name) for each in fields(RunConfig) if each.name not in SETTLED}
+    planned, _ = cells(grid, systems, {"eeg": demo.data}, {**flags, "encoder": base.encoder})
+    return [
+        replace(
+            cell,
+            config=replace(cell.config, seed=base.seed + cell.config.seed),
+            resamples=0 if cell.config.seed else demo.resamples,
+        )
+        for cell in planned
+    ]

@@ -1,15 +1,15 @@
-"""Methods x encoders x subjects x seeds x settings from one YAML file, and one table and page with the published figures beside ours.
+"""Methods x encoders x subjects x seeds x settings from one YAML file: one table and page beside published figures.
 
-GRID is main (the four settings), ablation (the parts of BVSA, every gate and the control), c-sweep, fidelity (presets side
-by side), or a YAML file like those in bvsa_core/experiments. Cells that are complete are not run again, so the same command
-continues a grid that was stopped. Under torchrun cells are dealt to the processes, each with the GPU of its LOCAL_RANK.
+GRID is main (the four settings), ablation (the parts of BVSA, every gate and the control), c-sweep, fidelity (presets
+side by side), demo (the grid of 'bvsa demo'), or a YAML file like those in bvsa_core/experiments. Cells are shared by
+--workers of this machine, or by the workers of a Dask --scheduler. Cells that are complete are not run again, so the
+same command continues a grid that was stopped.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_type_hints
@@ -17,17 +17,17 @@ from typing import get_type_hints
 import jsonargparse
 from rich.console import Console
 
-from bvsa_core.cli.arguments import Parser
+from bvsa_core.cli.arguments import Parser, to_dataclass
 from bvsa_core.cli.progress import Display
 from bvsa_core.cli.provenance import origin
 from bvsa_core.cli.report import PAGE, write_page
-from bvsa_core.distributed.processes import ProcessGroup, team
+from bvsa_core.distributed.tasks import TaskPool, Workers
 from bvsa_core.errors import UserError
-from bvsa_core.experiments.cell import RunDataCache, complete, fill_banks
-from bvsa_core.experiments.grid import SETTLED, Cell, Grid, cells, choose, read_grid
+from bvsa_core.experiments.cell import RunDataCache, is_complete
+from bvsa_core.experiments.grid import BUILT_IN, SETTLED, Cell, Grid, cells, choose, read_grid
 from bvsa_core.experiments.report_data import build_report, grid_rows
 from bvsa_core.experiments.results import write
-from bvsa_core.experiments.runner import run_parallel, run_serial
+from bvsa_core.experiments.runner import fill_banks, run_cells
 from bvsa_core.io.atomic import clean_stale, lock
 from bvsa_core.report.comparison_table import to_rich
 from bvsa_core.report.content import Report
@@ -41,17 +41,12 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     """Add the command's flags."""
     add = parser.add_argument
     add("--config", action="config", help="YAML file with any of these flags")
-    add("grid", help="main, ablation, c-sweep, fidelity, or a YAML file")
-    add(
-        "--eeg",
-        type=Path | None,
-        help="folder of EEG recordings; default: synthetic data, if --meg is not given either",
-    )
+    add("grid", help=f"{', '.join(BUILT_IN)}, or a YAML file")
+    eeg = "folder of EEG recordings; default: synthetic data, if --meg is not given either"
+    add("--eeg", type=Path | None, help=eeg)
     add("--meg", type=Path | None, help="folder of MEG recordings")
     add("--out", type=Path | None, help="folder of the grid; default: bvsa_runs/GRID")
-    add("--workers", type=int, default=1, help="number of processes on this machine that share the cells")
-    threads = "CPU threads of a cell; default: an equal share. The same number of threads gives the same bytes"
-    add("--threads", type=int | None, help=threads)
+    parser.add_class_arguments(Workers)
     add("--methods", type=str, nargs="+", help="only these methods or rows of the grid, by name")
     add("--seeds", type=int | None, help="number of seeds of every method; default: the grid's")
     add("--subjects", type=str, nargs="+", help="only these subjects")
@@ -67,51 +62,42 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
 
 
 def run(parsed: jsonargparse.Namespace) -> None:
+    """Run the grid, and write its tables and page."""
     started = time.perf_counter()
     grid, systems = read_grid(parsed.grid)
-    given = {
-        name: getattr(parsed, name)
-        for name in ("seeds", "subjects", "vision", "resamples")
-        if getattr(parsed, name) is not None
-    }
-    grid = replace(grid, **given)
-    for name, least in (("seeds", 1), ("resamples", 0), ("workers", 1), ("threads", 1)):
-        value = getattr(parsed, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} is {value}; it must be at least {least}")
+    given = {name: getattr(parsed, name) for name in ("seeds", "subjects", "vision", "resamples")}
+    grid = replace(grid, **{name: value for name, value in given.items() if value is not None})
+    for name, least in (("seeds", 1), ("resamples", 0)):
+        if getattr(grid, name) < least:
+            raise UserError(f"--{name} is {getattr(grid, name)}; it must be at least {least}")
+    workers = to_dataclass(Workers, parsed)
     if parsed.methods:
         systems = choose(systems, parsed.methods)
     if parsed.encoders:
         systems = [replace(system, encoders=parsed.encoders) for system in systems]
-    flags = {
-        field.name: value for field in fields(RunConfig) if (value := getattr(parsed, field.name, None)) is not None
-    }
-    flags = {name: value for name, value in flags.items() if name not in SETTLED}
+    settings = [field.name for field in fields(RunConfig) if field.name not in SETTLED]
+    flags = {name: value for name in settings if (value := getattr(parsed, name)) is not None}
     root = parsed.out or Path("bvsa_runs", Path(parsed.grid).stem)
-    with team() as processes, Display(quiet=processes.rank > 0) as display:
-        if processes.size > 1 and parsed.workers > 1:
-            raise UserError("--workers is for one process; leave torchrun or it out")
-        data = data_folders(parsed, grid, display, processes)
+    with Display() as display, TaskPool(workers, RunDataCache(None, display), RunDataCache) as pool:
+        data = data_folders(parsed, grid, display)
         todo, left_out = cells(grid, systems, data, flags)
-        with lock(root, activity="a grid") if processes.rank == 0 else nullcontext():
-            failures = run_all(todo, root, parsed, display, processes)
-            if processes.rank == 0:
-                report = finish(grid, todo, left_out, failures, root, parsed.command_line, display)
-    if processes.rank == 0:
-        write_page(report, root / PAGE)
-        print(
-            f"{time.perf_counter() - started:.0f} s; table.md, table.csv, table.tex, statistics.json and all runs are in {root}"
-        )
-    if failures and processes.rank == 0:
+        with lock(root, activity="a grid"):
+            failures = run_all(todo, root, pool, display)
+            report = finish(grid, todo, left_out, failures, root, parsed.command_line, display)
+    write_page(report, root / PAGE)
+    seconds = time.perf_counter() - started
+    print(f"{seconds:.0f} s; table.md, table.csv, table.tex, statistics.json and all runs are in {root}")
+    if failures:
         raise UserError(
-            f"{len(failures)} of {len(todo)} cells failed, as told above; the same command tries them again"
+            f"{len(failures)} of {len(todo)} cells failed, as said above; the same command tries them again"
         )
 
 
-def data_folders(
-    parsed: jsonargparse.Namespace, grid: Grid, display: Display, processes: ProcessGroup
-) -> dict[str, Path]:
-    """The folder of each modality; without flags the demo's, or synthetic ones of more subjects where the grid trains between them."""
+def data_folders(parsed: jsonargparse.Namespace, grid: Grid, display: Display) -> dict[str, Path]:
+    """Return the folder of each modality.
+
+    Without flags it is the demo's, or that of synthetic data with more subjects if the grid trains between subjects.
+    """
     if given := {name: getattr(parsed, name) for name in ("eeg", "meg") if getattr(parsed, name)}:
         return given
     flags = parsed.synthetic.as_dict()
@@ -120,37 +106,30 @@ def data_folders(
     for modality in grid.modalities:
         as_demo = modality == "eeg" and flags["subjects"] == 1
         folders[modality] = DEMO if as_demo else DEMO.with_name(f"synthetic_{modality}_{flags['subjects']}_subjects")
-        if processes.rank == 0:
-            make_dataset(folders[modality], SyntheticConfig(**{**flags, "modality": modality}), display)
-    processes.wait()
+        make_dataset(folders[modality], SyntheticConfig(**{**flags, "modality": modality}), display)
     return folders
 
 
-def run_all(
-    todo: list[Cell], root: Path, parsed: jsonargparse.Namespace, display: Display, processes: ProcessGroup
-) -> dict[str, str]:
-    """Fill the feature banks, then run every cell. Returns what was wrong with those that failed."""
-    bench = RunDataCache(processes.device, display)
-    if processes.rank == 0:
-        for cell in todo:
-            if complete(cell, root):
-                clean_stale(root / cell.folder, activity="a run")
-    fill_banks([cell for cell in todo if not complete(cell, root)], bench)  # together with the other processes
-    processes.wait()
-    if parsed.workers > 1:
-        return run_parallel(todo, root, parsed.workers, display, parsed.threads)
-    failures = processes.gather(run_serial(processes.share(todo), root, bench, display, parsed.threads))
-    return {cell: told for part in failures for cell, told in part.items()}
+def run_all(todo: list[Cell], root: Path, pool: TaskPool[RunDataCache], display: Display) -> dict[str, str]:
+    """Fill the feature banks, then run every cell. Returns what went wrong with those that failed."""
+    missing = []
+    for cell in todo:
+        if is_complete(cell, root):
+            clean_stale(root / cell.folder, activity="a run")
+        else:
+            missing.append(cell)
+    fill_banks(missing, pool)
+    return run_cells(todo, root, pool, display)
 
 
 def finish(
     grid: Grid, todo: list[Cell], left_out: list[str], failures: dict[str, str], root: Path, said: str, display: Display
 ) -> Report:
-    """Write the tables of the grid, tell, and gather what its page shows."""
-    found = write(grid, todo, left_out, root)
-    Console().print(to_rich(grid.title, [row.comparison for row in found]))
+    """Write and print the tables of the grid, and collect what its page shows."""
+    rows = write(grid, todo, left_out, root)
+    Console().print(to_rich(grid.title, [row.comparison for row in rows]))
     for sentence in left_out:
         print(sentence)
-    for cell, told in failures.items():
-        print(f"failed: {cell}: {told}", file=sys.stderr)
-    return build_report(grid.title or root.name, grid_rows(found, root), origin(said), progress=display)
+    for cell, message in failures.items():
+        print(f"failed: {cell}: {message}", file=sys.stderr)
+    return build_report(grid.title or root.name, grid_rows(rows, root), origin(said), progress=display)

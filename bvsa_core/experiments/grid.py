@@ -25,7 +25,7 @@ from bvsa_core.methods import method_class
 from bvsa_core.retrieval.scoring import Scoring
 from bvsa_core.training.config import RunConfig, method_options, training_of
 
-BUILT_IN = ("main", "ablation", "c-sweep", "fidelity")
+BUILT_IN = ("main", "ablation", "c-sweep", "fidelity", "demo")
 # What a cell is, which the keys of a grid say; `run` says the rest.
 SETTLED = {
     "data",

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from bvsa_core.errors import UserError
 from bvsa_core.experiments import paper_results
-from bvsa_core.experiments.cell import complete, load_scores
+from bvsa_core.experiments.cell import is_complete, load_scores
 from bvsa_core.experiments.grid import Cell, Grid
 from bvsa_core.io.atomic import write_atomically
 from bvsa_core.report.comparison_table import (
@@ -51,7 +51,7 @@ def comparison_rows(cells: Sequence[Cell], root: Path, list_others: bool) -> lis
         groups.setdefault((cell.modality, config.setting, cell.system, config.vision, config.encoder), []).append(cell)
     rows: list[GridRow] = []
     for number, ((modality, setting, system, _, encoder), group) in enumerate(groups.items()):
-        folders = [cell.folder for cell in group if complete(cell, root)]
+        folders = [cell.folder for cell in group if is_complete(cell, root)]
         scored = [load_scores(root / folder) for folder in folders]
         missing = len(group) - len(folders)
         for place, spec in enumerate(group[0].rows):

@@ -1,107 +1,109 @@
-"""Cells dealt to processes of this machine, and what was wrong with those that failed."""
+"""The cells of a grid, and the features they look up, as independent tasks."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import traceback
-from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.queues import SimpleQueue
+import functools
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import fields, replace
 from pathlib import Path
 
-import torch
-
-from bvsa_core import allocator
-from bvsa_core.distributed.processes import exit_with_parent
+from bvsa_core.data.dataset import Dataset
+from bvsa_core.distributed.tasks import TaskPool
 from bvsa_core.errors import UserError
-from bvsa_core.experiments.cell import RunDataCache, complete, run_cell
+from bvsa_core.experiments.cell import RunDataCache, is_complete, levels_of, run_cell
 from bvsa_core.experiments.grid import Cell
 from bvsa_core.progress import Progress, no_progress
+from bvsa_core.training.config import RunDataConfig, to_dict
+from bvsa_core.training.run_data import RunData
+from bvsa_core.vision.bank import ShardTask
+from bvsa_core.vision.views import Level
 
 
-def run_serial(
-    cells: Sequence[Cell], root: Path, bench: RunDataCache, progress: Progress, threads: int | None = None
+def run_cells(
+    cells: Sequence[Cell], root: Path, pool: TaskPool[RunDataCache], progress: Progress = no_progress
 ) -> dict[str, str]:
-    """Run cells one after another. Returns what was wrong with those that failed, by cell."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    failures = {}
-    try:
-        for done, cell in enumerate(cells):
-            progress("cells", done, len(cells))
-            part = lambda _, epoch, epochs, done=done: progress("cells", done + epoch / epochs, len(cells))  # noqa: E731
-            if told := run_one(cell, root, bench, part):
-                failures[str(cell)] = told
-    finally:
-        torch.set_num_threads(before)
-    progress("cells", len(cells), len(cells))
-    return failures
-
-
-def run_parallel(
-    cells: Sequence[Cell], root: Path, workers: int, progress: Progress, threads: int | None = None
-) -> dict[str, str]:
-    """Run cells in so many processes, which share threads and GPUs. Returns what was wrong with those that failed."""
-    waiting = [cell for cell in cells if not complete(cell, root)]
-    done, failures = len(cells) - len(waiting), dict[str, str]()
+    """Run the cells that are not complete. Returns what went wrong with those that failed, in the order of `cells`."""
+    waiting = [(cell, root) for cell in cells if not is_complete(cell, root)]
+    done, errors = len(cells) - len(waiting), dict[str, str]()
+    part = lambda _, epoch, epochs: progress("cells", done + epoch / epochs, len(cells))  # noqa: E731
     progress("cells", done, len(cells))
-    if not waiting:
-        return failures
-    threads = threads or max(1, torch.get_num_threads() // workers)
-    workers = min(workers, len(waiting))
-    spawn = multiprocessing.get_context("spawn")
-    devices = spawn.SimpleQueue()  # one for each worker
-    for number in range(workers):
-        devices.put(f"cuda:{number % torch.cuda.device_count()}" if torch.cuda.is_available() else None)
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=(threads, devices)) as pool:
-        futures = {pool.submit(_work, cell, root): cell for cell in waiting}
-        try:
-            for future in as_completed(futures):
-                if told := _told(future):
-                    failures[str(futures[future])] = told
-                done += 1
-                progress("cells", done, len(cells))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return {str(cell): failures[str(cell)] for cell in cells if str(cell) in failures}
+    for (cell, _), error in pool.run(_run_cell, waiting, part):
+        if error:
+            errors[str(cell)] = error
+        done += 1
+        progress("cells", done, len(cells))
+    return {str(cell): errors[str(cell)] for cell in cells if str(cell) in errors}
 
 
-def _told(future: Future) -> str | None:
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        return "a worker died, perhaps for lack of memory; use fewer --workers"
+def _run_cell(cache: RunDataCache, item: tuple[Cell, Path], progress: Progress) -> None:
+    run_cell(*item, cache, progress)
 
 
-_bench: RunDataCache  # of a worker
+def fill_bank(
+    run_data: RunData,
+    images: Sequence[str],
+    levels: Sequence[Level],
+    pool: TaskPool[RunDataCache],
+    progress: Progress = no_progress,
+) -> None:
+    """Compute the features of images that their bank does not have at these levels.
+
+    Raises:
+        UserError: an image is missing or damaged.
+    """
+    bank = run_data.bank(images)
+    if pool.serial:
+        bank.fill(levels, progress)
+        return
+    missing = bank.missing(levels)
+    total = len(missing) * len(images)
+    for _, error in pool.run(_compute_shard, [(run_data.config, task) for task in bank.tasks(missing)]):
+        if error:
+            raise UserError(error)
+        progress("features", bank.done_count(missing), total)
+    bank.merge(levels)
 
 
-def _start_worker(threads: int, devices: SimpleQueue) -> None:
-    global _bench
-    allocator.tune_allocator()
-    torch.set_num_threads(threads)
-    _bench = RunDataCache(devices.get())
-    exit_with_parent()
+def _compute_shard(cache: RunDataCache, item: tuple[RunDataConfig, ShardTask], progress: Progress) -> None:
+    config, task = item
+    task.run(cache.run_data(config).clip, progress)
 
 
-def _work(cell: Cell, root: Path) -> str | None:
-    try:
-        return run_one(cell, root, _bench)
-    except KeyboardInterrupt:  # the training has kept where it stands
-        os._exit(130)
+def fill_banks(cells: Iterable[Cell], pool: TaskPool[RunDataCache]) -> None:
+    """Compute every feature that cells will look up, so that no two of them compute the same.
+
+    Data that are missing or damaged are passed over: the cells that need them report it.
+
+    Raises:
+        UserError: a device that is not there, or no data folder.
+    """
+    images_of = functools.cache(_images)
+    wanted: dict[str, tuple[RunData, dict]] = {}
+    for cell in cells:
+        config = cell.config
+        plain = replace(config, channels="all", window=None, average=True)  # none of these shapes a feature
+        shaping = {field.name: getattr(plain, field.name) for field in fields(RunDataConfig)}
+        key = json.dumps(to_dict(RunDataConfig(**shaping)), sort_keys=True)
+        if key not in wanted:
+            wanted[key] = (pool.context.run_data(plain), {})
+        run_data, levels_by_images = wanted[key]
+        levels = [*levels_of(config.method, config.method_options), *(Level(*each) for each in config.target_levels)]
+        for split, subjects in (("train", run_data.training_subjects(config)), ("test", [config.subject])):
+            with suppress(UserError):
+                shown = dict(pair for subject in subjects for pair in images_of(run_data.dataset, subject, split))
+                levels_by_images.setdefault(tuple(shown.items()), {}).update(dict.fromkeys(levels))
+    for run_data, levels_by_images in wanted.values():
+        for shown, levels in levels_by_images.items():
+            images, concepts = zip(*shown)
+            with suppress(UserError):
+                if run_data.config.views == "banked":
+                    fill_bank(run_data, images, list(levels), pool, run_data.progress)
+                run_data.texts(images, concepts)
 
 
-def run_one(cell: Cell, root: Path, bench: RunDataCache, progress: Progress = no_progress) -> str | None:
-    """Run a cell; returns what was wrong, the whole traceback where it is no fault of the user's."""
-    try:
-        run_cell(cell, root, bench, progress)
-    except UserError as error:
-        return str(error)
-    except OSError as error:
-        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    except Exception:
-        return traceback.format_exc()
-    return None
+def _images(dataset: Dataset, subject: str, split: str) -> list[tuple[str, str]]:
+    """Return name and concept of every image of a subject's recordings."""
+    recordings = dataset.load(subject, split)
+    return list(zip(recordings.images, recordings.concepts))

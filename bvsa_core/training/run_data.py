@@ -126,7 +126,7 @@ class RunData:
             online = self._online(tuple(images))
             return lambda *asked: share_out(online, *asked)
         bank = self.bank(images)
-        bank.fill(levels, self.progress)  # together with the other processes
+        bank.fill(levels, self.progress, processes=self.team)
         return BankedViews(bank.load(levels).to(self.device), levels)
 
     def texts(self, images: Sequence[str], concepts: Sequence[str]) -> Tensor:

@@ -4,9 +4,9 @@
     FOLDER/<key>/texts_<key>.safetensors     features of texts
     FOLDER/<key>/about.json                  what the key stands for
 
-The key is a hash of everything that shapes a feature, so that a bank is never stale: another encoder, image or blur is
-another key. Every file carries key and checksum, which are verified when it is read. Any number of processes, also of
-several machines, may fill a bank at once, and any of them may be killed.
+The key is a hash of everything that shapes a feature, so a bank is never stale: another encoder, image or blur has
+another key. Every file carries the key and a checksum, which are verified when it is read. Any number of processes,
+also of several machines, may fill a bank at once, and any of them may be killed.
 """
 
 from __future__ import annotations
@@ -16,24 +16,63 @@ import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bvsa_core.distributed.processes import ProcessGroup
 from bvsa_core.errors import UserError
-from bvsa_core.io.atomic import claim_work, write_atomically
+from bvsa_core.io.atomic import write_atomically
+from bvsa_core.io.text_files import read_json
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.vision.clip import Clip
 from bvsa_core.vision.feature_file import map_features, write_features
 from bvsa_core.vision.images import RESIZING, hash_files, read_images
-from bvsa_core.vision.shards import Shards
+from bvsa_core.vision.shards import Shards, write_shared
 from bvsa_core.vision.views import Falloff, Level, OnlineViews
 
 FORMAT = 2  # of the files, and of what the blur computes; part of every key
 ABOUT = "about.json"
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """A shard of a bank that is to be computed at some levels, by any process that has the encoder."""
+
+    shards: Shards
+    number: int
+    paths: list[Path]
+    targets: dict[Path, Level]
+    falloff: Falloff
+
+    def run(self, clip: Clip, progress: Progress = no_progress, batch_size: int | None = None) -> None:
+        """Compute what is missing of the shard, and report the batches.
+
+        Args:
+            batch_size: default: 256 on a GPU, and 32 on the CPU, whose results an allocator can still reuse.
+
+        Raises:
+            UserError: an image is missing or damaged.
+        """
+        missing = self.shards.missing(self.number, self.targets)
+        if not missing:
+            return
+        batch_size = batch_size or (32 if clip.device.type == "cpu" else 256)
+        views = OnlineViews(clip, read_images(self.paths, clip.image_size), self.falloff)
+        done, total = 0, len(missing) * len(self.paths)
+        with _full_precision():
+            for target in missing:
+                features = []
+                for batch in torch.arange(len(self.paths)).split(batch_size):
+                    progress("features", done, total)
+                    gain = torch.full((len(batch),), self.targets[target].gain)
+                    kernel_size = torch.full((len(batch),), self.targets[target].kernel_size)
+                    features.append(views(batch, gain, kernel_size).cpu())
+                    done += len(batch)
+                self.shards.add(target, self.number, torch.cat(features))
 
 
 class FeatureBank:
@@ -43,7 +82,7 @@ class FeatureBank:
         folder: where banks are, each in a folder named by its key; or the folder of one bank, which must be this one.
 
     Raises:
-        UserError: an image is missing, or the bank in the folder is of other features.
+        UserError: an image is missing, or the bank in the folder holds other features.
     """
 
     def __init__(self, folder: str | Path, clip: Clip, paths: Sequence[Path], falloff: Falloff = Falloff()):
@@ -52,52 +91,65 @@ class FeatureBank:
         self.key = _key(about)
         self.folder = Path(folder) if (Path(folder) / ABOUT).is_file() else Path(folder) / self.key
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / ABOUT).is_file():
-            with claim_work(self.folder, ABOUT, ABOUT, wait=True):
-                write_atomically(self.folder / ABOUT, json.dumps(about, indent=2).encode() + b"\n")
-        _compare(self.folder, about, "name the folder it is in, where every bank has its own, or delete it")
-        self._pieces = Shards(self.folder, self.key, len(self.paths))
+        path = self.folder / ABOUT
+        if not path.is_file():
+            write_shared(path, lambda: write_atomically(path, json.dumps(about, indent=2).encode() + b"\n"))
+        check_matches(self.folder, about, "name the folder it is in, where every bank has its own, or delete it")
+        self._shards = Shards(self.folder, self.key, len(self.paths))
 
     def missing(self, levels: Sequence[Level]) -> list[Level]:
-        """Levels not computed yet."""
+        """Return the levels that are not computed yet."""
         return [level for level in dict.fromkeys(levels) if not self.path(level).exists()]
 
-    def fill(self, levels: Sequence[Level], progress: Progress = no_progress, batch_size: int | None = None) -> None:
-        """Compute the levels that are missing, together with all who do the same.
+    def tasks(self, levels: Sequence[Level]) -> list[ShardTask]:
+        """Return the shards that are missing of some level; when they are done, `merge` must follow."""
+        targets = {self.path(level): level for level in self.missing(levels)}
+        parts = ((number, self.paths[part]) for number, part in enumerate(self._shards.slices))
+        tasks = [ShardTask(self._shards, number, paths, targets, self.falloff) for number, paths in parts]
+        return [task for task in tasks if self._shards.missing(task.number, targets)]
 
-        Left out, batch_size is 256 on a GPU, and on the CPU 32, whose results an allocator can still reuse.
+    def done_count(self, levels: Sequence[Level]) -> int:
+        """Return how many features of the levels are on disk, in shards or merged."""
+        return self._shards.done_count([self.path(level) for level in levels])
+
+    def merge(self, levels: Sequence[Level]) -> None:
+        """Make one file a level of its shards, which are all there."""
+        for level in dict.fromkeys(levels):
+            self._shards.merge(self.path(level))
+
+    def fill(
+        self,
+        levels: Sequence[Level],
+        progress: Progress = no_progress,
+        batch_size: int | None = None,
+        processes: ProcessGroup = ProcessGroup(),
+    ) -> None:
+        """Compute the levels that are missing.
+
+        Args:
+            batch_size: as `ShardTask.run`.
+            processes: those that call this together; each computes some of the shards.
 
         Raises:
-            UserError: naming an image that is missing or damaged.
+            UserError: an image is missing or damaged.
         """
-        targets = {self.path(level): level for level in levels}
-        missing = [path for path in targets if not path.exists()]
-        batch_size = batch_size or (32 if self.clip.device.type == "cpu" else 256)
+        missing = self.missing(levels)
         total = len(missing) * len(self.paths)
-
-        def compute(number: int, lacking: list[Path]) -> None:
-            done = self._pieces.finished(missing)
-            images = read_images(self.paths[self._pieces.slices[number]], self.clip.image_size)
-            views = OnlineViews(self.clip, images, self.falloff)
-            for path in lacking:
-                features = []
-                for batch in torch.arange(len(images)).split(batch_size):
-                    progress("features", done, total)
-                    gain = torch.full((len(batch),), targets[path].gain)
-                    kernel_size = torch.full((len(batch),), targets[path].kernel_size)
-                    features.append(views(batch, gain, kernel_size).cpu())
-                    done += len(batch)
-                self._pieces.add(path, number, torch.cat(features))
-
-        with _full_precision():
-            self._pieces.share(missing, compute)
-        for path in targets:
-            self._pieces.merge_shards(path)
+        for task in self.tasks(missing):
+            if task.number % processes.size == processes.rank:
+                before = self.done_count(missing)
+                task.run(
+                    self.clip, lambda name, done, _, before=before: progress(name, before + done, total), batch_size
+                )
+        processes.wait()
+        if processes.rank == 0:
+            self.merge(levels)
+        processes.wait()
         if missing:
             progress("features", total, total)
 
     def load(self, levels: Sequence[Level]) -> Tensor:
-        """Features (levels, images, D) float32.
+        """Return features (levels, images, D) float32.
 
         Raises:
             UserError: as `files`.
@@ -105,59 +157,60 @@ class FeatureBank:
         return torch.stack([map_features(path, len(self.paths), self.key) for path in self.files(levels)])
 
     def files(self, levels: Sequence[Level]) -> list[Path]:
-        """The files of levels, once it is sure that they are sound.
+        """Return the files of levels, verified.
 
         Raises:
             UserError: one of them is missing, damaged, altered or of something else.
         """
-        return _sound([self.path(level) for level in levels], len(self.paths), self.key)
+        return verify_files([self.path(level) for level in levels], len(self.paths), self.key)
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit-norm features (texts, D) float32, computed at the first call."""
+        """Return unit-norm features (texts, D) float32, computed at the first call."""
         return map_features(self.texts_path(texts), len(texts), self.key).clone()
 
     def texts_path(self, texts: Sequence[str]) -> Path:
-        """The file of these texts' features, made where it is missing, and sound.
+        """Return the file of these texts' features, verified; write it if it is missing.
 
         Raises:
             UserError: it is damaged, altered or of something else.
         """
         path = self.folder / f"texts_{_key(list(texts))}.safetensors"
         if not path.exists():
-            with claim_work(self.folder, path.name, path.name, wait=True):
-                if not path.exists():
-                    write_features(path, [self._encode(texts)], len(texts), self.key)
+            features = self._encode(texts)
+            write_shared(path, lambda: write_features(path, [features], len(texts), self.key))
         map_features(path, len(texts), self.key)
         return path
 
     def _encode(self, texts: Sequence[str]) -> Tensor:
+        """Encode every distinct text once."""
         number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         with _full_precision():
             return self.clip.encode_texts(list(number))[[number[text] for text in texts]].cpu()
 
     def path(self, level: Level) -> Path:
-        """The file of a level."""
+        """Return the file of a level."""
         return self.folder / _file_name(level)
 
 
 def level_files(folder: Path, levels: Sequence[Level], clip: Clip, falloff: Falloff = Falloff()) -> list[Path]:
-    """The files of levels in a bank of whatever images, once it is sure that they are sound, and of this encoder and blur.
+    """Return the files of levels in a bank of any images, verified to be of this encoder and blur.
 
     Raises:
         UserError: they are of another encoder or blur, missing or damaged.
     """
-    about = _compare(folder, fingerprint(clip, falloff), "give a bank made with these settings")
-    return _sound([folder / _file_name(level) for level in levels], about.get("pictures", -1), _key(about))
+    about = check_matches(folder, fingerprint(clip, falloff), "give a bank made with these settings")
+    return verify_files([folder / _file_name(level) for level in levels], about.get("pictures", -1), _key(about))
 
 
-def _sound(paths: list[Path], rows: int, bank: str) -> list[Path]:
-    with ThreadPoolExecutor() as pool:  # checksums take as long as reading the files
+def verify_files(paths: list[Path], rows: int, bank: str) -> list[Path]:
+    """Return the paths once their checksums are verified, which takes as long as reading the files."""
+    with ThreadPoolExecutor() as pool:
         list(pool.map(lambda path: map_features(path, rows, bank), paths))
     return paths
 
 
 def fingerprint(clip: Clip, falloff: Falloff) -> dict[str, Any]:
-    """All that shapes a feature beside the image and the level."""
+    """Return all that shapes a feature beside the image and the level."""
     return {
         "format": FORMAT,
         "encoder": clip.name,
@@ -170,21 +223,20 @@ def fingerprint(clip: Clip, falloff: Falloff) -> dict[str, Any]:
     }
 
 
-def _compare(folder: Path, asked: dict[str, Any], remedy: str) -> dict[str, Any]:
-    """What about.json says of a bank, once it is sure that it says what is asked for.
+def check_matches(folder: Path, expected: dict[str, Any], remedy: str) -> dict[str, Any]:
+    """Return the about.json of a bank, checked to hold what is expected.
 
     Raises:
         UserError: it is damaged, or something differs.
     """
-    try:
-        about = json.loads((folder / ABOUT).read_text())
-        found = {name: about.get(name) for name in asked}
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{folder / ABOUT}: damaged; delete the folder, and its features are computed again") from error
-    if differing := [name for name in asked if found[name] != asked[name]]:
-        differing = ["format"] if "format" in differing else differing  # which tells of an earlier version
-        told = ", ".join(f"{name} is {_short(found[name])}, not {_short(asked[name])}" for name in differing)
-        raise UserError(f"{folder}: features of something else than asked for ({told}); {remedy}")
+    about = read_json(folder / ABOUT, "delete the folder, and its features are computed again")
+    differing = [name for name in expected if about.get(name) != expected[name]]
+    if differing:
+        differing = ["format"] if "format" in differing else differing  # a bank of an earlier version
+        differences = ", ".join(
+            f"{name} is {_short(about.get(name))}, not {_short(expected[name])}" for name in differing
+        )
+        raise UserError(f"{folder}: features of something else than asked for ({differences}); {remedy}")
     return about
 
 
@@ -194,7 +246,7 @@ def _short(value: object) -> str:
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Inside, float32 products are those of float32 on every device: what is kept is not shaped by what is allowed for speed."""
+    """Inside, every device multiplies in full float32, so that features do not depend on settings for speed."""
     cudnn, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")

@@ -1,31 +1,28 @@
-"""A bank's images in pieces, which processes share out without knowing of one another.
+"""Features of a bank's images in shards, which tasks compute one by one.
 
-    BANK/k51_gain0.5.00003-of-00065.safetensors      features of a piece, until all of a level are put together
+    BANK/k51_gain0.5.00003-of-00065.safetensors      features of a shard, until all of a level are merged
 
-Pieces are the same whatever the number of processes, and what is computed of one does not depend on who computes it.
-A process that dies takes with it the piece it was at; all that are finished stay.
+Shards do not depend on who computes them, and are written atomically: processes that compute the same one write the
+same bytes. A process that dies takes with it the shard it was at; all that are finished stay.
 """
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import torch.distributed as dist
 from torch import Tensor
 
 from bvsa_core.errors import UserError
-from bvsa_core.io.atomic import claim_work
+from bvsa_core.io.atomic import PARTIAL
 from bvsa_core.vision.feature_file import map_features, write_features
 
-IMAGES = 256  # of a piece
-WAIT = 0.2  # seconds between looks at what others are doing
+IMAGES = 256  # of a shard
 
 
 class Shards:
-    """The pieces of a bank.
+    """The shards of a bank.
 
     Args:
         folder: of the bank.
@@ -38,17 +35,17 @@ class Shards:
         self.slices = [slice(start, min(start + IMAGES, count)) for start in range(0, count, IMAGES)]
 
     def path(self, target: Path, number: int | str) -> Path:
-        """The file of a piece of what will be in `target`."""
+        """Return the file of a shard of `target`."""
         number = number if isinstance(number, str) else f"{number:05d}"
         return target.with_name(f"{target.stem}.{number}-of-{len(self.slices):05d}{target.suffix}")
 
-    def lacking(self, number: int, targets: Sequence[Path]) -> list[Path]:
-        """Of which targets a piece is still to be computed."""
-        # In this order: pieces are deleted once their target is there.
+    def missing(self, number: int, targets: Iterable[Path]) -> list[Path]:
+        """Return the targets of which a shard is still to be computed."""
+        # In this order: shards are deleted once their target is there.
         return [target for target in targets if not self.path(target, number).exists() and not target.exists()]
 
-    def finished(self, targets: Sequence[Path]) -> int:
-        """Features of the targets that are on disk, by whomever."""
+    def done_count(self, targets: Sequence[Path]) -> int:
+        """Return how many features of the targets are on disk."""
         names = set(os.listdir(self.folder))
         return sum(
             piece.stop - piece.start
@@ -58,40 +55,38 @@ class Shards:
         )
 
     def add(self, target: Path, number: int, features: Tensor) -> None:
-        """Keep the features of a piece."""
-        write_features(self.path(target, number), [features], len(features), self.bank)
+        """Write the features of a shard."""
+        path = self.path(target, number)
+        write_shared(path, lambda: write_features(path, [features], len(features), self.bank), target)
 
-    def share(self, targets: Sequence[Path], work: Callable[[int, list[Path]], None]) -> None:
-        """Return when every piece of all targets is computed: by `work`, or by other processes that are at it.
+    def merge(self, target: Path) -> None:
+        """Make one file of the shards of a target, unless another process has, and delete them."""
 
-        Each process of torch.distributed begins at a part of its own, so that few meet.
-        """
-        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        first = rank * len(self.slices) // world
-        todo = [*range(first, len(self.slices)), *range(first)]
-        while todo := [number for number in todo if self.lacking(number, targets)]:
-            idle = True
-            for number in todo:
-                with claim_work(self.folder, f"piece {number}", self.path(Path("*.safetensors"), number).name) as ours:
-                    if ours and (lacking := self.lacking(number, targets)):
-                        work(number, lacking)
-                    idle = idle and not ours
-            if idle:
-                time.sleep(WAIT)
+        def write() -> None:
+            sizes = [piece.stop - piece.start for piece in self.slices]
+            parts = (map_features(self.path(target, number), size, self.bank) for number, size in enumerate(sizes))
+            write_features(target, parts, self.count, self.bank)
 
-    def merge_shards(self, target: Path) -> None:
-        """Make one file of the pieces of a target, unless somebody has, and delete them."""
-        any_piece = self.path(target, "[0-9]" * 5).name
-        if target.exists() and not any(self.folder.glob(any_piece)):
-            return
-        with claim_work(self.folder, target.name, target.name, wait=True):
-            if not target.exists():
-                sizes = [piece.stop - piece.start for piece in self.slices]
-                parts = (map_features(self.path(target, number), size, self.bank) for number, size in enumerate(sizes))
-                try:
-                    write_features(target, parts, self.count, self.bank)
-                except UserError:  # where claims cannot be had, another may have done it, and deleted the pieces
-                    if not target.exists():
-                        raise
-            for piece in self.folder.glob(any_piece):
-                piece.unlink(missing_ok=True)
+        if not target.exists():
+            write_shared(target, write)
+        any_shard = self.path(target, "[0-9]" * 5).name
+        for path in [*self.folder.glob(any_shard), *self.folder.glob(f".{any_shard}.*{PARTIAL}")]:
+            path.unlink(missing_ok=True)
+
+
+def write_shared(path: Path, write: Callable[[], None], instead: Path | None = None) -> None:
+    """Write a file that others may write at the same time with the same bytes; delete what killed processes left.
+
+    Args:
+        instead: file that makes this one unnecessary.
+
+    Raises:
+        UserError: it cannot be written, and nobody else has written it.
+    """
+    try:
+        write()
+    except UserError:  # another process has written it, and deleted our temporary file
+        if not path.exists() and not (instead and instead.exists()):
+            raise
+    for partial in path.parent.glob(f".{path.name}.*{PARTIAL}"):
+        partial.unlink(missing_ok=True)

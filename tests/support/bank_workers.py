@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -14,16 +13,15 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from bvsa_core.distributed.processes import ProcessGroup
 from bvsa_core.vision import shards
 from bvsa_core.vision.bank import FeatureBank
 from bvsa_core.vision.clip import load_clip
 from bvsa_core.vision.views import Level, OnlineViews
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["open_clip", "bvsa_core.vision.bank", "bvsa_core.vision.tiny", "bvsa_core.cli.features"]
-)
-IMAGES = 3  # of a piece
+CONTEXT.set_forkserver_preload(["open_clip", "bvsa_core.vision.bank", "bvsa_core.vision.tiny"])
+IMAGES = 3  # of a shard
 
 
 def start(function, *arguments: object) -> BaseProcess:
@@ -33,29 +31,29 @@ def start(function, *arguments: object) -> BaseProcess:
 
 
 def end(*processes: BaseProcess) -> list[int]:
-    """Exit codes."""
+    """Wait for processes; returns their exit codes."""
     for process in processes:
         process.join(300)
     return [process.exitcode for process in processes]
 
 
 def fill(
-    folder: Path, paths: Sequence[Path], levels: Sequence[Level], told: Path, rank: int = 0, world: int = 1
+    folder: Path, paths: Sequence[Path], levels: Sequence[Level], counted: Path, rank: int = 0, world: int = 1
 ) -> None:
-    """Fill a bank, and tell how many features were computed for it."""
+    """Fill a bank, and write how many features were computed for it."""
     torch.set_num_threads(1)
     shards.IMAGES = IMAGES
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}.meet", rank=rank, world_size=world)
     computed = count_features()
-    FeatureBank(folder, load_clip(), paths).fill(levels)
-    told.write_text(json.dumps(sum(computed)))
+    FeatureBank(folder, load_clip(), paths).fill(levels, processes=ProcessGroup(rank, world))
+    counted.write_text(json.dumps(sum(computed)))
     if world > 1:
         dist.destroy_process_group()
 
 
 def count_features() -> list[int]:
-    """A list to which every call of online views adds how many features it computes."""
+    """Return a list to which every call of online views adds how many features it computes."""
     computed, original = [], OnlineViews.__call__
 
     def counting(self, indices, *blur):
@@ -67,7 +65,7 @@ def count_features() -> list[int]:
 
 
 def fill_and_be_killed(folder: Path, paths: Sequence[Path], levels: Sequence[Level], method: str, nth: int) -> None:
-    """Fill a bank until the nth file is renamed, or the nth piece is deleted, and be killed right before."""
+    """Fill a bank until the nth file is renamed, or the nth shard is deleted, and be killed right before."""
     original, left = getattr(Path, method), [nth]
 
     def deadly(path, *arguments, **options):
@@ -77,16 +75,4 @@ def fill_and_be_killed(folder: Path, paths: Sequence[Path], levels: Sequence[Lev
         return original(path, *arguments, **options)
 
     setattr(Path, method, deadly)
-    fill(folder, paths, levels, folder.with_suffix(".told"))
-
-
-def command(arguments: Sequence[str], rank: int, port: int, printed: Path) -> None:
-    """The command as torchrun starts the first or second of two processes."""
-    from bvsa_core.cli import main
-
-    torch.set_num_threads(1)
-    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in told.items()})
-    with open(printed, "w") as sys.stdout:
-        code = main(arguments)
-    sys.exit(code)
+    fill(folder, paths, levels, folder.with_suffix(".counted"))
