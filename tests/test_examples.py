@@ -22,7 +22,7 @@ PROMISED = {
 
 
 def test_every_example_is_run_here():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*PROMISED, "planted"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*PROMISED, "toy_data"}
 
 
 @pytest.fixture
