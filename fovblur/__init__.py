@@ -13,3 +13,11 @@ __all__ = [
     "kernel_size_from_sigma",
     "sigma_from_kernel_size",
 ]
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":  # read only on request: a source tree need not be installed
+        from importlib.metadata import version
+
+        return version("fovblur")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""``python -m fovblur.info``: what was built, and which backend would serve which tensors. Belongs in a bug report."""
+"""``python -m fovblur.info``: what was built, and which backend serves which tensors. Attach it to a bug report."""
 
 from __future__ import annotations
 
@@ -10,25 +10,23 @@ from fovblur import backends
 
 
 def report() -> str:
-    """The text that ``python -m fovblur.info`` prints."""
+    """Return the text that ``python -m fovblur.info`` prints."""
     lines = [f"python {platform.python_version()} on {platform.machine()}, torch {torch.__version__}"]
     try:
         info = backends.build_info()
     except ImportError as error:
         lines.append(f"built: nothing; {error}")
     else:
-        native = backends.load_native("cpu")
+        native, cuda = backends.load_native("cpu"), info["cuda"]
         lines.append(f"compiler: {info['compiler']}")
         lines.append(f"CPU module: variants {', '.join(info['cpu_variants'])}; in use here: {native.variant()}")
-        cuda = info["cuda"]
-        built = cuda.get("skipped") and f"not built: {cuda['skipped']}"
-        lines.append(
-            f"CUDA module: {built or cuda['compiler'] + ', architectures ' + ', '.join(cuda['architectures'])}"
-        )
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            major, minor = torch.cuda.get_device_capability(index)
-            lines.append(f"cuda:{index}: {torch.cuda.get_device_name(index)}, compute capability {major}.{minor}")
+        if "skipped" in cuda:
+            lines.append(f"CUDA module: not built: {cuda['skipped']}")
+        else:
+            lines.append(f"CUDA module: {cuda['compiler']}, architectures {', '.join(cuda['architectures'])}")
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        major, minor = torch.cuda.get_device_capability(index)
+        lines.append(f"cuda:{index}: {torch.cuda.get_device_name(index)}, compute capability {major}.{minor}")
     lines.append("backends:")
     lines += [f"  {name:<10} {reason or 'can run'}" for name, reason in backends.available_backends().items()]
     for device in ("cpu", "cuda"):

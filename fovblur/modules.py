@@ -1,4 +1,4 @@
-"""The blurs as modules, in the style of torch.nn."""
+"""The blurs as torch.nn modules."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ from fovblur.foveated_blur.api import foveated_blur, gaussian_blur
 
 
 class FoveatedBlur2d(nn.Module):
-    """:func:`fovblur.foveated_blur` with its parameters held by a module.
+    """Blur images (B, C, H, W) with :func:`fovblur.foveated_blur`.
 
-    Arguments are those of the function. An ``nn.Parameter`` given for ``sigma`` or ``gain`` is learnt; a tensor is moved
-    with the module.
+    The arguments are those of the function. An ``nn.Parameter`` given as ``sigma`` or ``gain`` is learnt; any other
+    tensor becomes a buffer, which moves with the module.
 
-    Shape:
-        - Input: (B, C, H, W)
-        - Output: (B, C, H, W)
-
-    >>> FoveatedBlur2d(kernel_size=5, gain=nn.Parameter(torch.tensor(0.5)))(torch.rand(2, 3, 16, 16)).shape
-    torch.Size([2, 3, 16, 16])
+    Examples:
+        >>> blur = FoveatedBlur2d(kernel_size=5, gain=nn.Parameter(torch.tensor(0.5)))
+        >>> blur(torch.rand(2, 3, 16, 16)).shape
+        torch.Size([2, 3, 16, 16])
     """
 
     sigma: float | Tensor | None
@@ -46,10 +44,11 @@ class FoveatedBlur2d(nn.Module):
         backend: str | None = None,
     ):
         super().__init__()
-        _hold(self, sigma=sigma, kernel_size=kernel_size, gain=gain, fixation=fixation, mean=mean, std=std)
+        _register(self, sigma=sigma, kernel_size=kernel_size, gain=gain, fixation=fixation, mean=mean, std=std)
         self.decay, self.falloff, self.out_dtype, self.backend = decay, falloff, out_dtype, backend
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the blurred images (B, C, H, W)."""
         return foveated_blur(
             images,
             self.sigma,
@@ -65,22 +64,22 @@ class FoveatedBlur2d(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return _show(self, "sigma", "kernel_size", "gain", "decay", "falloff", "fixation")
+        """Return the parameters that ``repr`` shows."""
+        return _format(self, "sigma", "kernel_size", "gain", "decay", "falloff", "fixation")
 
 
 class GaussianBlur2d(nn.Module):
-    """:func:`fovblur.gaussian_blur` with its parameters held by a module.
+    """Blur images (B, C, H, W) with :func:`fovblur.gaussian_blur`.
 
     Args:
-        sigma: standard deviation in pixels, a number, (B,), or an ``nn.Parameter``, which is learnt.
-        kernel_size: odd width in pixels. Each of the two gives the other where it is left out.
+        sigma: standard deviation in pixels, a number, (B,), or an ``nn.Parameter``, which is learnt. Default: computed
+            from ``kernel_size``.
+        kernel_size: odd width in pixels, an int or (B,). Default: computed from ``sigma``.
+        backend: as for :func:`fovblur.foveated_blur`.
 
-    Shape:
-        - Input: (B, C, H, W)
-        - Output: (B, C, H, W)
-
-    >>> GaussianBlur2d(2.0)(torch.rand(2, 3, 16, 16)).shape
-    torch.Size([2, 3, 16, 16])
+    Examples:
+        >>> GaussianBlur2d(2.0)(torch.rand(2, 3, 16, 16)).shape
+        torch.Size([2, 3, 16, 16])
     """
 
     sigma: float | Tensor | None
@@ -94,18 +93,20 @@ class GaussianBlur2d(nn.Module):
         backend: str | None = None,
     ):
         super().__init__()
-        _hold(self, sigma=sigma, kernel_size=kernel_size)
+        _register(self, sigma=sigma, kernel_size=kernel_size)
         self.backend = backend
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the blurred images (B, C, H, W)."""
         return gaussian_blur(images, self.sigma, kernel_size=self.kernel_size, backend=self.backend)
 
     def extra_repr(self) -> str:
-        return _show(self, "sigma", "kernel_size")
+        """Return the parameters that ``repr`` shows."""
+        return _format(self, "sigma", "kernel_size")
 
 
-def _hold(module: nn.Module, **values: object) -> None:
-    """Attributes of a module; tensors that are not learnt become buffers, so that they move with it."""
+def _register(module: nn.Module, **values: object) -> None:
+    """Set attributes of a module; tensors that are not learnt become buffers, which move with it."""
     for name, value in values.items():
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
             module.register_buffer(name, value)
@@ -113,8 +114,8 @@ def _hold(module: nn.Module, **values: object) -> None:
             setattr(module, name, value)
 
 
-def _show(module: nn.Module, *names: str) -> str:
-    """Attributes that are set: numbers as they are, tensors by their shape."""
+def _format(module: nn.Module, *names: str) -> str:
+    """Format the attributes that are not None: numbers as they are, tensors by their shape."""
     shown = []
     for name in names:
         value = getattr(module, name)

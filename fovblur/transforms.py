@@ -1,4 +1,4 @@
-"""The foveated blur as torchvision v2 transforms: tensors, tv_tensors and PIL images. Needs torchvision."""
+"""The foveated blur as torchvision v2 transforms of tensors, tv_tensors and PIL images. Needs torchvision."""
 
 from __future__ import annotations
 
@@ -29,13 +29,20 @@ _NOT_IMAGES = (tv_tensors.BoundingBoxes, tv_tensors.Mask)
 class FoveatedBlur(v2.Transform):
     """Blur images with :func:`fovblur.foveated_blur`.
 
-    Takes tensors (..., C, H, W), tv_tensors.Image and Video, and PIL images, and returns the same; boxes and masks pass.
+    Takes tensors (..., C, H, W), tv_tensors.Image and Video, and PIL images, and returns the same type. Bounding boxes
+    and masks are returned unchanged.
 
     Args:
-        sigma, kernel_size, gain, decay, falloff, fixation: numbers, as for the function.
+        sigma: standard deviation in pixels; all arguments are numbers, as for the function.
+        kernel_size: odd width in pixels.
+        gain: weight of the sharp image at the fixation.
+        decay: rate of the "exp" falloff.
+        falloff: curve of acuity.
+        fixation: (y, x) in pixels.
 
-    >>> FoveatedBlur(kernel_size=5)(torch.rand(3, 16, 16)).shape
-    torch.Size([3, 16, 16])
+    Examples:
+        >>> FoveatedBlur(kernel_size=5)(torch.rand(3, 16, 16)).shape
+        torch.Size([3, 16, 16])
     """
 
     def __init__(
@@ -51,9 +58,10 @@ class FoveatedBlur(v2.Transform):
         super().__init__()
         self.sigma, self.kernel_size, self.gain = sigma, kernel_size, gain
         self.decay, self.falloff, self.fixation = decay, falloff, fixation
-        self.blur(torch.zeros(1, 1, 1, 1), {})  # refuse what the function refuses, now
+        self.blur(torch.zeros(1, 1, 1, 1), {})  # raises now what the function would raise later
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Blur one input of the transform."""
         if isinstance(inpt, _NOT_IMAGES):
             return inpt
         if isinstance(inpt, PIL.Image.Image):
@@ -64,7 +72,7 @@ class FoveatedBlur(v2.Transform):
         return tv_tensors.wrap(blurred, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else blurred
 
     def blur(self, images: Tensor, params: dict[str, Any]) -> Tensor:
-        """Blur (B, C, H, W)."""
+        """Blur images (B, C, H, W)."""
         return foveated_blur(
             images,
             self.sigma,
@@ -77,18 +85,20 @@ class FoveatedBlur(v2.Transform):
 
 
 class RandomFoveatedBlur(FoveatedBlur):
-    """Blur images with a random strength, sharpness and fixation, each image of a batch with its own.
+    """Blur images with random sigma, gain and fixation, drawn for every image of a batch.
 
-    The frames of a tv_tensors.Video share one, as do images that go through the transform together.
+    The frames of a tv_tensors.Video share one draw, as do images that are passed to the transform together.
 
     Args:
-        sigma: least and largest standard deviation in pixels, drawn uniformly.
-        gain: least and largest weight of the sharp image at the fixation.
-        fixation: None for the centre; "uniform" for anywhere in the image.
-        decay, falloff: as for the function.
+        sigma: smallest and largest standard deviation in pixels, drawn uniformly.
+        gain: smallest and largest weight of the sharp image at the fixation.
+        fixation: None for the centre, "uniform" for a random pixel position.
+        decay: rate of the "exp" falloff.
+        falloff: curve of acuity.
 
-    >>> RandomFoveatedBlur((0.5, 8.0), fixation="uniform")(torch.rand(4, 3, 16, 16)).shape
-    torch.Size([4, 3, 16, 16])
+    Examples:
+        >>> RandomFoveatedBlur((0.5, 8.0), fixation="uniform")(torch.rand(4, 3, 16, 16)).shape
+        torch.Size([4, 3, 16, 16])
     """
 
     def __init__(
@@ -109,7 +119,7 @@ class RandomFoveatedBlur(FoveatedBlur):
         self.sigma_range, self.gain_range, self.random_fixation = tuple(sigma), tuple(gain), fixation == "uniform"
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Uniform numbers: a row for every image of the largest batch, of sigma, gain, and the fixation's y and x."""
+        """Draw uniform numbers (images of the largest batch, 4) for sigma, gain, and the fixation's y and x."""
         counts = [
             x.shape[:-3].numel() for x in flat_inputs if isinstance(x, Tensor) and x.ndim > 3 and not self._shares(x)
         ]
@@ -120,9 +130,11 @@ class RandomFoveatedBlur(FoveatedBlur):
         return isinstance(inpt, (tv_tensors.Video, *_NOT_IMAGES))
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Blur one input of the transform; the frames of a video share the first row of numbers."""
         return super().transform(inpt, {"uniform": params["uniform"][:1]} if self._shares(inpt) else params)
 
     def blur(self, images: Tensor, params: dict[str, Any]) -> Tensor:
+        """Blur images (B, C, H, W) with the numbers drawn for them."""
         if not params:
             return super().blur(images, params)
         drawn = params["uniform"][: len(images)].to(images.device)

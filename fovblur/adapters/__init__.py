@@ -1,1 +1,1 @@
-"""Gaussian blurs under the names and argument orders of other libraries: change the import, keep the call."""
+"""Gaussian blurs with the names and arguments of other libraries: change the import, keep the call."""

@@ -10,9 +10,9 @@ from fovblur.foveated_blur.api import gaussian_blur
 def gaussian_blur_separately(
     images: Tensor, sigma_y: float | Tensor, sigma_x: float | Tensor, kernel_y: int, kernel_x: int, same: bool
 ) -> Tensor:
-    """Blur (B, C, H, W); one call where both directions are the `same`, else one a direction.
+    """Blur images (B, C, H, W), in one call if both directions are the `same`, else in one call per direction.
 
-    Along a side of one pixel the blur is the identity, so that (B, C H, 1, W) is blurred along x alone.
+    Along a side of one pixel the blur is the identity, so images reshaped to (B, C H, 1, W) are blurred along x alone.
     """
     if same:
         return gaussian_blur(images, sigma_y, kernel_size=kernel_y)
@@ -20,7 +20,6 @@ def gaussian_blur_separately(
     floats = images if images.is_floating_point() else images.float()
     along_x = gaussian_blur(floats.reshape(batch, channels * height, 1, width), sigma_x, kernel_size=kernel_x)
     turned = along_x.reshape(batch, channels, height, width).transpose(2, 3).reshape(batch, channels * width, 1, height)
-    blurred = (
-        gaussian_blur(turned, sigma_y, kernel_size=kernel_y).reshape(batch, channels, width, height).transpose(2, 3)
-    )
+    along_y = gaussian_blur(turned, sigma_y, kernel_size=kernel_y)
+    blurred = along_y.reshape(batch, channels, width, height).transpose(2, 3)
     return blurred if images.is_floating_point() else blurred.round().to(images.dtype)

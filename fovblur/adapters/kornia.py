@@ -1,4 +1,4 @@
-"""``from fovblur.adapters.kornia import gaussian_blur2d`` in place of kornia.filters'."""
+"""A replacement for ``kornia.filters.gaussian_blur2d``: ``from fovblur.adapters.kornia import gaussian_blur2d``."""
 
 from __future__ import annotations
 
@@ -15,20 +15,24 @@ def gaussian_blur2d(
     border_type: str = "reflect",
     separable: bool = True,
 ) -> Tensor:
-    """Blur images, each with a Gaussian of its own where sigma is a tensor.
+    """Blur images with kornia's arguments. A tensor sigma gives every image its own Gaussian.
 
     Args:
         input: (B, C, H, W).
         kernel_size: odd width, or (along y, along x).
         sigma: standard deviations in pixels, (along y, along x), or a tensor (B, 2) of them.
-        border_type: "reflect", the only one there is.
-        separable: for compatibility; the result is the same.
+        border_type: only "reflect" is supported.
+        separable: accepted for compatibility; it does not change the result.
 
     Returns:
         (B, C, H, W). Differentiable in input and sigma.
 
-    >>> gaussian_blur2d(torch.rand(2, 3, 8, 8), (3, 3), torch.tensor([[1.0, 1.0], [2.0, 2.0]])).shape
-    torch.Size([2, 3, 8, 8])
+    Raises:
+        ValueError: an unsupported border_type, or a wrong shape of sigma.
+
+    Examples:
+        >>> gaussian_blur2d(torch.rand(2, 3, 8, 8), (3, 3), torch.tensor([[1.0, 1.0], [2.0, 2.0]])).shape
+        torch.Size([2, 3, 8, 8])
     """
     if border_type != "reflect":
         raise ValueError(f"border_type is {border_type!r}; only 'reflect' is supported")

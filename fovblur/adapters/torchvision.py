@@ -1,4 +1,4 @@
-"""``from fovblur.adapters.torchvision import gaussian_blur`` in place of torchvision.transforms.v2.functional's."""
+"""A replacement for ``torchvision.transforms.v2.functional.gaussian_blur``: change the import, keep the call."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ from fovblur.foveated_blur.api import sigma_from_kernel_size
 def gaussian_blur(
     inpt: Tensor, kernel_size: int | Sequence[int], sigma: float | Sequence[float] | None = None
 ) -> Tensor:
-    """Blur images (..., C, H, W) with one Gaussian.
+    """Blur images (..., C, H, W) with torchvision's arguments.
 
     Args:
         inpt: images of any leading dimensions; uint8 or floating point.
         kernel_size: odd width, or [width along x, width along y].
-        sigma: standard deviation in pixels, or [along x, along y]; without it, it follows from the kernel size.
+        sigma: standard deviation in pixels, or [along x, along y]. Default: computed from the kernel size.
 
     Returns:
-        (..., C, H, W) in the dtype of inpt. Unlike torchvision's, images smaller than the radius are fine.
+        (..., C, H, W) in the dtype of inpt. Images may be smaller than the radius, unlike torchvision's.
 
-    >>> import torch
-    >>> gaussian_blur(torch.rand(3, 8, 8), [5, 5], [1.0, 1.0]).shape
-    torch.Size([3, 8, 8])
+    Raises:
+        ValueError: inpt is not a tensor of three or more dimensions, or a pair has not one or two values.
+
+    Examples:
+        >>> import torch
+        >>> gaussian_blur(torch.rand(3, 8, 8), [5, 5], [1.0, 1.0]).shape
+        torch.Size([3, 8, 8])
     """
     kernel_x, kernel_y = _pair("kernel_size", kernel_size)
     if sigma is None:

@@ -1,4 +1,4 @@
-"""The public functions: checks, and one call of an op."""
+"""The public functions of the similarity: checks, and one call of an op."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ def enhanced_similarity(
     column_gate: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Similarity of N recordings to M images, enhanced where the recording also agrees with the image's text.
+    """Return the similarity of N recordings to M images, enhanced where the recording agrees with the image's text.
 
-    ``M = M_bi * (1 + r_i c_j M_bt)`` with ``M_bi = brain_image @ image.T`` and ``M_bt = brain_text @ text.T``, r and c
+    ``M = M_bi * (1 + r_i c_j M_bt)`` with ``M_bi = brain_image @ image.T``, ``M_bt = brain_text @ text.T``, and r and c
     the row and column gates. The similarity modulation of BVSA (CVPR 2026).
 
     Args:
         brain_image: (N, D) float16, bfloat16, float32 or float64, of any strides: image embeddings of the recordings.
-        image: (M, D), same dtype and device: embeddings of the images. All four are used as they are; normalise them first.
+        image: (M, D), same dtype and device: embeddings of the images. No embeddings are normalised; do so beforehand.
         brain_text: (N, E), same dtype and device: text embeddings of the recordings.
         text: (M, E), same dtype and device: embeddings of the images' texts.
-        row_gate: (N,) of real numbers or booleans on the same device, r above; without it, 1.
-        column_gate: (M,), c above; without it, 1. Where either gate is 0, M_bt has no say, be it infinite or NaN, and where
-            all of one are, it is not computed by the compiled backends.
-        backend: ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"`` or ``"auto"``; without it, the environment variable
-            FOVBLUR_BACKEND, else auto: cpu for CPU tensors, cuda or triton for CUDA ones, the reference for others and for
-            float64 on a GPU. On GPUs, products of float32 are exact unless ``torch.set_float32_matmul_precision`` allows
-            tf32, which it does not by default.
+        row_gate: (N,) of real numbers or booleans on the same device: r. Default: 1.
+        column_gate: (M,): c. Default: 1. Where either gate is 0, M_bt is ignored, even if it is infinite or NaN; if all
+            values of one gate are 0, the compiled backends do not compute it.
+        backend: ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"`` or ``"auto"``. Default: the environment variable
+            FOVBLUR_BACKEND, else ``"auto"``: cpu for CPU tensors, cuda or triton for CUDA ones, reference for others and
+            for float64 on a GPU.
 
     Returns:
-        (N, M) in the dtype of the embeddings, as a matrix product has it: accumulated and modulated in float32 (float64
-        for float64), rounded once. For float32 values of half embeddings see :func:`enhanced_topk`. On GPUs float32
-        embeddings are multiplied in float32, or in tf32 where ``torch.get_float32_matmul_precision()`` is not "highest".
+        (N, M) in the dtype of the embeddings: accumulated and modulated in float32 (float64 for float64), rounded once.
+        For float32 values of half embeddings see :func:`enhanced_topk`. On GPUs float32 embeddings are multiplied in
+        float32, or in tf32 if ``torch.set_float32_matmul_precision`` allows it, which it does not by default.
 
     Raises:
         TypeError, ValueError: a wrong type, shape, dtype or device; the message names the argument.
-        RuntimeError: a backend asked for by name cannot run; the message says why.
+        RuntimeError: the requested backend cannot run; the message says why.
 
     Differentiable, any number of times, in the four embeddings and the gates.
 
-    >>> import torch
-    >>> recordings, images = torch.eye(2, 4), torch.eye(3, 4)
-    >>> enhanced_similarity(recordings, images, recordings, images)
-    tensor([[2., 0., 0.],
-            [0., 2., 0.]])
+    Examples:
+        >>> import torch
+        >>> recordings, images = torch.eye(2, 4), torch.eye(3, 4)
+        >>> enhanced_similarity(recordings, images, recordings, images)
+        tensor([[2., 0., 0.],
+                [0., 2., 0.]])
     """
     validation.check_embeddings(brain_image, image, brain_text, text)
     row_gate = validation.gate("row_gate", row_gate, "brain_image", brain_image)
@@ -72,29 +72,36 @@ def enhanced_topk(
     column_gate: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The k images of the largest :func:`enhanced_similarity` to each recording. The N x M matrix is never formed.
+    """Return the k images of the largest :func:`enhanced_similarity` to each recording, without the N x M matrix.
 
     Args:
-        brain_image, image, brain_text, text, row_gate, column_gate, backend: as for :func:`enhanced_similarity`.
-        k: how many, from 1 to M.
+        brain_image: (N, D), as for :func:`enhanced_similarity`.
+        image: (M, D).
+        brain_text: (N, E).
+        text: (M, E).
+        k: number of images, from 1 to M.
+        row_gate: (N,). Default: 1.
+        column_gate: (M,). Default: 1.
+        backend: as for :func:`enhanced_similarity`.
 
     Returns:
         values: (N, k) float32 (float64 for float64 embeddings), descending.
-        indices: (N, k) int64, rows of ``image``. Of equal values the lower index comes first, always: neither threads nor
-            tiles show. NaN ranks below -inf, and -0 equals 0, so that the index decides there too.
+        indices: (N, k) int64, rows of ``image``. Of equal values the lower index comes first, whatever the number of
+            threads and tiles. NaN ranks below -inf, and -0 equals 0.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as for :func:`enhanced_similarity`, for a k that does not fit, and on a GPU for a
-            gallery of more than about 2^32 rows.
+        TypeError, ValueError, RuntimeError: as for :func:`enhanced_similarity`, for a k out of range, and on a GPU for
+            a gallery of more than about 2^32 rows.
 
     Not differentiable: gather the rows and call :func:`enhanced_similarity` on them.
 
-    >>> import torch
-    >>> recordings, images = torch.eye(2, 4), torch.eye(3, 4)
-    >>> values, indices = enhanced_topk(recordings, images, recordings, images, 2)
-    >>> indices
-    tensor([[0, 1],
-            [1, 0]])
+    Examples:
+        >>> import torch
+        >>> recordings, images = torch.eye(2, 4), torch.eye(3, 4)
+        >>> values, indices = enhanced_topk(recordings, images, recordings, images, 2)
+        >>> indices
+        tensor([[0, 1],
+                [1, 0]])
     """
     validation.check_embeddings(brain_image, image, brain_text, text)
     validation.check_k(k, image)

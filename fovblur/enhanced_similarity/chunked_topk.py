@@ -1,7 +1,7 @@
 """Top-k for a k too large for the fused kernels: the gallery is scored in chunks and merged by PyTorch.
 
-A candidate is one 64-bit key: the order of its float32 score, NaN lowest, above the complement of its index. No two keys are
-equal and the larger one is the better, so torch.topk has only one possible result.
+A candidate is one 64-bit key: the order of its float32 score, NaN lowest, above the complement of its index. No two
+keys are equal and the larger one is the better, so torch.topk has only one possible result.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def topk(score: Callable[[Tensor, Inputs], None], values: Tensor, indices: Tenso
     """Fill values (N, k) float32 and indices (N, k) int64.
 
     Args:
-        score: writes the similarity of inputs of any strides into a contiguous float32 tensor (rows, images). Equal images
-            must get equal scores in every chunk.
+        score: writes the similarity of inputs of any strides into a contiguous float32 tensor (rows, images). Equal
+            images must get equal scores in every chunk.
         values: (N, k) float32.
         indices: (N, k) int64.
         inputs: embeddings and gates.

@@ -1,4 +1,4 @@
-"""The ops ``fovblur::enhanced_similarity`` and ``fovblur::enhanced_topk``: fakes, gradient, and dispatch to a backend."""
+"""The ops ``fovblur::enhanced_similarity`` and ``fovblur::enhanced_topk``: fakes, gradient, dispatch to a backend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The similarity in plain PyTorch, written as its formula: the oracle of every test, and the gradient of every backend."""
+"""The similarity in plain PyTorch, written as its formula: the oracle of every test, the gradient of every backend."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The similarity and its k best in Triton: two products a tile, modulated in registers, stored once or ranked there.
 
-Top-k walks a slice of the gallery for a tile of recordings. A candidate is one 64-bit key, the order of its score above the
-complement of its index: no two keys are equal and the larger one is the better, whatever tile or slice it comes from.
+Top-k walks a slice of the gallery for a tile of recordings. A candidate is one 64-bit key, the order of its score above
+the complement of its index: no two keys are equal and the larger one is the better, whatever tile or slice it comes
+from.
 """
 
 from __future__ import annotations
@@ -73,11 +74,13 @@ def _scores(brain_image, image, brain_text, text, r, c, zero, row, column, rows,
             OPERAND: tl.constexpr, PRECISION: tl.constexpr,
             BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
     """Return M_bi (1 + r_i c_j M_bt) of the tile at (row, column); texts are not read if all its gates are closed."""
-    scores = _product(brain_image + row * brain_image_n, image + column * image_m, zero, rows, columns, image_width, brain_image_n,
-                      brain_image_d, image_m, image_d, OPERAND, PRECISION, BLOCK_N, BLOCK_M, DEPTH)  # fmt: skip
+    scores = _product(brain_image + row * brain_image_n, image + column * image_m, zero, rows, columns, image_width,
+                      brain_image_n, brain_image_d, image_m, image_d,
+                      OPERAND, PRECISION, BLOCK_N, BLOCK_M, DEPTH)  # fmt: skip
     if (tl.max((r != 0.0).to(tl.int32)) > 0) & (tl.max((c != 0.0).to(tl.int32)) > 0):
-        of_texts = _product(brain_text + row * brain_text_n, text + column * text_m, zero, rows, columns, text_width, brain_text_n,
-                            brain_text_e, text_m, text_e, OPERAND, PRECISION, BLOCK_N, BLOCK_M, DEPTH)  # fmt: skip
+        of_texts = _product(brain_text + row * brain_text_n, text + column * text_m, zero, rows, columns, text_width,
+                            brain_text_n, brain_text_e, text_m, text_e,
+                            OPERAND, PRECISION, BLOCK_N, BLOCK_M, DEPTH)  # fmt: skip
         closed = (r == 0.0)[:, None] | (c == 0.0)[None, :]  # lets no NaN through
         scores *= tl.where(closed, 1.0, 1.0 + r[:, None] * c[None, :] * of_texts)
     return scores
@@ -87,7 +90,8 @@ def _scores(brain_image, image, brain_text, text, r, c, zero, row, column, rows,
 def _similarity_kernel(
     brain_image, image, brain_text, text, row_gate, column_gate, out,
     recordings, images, image_width, text_width, row_tiles, column_tiles,
-    brain_image_n, brain_image_d, image_m, image_d, brain_text_n, brain_text_e, text_m, text_e, row_gate_n, column_gate_m,
+    brain_image_n, brain_image_d, image_m, image_d, brain_text_n, brain_text_e, text_m, text_e,
+    row_gate_n, column_gate_m,
     out_n, out_m,
     ROW_GATED: tl.constexpr, COLUMN_GATED: tl.constexpr, GROUP: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, DEPTH: tl.constexpr,
@@ -124,7 +128,8 @@ def _largest(order, first, columns, BLOCK_M: tl.constexpr):
 def _topk_kernel(
     brain_image, image, brain_text, text, row_gate, column_gate, keys,
     recordings, images, image_width, text_width, row_tiles, column_tiles, slice_tiles, slices, k,
-    brain_image_n, brain_image_d, image_m, image_d, brain_text_n, brain_text_e, text_m, text_e, row_gate_n, column_gate_m,
+    brain_image_n, brain_image_d, image_m, image_d, brain_text_n, brain_text_e, text_m, text_e,
+    row_gate_n, column_gate_m,
     ROW_GATED: tl.constexpr, COLUMN_GATED: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, DEPTH: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
@@ -144,7 +149,8 @@ def _topk_kernel(
         m = zero + tl.arange(0, BLOCK_M)
         columns = tl.minimum(images - column, BLOCK_M).to(tl.int32)
         c = _gate(column_gate, column, column_gate_m, columns, COLUMN_GATED, BLOCK_M)
-        scores = _scores(brain_image, image, brain_text, text, r, c, zero, row, column, rows, columns, image_width, text_width,
+        scores = _scores(brain_image, image, brain_text, text, r, c, zero, row, column, rows, columns,
+                         image_width, text_width,
                          brain_image_n, brain_image_d, image_m, image_d, brain_text_n, brain_text_e, text_m, text_e,
                          OPERAND, PRECISION, BLOCK_N, BLOCK_M, DEPTH)  # fmt: skip
         bits = tl.where(scores == 0.0, 0.0, scores).to(tl.int32, bitcast=True)  # -0 becomes 0
@@ -166,8 +172,8 @@ def _topk_kernel(
 def launch_configuration(dtype: torch.dtype, architecture: int, recordings: int, kept: int = 0) -> dict:
     """Return compile-time constants, warps and stages.
 
-    Chosen by compilation for sm_86 and sm_90: the largest tiles whose registers do not spill, and on sm_90 products of whole
-    warp groups.
+    Chosen by compilation for sm_86 and sm_90: the largest tiles whose registers do not spill, and on sm_90 products of
+    whole warp groups.
 
     Args:
         dtype: of the embeddings.
@@ -227,8 +233,8 @@ def triton_topk(values: Tensor, indices: Tensor, inputs: Inputs) -> None:
     keys = indices.new_empty(n, slices, k)
     with _device_of(values):
         _topk_kernel[_grid(row_tiles * slices, inputs)](
-            *_addresses(inputs, keys), *_sizes(inputs), row_tiles, column_tiles, slice_tiles, slices, k, *_strides(inputs),
-            **_gated(inputs), **configuration,
+            *_addresses(inputs, keys), *_sizes(inputs), row_tiles, column_tiles, slice_tiles, slices, k,
+            *_strides(inputs), **_gated(inputs), **configuration,
         )  # fmt: skip
     chunked_topk.decode(keys.view(n, slices * k).topk(k).values, values, indices)
 

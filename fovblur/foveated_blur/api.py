@@ -1,4 +1,4 @@
-"""The public functions: defaults, checks, and one call of the op."""
+"""The public functions of the blur: defaults, checks, and one call of the op."""
 
 from __future__ import annotations
 
@@ -15,23 +15,33 @@ from fovblur.foveated_blur.op import foveated_blur_op
 
 
 def sigma_from_kernel_size(k):
-    """Standard deviation, in pixels, that OpenCV gives an odd kernel size: 0.3 ((k - 1) / 2 - 1) + 0.8.
+    """Return OpenCV's standard deviation for an odd kernel size: 0.3 ((k - 1) / 2 - 1) + 0.8.
 
-    Takes a number or a tensor, and returns the same.
+    Args:
+        k: width in pixels, a number or a tensor.
 
-    >>> round(sigma_from_kernel_size(51), 6)
-    8.0
+    Returns:
+        Standard deviation in pixels, a number or a tensor like k.
+
+    Examples:
+        >>> round(sigma_from_kernel_size(51), 6)
+        8.0
     """
     return 0.3 * ((k - 1) * 0.5 - 1) + 0.8
 
 
 def kernel_size_from_sigma(sigma):
-    """Kernel size that holds four standard deviations to each side, scipy's default: 2 round(4 sigma) + 1.
+    """Return the kernel size that holds four standard deviations on each side, SciPy's default: 2 round(4 sigma) + 1.
 
-    Takes a number or a tensor, and returns an int or an int32 tensor. Halves round up, as in scipy.
+    Args:
+        sigma: standard deviation in pixels, a number or a tensor.
 
-    >>> kernel_size_from_sigma(8.0)
-    65
+    Returns:
+        Odd width in pixels, an int or an int32 tensor. Halves round up, as in SciPy.
+
+    Examples:
+        >>> kernel_size_from_sigma(8.0)
+        65
     """
     if isinstance(sigma, Tensor):
         return 2 * torch.floor(4 * sigma.detach() + 0.5).to(torch.int32) + 1
@@ -52,46 +62,48 @@ def foveated_blur(
     out_dtype: torch.dtype | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Blur images as the eye does: sharp around the fixation point, Gaussian away from it, each sample in its own way.
+    """Blur images as the eye does: sharp at the fixation, Gaussian away from it, with parameters for every sample.
 
-    ``y = W x + (1 - W) G(x, sigma)`` with ``W = gain * f(min(1, d / D))``, d the distance of a pixel to the fixation
-    and D the distance at which acuity has fallen to its least. G is the separable Gaussian with weights that sum to 1
-    and a reflected border (OpenCV's REFLECT_101), for any radius. From UBP (CVPR 2025), which BVSA (CVPR 2026) follows.
+    ``y = W x + (1 - W) G(x, sigma)`` with ``W = gain * f(min(1, d / D))``, where d is the distance of a pixel to the
+    fixation and D the distance at which acuity is lowest. G is the separable Gaussian with weights that sum to 1 and a
+    reflected border (OpenCV's REFLECT_101), for any radius. From UBP (CVPR 2025), which BVSA (CVPR 2026) follows.
 
     Args:
         images: (B, C, H, W) uint8, float16, bfloat16, float32 or float64, in any memory format, which is kept.
-        sigma: standard deviation of the Gaussian in pixels, a number or (B,); 0 is the identity. Left out, it follows
-            from ``kernel_size`` by :func:`sigma_from_kernel_size`.
-        kernel_size: odd width of the Gaussian in pixels, an int or an integer tensor (B,), at most 65535. Left out, it
-            follows from ``sigma`` by :func:`kernel_size_from_sigma`. At least one of the two is needed.
+        sigma: standard deviation of the Gaussian in pixels, a number or (B,); 0 is the identity. Default: computed from
+            ``kernel_size`` by :func:`sigma_from_kernel_size`.
+        kernel_size: odd width of the Gaussian in pixels, an int or an integer tensor (B,), at most 65535. Default:
+            computed from ``sigma`` by :func:`kernel_size_from_sigma`. At least one of the two is needed.
         gain: weight of the sharp image at the fixation, in [0, 1], a number or (B,). 0 blurs uniformly.
         decay: rate of the ``"exp"`` falloff, at least 0.
         falloff: f, ``"exp"`` (exp(-decay u)), ``"linear"``, ``"quadratic"``, ``"log"`` or ``"brachistochrone"``.
-        fixation: (y, x) in pixels, two numbers or (2,) or (B, 2); it may lie outside the image. The default is
-            (H // 2, W // 2), whose D is sqrt((H - y - 1)^2 + (W - x - 1)^2); that of another fixation is the largest
-            distance from it to a pixel.
-        mean, std: per channel, a number or C of them; the result is (y - mean) / std. uint8 images are scaled to
-            [0, 1] first, and ``out_dtype`` is then float32 unless given.
-        out_dtype: dtype of the result; without it, that of the images. uint8 (rounded) only for uint8 images.
-        backend: ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"`` or ``"auto"``; without it, the environment
-            variable FOVBLUR_BACKEND, else auto: the fastest that serves the images' device.
+        fixation: (y, x) in pixels, two numbers, (2,) or (B, 2); it may lie outside the image. Default:
+            (H // 2, W // 2), with D = sqrt((H - y - 1)^2 + (W - x - 1)^2). For any other fixation D is the largest
+            distance to a pixel.
+        mean: of the channels, a number or C numbers. Default: 0.
+        std: of the channels, a number or C numbers. Default: 1. With mean or std, the result is (y - mean) / std: uint8
+            images are first scaled to [0, 1], and ``out_dtype`` is then float32 by default.
+        out_dtype: dtype of the result. Default: that of the images. uint8 (rounded) only for uint8 images.
+        backend: ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"`` or ``"auto"``. Default: the environment variable
+            FOVBLUR_BACKEND, else ``"auto"``, the fastest that serves the images' device.
 
     Returns:
-        (B, C, H, W) in ``out_dtype``. Accumulation is in float32 (float64 for float64 images).
-        The triton and cuda backends multiply half types in half precision or tf32, and uint8 too: triton always, cuda on
-        the way to a half type. Where ``torch.set_float32_matmul_precision`` allows tf32, which it does not by default,
-        cuda multiplies float32 in it and uint8 in half precision.
+        (B, C, H, W) in ``out_dtype``, accumulated in float32 (float64 for float64 images). On GPUs half types and uint8
+        are multiplied in half precision or tf32: by triton always, by cuda for uint8 only if the result is a half type.
+        If ``torch.set_float32_matmul_precision`` allows tf32, which it does not by default, cuda multiplies float32 in
+        tf32 and uint8 in half precision.
 
     Raises:
         TypeError, ValueError: a wrong type, shape, device or range; the message names the argument. Values of CUDA
-            tensors are not read, as that would stall the stream; a negative or NaN sigma there gives NaN.
-        RuntimeError: a backend asked for by name cannot run; the message says why.
+            tensors are not read, because that would stall the stream; a negative or NaN sigma there gives NaN.
+        RuntimeError: the requested backend cannot run; the message says why.
 
-    A NaN in a pixel spreads over the blur's support and no further. Differentiable in images, sigma and gain.
+    A NaN pixel makes the blur's support NaN and nothing else. Differentiable in images, sigma and gain.
 
-    >>> images = torch.rand(2, 3, 32, 32)
-    >>> foveated_blur(images, kernel_size=torch.tensor([5, 9]), gain=torch.tensor([1.0, 0.5])).shape
-    torch.Size([2, 3, 32, 32])
+    Examples:
+        >>> images = torch.rand(2, 3, 32, 32)
+        >>> foveated_blur(images, kernel_size=torch.tensor([5, 9]), gain=torch.tensor([1.0, 0.5])).shape
+        torch.Size([2, 3, 32, 32])
     """
     validation.check_images(images)
     height, width = images.shape[-2:]
@@ -128,18 +140,19 @@ def gaussian_blur(
     kernel_size: int | Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Gaussian blur with a standard deviation of its own for every sample: :func:`foveated_blur` with gain 0.
+    """Blur every image with its own Gaussian: :func:`foveated_blur` with gain 0.
 
     Args:
         images: (B, C, H, W), as for :func:`foveated_blur`.
-        sigma: standard deviation in pixels, a number or (B,).
-        kernel_size: odd width in pixels, an int or (B,). Each of the two gives the other where it is left out.
+        sigma: standard deviation in pixels, a number or (B,). Default: computed from ``kernel_size``.
+        kernel_size: odd width in pixels, an int or (B,). Default: computed from ``sigma``.
         backend: as for :func:`foveated_blur`.
 
     Returns:
         (B, C, H, W) in the dtype and memory format of the images.
 
-    >>> gaussian_blur(torch.ones(1, 1, 4, 4), 2.0).allclose(torch.ones(1, 1, 4, 4))
-    True
+    Examples:
+        >>> gaussian_blur(torch.ones(1, 1, 4, 4), 2.0).allclose(torch.ones(1, 1, 4, 4))
+        True
     """
     return foveated_blur(images, sigma, kernel_size=kernel_size, gain=0.0, backend=backend)

@@ -147,7 +147,7 @@ def border_share(n: int, like: Tensor) -> Tensor:
 
 
 def gaussian_derivative(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Return the derivative of :func:`gaussian` in sigma: t_i' = t_i (i^2 - sum_j t_j j^2) / sigma^3 in either direction."""
+    """Return the derivative of :func:`gaussian` in sigma, whose taps are t_i (i^2 - sum_j t_j j^2) / sigma^3."""
     taps = gaussian_taps(sigma, radius)
     squares = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device) ** 2
     slopes = taps * (squares - (taps * squares).sum()) / sigma**3

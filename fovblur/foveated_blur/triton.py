@@ -2,7 +2,7 @@
 
 A is a banded matrix whose rows sum to 1. The reflecting border is folded in: a tap outside the image is added to the
 column that it mirrors to. Tiles of A are computed in registers from sigma, so the same code serves any radius, in one
-launch a batch. The adjoint is A^T = E A E^-1, where E counts border pixels half; the derivative in sigma is another band.
+launch a batch. The adjoint is A^T = E A E^-1, where E counts border pixels half. The derivative in sigma is another band.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fovblur.foveated_blur.params import BlurGradients, BlurParams
 
-# Operand type and precision of the products by image type. uint8 and float16 pixels are exact in float16, whose taps are
-# rounded by 2^-12; bfloat16 pixels are exact in tf32; float32 takes three tf32 products, accurate to 1e-6.
+# Operand type and precision of the products by image type. uint8 and float16 pixels are exact in float16, whose taps
+# are rounded by 2^-12; bfloat16 pixels are exact in tf32; float32 takes three tf32 products, accurate to 1e-6.
 _PRODUCTS = {
     torch.uint8: (tl.float16, "ieee"),
     torch.float16: (tl.float16, "ieee"),
@@ -28,7 +28,7 @@ _TAP, _SLOPE, _SUPPORT = (tl.constexpr(kind) for kind in range(3))  # kinds of w
 
 @triton.jit
 def _window(offset, sigma, radius, moment, KIND: tl.constexpr):
-    """Return the unnormalised Gaussian at integer offsets, its derivative in sigma, or 1; always 0 beyond the radius."""
+    """Return the unnormalised Gaussian at integer offsets, its slope in sigma, or 1; always 0 beyond the radius."""
     inside = tl.abs(offset) <= radius
     if KIND == _SUPPORT:
         value = tl.where(inside, 1.0, 0.0)
@@ -43,11 +43,11 @@ def _window(offset, sigma, radius, moment, KIND: tl.constexpr):
 
 @triton.jit
 def _band(i, p, n, sigma, radius, moment, KIND: tl.constexpr):
-    """Return A[i, p] for broadcasting indices: the sum of output i's taps that fall on pixel p of n under REFLECT_101."""
+    """Return A[i, p] for broadcasting indices: the sum of the taps of output i on pixel p of n under REFLECT_101."""
     period = tl.maximum(2 * (n - 1), 1)
     total = tl.zeros_like(i + p).to(tl.float32)
-    # Pixel p appears at positions p + m period and, except for the two border pixels, at -p + m period. Positions lie in
-    # [-radius, n - 1 + radius], so |m| is at most (radius + n - 1) / period, rounded up.
+    # Pixel p appears at positions p + m period and, except for the two border pixels, at -p + m period. Positions lie
+    # in [-radius, n - 1 + radius], so |m| is at most (radius + n - 1) / period, rounded up.
     wraps = (radius + n - 1 + period - 1) // period
     lowest = tl.min(i) - radius
     highest = tl.max(i) + radius
@@ -64,7 +64,7 @@ def _band(i, p, n, sigma, radius, moment, KIND: tl.constexpr):
 
 @triton.jit
 def _sums(sigma, radius, OPERAND: tl.constexpr):
-    """Return the sum of the taps, rounded like the operands so that a constant image stays constant, and of taps times i^2."""
+    """Return the sums of the taps, rounded as operands so that a constant image stays constant, and of taps i^2."""
     t = tl.arange(0, 64)
     total = 0.0
     moment = 0.0
@@ -152,8 +152,8 @@ def _count_of_sign(plane, i, j, p_first, p_end, q_first, q_end, stride_h, stride
 
 
 @triton.jit
-def _spread_non_finite(y, plane, i, j, p_first, p_end, q_first, q_end, stride_h, stride_w, height, width, radius_h, radius_w,
-                       BLOCK: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
+def _spread_non_finite(y, plane, i, j, p_first, p_end, q_first, q_end, stride_h, stride_w, height, width,
+                       radius_h, radius_w, BLOCK: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
     """Overwrite y with NaN or infinity where the support holds such pixels, which the products left out."""
     above = _count_of_sign(plane, i, j, p_first, p_end, q_first, q_end, stride_h, stride_w, height, width,
                            radius_h, radius_w, False, BLOCK, ROWS, DEPTH) > 0  # fmt: skip
@@ -164,7 +164,7 @@ def _spread_non_finite(y, plane, i, j, p_first, p_end, q_first, q_end, stride_h,
 
 @triton.jit
 def _place(channels, row_tiles, column_tiles, BLOCK: tl.constexpr):
-    """Return where the program works: tile, sample, channel, first row and column, and the indices of its rows and columns."""
+    """Return the program's tile, sample, channel, first row and column, and the indices of its rows and columns."""
     tile = tl.program_id(0).to(tl.int64)
     column_tile = (tile % column_tiles).to(tl.int32)
     row_tile = (tile // column_tiles % row_tiles).to(tl.int32)
@@ -176,8 +176,8 @@ def _place(channels, row_tiles, column_tiles, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _sample_parameters(sigma_of, kernel_size_of, gain_of, fixation_of, sample, sigma_b, kernel_size_b, gain_b, fixation_b,
-                       height, width):  # fmt: skip
+def _sample_parameters(sigma_of, kernel_size_of, gain_of, fixation_of, sample,
+                       sigma_b, kernel_size_b, gain_b, fixation_b, height, width):  # fmt: skip
     """Return sigma, gain, the fixation's y and x, and the radius: of the sample, along y, and along x."""
     sigma = tl.load(sigma_of + sample * sigma_b)
     gain = tl.load(gain_of + sample * gain_b)
@@ -194,11 +194,11 @@ def _blur_kernel(
     source, target, sigma_of, kernel_size_of, gain_of, fixation_of, mean_of, std_of,
     decay, scale, channels, height, width, row_tiles, column_tiles,
     in_b, in_c, in_h, in_w, out_b, out_c, out_h, out_w, sigma_b, kernel_size_b, gain_b, fixation_b,
-    ADJOINT: tl.constexpr, FALLOFF: tl.constexpr, NORMALISE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
+    ADJOINT: tl.constexpr, FALLOFF: tl.constexpr, NORMALISE: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Compute one tile of y = w x + (1 - w) A_h x A_w^T, normalised, or with ADJOINT of w g + A_h^T (1 - w) g A_w."""
-    tile, sample, channel, first_row, first_column, i, j = _place(channels, row_tiles, column_tiles, BLOCK)
+    _, sample, channel, first_row, first_column, i, j = _place(channels, row_tiles, column_tiles, BLOCK)
     source += sample * in_b + channel * in_c
     target += sample * out_b + channel * out_c
 
@@ -218,7 +218,8 @@ def _blur_kernel(
     sum_h, _ = _sums(sigma, radius_h, OPERAND)
     sum_w, _ = _sums(sigma, radius_w, OPERAND)
     p_first, p_end = tl.maximum(first_row - radius_h, 0), tl.minimum(first_row + BLOCK + radius_h, height)
-    # Steps of DEPTH are aligned to the left border so that pixels are read several at a time; taps beyond the radius are 0.
+    # Steps of DEPTH are aligned to the left border so that pixels are read several at a time; taps beyond the radius
+    # are 0.
     q_first = tl.maximum(first_column - radius_w, 0) // DEPTH * DEPTH
     q_end = tl.minimum(first_column + BLOCK + radius_w, width)
 
@@ -289,7 +290,8 @@ def _parameter_gradient_kernel(
     sum_w, moment_w = _sums(sigma, radius_w, OPERAND)
     moment_h /= sum_h
     moment_w /= sum_w
-    # Steps of DEPTH are aligned to the left border so that pixels are read several at a time; taps beyond the radius are 0.
+    # Steps of DEPTH are aligned to the left border so that pixels are read several at a time; taps beyond the radius
+    # are 0.
     q_first = tl.maximum(first_column - radius_w, 0) // DEPTH * DEPTH
     q_end = tl.minimum(first_column + BLOCK + radius_w, width)
 
@@ -359,8 +361,9 @@ def triton_backward(grad: Tensor, images: Tensor, grads: BlurGradients, params: 
     with _device_of(images):
         _parameter_gradient_kernel[(tiles,)](
             grad, images, of_sigma, of_gain, sigma, kernel_size, gain, fixation, sigma if std is None else std,
-            decay, _scale(images.dtype), channels, height, width, row_tiles, column_tiles, *grad.stride(), *images.stride(),
-            *_sample_strides(params), FALLOFF=falloff, NORMALISE=std is not None, **configuration,
+            decay, _scale(images.dtype), channels, height, width, row_tiles, column_tiles,
+            *grad.stride(), *images.stride(), *_sample_strides(params),
+            FALLOFF=falloff, NORMALISE=std is not None, **configuration,
         )  # fmt: skip
     for total, part in ((grads.sigma, of_sigma), (grads.gain, of_gain)):
         if total is not None:
@@ -375,9 +378,11 @@ def _blur(source: Tensor, target: Tensor, adjoint: bool, params: BlurParams) -> 
     sigma, kernel_size, gain, fixation, mean, std, falloff, decay = params
     with _device_of(source):
         _blur_kernel[(tiles,)](
-            source, target, sigma, kernel_size, gain, fixation, sigma if mean is None else mean, sigma if std is None else std,
-            decay, _scale(source.dtype), channels, height, width, row_tiles, column_tiles, *source.stride(), *target.stride(),
-            *_sample_strides(params), ADJOINT=adjoint, FALLOFF=falloff, NORMALISE=mean is not None, **configuration,
+            source, target, sigma, kernel_size, gain, fixation,
+            sigma if mean is None else mean, sigma if std is None else std,  # a missing one is not read
+            decay, _scale(source.dtype), channels, height, width, row_tiles, column_tiles,
+            *source.stride(), *target.stride(), *_sample_strides(params),
+            ADJOINT=adjoint, FALLOFF=falloff, NORMALISE=mean is not None, **configuration,
         )  # fmt: skip
 
 

@@ -140,7 +140,7 @@ def check_values(params: BlurParams) -> None:
 
 
 def constant(values: tuple[float, ...], dtype: torch.dtype, images: Tensor) -> Tensor:
-    """Return numbers as a cached tensor on the images' device; a copy in every call would stall a GPU and break capture."""
+    """Return numbers as a cached tensor on the images' device; copies would stall a GPU and break graph capture."""
     if torch.compiler.is_compiling():
         return torch.stack([torch.full((), value, dtype=dtype, device=images.device) for value in values])
     if type(images) not in (Tensor, torch.nn.Parameter):  # a tracer's fake tensor does not mix with cached real ones
