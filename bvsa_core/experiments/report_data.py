@@ -91,13 +91,10 @@ def group_runs(folders: Sequence[RunFolder]) -> list[ReportRow]:
     for group, own, protocol, own_data in zip(groups.values(), all_settings, protocols, data):
         _check_complete(group)
         (joined,) = method_results([result for _, _, result in group])
-        namesakes = [
-            other
-            for other, other_data in zip(all_settings, data)
-            if other_data == own_data and (other["method"], other["preset"]) == (own["method"], own["preset"])
-        ]
+        others = [other for other, other_data in zip(all_settings, data) if other_data == own_data]
+        namesakes = [each for each in others if all(each[name] == own[name] for name in ("method", "preset"))]
         names = [name for name in own if name not in _ALWAYS_SHOWN]
-        differing = [name for name in names if any(other.get(name) != own[name] for other in namesakes)]
+        differing = [name for name in names if any(each.get(name) != own[name] for each in namesakes)]
         system = ", ".join([joined.method, *(f"{name.split('.')[-1]} {_format(own[name])}" for name in differing)])
         setting = (protocol.setting or "intra-subject").removesuffix("-subject")
         modality, encoder = (protocol.modality or "EEG").lower(), group[0][1].encoder
@@ -108,15 +105,8 @@ def group_runs(folders: Sequence[RunFolder]) -> list[ReportRow]:
 
 def grid_rows(rows: Sequence[GridRow], root: Path) -> list[ReportRow]:
     """Return the rows of a grid's table for a report; `root` is the folder of the grid."""
-    return _with_labels(
-        [
-            (
-                row.comparison,
-                [_summary(RunFolder(root / folder), each) for folder, each in zip(row.folders, row.results)],
-            )
-            for row in rows
-        ]
-    )
+    runs = [[(RunFolder(root / folder), each) for folder, each in zip(row.folders, row.results)] for row in rows]
+    return _with_labels([(row.comparison, [_summary(*run) for run in of_row]) for row, of_row in zip(rows, runs)])
 
 
 def _with_labels(rows: Sequence[tuple[ComparisonRow, list[RunSummary]]]) -> list[ReportRow]:
@@ -127,9 +117,8 @@ def _with_labels(rows: Sequence[tuple[ComparisonRow, list[RunSummary]]]) -> list
     labels: dict[int, str] = {}
     training_labels: dict[int, str] = {}
     for data in dict.fromkeys(comparison.data for comparison, runs in rows if runs):
-        names = {
-            i: _name_parts(comparison) for i, (comparison, runs) in enumerate(rows) if runs and comparison.data == data
-        }
+        own = [(i, comparison) for i, (comparison, runs) in enumerate(rows) if runs and comparison.data == data]
+        names = {i: _name_parts(comparison) for i, comparison in own}
         labels |= zip(names, distinct(list(names.values())))
         folders = {i: tuple(run.folder for run in rows[i][1]) for i in names}
         first = {folders[i]: i for i in reversed(names)}

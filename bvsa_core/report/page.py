@@ -49,27 +49,22 @@ def to_html(report: Report) -> str:
     template, style, script = ((folder / f"page.{suffix}").read_text("utf-8") for suffix in ("html", "css", "js"))
     figures = report_figures(report)
     options: Any = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
-    return (
-        jinja2.Environment(**options)
-        .from_string(template)
-        .render(
-            title=report.title,
-            style=Markup(style),
-            script=Markup(script),
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            sections=SECTIONS,
-            table=results_table(report.rows),
-            figures={
-                name: [(each, Markup(to_svg(each))) for each in figures if each.section == name] for name in SECTIONS
-            },
-            blur_examples=[_blur_table(each) for each in report.blur_examples],
-            data=_retrieval_data(report),
-            subjects=[(data, _subject_table(rows)) for data, rows in report.rows_by_data.items()],
-            missing=report.missing,
-            provenance=report.provenance,
-            runs=[(row, run) for row in report.rows for run in row.runs],
-            settings=_settings(report),
-        )
+    page = jinja2.Environment(**options).from_string(template)
+    return page.render(
+        title=report.title,
+        style=Markup(style),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        sections=SECTIONS,
+        table=results_table(report.rows),
+        figures={name: [(each, Markup(to_svg(each))) for each in figures if each.section == name] for name in SECTIONS},
+        blur_examples=[_blur_table(each) for each in report.blur_examples],
+        data=_retrieval_data(report),
+        subjects=[(data, _subject_table(rows)) for data, rows in report.rows_by_data.items()],
+        missing=report.missing,
+        provenance=report.provenance,
+        runs=[(row, run) for row in report.rows for run in row.runs],
+        settings=_settings(report),
     )
 
 
@@ -86,18 +81,14 @@ def results_table(rows: Sequence[ReportRow]) -> dict:
         remarks = notes(comparison) if with_papers else list(caveats(result)) if result else []
         footnotes += [note for note in dict.fromkeys(remarks) if note not in footnotes]
         missing = f"{comparison.missing} of {comparison.cells} cells missing"
+        others = [(text, False) for text in own.values() if text not in shared]
         cells.append(
             {
                 "system": comparison.system,
                 "ours": _figures(row) if result else None,
                 "absent": missing if comparison.cells and not result else ABSENT,
                 "data": comparison.data,
-                "tags": [
-                    *_protocol_tags(result.protocol),
-                    *((text, False) for text in own.values() if text not in shared),
-                ]
-                if result
-                else [],
+                "tags": [*_protocol_tags(result.protocol), *others] if result else [],
                 "published": comparison.published,
                 "notes": sorted({footnotes.index(note) + 1 for note in remarks}),
             }
@@ -127,9 +118,8 @@ def _protocol_tags(protocol: Protocol) -> list[tuple[str, bool]]:
 
 def _chance(protocols: Sequence[Protocol]) -> str:
     sizes = sorted({protocol.gallery for protocol in protocols})
-    return "; ".join(
-        f"Top-1 {100 / size:.3g} %, Top-5 {100 * min(1, 5 / size):.3g} % in {size} images" for size in sizes
-    )
+    chances = [(f"{100 / size:.3g}", f"{100 * min(1, 5 / size):.3g}", size) for size in sizes]
+    return "; ".join(f"Top-1 {top1} %, Top-5 {top5} % in {size} images" for top1, top5, size in chances)
 
 
 def _figures(row: ReportRow) -> dict:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from bvsa_core.data.optional import import_mne
 from bvsa_core.data.quality.reliability import Quality, peaks
 from bvsa_core.errors import UserError
-from bvsa_core.report.style import INK, PALETTE, QUIET, WIDTH, FigureSpec
+from bvsa_core.report.style import INK, PALETTE, QUIET, WIDTH, FigureSpec, subplots
 
 SECTION = "Recordings"
 _TIME = "time from image onset (ms)"
@@ -47,12 +47,9 @@ def recording_figures(subjects: Mapping[str, RecordingQuality]) -> tuple[list[Fi
         else:
             messages.append(f"{subject}: one repetition, so no reliability and no noise ceiling")
         figures.append(_covariance(subject, recording))
-    ceilings = {
-        subject: recording.quality.ceiling
-        for subject, recording in subjects.items()
-        if recording.quality.ceiling is not None
-    }
-    figures += [_ceilings(ceilings)] if ceilings else []
+    ceilings = {subject: recording.quality.ceiling for subject, recording in subjects.items()}
+    if known := {subject: ceiling for subject, ceiling in ceilings.items() if ceiling is not None}:
+        figures.append(_ceilings(known))
     figures += [_trials(subjects)] if subjects else []
     return figures, list(dict.fromkeys(messages))
 
@@ -127,8 +124,7 @@ def _reliability(subject: str, recording: RecordingQuality, reliability: np.ndar
     milliseconds, quality = 1000 * recording.times, recording.quality
 
     def draw() -> Figure:
-        figure = Figure((WIDTH, 5.2), layout="constrained")
-        top, bottom = figure.subplots(2, height_ratios=(1, 2.6), sharex=True)
+        figure, ((top,), (bottom,)) = subplots(2, 1, 5.2, height_ratios=(1, 2.6), sharex=True)
         mean = reliability.mean(axis=0)
         top.plot(milliseconds, mean, color=PALETTE[0], label="mean over channels")
         top.plot(milliseconds, reliability.max(axis=0), color=PALETTE[1], linestyle="--", label="best channel")
@@ -188,8 +184,7 @@ def _covariance(subject: str, recording: RecordingQuality) -> FigureSpec:
 
 def _ceilings(ceilings: Mapping[str, np.ndarray]) -> FigureSpec:
     def draw() -> Figure:
-        figure = Figure((WIDTH, 2.8), layout="constrained")
-        axes = figure.subplots()
+        figure, ((axes,),) = subplots(1, 1, 2.8)
         x = np.arange(len(ceilings))
         means, best = ([float(over(ceiling)) for ceiling in ceilings.values()] for over in (np.mean, np.max))
         axes.bar(x, means, color=PALETTE[0], width=0.6, label="mean over channels and times")
@@ -208,19 +203,10 @@ def _ceilings(ceilings: Mapping[str, np.ndarray]) -> FigureSpec:
 
 
 def _trials(subjects: Mapping[str, RecordingQuality]) -> FigureSpec:
-    columns = {
-        (split, session)
-        for recording in subjects.values()
-        for split in recording.trials
-        for session in recording.trials[split]
-    }
+    trials = [recording.trials for recording in subjects.values()]
+    columns = {(split, session) for splits in trials for split, sessions in splits.items() for session in sessions}
     ordered = sorted(columns, key=lambda column: (column[0] != "train", column[1]))
-    counts = np.array(
-        [
-            [recording.trials.get(split, {}).get(session, 0) for split, session in ordered]
-            for recording in subjects.values()
-        ]
-    )
+    counts = np.array([[splits.get(split, {}).get(session, 0) for split, session in ordered] for splits in trials])
 
     def draw() -> Figure:
         figure = Figure((max(WIDTH, 0.55 * len(ordered) + 1), 1.3 + 0.25 * len(subjects)), layout="constrained")

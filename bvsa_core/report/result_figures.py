@@ -40,12 +40,8 @@ def report_figures(report: Report) -> list[FigureSpec]:
     if report.retrievals and any(image.thumbnail for image in report.images):
         figures.append(retrieval_figure(report, report.retrievals[0]))
     for data, rows in report.rows_by_data.items():
-        first_runs: dict[str, Any] = {}
-        for each in report.retrievals:
-            if each.data == data:
-                first_runs.setdefault(each.label, each)
-        if first_runs:
-            figures.append(similarity_figure(data, list(first_runs.values())[:MAX_MATRICES]))
+        if first_runs := {each.label: each for each in reversed(report.retrievals) if each.data == data}:
+            figures.append(similarity_figure(data, [*reversed(first_runs.values())][:MAX_MATRICES]))
         if any(run.repetition_curve for row in rows for run in row.runs):
             figures.append(_repetitions(data, rows))
     names = [figure.name for figure in figures]
@@ -85,10 +81,8 @@ def subject_bars(row: ReportRow, k: int) -> dict[str, tuple[float, float, float]
         ranks.setdefault(run.subject, []).append(run.ranks)
     bars = {}
     if len(ranks) > 1:
-        value, interval = (
-            (row.result.top1, row.result.top1_interval) if k == 1 else (row.result.top5, row.result.top5_interval)
-        )
-        bars["mean"] = (100 * value, 100 * interval[0], 100 * interval[1])
+        mean, (low, high) = (getattr(row.result, f"top{k}{suffix}") for suffix in ("", "_interval"))
+        bars["mean"] = (100 * mean, 100 * low, 100 * high)
     for subject, each in ranks.items():
         hits = np.array(each) <= k  # (seeds, queries)
         low, high = crossed_bootstrap(hits[None], resamples=2000)
@@ -230,9 +224,8 @@ def _levels(name: str, levels: list[str], shares: np.ndarray, merged: bool) -> F
         bands: list[Any]
         if len(epochs) == 1:
             starts = shares.cumsum(0) - shares
-            bands = [
-                axes.bar(epochs, 100 * y, 0.5, 100 * start, color=c) for y, start, c in zip(shares, starts, colours)
-            ]
+            stack = zip(100 * shares, 100 * starts, colours)
+            bands = [axes.bar(epochs, share, 0.5, start, color=colour) for share, start, colour in stack]
         else:
             bands = axes.stackplot(epochs, 100 * shares, colors=colours, lw=0)
             axes.set_xlim(1, len(epochs))
