@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from types import ModuleType
 
 
 class UserError(ValueError):
@@ -36,3 +37,18 @@ def validate_plugin_name(kind: str, name: str, shipped: Iterable[str]) -> None:
         raise UserError(f"{kind} {name!r} is shipped with bvsa_core; register yours under another name")
     if not name.isidentifier():
         raise UserError(f"{kind} {name!r}: give a name of letters, digits and underscores")
+
+
+def import_mne(needed_by: str) -> ModuleType:
+    """Import MNE-Python, which is optional; `needed_by` says in the plural what needs it.
+
+    Raises:
+        UserError: MNE-Python is not installed, or broken.
+    """
+    try:
+        import mne
+    except ImportError as error:
+        raise UserError(
+            f"MNE cannot be imported ({error}); {needed_by} need: pip install 'fovblur[preprocess]'"
+        ) from error
+    return mne

@@ -11,9 +11,9 @@ import numpy as np
 
 from bvsa_core.cli.arguments import Parser, to_dataclass
 from bvsa_core.cli.progress import Display
-from bvsa_core.data import layouts
 from bvsa_core.data.dataset import Dataset, Recordings
-from bvsa_core.data.layouts import ubp
+from bvsa_core.data.layouts import layouts, ubp
+from bvsa_core.data.layouts.convert import convert
 from bvsa_core.data.layouts.source import ConversionOptions
 from bvsa_core.data.quality.check import check_dataset
 from bvsa_core.data.quality.reliability import quality
@@ -60,7 +60,7 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
 
 def _conversion(modality: str, name: str, skip: set[str]) -> Parser:
     """Return the parser of `bvsa data eeg` or `meg`."""
-    known = {key: layout for key, layout in layouts.layouts().items() if modality.upper() in layout.MODALITIES}
+    known = {key: layout for key, layout in layouts().items() if modality.upper() in layout.MODALITIES}
     looks = "; ".join(f"{layout.LOOKS_LIKE} ({key})" for key, layout in known.items())
     text = f"Convert published {name} recordings into a folder for --data of other commands. The layout is recognised: "
     parser = Parser(description=f"{text}{looks}. The same command continues a stopped conversion.")
@@ -72,6 +72,7 @@ def _conversion(modality: str, name: str, skip: set[str]) -> Parser:
 
 
 def run(parsed: jsonargparse.Namespace) -> None:
+    """Run the subcommand and print what it did."""
     chosen = parsed[parsed.what]
     if parsed.what == "synthetic":
         config = to_dataclass(SyntheticConfig, chosen)
@@ -83,23 +84,23 @@ def run(parsed: jsonargparse.Namespace) -> None:
     else:
         with Display() as display:
             if parsed.what == "export":
-                told = ubp.export(Dataset(chosen.source), chosen.folder, display)
+                messages = ubp.export(Dataset(chosen.source), chosen.folder, display)
             else:
-                told = layouts.convert(
-                    chosen.source, chosen.folder, parsed.what.upper(), to_dataclass(ConversionOptions, chosen), display
-                )
-        print("\n".join(told))
+                options = to_dataclass(ConversionOptions, chosen)
+                messages = convert(chosen.source, chosen.folder, parsed.what.upper(), options, display)
+        print("\n".join(messages))
 
 
 def _report(what: str, chosen: jsonargparse.Namespace) -> None:
+    """Check a data set or its images, and print what is there and what is wrong."""
     with Display() as display:
         if what == "images":
             report = import_images(chosen.source, chosen.folder, chosen.size, chosen.quality, display)
         else:
-            dataset = Dataset(chosen.folder) if chosen.figures else None  # before the check, which takes its time
+            dataset = Dataset(chosen.folder) if chosen.figures else None  # fails before the check, which takes long
             report = check_dataset(chosen.folder, display, chosen.images)
-            report.found += _draw(dataset, chosen.figures, display) if dataset else []
-    for line in report.found:
+            report.summary += _draw(dataset, chosen.figures, display) if dataset else []
+    for line in report.summary:
         print(line)
     if report.problems:
         for problem in report.problems:
@@ -110,31 +111,31 @@ def _report(what: str, chosen: jsonargparse.Namespace) -> None:
 
 
 def _draw(dataset: Dataset, folder: Path, display: Display) -> list[str]:
-    """Figures of every subject whose test recordings can be read."""
-    from bvsa_core.report import recording_figures, style  # matplotlib takes its time
+    """Save figures of every subject whose recordings can be read. Returns lines about them."""
+    from bvsa_core.report import recording_figures, style  # matplotlib is slow to import
 
-    measured = {}
+    recordings = {}
     for subject in dataset.subjects:
         try:
             test = dataset.load(subject, "test")
             trials = {split: _trials(test if split == "test" else dataset.load(subject, split)) for split in SPLITS}
         except UserError:
-            continue  # a problem that the check has told
+            continue  # the check has reported it
         header = read_header(dataset.recordings_folder / subject) if dataset.in_store(subject) else None
-        found = quality(test.data, progress=functools.partial(display, f"{subject} statistics"))
+        statistics = quality(test.data, progress=functools.partial(display, f"{subject} statistics"))
         before = np.array(header.whitened_from) if header and header.whitened_from else None
         units = header.units if header else ""
-        measured[subject] = recording_figures.RecordingQuality(
-            found, test.channels, test.times, units, test.modality, trials, before
+        recordings[subject] = recording_figures.RecordingQuality(
+            statistics, test.channels, test.times, units, test.modality, trials, before
         )
-    drawn, told = recording_figures.recording_figures(measured)
-    written = style.save(drawn, folder)
-    return [*told, f"{len(written)} files of {len(drawn)} figures in {folder}"]
+    figures, messages = recording_figures.recording_figures(recordings)
+    written = style.save(figures, folder)
+    return [*messages, f"{len(written)} files of {len(figures)} figures in {folder}"]
 
 
-def _trials(found: Recordings) -> dict[int, int]:
-    """Trials of each session; all are of session 0 where none is told."""
-    conditions, repetitions = found.data.shape[:2]
-    if found.sessions is None:
+def _trials(recordings: Recordings) -> dict[int, int]:
+    """Count the trials of each session; all are of session 0 if sessions are unknown."""
+    conditions, repetitions = recordings.data.shape[:2]
+    if recordings.sessions is None:
         return {0: conditions * repetitions}
-    return dict(sorted(Counter(session for row in found.sessions for session in row).items()))
+    return dict(sorted(Counter(session for row in recordings.sessions for session in row).items()))

@@ -1,9 +1,9 @@
-"""Recordings of one's own, as arrays in memory, into the store that training reads.
+"""Write a subject's recordings from arrays in memory into the store, the format that training reads.
 
     STORE/sub-01/{header.json,train.npy,test.npy}     by write_subject
-    STORE/Image_set/...                               the images, by whoever has them, under the names that recordings give
+    STORE/Image_set/...                               the images, put there by the user, under the names in the recordings
 
-Published recordings come by `bvsa data eeg` and `bvsa data meg`.
+Published recordings are converted by `bvsa data eeg` and `bvsa data meg`.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from bvsa_core.data.dataset import Recordings
 from bvsa_core.data.store import Header, SplitHeader, SubjectWriter
 from bvsa_core.errors import UserError
 
-LEAST_DEVIATION = 2.0**-4  # a thousandth of it is the smallest number that float16 holds to its full precision
+MIN_DEVIATION = 2.0**-4  # a thousandth of it is the smallest number that float16 holds to its full precision
 
 
 def write_subject(
     store: str | Path, subject: str, train: Recordings, test: Recordings, units: str = "as given"
 ) -> Path:
-    """Put one subject's recordings into a store, which `Dataset` and `bvsa train --data` read. Returns the subject's folder.
+    """Write one subject's recordings into a store, for `Dataset` and `bvsa train --data`. Returns the subject's folder.
 
-    What is trained on and what is tested should show different concepts. Samples become float16, so they are to be of the
-    size of 1: whitened, standardised, or in microvolts or femtotesla. The images belong into STORE/Image_set, under the
-    names that the recordings give: "training_images/dog/dog_01.jpg" is STORE/Image_set/training_images/dog/dog_01.jpg.
-    The same call again changes nothing.
+    Train and test should show different concepts. Samples become float16, so they should be of size 1: whitened,
+    standardised, or in microvolts or femtotesla. The images belong into STORE/Image_set, under the names in the recordings:
+    "training_images/dog/dog_01.jpg" is STORE/Image_set/training_images/dog/dog_01.jpg. The same call again changes nothing.
 
     Args:
-        subject: its name, sub- and whatever tells it from others, such as "sub-01".
-        train: of Recordings.data (conditions, repetitions, channels, time) every image is a condition.
-        test: the same channels and times.
+        store: folder of all subjects.
+        subject: "sub-" and letters or digits, such as "sub-01".
+        train: `data` is (conditions, repetitions, channels, time); every image is a condition.
+        test: the same, with the same channels and times.
         units: of a sample, such as "whitened" or "µV".
 
     Raises:
@@ -42,65 +42,58 @@ def write_subject(
     """
     if not subject.startswith("sub-") or not subject.removeprefix("sub-").isalnum():
         raise UserError(f"subject {subject!r}: call it sub- and letters or digits, such as sub-01")
-    splits = {"train": train, "test": test}
-    for split, recordings in splits.items():
-        _check(f"{subject} {split}", recordings)
+    recordings = {"train": train, "test": test}
+    for split, each in recordings.items():
+        _check(f"{subject} {split}", each)
     for name in ("channels", "times", "modality"):
         if list(getattr(train, name)) != list(getattr(test, name)):
             raise UserError(f"{subject} test: its {name} are not those of train; cut both in one way")
-    made_of = {split: _digest(recordings) for split, recordings in splits.items()}
-    with SubjectWriter(Path(store), subject, {"layout": "own", "units": units, "sha256": made_of}) as writer:
+    checksums = {split: _sha256(each) for split, each in recordings.items()}
+    recipe = {"layout": "own", "units": units, "sha256": checksums}
+    with SubjectWriter(Path(store), subject, recipe) as writer:
         if writer.complete:
             return writer.target
-        for split, recordings in splits.items():
-            array = writer.array(split, recordings.data.shape)
-            with np.errstate(over="ignore"):  # what is too large is told by its condition at the end
-                array[:] = recordings.data
+        splits = {}
+        for split, each in recordings.items():
+            array = writer.create_array(split, each.data.shape)
+            with np.errstate(over="ignore"):  # commit refuses what is too large, by condition
+                array[:] = each.data
             array.flush()
+            splits[split] = SplitHeader(list(each.data.shape), list(each.images), list(each.concepts), each.sessions)
         rate = 1 / float(np.diff(train.times).mean())
-        times = np.asarray(train.times, dtype=float).tolist()
-        about = {
-            split: SplitHeader(list(each.data.shape), list(each.images), list(each.concepts), each.sessions)
-            for split, each in splits.items()
-        }
-        writer.finish(
-            Header(
-                subject, train.modality, units, rate, list(train.channels), times, "own", ["As they were given."], about
-            )
-        )
+        channels, times = list(train.channels), np.asarray(train.times, dtype=float).tolist()
+        processing = ["As they were given."]
+        writer.commit(Header(subject, train.modality, units, rate, channels, times, "own", processing, splits))
     return writer.target
 
 
-def _check(what: str, recordings: Recordings) -> None:
+def _check(name: str, recordings: Recordings) -> None:
+    """Check the parts of a split; `name` starts the message."""
     data = np.asarray(recordings.data)
     if data.ndim != 4 or data.dtype.kind != "f" or data.size == 0:
         shape = "conditions, repetitions, channels, time"
-        raise UserError(f"{what}: data is {data.dtype} of shape {data.shape}; it must be floats of shape ({shape})")
+        raise UserError(f"{name}: data is {data.dtype} of shape {data.shape}; it must be floats of shape ({shape})")
     conditions, _, channels, time = data.shape
-    for name, length in (("images", conditions), ("concepts", conditions), ("channels", channels), ("times", time)):
-        if len(getattr(recordings, name)) != length:
-            raise UserError(
-                f"{what}: {len(getattr(recordings, name))} {name} for data of shape {data.shape}; give {length}"
-            )
+    for part, length in (("images", conditions), ("concepts", conditions), ("channels", channels), ("times", time)):
+        if (count := len(getattr(recordings, part))) != length:
+            raise UserError(f"{name}: {count} {part} for data of shape {data.shape}; give {length}")
     for image in recordings.images:
         if Path(image).is_absolute() or ".." in Path(image).parts:
-            raise UserError(
-                f"{what}: the image name {image!r} points outside the image folder; give it relative to Image_set"
-            )
-    steps = np.diff(recordings.times)
-    if time < 2 or not (steps > 0).all():
-        raise UserError(f"{what}: times must be at least two, in seconds after the image appears, ascending")
+            outside = f"the image name {image!r} points outside the image folder"
+            raise UserError(f"{name}: {outside}; give it relative to Image_set")
+    if time < 2 or not (np.diff(recordings.times) > 0).all():
+        raise UserError(f"{name}: times must be at least two, in seconds after image onset, ascending")
     if recordings.modality not in ("EEG", "MEG"):
-        raise UserError(f"{what}: modality is {recordings.modality!r}; give 'EEG' or 'MEG'")
+        raise UserError(f"{name}: modality is {recordings.modality!r}; give 'EEG' or 'MEG'")
     deviation = float(data.std(dtype=np.float64))
-    if deviation < LEAST_DEVIATION:  # false of NaN, which the writer finds
-        told = f"samples deviate by {deviation:.2g}, too little for the store's float16"
-        raise UserError(f"{what}: {told}; give µV or fT instead of V or T, or standardise them")
+    if deviation < MIN_DEVIATION:  # false for NaN, which commit finds
+        small = f"samples deviate by {deviation:.2g}, too little for the store's float16"
+        raise UserError(f"{name}: {small}; give µV or fT instead of V or T, or standardise them")
 
 
-def _digest(recordings: Recordings) -> str:
+def _sha256(recordings: Recordings) -> str:
+    """Return the checksum of samples, images, concepts, channels and times."""
     digest = hashlib.sha256(np.ascontiguousarray(recordings.data).tobytes())
-    digest.update(
-        repr((recordings.images, recordings.concepts, list(recordings.channels), list(recordings.times))).encode()
-    )
+    labels = (recordings.images, recordings.concepts, list(recordings.channels), list(recordings.times))
+    digest.update(repr(labels).encode())
     return digest.hexdigest()

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bvsa_core.data.dataset import Dataset
-from bvsa_core.data.optional import import_mne
 from bvsa_core.data.store import read_header
-from bvsa_core.errors import UserError
+from bvsa_core.errors import UserError, import_mne
 
 if TYPE_CHECKING:
     import mne

@@ -117,12 +117,14 @@ def import_images(
                 entries.append(result)
     progress("images", len(chosen), len(chosen))
     for split, count in Counter(entry.name.partition("/")[0] for entry in entries).items():
-        report.found.append(f"{folder / split}: {count} images, {'as they were' if size == 0 else f'{size} x {size}'}")
+        report.summary.append(
+            f"{folder / split}: {count} images, {'as they were' if size == 0 else f'{size} x {size}'}"
+        )
     names_by_checksum: defaultdict[str, list[str]] = defaultdict(list)
     for entry in entries:
         names_by_checksum[entry.sha256].append(entry.name)
     equal = [names for names in names_by_checksum.values() if len(names) > 1]
-    report.found += [f"the same image under several names: {', '.join(names)}" for names in equal]
+    report.summary += [f"the same image under several names: {', '.join(names)}" for names in equal]
     if not report.problems:
         for left_by_a_kill in folder.rglob(".*.partial"):
             left_by_a_kill.unlink()
@@ -226,7 +228,7 @@ def _match(
         needed = f"the {len(required)} images that recordings in {store} show, as {required[0]}"
         raise UserError(f"{source}: none of {needed}; give their folder")
     if spare := len(images) - len({id(image) for image in chosen.values()}):
-        report.found.append(f"{source}: {spare} more images, which no recording names, left alone")
+        report.summary.append(f"{source}: {spare} more images, which no recording names, left alone")
     return chosen
 
 

@@ -1,13 +1,13 @@
-"""The store: what `bvsa data eeg` and `bvsa data meg` make of published files, and everything else reads.
+"""The store: the format into which `bvsa data eeg` and `bvsa data meg` convert recordings, and which all else reads.
 
     STORE/dataset.json            name and modality
     STORE/sub-01/train.npy        (conditions, repetitions, channels, time) float16, memory-mapped
     STORE/sub-01/test.npy
-    STORE/sub-01/header.json      everything about the two: see Header
+    STORE/sub-01/header.json      describes both arrays, see Header
     STORE/Image_set_Resize/...    the images, by `bvsa data images`
 
-A subject's folder is filled under a temporary name and renamed when it is whole. What is in the making survives a kill:
-the same conversion goes on with the pieces that it finds, and another one starts anew. One process at a time fills it.
+A subject's folder is filled under a temporary name and renamed when it is complete. An unfinished folder survives a kill:
+the same conversion resumes with the arrays in it, another conversion starts again. One process at a time fills it.
 """
 
 from __future__ import annotations
@@ -22,72 +22,85 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from bvsa_core.errors import UserError
-from bvsa_core.io.atomic import Locked, clean_stale, lock, write_atomically
+from bvsa_core.io.atomic import Locked, clean_stale, lock, open_atomically, remove_temporary, write_atomically
 from bvsa_core.io.safe_readers import READ_ERRORS
+from bvsa_core.io.text_files import read_json
 
 FORMAT = 1
 HEADER = "header.json"
 SPLITS = ("train", "test")
-_PLAN = "plan.json"  # what is being made in a temporary folder, and of what
+RECIPE = "plan.json"  # in an unfinished folder: the recipe it is made by
 _DTYPE = np.dtype("<f2")
-_MOST_SESSIONS = 100
+_MAX_SESSIONS = 100
 _BLOCK = 2**24  # bytes read at once
-_ENDS = 2**20  # bytes at either end of a source file that tell it from another of its size
+_ENDS = 2**20  # bytes at each end of a source file that enter its fingerprint
+_REMEDY = "make the folder again by bvsa data"
+_KEYS = {"recipe": "made_from"}  # of Header's fields whose key in header.json differs
+_NAMES = {key: name for name, key in _KEYS.items()}
 
 
 @dataclass(frozen=True)
 class SplitHeader:
-    """What the rows of an array are. A condition is one image, shown repeatedly."""
+    """Description of one array. A condition is one image, shown repeatedly."""
 
     shape: list[int]  # conditions, repetitions, channels, time
     images: list[str]  # (conditions,) image paths, such as "training_images/00001_aardvark/aardvark_01b.jpg"
-    concepts: list[str]  # (conditions,) what they show
-    sessions: list[list[int]] | None = None  # (conditions, repetitions) from 1; None where the source does not tell
+    concepts: list[str]  # (conditions,) names of the objects shown
+    sessions: list[list[int]] | None = None  # (conditions, repetitions) from 1; None if the source has none
     sha256: str = ""  # of the file's bytes
 
 
 @dataclass(frozen=True)
 class Header:
-    """header.json."""
+    """Content of header.json."""
 
     subject: str
     modality: str  # EEG or MEG
     units: str  # of a sample, such as "V", "T" or "whitened"
     sampling_rate: float  # Hz
     channels: list[str]
-    times: list[float]  # (time,) seconds after the image appears
+    times: list[float]  # (time,) seconds after image onset
     layout: str  # of the source
-    processing: list[str]  # the steps, in order, one sentence each; what was done before us as far as it is known
+    processing: list[str]  # all known steps in order, one sentence each
     splits: dict[str, SplitHeader] = field(default_factory=dict)
-    made_from: dict[str, Any] = field(
-        default_factory=dict
-    )  # the plan: layout, options, and source files with their sizes and checksums
+    recipe: dict[str, Any] = field(default_factory=dict)  # layout, options and source files; "made_from" in the file
     versions: dict[str, str] = field(default_factory=dict)
-    whitened_from: list[list[float]] | None = (
-        None  # (channels, channels) V², what whitening was fitted on, mean over sessions
-    )
+    whitened_from: list[list[float]] | None = None  # (channels, channels) V², noise covariance, mean over sessions
     format: int = FORMAT
 
 
+class Writer(Protocol):
+    """Receiver of one subject's converted recordings."""
+
+    def cached(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """Return an intermediate array, memory-mapped; call `make` if it is not there yet."""
+
+    def create_array(self, split: str, shape: tuple[int, ...]) -> Any:
+        """Return the array of a split, to be filled by index and then flushed."""
+
+    def commit(self, header: Header) -> Header:
+        """Finish the subject, whose arrays are filled."""
+
+
 class SubjectWriter:
-    """Fills one subject's folder; whole or not there at all. A context: what it was used in ends, and others may go on.
+    """Writer of one subject's folder, which appears complete or not at all; a context manager that releases its lock.
 
     Args:
-        store: the folder of all subjects, made where it is missing.
-        plan: what is made of what, as plain data: layout, options, and the source files, see fingerprint.
-            A temporary folder of the same plan is gone on with, one of another is thrown away.
+        store: folder of all subjects; made if it is missing.
+        recipe: layout, options and source files (see `fingerprint`) as plain data. An unfinished folder of the same
+            recipe is resumed; one of another recipe is cleared.
 
     Raises:
-        UserError: the subject is there already, made by another plan, or another process is making it.
+        UserError: the subject was made by another recipe, or another process is making it.
     """
 
-    def __init__(self, store: Path, subject: str, plan: dict[str, Any]):
-        self.target, self.plan = store / subject, json.loads(json.dumps(plan))
+    def __init__(self, store: Path, subject: str, recipe: dict[str, Any]):
+        self.target, self.recipe = store / subject, json.loads(json.dumps(recipe))
         self.folder = store / f".{subject}.partial"
         self._lock = contextlib.ExitStack()
         self.complete = self._is_complete()
@@ -110,14 +123,14 @@ class SubjectWriter:
     def _is_complete(self) -> bool:
         if not self.target.exists():
             return False
-        made_from = read_header(self.target).made_from
-        if made_from != self.plan:
-            differs = ", ".join(key for key in {**made_from, **self.plan} if made_from.get(key) != self.plan.get(key))
+        there = read_header(self.target).recipe
+        if there != self.recipe:
+            differs = ", ".join(key for key in {**there, **self.recipe} if there.get(key) != self.recipe.get(key))
             raise UserError(f"{self.target} is there already, made otherwise ({differs}); delete it to make it again")
         return True
 
     def _enter(self) -> None:
-        """Lock the subject for this process, and make its temporary folder, with nothing of another plan inside."""
+        """Lock the subject, and make its unfinished folder or clear one of another recipe."""
         try:
             self._lock.enter_context(lock(self.target.parent, self.target.name))
         except Locked as error:
@@ -127,53 +140,42 @@ class SubjectWriter:
             self._lock.close()
             return
         self.folder.mkdir(exist_ok=True)
-        if self._header_in_work() == self.plan:
+        if self._recipe_of_finished() == self.recipe:
             self._rename()
             self.complete = True
-        elif self._plan_in_work() != self.plan:
+        elif self._recipe_in_work() != self.recipe:
             self._clear(keep=set())
-            write_atomically(self.folder / _PLAN, _json(self.plan))
+            write_atomically(self.folder / RECIPE, _json(self.recipe))
+        else:
+            remove_temporary(self.folder)
 
-    def piece(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """An intermediate array, memory-mapped: as a killed conversion left it, or made now and kept until the end."""
-        path = self.folder / f"{name}.npy"
-        if not path.exists():
-            partial = path.with_suffix(".partial")
-            with partial.open("wb") as stream:
-                np.save(stream, make())
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(path)
-        return np.load(path, mmap_mode="r")
+    def cached(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """Return an intermediate array, memory-mapped: left by a killed conversion, or made now and kept until the end."""
+        return cached_array(self.folder / f"{name}.npy", make)
 
-    def array(self, split: str, shape: tuple[int, ...]) -> np.memmap:
-        """The split's memory-mapped array, zeros at first, to be filled in place.
+    def create_array(self, split: str, shape: tuple[int, ...]) -> np.memmap:
+        """Return the memory-mapped array of a split, zeros at first, to be filled in place.
 
         Raises:
             UserError: the disk has no room for it.
         """
         path = self.folder / f"{split}.npy"
         path.unlink(missing_ok=True)
-        wanted, free = int(np.prod(shape)) * _DTYPE.itemsize, shutil.disk_usage(self.folder).free
-        if wanted > free:
-            raise UserError(
-                f"{self.folder}: {split} takes {wanted / 2**30:.1f} GiB and {free / 2**30:.1f} are free; make room"
-            )
+        size, free = int(np.prod(shape)) * _DTYPE.itemsize, shutil.disk_usage(self.folder).free
+        needed = f"{size / 2**30:.1f} GiB"
+        if size > free:
+            raise UserError(f"{self.folder}: {split} takes {needed} and {free / 2**30:.1f} are free; make room")
         data = np.lib.format.open_memmap(path, "w+", _DTYPE, tuple(shape))
-        if hasattr(
-            os, "posix_fallocate"
-        ):  # or a disk that fills meanwhile would end the process when it writes to the map
+        if hasattr(os, "posix_fallocate"):  # else a disk that fills up ends the process when it writes to the map
             with path.open("r+b") as stream:
                 try:
                     os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
                 except OSError as error:
-                    raise UserError(
-                        f"{path}: no room for {wanted / 2**30:.1f} GiB ({error.strerror}); make room"
-                    ) from error
+                    raise UserError(f"{path}: no room for {needed} ({error.strerror}); make room") from error
         return data
 
-    def finish(self, header: Header) -> Header:
-        """Check what was written, write the header and give the folder its name.
+    def commit(self, header: Header) -> Header:
+        """Check the arrays, write the header and rename the folder. Returns the complete header.
 
         Raises:
             UserError: samples that are not finite in float16, or a header that does not fit the arrays.
@@ -184,19 +186,20 @@ class SubjectWriter:
             data = np.load(path, mmap_mode="r")
             expected = len(about.images), data.shape[1], len(header.channels), len(header.times)
             if data.shape != expected or len(about.concepts) != len(about.images):
-                raise UserError(f"{path}: {data.shape} written where the header tells of {expected}")
-            if (where := first_bad_condition(data)) is not None:
-                which = f"{self.target.name} {split}: condition {where} ({about.images[where]})"
+                raise UserError(f"{path}: {data.shape} written where the header has {expected}")
+            if (bad := first_bad_condition(data)) is not None:
+                which = f"{self.target.name} {split}: condition {bad} ({about.images[bad]})"
                 raise UserError(f"{which} has samples that are not finite in float16; make or fetch its file again")
             _sync(path)
             splits[split] = dataclasses.replace(about, shape=list(data.shape), sha256=sha256_of(path))
-        header = dataclasses.replace(header, splits=splits, made_from=self.plan, versions=_versions())
-        write_atomically(self.folder / HEADER, _json(dataclasses.asdict(header)))
+        header = dataclasses.replace(header, splits=splits, recipe=self.recipe, versions=_versions())
+        content = dataclasses.asdict(header)
+        write_atomically(self.folder / HEADER, _json({_KEYS.get(key, key): value for key, value in content.items()}))
         self._rename()
         return header
 
     def _rename(self) -> None:
-        """Give the folder its name. The header is in it and says that the arrays are whole, so a kill on the way loses nothing."""
+        """Rename the finished folder; its header says that the arrays are complete, so a kill on the way loses nothing."""
         _sync(self.folder / HEADER)
         self._clear(keep={HEADER, *(f"{split}.npy" for split in SPLITS)})
         _sync(self.folder)
@@ -209,52 +212,60 @@ class SubjectWriter:
             if path.name not in keep:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def _plan_in_work(self) -> Any:
+    def _recipe_in_work(self) -> Any:
         try:
-            return json.loads((self.folder / _PLAN).read_text())
-        except (OSError, ValueError):
+            return read_json(self.folder / RECIPE, _REMEDY)
+        except UserError:  # a kill came before it was written: the folder is cleared
             return None
 
-    def _header_in_work(self) -> Any:
+    def _recipe_of_finished(self) -> Any:
+        """Return the recipe if the folder only waits for its name."""
         try:
             header = read_header(self.folder)
             for split in header.splits:
                 open_array(self.folder, header, split)
         except UserError:
             return None
-        return header.made_from
+        return header.recipe
+
+
+def cached_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return the memory-mapped array in a .npy file, which `make` computes if it is missing."""
+    if not path.exists():
+        array = make()
+        with open_atomically(path) as stream:
+            np.save(stream, array)
+            stream.flush()
+            os.fsync(stream.fileno())
+    return np.load(path, mmap_mode="r")
 
 
 def read_header(folder: Path) -> Header:
-    """The header of a subject's folder.
+    """Read the header of a subject's folder.
 
     Raises:
         UserError: it is missing, damaged or of another version.
     """
     path = folder / HEADER
+    content = read_json(path, _REMEDY)
     try:
-        content = json.loads(path.read_text("utf-8"))
         if content["format"] != FORMAT:
-            raise UserError(
-                f"{path}: format {content['format']}, and this version reads {FORMAT}; make it again by bvsa data"
-            )
+            raise UserError(f"{path}: format {content['format']}, and this version reads {FORMAT}; {_REMEDY}")
         content["splits"] = {name: SplitHeader(**split) for name, split in content["splits"].items()}
-        header = Header(**content)
+        header = Header(**{_NAMES.get(key, key): value for key, value in content.items()})
         _check(header, path)
         return header
     except UserError:
         raise
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); make the folder again by bvsa data") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: damaged ({error}); make the folder again by bvsa data") from error
+        raise UserError(f"{path}: damaged ({error}); {_REMEDY}") from error
 
 
 def open_array(folder: Path, header: Header, split: str) -> np.ndarray:
-    """The memory-mapped array of a split, (conditions, repetitions, channels, time) float16.
+    """Open the memory-mapped array of a split, (conditions, repetitions, channels, time) float16.
 
     Raises:
-        UserError: it is missing, cut off, or not what the header tells.
+        UserError: it is missing or cut off, or differs from the header.
     """
     path = folder / f"{split}.npy"
     if split not in header.splits:
@@ -263,10 +274,9 @@ def open_array(folder: Path, header: Header, split: str) -> np.ndarray:
         data = np.load(path, mmap_mode="r", allow_pickle=False)
     except READ_ERRORS as error:
         raise UserError(f"{path}: missing or damaged ({error}); delete {folder} and make it again") from error
-    if list(data.shape) != header.splits[split].shape or data.dtype != _DTYPE:
-        raise UserError(
-            f"{path}: {data.dtype} {data.shape} where {HEADER} tells of {header.splits[split].shape}; make it again"
-        )
+    expected = header.splits[split].shape
+    if list(data.shape) != expected or data.dtype != _DTYPE:
+        raise UserError(f"{path}: {data.dtype} {data.shape} where {HEADER} has {expected}; make it again")
     return data
 
 
@@ -282,10 +292,10 @@ def verify(folder: Path, header: Header, split: str) -> None:
 
 
 def fingerprint(files: list[Path], root: Path) -> dict[str, list[int | str]]:
-    """Size, and checksum of the first and last MiB, of every file by its path below root: part of a plan.
+    """Return size, and checksum of the first and last MiB, of every file by its path below root: part of a recipe.
 
-    Not the time of modification, which a copy or another download of the same file changes. Recordings that were made
-    otherwise differ in every sample, and torch archives end with the checksums of their parts, so the ends tell.
+    The time of modification does not count: a copy or another download of the same file changes it. The ends are enough:
+    recordings processed differently differ in every sample, and torch archives end with the checksums of their parts.
     """
     return {str(path.relative_to(root)): [path.stat().st_size, _sha256_of_ends(path)] for path in sorted(files)}
 
@@ -299,7 +309,7 @@ def _sha256_of_ends(path: Path) -> str:
 
 
 def first_bad_condition(data: np.ndarray) -> int | None:
-    """Index of the first condition with a NaN or infinite sample, read in pieces to spare memory."""
+    """Return the index of the first condition with a NaN or infinite sample, reading block by block to save memory."""
     step = max(1, _BLOCK // max(1, data[:1].size))
     for start in range(0, len(data), step):
         bad = ~np.isfinite(data[start : start + step]).all(axis=(1, 2, 3))
@@ -309,7 +319,7 @@ def first_bad_condition(data: np.ndarray) -> int | None:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's bytes, as hexadecimal digits."""
+    """Return the checksum of a file's bytes, as hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(_BLOCK):
@@ -318,45 +328,34 @@ def sha256_of(path: Path) -> str:
 
 
 def _check(header: Header, path: Path) -> None:
+    """Check types and lengths of everything in a header that was read."""
+    covariance, splits = header.whitened_from, header.splits.values()
     texts = [header.subject, header.modality, header.units, header.layout, *header.channels, *header.processing]
-    before = header.whitened_from
-    numbers = [header.sampling_rate, *header.times, *(number for row in before or () for number in row)]
-    for split in header.splits.values():
+    numbers = [header.sampling_rate, *header.times, *(number for row in covariance or () for number in row)]
+    lists: list[Any] = [header.channels, header.times, header.processing]
+    for split in splits:
         texts += [*split.images, *split.concepts, split.sha256]
         numbers += [*split.shape, *(number for row in split.sessions or () for number in row)]
-    lists = [
-        header.channels,
-        header.times,
-        header.processing,
-        *(part for split in header.splits.values() for part in _lists(split)),
-    ]
-    typed = all(isinstance(part, list) for part in lists) and all(isinstance(text, str) for text in texts)
+        lists += [split.shape, split.images, split.concepts]
+        lists += () if split.sessions is None else (split.sessions, *split.sessions)
     if (
-        not typed
+        not all(isinstance(part, list) for part in lists)
+        or not all(isinstance(text, str) for text in texts)
         or not all(type(number) in (int, float) for number in numbers)
-        or not isinstance(header.made_from, dict)
+        or not isinstance(header.recipe, dict)
     ):
-        raise UserError(f"{path}: damaged (something in it is of another type); make the folder again by bvsa data")
-    if before is not None and [len(row) for row in before] != [len(header.channels)] * len(header.channels):
-        raise UserError(f"{path}: damaged (a covariance of other channels); make the folder again by bvsa data")
+        raise UserError(f"{path}: damaged (something in it is of another type); {_REMEDY}")
+    if covariance is not None and [len(row) for row in covariance] != [len(header.channels)] * len(header.channels):
+        raise UserError(f"{path}: damaged (a covariance of other channels); {_REMEDY}")
     for name, split in header.splits.items():
         conditions = split.shape[0] if len(split.shape) == 4 else -1
         fits = split.shape[2:] == [len(header.channels), len(header.times)] and name in SPLITS
         if split.sessions is not None:
-            told = {number for row in split.sessions for number in row}
+            sessions = {number for row in split.sessions for number in row}
             fits &= len(split.sessions) == conditions and {len(row) for row in split.sessions} <= {split.shape[1]}
-            fits &= all(isinstance(number, int) and 1 <= number <= _MOST_SESSIONS for number in told)
+            fits &= all(isinstance(number, int) and 1 <= number <= _MAX_SESSIONS for number in sessions)
         if not fits or {len(split.images), len(split.concepts)} != {conditions}:
-            raise UserError(f"{path}: damaged (the {name} part contradicts itself); make the folder again by bvsa data")
-
-
-def _lists(split: SplitHeader) -> list[Any]:
-    return [
-        split.shape,
-        split.images,
-        split.concepts,
-        *(() if split.sessions is None else (split.sessions, *split.sessions)),
-    ]
+            raise UserError(f"{path}: damaged (the {name} part contradicts itself); {_REMEDY}")
 
 
 def _json(content: Any) -> bytes:
@@ -364,7 +363,7 @@ def _json(content: Any) -> bytes:
 
 
 def _sync(path: Path) -> None:
-    """Have the disk hold it before anything is renamed over it."""
+    """Flush a file or folder to the disk, before a rename makes it visible."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -373,10 +372,8 @@ def _sync(path: Path) -> None:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in ("fovblur", "numpy", "mne", "scipy", "scikit-learn"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions

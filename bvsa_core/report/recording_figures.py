@@ -10,9 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bvsa_core.data.optional import import_mne
 from bvsa_core.data.quality.reliability import Quality, peaks
-from bvsa_core.errors import UserError
+from bvsa_core.errors import UserError, import_mne
 from bvsa_core.report.style import INK, PALETTE, QUIET, WIDTH, FigureSpec, subplots
 
 SECTION = "Recordings"

@@ -7,17 +7,23 @@ test data (200, 1, 80, 63, 250). info.json names channels and times; older files
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from bvsa_core.data import things_eeg
-from bvsa_core.data.layouts import conversion, stimuli
-from bvsa_core.data.layouts.conversion import Epochs
-from bvsa_core.data.layouts.source import ConversionOptions, SubjectSource
-from bvsa_core.data.store import HEADER, SPLITS, SubjectWriter
+from bvsa_core.data.layouts import stimuli
+from bvsa_core.data.layouts.source import (
+    SHAPE,
+    Epochs,
+    ReadContext,
+    SubjectSource,
+    blocks_of,
+    check_array,
+    open_file,
+    read_description,
+)
+from bvsa_core.data.store import HEADER, SPLITS
 from bvsa_core.errors import UserError
-from bvsa_core.progress import Progress
 
 LAYOUT = "arrays"
 MODALITIES = ("EEG",)
@@ -31,46 +37,39 @@ _NORMALISED = {
 
 
 def find(folder: Path) -> list[SubjectSource]:
-    """Its subjects; none where this is another layout."""
+    """Return the subjects of this layout in a folder."""
     roots = [folder, *sorted(folder.glob("[Pp]reprocessed*"))]
-    found = {path.parent for root in roots for path in root.glob("sub-*/t*.npy") if path.stem in SPLITS}
-    places = sorted(place for place in found if not (place / HEADER).exists())  # the store's own have one
-    files = {place: [path for split in SPLITS if (path := place / f"{split}.npy").exists()] for place in places}
-    for place in places:
-        files[place] += [place.parent / INFO] * (place.parent / INFO).exists()
-    return [
-        SubjectSource(LAYOUT, place.name, place.parent, files[place], _read, ("sampling_rate", "whitening"))
-        for place in places
-    ]
+    places = {path.parent for root in roots for path in root.glob("sub-*/t*.npy") if path.stem in SPLITS}
+    sources = []
+    for place in sorted(place for place in places if not (place / HEADER).exists()):  # the store's subjects have one
+        files = [*(place / f"{split}.npy" for split in SPLITS), place.parent / INFO]
+        present = [path for path in files if path.exists()]
+        sources.append(SubjectSource(LAYOUT, place.name, place.parent, present, ("sampling_rate", "whitening")))
+    return sources
 
 
-def _read(source: SubjectSource, writer: SubjectWriter, options: ConversionOptions, progress: Progress) -> None:
-    info = conversion.read_json(source.root / INFO) if (source.root / INFO).exists() else {}
-    units, normalised = _NORMALISED.get(
-        str(info.get("normalization")), ("as in the source", "How they were whitened is not told.")
-    )
+def read(source: SubjectSource, split: str, context: ReadContext) -> Epochs:
+    """Open one split of a subject."""
+    info = read_description(source.root / INFO) if (source.root / INFO).exists() else {}
+    unknown = "as in the source", "How they were whitened is not told."
+    units, normalised = _NORMALISED.get(str(info.get("normalization")), unknown)
     processing = ["Epochs, resampling and baseline by whoever made the arrays.", normalised]
     if not info:
         processing.append(
             "Where the files name no channels, THINGS-EEG2's 63 in their standard order and 250 Hz from image onset."
         )
-    conversion.convert(
-        source, writer, options, progress, lambda split: _epochs(source, options, split, info), units, processing
-    )
-
-
-def _epochs(source: SubjectSource, options: ConversionOptions, split: str, info: dict[str, Any]) -> Epochs:
-    path = conversion.file_of(source, f"{split}.npy")
-    content = conversion.open_file(path)
+    path = source.file(f"{split}.npy")
+    content = open_file(path)
     if isinstance(content, dict):
         info, content = content, content.get("data")
-    data = conversion.check_array(path, content, conversion.SHAPE if np.ndim(content) == 4 else _SHAPE)
+    data = check_array(path, content, SHAPE if np.ndim(content) == 4 else _SHAPE)
     data = data.reshape(-1, *data.shape[-3:])
     channels, times = info.get("ch_names"), info.get("times")
     if channels is None or times is None:
         if data.shape[2:] != (len(things_eeg.CHANNELS), things_eeg.SAMPLES):
-            what = f"{data.shape[2]} channels and {data.shape[3]} samples that nothing names"
-            raise UserError(f"{path}: {what}; put {INFO} with ch_names and times beside the subjects")
+            unnamed = f"{data.shape[2]} channels and {data.shape[3]} samples that nothing names"
+            raise UserError(f"{path}: {unnamed}; put {INFO} with ch_names and times beside the subjects")
         channels, times = things_eeg.CHANNELS, np.arange(things_eeg.SAMPLES) / things_eeg.SAMPLING_RATE
-    images, concepts = stimuli.conditions(source, options, split, len(data))
-    return Epochs(path, data.shape, data.dtype, data.__getitem__, images, concepts, channels, times, behind=data)
+    images, concepts = stimuli.conditions(source, context.options, split, len(data))
+    blocks = blocks_of(data.__getitem__, data.shape, data.itemsize, data)
+    return Epochs(path, data.shape, blocks, images, concepts, channels, times, units, processing)

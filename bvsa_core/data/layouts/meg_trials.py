@@ -1,8 +1,8 @@
-"""What each epoch of THINGS-MEG shows, from the tables that come with the recordings or with the images.
+"""The image of each epoch of THINGS-MEG, from the tables published with the recordings or with the images.
 
-The attributes of the trials (sourcedata/sample_attributes_P1.csv of ds004212, which its epoch files carry as metadata) tell
-everything. Without them there are the tables of the THINGS images, image_paths.csv and image_concept_index.csv, whose line n
-is the image of event n. Where there are several, they have to agree.
+The attributes of the trials (sourcedata/sample_attributes_P1.csv of ds004212, also the metadata of its epoch files) are
+complete. The other source is the tables of the THINGS images, image_paths.csv and image_concept_index.csv, whose line n is
+the image of event n. If there are several, they must agree.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from bvsa_core.data import things_meg
 from bvsa_core.errors import UserError
 
-CATCH = 999999  # the event of trials that show no object, at which people press a button
+CATCH = 999999  # event of catch trials, which show no object and ask for a button press
 FOLDERS = {"train": "training_images", "test": "test_images"}
 _SPLIT_OF = {"exp": "train", "test": "test", "catch": None}  # by trial_type
 _NEEDED = ("trial_type", "things_image_nr", "things_category_nr", "image_path", "session_nr")
@@ -39,58 +39,54 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """What they show, as THINGS calls it: the image's name without its number."""
+        """Name of the concept in THINGS: the image's name without its number."""
         return self.file.rpartition("_")[0]
 
     @property
     def image(self) -> str:
-        """The image's path, as UBP names it: by the concept's number in THINGS."""
+        """Path of the image as UBP names it, by the concept's number in THINGS."""
         return f"{FOLDERS[self.split]}/{self.concept:05d}_{self.name}/{self.file}"
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """The images of a split, in the order of their folder, and the epochs that show them."""
+    """Images of a split in the order of their folder, and the epochs that show them."""
 
     images: list[str]
     concepts: list[str]
-    epochs: np.ndarray  # (conditions, repetitions) int64, into the file, in the order of presentation
+    epochs: np.ndarray  # (conditions, repetitions) int64, number in the file, in the order of presentation
     sessions: list[list[int]] | None  # (conditions, repetitions) from 1
 
 
 def from_attributes(rows: Iterable[Mapping[str, Any]], events: np.ndarray, where: object) -> list[Trial | None]:
-    """(epochs,) trials by their attributes, None where no object is shown.
+    """Return the trial of each epoch by its attributes; None if it shows no object.
 
     Args:
-        rows: one of the table for each epoch, in the order of the epochs.
-        events: (epochs,) the epochs' events, which have to be the numbers of the images.
-        where: what to call the table in an error.
+        rows: of the table, one for each epoch in the order of the epochs.
+        events: (epochs,) event of each epoch, which must be the number of its image.
+        where: the table's name in errors.
 
     Raises:
         UserError: a column or row is missing or makes no sense, or the table contradicts the events.
     """
     rows = list(rows)
     if len(rows) != len(events):
-        raise UserError(
-            f"{where}: {len(rows)} trials where there are {len(events)} epochs; fetch table and recordings of one version"
-        )
+        counts = f"{len(rows)} trials where there are {len(events)} epochs"
+        raise UserError(f"{where}: {counts}; fetch table and recordings of one version")
     if missing := [name for name in _NEEDED if rows and name not in rows[0]]:
         raise UserError(f"{where}: no column {', '.join(missing)}; it must be a sample_attributes_P*.csv of ds004212")
     trials: list[Trial | None] = []
     for line, (row, event) in enumerate(zip(rows, events), start=1):
         kind = str(row["trial_type"])
         if kind not in _SPLIT_OF:
-            raise UserError(
-                f"{where}: trial {line} is of the type {kind!r}, not {', '.join(_SPLIT_OF)}; fetch the table again"
-            )
+            known = ", ".join(_SPLIT_OF)
+            raise UserError(f"{where}: trial {line} is of the type {kind!r}, not {known}; fetch the table again")
         split = _SPLIT_OF[kind]
         names = () if split is None else ("things_image_nr", "things_category_nr", "session_nr")
         shown, concept, session = [_number(row[name], name, where, line) for name in names] or [CATCH, None, None]
         if shown != event:
-            told = "no object" if split is None else f"image {shown}"
-            raise UserError(
-                f"{where}: trial {line} shows {told}, but the event of that epoch is {event}; fetch both of one version"
-            )
+            differs = f"trial {line} shows {'no object' if split is None else f'image {shown}'}"
+            raise UserError(f"{where}: {differs}, but the event of that epoch is {event}; fetch both of one version")
         if split is None:
             trials.append(None)
         elif concept is None:
@@ -101,11 +97,15 @@ def from_attributes(rows: Iterable[Mapping[str, Any]], events: np.ndarray, where
 
 
 def from_images(paths: list[str], concepts: list[int], events: np.ndarray, where: object) -> list[Trial | None]:
-    """(epochs,) trials by the tables of the THINGS images; as in UBP's script, an image shown 12 times is a test image.
+    """Return the trial of each epoch by the tables of the THINGS images; None if it shows no object.
+
+    As in UBP's script, an image shown 12 times is a test image.
 
     Args:
         paths: of every image of THINGS.
-        concepts: of each, its concept's number from 1.
+        concepts: number of each image's concept, from 1.
+        events: (epochs,) event of each epoch.
+        where: the table's name in errors.
 
     Raises:
         UserError: an event that is not the number of an image.
@@ -117,38 +117,36 @@ def from_images(paths: list[str], concepts: list[int], events: np.ndarray, where
             trials.append(None)
             continue
         if not 1 <= event <= len(paths):
-            raise UserError(
-                f"{where}: epoch {epoch + 1} has the event {event}, and there are {len(paths)} images; fetch the table again"
-            )
+            unknown = f"epoch {epoch + 1} has the event {event}, and there are {len(paths)} images"
+            raise UserError(f"{where}: {unknown}; fetch the table again")
         split = "test" if shown[event] == things_meg.TEST_REPETITIONS else "train"
         trials.append(Trial(event, concepts[event - 1], _file(paths[event - 1], where, event), split, None))
     return trials
 
 
 def compare(trials: list[Trial | None], others: list[Trial | None], where: object, other: object) -> None:
-    """Two tables of the same epochs must tell the same of each, as far as both tell it.
+    """Compare the images by two tables of the same epochs.
 
     Raises:
-        UserError: they do not.
+        UserError: they differ.
     """
     for line, (one, two) in enumerate(zip(trials, others), start=1):
         shown = [trial.image if trial else "no object" for trial in (one, two)]
         if shown[0] != shown[1]:
-            raise UserError(
-                f"trial {line} shows {shown[0]} in {where} and {shown[1]} in {other}; fetch both of one version"
-            )
+            differs = f"trial {line} shows {shown[0]} in {where} and {shown[1]} in {other}"
+            raise UserError(f"{differs}; fetch both of one version")
 
 
 def arrange(trials: list[Trial | None], where: object) -> dict[str, Conditions]:
-    """The conditions of each split. Concepts of test images leave the training set.
+    """Return the conditions of each split; the training set has none of the concepts of test images.
 
     Raises:
-        UserError: a split is empty, an image is not shown as often as in THINGS-MEG, or a concept lacks images.
+        UserError: a split is empty, an image is not shown as often as in THINGS-MEG, or a concept has too few images.
     """
     tested = {trial.concept for trial in trials if trial and trial.split == "test"}
-    found = {}
+    conditions = {}
     for split, repetitions in (("train", things_meg.TRAIN_REPETITIONS), ("test", things_meg.TEST_REPETITIONS)):
-        shown: dict[str, list[tuple[int, int, str]]] = {}  # of each image the sessions, epochs and what it shows
+        shown: dict[str, list[tuple[int, int, str]]] = {}  # session, epoch, concept of each presentation
         for epoch, trial in enumerate(trials):
             if trial and trial.split == split and (split == "test" or trial.concept not in tested):
                 shown.setdefault(trial.image, []).append((trial.session or 0, epoch, trial.name))
@@ -162,12 +160,13 @@ def arrange(trials: list[Trial | None], where: object) -> dict[str, Conditions]:
         _expect(Counter(concepts), each, f"{where}: {split} concepts must have {each} image(s)")
         order = np.array([[(session, epoch) for session, epoch, _ in sorted(shown[image])] for image in images])
         sessions = order[..., 0]
-        found[split] = Conditions(images, concepts, order[..., 1], sessions.tolist() if (sessions > 0).all() else None)
-    return found
+        known = sessions.tolist() if (sessions > 0).all() else None
+        conditions[split] = Conditions(images, concepts, order[..., 1], known)
+    return conditions
 
 
 def read_attributes(path: Path) -> list[dict[str, str]]:
-    """The rows of a sample_attributes_P*.csv.
+    """Read the rows of a sample_attributes_P*.csv.
 
     Raises:
         UserError: it cannot be read.
@@ -176,46 +175,39 @@ def read_attributes(path: Path) -> list[dict[str, str]]:
 
 
 def read_images(paths: Path, index: Path) -> tuple[list[str], list[int]]:
-    """Path and concept number of every image of THINGS, from image_paths.csv and image_concept_index.csv.
+    """Read path and concept number of every image of THINGS, from image_paths.csv and image_concept_index.csv.
 
     Raises:
-        UserError: one cannot be read, or they are not of one length.
+        UserError: one cannot be read, or their lengths differ.
     """
     names = [row[0].strip() for row in _read(paths, csv.reader) if row]
-    numbers = [
-        _number(row[0], "concept number", index, line)
-        for line, row in enumerate(_read(index, csv.reader), start=1)
-        if row
-    ]
+    lines = [(line, row) for line, row in enumerate(_read(index, csv.reader), start=1) if row]
+    numbers = [_number(row[0], "concept number", index, line) for line, row in lines]
     known = [number for number in numbers if number is not None]
     if not len(names) == len(numbers) == len(known) or not names:
-        raise UserError(
-            f"{index}: {len(known)} concept numbers for the {len(names)} images of {paths}; fetch both again"
-        )
+        counts = f"{len(known)} concept numbers for the {len(names)} images of {paths}"
+        raise UserError(f"{index}: {counts}; fetch both again")
     return names, known
 
 
-def _expect(counts: Mapping[str, int], wanted: int, message: str) -> None:
-    wrong = [f"{name} {count}" for name, count in counts.items() if count != wanted]
-    if wrong:
+def _expect(counts: Mapping[str, int], expected: int, message: str) -> None:
+    if wrong := [f"{name} {count}" for name, count in counts.items() if count != expected]:
         more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
-        raise UserError(
-            f"{message}, but there are {', '.join(wrong[:_NAMED])}{more}; fetch all parts of the recordings again"
-        )
+        others = f"{', '.join(wrong[:_NAMED])}{more}"
+        raise UserError(f"{message}, but there are {others}; fetch all parts of the recordings again")
 
 
 def _file(path: Any, where: object, line: int) -> str:
-    """The name of an image's file: of images_meg/aardvark/aardvark_01b.jpg as of images_test_meg/aardvark_14n.jpg."""
+    """Return the file name of images_meg/aardvark/aardvark_01b.jpg or images_test_meg/aardvark_14n.jpg."""
     file = PurePosixPath(str(path).replace("\\", "/")).name
     if not file.rpartition("_")[0] or "." not in file or file.startswith("."):
-        raise UserError(
-            f"{where}: line {line} names the image {path!r}, which should be like aardvark_01b.jpg; fetch the table again"
-        )
+        named = f"line {line} names the image {path!r}, which should be like aardvark_01b.jpg"
+        raise UserError(f"{where}: {named}; fetch the table again")
     return file
 
 
 def _number(value: Any, name: str, where: object, line: int) -> int | None:
-    """A whole number, which tables write as 7, 7.0 or '7'; None where it is left out."""
+    """Return a whole number, which tables write as 7, 7.0 or '7'; None if the cell is empty."""
     try:
         number = float(value) if value not in (None, "", "n/a") else math.nan
         if math.isnan(number):

@@ -1,4 +1,4 @@
-"""One file of raw THINGS-EEG2 recordings cut into epochs, by MNE-Python and with the settings of Gifford et al. (2022)."""
+"""Cut one file of raw THINGS-EEG2 recordings into epochs by MNE-Python, with the settings of Gifford et al. (2022)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from bvsa_core.data import things_eeg
-from bvsa_core.data.optional import import_mne
-from bvsa_core.errors import UserError
+from bvsa_core.errors import UserError, import_mne
 from bvsa_core.io.safe_readers import read_arrays
 
-TARGET = 99999  # what stim tells where a target appears; every other number is that of an image, from 1
-_BEFORE, _AFTER = 0.2, 1.0  # seconds of an epoch around the image's appearance
-_TOGETHER = 256  # epochs treated at once
-_DRAWN_OUT = 100  # samples at either end before resampling, at least
-_LONGEST = 1000  # samples after which old and new ones meet again
+TARGET = 99999  # value of stim at a target; every other value is the number of an image, from 1
+_BEFORE, _AFTER = 0.2, 1.0  # seconds of an epoch around image onset
+_BLOCK = 256  # epochs cut at once
+_PADDING = 100  # samples added at either end before resampling, at least
+_LONGEST = 1000  # samples after which old and new sampling points coincide again
 _NEEDED = ("raw_eeg_data", "ch_names", "sfreq")
 
 
@@ -28,14 +27,15 @@ class _Recording:
     data: np.ndarray  # (channels, samples) volts, stim among them
     names: list[str]  # (channels,)
     rate: float  # Hz
-    band: str  # such as "0.01 to 100 Hz"; empty where the file does not tell
+    band: str  # such as "0.01 to 100 Hz"; empty if the file has none
 
 
 class RawSession:
-    """Epochs of what was shown in one file, which is read when they are asked for.
+    """Epochs of the images shown in one file, which is read at first use.
 
     Args:
-        repetitions: of an image; further ones are left out, in the order of presentation.
+        path: the file, raw_eeg_training.npy or raw_eeg_test.npy.
+        repetitions: number of presentations of each image to keep, the first ones.
         sampling_rate: Hz, after resampling.
     """
 
@@ -44,10 +44,14 @@ class RawSession:
         self.mne = import_mne("raw recordings")
 
     def about(self) -> dict:
-        """numbers: of the images shown, ascending; times of an epoch's samples, in seconds; and what there is to tell.
+        """Describe the epochs, as plain data.
+
+        Returns:
+            numbers: of the images shown, ascending; times: of an epoch's samples, in seconds; rate: Hz, as recorded;
+            band: of the recording's filter; shown_more_often: number of images; left_out: channels.
 
         Raises:
-            UserError: the file is missing or damaged, or shows some image too rarely.
+            UserError: the file is missing or damaged, or shows an image too rarely.
         """
         kept, _, numbers, more = self._trials
         recording = self._recording
@@ -61,21 +65,21 @@ class RawSession:
         }
 
     def epochs(self) -> np.ndarray:
-        """(images shown, repetitions, channels, time) float32 volts, repetitions in the order of presentation.
+        """Cut the epochs, (images shown, repetitions, channels, time) float32 volts, repetitions as presented.
 
         Raises:
             UserError: as above, or a sample is not finite.
         """
         kept, places, numbers, _ = self._trials
         samples = self._cut(kept[:1])[0].shape[-1]
-        found = np.empty((len(numbers) * self.repetitions, len(things_eeg.CHANNELS), samples), np.float32)
-        for start in range(0, len(kept), _TOGETHER):
-            block, _ = self._cut(kept[start : start + _TOGETHER])
+        epochs = np.empty((len(numbers) * self.repetitions, len(things_eeg.CHANNELS), samples), np.float32)
+        for start in range(0, len(kept), _BLOCK):
+            block, _ = self._cut(kept[start : start + _BLOCK])
             if not (finite := np.isfinite(block).all(axis=(1, 2))).all():
                 sample, _, number = kept[start + int(finite.argmin())]
                 raise UserError(f"{self.path}: samples around {sample} (image {number}) are not finite; fetch it again")
-            found[places[start : start + _TOGETHER]] = block
-        return found.reshape(len(numbers), self.repetitions, -1, samples)
+            epochs[places[start : start + _BLOCK]] = block
+        return epochs.reshape(len(numbers), self.repetitions, -1, samples)
 
     @functools.cached_property
     def _recording(self) -> _Recording:
@@ -86,44 +90,35 @@ class RawSession:
         names = [str(name) for name in names] if isinstance(names, (list, tuple, np.ndarray)) else []
         shape = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
         if not isinstance(data, np.ndarray) or data.dtype.kind != "f" or data.ndim != 2 or len(data) != len(names):
-            raise UserError(
-                f"{self.path}: 'raw_eeg_data' is {shape}; it must be floats, a row for each of {len(names)} channels"
-            )
+            need = f"it must be floats, a row for each of {len(names)} channels"
+            raise UserError(f"{self.path}: 'raw_eeg_data' is {shape}; {need}")
         if missing := [name for name in ("stim", *things_eeg.CHANNELS) if names.count(name) != 1]:
             raise UserError(f"{self.path}: channels {', '.join(missing)} are missing or there twice; fetch it again")
         if not isinstance(rate, (int, float, np.integer, np.floating)) or not 0 < rate < math.inf:
             raise UserError(f"{self.path}: 'sfreq' is {rate!r}; it must be Hz above 0; fetch it again")
         if rate < self.sampling_rate or (Fraction(float(rate)) / Fraction(self.sampling_rate)).numerator > _LONGEST:
-            told = f"recorded at {rate:g} Hz, and sampling_rate is {self.sampling_rate:g}"
-            raise UserError(f"{self.path}: {told}; give a lower one in a simple ratio to it, such as {rate / 4:g}")
-        band = [content.get("highpass"), content.get("lowpass")]
-        told = f"{band[0]:g} to {band[1]:g} Hz" if all(isinstance(edge, (int, float)) for edge in band) else ""
-        return _Recording(data, names, float(rate), told)
+            rates = f"recorded at {rate:g} Hz, and sampling_rate is {self.sampling_rate:g}"
+            raise UserError(f"{self.path}: {rates}; give a lower one in a simple ratio to it, such as {rate / 4:g}")
+        low, high = content.get("highpass"), content.get("lowpass")
+        known = isinstance(low, (int, float)) and isinstance(high, (int, float))
+        return _Recording(data, names, float(rate), f"{low:g} to {high:g} Hz" if known else "")
 
     @functools.cached_property
     def _raw(self):
         recording = self._recording
-        kinds = [
-            "stim" if name == "stim" else "eeg" if name in things_eeg.CHANNELS else "misc" for name in recording.names
-        ]
-        info = self.mne.create_info(recording.names, recording.rate, kinds, verbose="ERROR")
+        kinds = {"stim": "stim", **dict.fromkeys(things_eeg.CHANNELS, "eeg")}
+        types = [kinds.get(name, "misc") for name in recording.names]
+        info = self.mne.create_info(recording.names, recording.rate, types, verbose="ERROR")
         return self.mne.io.RawArray(recording.data, info, verbose="ERROR")
 
     @functools.cached_property
     def _trials(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-        """Events (trials, 3) in the order of presentation, the place of each in the result, images shown, how many too often."""
+        """Events (trials, 3) as presented, the row of each in the result, images shown, and how many of them too often."""
         recording = self._recording
         stim = recording.data[recording.names.index("stim")]
-        if not (
-            np.isfinite(stim).all()
-            and (stim == np.rint(stim)).all()
-            and stim.min(initial=0) >= 0
-            and stim.max(initial=0) <= TARGET
-        ):
-            raise UserError(
-                f"{self.path}: the channel stim is damaged (it must be whole numbers from 0 to {TARGET}); fetch it again"
-            )
         try:
+            if not ((stim == np.rint(stim)) & (stim >= 0) & (stim <= TARGET)).all():
+                raise ValueError(f"it must be whole numbers from 0 to {TARGET}")
             events = self.mne.find_events(self._raw, "stim", verbose="ERROR")
         except ValueError as error:
             raise UserError(f"{self.path}: the channel stim is damaged ({error}); fetch it again") from error
@@ -133,7 +128,7 @@ class RawSession:
         events = events[whole]
         numbers, index, counts = np.unique(events[:, 2], return_inverse=True, return_counts=True)
         if len(numbers) == 0:
-            raise UserError(f"{self.path}: the channel stim tells of no image; fetch it again")
+            raise UserError(f"{self.path}: the channel stim has no image; fetch it again")
         if (rare := counts < self.repetitions).any():
             shown = f"image {numbers[rare][0]} is shown {counts[rare][0]} of {self.repetitions} times"
             raise UserError(f"{self.path}: {shown}, and {rare.sum() - 1} others too rarely; fetch it again")
@@ -144,7 +139,7 @@ class RawSession:
         return events[kept], (index * self.repetitions + earlier)[kept], numbers, int((counts > self.repetitions).sum())
 
     def _cut(self, events: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Epochs (events, channels, time) in volts less their mean before the image appears, and times in seconds."""
+        """Return epochs (events, channels, time) in volts, minus their mean before image onset, and times in seconds."""
         picks = [self._recording.names.index(name) for name in things_eeg.CHANNELS]
         window = {"tmin": -_BEFORE, "tmax": _AFTER, "baseline": (None, 0)}
         epochs = self.mne.Epochs(self._raw, events, picks=picks, preload=True, proj=False, verbose="ERROR", **window)
@@ -152,21 +147,21 @@ class RawSession:
         if self.sampling_rate != self._recording.rate:
             data, step = _resample(data, self._recording.rate, self.sampling_rate), 1 / self.sampling_rate
         times = np.round(epochs.times[0] + step * np.arange(data.shape[-1]), 9) + 0.0
-        kept = times < _AFTER - 1e-6  # the last sample is there or not, as the rates divide
+        kept = times < _AFTER - 1e-6  # whether there is a last sample depends on the rates
         return data[..., kept], times[kept]
 
 
-def _resample(data: np.ndarray, rate: float, wanted: float) -> np.ndarray:
-    """By Fourier transform along the last axis, the first sample staying in its place.
+def _resample(data: np.ndarray, rate: float, new_rate: float) -> np.ndarray:
+    """Resample along the last axis by Fourier transform; the first sample keeps its time.
 
-    The ends are drawn out so far that old and new samples meet at both: MNE's Epochs.resample does not see to that, and what
-    it makes of 1201 samples at 1000 Hz is a millisecond late at 250 Hz.
+    Padding makes old and new sampling points coincide at both ends. MNE's Epochs.resample does not do that: 1201 samples
+    at 1000 Hz are a millisecond late at 250 Hz.
     """
     from scipy import fft, signal
 
-    ratio = Fraction(rate) / Fraction(wanted)
+    ratio = Fraction(rate) / Fraction(new_rate)
     samples = data.shape[-1]
-    before = ratio.numerator * math.ceil(_DRAWN_OUT / ratio.numerator)
+    before = ratio.numerator * math.ceil(_PADDING / ratio.numerator)
     whole = ratio.numerator * fft.next_fast_len(math.ceil((samples + 2 * before) / ratio.numerator), real=True)
     long = np.pad(data, ((0, 0), (0, 0), (before, whole - samples - before)), mode="edge")
     first, count = int(before / ratio), math.ceil(samples / ratio)

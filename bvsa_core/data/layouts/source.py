@@ -1,38 +1,49 @@
-"""What every layout says of a subject it found."""
+"""What a layout's `find` and `read` take and return, and the helpers that open its files."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from bvsa_core.data import things_meg
-from bvsa_core.data.store import SubjectWriter, fingerprint
+from bvsa_core.data.store import fingerprint
 from bvsa_core.errors import UserError
+from bvsa_core.io import text_files
+from bvsa_core.io.memmap import drop_pages
+from bvsa_core.io.safe_readers import READ_ERRORS, read_arrays
 from bvsa_core.progress import Progress
+
+SHAPE = "(conditions, repetitions, channels, time)"
+_BLOCK = 2**26  # bytes of the source read at once
+_REMEDY = "fetch or make it again"
 
 
 @dataclass(frozen=True)
 class ConversionOptions:
-    """How recordings are converted; those that a layout has settled already do not apply to it."""
+    """How recordings are converted; a layout refuses the options that it leaves no choice in."""
 
     subjects: list[str] = field(default_factory=list)
-    """Such as sub-01; all where left out."""
+    """Such as sub-01; default: all."""
     name: str = ""
-    """What tables call the data set; THINGS-EEG2 or THINGS-MEG where left out."""
+    """Name of the data set in tables; default: THINGS-EEG2 or THINGS-MEG."""
     images: Path | None = None
-    """Folder with training_images and test_images, or image_metadata.npy; looked for beside the recordings where left out."""
+    """Folder with training_images and test_images, or image_metadata.npy; default: looked for beside the recordings."""
     whole_epoch: bool = False
-    """Keep the samples before the image appears, too; methods take them as input."""
+    """Keep the samples before image onset, too; methods take them as input."""
     sampling_rate: float = 250.0
     """Hz, after resampling; only for raw recordings."""
     whitening: Literal["train", "original", "none"] = "train"
     """MVNN of raw recordings: `train` fits each session's covariance on training data alone; `original` as Gifford et al. (2022)
     on training and test data (which lets test recordings shape the features); `none`."""
     sensors: int = things_meg.SENSORS
-    """How many MEG sensors a file must have; only for epochs in .fif files."""
+    """Number of MEG sensors that a file must have; only for epochs in .fif files."""
 
 
 @dataclass(frozen=True)
@@ -43,27 +54,123 @@ class SubjectSource:
     subject: str  # such as sub-01
     root: Path
     files: list[Path]  # all that conversion reads
-    read: Callable[
-        [SubjectSource, SubjectWriter, ConversionOptions, Progress], None
-    ]  # fills the writer and finishes it
-    settled: tuple[str, ...] = ()  # options that this layout leaves no choice in
-    modality: str = "EEG"  # or MEG: what is asked for, where the layout can be either
+    fixed_options: tuple[str, ...] = ()  # options that this layout leaves no choice in
+    modality: str = "EEG"  # or MEG: the modality requested, if the layout holds either
 
-    def plan(self, options: ConversionOptions) -> dict[str, Any]:
-        """What is made of what, for the store to compare.
+    def recipe(self, options: ConversionOptions) -> dict[str, Any]:
+        """Return layout, options and source files, by which the store knows what was made of what.
 
         Raises:
-            UserError: an option that the layout has settled already.
+            UserError: an option that the layout leaves no choice in.
         """
         default = ConversionOptions()
-        for name in self.settled:
-            if getattr(options, name) != getattr(default, name):
-                raise UserError(
-                    f"{name} is {getattr(options, name)}, but in the layout {self.layout} that is settled; leave it out"
-                )
-        apart = {"subjects", "name", "images", *self.settled}
-        kept = {key: value for key, value in dataclasses.asdict(options).items() if key not in apart}
-        return {"layout": self.layout, **kept, "files": fingerprint(self.files, self.root)}
+        for name in self.fixed_options:
+            if (value := getattr(options, name)) != getattr(default, name):
+                raise UserError(f"{name} is {value}, but fixed in the layout {self.layout}; leave it out")
+        ignored = {"subjects", "name", "images", *self.fixed_options}
+        chosen = {key: value for key, value in dataclasses.asdict(options).items() if key not in ignored}
+        return {"layout": self.layout, **chosen, "files": fingerprint(self.files, self.root)}
 
-    def convert(self, writer: SubjectWriter, options: ConversionOptions, progress: Progress) -> None:
-        self.read(self, writer, options, progress)
+    def file(self, name: str) -> Path:
+        """Return the subject's file of that name.
+
+        Raises:
+            UserError: the layout has it, but this folder does not.
+        """
+        for path in self.files:
+            if path.name == name:
+                return path
+        raise UserError(f"{self.root}: {self.subject} has no {name}; fetch it")
+
+
+@dataclass(frozen=True)
+class ReadContext:
+    """What `read` has beside a subject's files."""
+
+    options: ConversionOptions
+    cached: Callable[[str, Callable[[], np.ndarray]], np.ndarray]  # see `store.Writer`; kept until the subject is done
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """One split of a subject as its layout has it, opened but not read. Conditions are in the order of their images.
+
+    `blocks` takes the range of samples to keep and yields pairs: an index into (conditions, repetitions), and the samples
+    (..., channels, time) that belong there.
+    """
+
+    path: Path  # named in errors
+    shape: tuple[int, ...]  # (conditions, repetitions, channels, time)
+    blocks: Callable[[slice], Iterator[tuple[Any, np.ndarray]]]
+    images: list[str]  # (conditions,)
+    concepts: list[str]  # (conditions,)
+    channels: Any  # names, as the file has them
+    times: Any  # seconds, as the file has them: (time,), or of a longer epoch whose last samples the file keeps
+    units: str
+    processing: list[str]  # steps so far
+    sessions: list[list[int]] | None = None  # (conditions, repetitions) from 1
+    sampling_rate: float | None = None  # Hz, of exact times; default: computed from times, rounded to microseconds
+    last_step: str = "Samples from {first:g} to {last:g} s kept, as float16."
+    whitened_from: list[list[float]] | None = None  # see `store.Header`
+
+
+def blocks_of(
+    rows: Callable[[slice], np.ndarray], shape: tuple[int, ...], itemsize: int, mapped: np.ndarray | None = None
+) -> Callable[[slice], Iterator[tuple[slice, np.ndarray]]]:
+    """Return `Epochs.blocks` of an array of SHAPE that is read by conditions.
+
+    Args:
+        rows: returns some of the conditions.
+        itemsize: bytes of a sample.
+        mapped: the array that `rows` reads; the pages of a memory-mapped one are released.
+    """
+    step = max(1, _BLOCK // (math.prod(shape[1:]) * itemsize))
+
+    def blocks(keep: slice) -> Iterator[tuple[slice, np.ndarray]]:
+        for start in range(0, shape[0], step):
+            conditions = slice(start, min(start + step, shape[0]))
+            yield conditions, rows(conditions)[..., keep]
+            drop_pages(mapped)
+
+    return blocks
+
+
+def open_file(path: Path) -> Any:
+    """Open a .npy file: a memory-mapped array, or the plain data of a pickle.
+
+    Raises:
+        UserError: it is missing, damaged, or holds anything but plain data.
+    """
+    if path.is_file():
+        with contextlib.suppress(*READ_ERRORS):  # read_arrays explains them
+            mapped = np.lib.format.open_memmap(path, mode="r")
+            if mapped.offset + mapped.nbytes == path.stat().st_size:
+                return mapped
+    return read_arrays(path)
+
+
+def check_array(path: Path, data: Any, shape: str = SHAPE) -> np.ndarray:
+    """Return `data` if it is an array of floats with as many axes as `shape` names.
+
+    Raises:
+        UserError: it is anything else.
+    """
+    if not isinstance(data, np.ndarray):
+        raise UserError(f"{path}: holds a {type(data).__name__} where an array of {shape} belongs; fetch it again")
+    if data.ndim != shape.count(",") + 1 or data.dtype.kind != "f" or data.size == 0:
+        raise UserError(f"{path}: {data.dtype} of shape {data.shape}; it must be floats of shape {shape}")
+    return data
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """Read a JSON description of recordings, an object with ch_names and times.
+
+    Raises:
+        UserError: it is damaged or lacks one of the two.
+    """
+    content = text_files.read_json(path, _REMEDY)
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        if len(content["ch_names"]) and np.asarray(content["times"], dtype=np.float64).ndim == 1:
+            return content
+    raise UserError(f"{path}: damaged, or without lists ch_names and times; {_REMEDY}")

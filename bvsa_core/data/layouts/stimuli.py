@@ -1,4 +1,4 @@
-"""Which image each condition is: number i of the recordings is image i of image_metadata.npy or of the sorted image folder."""
+"""The image of each condition: number i of the recordings is image i of image_metadata.npy or of the sorted image folder."""
 
 from __future__ import annotations
 
@@ -22,13 +22,18 @@ _SUFFIXES = (".jpg", ".jpeg", ".png")
 def conditions(
     source: SubjectSource, options: ConversionOptions, split: str, expected: int | None = None
 ) -> tuple[list[str], list[str]]:
-    """Image paths, such as "training_images/00001_aardvark/aardvark_01b.jpg", and concepts of a split in the order of their numbers.
+    """Return image paths and concepts of a split in the order of their numbers.
+
+    A path is like "training_images/00001_aardvark/aardvark_01b.jpg".
 
     Args:
-        expected: how many the recordings have, where they tell.
+        source: images are looked for beside its root.
+        options: `images` is where they are instead.
+        split: train or test.
+        expected: number of conditions in the recordings, if known.
 
     Raises:
-        UserError: no images are found, they are not as many as expected, or their list is damaged.
+        UserError: there are no images, not as many as expected, or their list is damaged.
     """
     place = _find(source, options)
     names = _of_metadata(place, split) if place.is_file() else _of_folder(place, split)
@@ -37,58 +42,50 @@ def conditions(
         twice = next(image for image in images if images.count(image) > 1)
         raise UserError(f"{place}: names {twice} twice; fetch it again")
     if expected is not None and len(images) != expected:
-        raise UserError(
-            f"{source.root}: {source.subject} has {expected} {split} conditions and {place} {len(images)} {split} images; "
-            f"give the complete image set or {METADATA} by --images"
-        )
+        counts = f"{source.subject} has {expected} {split} conditions and {place} {len(images)} {split} images"
+        raise UserError(f"{source.root}: {counts}; give the complete image set or {METADATA} by --images")
     return images, [concept_of(image) for image in images]
 
 
 def canonical(image: str, split: str) -> str:
-    """An image's path as the store spells it: the last two parts, below the published name of the split's folder."""
+    """Return an image's path as the store has it: the last two parts, below the published name of the split's folder."""
     return "/".join((FOLDERS[split][0], *Path(image).parts[-2:]))
 
 
 def texts(value: Any) -> list[str] | None:
-    """The texts in a list, or in an array of one axis; None where it is anything else."""
+    """Return the texts in a list, or in an array of one axis; None if it is anything else."""
     if isinstance(value, np.ndarray) and value.ndim == 1:
         value = value.tolist()
-    return (
-        [str(item) for item in value]
-        if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
-        else None
-    )
+    if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        return [str(item) for item in value]
+    return None
 
 
 def _find(source: SubjectSource, options: ConversionOptions) -> Path:
-    """image_metadata.npy, or the folder that holds training_images and test_images."""
-    if options.images is not None:
-        if not options.images.exists():
-            raise UserError(f"--images {options.images}: no such file or folder")
-        if found := next(_candidates([options.images]), None):
+    """Return the path of image_metadata.npy, or of the folder that holds training_images and test_images."""
+    if (given := options.images) is not None:
+        if not given.exists():
+            raise UserError(f"--images {given}: no such file or folder")
+        if found := next(_candidates([given]), None):
             return found
-        raise UserError(
-            f"--images {options.images}: neither {METADATA} nor a folder with training_images and test_images"
-        )
+        raise UserError(f"--images {given}: neither {METADATA} nor a folder with training_images and test_images")
     root = source.root.resolve()
-    bases = [base / name for base in (root, root.parent) for name in _BESIDE]
-    if found := next(_candidates(bases), None):
+    if found := next(_candidates([base / name for base in (root, root.parent) for name in _BESIDE]), None):
         return found
-    raise UserError(
-        f"{source.root}: which images were shown is not told; put {METADATA} or the image set (training_images, test_images) "
-        "there or give it by --images"
-    )
+    needed = f"{METADATA} or the image set (training_images, test_images)"
+    raise UserError(f"{source.root}: the images shown are unknown; put {needed} there or give it by --images")
 
 
 def _candidates(places: list[Path]) -> Iterator[Path]:
     yield from (place for place in places if place.is_file())
     yield from (place / METADATA for place in places if (place / METADATA).is_file())
-    yield from (
-        place for place in places if all(any((place / name).is_dir() for name in names) for names in FOLDERS.values())
-    )
+    for place in places:
+        if all(any((place / name).is_dir() for name in names) for names in FOLDERS.values()):
+            yield place
 
 
 def _of_metadata(path: Path, split: str) -> list[tuple[str, str]]:
+    """Read folder and file name of every image from image_metadata.npy."""
     content = read_arrays(path)
     keys = f"{split}_img_concepts", f"{split}_img_files"
     if not isinstance(content, dict) or not set(keys) <= content.keys():
@@ -104,12 +101,7 @@ def _of_metadata(path: Path, split: str) -> list[tuple[str, str]]:
 
 
 def _of_folder(place: Path, split: str) -> list[tuple[str, str]]:
+    """List folder and file name of every image, sorted."""
     folder = next(place / name for name in FOLDERS[split] if (place / name).is_dir())
-    concepts = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    listed = ((path, sorted(file.name for file in path.iterdir())) for path in concepts)
-    return [
-        (path.name, file)
-        for path, files in listed
-        for file in files
-        if Path(file).suffix.lower() in _SUFFIXES and file[0] != "."
-    ]
+    files = sorted((path.parent.name, path.name) for path in folder.glob("*/*") if path.suffix.lower() in _SUFFIXES)
+    return [names for names in files if not any(name.startswith(".") for name in names)]

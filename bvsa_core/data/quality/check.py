@@ -1,9 +1,9 @@
-"""What `bvsa data check` finds: everything that is missing or wrong, not only the first of it."""
+"""Everything that is missing or wrong in a data set, for `bvsa data check`."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -14,12 +14,13 @@ import numpy as np
 from bvsa_core.data import store, things_eeg, things_meg
 from bvsa_core.data.dataset import Dataset, Recordings, read_recordings, read_stored
 from bvsa_core.data.layouts import recognise
-from bvsa_core.data.quality import dry_run
-from bvsa_core.data.quality.bad_samples import first_few, scan
+from bvsa_core.data.quality.bad_samples import count_bad_samples, first_few
+from bvsa_core.data.quality.dry_run import dry_run
 from bvsa_core.data.store import SPLITS, Header
 from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import Locked, lock
 from bvsa_core.io.image_file import read_image
+from bvsa_core.io.text_files import read_json
 from bvsa_core.progress import Progress, no_progress
 
 _NAMED = 5  # of many files or images
@@ -33,13 +34,13 @@ _SUFFIXES = (".jpg", ".jpeg", ".png")
 class CheckReport:
     """Lines about what is there, and one for each problem."""
 
-    found: list[str] = field(default_factory=list)
+    summary: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _SplitSummary:
-    """What is compared between subjects, and with the images."""
+    """The parts of a split that are compared between subjects, and with the images."""
 
     path: Path
     channels: list[str]
@@ -53,61 +54,58 @@ def check_dataset(folder: Path, progress: Progress = no_progress, images: Path |
     """Read every recordings file and open every image that one of them names.
 
     Args:
-        folder: a store, the layout of UBP and BVSA, or any other published one, of which the conversion is rehearsed.
-        images: the stimuli of the latter, or image_metadata.npy, unless they are beside it.
+        folder: a store, the layout of UBP and BVSA, or any other published layout, whose conversion is tried.
+        progress: hears how far each subject and the images are.
+        images: stimuli or image_metadata.npy of a published layout; default: looked for beside the recordings.
 
     Raises:
         UserError: the folder is no data set at all.
     """
     report = CheckReport()
-    report.problems += _unfinished(folder, report)
+    _unfinished(folder, report)
     try:
         dataset = Dataset(folder)
     except UserError:
-        if not _rehearse(folder, images, progress, report) and not report.problems:
+        if not _published(folder, images, progress, report) and not report.problems:
             raise
         return report
     about: dict[tuple[str, str], _SplitSummary] = {}
     for subject in dataset.subjects:
         for split in SPLITS:
-            if looked := _recordings(
-                dataset, subject, split, report, functools.partial(progress, f"{subject} {split}")
-            ):
-                about[subject, split] = looked
-        splits = [looked for (of, _), looked in about.items() if of == subject]
+            of_split = functools.partial(progress, f"{subject} {split}")
+            if summary := _recordings(dataset, subject, split, report, of_split):
+                about[subject, split] = summary
+        splits = [summary for (of, _), summary in about.items() if of == subject]
         if len(splits) == len(SPLITS):
             report.problems += _gaps(dataset.recordings_folder / subject, splits)
     for split in SPLITS:
-        report.problems += _differences([looked for (_, of), looked in about.items() if of == split], split)
+        report.problems += _differences([summary for (_, of), summary in about.items() if of == split])
     report.problems += _leaks(folder, about)
-    _images(dataset, dict.fromkeys(image for looked in about.values() for image in looked.images), progress, report)
+    images_named = dict.fromkeys(image for summary in about.values() for image in summary.images)
+    _images(dataset, images_named, progress, report)
     return report
 
 
-def _unfinished(folder: Path, report: CheckReport) -> list[str]:
-    """What killed conversions left."""
-    problems = []
+def _unfinished(folder: Path, report: CheckReport) -> None:
+    """Report what killed conversions left."""
     for partial in sorted(folder.glob(".sub-*.partial")):
-        subject = partial.name.removeprefix(".").removesuffix(".partial")
+        subject, layout = partial.name.removeprefix(".").removesuffix(".partial"), ""
         try:
             with lock(folder, subject):
                 pass
         except Locked:
-            report.found.append(f"{folder / subject}: being made by another process")
+            report.summary.append(f"{folder / subject}: being made by another process")
             continue
         except UserError:
             pass  # nobody can write to the folder
-        try:
-            layout = json.loads((partial / "plan.json").read_text())["layout"]
-        except (OSError, ValueError, KeyError, TypeError):
-            layout = ""
-        again = f"the same 'bvsa data eeg' or 'meg' command{f' (it reads {layout})' if layout else ''} goes on with it"
-        problems.append(f"{partial}: {subject} is half converted; {again}; or delete it")
-    return problems
+        with contextlib.suppress(UserError, KeyError):  # the layout is then unknown
+            layout = f" (it reads {read_json(partial / store.RECIPE, 'delete it')['layout']})"
+        again = f"the same 'bvsa data eeg' or 'meg' command{layout} resumes it"
+        report.problems.append(f"{partial}: {subject} is half converted; {again}; or delete it")
 
 
-def _rehearse(folder: Path, images: Path | None, progress: Progress, report: CheckReport) -> bool:
-    """Check a folder that is to be converted; whether it is one."""
+def _published(folder: Path, images: Path | None, progress: Progress, report: CheckReport) -> bool:
+    """Check a folder of a published layout by a dry run. Returns whether it is one."""
     sources, reason = [], None
     for modality in _PUBLISHED:
         try:
@@ -117,9 +115,8 @@ def _rehearse(folder: Path, images: Path | None, progress: Progress, report: Che
     if not sources and reason is not None and folder.is_dir():
         raise reason
     for source in sources:
-        of = lambda what, done, total, name=source.subject: progress(f"{name} {what}", done, total)  # noqa: E731
-        found, problems = dry_run.rehearse(source, images, of)
-        report.found += found
+        splits, problems = dry_run(source, images, progress)
+        report.summary += splits
         report.problems += problems
     return bool(sources)
 
@@ -127,7 +124,7 @@ def _rehearse(folder: Path, images: Path | None, progress: Progress, report: Che
 def _recordings(
     dataset: Dataset, subject: str, split: str, report: CheckReport, progress: Callable[[int, int], None]
 ) -> _SplitSummary | None:
-    """Look at one array and what is told of it; None where it cannot be read."""
+    """Check one array and its description. Returns None if it cannot be read."""
     path, folder, header = dataset.path(subject, split), dataset.recordings_folder / subject, None
     try:
         if dataset.in_store(subject):
@@ -136,20 +133,21 @@ def _recordings(
         elif path.is_file():
             recordings = read_recordings(path, finite=False)
         else:
-            raise UserError(
-                f"{path}: no such file, and no {store.HEADER} beside it; fetch or convert it again, or delete the folder"
-            )
+            missing = f"no such file, and no {store.HEADER} beside it"
+            raise UserError(f"{path}: {missing}; fetch or convert it again, or delete the folder")
     except UserError as error:
-        if str(error) not in report.problems:  # as the header that both splits share
+        if str(error) not in report.problems:  # both splits share a header
             report.problems.append(str(error))
         return None
-    problems = _of_header(folder / store.HEADER, header, dataset) if header and split == SPLITS[0] else []
+    problems = _header(folder / store.HEADER, header, dataset) if header and split == SPLITS[0] else []
     conditions, repetitions, channels, samples = recordings.data.shape
     shape = f"{conditions} conditions x {repetitions} repetitions x {channels} channels x {samples} samples"
-    report.found.append(f"{path}: {shape}, {recordings.times[0]:g} to {recordings.times[-1]:g} s")
-    problems += _of_conditions(path, recordings)
-    problems += _of_published(path, recordings, split, dataset)
-    problems += scan(recordings.data, progress).problems(path, recordings.channels, recordings.images)
+    report.summary.append(f"{path}: {shape}, {recordings.times[0]:g} to {recordings.times[-1]:g} s")
+    if twice := _twice(recordings.images):
+        several = f"{len(twice)} image(s) in two conditions or more ({first_few(twice)})"
+        problems.append(f"{path}: {several}; make the file again")
+    problems += _as_published(path, recordings, split, dataset)
+    problems += count_bad_samples(recordings.data, progress).messages(path, recordings.channels, recordings.images)
     if header:
         try:
             store.verify(folder, header, split)
@@ -157,18 +155,17 @@ def _recordings(
             problems.append(str(error))
     report.problems += problems
     sessions = {int(session) for row in recordings.sessions or () for session in row}
-    return _SplitSummary(
-        path, recordings.channels, recordings.times.tolist(), recordings.images, recordings.concepts, sessions
-    )
+    times = recordings.times.tolist()
+    return _SplitSummary(path, recordings.channels, times, recordings.images, recordings.concepts, sessions)
 
 
-def _of_header(path: Path, header: Header, dataset: Dataset) -> list[str]:
+def _header(path: Path, header: Header, dataset: Dataset) -> list[str]:
     again = "; make the folder again by bvsa data"
     problems = []
     if not header.units:
-        problems.append(f"{path}: does not tell the units{again}")
-    if (told := dataset.description.get("modality", header.modality)) != header.modality:
-        problems.append(f"{path}: {header.modality} recordings in a folder of {told}{again}")
+        problems.append(f"{path}: has no units{again}")
+    if (modality := dataset.description.get("modality", header.modality)) != header.modality:
+        problems.append(f"{path}: {header.modality} recordings in a folder of {modality}{again}")
     steps, rate = np.diff(header.times), header.sampling_rate
     if not np.isfinite(rate) or rate <= 0:
         problems.append(f"{path}: the sampling rate is {rate}{again}")
@@ -181,82 +178,73 @@ def _of_header(path: Path, header: Header, dataset: Dataset) -> list[str]:
     return problems
 
 
-def _of_conditions(path: Path, recordings: Recordings) -> list[str]:
-    if twice := _twice(recordings.images):
-        return [f"{path}: {len(twice)} image(s) in two conditions or more ({first_few(twice)}); make the file again"]
-    return []
-
-
-def _of_published(path: Path, recordings: Recordings, split: str, dataset: Dataset) -> list[str]:
-    """Compare with what was published where the data set goes by that name, or has as many conditions."""
+def _as_published(path: Path, recordings: Recordings, split: str, dataset: Dataset) -> list[str]:
+    """Compare with the published data if the data set has their name, or as many conditions."""
     facts, name = _PUBLISHED.get(recordings.modality), _NAMES.get(recordings.modality)
     if facts is None or "config" in dataset.description:  # synthetic
         return []
-    conditions, repetitions = recordings.data.shape[:2]
-    many = _CONCEPTS[split] * (facts.IMAGES_PER_CONCEPT if split == "train" else 1)
-    if dataset.name != name and conditions != many:
+    conditions, repetitions, channels = recordings.data.shape[0], recordings.data.shape[1], recordings.channels
+    of_name = _CONCEPTS[split] * (facts.IMAGES_PER_CONCEPT if split == "train" else 1)
+    if dataset.name != name and conditions != of_name:
         return []
-    problems, instead = [], "fetch what is missing, or give the data set another --name"
-    times = facts.TRAIN_REPETITIONS if split == "train" else facts.TEST_REPETITIONS
-    for what, here, published in (("conditions", conditions, many), ("repetitions", repetitions, times)):
+    problems, remedy = [], "fetch what is missing, or give the data set another --name"
+    shown = facts.TRAIN_REPETITIONS if split == "train" else facts.TEST_REPETITIONS
+    for what, here, published in (("conditions", conditions, of_name), ("repetitions", repetitions, shown)):
         if here != published:
-            problems.append(f"{path}: {here} {what}, and {name} has {published}; {instead}")
-    if recordings.modality == "EEG" and (
-        missing := [each for each in facts.CHANNELS if each not in recordings.channels]
-    ):
-        problems.append(f"{path}: {name}'s channel(s) {first_few(missing)} missing; {instead}")
-    elif len(recordings.channels) != len(facts.CHANNELS):
-        problems.append(f"{path}: {len(recordings.channels)} channels, and {name} has {len(facts.CHANNELS)}; {instead}")
+            problems.append(f"{path}: {here} {what}, and {name} has {published}; {remedy}")
+    missing = [each for each in facts.CHANNELS if each not in channels] if recordings.modality == "EEG" else []
+    if missing:
+        problems.append(f"{path}: {name}'s channel(s) {first_few(missing)} missing; {remedy}")
+    elif len(channels) != len(facts.CHANNELS):
+        problems.append(f"{path}: {len(channels)} channels, and {name} has {len(facts.CHANNELS)}; {remedy}")
     return problems
 
 
 def _gaps(folder: Path, splits: list[_SplitSummary]) -> list[str]:
-    sessions = set().union(*(about.sessions for about in splits))
+    """Report sessions that no split has, below the last one."""
+    sessions = set().union(*(summary.sessions for summary in splits))
     if missing := [str(number) for number in range(1, max(sessions, default=0)) if number not in sessions]:
         return [f"{folder}: no recordings of session {first_few(missing)}; fetch them and convert again"]
     return []
 
 
-def _differences(subjects: list[_SplitSummary], split: str) -> list[str]:
-    """What one subject has otherwise than most."""
+def _differences(subjects: list[_SplitSummary]) -> list[str]:
+    """Report in what a subject differs from most, in one split."""
     problems = []
-    for what, get in (("channels", lambda about: tuple(about.channels)), ("times", lambda about: tuple(about.times))):
-        usual = Counter(map(get, subjects)).most_common(1)
-        problems += [
-            f"{about.path}: its {what} ({len(get(about))}) differ from most subjects' ({len(usual[0][0])}); convert all alike"
-            for about in subjects
-            if get(about) != usual[0][0]
-        ]
-    everything = dict.fromkeys(image for about in subjects for image in about.images)
-    for about in subjects:
-        own = set(about.images)
+    for name in ("channels", "times"):
+        values = [getattr(summary, name) for summary in subjects]
+        usual = Counter(map(tuple, values)).most_common(1)
+        for summary, value in zip(subjects, values):
+            if tuple(value) != usual[0][0]:
+                differs = f"its {name} ({len(value)}) differ from most subjects' ({len(usual[0][0])})"
+                problems.append(f"{summary.path}: {differs}; convert all alike")
+    everything = dict.fromkeys(image for summary in subjects for image in summary.images)
+    for summary in subjects:
+        own = set(summary.images)
         if missing := [image for image in everything if image not in own]:
-            told = f"no recordings of {len(missing)} image(s) that others have ({first_few(missing)})"
-            problems.append(f"{about.path}: {told}; fetch all sessions")
-    sessions = set().union(*(about.sessions for about in subjects))
-    for about in subjects:
-        if about.sessions and (lacking := [str(number) for number in sorted(sessions - about.sessions)]):
-            problems.append(
-                f"{about.path}: no recordings of session {first_few(lacking)}, which others have; fetch them and convert again"
-            )
+            absent = f"no recordings of {len(missing)} image(s) that others have ({first_few(missing)})"
+            problems.append(f"{summary.path}: {absent}; fetch all sessions")
+    sessions = set().union(*(summary.sessions for summary in subjects))
+    for summary in subjects:
+        if summary.sessions and (missing := [str(number) for number in sorted(sessions - summary.sessions)]):
+            absent = f"no recordings of session {first_few(missing)}, which others have"
+            problems.append(f"{summary.path}: {absent}; fetch them and convert again")
     return problems
 
 
 def _leaks(folder: Path, about: dict[tuple[str, str], _SplitSummary]) -> list[str]:
-    """Test concepts that are trained on."""
-    concepts = {
-        split: {name for (_, of), looked in about.items() if of == split for name in looked.concepts}
-        for split in SPLITS
-    }
+    """Report test concepts that are trained on."""
+    concepts: dict[str, set[str]] = {split: set() for split in SPLITS}
+    for (_, split), summary in about.items():
+        concepts[split].update(summary.concepts)
     if shared := sorted(concepts["train"] & concepts["test"]):
-        return [
-            f"{folder}: {len(shared)} test concept(s) are trained on too ({first_few(shared)}); retrieval is not zero-shot"
-        ]
+        leak = f"{len(shared)} test concept(s) are trained on too ({first_few(shared)})"
+        return [f"{folder}: {leak}; retrieval is not zero-shot"]
     return []
 
 
 def _images(dataset: Dataset, named: Iterable[str], progress: Progress, report: CheckReport) -> None:
-    """Open those that recordings name, and tell of others."""
+    """Open the images that recordings name, and report other images in the folders."""
     named, used = list(named), set()
     wrong: dict[str, list[str]] = {"missing": [], "damaged": []}
     for done, image in enumerate(named):
@@ -269,21 +257,15 @@ def _images(dataset: Dataset, named: Iterable[str], progress: Progress, report: 
         except UserError as error:
             wrong[kind].append(str(error))
     progress("images", len(named), len(named))
-    report.found.append(f"{len(named)} images named")
+    report.summary.append(f"{len(named)} images named")
     for kind, problems in wrong.items():
         report.problems += problems[:_NAMED]
-        if len(problems) > _NAMED:
-            report.problems.append(
-                f"{dataset.root}: {len(problems)} images {kind} in all, of {len(named)}; the first {_NAMED} are above"
-            )
-    there = (
-        path
-        for folder in dataset.image_folders
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in _SUFFIXES
-    )
-    if spare := [str(path) for path in there if path not in used and not path.name.startswith(".")]:
-        report.found.append(f"{len(spare)} images that no recording names: {first_few(spare)}")
+        if (count := len(problems)) > _NAMED:
+            total = f"{count} images {kind} in all, of {len(named)}"
+            report.problems.append(f"{dataset.root}: {total}; the first {_NAMED} are above")
+    files = (path for folder in dataset.image_folders for path in sorted(folder.rglob("*")) if path not in used)
+    if spare := [str(path) for path in files if path.suffix.lower() in _SUFFIXES and path.name[0] != "."]:
+        report.summary.append(f"{len(spare)} images that no recording names: {first_few(spare)}")
 
 
 def _twice(names: list[str]) -> list[str]:

@@ -1,84 +1,86 @@
-"""What a published folder would make a conversion say: the conversion itself, whose results are looked at and not kept."""
+"""A dry run of a conversion: it converts a published subject, checks the results and keeps none of them."""
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bvsa_core.data.layouts import conversion
-from bvsa_core.data.layouts.source import ConversionOptions, SubjectSource
+from bvsa_core.data.layouts.convert import convert_subject
+from bvsa_core.data.layouts.source import ConversionOptions, SubjectSource, open_file, read_description
 from bvsa_core.data.quality.bad_samples import BadSampleCounter
-from bvsa_core.data.store import Header, SubjectWriter
+from bvsa_core.data.store import Header, Writer, cached_array
 from bvsa_core.errors import UserError
 from bvsa_core.io.safe_readers import read_arrays
 from bvsa_core.progress import Progress
 
 
-class _Looked(BadSampleCounter):
-    """Stands for the memory-mapped array of a split."""
+class _CountedArray(BadSampleCounter):
+    """Takes the place of a split's array: counts what is assigned, and forgets it."""
 
     def __init__(self, shape: tuple[int, ...]):
         super().__init__(shape[-2])
         self.shape = shape
 
-    def __setitem__(self, where: Any, block: np.ndarray) -> None:
+    def __setitem__(self, index: Any, block: np.ndarray) -> None:
         with np.errstate(over="ignore"):
-            self.add(np.asarray(block).astype(np.float16, copy=False))
+            self.update(np.asarray(block).astype(np.float16, copy=False))
 
     def flush(self) -> None:
-        pass
+        """Do nothing: there is no file."""
 
 
-class _Rehearsal(SubjectWriter):
-    """Keeps the intermediate pieces of a conversion while it lasts, and of its arrays only what is wrong with them."""
+class _DryRunWriter(Writer):
+    """Keeps the intermediate arrays of a conversion in a folder, and of its results only counts and header."""
 
     def __init__(self, folder: Path):
-        self.folder, self._lock, self.complete = folder, contextlib.ExitStack(), False
-        self.looked: dict[str, _Looked] = {}
+        self.folder = folder
+        self.arrays: dict[str, _CountedArray] = {}
         self.header: Header | None = None
 
-    def array(self, split: str, shape: tuple[int, ...]) -> Any:
-        self.looked[split] = _Looked(tuple(shape))
-        return self.looked[split]
+    def cached(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        return cached_array(self.folder / f"{name}.npy", make)
 
-    def finish(self, header: Header) -> Header:
+    def create_array(self, split: str, shape: tuple[int, ...]) -> _CountedArray:
+        self.arrays[split] = _CountedArray(shape)
+        return self.arrays[split]
+
+    def commit(self, header: Header) -> Header:
         self.header = header
         return header
 
 
-def rehearse(source: SubjectSource, images: Path | None, progress: Progress) -> tuple[list[str], list[str]]:
-    """What a subject has, and what is wrong with it: the first that stops the conversion, then each other file that is damaged."""
+def dry_run(source: SubjectSource, images: Path | None, progress: Progress) -> tuple[list[str], list[str]]:
+    """Return one line for each split of a subject, and one for each problem.
+
+    The first problem that stops the conversion is followed by every other file that is damaged.
+    """
     problems: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        writer = _Rehearsal(Path(folder))
+        writer = _DryRunWriter(Path(folder))
         try:
-            source.convert(writer, ConversionOptions(images=images), progress)
+            convert_subject(source, writer, ConversionOptions(images=images), progress)
         except UserError as error:
             problems.append(str(error))
-            problems += [told for path in source.files if str(path) not in problems[0] and (told := _damage(path))]
-    found = [
-        f"{source.root} {source.subject} {split}: {' x '.join(map(str, looked.shape))}, layout {source.layout}"
-        for split, looked in writer.looked.items()
-    ]
-    for split, looked in writer.looked.items():
-        channels = writer.header.channels if writer.header else [f"number {i + 1}" for i in range(looked.shape[-2])]
-        problems += looked.problems(source.root / f"{source.subject} {split}", channels)
-    return found, problems
+            problems += [damage for path in source.files if str(path) not in str(error) and (damage := _damage(path))]
+    splits = []
+    for split, array in writer.arrays.items():
+        shape = " x ".join(map(str, array.shape))
+        splits.append(f"{source.root} {source.subject} {split}: {shape}, layout {source.layout}")
+        channels = writer.header.channels if writer.header else [f"number {i + 1}" for i in range(array.shape[-2])]
+        problems += array.messages(source.root / f"{source.subject} {split}", channels)
+    return splits, problems
 
 
 def _damage(path: Path) -> str:
-    """Why a file of arrays or a description cannot be read; empty where it can, or where only the conversion knows how."""
+    """Return why a file cannot be read; empty if it can, or if only the conversion knows how to read it."""
+    readers: dict[str, Callable[[Path], Any]] = {".npy": open_file, ".pt": read_arrays, ".json": read_description}
     try:
-        if path.suffix == ".npy":
-            conversion.open_file(path)
-        elif path.suffix == ".pt":
-            read_arrays(path)
-        elif path.suffix == ".json":
-            conversion.read_json(path)
+        if reader := readers.get(path.suffix):
+            reader(path)
     except UserError as error:
         return str(error)
     return ""

@@ -1,4 +1,4 @@
-"""How much of a subject's recordings is answer and how much is noise, from its repetitions.
+"""Signal and noise in a subject's recordings, estimated from repetitions.
 
 One pass over the data in blocks of conditions: sums only, so recordings of any size fit.
 """
@@ -11,47 +11,50 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bvsa_core.data.layouts.conversion import drop_pages
+from bvsa_core.io.memmap import drop_pages
 
-_BLOCK = 2**23  # samples looked at at once
+_BLOCK = 2**23  # samples read at once
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Of one split of one subject; in the units of the recordings."""
+    """Statistics of one split of one subject, in the units of the recordings."""
 
     evoked: np.ndarray  # (channels, time) mean over conditions and repetitions
     covariance: np.ndarray  # (channels, channels) of single trials around the mean of their condition
     reliability: (
         np.ndarray | None
-    )  # (channels, time) of means over all repetitions, Spearman-Brown; None with one repetition
+    )  # (channels, time) of means over repetitions, Spearman-Brown; None with one repetition
     conditions: int
     repetitions: int
-    splits: int  # into halves, over which the reliability is a mean
+    splits: int  # number of splits into halves that the reliability is a mean over
 
     @property
     def ceiling(self) -> np.ndarray | None:
-        """(channels, time) the correlation with these means that a model of the true responses would have: sqrt(reliability)."""
+        """Correlation of the true responses with the means over repetitions, (channels, time): sqrt(reliability)."""
         return None if self.reliability is None else np.sqrt(np.clip(self.reliability, 0, 1))
 
 
 def quality(
     data: np.ndarray, splits: int = 20, seed: int = 0, progress: Callable[[int, int], None] = lambda *_: None
 ) -> Quality:
-    """Statistics of (conditions, repetitions, channels, time), which may be memory-mapped.
+    """Compute evoked response, noise covariance and split-half reliability.
 
     The reliability is the correlation over conditions between the means of two random halves of the repetitions, at every
-    channel and time, averaged over splits into halves and corrected by Spearman's and Brown's formula to the mean of all
+    channel and time, averaged over splits into halves and corrected by the Spearman-Brown formula to the mean of all
     repetitions. With an odd number, one repetition of each split is in neither half.
 
     Args:
-        splits: into halves; fewer where there are not as many.
+        data: (conditions, repetitions, channels, time); may be memory-mapped.
+        splits: number of splits into halves, or all that there are if they are fewer.
+        seed: of the random splits.
+        progress: hears how many conditions are done, of how many.
     """
     conditions, repetitions, channels, samples = data.shape
     halves = _halves(repetitions, splits, np.random.default_rng(seed))
     total, products = np.zeros((channels, samples)), np.zeros((channels, channels))
     sums = np.zeros((len(halves), 5, channels, samples))  # of a, b, a a, b b and a b
-    origin = np.asarray(data[0]).mean(axis=0, dtype=np.float64)  # large offsets would cost digits
+    origin = np.asarray(data[0]).mean(axis=0, dtype=np.float64)  # subtracted: large offsets cost digits
     step = max(1, _BLOCK // max(1, data[:1].size))
     for start in range(0, conditions, step):
         progress(start, conditions)
@@ -59,9 +62,9 @@ def quality(
         drop_pages(data)
         block -= origin.astype(np.float32)
         total += block.sum(axis=(0, 1), dtype=np.float64)
-        for found, (one, other) in zip(sums, halves):
+        for split, (one, other) in zip(sums, halves):
             a, b = (block[:, half].mean(axis=1, dtype=np.float64) for half in (one, other))
-            found += [part.sum(axis=0) for part in (a, b, a * a, b * b, a * b)]
+            split += [part.sum(axis=0) for part in (a, b, a * a, b * b, a * b)]
         if repetitions > 1:
             block -= block.mean(axis=1, keepdims=True)
         flat = np.moveaxis(block, 2, 0).reshape(channels, -1)
@@ -77,17 +80,17 @@ def quality(
 
 
 def spearman_brown(correlation: np.ndarray, times: float) -> np.ndarray:
-    """Reliability of a mean over as many times more repetitions as those whose means correlate so."""
+    """Return the reliability of a mean over `times` as many repetitions as the means with this correlation."""
     return times * correlation / (1 + (times - 1) * correlation)
 
 
-def peaks(evoked: np.ndarray, count: int = 3, apart: int = 10) -> list[int]:
-    """Samples, ascending, where the spread over channels is largest, so many samples apart."""
+def peaks(evoked: np.ndarray, count: int = 3, distance: int = 10) -> list[int]:
+    """Return the samples, ascending, where the spread over channels peaks, at least `distance` samples apart."""
     power = evoked.std(axis=0)
     chosen: list[int] = []
     for sample in np.argsort(-power, kind="stable").tolist():
         inside = power[max(0, sample - 1) : sample + 2]
-        if power[sample] == inside.max() and all(abs(sample - other) >= apart for other in chosen):
+        if power[sample] == inside.max() and all(abs(sample - other) >= distance for other in chosen):
             chosen.append(sample)
         if len(chosen) == count:
             break
@@ -95,7 +98,7 @@ def peaks(evoked: np.ndarray, count: int = 3, apart: int = 10) -> list[int]:
 
 
 def _halves(repetitions: int, splits: int, rng: np.random.Generator) -> list[tuple[list[int], list[int]]]:
-    """Different ways to halve the repetitions: all of them where they are no more than asked for."""
+    """Return different splits of the repetitions into halves: all that there are, if they are no more than `splits`."""
     size = repetitions // 2
     if size == 0:
         return []
@@ -109,6 +112,7 @@ def _halves(repetitions: int, splits: int, rng: np.random.Generator) -> list[tup
 
 
 def _reliability(sums: np.ndarray, conditions: int, repetitions: int) -> np.ndarray:
+    """Return the reliability, (channels, time), from the sums of `quality` over conditions."""
     a, b, aa, bb, ab = np.moveaxis(sums / conditions, 1, 0)
     spread = np.sqrt(np.clip((aa - a * a) * (bb - b * b), 0, None))
     correlation = np.divide(ab - a * b, spread, out=np.zeros_like(spread), where=spread > 0)

@@ -142,8 +142,7 @@ MISTAKES = {
     "reproduce {t}/grid.yaml --meg {d}": "EEG is left out: no folder was given with --eeg",
     "reproduce {t}/grid.yaml --eeg {d} --subjects sub-09": "{d}: no subject sub-09; there are sub-01, sub-02",
     "data eeg {d} {t}/new --subjects sub-44": "{d}: no subject sub-44; there are sub-01, sub-02",
-    "data eeg {d} {t}/new --sampling_rate 100": "sampling_rate is 100.0, but in the layout ubp that is settled; leave"
-    " it out",
+    "data eeg {d} {t}/new --sampling_rate 100": "sampling_rate is 100.0, but fixed in the layout ubp; leave it out",
     # files and folders
     "train --data {t}/nowhere": f"{{t}}/nowhere: no such folder; {MAKE} {{t}}/nowhere'",
     "train --data {d} --out {t}/file": "{t}/file: Not a directory",

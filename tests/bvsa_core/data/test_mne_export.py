@@ -25,10 +25,10 @@ def store(tmp_path, seed):
     def make(units: str = "µV", modality: str = "EEG", channels: tuple[str, ...] = ("Oz", "Cz")):
         data = np.random.standard_normal((3, 2, len(channels), 60)).astype(np.float16)
         with SubjectWriter(tmp_path, "sub-01", {}) as writer:
-            writer.array("train", data.shape)[:] = data
+            writer.create_array("train", data.shape)[:] = data
             split = SplitHeader(list(data.shape), IMAGES, CONCEPTS, [[1, 3], [2, 4], [1, 3]])
             times = ((np.arange(60) - 10) / 250).tolist()
-            writer.finish(
+            writer.commit(
                 Header("sub-01", modality, units, 250.0, list(channels), times, "osf_raw", [], {"train": split})
             )
         return tmp_path, data.astype(np.float64)

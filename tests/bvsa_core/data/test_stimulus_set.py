@@ -54,9 +54,9 @@ def store(tmp_path) -> Path:
     writer = SubjectWriter(folder, "sub-01", {})
     header = Header("sub-01", "EEG", "V", 250.0, ["Oz"], [0.0], "test", [])
     for split, names in (("train", TRAINING), ("test", TEST)):
-        writer.array(split, (len(names), 1, 1, 1))
+        writer.create_array(split, (len(names), 1, 1, 1))
         header.splits[split] = SplitHeader([], names, [Path(name).parent.name[6:] for name in names])
-    writer.finish(header)
+    writer.commit(header)
     return folder
 
 
@@ -69,7 +69,7 @@ def zipped(source: Path, target: Path, names: list[str]) -> Path:
 
 def test_images_are_resized_like_read_images(source, store):
     report = import_images(source, store, SIZE)
-    assert report.problems == [] and report.found == [
+    assert report.problems == [] and report.summary == [
         f"{store}/Image_set_Resize/training_images: 4 images, 24 x 24",
         f"{store}/Image_set_Resize/test_images: 1 images, 24 x 24",
     ]
@@ -115,7 +115,9 @@ def test_images_of_things_are_matched_by_file_name(source, store, tmp_path):
         shutil.copy2(source / name, target)
     image(9).save(things / "bat1" / "bat1_99s.jpg")
     report = import_images(things, store, SIZE)
-    assert report.problems == [] and report.found[0] == f"{things}: 1 more images, which no recording names, left alone"
+    assert (
+        report.problems == [] and report.summary[0] == f"{things}: 1 more images, which no recording names, left alone"
+    )
     assert Dataset(store).image_path(TEST[0]).is_file()
 
 
@@ -199,7 +201,7 @@ def test_our_limits_of_pixels_and_bytes_are_below_pillows(source, store, monkeyp
 def test_equal_images_are_reported(source, store):
     shutil.copy2(source / TRAINING[0], source / TEST[0])
     report = import_images(source, store, SIZE)
-    assert report.problems == [] and f"the same image under several names: {TRAINING[0]}, {TEST[0]}" in report.found
+    assert report.problems == [] and f"the same image under several names: {TRAINING[0]}, {TEST[0]}" in report.summary
 
 
 def test_a_full_disk_is_not_a_problem_of_an_image(source, store, monkeypatch):

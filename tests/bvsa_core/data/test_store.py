@@ -40,13 +40,13 @@ def fill(writer: SubjectWriter, value: float | None = None) -> None:
     """As a conversion does: pieces first, then both arrays out of them."""
     shape = tuple(header().splits["train"].shape)
     for number, split in enumerate(store.SPLITS):
-        piece = writer.piece(
+        piece = writer.cached(
             f"session-{number}", lambda number=number: np.arange(np.prod(shape), dtype=np.float32) + number
         )
-        array = writer.array(split, shape)
+        array = writer.create_array(split, shape)
         array[:] = piece.reshape(shape) if value is None else value
         array.flush()
-    writer.finish(header())
+    writer.commit(header())
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_what_is_written_reads_back(made):
     found = read_header(made)
     assert sorted(path.name for path in made.iterdir()) == ["header.json", "test.npy", "train.npy"]
-    assert found.made_from == PLAN and found.splits["train"].sessions == [[1, 1, 2, 2]] * 3
+    assert found.recipe == PLAN and found.splits["train"].sessions == [[1, 1, 2, 2]] * 3
     np.testing.assert_array_equal(open_array(made, found, "test"), np.arange(120).reshape(3, 4, 2, 5) + 1)
     for split in store.SPLITS:
         verify(made, found, split)
@@ -168,7 +168,7 @@ def test_pieces_are_gone_on_with_by_the_same_plan_and_thrown_away_by_another(tmp
 
     for plan, times in ((PLAN, 1), (PLAN, 1), ({"layout": "other"}, 2)):
         with SubjectWriter(tmp_path, "sub-01", plan) as writer:
-            np.testing.assert_array_equal(writer.piece("one", make), np.ones(3))
+            np.testing.assert_array_equal(writer.cached("one", make), np.ones(3))
         assert len(made) == times
 
 
@@ -200,14 +200,14 @@ def test_whoever_waited_finds_what_the_other_has_made(tmp_path, monkeypatch):
 def test_a_full_disk_is_told_before_and_while_it_fills(tmp_path, monkeypatch):
     with SubjectWriter(tmp_path, "sub-01", PLAN) as writer:
         with pytest.raises(UserError, match=r"train takes 7450580.6 GiB and [\d.]+ are free; make room"):
-            writer.array("train", (10**6, 10**6, 1000, 4))
+            writer.create_array("train", (10**6, 10**6, 1000, 4))
 
         def full(*_):
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(os, "posix_fallocate", full)
         with pytest.raises(UserError, match=r"train.npy: no room for 0.0 GiB \(No space left on device\); make room"):
-            writer.array("train", (3, 4, 2, 5))
+            writer.create_array("train", (3, 4, 2, 5))
 
 
 def test_arrays_that_do_not_fit_their_header_or_are_not_finite_stay_unfinished(tmp_path):
@@ -220,11 +220,11 @@ def test_arrays_that_do_not_fit_their_header_or_are_not_finite_stay_unfinished(t
                 with pytest.raises(UserError, match=message):
                     fill(writer, value)
             else:
-                writer.array("train", (3, 4, 2, 4)), writer.array("test", (3, 4, 2, 4))
+                writer.create_array("train", (3, 4, 2, 4)), writer.create_array("test", (3, 4, 2, 4))
                 with pytest.raises(
-                    UserError, match=r"train.npy: \(3, 4, 2, 4\) written where the header tells of \(3, 4, 2, 5\)"
+                    UserError, match=r"train.npy: \(3, 4, 2, 4\) written where the header has \(3, 4, 2, 5\)"
                 ):
-                    writer.finish(header())
+                    writer.commit(header())
     assert not (tmp_path / "sub-01").exists()
 
 
@@ -236,7 +236,7 @@ def test_a_damaged_folder_is_told(made):
         with pytest.raises(UserError, match="train.npy: missing or damaged"):
             open_array(made, found, "train")
     np.save(made / "train.npy", np.zeros((3, 4, 2, 5)))
-    with pytest.raises(UserError, match="train.npy: float64 .* where header.json tells of"):
+    with pytest.raises(UserError, match="train.npy: float64 .* where header.json has"):
         open_array(made, found, "train")
     (made / "train.npy").write_bytes(whole[:-1] + b"x")
     with pytest.raises(UserError, match="train.npy: altered since it was made"):
@@ -265,7 +265,7 @@ def test_a_damaged_header_is_told(change, message, made):
         read_header(made)
     for text in ("", "[", "[]", "3"):
         (made / "header.json").write_text(text)
-        with pytest.raises(UserError, match="header.json: damaged"):
+        with pytest.raises(UserError, match="header.json: (damaged|holds)"):
             read_header(made)
 
 

@@ -23,7 +23,8 @@ from PIL import Image
 
 from bvsa_core.data import store
 from bvsa_core.data.dataset import Dataset, read_recordings
-from bvsa_core.data.layouts import conversion, meg_trials
+from bvsa_core.data.layouts import meg_trials
+from bvsa_core.data.layouts.source import read_description
 from bvsa_core.data.quality.check import check_dataset
 from bvsa_core.data.stimulus_set import import_images
 from bvsa_core.data.store import Header, SplitHeader, SubjectWriter
@@ -48,10 +49,10 @@ def stored(folder: Path) -> Path:
         for split in store.SPLITS:
             names = [image.replace("thing", split) for image in IMAGES]
             splits[split] = SplitHeader(list(DATA.shape), names, [split] * 3, [[1, 2]] * 3)
-            array = writer.array(split, DATA.shape)
+            array = writer.create_array(split, DATA.shape)
             array[:] = DATA
             array.flush()
-        writer.finish(Header("sub-01", "EEG", "V", 250.0, CHANNELS, TIMES, "planted", ["Made."], splits))
+        writer.commit(Header("sub-01", "EEG", "V", 250.0, CHANNELS, TIMES, "planted", ["Made."], splits))
     (folder / "dataset.json").write_text('{"name": "planted", "modality": "EEG"}')
     return folder / "sub-01"
 
@@ -175,7 +176,7 @@ def all_kinds(root: Path) -> list[Kind]:
             Kind(f"gallery {name}", npy / name, lambda path: EmbeddingMatrix(path).read(slice(0, 2)))
             for name in ("rows.npy", "rows.safetensors")
         ),
-        Kind("description", arrays / "info.json", conversion.read_json),
+        Kind("description", arrays / "info.json", read_description),
     ]
 
 

@@ -124,7 +124,7 @@ def test_subjects_differ_but_see_the_same_images(small_data):
 
 def test_check_reports_no_problem_here(small_data):
     report = check_dataset(small_data)
-    assert report.problems == [] and len(report.found) == 5
+    assert report.problems == [] and len(report.summary) == 5
 
 
 def test_check_reports_every_problem(small_data, tmp_path):

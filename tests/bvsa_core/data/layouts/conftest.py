@@ -5,7 +5,7 @@ from __future__ import annotations
 import fake_eeg
 import pytest
 
-from bvsa_core.data.layouts import convert
+from bvsa_core.data.layouts.convert import convert
 from bvsa_core.data.layouts.source import ConversionOptions
 
 

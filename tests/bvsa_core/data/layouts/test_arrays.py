@@ -22,9 +22,13 @@ def test_arrays_of_other_channels_need_their_names(planted, tmp_path, converted)
     (place / "info.json").write_text(json.dumps({"ch_names": list("abc"), "times": [0.0]}))
     with pytest.raises(UserError, match="train.npy: 17 channels, and 3 names"):
         converted()
-    (place / "info.json").write_text("[]")
-    with pytest.raises(UserError, match="info.json: damaged, or without lists ch_names and times"):
-        converted()
+    for content, message in (
+        ("[]", "holds list"),
+        ("{}", "damaged, or without lists ch_names and times; fetch or make"),
+    ):
+        (place / "info.json").write_text(content)
+        with pytest.raises(UserError, match=f"info.json: {message}"):
+            converted()
 
 
 WRONG = [

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import mmap
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from bvsa_core.data.layouts.conversion import Epochs, check_array, convert, map_behind, open_file
-from bvsa_core.data.layouts.source import ConversionOptions, SubjectSource
+from bvsa_core.data.layouts import convert as conversion
+from bvsa_core.data.layouts.source import (
+    ConversionOptions,
+    Epochs,
+    SubjectSource,
+    blocks_of,
+    check_array,
+    open_file,
+)
 from bvsa_core.data.store import SubjectWriter, read_header
 from bvsa_core.errors import UserError
 from bvsa_core.io import safe_pickle
+from bvsa_core.io.memmap import mmap_of
+from bvsa_core.progress import no_progress
 
 
 @pytest.fixture
-def attempt(tmp_path, seed):
+def attempt(tmp_path, seed, monkeypatch):
     """Convert three conditions x 2 repetitions x 4 channels x 10 samples, changed in one respect; returns the folder."""
 
     def run(split="train", whole=False, scale=1.0, **changes):
-        def read(which):
+        def read(source, which, context):
             data = np.random.default_rng(seed).standard_normal((3, 2, 4, 10)) * (scale if which == split else 1)
             about = {
                 "images": list("abc"),
@@ -29,11 +39,13 @@ def attempt(tmp_path, seed):
                 "times": np.arange(-2, 8) / 100,
             }
             about |= changes if which == split else {}
-            return Epochs(tmp_path / f"{which}.npy", data.shape, data.dtype, data.__getitem__, **about)
+            blocks = blocks_of(data.__getitem__, data.shape, data.itemsize)
+            return Epochs(tmp_path / f"{which}.npy", data.shape, blocks, units="V", processing=["First."], **about)
 
-        source = SubjectSource("some", "sub-01", tmp_path, [], None)
+        monkeypatch.setattr(conversion, "layouts", lambda: {"some": SimpleNamespace(read=read)})
+        source, options = SubjectSource("some", "sub-01", tmp_path, []), ConversionOptions(whole_epoch=whole)
         with SubjectWriter(tmp_path / "store", "sub-01", {}) as writer:
-            convert(source, writer, ConversionOptions(whole_epoch=whole), lambda *_: None, read, "V", ["First."])
+            conversion.convert_subject(source, writer, options, no_progress)
         return tmp_path / "store" / "sub-01"
 
     return run
@@ -48,10 +60,10 @@ def test_samples_from_onset_on_are_kept_and_the_steps_told(attempt):
 
 WRONG = [
     ({"channels": list("CDE")}, "train.npy: 4 channels, and 3 names; fetch or make it again"),
-    ({"channels": None}, "4 channels, and what names them is no list of names"),
-    ({"channels": [["C"], ["D", "E"]]}, "4 channels, and what names them is no list of names"),
+    ({"channels": None}, "4 channels, and their names are no list of names"),
+    ({"channels": [["C"], ["D", "E"]]}, "4 channels, and their names are no list of names"),
     ({"channels": list("CDEC")}, r"a channel's name appears twice \(C, D, E, C\)"),
-    ({"channels": ["C", "D", "E", "stim"]}, "channel stim is the trigger, which tells the images"),
+    ({"channels": ["C", "D", "E", "stim"]}, "channel stim is the trigger, which gives the images away"),
     ({"times": np.arange(9) / 100}, r"times of shape \(9,\) for 10 samples"),
     ({"times": np.zeros(10)}, "must be rising seconds"),
     ({"times": np.arange(-20, 80, 10)}, "times run from -20 to 70; they must be seconds"),
@@ -60,8 +72,8 @@ WRONG = [
         {"times": np.arange(-5, 15) / 100},
         "10 samples and 20 times, of which the last 10 start at 0.05 s, not at image onset",
     ),
-    ({"times": np.arange(-20, -10) / 100}, "times run from -0.2 to -0.11 s, which leaves nothing after the image"),
-    ({"whole": True, "times": np.arange(10) / 100}, "has no samples before the image appears"),
+    ({"times": np.arange(-20, -10) / 100}, "times run from -0.2 to -0.11 s, so nothing is left after image onset"),
+    ({"whole": True, "times": np.arange(10) / 100}, "has no samples before image onset"),
     ({"split": "test", "channels": list("CDEG")}, "test.npy: its channels are not those of the train data"),
     ({"split": "test", "times": np.arange(-2, 8) / 200}, "test.npy: its times are not those of the train data"),
     ({"scale": 1e-5}, "samples are about .*e-0[56], too small for float16; bring them to microvolts"),
@@ -94,10 +106,10 @@ def test_something_other_than_an_array_of_recordings_is_told(data, message, tmp_
 def test_arrays_are_memory_mapped_and_what_is_none_is_told(tmp_path, monkeypatch):
     np.save(tmp_path / "x.npy", np.arange(30_000.0))
     (tmp_path / "y.npy").write_bytes(pickle.dumps({"data": np.arange(30_000.0)}))
-    assert map_behind(open_file(tmp_path / "y.npy")["data"]) is None
+    assert mmap_of(open_file(tmp_path / "y.npy")["data"]) is None
     monkeypatch.setattr(safe_pickle, "_MAX_COPY", 100_000)
     for data in (open_file(tmp_path / "x.npy"), open_file(tmp_path / "y.npy")["data"]):
-        map_behind(data.reshape(2, -1)).madvise(mmap.MADV_DONTNEED)
+        mmap_of(data.reshape(2, -1)).madvise(mmap.MADV_DONTNEED)
         np.testing.assert_array_equal(data, np.arange(30_000.0))
     whole = (tmp_path / "x.npy").read_bytes()
     for content in (whole[:-8], whole[:20], b"", b"PK\x03\x04", b"nonsense"):

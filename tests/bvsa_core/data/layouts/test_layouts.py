@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from bvsa_core.data.dataset import Dataset
-from bvsa_core.data.layouts import convert, recognise
+from bvsa_core.data.layouts import recognise
+from bvsa_core.data.layouts.convert import convert
 from bvsa_core.data.layouts.source import ConversionOptions
 from bvsa_core.data.store import read_header
 from bvsa_core.data.things_eeg import CHANNELS
@@ -54,7 +55,7 @@ def test_the_whole_epoch_is_kept_where_it_is_asked_for_and_there(planted, tmp_pa
     np.testing.assert_array_equal(found.data, planted.whole["test"])
     assert found.times[0] == -0.2
     fake_eeg.arrays(tmp_path / "other", planted)
-    with pytest.raises(UserError, match="train.npy: has no samples before the image appears; leave --whole_epoch out"):
+    with pytest.raises(UserError, match="train.npy: has no samples before image onset; leave --whole_epoch out"):
         convert(tmp_path / "other", tmp_path / "store2", "EEG", ConversionOptions(whole_epoch=True))
 
 
@@ -98,7 +99,9 @@ def test_folders_that_are_none_or_several_layouts_are_told(planted, tmp_path, co
         converted()
     fake_eeg.ubp(tmp_path / "source", planted)
     fake_eeg.arrays(tmp_path / "source", planted)
-    with pytest.raises(UserError, match="sub-01: looks like one subject's folder; give the one that holds it"):
+    with pytest.raises(
+        UserError, match="sub-01: looks like one subject's folder; give its parent, and choose by --subjects"
+    ):
         recognise(tmp_path / "source" / "preprocessed_eeg" / "sub-01", "EEG")
     with pytest.raises(UserError, match="several layouts at once .arrays, ubp.; give the folder of one of them"):
         converted()
@@ -126,5 +129,5 @@ def test_a_store_is_no_layout_and_not_its_own_source(planted, tmp_path, converte
 
 def test_options_that_a_layout_has_settled_are_refused(planted, tmp_path, converted):
     fake_eeg.ubp(tmp_path / "source", planted)
-    with pytest.raises(UserError, match="whitening is none, but in the layout ubp that is settled; leave it out"):
+    with pytest.raises(UserError, match="whitening is none, but fixed in the layout ubp; leave it out"):
         converted(whitening="none")

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from bvsa_core.data.dataset import Dataset, read_recordings
-from bvsa_core.data.layouts import convert, recognise
+from bvsa_core.data.layouts import recognise
+from bvsa_core.data.layouts.convert import convert
 from bvsa_core.data.layouts.source import ConversionOptions
 from bvsa_core.data.store import read_header
 from bvsa_core.errors import UserError
@@ -239,7 +240,7 @@ def test_metadata_in_the_file_tell_what_is_shown(published, copied, tmp_path, mo
 def test_the_tables_of_the_images_tell_it_too(published, copied, tmp_path):
     one = save_alone(copied, epochs_of(published.rows, published.samples), None)
     with pytest.raises(
-        UserError, match=r"does not tell what its epochs show; put sourcedata/sample_attributes_P\*\.csv"
+        UserError, match=r"nothing says what its epochs show; put sourcedata/sample_attributes_P\*\.csv"
     ):
         bring(one, tmp_path / "store")
     write_images(one)
@@ -360,9 +361,9 @@ def test_what_is_no_fif_file_is_refused(copied, tmp_path):
 
 
 def test_what_is_not_as_published_is_refused(published, copied, tmp_path):
-    with pytest.raises(UserError, match="4 MEG sensors, not 271; if that is right, say so by --sensors 4"):
+    with pytest.raises(UserError, match="4 MEG sensors, not 271; if that is right, give --sensors 4"):
         convert(copied, tmp_path / "store", "MEG", ConversionOptions())
-    with pytest.raises(UserError, match="sampling_rate is 100, but in the layout meg_epochs that is settled"):
+    with pytest.raises(UserError, match="sampling_rate is 100, but fixed in the layout meg_epochs"):
         bring(copied, tmp_path / "store", sampling_rate=100)
     one = save_alone(copied / "derivatives", epochs_of(published.rows, published.samples, rate=250.0), published.rows)
     with pytest.raises(UserError, match="epochs run -0.1 to 1.02 s at 250 Hz; they must hold 0 to 1 s at 200 Hz"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bvsa_core.data import things_meg
-from bvsa_core.data.layouts import convert
+from bvsa_core.data.layouts.convert import convert
 from bvsa_core.data.layouts.source import ConversionOptions
 from bvsa_core.data.store import read_header
 

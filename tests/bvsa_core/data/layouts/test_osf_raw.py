@@ -11,8 +11,8 @@ import scipy.linalg
 from raw_files import by_hand, numbers_of, recording, write_images, write_subject
 from sklearn.covariance import ledoit_wolf
 
-from bvsa_core.data import layouts
 from bvsa_core.data.dataset import Dataset
+from bvsa_core.data.layouts import convert as conversion
 from bvsa_core.data.layouts.raw_session import TARGET, RawSession
 from bvsa_core.data.layouts.source import ConversionOptions
 from bvsa_core.data.store import open_array, read_header
@@ -50,7 +50,7 @@ def source(tmp_path_factory, contents) -> Path:
 
 
 def convert(source: Path, store: Path, **options) -> Path:
-    layouts.convert(source, store, "EEG", ConversionOptions(**options))
+    conversion.convert(source, store, "EEG", ConversionOptions(**options))
     return store
 
 

@@ -66,7 +66,7 @@ def test_presentations_beyond_those_needed_and_cut_off_ones_are_left_out(session
 def test_blocks_do_not_show(seed, session, monkeypatch):
     raw = session(small(noise=1e-5, seed=seed))
     whole = raw.epochs()
-    monkeypatch.setattr("bvsa_core.data.layouts.raw_session._TOGETHER", 3)
+    monkeypatch.setattr("bvsa_core.data.layouts.raw_session._BLOCK", 3)
     np.testing.assert_array_equal(raw.epochs(), whole)
 
 
@@ -121,7 +121,7 @@ REFUSED = [
     (lambda: with_sample("stim", 200, 0.5), "the channel stim is damaged .it must be whole numbers"),
     (lambda: with_sample("stim", 131, 9), "the channel stim is damaged"),
     (lambda: small((1, 2, 1, 3)), "image 2 is shown 1 of 2 times, and 1 others too rarely"),
-    (lambda: small((99999,)), "stim tells of no image"),
+    (lambda: small((99999,)), "stim has no image"),
     (lambda: with_sample("Oz", 200, np.nan), r"samples around \d+ .image 3. are not finite"),
 ]
 

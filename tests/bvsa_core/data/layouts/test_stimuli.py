@@ -15,7 +15,7 @@ from bvsa_core.errors import UserError
 def source(tmp_path):
     root = tmp_path / "data" / "Preprocessed_data_250Hz"
     root.mkdir(parents=True)
-    return SubjectSource("osf_preprocessed", "sub-01", root, [], lambda *_: None)
+    return SubjectSource("osf_preprocessed", "sub-01", root, [])
 
 
 PLACES = ["", "images_set", "../Image_set", "../Image_set_Resize"]
@@ -54,7 +54,7 @@ def test_a_folder_is_listed_in_its_sorted_order_and_other_files_are_no_images(pl
 
 def test_no_images_at_all_say_what_to_do(source):
     with pytest.raises(
-        UserError, match="which images were shown is not told; put image_metadata.npy .* or give it by --images"
+        UserError, match="the images shown are unknown; put image_metadata.npy .* or give it by --images"
     ):
         conditions(source, ConversionOptions(), "train")
 

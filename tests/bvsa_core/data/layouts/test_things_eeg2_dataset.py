@@ -29,7 +29,7 @@ WRONG = [
     (
         "meta_sub-01.json",
         lambda file: file.write_text('{"ch_names": []'),
-        "meta_sub-01.json: damaged, or without lists ch_names and times",
+        "meta_sub-01.json: damaged or incomplete",
     ),
     ("preprocessed_eeg_test_sub-01.npy", lambda file: file.unlink(), "sub-01 has no preprocessed_eeg_test_sub-01.npy"),
     (NUMBERS, lambda file: _edit(file, lambda v: v[:3]), r"int64 \(3, 3\) where .* has \(4, 3\) sessions x conditions"),

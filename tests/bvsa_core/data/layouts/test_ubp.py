@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bvsa_core.data.dataset import Dataset
-from bvsa_core.data.layouts import convert
+from bvsa_core.data.layouts.convert import convert
 from bvsa_core.data.layouts.source import ConversionOptions
 from bvsa_core.data.layouts.ubp import export
 from bvsa_core.data.store import read_header
@@ -20,7 +20,7 @@ from bvsa_core.io.safe_readers import read_arrays
 
 SUBJECT = Path("Preprocessed_data_250Hz_whiten", "sub-01")
 WRONG = [
-    ({"times": None}, "train.pt: does not tell when its samples were taken; add 'times'"),
+    ({"times": None}, "train.pt: has no times of its samples; add 'times'"),
     ({"ch_names": ["stim", *fake_eeg.CHANNELS[1:]]}, "channel stim is the trigger"),
     ({"img": np.array([["a/b/c.jpg"] * 4] * 6)}, "image training_images/b/c.jpg is in two conditions"),
 ]
@@ -93,7 +93,7 @@ def test_what_is_exported_converts_back_into_the_same_store(layout, planted, tmp
 def test_exports_do_not_cross(planted, tmp_path, converted):
     fake_eeg.osf(tmp_path / "source", planted)
     dataset = Dataset(converted())
-    with pytest.raises(UserError, match="store: holds what is to be written; give another folder"):
+    with pytest.raises(UserError, match="store: holds the recordings to export; give another folder"):
         export(dataset, tmp_path / "store")
     (tmp_path / "out").mkdir()
     with lock(tmp_path / "out"), pytest.raises(UserError, match="out: another process is writing there"):

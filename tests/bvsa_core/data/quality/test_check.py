@@ -33,7 +33,7 @@ def make(folder: Path, subject: str = "sub-01", data=None, repetitions: int = 4,
             shape = [conditions, repetitions, 2, 5]
             sessions = np.tile([1, 1, 2, 2], (conditions, 1))[:, :repetitions].tolist()
             splits[split] = SplitHeader(shape, images, [f"{split}{i}" for i in range(conditions)], sessions)
-            array = writer.array(split, tuple(shape))
+            array = writer.create_array(split, tuple(shape))
             array[:] = np.random.default_rng(0).standard_normal(shape) if data is None else data
             array.flush()
             for image in images:
@@ -43,7 +43,7 @@ def make(folder: Path, subject: str = "sub-01", data=None, repetitions: int = 4,
         header = Header(
             subject, "EEG", "V", 100.0, ["O1", "Oz"], [i / 100 for i in range(5)], "planted", ["Made."], splits
         )
-        writer.finish(replace(header, **changes))
+        writer.commit(replace(header, **changes))
     return folder / subject
 
 
@@ -78,7 +78,7 @@ def two(tmp_path):
 
 def test_nothing_is_wrong_with_what_was_made(two):
     report = check_dataset(two)
-    assert report.problems == [] and report.found[-1] == "5 images named"
+    assert report.problems == [] and report.summary[-1] == "5 images named"
 
 
 def test_damaged_samples_are_named_by_channel_and_by_checksum(two):
@@ -95,7 +95,7 @@ def test_damaged_samples_are_named_by_channel_and_by_checksum(two):
 
 
 HEADERS = [
-    ({"units": ""}, "does not tell the units"),
+    ({"units": ""}, "has no units"),
     ({"sampling_rate": 0}, "the sampling rate is 0"),
     ({"sampling_rate": 250.0}, "250 Hz, and times 0.01 s apart"),
     ({"times": [0.0, 0.01, 0.01, 0.02, 0.03]}, "times that do not rise"),
@@ -189,16 +189,18 @@ def test_images_and_recordings_are_compared_both_ways(two):
     images[1].write_bytes(images[1].read_bytes()[:300])
     report = check_dataset(two)
     assert len(report.problems) == 1 and f"{images[1]} cannot be read" in report.problems[0]
-    assert report.found[-1].startswith("7 images that no recording names: ") and report.found[-1].endswith("and 2 more")
+    assert report.summary[-1].startswith("7 images that no recording names: ") and report.summary[-1].endswith(
+        "and 2 more"
+    )
 
 
 def test_a_conversion_that_was_killed_is_told_of(tmp_path, capsys):
     with SubjectWriter(tmp_path, "sub-02", PLAN) as writer:
-        writer.piece("session-1", lambda: np.zeros(3))
+        writer.cached("session-1", lambda: np.zeros(3))
         assert "being made by another process" in told_while_it_is_made(tmp_path)
     (found,) = problems(tmp_path)
     assert (
-        ".sub-02.partial: sub-02 is half converted; the same 'bvsa data eeg' or 'meg' command (it reads planted) goes on"
+        ".sub-02.partial: sub-02 is half converted; the same 'bvsa data eeg' or 'meg' command (it reads planted) resumes it"
         in found
     )
     make(tmp_path)
@@ -214,7 +216,7 @@ def told_while_it_is_made(folder: Path) -> str:
     with pytest.raises(UserError):  # nothing else is there
         check_dataset(folder)
     make(folder)
-    told = "\n".join(check_dataset(folder).found)
+    told = "\n".join(check_dataset(folder).summary)
     shutil.rmtree(folder / "sub-01")
     return told
 
@@ -223,7 +225,7 @@ def test_published_folders_are_rehearsed(tmp_path):
     planted = fake_eeg.plant(0)
     fake_eeg.osf(tmp_path / "osf", planted)
     report = check_dataset(tmp_path / "osf")
-    assert report.problems == [] and "sub-01 train: 6 x 4 x 63 x 250, layout osf_preprocessed" in report.found[0]
+    assert report.problems == [] and "sub-01 train: 6 x 4 x 63 x 250, layout osf_preprocessed" in report.summary[0]
     fake_eeg.osf(tmp_path / "two", planted)
     fake_eeg.osf(tmp_path / "more", planted, folder="sub-2")
     shutil.move(tmp_path / "more" / "sub-2", tmp_path / "two" / "sub-2")
@@ -233,7 +235,7 @@ def test_published_folders_are_rehearsed(tmp_path):
     first, second = problems(tmp_path / "two")
     assert "sub-2/preprocessed_eeg_training.npy" in first and "sub-2/preprocessed_eeg_test.npy" in second
     (tmp_path / "osf" / "image_metadata.npy").rename(tmp_path / "elsewhere.npy")
-    assert "which images were shown is not told" in problems(tmp_path / "osf")[0]
+    assert "the images shown are unknown" in problems(tmp_path / "osf")[0]
     assert check_dataset(tmp_path / "osf", images=tmp_path / "elsewhere.npy").problems == []
 
 
