@@ -21,7 +21,7 @@ from bvsa_core.cli.arguments import Parser
 from bvsa_core.cli.progress import Display
 from bvsa_core.data.dataset import concept_of, read_recordings
 from bvsa_core.data.split import make_split
-from bvsa_core.distributed.processes import team
+from bvsa_core.distributed.processes import init_processes
 from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import write_atomically
 from bvsa_core.io.safe_readers import read_arrays
@@ -78,7 +78,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
     scoring = Scoring(parsed.gate, folder.result().reliability)
     config = folder.config()
     moved = {name: getattr(parsed, name) for name in ("data", "bank") if getattr(parsed, name) is not None}
-    with team() as processes, Display(quiet=processes.rank > 0) as display:
+    with init_processes() as processes, Display(quiet=processes.rank > 0) as display:
         if parsed.index is not None and processes.size > 1:
             raise UserError("--index is for one process; leave torchrun or the index out")
         device = parsed.device if processes.size == 1 else processes.device or "cpu"

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from bvsa_core.cli.arguments import Parser, add_run_arguments, to_dataclass
 from bvsa_core.cli.progress import Display
-from bvsa_core.distributed.processes import ProcessGroup, team
+from bvsa_core.distributed.processes import ProcessGroup, init_processes
 from bvsa_core.errors import UserError
 from bvsa_core.report.tables import method_results, to_rich
 from bvsa_core.training.checkpoint import RunFolder
@@ -35,7 +35,7 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
 
 def run(parsed: jsonargparse.Namespace) -> None:
     config = to_dataclass(RunConfig, parsed)
-    with team() as processes, Display(quiet=processes.rank > 0) as display:
+    with init_processes() as processes, Display(quiet=processes.rank > 0) as display:
         run_data = RunData(replace(config, device=device_of_rank(config.device, processes)), display, processes)
         everyone = config.subject == "all"
         results = []

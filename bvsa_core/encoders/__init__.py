@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bvsa_core.distributed.processes import share_out
 from bvsa_core.errors import UserError, unknown_name, validate_plugin_name
 
 BRAINDECODE = "braindecode:"  # and the name of a class of braindecode.models
@@ -102,10 +101,12 @@ def build(name: str, shape: InputSpec, options: object | None = None) -> nn.Modu
 
 
 def encode(encoder: nn.Module, recordings: Tensor, subjects: Tensor | None = None) -> Tensor:
-    """Embeddings (B, embedding); encoders that tell subjects apart learn whose each recording is (B,), -1 for a stranger's."""
-    if getattr(encoder, "uses_subject_ids", False):
-        return share_out(encoder, recordings, subjects, training=encoder.training)
-    return share_out(encoder, recordings, training=encoder.training)
+    """Return embeddings (B, embedding) of recordings (B, channels, time).
+
+    Args:
+        subjects: (B,) int64, whose recordings they are, for encoders with `uses_subject_ids`; -1 is an unknown subject.
+    """
+    return encoder(recordings, subjects) if getattr(encoder, "uses_subject_ids", False) else encoder(recordings)
 
 
 @torch.no_grad()

@@ -1,11 +1,11 @@
-"""What a run leaves on disk.
+"""The folder of a run.
 
 RUN/run.yaml               the configuration, which 'bvsa train --config' takes
 RUN/metrics.jsonl          one line an epoch
 RUN/weights.safetensors    encoder, scale, weights of fused targets, per-sample state
-RUN/embeddings.safetensors what retrieval compares, of the test set
-RUN/result.json            the figures; a run is complete when it is there
-RUN/resume.safetensors     where training stands, while it does; see training.resume
+RUN/embeddings.safetensors what retrieval compares: recordings, images and texts of the test set
+RUN/result.json            the scores; a run is complete when it is there
+RUN/resume.pt              the training state of a run that is not complete; see training.resume
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class RunFolder:
                 raise UserError(
                     f"{self.path}: holds a run with other settings (see run.yaml); choose another folder with --out"
                 )
+            if (old := self.path / "resume.safetensors").exists():
+                raise UserError(f"{old}: the state of an earlier version; delete it, and the run starts again")
             return (self.path / "result.json").exists() and not self.resume.exists()
         if self.path.exists() and any(not is_temporary(path) for path in self.path.iterdir()):
             raise UserError(f"{self.path}: not empty and not a run; choose another folder with --out")
@@ -102,13 +104,14 @@ class RunFolder:
 
     @property
     def resume(self) -> Path:
-        return self.path / "resume.safetensors"
+        """The file of the training state."""
+        return self.path / "resume.pt"
 
     def add_metrics(self, metrics: dict) -> None:
         append_line(self.path / "metrics.jsonl", json.dumps(metrics))
 
-    def keep_metrics(self, epochs: int) -> bool:
-        """Drop the lines of later epochs, which are trained again. Returns whether those of so many epochs are there."""
+    def truncate_metrics(self, epochs: int) -> bool:
+        """Drop the lines after the first `epochs`, and return whether that many are there."""
         path = self.path / "metrics.jsonl"
         lines = path.read_bytes().splitlines(keepends=True)[:epochs] if epochs and path.exists() else []
         write_atomically(path, b"".join(lines))

@@ -31,67 +31,67 @@ def fit(
     fabric: Fabric,
     report: Callable[[dict], None] = lambda metrics: None,
     held_out: tuple[Split, Views] | None = None,
-    examine: Callable[[], dict[str, float]] | None = None,
-    keeper: Checkpointer | None = None,
+    extra_metrics: Callable[[], dict[str, float]] | None = None,
+    checkpointer: Checkpointer | None = None,
 ) -> int:
-    """Train a method in place. Returns the epoch, from 1, whose weights config.selection left it with.
+    """Train a method in place, and return the epoch, from 1, whose weights config.selection kept.
 
     Args:
         train: samples on the device; recordings (samples, channels, time).
         views: gives the features of train's images.
         texts: (images, D) features of the prompts of train's images.
         report: called after every epoch with its metrics.
-        held_out: samples not trained on, whose loss is among the metrics, with views of the same images as the gallery's.
-        examine: called after every epoch for more metrics, those that the selection goes by.
-        keeper: keeps where training stands, and knows where an earlier process left it.
+        held_out: samples to validate on, with views of the same images at the gallery's levels.
+        extra_metrics: called after every epoch for more metrics, which the selection may need.
+        checkpointer: saves the training state, and restores that of an earlier process.
 
     Raises:
         UserError: the loss is no longer finite.
     """
-    method.setup(
-        lambda: make_batch(method, train, torch.arange(len(train), device=train.image_of.device), views, texts)
-    )
+    everything = torch.arange(len(train), device=train.image_of.device)
+    method.setup(lambda: make_batch(method, train, everything, views, texts))
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimiser]
-    optimiser = kind(
-        method.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
-    )
+    options = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay, "fused": True}
+    optimiser = kind(method.parameters(), **options)
     best, total = Best(config.selection), torch.zeros((), device=train.recordings.device)
-    standing, keeper = TrainingState(method, optimiser, best, total, fabric), keeper or Checkpointer()
+    state, checkpointer = TrainingState(method, optimiser, best, total, fabric), checkpointer or Checkpointer()
+    processes = checkpointer.processes
     module, optimiser = fabric.setup(method, optimiser)
     method.epochs = config.epochs
-    keeper.resume(standing)
-    for epoch in range(standing.epoch, config.epochs):
+    checkpointer.resume(state)
+    for epoch in range(state.epoch, config.epochs):
         module.train()
         method.epoch = epoch
         order = list(batches(len(train), config.batch_size, config.seed, epoch, train.recordings.device))
-        for samples in order[standing.batch :]:
+        for samples in order[state.batch :]:
             loss = module(make_batch(method, train, samples, views, texts))
             fabric.backward(loss)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             total += loss.detach() * len(samples)
-            standing.batch += 1
-            keeper.passed(standing, config.epochs, len(order))
+            state.batch += 1
+            checkpointer.on_step_end(state, config.epochs, len(order))
         mean = (total / len(train)).item()
         if not mean < float("inf"):
             raise UserError(f"the loss of epoch {epoch + 1} is {mean}; lower the learning rate (now {config.lr:g})")
+        processes.broadcast_buffers(method)  # running statistics may differ where there is no SyncBatchNorm
         metrics = {"epoch": epoch + 1, "loss": mean, **blur_level_counts(method, len(train))}
         if held_out is not None:
             metrics["validation_loss"] = validate(module, method, *held_out, texts, config.batch_size)
-        if examine is not None:
-            with torch.random.fork_rng():  # training draws the same numbers whether it is looked at or not
-                metrics |= examine()
-        metrics = keeper.team.ask_first(lambda: metrics)  # noqa: B023  others may round differently, and must choose the same
+        if extra_metrics is not None:
+            with torch.random.fork_rng():  # training draws the same numbers with and without extra metrics
+                metrics |= extra_metrics()
+        metrics = processes.broadcast(lambda: metrics)  # noqa: B023  rounding must not make processes choose differently
         best.update(method, metrics)
         report(metrics)
-        standing.epoch, standing.batch = epoch + 1, 0
+        state.epoch, state.batch = epoch + 1, 0
         total.zero_()
-        keeper.passed(standing, config.epochs, len(order))
+        checkpointer.on_step_end(state, config.epochs, len(order))
     return best.restore(method)
 
 
-def make_fabric(device: torch.device, team: ProcessGroup, precision: Any) -> Fabric:
-    """What runs a training on a device, together with the other processes of a team.
+def make_fabric(device: torch.device, processes: ProcessGroup, precision: Any) -> Fabric:
+    """Return the Fabric that runs a training on a device: alone, or by DDP with other processes.
 
     Raises:
         UserError: a precision that the device does not have.
@@ -102,14 +102,14 @@ def make_fabric(device: torch.device, team: ProcessGroup, precision: Any) -> Fab
     from lightning_fabric.plugins.environments import TorchElasticEnvironment
     from lightning_fabric.strategies import DDPStrategy
 
-    if team.size == 1:
+    if processes.size == 1:
         devices = [device.index or 0] if device.type == "cuda" else 1
         return Fabric(accelerator=device.type, devices=devices, precision=precision)
     fabric = Fabric(
         accelerator=device.type,
-        strategy=DDPStrategy(static_graph=True),  # so that an encoder may have parameters that it does not use
-        devices=team.local_size,
-        num_nodes=team.size // team.local_size,
+        strategy=DDPStrategy(static_graph=True),  # allows parameters that no loss depends on
+        devices=processes.local_size,
+        num_nodes=processes.size // processes.local_size,
         precision=precision,
         plugins=[TorchElasticEnvironment()],
     )
@@ -118,7 +118,7 @@ def make_fabric(device: torch.device, team: ProcessGroup, precision: Any) -> Fab
 
 
 def make_batch(method: Method, split: Split, samples: Tensor, views: Views, texts: Tensor) -> Batch:
-    """Training samples (B,) with the features the method asks to see them with."""
+    """Return training samples (B,) with the features of their images under the method's blur."""
     image_index = split.image_of[samples]
     gain, kernel_size = method.blur(samples)
     images = views(image_index, gain.to(samples.device), kernel_size.to(samples.device))
@@ -129,7 +129,10 @@ def make_batch(method: Method, split: Split, samples: Tensor, views: Views, text
 def validate(
     module: torch.nn.Module, method: Method, split: Split, views: Views, texts: Tensor, batch_size: int
 ) -> float:
-    """Mean loss of held-out samples, seen as the gallery is; leaves the method's state and the stream of random numbers alone."""
+    """Return the mean loss of held-out samples, whose images have the first gallery level.
+
+    Leaves the method's state and the stream of random numbers alone.
+    """
     module.eval()
     level = method.gallery_levels()[0]
     total = 0.0
@@ -144,13 +147,13 @@ def validate(
 
 
 def batches(count: int, size: int, seed: int, epoch: int, device: torch.device) -> Iterator[Tensor]:
-    """Sample numbers of every batch of an epoch; their order depends on seed and epoch alone."""
+    """Yield the sample numbers of every batch of an epoch; their order depends on seed and epoch alone."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     return iter(torch.randperm(count, generator=generator).to(device).split(size))
 
 
 def blur_level_counts(method: Method, samples: int) -> dict[str, dict[str, int]]:
-    """How many training samples will be seen at each blur level next; levels between the steps are rounded."""
+    """Count the training samples by the blur level they get next; continuous levels are rounded."""
     gain, kernel_size = method.blur(torch.arange(samples, device=next(method.parameters()).device))
     if kernel_size.is_floating_point():
         gain, kernel_size = (gain * 10).round() / 10, kernel_size.round()

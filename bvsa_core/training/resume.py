@@ -1,12 +1,13 @@
-"""Where training stands, kept so that a run that was stopped or killed goes on from there to the same numbers.
+"""The training state, saved in RUN/resume.pt so that a run that was stopped or killed continues to the same numbers.
 
-One file, RUN/resume.safetensors: parameters, per-sample state, the optimiser's moments, the best epoch's state so far and
-the streams of random numbers as tensors, and what is no tensor as JSON in the file's metadata.
+It holds parameters, per-sample state, the optimiser's state, the best epoch's weights so far and the states of the random
+number generators, as torch.load(weights_only=True) reads them.
 """
 
 from __future__ import annotations
 
-import json
+import io
+import pickle
 import random
 import signal
 import threading
@@ -17,8 +18,6 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -33,16 +32,26 @@ from bvsa_core.training.selection import Best
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-SECONDS = 30.0  # between two states; more where they are so large that writing one takes a twentieth of that, or longer
-WRITING = 20.0  # times as long as a write, training goes on before the next
+SAVE_EVERY_S = 30.0
+MAX_WRITE_SHARE = 1 / 20  # of the time may go into writing
+VERSION = 2  # 1 was resume.safetensors
+UNREADABLE: tuple[type[Exception], ...] = (
+    pickle.UnpicklingError,
+    EOFError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
+UNREADABLE += (AttributeError, ArithmeticError, AssertionError)  # what torch.load raises for damaged content
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C, after where training stands has been kept; the message says where."""
+    """Raised after Ctrl-C, once the training state is saved; the message says where training stopped."""
 
 
 class TrainingState:
-    """Everything that training goes on from.
+    """Everything that training continues from.
 
     Args:
         total: () sum of the losses of the epoch so far.
@@ -53,136 +62,129 @@ class TrainingState:
         self.precision, self.device = fabric.strategy.precision, total.device
         self.epoch, self.batch = 0, 0  # the next ones
 
-    def write(self) -> bytes:
-        tensors = {f"method.{name}": value for name, value in self.method.state_dict().items()}
-        tensors |= {f"best.{name}": value for name, value in (self.best.state or {}).items()}
-        tensors |= {"total": self.total, "random": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        facts: dict = {
+    def to_bytes(self) -> bytes:
+        """Serialise the state, and the random number generators of this process, by torch.save."""
+        numpy: Any = np.random.get_state(legacy=False)
+        numpy["state"]["key"] = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        stream = io.BytesIO()
+        content = {
+            "version": VERSION,
             "epoch": self.epoch,
             "batch": self.batch,
-            "best": [self.best.merit, self.best.epoch],
-            "optimiser": {},
+            "total": self.total,
+            "method": self.method.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "best": vars(self.best),
+            "precision": self.precision.state_dict(),
+            "random": {"torch": torch.get_rng_state(), "cuda": cuda, "python": random.getstate(), "numpy": numpy},
         }
-        for number, moments in self.optimiser.state_dict()["state"].items():
-            numbers: dict[str, Any] = {}
-            for name, value in moments.items():
-                (tensors if isinstance(value, Tensor) else numbers)[f"optimiser.{number}.{name}"] = value
-            facts["optimiser"][number] = [list(moments), numbers]
-        numpy = np.random.get_state(legacy=False)
-        numpy["state"]["key"] = numpy["state"]["key"].tolist()
-        facts |= {"precision": self.precision.state_dict(), "python": random.getstate(), "numpy": numpy}
-        content = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        return safetensors.torch.save(content, metadata={"facts": json.dumps(facts)})
+        torch.save(content, stream)
+        return stream.getvalue()
 
-    def read(self, content: bytes) -> None:
-        """Go on from what `write` gave.
+    def load(self, content: bytes) -> None:
+        """Restore what `to_bytes` saved.
 
         Raises:
-            ValueError, KeyError, RuntimeError, TypeError: it is damaged, or of something else.
+            Exception: the content is damaged, or belongs to another run.
         """
-        length = int.from_bytes(content[:8], "little")
-        facts = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["facts"])
-        try:
-            tensors = safetensors.torch.load(content)
-        except safetensors.SafetensorError as error:
-            raise ValueError(error) from error
-        of = lambda part: {name.removeprefix(part): value for name, value in tensors.items() if name.startswith(part)}  # noqa: E731
-        self.method.load_state_dict(of("method."))
-        state = {}
-        for number, (names, numbers) in facts["optimiser"].items():
-            moments = of(f"optimiser.{number}.") | {name.rpartition(".")[2]: value for name, value in numbers.items()}
-            state[int(number)] = {name: moments[name] for name in names}
-        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
-        merit, self.best.epoch = facts["best"]
-        self.best.merit = tuple(merit) if merit is not None else None
-        self.best.state = {name: value.to(self.device) for name, value in of("best.").items()} or None
-        self.precision.load_state_dict(facts["precision"])
-        self.total.copy_(tensors["total"])
-        self.epoch, self.batch = facts["epoch"], facts["batch"]
-        version, numbers, gauss = facts["python"]
-        random.setstate((version, tuple(numbers), gauss))
-        facts["numpy"]["state"]["key"] = np.array(facts["numpy"]["state"]["key"], dtype=np.uint32)
-        np.random.set_state(facts["numpy"])
-        torch.set_rng_state(tensors["random"])
+        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if saved["version"] != VERSION:
+            raise ValueError(f"version {saved['version']}, and this program reads {VERSION}")
+        self.method.load_state_dict(saved["method"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        vars(self.best).update(saved["best"])
+        if self.best.state is not None:
+            self.best.state = {name: value.to(self.device) for name, value in self.best.state.items()}
+        self.precision.load_state_dict(saved["precision"])
+        self.total.copy_(saved["total"])
+        self.epoch, self.batch = saved["epoch"], saved["batch"]
+        generators = saved["random"]
+        random.setstate(generators["python"])
+        numpy = generators["numpy"]
+        numpy["state"]["key"] = numpy["state"]["key"].numpy().astype(np.uint32)
+        np.random.set_state(numpy)
+        torch.set_rng_state(generators["torch"])
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+            if generators["cuda"] is None:
+                raise ValueError("saved by a training on the CPU")
+            torch.cuda.set_rng_state(generators["cuda"], self.device)
 
 
 class Checkpointer:
-    """Keeps in a run's folder where training stands, from time to time and when Ctrl-C asks to stop.
+    """Saves the training state in a run's folder, from time to time and when Ctrl-C stops the training.
 
     Args:
-        folder: None keeps nothing.
-        team: processes that train together, of which the first writes.
-        progress: hears of (epochs done, epochs in all) after batches, a few times a second.
+        folder: None saves nothing.
+        processes: those that train together; the first writes.
+        progress: reports (epochs done, epochs in all) after batches, a few times a second.
     """
 
     def __init__(
         self,
         folder: RunFolder | None = None,
-        team: ProcessGroup = ProcessGroup(),
+        processes: ProcessGroup = ProcessGroup(),
         progress: Progress = no_progress,
     ):
-        self.folder, self.team, self.progress = folder, team, progress
+        self.folder, self.processes, self.progress = folder, processes, progress
         self.stopping = False
-        self.waits, self.kept, self.told = SECONDS, time.monotonic(), 0.0
+        self.save_interval, self.last_saved, self.last_reported = SAVE_EVERY_S, time.monotonic(), 0.0
 
-    def resume(self, standing: TrainingState) -> None:
-        """Bring training to where it stood when it was stopped, if it was.
+    def resume(self, state: TrainingState) -> None:
+        """Restore the state of a training that was stopped, if there is one.
 
         Raises:
-            UserError: the file is damaged, or of another run.
+            UserError: the file is damaged, or of another run or version.
         """
         if self.folder is None:
             return
         path = self.folder.resume
-        content = self.team.ask_first(lambda: path.read_bytes() if path.exists() else None)
+        content = self.processes.broadcast(lambda: path.read_bytes() if path.exists() else None)
         if content is not None:
             try:
-                standing.read(content)
-            except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+                state.load(content)
+            except UNREADABLE as error:
                 detail = str(error).splitlines()[-1].strip() if str(error) else type(error).__name__
                 raise UserError(
-                    f"{path}: not where this run stood ({detail}); delete it, and the run starts again"
+                    f"{path}: not the state of this run ({detail}); delete it, and the run starts again"
                 ) from error
-        if self.team.rank == 0 and not self.folder.keep_metrics(standing.epoch):
+        if self.processes.rank == 0 and not self.folder.truncate_metrics(state.epoch):
             raise UserError(
                 f"{self.folder.path}/metrics.jsonl: lines are missing; delete {path.name}, and the run starts again"
             )
 
-    def passed(self, standing: TrainingState, epochs: int, batches: int) -> None:
-        """Called after every batch and every epoch.
+    def on_step_end(self, state: TrainingState, epochs: int, batches: int) -> None:
+        """Report and save the state if it is time to; called after every batch and every epoch.
 
         Raises:
-            Stopped: Ctrl-C has asked for it.
+            Stopped: after Ctrl-C.
         """
         now = time.monotonic()
-        if now - self.told > 0.25:
-            self.told = now
-            self.progress("epochs", standing.epoch + standing.batch / batches, epochs)
-        if self.folder is None or self.team.rank > 0 or not (self.stopping or now - self.kept >= self.waits):
+        if now - self.last_reported > 0.25:
+            self.last_reported = now
+            self.progress("epochs", state.epoch + state.batch / batches, epochs)
+        due = self.stopping or now - self.last_saved >= self.save_interval
+        if self.folder is None or self.processes.rank > 0 or not due:
             return
-        write_atomically(self.folder.resume, standing.write())
-        self.kept = time.monotonic()
-        self.waits = max(SECONDS, WRITING * (self.kept - now))
+        write_atomically(self.folder.resume, state.to_bytes())
+        self.last_saved = time.monotonic()
+        self.save_interval = max(SAVE_EVERY_S, (self.last_saved - now) / MAX_WRITE_SHARE)
         if self.stopping:
-            raise Stopped(f"{self.folder.path}: stopped in epoch {min(standing.epoch + 1, epochs)} of {epochs}")
+            raise Stopped(f"{self.folder.path}: stopped in epoch {min(state.epoch + 1, epochs)} of {epochs}")
 
     @contextmanager
     def catch_sigint(self) -> Iterator[None]:
-        """Inside, Ctrl-C lets the batch at hand end, and a second one, in a single process, does not."""
+        """Let the batch at hand end at Ctrl-C; a second Ctrl-C, in a single process, ends at once."""
         if self.folder is None or threading.current_thread() is not threading.main_thread():
             yield
             return
 
-        def ask(number: int, frame: FrameType | None) -> None:
-            if self.stopping and self.team.size == 1:
+        def stop(number: int, frame: FrameType | None) -> None:
+            if self.stopping and self.processes.size == 1:
                 raise KeyboardInterrupt
-            self.stopping = True  # torchrun passes on what the terminal has sent already
+            self.stopping = True  # torchrun repeats the terminal's signal
 
-        before = signal.signal(signal.SIGINT, ask)
+        before = signal.signal(signal.SIGINT, stop)
         try:
             yield
         finally:

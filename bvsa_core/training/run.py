@@ -11,7 +11,6 @@ import torch
 
 from bvsa_core import encoders, methods
 from bvsa_core.data.split import Split, hold_out
-from bvsa_core.distributed.processes import together
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Method
 from bvsa_core.progress import Progress, no_progress
@@ -34,7 +33,7 @@ def run(
 ) -> RunResult:
     """Train, embed the test set, score, and leave everything in the folder. A complete run is not repeated, a stopped one goes on.
 
-    Processes of a team all call it; the first writes, and its `log` hears of the metrics of every epoch.
+    Processes of a processes all call it; the first writes, and its `log` hears of the metrics of every epoch.
 
     Returns the result, which is also in result.json.
 
@@ -42,27 +41,27 @@ def run(
         UserError: data, options or the folder do not fit, or another process is at work in the folder.
         Stopped: Ctrl-C stopped the training; the same call goes on.
     """
-    team = run_data.team
-    if (known := team.ask_first(lambda: folder.known(config))) is not None:
+    processes = run_data.processes
+    if (known := processes.broadcast(lambda: folder.known(config))) is not None:
         return known
-    with folder.claimed(config) if team.rank == 0 else nullcontext(), together(team):
+    with folder.claimed(config) if processes.rank == 0 else nullcontext():
         return _run(config, run_data, folder, progress, log)
 
 
 def _run(
     config: RunConfig, run_data: RunData, folder: RunFolder, progress: Progress, log: Callable[[dict], None]
 ) -> RunResult:
-    team = run_data.team
+    processes = run_data.processes
 
     def report(metrics: dict) -> None:
-        if team.rank == 0:
+        if processes.rank == 0:
             folder.add_metrics(metrics)
             log(metrics)
         progress("epochs", metrics["epoch"], config.epochs)
 
-    keeper = Checkpointer(folder, team, progress)
+    checkpointer = Checkpointer(folder, processes, progress)
     with nullcontext() if config.selection == "oracle" else run_data.sealed():
-        trained = train(config, run_data, report, keeper)
+        trained = train(config, run_data, report, checkpointer)
     method, known = trained.method, trained.split
     found = evaluate(trained, config, run_data)
     result = RunResult(
@@ -80,9 +79,9 @@ def _run(
         ranks=found.ranks.tolist(),
         images=found.images,
     )
-    if team.rank == 0:
+    if processes.rank == 0:
         folder.finish(method, found.embeddings, result)
-    team.wait()
+    processes.barrier()
     return result
 
 
@@ -90,9 +89,9 @@ def train(
     config: RunConfig,
     run_data: RunData,
     report: Callable[[dict], None] = lambda metrics: None,
-    keeper: Checkpointer | None = None,
+    checkpointer: Checkpointer | None = None,
 ) -> Trained:
-    """Train a method from scratch, or from where its keeper left it, and keep the weights that the selection chooses.
+    """Train a method from scratch, or from where its checkpointer left it, and keep the weights that the selection chooses.
 
     Reads the test set for an oracle alone.
 
@@ -101,15 +100,15 @@ def train(
     """
     from lightning_fabric import seed_everything  # takes a second to import
 
-    keeper = keeper or Checkpointer()
-    fabric = make_fabric(run_data.device, run_data.team, config.precision)
+    checkpointer = checkpointer or Checkpointer()
+    fabric = make_fabric(run_data.device, run_data.processes, config.precision)
     split, validation = split_off_validation(run_data.split(run_data.training_subjects(config), "train"), config)
     texts = run_data.texts(split.images, split.concepts)
     shape = shape_of(split, texts.shape[1])
     seed_everything(config.seed, verbose=False)  # not before the image encoder is loaded, which draws random numbers
     method = build_method(config, shape, len(split), run_data)
     views = run_data.views(split.images, method.training_levels(), method.fusion)
-    held_out = examine = None
+    held_out = extra_metrics = None
     if validation is not None:
         held_out = validation, run_data.views(split.images, method.gallery_levels(), method.fusion)
     if config.shuffle_pairs:
@@ -119,11 +118,11 @@ def train(
         gallery = run_data.views(split.images, method.gallery_feature_levels())
         assert validation is not None  # as divide made sure
         held = validation
-        examine = lambda: {"validation_top1": validation_top1(method, held, gallery, texts, split.subjects)}  # noqa: E731
+        extra_metrics = lambda: {"validation_top1": validation_top1(method, held, gallery, texts, split.subjects)}  # noqa: E731
     elif config.selection == "oracle":
-        examine = oracle(Trained(method, 0, shape, split, validation), run_data, config)
-    with keeper.catch_sigint():
-        epoch = fit(method, split, views, texts, config, fabric, report, held_out, examine, keeper)
+        extra_metrics = oracle(Trained(method, 0, shape, split, validation), run_data, config)
+    with checkpointer.catch_sigint():
+        epoch = fit(method, split, views, texts, config, fabric, report, held_out, extra_metrics, checkpointer)
     return Trained(method, epoch, shape, split, validation)
 
 
@@ -159,7 +158,7 @@ def build_method(config: RunConfig, shape: encoders.InputSpec, samples: int, run
         encoder = encoders.build(config.encoder, shape, config.encoder_options)
         if config.initial_std is not None:
             encoders.initialise(encoder, config.initial_std)
-        return encoder
+        return run_data.processes.shard_encoder(encoder, run_data.device)
 
     method = methods.method_class(config.method)(config.method_options, build_encoder, samples, shape)
     method.fusion = run_data.fusion()

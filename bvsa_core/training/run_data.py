@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bvsa_core.data.dataset import Dataset
 from bvsa_core.data.split import Split, load_split
-from bvsa_core.distributed.processes import ProcessGroup, share_out
+from bvsa_core.distributed.processes import ProcessGroup
 from bvsa_core.errors import UserError
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.training.config import RunConfig, RunDataConfig
@@ -46,14 +46,16 @@ class RunData:
     """Recordings, images and features, loaded once and shared by runs that use the same data and encoder.
 
     Args:
-        team: processes that train together, each with materials of its own.
+        processes: processes that train together, each with materials of its own.
 
     Raises:
         UserError: data or weights that are missing or damaged.
     """
 
-    def __init__(self, config: RunDataConfig, progress: Progress = no_progress, team: ProcessGroup = ProcessGroup()):
-        self.config, self.progress, self.team = config, progress, team
+    def __init__(
+        self, config: RunDataConfig, progress: Progress = no_progress, processes: ProcessGroup = ProcessGroup()
+    ):
+        self.config, self.progress, self.processes = config, progress, processes
         self.device = choose_device(config.device)
         self._split_of_one = functools.cache(self._split)
         self._split_of_several = functools.lru_cache(maxsize=1)(self._split)  # as large as all the others together
@@ -123,8 +125,7 @@ class RunData:
         if fusion is not None:
             return MultiLevelViews(fusion, self.views(images, levels), self.views(images, fusion.levels or levels))
         if self.config.views == "online":
-            online = self._online(tuple(images))
-            return lambda *asked: share_out(online, *asked)
+            return functools.partial(self.processes.map_rows, self._online(tuple(images)))
         bank = self.bank(images)
         bank.fill(levels, self.progress, processes=self.team)
         return BankedViews(bank.load(levels).to(self.device), levels)

@@ -32,7 +32,7 @@ class Best:
 
     def __init__(self, selection: str):
         self.selection = selection
-        self.merit: tuple[float, ...] | None = None
+        self.score: tuple[float, ...] | None = None
         self.epoch = 0
         self.state: dict[str, Tensor] | None = None
 
@@ -42,12 +42,12 @@ class Best:
             self.epoch = metrics["epoch"]
             return
         if self.selection == "validation":
-            merit = (metrics["validation_top1"], -metrics["validation_loss"])
+            score = (metrics["validation_top1"], -metrics["validation_loss"])
         else:
-            merit = (metrics["test_top1"], metrics["test_map"])
-        if self.merit is None or merit > self.merit:
+            score = (metrics["test_top1"], metrics["test_map"])
+        if self.score is None or score > self.score:
             state = {name: value.clone() for name, value in module.state_dict().items()}
-            self.merit, self.epoch, self.state = merit, metrics["epoch"], state
+            self.score, self.epoch, self.state = score, metrics["epoch"], state
 
     def restore(self, module: nn.Module) -> int:
         """Put the kept state back. Returns the epoch, from 1, that it is of."""

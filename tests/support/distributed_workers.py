@@ -1,101 +1,139 @@
-"""Training of small problems, by one process or several: what tests of training together compare."""
+"""Trainings of small problems by one process or several, which tests of distributed training compare."""
 
 from __future__ import annotations
 
 import json
+import random
 import warnings
-from functools import partial
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
 from lightning_fabric import seed_everything
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from bvsa_core import encoders, methods
 from bvsa_core.data.split import Split
-from bvsa_core.distributed import processes
+from bvsa_core.distributed.processes import ProcessGroup, init_processes
 from bvsa_core.training.config import RunConfig
-from bvsa_core.training.loop import fit, make_fabric
+from bvsa_core.training.loop import fit, make_batch, make_fabric
+from bvsa_core.training.resume import Checkpointer
 from bvsa_core.vision.multilevel import Fusion, MultiLevelViews
 from bvsa_core.vision.views import Level
 
-SAMPLES, BATCH = 35, 17  # the last batch has one sample, and the others cannot be shared out evenly
+SAMPLES, BATCH = 35, 17  # the last batch has one sample, and the others do not divide evenly
+CPU = torch.device("cpu")
 
 
-def losses(path: str, cases: list[tuple[str, str]], seed: int) -> None:
-    """Write losses, per-sample state and running statistics of each (method, encoder)."""
-    warnings.simplefilter("ignore")
-    found = {}
-    with processes.team() as team:
-        for name, encoder in cases:
-            found[f"{name} {encoder}"] = train(name, encoder, team, seed)
-    if team.rank == 0:
-        Path(path).write_text(json.dumps(found))
+class Problem:
+    """A method and its data, for one process or several.
 
+    Args:
+        shards: with one process, encode the rows of a batch in as many parts as that many processes would.
+    """
 
-def train(name: str, encoder: str, team: processes.ProcessGroup, seed: int) -> dict:
-    torch.manual_seed(seed)
-    features = normalize(torch.randn(SAMPLES, 16), dim=1)
-    texts = normalize(features + 0.3 * torch.randn(SAMPLES, 16), dim=1)
-    names, whose = [str(i) for i in range(SAMPLES)], torch.arange(SAMPLES) % 2
-    recordings = (features @ torch.randn(16, 3 * 151)).unflatten(1, (3, 151)) + 0.3 * torch.randn(SAMPLES, 3, 151)
-    split = Split(recordings, torch.arange(SAMPLES), names, names, ["a", "b", "c"], 1, whose, ["sub-01", "sub-02"])
-    config = RunConfig(method=name, encoder=encoder, epochs=3, batch_size=BATCH)  # at the published learning rate
-    fabric = make_fabric(torch.device("cpu"), team, config.precision)
-    seed_everything(seed, verbose=False)
-    build = partial(encoders.build, encoder, options=config.encoder_options)
-    method = methods.method_class(name)(config.method_options, build, SAMPLES, encoders.InputSpec(3, 151, 16, 2))
-    method.encoder.spare = nn.Parameter(torch.ones(1))  # which nothing uses
-    views = lambda indices, gain, kernel_size: features[indices] * (1 + gain[:, None])  # noqa: E731
-    if name == "vanilla":
-        method.fusion = Fusion([16], [Level(51, 0.5)])
-        views = MultiLevelViews(method.fusion, views, lambda indices, *_: texts[indices])
-    heard = []
-    with processes.together(team):
-        fit(method, split, views, texts, config, fabric, heard.append, held_out=(split, views))
-    assert method.encoder.spare.item() == 1
-    buffers = {key: value.tolist() for key, value in method.named_buffers() if "num_batches" not in key}
-    fused = method.fusion.weights.tolist() if method.fusion else []
-    return {
-        "losses": [line["loss"] for line in heard],
-        "held out": [line["validation_loss"] for line in heard],
-        "fused": fused,
-        **buffers,
-    }
-
-
-def gradients(path: str, seed: int) -> None:
-    """Write gradients of a loss of gathered rows, with batch normalisation and dropout on the way."""
-    with processes.team() as team, processes.together(team):
+    def __init__(self, method: str, encoder: str, processes: ProcessGroup, seed: int, dropout: bool, shards: int = 1):
         torch.manual_seed(seed)
-        x = torch.randn(7, 4, 5, dtype=torch.float64, requires_grad=True)
-        layers = nn.Sequential(
-            nn.Conv1d(4, 6, 2), nn.BatchNorm1d(6), nn.Dropout(0.4), nn.ELU(), nn.Dropout1d(0.3), nn.Flatten()
-        ).double()
-        rows = processes.share_out(layers, x, training=True)
-        loss = (rows @ rows.T).square().sum() + rows.exp().mean()
-        found = [
-            gradient / team.size for gradient in torch.autograd.grad(loss, [x, *layers.parameters()])
-        ]  # as DDP divides
-        found = [torch.stack(team.gather(gradient)).sum(0) for gradient in found]
-        after = torch.randn(())  # every process has drawn as many numbers
-    if team.rank == 0:
-        named = [*layers[1].buffers()][:2]
-        Path(path).write_text(
-            json.dumps([loss.item(), after.item(), *[each.flatten().tolist() for each in (rows, *named, *found)]])
+        features = normalize(torch.randn(SAMPLES, 16), dim=1)
+        texts = normalize(features + 0.3 * torch.randn(SAMPLES, 16), dim=1)
+        names, subject_of = [str(i) for i in range(SAMPLES)], torch.arange(SAMPLES) % 2
+        recordings = (features @ torch.randn(16, 3 * 151)).unflatten(1, (3, 151)) + 0.3 * torch.randn(SAMPLES, 3, 151)
+        image_of, subjects = torch.arange(SAMPLES), ["sub-01", "sub-02"]
+        self.split = Split(recordings, image_of, names, names, ["a", "b", "c"], 1, subject_of, subjects)
+        self.config = RunConfig(method=method, encoder=encoder, epochs=3, batch_size=BATCH)  # at the published rate
+        self.texts, self.processes = texts, processes
+        self.fabric = make_fabric(CPU, processes, self.config.precision)
+        seed_everything(seed, verbose=False)
+        options = self.config.encoder_options
+        if not dropout:
+            options = replace(options, **{each.name: 0.0 for each in fields(options) if "dropout" in each.name})
+
+        def build(shape: encoders.InputSpec) -> nn.Module:
+            built = encoders.build(encoder, shape, options)
+            return encode_in_parts(built, shards) if shards > 1 else processes.shard_encoder(built, CPU)
+
+        shape = encoders.InputSpec(3, 151, 16, 2)
+        self.method = methods.method_class(method)(self.config.method_options, build, SAMPLES, shape)
+        self.method.encoder.spare = nn.Parameter(torch.ones(1))  # no loss depends on it
+        self.views = lambda indices, gain, kernel_size: features[indices] * (1 + gain[:, None])
+        if method == "vanilla":
+            self.method.fusion = Fusion([16], [Level(51, 0.5)])
+            self.views = MultiLevelViews(self.method.fusion, self.views, lambda indices, *_: texts[indices])
+
+    def train(self) -> dict:
+        lines: list[dict] = []
+        common = self.method, self.split, self.views, self.texts, self.config, self.fabric
+        fit(
+            *common,
+            lines.append,
+            held_out=(self.split, self.views),
+            checkpointer=Checkpointer(processes=self.processes),
         )
+        assert self.method.encoder.spare.item() == 1
+        buffers = {key: value.tolist() for key, value in self.method.named_buffers() if "num_batches" not in key}
+        fused = self.method.fusion.weights.tolist() if self.method.fusion else []
+        losses = {name: [line[name] for line in lines] for name in ("loss", "validation_loss")}
+        return {**losses, "fused": fused, **buffers}
 
 
-def refuses(path: str) -> str:
-    """Random numbers that are not one for each sample."""
-    with processes.team() as team, processes.together(team):
-        processes.share_out(lambda part: part[:, 0] * torch.rand(()), torch.ones(4, 2), training=True)
+def encode_in_parts(encoder: nn.Module, shards: int) -> nn.Module:
+    """Make an encoder normalise parts of a batch by themselves, keeping the running statistics of the first."""
+    forward = encoder.forward
+
+    def in_parts(*inputs: Tensor) -> Tensor:
+        if not encoder.training or len(inputs[0]) < shards:
+            return forward(*inputs)
+        first, *others = zip(*(each.tensor_split(shards) for each in inputs))
+        rows = [forward(*first)]
+        buffers = [buffer.clone() for buffer in encoder.buffers()]
+        rows += [forward(*part) for part in others]
+        for buffer, before in zip(encoder.buffers(), buffers):
+            buffer.data.copy_(before)  # unseen by autograd
+        return torch.cat(rows)
+
+    encoder.forward = in_parts
+    return encoder
 
 
-def hears_once(path: str) -> int:
-    """Processes that all fail, one of them first."""
-    with processes.team() as team:
-        if team.rank == 1:
-            raise ValueError("process 1 is at its end")
-        team.wait()
+def losses(path: str, cases: list[dict], seed: int) -> None:
+    """Write losses, per-sample state and running statistics of each case."""
+    warnings.simplefilter("ignore")
+    with init_processes() as processes:
+        results = [Problem(**case, processes=processes, seed=seed).train() for case in cases]
+    if processes.rank == 0:
+        Path(path).write_text(json.dumps(results))
+
+
+def gradients(path: str, method: str, seed: int) -> None:
+    """Write the gradients of one batch without dropout."""
+    with init_processes() as processes:
+        problem = Problem(method, "eeg_project", processes, seed, dropout=False)
+        module = problem.fabric.setup(problem.method)
+        problem.fabric.backward(
+            module(make_batch(problem.method, problem.split, torch.arange(7), problem.views, problem.texts))
+        )
+        values = [value.grad.tolist() for value in problem.method.parameters() if value.grad is not None]
+        assert all(each == values for each in processes.gather(values))
+    if processes.rank == 0:
+        Path(path).write_text(json.dumps(values))
+
+
+def random_rows(path: str, seed: int) -> None:
+    """Write what dropout leaves of ones in a batch, and a number drawn after it."""
+    with init_processes() as processes:
+        torch.manual_seed(seed)
+        random.seed(seed)
+        dropout = processes.shard_encoder(nn.Dropout(0.5), CPU)
+        result = [dropout(torch.ones(6, 50)).tolist(), dropout(torch.ones(6, 50)).tolist(), torch.rand(()).item()]
+        assert all(each == result for each in processes.gather(result))
+    if processes.rank == 0:
+        Path(path).write_text(json.dumps(result))
+
+
+def second_fails(path: str) -> None:
+    """Fail in the second process, for which the first waits."""
+    with init_processes() as processes:
+        if processes.rank == 1:
+            raise ValueError("process 1 has failed")
+        processes.barrier()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import math
 import os
 import signal
 import socket
@@ -79,7 +80,7 @@ def command(arguments: list[str]) -> int:
     from bvsa_core.cli import main
     from bvsa_core.training import resume
 
-    resume.SECONDS = resume.WRITING = 0.0
+    resume.SAVE_EVERY_S, resume.MAX_WRITE_SHARE = 0.0, math.inf
     return main(arguments)
 
 
@@ -97,7 +98,7 @@ def serve() -> None:
         "open_clip",
         "sklearn.svm",
         "scipy.stats",
-        "torch.utils._python_dispatch",
+        "torch.distributed.nn.functional",
     ):
         importlib.import_module(name)
     for line in sys.stdin:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
+import math
 import os
+import pickle
 import random
 import re
 import shutil
@@ -90,7 +93,7 @@ def test_a_job_killed_at_random_moments_goes_on_to_the_same_bytes(fork_server, j
 def test_ctrl_c_says_how_to_go_on_and_the_run_does(fork_server, jobs, tmp_path):
     arguments = ("train", *jobs["train"][1:-3], "--epochs", 15, "--out", tmp_path / "run")
     folder = tmp_path / "run"
-    (ended,) = fork_server.bvsa(*arguments, after=folder / "resume.safetensors", by=signal.SIGINT)
+    (ended,) = fork_server.bvsa(*arguments, after=folder / "resume.pt", by=signal.SIGINT)
     told = rf"bvsa: {folder}: stopped in epoch \d+ of 15; the same command continues\n"
     assert ended.code == 130 and re.fullmatch(told, ended.err), ended
     assert not list(folder.glob(".*"))
@@ -110,32 +113,32 @@ def test_every_method_goes_on_from_any_batch(tmp_path, name, seed):
     split = Split(torch.randn(20, 2, 75), torch.arange(20), names, names, ["O1", "O2"], 1, nobody, ["sub-01"])
     config = RunConfig(method=name, encoder="tsconv", epochs=2, batch_size=8, lr=1e-3)
 
-    def train(keeper: Checkpointer | None, begin: int) -> dict[str, torch.Tensor]:
+    def train(checkpointer: Checkpointer | None, begin: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(begin)
         build = partial(encoders.build, "tsconv")
         method = methods.method_class(name)(config.method_options, build, len(split), encoders.InputSpec(2, 75, 8))
         views = lambda indices, gain, kernel_size: features[indices]  # noqa: E731
-        report = keeper.folder.add_metrics if keeper else lambda metrics: None
-        fit(method, split, views, features, config, Fabric(accelerator="cpu"), report, keeper=keeper)
+        report = checkpointer.folder.add_metrics if checkpointer else lambda metrics: None
+        fit(method, split, views, features, config, Fabric(accelerator="cpu"), report, checkpointer=checkpointer)
         return method.state_dict()
 
     expected = train(None, seed)
     stop_after = random.Random(seed).sample(range(1, 6), 2)  # of six batches
     folder = RunFolder(tmp_path)
     for passed in stop_after:
-        keeper = Checkpointer(folder)
-        keeper.passed = partial(stop_at, keeper, (passed - 1) // 3, (passed - 1) % 3 + 1)
+        checkpointer = Checkpointer(folder)
+        checkpointer.on_step_end = partial(stop_at, checkpointer, (passed - 1) // 3, (passed - 1) % 3 + 1)
         with pytest.raises(Stopped, match=r"stopped in epoch \d of 2"):
-            train(keeper, seed)
+            train(checkpointer, seed)
         found = train(Checkpointer(folder), seed + 1)  # all that the new seed has drawn is replaced
         assert all(torch.equal(found[key], expected[key]) for key in expected)
         assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
         folder.resume.unlink()
 
 
-def stop_at(keeper: Checkpointer, epoch: int, batch: int, standing, *of: int) -> None:
-    keeper.stopping = (standing.epoch, standing.batch) == (epoch, batch)
-    Checkpointer.passed(keeper, standing, *of)
+def stop_at(checkpointer: Checkpointer, epoch: int, batch: int, state, *of: int) -> None:
+    checkpointer.stopping = (state.epoch, state.batch) == (epoch, batch)
+    Checkpointer.on_step_end(checkpointer, state, *of)
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +148,8 @@ def run_data(tiny_data) -> RunData:
 
 @pytest.fixture
 def every_batch(monkeypatch) -> None:
-    monkeypatch.setattr(resume, "SECONDS", 0.0)
-    monkeypatch.setattr(resume, "WRITING", 0.0)
+    monkeypatch.setattr(resume, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(resume, "MAX_WRITE_SHARE", math.inf)
 
 
 def config(run_data: RunData) -> RunConfig:
@@ -219,13 +222,26 @@ def test_of_two_runs_in_one_folder_the_second_is_refused_and_a_dead_one_is_not_i
     assert run(config(run_data), run_data, RunFolder(folder)) == known and not list(folder.glob(".*"))
 
 
-def test_a_state_that_is_damaged_or_of_another_run_is_named(run_data, tmp_path, every_batch):
+def test_states_that_are_damaged_or_of_another_run_or_version_are_refused(run_data, tmp_path, every_batch, monkeypatch):
     folder = RunFolder(tmp_path)
-    folder.resume.write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
-    (tmp_path / "run.yaml").write_text("")
-    with folder.claimed(config(run_data)):
-        pass
-    with pytest.raises(UserError, match=r"resume.safetensors: not where this run stood \('__metadata__'\); delete it"):
+    states = []
+    monkeypatch.setattr(RunFolder, "resume", tmp_path / "resume.pt")
+    monkeypatch.setattr(resume, "write_atomically", lambda path, content: states.append(content))
+    expected = run(config(run_data), run_data, folder)
+    (tmp_path / "result.json").unlink()
+    other = io.BytesIO()
+    torch.save(torch.load(io.BytesIO(states[0])) | {"version": 3}, other)
+    cut, flipped = states[0][: len(states[0]) // 2], bytearray(states[0])
+    flipped[200:400] = bytes(200)
+    for content in (b"", b"no archive", cut, bytes(flipped), other.getvalue(), pickle.dumps(print, 2)):
+        folder.resume.write_bytes(content)
+        with pytest.raises(
+            UserError, match=r"resume.pt: not the state of this run \(.+\); delete it, and the run"
+        ) as error:
+            run(config(run_data), run_data, folder)
+        assert "\n" not in str(error.value)
+    folder.resume.rename(tmp_path / "resume.safetensors")
+    with pytest.raises(UserError, match=r"resume.safetensors: the state of an earlier version; delete it, and the run"):
         run(config(run_data), run_data, folder)
-    folder.resume.unlink()
-    assert run(config(run_data), run_data, folder).epoch == 2
+    (tmp_path / "resume.safetensors").unlink()
+    assert run(config(run_data), run_data, folder) == expected
