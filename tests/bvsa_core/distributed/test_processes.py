@@ -122,7 +122,10 @@ def test_the_command_trains_in_two_processes_and_only_the_first_writes(fork_serv
     assert first.code == second.code == 2 and (first.err + second.err).count("holds a run with other settings") == 1
     first, second = fork_server.bvsa(*arguments, tmp_path / "else", "--device", "cuda:0", processes=2)
     assert first.code == second.code == 2 and (first.err + second.err).count("\n") == 1
-    assert "--device cuda:0 is one for 2 processes; leave it out, and each takes its own" in first.err + second.err
+    assert (
+        "--device cuda:0 is one device for 2 processes; omit the flag, and each process takes its own GPU"
+        in first.err + second.err
+    )
 
 
 def test_grids_and_searches_of_two_processes_are_those_of_one(fork_server, tiny_data, tmp_path):
