@@ -5,12 +5,9 @@ Ours, because no library that torch brings writes atomically; locks are filelock
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import os
 import shutil
 import socket
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,14 +18,8 @@ from filelock import FileLock, Timeout
 
 from bvsa_core.errors import UserError
 
-if sys.platform != "win32":
-    import fcntl
-
 LOCK = ".lock"
 PARTIAL = ".partial"
-CLAIMS = ".claims"
-_TAKEN = (errno.EACCES, errno.EAGAIN)
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -160,34 +151,3 @@ def remove_temporary(folder: Path, name: str | None = None) -> None:
             shutil.rmtree(partial, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def claim_work(folder: Path, name: str, leftovers: str, wait: bool = False) -> Iterator[bool]:
-    """Claim work on something in a folder among all processes that write there: whether it is ours until the end of the block.
-
-    The system takes a claim back when its owner ends, however it ends; what such an owner left under temporary names is then
-    removed. Where the file system, or Windows, has no such locks every claim is granted: work may be done twice, but never
-    wrongly, because what is done is renamed into place. A process holds one claim of a folder at a time.
-
-    Args:
-        leftovers: pattern of the names that the work writes.
-        wait: until nobody else has it.
-    """
-    byte = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")  # of the file of claims, which stays empty
-    with open(folder / CLAIMS, "ab") as claims:
-        held = False
-        try:
-            if sys.platform != "win32":
-                fcntl.lockf(claims, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, byte)
-                held = True
-        except OSError as error:
-            if error.errno in _TAKEN:
-                yield False
-                return
-            if error.errno not in _NO_LOCKS:
-                raise
-        if held:
-            for partial in folder.glob(f".{leftovers}.*{PARTIAL}"):
-                partial.unlink(missing_ok=True)
-        yield True

@@ -127,7 +127,7 @@ class RunData:
         if self.config.views == "online":
             return functools.partial(self.processes.map_rows, self._online(tuple(images)))
         bank = self.bank(images)
-        bank.fill(levels, self.progress, processes=self.team)
+        bank.fill(levels, self.progress, processes=self.processes)
         return BankedViews(bank.load(levels).to(self.device), levels)
 
     def texts(self, images: Sequence[str], concepts: Sequence[str]) -> Tensor:

@@ -141,10 +141,10 @@ class FeatureBank:
                 task.run(
                     self.clip, lambda name, done, _, before=before: progress(name, before + done, total), batch_size
                 )
-        processes.wait()
+        processes.barrier()
         if processes.rank == 0:
             self.merge(levels)
-        processes.wait()
+        processes.barrier()
         if missing:
             progress("features", total, total)
 
