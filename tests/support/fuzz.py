@@ -1,4 +1,4 @@
-"""Damaged files by the thousand, read in forked children that are bounded in time and memory and say what reading does."""
+"""Read thousands of damaged files in forked children with bounded time and memory, and report what reading does."""
 
 from __future__ import annotations
 
@@ -24,28 +24,19 @@ import torch
 
 from bvsa_core.errors import UserError
 
-CPU_SECONDS = 5.0  # of one file
-GROWTH = 2**31  # bytes of address space, beyond what the process had
+CPU_SECONDS = 5.0  # per file
+GROWTH = 2**31  # bytes of address space beyond those of the process
 _VALUES = [0, 1, -1, 2**7, 2**15, 2**31 - 1, -(2**31), 2**32, 2**62]
 _JSON = ["null", "-1", "0", "1e999", "NaN", '"x"', "[]", "{}", "[[1]]", "true", "1" * 30, '"\\ud800"', "[" * 3000]
 _LIBRARIES = tuple(str(Path(sysconfig.get_paths()[name]).resolve()) for name in ("stdlib", "purelib", "platlib"))
-_FORBIDDEN = (
-    "os.system",
-    "os.exec",
-    "os.posix_spawn",
-    "os.fork",
-    "os.startfile",
-    "subprocess",
-    "socket",
-    "pickle.find_class",
-    "pty.spawn",
-)
+_FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.startfile", "subprocess", "socket", "pty.spawn")
+_FORBIDDEN += ("pickle.find_class",)
 _CHANGES_FILES = tuple(f"os.{name}" for name in "remove rename mkdir rmdir link symlink truncate chmod utime".split())
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file and how it is read; `exact` where a checksum says that what is read is what was written."""
+    """A kind of file and its reader; `exact` if a checksum guards the content, which then must read back unchanged."""
 
     name: str
     path: Path
@@ -54,11 +45,11 @@ class Kind:
 
 
 def damaged(content: bytes, rng: np.random.Generator, donors: list[bytes]) -> bytes:
-    """One to four changes of a file."""
+    """Apply one to four random changes to the content of a file; `donors` are other files to copy from."""
     out = bytearray(content)
     for _ in range(rng.integers(1, 5)):
         size = max(1, len(out))
-        # Structure is mostly at either end of a file; the samples between are most of its bytes.
+        # Structure is mostly at either end of a file; samples are most of the bytes in between.
         at = int(rng.integers(size)) if rng.random() < 0.5 else int(min(size - 1, rng.exponential(100)))
         at = size - 1 - at if rng.random() < 0.3 else at
         span = int(rng.integers(1, 1 + min(64, size)))
@@ -83,21 +74,16 @@ def damaged(content: bytes, rng: np.random.Generator, donors: list[bytes]) -> by
                 donor = donors[rng.integers(len(donors))]
                 start = int(rng.integers(max(1, len(donor))))
                 out[at : at + span] = donor[start : start + span]
-            case 8:
-                numbers = list(re.finditer(rb"\d+", bytes(out[:4000])))
-                if numbers:
-                    found = numbers[rng.integers(len(numbers))]
-                    out[found.start() : found.end()] = str(_VALUES[rng.integers(len(_VALUES))]).encode()
-            case 9:
-                tokens = list(re.finditer(rb'"[^"]*"|[-\d.e]+|\[[^\[\]]*\]|null|true', bytes(out[:20000])))
-                if tokens:
-                    found = tokens[rng.integers(len(tokens))]
-                    out[found.start() : found.end()] = _JSON[rng.integers(len(_JSON))].encode()
+            case 8 | 9 as kind:
+                pattern = rb"\d+" if kind == 8 else rb'"[^"]*"|[-\d.e]+|\[[^\[\]]*\]|null|true'
+                if tokens := list(re.finditer(pattern, bytes(out[: 4000 if kind == 8 else 20000]))):
+                    token, values = tokens[rng.integers(len(tokens))], _VALUES if kind == 8 else _JSON
+                    out[token.start() : token.end()] = str(values[rng.integers(len(values))]).encode()
     return bytes(out)
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equal to the last bit, types included."""
+    """Return whether two values and their types are equal, to the last bit."""
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):
@@ -105,40 +91,38 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, torch.Tensor):
-        return (
-            one.dtype == other.dtype and one.shape == other.shape and one.numpy().tobytes() == other.numpy().tobytes()
-        )
+        return one.dtype == other.dtype and same(one.numpy(), other.numpy())
     if isinstance(one, np.ndarray):
         return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
     return one == other or one != one
 
 
 def hunt(kind: Kind, numbers: Iterable[int], seed: int, donors: list[bytes]) -> list[str]:
-    """Read each damaged version; one line for everything that a reader must not do."""
+    """Read every damaged version, and return a line for each forbidden action of the reader."""
     content, original = kind.path.read_bytes(), kind.read(kind.path)
     numbers, findings = list(numbers), []
-    with mmap.mmap(-1, 8) as shared, tempfile.TemporaryFile() as told:
+    with mmap.mmap(-1, 8) as shared, tempfile.TemporaryFile() as report:
         done = 0
         while done < len(numbers):
             shared[:8] = struct.pack("<q", done)
             child = os.fork()
             if child == 0:
-                _child(kind, numbers, done, seed, donors, content, original, shared, told.fileno())
+                _child(kind, numbers, done, seed, donors, content, original, shared, report.fileno())
             _, status = os.waitpid(child, 0)
             done = struct.unpack("<q", shared[:8])[0] + 1
             if status != 0:
                 how = signal.Signals(status & 127).name if status & 127 else f"exit code {status >> 8}"
                 findings.append(f"{kind.name} {numbers[done - 1]}: the process died of {how}")
-        told.seek(0)
-        findings += [json.loads(line) for line in told]
+        report.seek(0)
+        findings += [json.loads(line) for line in report]
     kind.path.write_bytes(content)
     return findings
 
 
-def _child(kind, numbers, start, seed, donors, content, original, shared, told) -> None:
-    """Never returns."""
+def _child(kind, numbers, start, seed, donors, content, original, shared, report) -> None:
+    """Read damaged versions, write findings to the file descriptor `report`, and exit."""
     try:
-        faulthandler.disable()  # that a child dies is told as a finding
+        faulthandler.disable()  # the parent reports the death of a child
         os.close(1), os.close(2)
         os.open(os.devnull, os.O_WRONLY), os.open(os.devnull, os.O_WRONLY)
         torch.set_num_threads(1)
@@ -157,17 +141,17 @@ def _child(kind, numbers, start, seed, donors, content, original, shared, told) 
             finding = _finding(kind, original)
             signal.setitimer(signal.ITIMER_PROF, 0)
             for line in ([finding] if finding else []) + watched[:1]:
-                os.write(told, json.dumps(f"{kind.name} {number}: {line}").encode() + b"\n")
+                os.write(report, json.dumps(f"{kind.name} {number}: {line}").encode() + b"\n")
         os._exit(0)
     except BaseException:
-        os.write(told, json.dumps(f"{kind.name}: {traceback.format_exc()}").encode() + b"\n")
+        os.write(report, json.dumps(f"{kind.name}: {traceback.format_exc()}").encode() + b"\n")
     finally:
         os._exit(7)
 
 
 def _finding(kind: Kind, original: Any) -> str:
     try:
-        found = kind.read(kind.path)
+        content = kind.read(kind.path)
     except UserError as error:
         if isinstance(error.__cause__, MemoryError):
             return f"asks for more memory than {GROWTH} bytes"
@@ -175,17 +159,16 @@ def _finding(kind: Kind, original: Any) -> str:
             return f"an error of several lines: {error}"
         return ""
     except BaseException as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        where = [
-            f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)[-4:]
-        ]
-        return f"{type(error).__name__} at {last.name} {where}: {str(error)[:200]}"
-    if kind.exact and not same(found, original):
+        frames = traceback.extract_tb(error.__traceback__)[-4:]
+        where = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames]
+        return f"{type(error).__name__} at {frames[-1].name} {where}: {str(error)[:200]}"
+    if kind.exact and not same(content, original):
         return "read as something else"
     return ""
 
 
 def _watch(watched: list[str], folder: Path) -> None:
+    """Append forbidden actions of this process to `watched`; files may change inside `folder` and the temporary one."""
     inside = str(folder.resolve()), tempfile.gettempdir()
 
     def hook(event: str, arguments: tuple) -> None:
@@ -197,26 +180,20 @@ def _watch(watched: list[str], folder: Path) -> None:
                 watched.append(f"executed code of {file}")
             elif file == "<string>" and not _by_library():
                 watched.append("executed a string")
-        elif (
-            event == "open"
-            and _writes(arguments[1], arguments[2])
-            and not str(arguments[0]).startswith((*inside, os.devnull))
-        ):
-            if not isinstance(arguments[0], int):
+        elif not arguments or isinstance(arguments[0], int):
+            return
+        elif event == "open" and _writes(arguments[1], arguments[2]):
+            if not str(arguments[0]).startswith((*inside, os.devnull)):
                 watched.append(f"opened {arguments[0]} for writing")
-        elif (
-            event.startswith(_CHANGES_FILES)
-            and not isinstance(arguments[0], int)
-            and not str(arguments[0]).startswith(inside)
-        ):
-            if event == "os.truncate" or arguments[-1] < 0:  # or else in a folder that is open, as rmtree does
+        elif event.startswith(_CHANGES_FILES) and not str(arguments[0]).startswith(inside):
+            if event == "os.truncate" or arguments[-1] < 0:  # others are relative to an open folder, as in rmtree
                 watched.append(f"did {event} {arguments!r:.200}")
 
     sys.addaudithook(hook)
 
 
 def _by_library() -> bool:
-    """Whether a library executes a string of its own, as namedtuple and dataclass do."""
+    """Return whether a library executes a string of its own, as namedtuple and dataclass do."""
     frame = sys._getframe(2)
     return bool(frame) and frame.f_code.co_filename.startswith(("<frozen", *_LIBRARIES))
 

@@ -1,4 +1,4 @@
-"""Recordings as MNE epochs: numbers, units, places, and selection by concept and image."""
+"""Recordings as MNE epochs: values, units, positions, and selection by concept and image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IMAGES = [f"training_images/0000{i}_{name}/{name}_0{i}b.jpg" for i, name in enum
 
 @pytest.fixture
 def store(tmp_path, seed):
-    """Make a store of sub-01, three conditions in two repetitions, and return it with its samples."""
+    """Return a function that makes a store of three conditions in two repetitions, and returns it and its samples."""
 
     def make(units: str = "µV", modality: str = "EEG", channels: tuple[str, ...] = ("Oz", "Cz")):
         data = np.random.standard_normal((3, 2, len(channels), 60)).astype(np.float16)
@@ -28,26 +28,23 @@ def store(tmp_path, seed):
             writer.create_array("train", data.shape)[:] = data
             split = SplitHeader(list(data.shape), IMAGES, CONCEPTS, [[1, 3], [2, 4], [1, 3]])
             times = ((np.arange(60) - 10) / 250).tolist()
-            writer.commit(
-                Header("sub-01", modality, units, 250.0, list(channels), times, "osf_raw", [], {"train": split})
-            )
+            header = Header("sub-01", modality, units, 250.0, list(channels), times, "osf_raw", [], {"train": split})
+            writer.commit(header)
         return tmp_path, data.astype(np.float64)
 
     return make
 
 
-def test_volts_times_places_and_events(store):
+def test_volts_times_positions_and_events(store):
     folder, data = store()
     epochs = to_mne(folder, "sub-01", "train")
     np.testing.assert_array_equal(epochs.get_data(copy=False), data.reshape(6, 2, 60) * 1e-6)
     np.testing.assert_allclose(epochs.times, (np.arange(60) - 10) / 250, rtol=0, atol=1e-12)
     assert epochs.get_channel_types() == ["eeg", "eeg"] and "units: µV" in epochs.info["description"]
-    known, placed = (
-        montage.get_positions()["ch_pos"]
-        for montage in (mne.channels.make_standard_montage("easycap-M1"), epochs.get_montage())
-    )
-    distances = [np.linalg.norm(places["Oz"] - places["Cz"]) for places in (known, placed)]
-    assert distances[0] == pytest.approx(distances[1], rel=1e-5)  # MNE turns them into its own frame, in float32
+    montages = mne.channels.make_standard_montage("easycap-M1"), epochs.get_montage()
+    positions = [montage.get_positions()["ch_pos"] for montage in montages]
+    distances = [np.linalg.norm(each["Oz"] - each["Cz"]) for each in positions]
+    assert distances[0] == pytest.approx(distances[1], rel=1e-5)  # MNE transforms to its own frame, in float32
     assert epochs.events[:, 1:].tolist() == [[1, 1], [3, 1], [2, 2], [4, 2], [1, 3], [3, 3]]
     assert len(epochs["aardvark"]) == 4 and len(epochs["abacus_03b"]) == 2
     np.testing.assert_array_equal(epochs["abacus/abacus_03b"].get_data(copy=False), data[2] * 1e-6)
@@ -69,24 +66,20 @@ def test_meg_is_magnetometers_in_tesla(store):
     np.testing.assert_array_equal(epochs.get_data(copy=False), data.reshape(6, 3, 60) * 1e-15)
 
 
-def test_the_layout_of_ubp_tells_neither_units_nor_sessions(tmp_path):
-    content = {
-        "eeg": np.ones((3, 2, 2, 60), np.float16),
-        "img": np.array([IMAGES[0], *IMAGES[:2]]),
-        "ch_names": ["Oz", "elsewhere"],
-    }
+def test_files_of_ubp_have_neither_units_nor_sessions(tmp_path):
+    content = {"eeg": np.ones((3, 2, 2, 60), np.float16), "img": np.array([IMAGES[0], *IMAGES[:2]])}
+    content |= {"ch_names": ["Oz", "elsewhere"], "times": np.arange(60) / 250}
     (tmp_path / "sub-01").mkdir()
-    torch.save({**content, "times": np.arange(60) / 250}, tmp_path / "sub-01" / "train.pt")
+    torch.save(content, tmp_path / "sub-01" / "train.pt")
     epochs = to_mne(tmp_path, "sub-01", "train")
     assert epochs.info["sfreq"] == pytest.approx(250) and "units: unknown" in epochs.info["description"]
     assert len(epochs) == 6 and len(epochs["aardvark_01b"]) == 4  # one image under two conditions
     assert not epochs.events[:, 1].any() and (epochs.get_data(copy=False) == 1).all()
 
 
-def test_without_mne_the_extra_is_named(store, monkeypatch):
+def test_without_mne_the_extra_is_reported(store, monkeypatch):
     folder, _ = store()
     monkeypatch.setitem(sys.modules, "mne", None)
-    with pytest.raises(
-        UserError, match=r"MNE cannot be imported .*; MNE epochs need: pip install 'fovblur\[preprocess\]'"
-    ):
+    message = r"MNE cannot be imported .*; MNE epochs need: pip install 'fovblur\[preprocess\]'"
+    with pytest.raises(UserError, match=message):
         to_mne(folder, "sub-01", "train")

@@ -1,4 +1,4 @@
-"""Whose samples are whose, and concepts held out whole."""
+"""Subjects and images of samples, and concepts held out for validation."""
 
 from __future__ import annotations
 
@@ -14,28 +14,26 @@ from bvsa_core.errors import UserError
 
 
 def make(concepts: int, images: int, repetitions: int) -> Split:
-    """So many images of each concept, each a sample so many times."""
+    """Return a split of one subject with `repetitions` samples of every image."""
     count = concepts * images
     image_of = torch.arange(count).repeat_interleave(repetitions)
     names = [f"concept {i // images}" for i in range(count)]
-    recordings = image_of[:, None, None].float()
-    return Split(
-        recordings, image_of, [str(i) for i in range(count)], names, ["Oz"], 1, torch.zeros_like(image_of), ["sub-01"]
-    )
+    recordings, images = image_of[:, None, None].float(), [str(i) for i in range(count)]
+    return Split(recordings, image_of, images, names, ["Oz"], 1, torch.zeros_like(image_of), ["sub-01"])
 
 
-@pytest.mark.parametrize(("wanted", "held_images"), [(1, 3), (3, 3), (4, 6), (15, 15)])
-def test_whole_concepts_are_held_out(wanted, held_images, seed):
+@pytest.mark.parametrize(("requested", "held_images"), [(1, 3), (3, 3), (4, 6), (15, 15)])
+def test_whole_concepts_are_held_out(requested, held_images, seed):
     split = make(concepts=6, images=3, repetitions=2)
-    train, held = hold_out(split, wanted, seed)
+    train, held = hold_out(split, requested, seed)
     assert len(held) == 2 * held_images and len(train) + len(held) == len(split)
     concepts = [{split.concepts[i] for i in part.image_of} for part in (train, held)]
     assert not concepts[0] & concepts[1]
     for part in (train, held):
         assert torch.equal(part.recordings.flatten(), part.image_of.float()) and part.images == split.images
-    again, _ = hold_out(split, wanted, seed)
+    again, _ = hold_out(split, requested, seed)
     assert torch.equal(again.image_of, train.image_of)
-    assert len({tuple(hold_out(split, wanted, other)[1].image_of.tolist()) for other in range(20)}) > 1
+    assert len({tuple(hold_out(split, requested, other)[1].image_of.tolist()) for other in range(20)}) > 1
 
 
 def test_nothing_left_to_train_on_is_refused():
@@ -52,14 +50,12 @@ def test_samples_know_their_subject(small_data):
     assert len(load_split(dataset, ["sub-01"], "test", average=False).subject_of) == 72
 
 
-def test_subjects_who_saw_other_images_share_the_numbers_of_those_both_saw():
-    saw = {"sub-01": ["x", "y"], "sub-02": ["z", "y", "x"]}
+def test_subjects_with_different_images_share_the_indices_of_common_ones():
+    seen = {"sub-01": ["x", "y"], "sub-02": ["z", "y", "x"]}
     channels, times = [str(i) for i in range(271)], np.arange(3) / 200
-    data = [np.full((len(images), 2, 271, 3), number, np.float16) for number, images in enumerate(saw.values())]
-    parts = [
-        (Path(name), Recordings(data.pop(0), images, images, channels, times, "MEG")) for name, images in saw.items()
-    ]
-    split = make_split(parts, list(saw), average=False, repetitions=1)
+    data = [np.full((len(images), 2, 271, 3), number, np.float16) for number, images in enumerate(seen.values())]
+    recordings = [Recordings(part, seen[name], seen[name], channels, times, "MEG") for name, part in zip(seen, data)]
+    split = make_split(list(zip(map(Path, seen), recordings)), list(seen), average=False, repetitions=1)
     assert split.images == split.concepts == ["x", "y", "z"] and split.image_of.tolist() == [0, 1, 2, 1, 0]
     assert split.subject_of.tolist() == [0, 0, 1, 1, 1] and split.recordings[:, 0, 0].tolist() == [0, 0, 1, 1, 1]
     assert split.modality == "MEG" and len(split.channels) == 271  # 'standard' is every sensor

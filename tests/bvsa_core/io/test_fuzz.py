@@ -1,6 +1,6 @@
-"""Whatever a file has become: it is read as it was, or a UserError of one line; never a crash, a hang, or code that it names.
+"""A damaged file is read correctly or is a UserError of one line; never a crash, a hang, or code that the file names.
 
-FOVBLUR_FUZZ is how many damaged versions of each kind of file are read.
+FOVBLUR_FUZZ is the number of damaged versions of each kind of file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from bvsa_core.data import store
-from bvsa_core.data.dataset import Dataset, read_recordings
+from bvsa_core.data.dataset import Dataset, Recordings, read_recordings
 from bvsa_core.data.layouts import meg_trials
 from bvsa_core.data.layouts.source import read_description
 from bvsa_core.data.quality.check import check_dataset
@@ -30,10 +30,11 @@ from bvsa_core.data.stimulus_set import import_images
 from bvsa_core.data.store import Header, SplitHeader, SubjectWriter
 from bvsa_core.io.image_file import read_image
 from bvsa_core.io.safe_readers import read_arrays
+from bvsa_core.io.text_files import read_yaml
 from bvsa_core.retrieval.gallery import EmbeddingMatrix
 
 if not sys.platform.startswith("linux"):
-    pytest.skip("forks, and bounds the memory of its children", allow_module_level=True)
+    pytest.skip("needs fork and RLIMIT_AS", allow_module_level=True)
 import fuzz
 from fuzz import Kind
 
@@ -59,39 +60,27 @@ def stored(folder: Path) -> Path:
 
 def recordings(folder: Path) -> Path:
     images = np.array(IMAGES).reshape(-1, 1).repeat(2, 1)
-    content = {
-        "eeg": DATA.astype(np.float16),
-        "img": images,
-        "ch_names": CHANNELS,
-        "times": np.array(TIMES),
-        "session": np.zeros((3, 2)),
-    }
-    torch.save(content, folder / "train.pt", pickle_protocol=5)
+    content = {"eeg": DATA.astype(np.float16), "img": images, "ch_names": CHANNELS, "times": np.array(TIMES)}
+    torch.save({**content, "session": np.zeros((3, 2))}, folder / "train.pt", pickle_protocol=5)
     return folder / "train.pt"
 
 
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return {"weight": torch.from_numpy(DATA[0]).float(), "bias": torch.arange(7), "half": torch.ones(3, 2).half().t()}
-
-
 def arrays_layout(folder: Path) -> Path:
-    """Plain arrays with four channels, and their images by image_metadata.npy."""
+    """Write plain arrays of four channels, and image_metadata.npy."""
     place = folder / "sub-01"
     place.mkdir(parents=True)
     names = {}
     for split in store.SPLITS:
         np.save(place / f"{split}.npy", DATA.astype(np.float32))
-        names |= {
-            f"{split}_img_concepts": [f"{i:05d}_{split}{i}" for i in range(3)],
-            f"{split}_img_files": [f"{i}.jpg" for i in range(3)],
-        }
+        names[f"{split}_img_concepts"] = [f"{i:05d}_{split}{i}" for i in range(3)]
+        names[f"{split}_img_files"] = [f"{i}.jpg" for i in range(3)]
     np.save(folder / "image_metadata.npy", names)
     (folder / "info.json").write_text(json.dumps({"ch_names": CHANNELS, "times": TIMES, "normalization": "mvnn"}))
     return folder
 
 
 def session_layout(folder: Path) -> Path:
-    """What things_eeg2_dataset keeps, of two sessions."""
+    """Write two sessions like things_eeg2_dataset."""
     place = folder / "sub-01"
     place.mkdir(parents=True)
     (place / "meta_sub-01.json").write_text(json.dumps({"ch_names": CHANNELS, "times": TIMES}))
@@ -125,7 +114,12 @@ def all_kinds(root: Path) -> list[Kind]:
         place[name].mkdir()
     subject = stored(place["store"])
     train, npy = recordings(place["pt"]), place["npy"]
-    torch.save(tensors(npy), npy / "tensors.pt")
+    tensors = {
+        "weight": torch.from_numpy(DATA[0]).float(),
+        "bias": torch.arange(7),
+        "half": torch.ones(3, 2).half().t(),
+    }
+    torch.save(tensors, npy / "tensors.pt")
     raw = {"raw_eeg_data": DATA, "ch_names": CHANNELS, "sfreq": 1000, "times": TIMES}
     np.save(npy / "saved.npy", raw)
     (npy / "dumped.npy").write_bytes(pickle.dumps(raw, protocol=4))
@@ -135,47 +129,38 @@ def all_kinds(root: Path) -> list[Kind]:
     np.save(npy / "rows.npy", DATA.reshape(-1, 5).astype(np.float32))
     safetensors.torch.save_file({"image": torch.rand(4, 5)}, npy / "rows.safetensors")
     safetensors.torch.save_file({"one": torch.eye(3), "two": torch.arange(5)}, npy / "x.safetensors")
-    arrays, sessions, stills = (
-        arrays_layout(place["arrays"]),
-        session_layout(place["sessions"]),
-        images(place["stills"]),
-    )
-    tables = place["tables"]
+    arrays, sessions = arrays_layout(place["arrays"]), session_layout(place["sessions"])
+    stills, tables = images(place["stills"]), place["tables"]
     (tables / "a.csv").write_text('trial_type,things_image_nr,image_path\nexp,1,a/b.jpg\ntest,2,"c, d.jpg"\n' * 3)
     (tables / "image_paths.csv").write_text("images/a/a_01b.jpg\nimages/b/b_01b.jpg\n")
     (tables / "image_concept_index.csv").write_text("1\n2\n")
-    read_store = lambda path: _samples(path.parent)  # noqa: E731
-    check = lambda path, folder: _checked(folder)  # noqa: E731
+    (tables / "settings.yaml").write_text("method: bvsa\ndata: {window: [0.0, 1.0], subjects: [sub-01]}\nepochs: 20\n")
+    conditions = sessions / "sub-01" / "img_conditions_test_sub-01.npy"
     return [
         Kind("recordings .pt", train, read_arrays, exact=True),
         Kind("recordings", train, lambda path: _plain(read_recordings(path)), exact=True),
         Kind("tensors .pt", npy / "tensors.pt", read_arrays, exact=True),
-        *(
-            Kind(name, npy / name, read_arrays)
-            for name in ("saved.npy", "dumped.npy", "old.npy", "plain.npy", "x.safetensors")
-        ),
+        *(Kind(name, npy / name, read_arrays) for name in ("saved.npy", "dumped.npy", "old.npy", "plain.npy")),
+        Kind("x.safetensors", npy / "x.safetensors", read_arrays),
         Kind("both.npz", npy / "both.npz", read_arrays, exact=True),
         Kind("header.json", subject / "header.json", lambda path: store.read_header(path.parent)),
-        Kind("header.json, checked", subject / "header.json", lambda path: _checked(path.parents[1])),
-        Kind("store array", subject / "train.npy", read_store, exact=True),
-        Kind("store array, checked", subject / "train.npy", lambda path: _checked(path.parents[1])),
+        Kind("header.json, checked", subject / "header.json", lambda path: _check(path.parents[1])),
+        Kind("store array", subject / "train.npy", lambda path: _samples(path.parent), exact=True),
+        Kind("store array, checked", subject / "train.npy", lambda path: _check(path.parents[1])),
         Kind("dataset.json", place["store"] / "dataset.json", lambda path: Dataset(path.parent).description),
-        Kind("arrays' train.npy", arrays / "sub-01" / "train.npy", lambda path: check(path, arrays)),
-        Kind("image_metadata.npy", arrays / "image_metadata.npy", lambda path: check(path, arrays)),
-        Kind("info.json", arrays / "info.json", lambda path: check(path, arrays)),
-        Kind("meta.json", sessions / "sub-01" / "meta_sub-01.json", lambda path: check(path, sessions)),
-        Kind(
-            "img_conditions", sessions / "sub-01" / "img_conditions_test_sub-01.npy", lambda path: check(path, sessions)
-        ),
-        *(Kind(name, stills / name, _decoded) for name in ("a.jpg", "b.png", "c.jpg")),
-        Kind("zip of images", stills / "training_images.zip", lambda path: _brought(path, root / "images")),
+        Kind("arrays' train.npy", arrays / "sub-01" / "train.npy", lambda path: _check(arrays)),
+        Kind("image_metadata.npy", arrays / "image_metadata.npy", lambda path: _check(arrays)),
+        Kind("info.json", arrays / "info.json", lambda path: _check(arrays)),
+        Kind("meta.json", sessions / "sub-01" / "meta_sub-01.json", lambda path: _check(sessions)),
+        Kind("img_conditions", conditions, lambda path: _check(sessions)),
+        *(Kind(name, stills / name, _decode) for name in ("a.jpg", "b.png", "c.jpg")),
+        Kind("zip of images", stills / "training_images.zip", lambda path: _import(path, root / "images")),
         Kind("attributes", tables / "a.csv", meg_trials.read_attributes),
         Kind("image_paths.csv", tables / "image_paths.csv", lambda path: _images(tables)),
         Kind("image_concept_index.csv", tables / "image_concept_index.csv", lambda path: _images(tables)),
-        *(
-            Kind(f"gallery {name}", npy / name, lambda path: EmbeddingMatrix(path).read(slice(0, 2)))
-            for name in ("rows.npy", "rows.safetensors")
-        ),
+        Kind("gallery .npy", npy / "rows.npy", lambda path: EmbeddingMatrix(path).read(slice(0, 2))),
+        Kind("gallery .safetensors", npy / "rows.safetensors", lambda path: EmbeddingMatrix(path).read(slice(0, 2))),
+        Kind("settings.yaml", tables / "settings.yaml", lambda path: read_yaml(path, "make it again")),
         Kind("description", arrays / "info.json", read_description),
     ]
 
@@ -187,20 +172,20 @@ def _samples(folder: Path) -> np.ndarray:
     return np.array(data)
 
 
-def _plain(found) -> dict:
-    return {"data": np.array(found.data), "images": found.images, "times": found.times, "channels": found.channels}
+def _plain(read: Recordings) -> dict:
+    return {"data": np.array(read.data), "images": read.images, "times": read.times, "channels": read.channels}
 
 
-def _checked(folder: Path) -> None:
+def _check(folder: Path) -> None:
     problems = check_dataset(folder).problems
     assert all("\n" not in line for line in problems), problems
 
 
-def _decoded(path: Path) -> None:
+def _decode(path: Path) -> None:
     read_image(path)
 
 
-def _brought(path: Path, target: Path) -> None:
+def _import(path: Path, target: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     import_images(path, target, 8)
 
@@ -214,23 +199,19 @@ def kinds(tmp_path_factory) -> list[Kind]:
     return all_kinds(tmp_path_factory.mktemp("fuzz"))
 
 
-def test_no_damage_is_read_wrongly_or_runs(kinds, seed):
+def test_damaged_files_are_read_correctly_or_refused(kinds, seed):
     donors = [kind.path.read_bytes() for kind in kinds]
     findings = [line for kind in kinds for line in fuzz.hunt(kind, range(VERSIONS), seed, donors)]
     assert not findings, "\n".join(findings[:50])
 
 
-def _burn(path: Path) -> None:
+def _hang(path: Path) -> None:
     while True:
         pass
 
 
-def _lie(path: Path) -> bytes:
-    return path.read_bytes()
-
-
 BAD = {
-    "the process died of SIGPROF": _burn,
+    "the process died of SIGPROF": _hang,
     "the process died of SIGSEGV": lambda path: os.kill(os.getpid(), 11),
     "did os.system": lambda path: os.system("true"),
     "did subprocess.Popen": lambda path: subprocess.Popen(["true"]).wait(),
@@ -239,16 +220,19 @@ BAD = {
     "executed a string": lambda path: exec("1"),
     "MemoryError": lambda path: bytes(2**32),
     "IndexError": lambda path: [][1],
-    "read as something else": _lie,
+    "read as something else": Path.read_bytes,
 }
 
 
-@pytest.mark.parametrize("told", BAD)
-def test_what_a_reader_must_not_do_is_noticed(tmp_path, monkeypatch, told):
+@pytest.mark.parametrize("finding", BAD)
+def test_forbidden_actions_of_a_reader_are_reported(tmp_path, monkeypatch, finding):
     monkeypatch.setattr(fuzz, "CPU_SECONDS", 0.2)
     (tmp_path / "x").write_bytes(bytes(100))
-    changed = lambda path: None if path.read_bytes() == bytes(100) else BAD[told](path)  # noqa: E731
-    kind = Kind("x", tmp_path / "x", _lie if BAD[told] is _lie else changed, exact=BAD[told] is _lie)
-    findings = fuzz.hunt(kind, range(3), 1, [bytes(range(256))])
-    assert 1 <= len(findings) <= 3 and all(told in line for line in findings), findings
+    exact = finding == "read as something else"
+
+    def read(path: Path) -> object:
+        return BAD[finding](path) if exact or path.read_bytes() != bytes(100) else None
+
+    findings = fuzz.hunt(Kind("x", tmp_path / "x", read, exact), range(3), 1, [bytes(range(256))])
+    assert 1 <= len(findings) <= 3 and all(finding in line for line in findings), findings
     assert fuzz.hunt(Kind("x", tmp_path / "x", lambda path: None), range(3), 1, [b"x"]) == []
