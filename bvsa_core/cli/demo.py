@@ -17,7 +17,7 @@ from bvsa_core.cli.report import PAGE, write_page
 from bvsa_core.distributed.tasks import TaskPool, Workers
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import RunDataCache
-from bvsa_core.experiments.grid import SETTLED, Cell, Grid, ScoringSpec, System, cells, read_grid
+from bvsa_core.experiments.grid import SET_BY_GRID, Cell, Grid, ScoringSpec, System, cells, read_grid
 from bvsa_core.experiments.report_data import build_report, group_runs
 from bvsa_core.experiments.runner import fill_banks, run_cells
 from bvsa_core.io.atomic import lock, write_atomically
@@ -90,7 +90,7 @@ def demo_cells(demo: DemoConfig, base: RunConfig) -> list[Cell]:
     """Return the grid's cells: all settings are those of `base`, and only the first seed has curves."""
     grid = Grid(demo.methods, vision=[base.vision], settings=[base.setting], seeds=demo.seeds)
     systems = [System(name, preset=base.preset, scorings=[ScoringSpec()]) for name in demo.methods]
-    flags = {each.name: getattr(base, each.name) for each in fields(RunConfig) if each.name not in SETTLED}
+    flags = {each.name: getattr(base, each.name) for each in fields(RunConfig) if each.name not in SET_BY_GRID}
     planned, _ = cells(grid, systems, {"eeg": demo.data}, {**flags, "encoder": base.encoder})
     return [
         replace(

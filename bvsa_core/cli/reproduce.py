@@ -24,7 +24,7 @@ from bvsa_core.cli.report import PAGE, write_page
 from bvsa_core.distributed.tasks import TaskPool, Workers
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import RunDataCache, is_complete
-from bvsa_core.experiments.grid import BUILT_IN, SETTLED, Cell, Grid, cells, choose, read_grid
+from bvsa_core.experiments.grid import BUILT_IN, SET_BY_GRID, Cell, Grid, cells, read_grid, systems_named
 from bvsa_core.experiments.report_data import build_report, grid_rows
 from bvsa_core.experiments.results import write
 from bvsa_core.experiments.runner import fill_banks, run_cells
@@ -55,7 +55,7 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     add("--resamples", type=int | None, help="number of draws for curves over test repetitions; 0 omits the curves")
     hints = get_type_hints(RunConfig)
     for field in fields(RunConfig):
-        if field.name not in SETTLED:
+        if field.name not in SET_BY_GRID:
             add(f"--{field.name}", type=hints[field.name] | None, help="of every run; see bvsa train --help")
     parser.add_class_arguments(SyntheticConfig, "synthetic", skip={"modality"})
     parser.set_defaults({"synthetic.subjects": 1})
@@ -72,10 +72,10 @@ def run(parsed: jsonargparse.Namespace) -> None:
             raise UserError(f"--{name} is {getattr(grid, name)}; it must be at least {least}")
     workers = to_dataclass(Workers, parsed)
     if parsed.methods:
-        systems = choose(systems, parsed.methods)
+        systems = systems_named(systems, parsed.methods)
     if parsed.encoders:
         systems = [replace(system, encoders=parsed.encoders) for system in systems]
-    settings = [field.name for field in fields(RunConfig) if field.name not in SETTLED]
+    settings = [field.name for field in fields(RunConfig) if field.name not in SET_BY_GRID]
     flags = {name: value for name in settings if (value := getattr(parsed, name)) is not None}
     root = parsed.out or Path("bvsa_runs", Path(parsed.grid).stem)
     with Display() as display, TaskPool(workers, RunDataCache(None, display), RunDataCache) as pool:

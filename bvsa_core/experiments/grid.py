@@ -1,7 +1,7 @@
-"""What a grid is: a YAML file of methods, encoders, subjects, seeds and settings, and the cells it stands for.
+"""A grid: a YAML file of methods, encoders, subjects, seeds and settings, and the cells that it stands for.
 
-A cell is one training: one method on one subject with one seed. Several rows of the table may come of it, by scoring its
-embeddings in several ways.
+A cell is one training: one method on one subject with one seed. Its embeddings may be scored in several ways, each of
+which is a row of the table.
 """
 
 from __future__ import annotations
@@ -10,46 +10,37 @@ import argparse
 import itertools
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import jsonargparse
-import yaml
 
 from bvsa_core import encoders
 from bvsa_core.data.dataset import Dataset
 from bvsa_core.errors import UserError, unknown_name
 from bvsa_core.experiments import paper_results
+from bvsa_core.io.text_files import read_yaml
 from bvsa_core.methods import method_class
 from bvsa_core.retrieval.scoring import Scoring
 from bvsa_core.training.config import RunConfig, method_options, training_of
 
 BUILT_IN = ("main", "ablation", "c-sweep", "fidelity", "demo")
-# What a cell is, which the keys of a grid say; `run` says the rest.
-SETTLED = {
-    "data",
-    "vision",
-    "method",
-    "method_options",
-    "preset",
-    "encoder",
-    "encoder_options",
-    "subject",
-    "setting",
-    "seed",
-}
+# Settings of a run that other keys of a grid determine; its key `run` takes the rest.
+SET_BY_GRID = (
+    "data", "vision", "method", "method_options", "preset", "encoder", "encoder_options", "subject", "setting", "seed",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ScoringSpec:
     """One way to score a training."""
 
-    name: str | None = None  # what the table calls it; the system's name where left out
-    gate: str | None = None  # the method's own where left out
+    name: str | None = None  # in the table; default: the name of the system
+    gate: str | None = None  # default: the gate of the method
     rescoring: str = "none"
     shuffle_texts: bool = False
-    published: str | None = None  # row to put beside; the system's where left out
+    published: str | None = None  # published row beside it; default: that of the system
 
 
 @dataclass
@@ -63,34 +54,35 @@ class System:
     encoders: list[str] = field(default_factory=list)
     run: dict[str, Any] = field(default_factory=dict)
     published: str | None = None
-    scorings: list[Any] = field(default_factory=list)
+    scorings: list[Any] = field(default_factory=list)  # `read_grid` makes them ScoringSpec
 
     @property
     def label(self) -> str:
+        """Name in the table."""
         return self.name or (self.method if self.preset == "corrected" else f"{self.method} ({self.preset})")
 
 
 @dataclass
 class Grid:
-    """A grid. `run` holds settings of every run, which come before those the authors of a method chose."""
+    """Content of a grid's YAML file. `run` holds settings of every run, which override those of a method's authors."""
 
     methods: list[Any]
     title: str = ""
-    encoders: list[str] = field(default_factory=list)  # brain encoders; each method's own where left out
+    encoders: list[str] = field(default_factory=list)  # brain encoders; default: each method's own
     vision: list[str] = field(default_factory=lambda: [RunConfig.vision])
     modalities: list[Literal["eeg", "meg"]] = field(default_factory=lambda: ["eeg"])
     settings: list[Literal["intra", "inter"]] = field(default_factory=lambda: ["intra"])
     subjects: str | list[str] = "all"
     seeds: int = 3
-    resamples: int = 10  # draws of the test repetitions for a point of the curves; 0 leaves the curves out
+    resamples: int = 10  # draws of test repetitions per point of a curve; 0: no curves
     run: dict[str, Any] = field(default_factory=dict)
-    baseline: str | None = None  # system that the others are tested against; every pair is tested where left out
-    list_others: bool = False  # whether published methods that the grid does not have are listed
+    baseline: str | None = None  # system that the others are tested against; default: every pair is tested
+    list_others: bool = False  # list published methods that the grid does not have
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training and its scorings."""
+    """One training and the ways to score it."""
 
     config: RunConfig
     modality: str
@@ -100,152 +92,142 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """Where it goes in the folder of the grid."""
+        """Folder of the cell in the folder of the grid."""
         config = self.config
-        made_by = "_".join(map(_slug, (self.system, config.vision, config.encoder)))
-        return Path(f"{self.modality}-{config.setting}", made_by, f"{config.subject}_seed{config.seed}")
+        system = "_".join(map(_slug, (self.system, config.vision, config.encoder)))
+        return Path(f"{self.modality}-{config.setting}", system, f"{config.subject}_seed{config.seed}")
 
     def __str__(self) -> str:
-        place = f"{self.modality.upper()} {self.config.setting}-subject"
-        return f"{self.system}, {place}, {self.config.encoder}, {self.config.vision}, {self.config.subject}, seed {self.config.seed}"
+        config = self.config
+        where = f"{self.modality.upper()} {config.setting}-subject"
+        return f"{self.system}, {where}, {config.encoder}, {config.vision}, {config.subject}, seed {config.seed}"
 
 
 def read_grid(name: str) -> tuple[Grid, list[System]]:
-    """A built-in grid, or one from a YAML file.
+    """Read a built-in grid, or one from a YAML file.
 
     Raises:
-        UserError: it is neither, or has a key or value that does not fit.
+        UserError: the name is neither, or a key or value does not fit.
     """
     path = Path(__file__).with_name(f"{name}.yaml") if name in BUILT_IN else Path(name)
     if not path.is_file():
-        raise UserError(
-            f"grid {name}: no such file, nor built in; choose one of {', '.join(BUILT_IN)}, or give a YAML file"
-        )
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a YAML file ({str(error).splitlines()[0]})") from error
-    grid = Grid(**_typed(Grid, values, str(path)))
+        choices = f"choose one of {', '.join(BUILT_IN)}, or give a YAML file"
+        raise UserError(f"grid {name}: no such file, nor built in; {choices}")
+    known = ", ".join(each.name for each in fields(Grid))
+    grid = Grid(**_checked(Grid, read_yaml(path, f"a grid has the settings {known}"), str(path)))
     if not grid.methods:
         raise UserError(f"{path}: methods is empty; name at least one")
     if grid.seeds < 1 or grid.resamples < 0:
         raise UserError(f"{path}: seeds is {grid.seeds} and resamples {grid.resamples}; they must be at least 1 and 0")
     systems = [_system(each, f"{path}: methods[{number}]") for number, each in enumerate(grid.methods)]
-    slugs = [_slug(system.label) for system in systems]
-    if grid.baseline is not None and grid.baseline not in [system.label for system in systems]:
-        raise UserError(f"{path}: {unknown_name('baseline', grid.baseline, [system.label for system in systems])}")
-    if twice := [system.label for system in systems if slugs.count(_slug(system.label)) > 1]:
-        raise UserError(f"{path}: {' and '.join(twice)} are called alike; give each a name of its own")
-    _typed(RunConfig, grid.run, f"{path}: run", SETTLED)
+    labels = [system.label for system in systems]
+    if grid.baseline is not None and grid.baseline not in labels:
+        raise UserError(f"{path}: {unknown_name('baseline', grid.baseline, labels)}")
+    slugs = [_slug(label) for label in labels]
+    if equal := [label for label, slug in zip(labels, slugs) if slugs.count(slug) > 1]:
+        raise UserError(f"{path}: {' and '.join(equal)} have the same name; give each a name of its own")
+    _checked(RunConfig, grid.run, f"{path}: run", SET_BY_GRID)
     for encoder in grid.encoders:
         encoders.options_class(encoder)
     return grid, systems
 
 
 def _system(values: Any, where: str) -> System:
+    """Check one entry of a grid's methods; `where` is its place, for messages."""
     values = {"method": values} if isinstance(values, str) else values
-    system = System(**_typed(System, values, where))
+    system = System(**_checked(System, values, where))
     method_class(system.method)
-    system.options = _typed(type(method_options(system.method, system.preset)), system.options, f"{where}: options")
-    system.run = _typed(RunConfig, system.run, f"{where}: run", SETTLED)
-    scorings = system.scorings or [{}]
-    rows = [
-        ScoringSpec(**_typed(ScoringSpec, each, f"{where}: scorings[{number}]")) for number, each in enumerate(scorings)
+    system.options = _checked(type(method_options(system.method, system.preset)), system.options, f"{where}: options")
+    system.run = _checked(RunConfig, system.run, f"{where}: run", SET_BY_GRID)
+    specs = [
+        ScoringSpec(**_checked(ScoringSpec, each, f"{where}: scorings[{number}]"))
+        for number, each in enumerate(system.scorings or [{}])
     ]
     system.scorings = [
-        ScoringSpec(**{**vars(row), "published": row.published or (system.published if not row.name else None)})
-        for row in rows
+        replace(spec, published=spec.published or (None if spec.name else system.published)) for spec in specs
     ]
-    for row in system.scorings:
-        Scoring(row.gate or "none", None, row.rescoring)
-        if row.published:
-            paper_results.check(row.published)
+    for spec in system.scorings:
+        Scoring(spec.gate or "none", None, spec.rescoring)
+        if spec.published:
+            paper_results.check(spec.published)
     for encoder in system.encoders:
         encoders.options_class(encoder)
     return system
 
 
-def _typed(kind: type, values: Any, where: str, skip: Iterable[str] = ()) -> dict[str, Any]:
-    """Values of the fields of a dataclass, each known and of its type."""
+def _checked(kind: type, values: Any, where: str, skip: Iterable[str] = ()) -> dict[str, Any]:
+    """Check that values are of known fields of a dataclass and of their types; `skip` names fields that are refused."""
     known = [each.name for each in fields(kind) if each.name not in skip]
     if not isinstance(values, dict):
         raise UserError(f"{where}: must hold settings as 'name: value', such as {', '.join(known) or 'none at all'}")
-    for key in values:
-        if key not in known:
-            raise UserError(
-                f"{where}: {unknown_name('key', str(key), known)}"
-                if known
-                else f"{where}: {key!r}, where no key is known"
-            )
+    if unknown := [key for key in values if key not in known]:
+        message = unknown_name("key", str(unknown[0]), known) if known else f"{unknown[0]!r}, where no key is known"
+        raise UserError(f"{where}: {message}")
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, skip=set(skip))
     try:
         return parser.parse_object(values, defaults=False).as_dict()
     except (argparse.ArgumentError, TypeError, ValueError) as error:
-        told = " ".join(line.strip(" -\t") for line in str(error).splitlines())
-        raise UserError(f"{where}: {told}") from error
+        message = " ".join(line.strip(" -\t") for line in str(error).splitlines())
+        raise UserError(f"{where}: {message}") from error
 
 
-def choose(systems: Sequence[System], names: Sequence[str]) -> list[System]:
-    """Those of a grid's systems that are called so, or are of a method called so.
+def systems_named(systems: Sequence[System], names: Sequence[str]) -> list[System]:
+    """Return the systems whose label or method is in `names`.
 
     Raises:
-        UserError: the grid has none of that name.
+        UserError: a name fits no system.
     """
-    called = {name for system in systems for name in (system.label, system.method)}
+    known = sorted({name for system in systems for name in (system.label, system.method)})
     for name in names:
-        if name not in called:
-            raise UserError(unknown_name("method of the grid", name, sorted(called)))
+        if name not in known:
+            raise UserError(unknown_name("method of the grid", name, known))
     return [system for system in systems if {system.label, system.method} & set(names)]
 
 
 def cells(
     grid: Grid, systems: Sequence[System], data: dict[str, Path], flags: dict[str, Any]
 ) -> tuple[list[Cell], list[str]]:
-    """Cells of a grid in the order of its table, and sentences about what had to be left out.
+    """Return the cells of a grid in the order of its table, and sentences about what is skipped.
 
     Args:
-        data: the folder of each modality that there is.
-        flags: settings of every run, over what grid and methods say.
+        grid: the grid.
+        systems: its systems, or some of them.
+        data: data folder of each modality.
+        flags: settings of every run; they override those of the grid and its methods.
 
     Raises:
-        UserError: an option, subject or encoder that does not fit, or nothing is left.
+        UserError: an option, subject or encoder does not fit, or no cell remains.
     """
-    found, left_out = [], []
-    shared = _typed(RunConfig, grid.run, "run", SETTLED)
+    result, skipped = [], []
+    shared = _checked(RunConfig, grid.run, "run", SET_BY_GRID)
     for modality in grid.modalities:
         if modality not in data:
-            left_out.append(f"{modality.upper()} is left out: no folder was given with --{modality}")
+            skipped.append(f"{modality.upper()} is skipped: no folder was given with --{modality}")
             continue
-        there = Dataset(data[modality]).subjects
-        subjects = (
-            there if grid.subjects == "all" else [grid.subjects] if isinstance(grid.subjects, str) else grid.subjects
-        )
-        if strangers := [subject for subject in subjects if subject not in there]:
-            raise UserError(f"{data[modality]}: no subject {', '.join(strangers)}; there are {', '.join(there)}")
+        known = Dataset(data[modality]).subjects
+        named = [grid.subjects] if isinstance(grid.subjects, str) else grid.subjects
+        subjects = known if grid.subjects == "all" else named
+        if unknown := [subject for subject in subjects if subject not in known]:
+            raise UserError(f"{data[modality]}: no subject {', '.join(unknown)}; there are {', '.join(known)}")
         for setting in grid.settings:
-            if setting == "inter" and len(there) < 2:
-                left_out.append(f"{modality.upper()} inter-subject is left out: {data[modality]} has one subject")
+            if setting == "inter" and len(known) < 2:
+                skipped.append(f"{modality.upper()} inter-subject is skipped: {data[modality]} has one subject")
                 continue
             for system, vision in itertools.product(systems, grid.vision):
                 values = {**training_of(system.method), **shared, **system.run, **flags}
                 own = values.pop("encoder", RunConfig.encoder)
-                values |= {
-                    "data": data[modality],
-                    "vision": vision,
-                    "setting": setting,
-                    "method": system.method,
-                    "preset": system.preset,
-                }
-                values["method_options"] = method_options(system.method, system.preset, **system.options)
+                values |= {"data": data[modality], "vision": vision, "setting": setting, "method": system.method}
+                options = method_options(system.method, system.preset, **system.options)
+                values |= {"preset": system.preset, "method_options": options}
                 for encoder, subject, seed in itertools.product(
                     system.encoders or grid.encoders or [own], subjects, range(grid.seeds)
                 ):
                     config = RunConfig(**values, encoder=encoder, subject=subject, seed=seed)
-                    found.append(Cell(config, modality, system.label, tuple(system.scorings), grid.resamples))
-    if not found:
-        raise UserError("; ".join(left_out) or "the grid has no cell")
-    return found, left_out
+                    result.append(Cell(config, modality, system.label, tuple(system.scorings), grid.resamples))
+    if not result:
+        raise UserError("; ".join(skipped) or "the grid has no cell")
+    return result, skipped
 
 
 def _slug(name: str) -> str:

@@ -1,15 +1,16 @@
-"""What papers printed, to be put beside what runs here give. The figures are those of published_results.json."""
+"""Scores that papers report, read from published_results.json, to be compared with those of runs."""
 
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
+from typing import Any
 
 from bvsa_core.errors import UserError, unknown_name
+from bvsa_core.io.text_files import read_json
 from bvsa_core.report.comparison_table import PaperResult
 
-# Retrieval with BVSA's published gate, which reads the text of the recording's own image.
+# Rows scored with BVSA's published gate, which reads the text of the recording's own image.
 _GATED = (
     "BVSA",
     "bvsa_ablation_eeg_intra/+ enhancement",
@@ -18,13 +19,13 @@ _GATED = (
 
 
 @functools.cache
-def content() -> dict:
-    """The file, as plain data."""
-    return json.loads(Path(__file__).with_name("published_results.json").read_text())
+def content() -> dict[str, Any]:
+    """Return the content of the file."""
+    return read_json(Path(__file__).with_name("published_results.json"), "install fovblur again")
 
 
 def check(reference: str) -> None:
-    """Whether a row is there.
+    """Check that a published row is known.
 
     Raises:
         UserError: it is not.
@@ -34,28 +35,27 @@ def check(reference: str) -> None:
 
 
 def known() -> list[str]:
-    """Everything that `find` takes: names of methods, and TABLE/ROW."""
+    """Return all references that `find` takes: names of methods, and TABLE/ROW."""
     tables = [(name, rows) for name, rows in content().items() if isinstance(rows, dict)]
     return [*(row["method"] for row in content()["rows"]), *(f"{name}/{row}" for name, rows in tables for row in rows)]
 
 
 def find(reference: str, modality: str, setting: str) -> PaperResult | None:
-    """The row of a method, or TABLE/ROW, where it was published for this setting."""
+    """Return the row of a method, or TABLE/ROW; None if it is not published for this modality and setting."""
     table, _, name = reference.partition("/")
     place = f"{modality}_{setting}"
-    of = table.split("_")[0].upper() if name else reference  # a table is called after its method
-    row = next(row for row in content()["rows"] if row["method"] == of)
+    method = table.split("_")[0].upper() if name else reference  # the name of a table starts with its method
+    row = next(row for row in content()["rows"] if row["method"] == method)
+    accuracies = row.get(place)
     if name:
-        figures = content()[table][name] if table.endswith(place) else None
-    else:
-        figures = row.get(place)
-    if figures is None:
+        accuracies = content()[table][name] if table.endswith(place) else None
+    if accuracies is None:
         return None
     return PaperResult(
-        method=f"{row['method']} ({name})" if name else row["method"],
+        method=f"{method} ({name})" if name else method,
         year=row["year"],
-        top1=figures[0],
-        top5=figures[1],
+        top1=accuracies[0],
+        top5=accuracies[1],
         selection=row["selection"],
         encoder=row.get("encoder"),
         gallery=row.get("gallery"),
@@ -64,7 +64,7 @@ def find(reference: str, modality: str, setting: str) -> PaperResult | None:
     )
 
 
-def others(modality: str, setting: str, besides: set[str]) -> list[PaperResult]:
-    """Methods published for a setting, except some."""
-    names = [row["method"] for row in content()["rows"] if row["method"] not in besides]
-    return [row for name in names if (row := find(name, modality, setting))]
+def others(modality: str, setting: str, listed: set[str]) -> list[PaperResult]:
+    """Return the published results of a setting, without those of the listed methods."""
+    names = [row["method"] for row in content()["rows"] if row["method"] not in listed]
+    return [result for name in names if (result := find(name, modality, setting))]

@@ -139,7 +139,7 @@ MISTAKES = {
     " mismatch for logit_scale: copying a param with shape torch.Size([2]) from checkpoint,"
     " the shape in current model is torch.Size([]).); train it again",
     "retrieve {r} --gallery {t}/matrix.npy --top 9": "9 images are asked for; the gallery has 4",
-    "reproduce {t}/grid.yaml --meg {d}": "EEG is left out: no folder was given with --eeg",
+    "reproduce {t}/grid.yaml --meg {d}": "EEG is skipped: no folder was given with --eeg",
     "reproduce {t}/grid.yaml --eeg {d} --subjects sub-09": "{d}: no subject sub-09; there are sub-01, sub-02",
     "data eeg {d} {t}/new --subjects sub-44": "{d}: no subject sub-44; there are sub-01, sub-02",
     "data eeg {d} {t}/new --sampling_rate 100": "sampling_rate is 100.0, but fixed in the layout ubp; leave it out",

@@ -226,7 +226,7 @@ def test_built_in_grids_have_cells(name, small_data):
     grid, systems = read_grid(name)
     found, left_out = cells(grid, systems, {"eeg": small_data}, {})
     assert len({cell.folder for cell in found}) == len(found) == 2 * 3 * len(systems) * len(grid.settings)
-    assert (left_out == ["MEG is left out: no folder was given with --meg"]) == (name == "main")
+    assert (left_out == ["MEG is skipped: no folder was given with --meg"]) == (name == "main")
     if name == "ablation":
         by_name = {cell.system: cell for cell in found}
         assert (
@@ -256,7 +256,7 @@ WRONG = [
         "methods: [{method: ubp, scorings: [{gait: none}]}]",
         "methods[0]: scorings[0]: unknown key 'gait'; did you mean 'gate'?",
     ),
-    ("methods: [ubp, ubp]", "ubp and ubp are called alike"),
+    ("methods: [ubp, ubp]", "ubp and ubp have the same name"),
     ("methods: [ubp]\nseeds: many", "mine.yaml: Parser key \"seeds\": Expected a <class 'int'>. Got value: many"),
     ("methods: [ubp]\nseeds: 0", "seeds is 0 and resamples 10; they must be at least 1 and 0"),
     ("methods: [ubp]\nsettings: [inner]", "Expected a typing.Literal['intra', 'inter']. Got value: inner"),
@@ -266,7 +266,7 @@ WRONG = [
     ("methods: [ubp]\nencoders: [lstm]", "unknown encoder 'lstm'"),
     ("methods: [ubp]\nsubjects: [sub-09]", "no subject sub-09; there are sub-01, sub-02"),
     ("methods: [ubp]\nbaseline: upb", "unknown baseline 'upb'; did you mean 'ubp'?"),
-    ("methods: [ubp]\nmodalities: [meg]", "MEG is left out: no folder was given with --meg"),
+    ("methods: [ubp]\nmodalities: [meg]", "MEG is skipped: no folder was given with --meg"),
 ]
 
 
@@ -298,7 +298,7 @@ def test_between_subjects_needs_two(small_data, tmp_path):
     shutil.copytree(small_data, alone)
     shutil.rmtree(alone / "Preprocessed_data_250Hz_whiten" / "sub-02")
     found, left_out = cells(grid, systems, {"eeg": alone}, {})
-    assert {cell.config.setting for cell in found} == {"intra"} and "inter-subject is left out" in left_out[0]
+    assert {cell.config.setting for cell in found} == {"intra"} and "inter-subject is skipped" in left_out[0]
     assert all(row.comparison.result is None for row in results.comparison_rows(found, tmp_path, list_others=False))
 
 
