@@ -13,7 +13,7 @@ from bvsa_core.report.image_figures import retrieval_figure
 from bvsa_core.report.style import save
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "retrieved.jpg"
-RUN = Path("bvsa_runs", "demo", "bvsa-corrected_eeg_project_sub-01_seed0")
+RUN = Path("bvsa_runs", "demo", "eeg-intra", "bvsa_tiny_eeg-project", "sub-01_seed0")
 
 
 def main(run: Path = RUN, output: Path = OUTPUT) -> None:

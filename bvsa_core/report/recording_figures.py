@@ -127,7 +127,7 @@ def _reliability(subject: str, recording: RecordingQuality, reliability: np.ndar
         mean = reliability.mean(axis=0)
         top.plot(milliseconds, mean, color=PALETTE[0], label="mean over channels")
         top.plot(milliseconds, reliability.max(axis=0), color=PALETTE[1], linestyle="--", label="best channel")
-        top.set(ylabel="reliability", ylim=(min(0.0, float(mean.min())), 1))
+        top.set(ylabel="reliability", ylim=(min(0.0, float(mean.min())), 1.35), yticks=(0, 0.5, 1))  # legend above 1
         top.legend(loc="upper right", ncols=2)
         half = (milliseconds[-1] - milliseconds[0]) / max(1, len(milliseconds) - 1) / 2
         edges = (milliseconds[0] - half, milliseconds[-1] + half, len(reliability) - 0.5, -0.5)
