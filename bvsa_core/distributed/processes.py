@@ -6,11 +6,8 @@ state of every sample and the random numbers outside the encoders are those of t
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
-import signal
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -139,16 +136,3 @@ def init_processes() -> Iterator[ProcessGroup]:
             raise
         raise SystemExit(2) from error
     dist.destroy_process_group()
-
-
-def exit_with_parent() -> None:
-    """Make this worker exit when its parent dies or on Ctrl-C; the parent reports the interrupt."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()

@@ -237,7 +237,7 @@ def _run_in_worker(
 ) -> tuple[int, str | None]:
     """Run a task in a process of joblib's."""
     if not _contexts:
-        _exit_with_parent()
+        exit_with_parent()
     torch.set_num_threads(threads)
     worker = int(multiprocessing.current_process().name.rpartition("-")[2])  # LokyProcess-N
     try:
@@ -246,8 +246,8 @@ def _run_in_worker(
         os._exit(130)
 
 
-def _exit_with_parent() -> None:
-    """Make this worker exit at Ctrl-C, which the parent reports, and when the parent dies, which joblib does not do."""
+def exit_with_parent() -> None:
+    """Make this worker exit on Ctrl-C, which the parent reports, and when the parent dies, which joblib does not do."""
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     parent = os.getppid()
 

@@ -30,7 +30,7 @@ from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 import fovblur
 from bvsa_core.data import things_eeg, things_meg
 from bvsa_core.data.dataset import DESCRIPTION, IMAGE_FOLDERS, RECORDINGS_FOLDER, Recordings, write_recordings
-from bvsa_core.distributed.processes import exit_with_parent
+from bvsa_core.distributed.tasks import exit_with_parent
 from bvsa_core.errors import UserError, unknown_name
 from bvsa_core.io.atomic import clean_stale, is_temporary, lock, make_folder, remove_temporary, write_atomically
 from bvsa_core.io.text_files import read_json
