@@ -66,9 +66,8 @@ def retrieval_figure(report: Report, retrieval: RetrievalExample, rows: int = 6)
             panels[1].set_visible(False)
             for panel, index in zip(panels[2:], retrieval.top[query]):
                 show(panel, index, index == target)
-        for panel, header in ((axes[0, 0], "seen"), (axes[0, 2], "found, best first")):
-            at = {"xy": (0, 1), "xytext": (0, 14), "xycoords": "axes fraction", "textcoords": "offset points"}
-            panel.annotate(header, **at, fontsize=9, fontweight="bold", annotation_clip=False)
+        for panel, header in ((axes[0, 0], "seen"), (axes[0, 2], "found")):
+            panel.annotate(header, (0, 1), (0, 14), "axes fraction", "offset points", fontsize=9, fontweight="bold")
         return figure
 
     caption = (
