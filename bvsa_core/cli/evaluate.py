@@ -1,4 +1,4 @@
-"""Score a run, or embeddings made elsewhere: row i of each file belongs together, FILE:KEY picks an entry of a file."""
+"""Score a run, or embeddings in files: row i of every file belongs together, FILE:KEY picks an entry of a file."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from bvsa_core.io.atomic import write_atomically
 from bvsa_core.io.safe_readers import file_and_key, read_arrays
 from bvsa_core.report.tables import method_results, statistics_lines, to_rich
 from bvsa_core.retrieval import rescoring
+from bvsa_core.retrieval.gallery import first_invalid_row
 from bvsa_core.retrieval.gates import INFORMATION, Reliability
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.scoring import Embeddings, Protocol, Scores, Scoring, ranks, score, similarity
@@ -40,11 +41,8 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     add("--gate", help=f"{', '.join(INFORMATION)}; default: the run's own, or none")
     reliability = "reliability of the gate label_free, as KIND:THRESHOLD, such as margin:0.05; default: the run's own"
     add("--reliability", help=reliability)
-    add(
-        "--rescoring",
-        default="none",
-        help=f"{', '.join(rescoring.INFORMATION)}: lets queries inform each other's ranking",
-    )
+    rescorings = f"{', '.join(rescoring.INFORMATION)}: lets queries inform each other's ranking"
+    add("--rescoring", default="none", help=rescorings)
     add("--shuffle_texts", "--shuffle-texts", action="store_true", help="control: give every image another's text")
     full = "also report hubness and smaller galleries and, for a run, curves over test repetitions (reads its data)"
     add("--full", action="store_true", help=full)
@@ -54,6 +52,11 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
 
 
 def run(parsed: jsonargparse.Namespace) -> None:
+    """Print the scores, and write them if --json is given.
+
+    Raises:
+        UserError: the flags do not fit together, or a file or the run is missing or damaged.
+    """
     if (parsed.run is None) == (parsed.brain is None):
         raise UserError("give either the folder of a run, or --brain and --image")
     if parsed.run:
@@ -88,7 +91,7 @@ def score_run(parsed: jsonargparse.Namespace) -> RunResult:
 
 
 def scoring_of(parsed: jsonargparse.Namespace, gate: str, learnt: Reliability | None = None) -> Scoring:
-    """Return the scoring of the flags; defaults: the gate of a run and the reliability it learnt."""
+    """Return the scoring of the flags; default: the gate of a run and the reliability that it learnt."""
     reliability = Reliability.parse(parsed.reliability) if parsed.reliability else learnt
     return Scoring(parsed.gate or gate, reliability, parsed.rescoring, parsed.shuffle_texts)
 
@@ -100,20 +103,19 @@ def score_files(parsed: jsonargparse.Namespace) -> tuple[Scores, Protocol, dict 
         raise UserError("--image is missing: the embeddings of the images, row i that of recording i")
     if scoring.gate != "none" and parsed.text is None:
         raise UserError(f"--gate {scoring.gate} compares recordings with texts; give their embeddings with --text")
-    brain, image = (read_embeddings(flag, getattr(parsed, flag)) for flag in ("brain", "image"))
-    text = read_embeddings("text", parsed.text) if parsed.text else image
-    brain_text = (
-        read_embeddings("brain_text", parsed.brain_text) if parsed.brain_text else brain if parsed.text else image
-    )
-    for name, one, other in (("image", brain, image), ("text", brain_text, text)):
-        if one.shape[1] != other.shape[1]:
-            raise UserError(
-                f"--{name} has {other.shape[1]} dimensions and the brain embeddings {one.shape[1]}; they must agree"
-            )
+    read = lambda flag: read_embeddings(flag, getattr(parsed, flag))  # noqa: E731
+    brain, image = read("brain"), read("image")
+    text, brain_text = (read("text"), brain) if parsed.text else (image, image)
+    brain_text = read("brain_text") if parsed.brain_text else brain_text
+    for flag, (one, other) in {"image": (brain, image), "text": (brain_text, text)}.items():
+        widths = one.shape[1], other.shape[1]
+        if widths[0] != widths[1]:
+            message = f"--{flag} has {widths[1]} dimensions and the brain embeddings {widths[0]}; they must agree"
+            raise UserError(message)
     counts = {"brain": len(brain), "image": len(image), "text": len(text), "brain_text": len(brain_text)}
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"--{name} {count}" for name, count in counts.items())
-        raise UserError(f"row i of each file belongs together, but the numbers of rows differ: {told}")
+        listed = ", ".join(f"--{flag} {count}" for flag, count in counts.items())
+        raise UserError(f"row i of each file belongs together, but the numbers of rows differ: {listed}")
     scores = similarity(Embeddings(brain, image, brain_text, text), scoring)
     rank = ranks(scores)
     protocol = Protocol(Path(parsed.brain).name, "not stated", gallery=len(image), **scoring.protocol())
@@ -121,10 +123,10 @@ def score_files(parsed: jsonargparse.Namespace) -> tuple[Scores, Protocol, dict 
 
 
 def read_embeddings(flag: str, where: str) -> Tensor:
-    """Unit-norm float32 embeddings (N, D) from FILE or FILE:KEY.
+    """Read unit-norm float32 embeddings (N, D) from FILE or FILE:KEY.
 
     Raises:
-        UserError: the file or entry is not there, or is not a matrix of finite numbers.
+        UserError: the file or entry is missing, or is not a matrix of finite numbers.
     """
     path, key = file_and_key(where)
     content = read_arrays(path)
@@ -139,17 +141,15 @@ def read_embeddings(flag: str, where: str) -> Tensor:
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise UserError(f"--{flag} {where}: holds {tensor.dtype}; embeddings are real numbers")
     tensor = tensor.float()
-    if not tensor.isfinite().all():
-        raise UserError(
-            f"--{flag} {where}: row {int((~tensor.isfinite()).any(1).int().argmax())} has NaN or infinite values"
-        )
+    if (row := first_invalid_row(tensor)) is not None:
+        raise UserError(f"--{flag} {where}: row {row} has NaN or infinite values")
     return normalize(tensor, dim=1)
 
 
 def _entry(flag: str, path: str, key: str, content: dict) -> np.ndarray | Tensor:
-    for name in (key, flag) if not key else (key,):
-        if name in content:
-            return content[name]
+    """Return the entry of a file: of this key, or without a key the one called like the flag, or the only one."""
+    if (key or flag) in content:
+        return content[key or flag]
     if not key and len(content) == 1:
         return next(iter(content.values()))
     held = ", ".join(map(str, content)) or "nothing"

@@ -1,4 +1,4 @@
-"""The best images of a gallery for given recordings, by a trained run. Under torchrun the gallery is shared out."""
+"""Find the best images of a gallery for recordings, by a trained run. Processes of torchrun share the gallery."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from typing import Any
 import jsonargparse
 import numpy as np
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from bvsa_core.cli.arguments import Parser
@@ -26,7 +24,8 @@ from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import write_atomically
 from bvsa_core.io.safe_readers import read_arrays
 from bvsa_core.methods.base import Method
-from bvsa_core.retrieval.gallery import EmbeddingMatrix, Gallery
+from bvsa_core.report.tables import rich_table
+from bvsa_core.retrieval.gallery import EmbeddingMatrix, Gallery, first_invalid_row
 from bvsa_core.retrieval.index import Index, recall, search_candidates
 from bvsa_core.retrieval.scoring import Scoring
 from bvsa_core.retrieval.search import Queries, TopK, search
@@ -37,18 +36,16 @@ from bvsa_core.training.run_data import RunData
 from bvsa_core.vision.bank import ABOUT, level_files
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-SHOWN = 20  # queries printed; the file has all
-RECALL_QUERIES = 256  # that are also searched exactly, where an index is used
+SHOWN = 20  # queries that are printed; the file has all
+RECALL_QUERIES = 256  # that are also searched exactly, to measure the recall of an index
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
     """Add the command's flags."""
     add = parser.add_argument
     add("run", type=Path, help="folder of a finished run")
-    recordings = (
-        "published recordings (.pt), or an array (N, channels, time) like the run's; default: its test recordings"
-    )
-    add("--recordings", type=Path, help=recordings)
+    recordings = "published recordings (.pt), or an array (N, channels, time) like the run's"
+    add("--recordings", type=Path, help=f"{recordings}; default: its test recordings")
     gallery = "folder of images, folder of a feature bank, or features (M, D): .npy, .safetensors, .safetensors:KEY"
     add("--gallery", help=f"{gallery}; default: the run's test images")
     add("--gallery_text", "--gallery-text", help="text features (M, E) for a gallery of features, for gates")
@@ -58,12 +55,8 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     index_type = "FAISS description of the index to build, such as IVF4096,SQ8 or HNSW32; default: by gallery size"
     add("--index_type", "--index-type", help=index_type)
     add("--candidates", type=int, default=100, help="number of images the index proposes for each recording")
-    add(
-        "--probes",
-        type=int,
-        default=64,
-        help="number of index cells to search; more cells find more of the best images",
-    )
+    probes = "number of index cells to search; more cells find more of the best images"
+    add("--probes", type=int, default=64, help=probes)
     add("--data", type=Path, help="data folder if it has moved since the run")
     add("--bank", type=Path, help="folder of the feature bank if it has moved since the run")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -71,6 +64,11 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
 
 
 def run(parsed: jsonargparse.Namespace) -> None:
+    """Search the gallery, write the ranked images and print the first of them.
+
+    Raises:
+        UserError: a flag does not fit, or a file or the run is missing or damaged.
+    """
     for name in ("top", "candidates", "probes"):
         if (value := getattr(parsed, name)) < 1:
             raise UserError(f"--{name} is {value}; it must be at least 1")
@@ -85,42 +83,39 @@ def run(parsed: jsonargparse.Namespace) -> None:
         run_data = RunData(replace(config, device=device, **moved), display)
         method = load_method(folder, run_data)
         if method.transductive_classifier:
-            raise UserError(
-                f"{parsed.run}: method {config.method} classifies test images and has no embeddings to search with"
-            )
-        names, recordings, whose = read_queries(parsed.recordings, folder, config, run_data)
+            reason = f"method {config.method} classifies test images and has no embeddings to search with"
+            raise UserError(f"{parsed.run}: {reason}")
+        names, recordings, subjects = read_queries(parsed.recordings, folder, config, run_data)
         with torch.no_grad(), one_thread():
-            queries = Queries(*method.query_embeddings(recordings.to(run_data.device), whose))
+            queries = Queries(*method.query_embeddings(recordings.to(run_data.device), subjects))
         gallery = open_gallery(parsed, method, config, run_data, display)
         if parsed.index is None:
-            found, recalled = search(queries, gallery, parsed.top, scoring, progress=display), None
+            best, measured = search(queries, gallery, parsed.top, scoring, progress=display), None
         else:
-            found, recalled = search_by_index(parsed, queries, gallery, scoring, display)
+            best, measured = search_by_index(parsed, queries, gallery, scoring, display)
     if processes.rank == 0:
-        print_ranking(
-            parsed, found, names, gallery, {**scoring.protocol(), "gallery": len(gallery), "recall": recalled}
-        )
+        conditions = {**scoring.protocol(), "gallery": len(gallery), "recall": measured}
+        print_ranking(parsed, best, names, gallery, conditions)
 
 
 def search_by_index(
     parsed: jsonargparse.Namespace, queries: Queries, gallery: Gallery, scoring: Scoring, display: Display
 ) -> tuple[TopK, float]:
-    """What the index leads to, and the share of the exact answer that is in it."""
+    """Return the best images among those an index proposes, and its recall of the exact search."""
     if parsed.candidates < parsed.top:
         raise UserError(f"--candidates {parsed.candidates} are fewer than --top {parsed.top}")
     index = Index(parsed.index, gallery, parsed.index_type, display)
     candidates = index.propose(queries.brain_image, parsed.candidates, parsed.probes)
-    found = search_candidates(queries, gallery, candidates, parsed.top, scoring)
+    best = search_candidates(queries, gallery, candidates, parsed.top, scoring)
     some = Queries(*(brain[:RECALL_QUERIES] for brain in queries))
-    exact = search(
-        some, gallery, parsed.top, scoring, progress=lambda _, *done: display("exact search for recall", *done)
-    )
-    return found, recall(found.rows[:RECALL_QUERIES], exact.rows)
+    report = lambda _, *done: display("exact search for recall", *done)  # noqa: E731
+    exact = search(some, gallery, parsed.top, scoring, progress=report)
+    return best, recall(best.rows[:RECALL_QUERIES], exact.rows)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """What is computed here does not depend on how many threads a process has, which differs under torchrun."""
+    """Compute on one thread inside: the number of threads, which torchrun changes, must not change results."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -132,7 +127,10 @@ def one_thread() -> Iterator[None]:
 def read_queries(
     path: Path | None, folder: RunFolder, config: RunConfig, run_data: RunData
 ) -> tuple[list[str], Tensor, Tensor | None]:
-    """Names and recordings (N, channels, time) to search for, and whose they are (N,) among those trained on, where it is known.
+    """Read names and recordings (N, channels, time) of the queries.
+
+    Returns:
+        Names, recordings, and subject indices (N,) among the training subjects, None if unknown.
 
     Raises:
         UserError: the file is missing, damaged, or has other channels or times than the run.
@@ -146,22 +144,22 @@ def read_queries(
         else:
             split = make_split([(path, read_recordings(path))], [path.parent.name], config.channels, config.window)
         names, recordings = [split.images[i] for i in split.image_of.tolist()], split.recordings
-        whose = split.subject_indices(run_data.training_subjects(config)).to(run_data.device)
+        subjects = split.subject_indices(run_data.training_subjects(config)).to(run_data.device)
     else:
-        recordings, whose = read_array(path), None
+        recordings, subjects = read_array(path), None
         names = [str(i) for i in range(len(recordings))]
     if recordings.shape[1:] != (shape.channels, shape.time):
         raise UserError(
             f"--recordings {path}: {recordings.shape[1]} channels x {recordings.shape[2]} samples; "
             f"the run was trained on {shape.channels} x {shape.time}"
         )
-    if (bad := ~recordings.isfinite().flatten(1).all(1)).any():
-        raise UserError(f"--recordings {path}: recording {int(bad.int().argmax())} has NaN or infinite samples")
-    return names, recordings, whose
+    if (row := first_invalid_row(recordings)) is not None:
+        raise UserError(f"--recordings {path}: recording {row} has NaN or infinite samples")
+    return names, recordings, subjects
 
 
 def read_array(path: Path) -> Tensor:
-    """One array (N, channels, time) from a file.
+    """Read one array (N, channels, time) from a file.
 
     Raises:
         UserError: the file is missing or damaged, or holds something else.
@@ -178,10 +176,10 @@ def read_array(path: Path) -> Tensor:
 def open_gallery(
     parsed: jsonargparse.Namespace, method: Method, config: RunConfig, run_data: RunData, display: Display
 ) -> Gallery:
-    """The gallery of the flags: the run's test images, a folder of images, a feature bank, or files of features.
+    """Open the gallery of the flags: the run's test images, a folder of images, a feature bank, or files of features.
 
     Raises:
-        UserError: it is missing, empty, damaged, or of another kind.
+        UserError: the gallery is missing, empty, damaged, or of another kind.
     """
     shared: dict[str, Any] = {"image_embeddings": method.image_embeddings, "text_embeddings": method.text_embeddings}
     shared["device"] = run_data.device
@@ -191,17 +189,15 @@ def open_gallery(
         if not Path(where).suffix:
             raise UserError(f"--gallery {where}: no such folder")
         if len(levels) > 1:
-            raise UserError(
-                f"--gallery {where}: the run sees images at {len(levels)} blur levels; give a folder of images or a bank"
-            )
+            several = f"the run sees images at {len(levels)} blur levels"
+            raise UserError(f"--gallery {where}: {several}; give a folder of images or a bank")
         return Gallery([EmbeddingMatrix(where)], given_texts, **shared)
     if where is not None and (Path(where) / ABOUT).is_file():
         paths = level_files(Path(where), levels, run_data.clip, run_data.falloff)
         return Gallery([EmbeddingMatrix(path) for path in paths], given_texts, **shared)
     if given_texts:
-        raise UserError(
-            "--gallery_text belongs to a gallery of features; the texts of images are made from their names"
-        )
+        message = "--gallery_text belongs to a gallery of features; the texts of images are made from their names"
+        raise UserError(message)
     if where is None:
         test = run_data.split(config.subject, "test", config.repetitions)
         names, concepts, bank = test.images, test.concepts, run_data.bank(test.images)
@@ -217,7 +213,7 @@ def open_gallery(
 
 
 def print_ranking(
-    parsed: jsonargparse.Namespace, found: TopK, names: list[str], gallery: Gallery, protocol: dict
+    parsed: jsonargparse.Namespace, best: TopK, names: list[str], gallery: Gallery, conditions: dict
 ) -> None:
     """Write the ranked images to a file and print the first of them."""
     ranked = [
@@ -226,30 +222,26 @@ def print_ranking(
             for place, (row, score) in enumerate(zip(rows, scores), start=1)
             if row >= 0
         ]
-        for rows, scores in zip(found.rows.tolist(), found.values.tolist())
+        for rows, scores in zip(best.rows.tolist(), best.values.tolist())
     ]
-    protocol = {key: value for key, value in protocol.items() if value is not None}
+    protocol = {key: value for key, value in conditions.items() if value is not None}
     content = {
         "run": str(parsed.run),
         "gallery": str(parsed.gallery or "test images"),
         "protocol": protocol,
-        "queries": [{"recording": name, "images": best} for name, best in zip(names, ranked)],
+        "queries": [{"recording": name, "images": images} for name, images in zip(names, ranked)],
     }
     out = parsed.out or parsed.run / "retrieved.json"
     write_atomically(out, json.dumps(content, indent=1).encode() + b"\n")
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("recording", "rank", "image", "score"):
-        table.add_column(column, justify="right" if column in ("rank", "score") else "left", overflow="fold")
-    for name, best in list(zip(names, ranked))[:SHOWN]:
-        for image in best:
+    table = rich_table(("recording", "rank", "image", "score"), ("recording", "image"), overflow="fold")
+    for name, images in list(zip(names, ranked))[:SHOWN]:
+        for image in images:
             shown = Path(name).name if image["rank"] == 1 else ""
             score = f"{image['score']:.4f}"
-            table.add_row(shown, str(image["rank"]), Path(image["image"]).name, score, end_section=image is best[-1])
+            table.add_row(shown, str(image["rank"]), Path(image["image"]).name, score, end_section=image is images[-1])
     Console().print(table)
     if len(names) > SHOWN:
         print(f"and {len(names) - SHOWN} recordings more")
-    print(
-        "protocol: "
-        + ", ".join(f"{key} {value:.3f}" if key == "recall" else f"{key} {value}" for key, value in protocol.items())
-    )
+    texts = (f"{key} {value:.3f}" if key == "recall" else f"{key} {value}" for key, value in protocol.items())
+    print(f"protocol: {', '.join(texts)}")
     print(f"all are in {out}")

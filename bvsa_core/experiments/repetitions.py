@@ -1,4 +1,4 @@
-"""How accuracy grows with the number of test repetitions that are averaged."""
+"""Accuracy as a function of the number of test repetitions that are averaged."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from bvsa_core.training.run_data import RunData
 
 
 def averaged(recordings: Recordings, draws: np.ndarray) -> Iterator[Recordings]:
-    """For every draw (conditions, n) of draws: recordings of one repetition, the mean of those drawn for each condition.
+    """Yield for every draw (conditions, n) recordings of one repetition: the mean of those drawn for each condition.
 
-    A condition is read once for all draws, and made float32 by torch, which takes half types faster than numpy does.
+    Each condition is read once for all draws, and converted to float32 by torch: numpy is slower for half types.
     """
     means = np.empty((len(draws), *recordings.data.shape[:1], *recordings.data.shape[2:]), np.float32)
     for condition, trials in enumerate(recordings.data):
@@ -31,7 +31,7 @@ def averaged(recordings: Recordings, draws: np.ndarray) -> Iterator[Recordings]:
 
 
 def steps(repetitions: int) -> list[int]:
-    """1, 2, 4 ... and all.
+    """Return 1, 2, 4 ... and all.
 
     >>> steps(12)
     [1, 2, 4, 8, 12]
@@ -43,9 +43,16 @@ def steps(repetitions: int) -> list[int]:
 def repetition_curves(
     folder: RunFolder, run_data: RunData, scorings: Sequence[Scoring], resamples: int = 10, seed: int = 0
 ) -> list[list[dict]]:
-    """One curve for each scoring: mean and standard deviation of accuracies over resampled subsets of the repetitions.
+    """Return a curve for each scoring: mean and standard deviation of accuracies over subsets of the test repetitions.
 
-    Every image gets a subset of its own, drawn without replacement; all repetitions are one subset, with no spread.
+    Subsets are drawn without replacement, for every image its own; all repetitions are one subset, without spread.
+
+    Args:
+        folder: a complete run.
+        run_data: its data.
+        scorings: ways to score the run.
+        resamples: number of subsets for each point.
+        seed: of the draws.
 
     Raises:
         UserError: the folder holds no complete run, or its data have moved.
@@ -55,31 +62,26 @@ def repetition_curves(
     recordings = run_data.dataset.load(config.subject, "test")
     trained = run_data.training_subjects(config)
     shown = run_data.split(config.subject, "test", config.repetitions)
-    views, texts = (
-        run_data.views(shown.images, method.gallery_feature_levels()),
-        run_data.texts(shown.images, shown.concepts),
-    )
+    views = run_data.views(shown.images, method.gallery_feature_levels())
+    texts = run_data.texts(shown.images, shown.concepts)
     conditions, repetitions = recordings.data.shape[:2]
     rng = np.random.default_rng(seed)
     curves: list[list[dict[str, float]]] = [[] for _ in scorings]
     for n in steps(repetitions):
-        found: list[list[Scores]] = [[] for _ in scorings]
-        of_all = np.tile(np.arange(repetitions), (conditions, 1))
-        draws = [
-            np.sort(rng.permuted(of_all, axis=1)[:, :n], axis=1) for _ in range(resamples if n < repetitions else 1)
-        ]
+        drawn: list[list[Scores]] = [[] for _ in scorings]
+        everything = np.tile(np.arange(repetitions), (conditions, 1))
+        count = resamples if n < repetitions else 1
+        draws = [np.sort(rng.permuted(everything, axis=1)[:, :n], axis=1) for _ in range(count)]
         for part in averaged(recordings, np.stack(draws)):
             test = make_split([(path, part)], [config.subject], config.channels, config.window).to(run_data.device)
             embeddings = compute_embeddings(method, test, views, texts, trained)
-            for scores, scoring in zip(found, scorings):
+            for scores, scoring in zip(drawn, scorings):
                 scores.append(score(ranks(similarity(embeddings, scoring))))
-        for curve, scores in zip(curves, found):
-            point: dict[str, float] = {"averaged": n, "resamples": len(scores)}
+        for curve, scores in zip(curves, drawn):
+            point: dict[str, float] = {"averaged": n, "resamples": count}
             for name in ("top1", "top5"):
                 values = [getattr(each, name) for each in scores]
-                point |= {
-                    name: float(np.mean(values)),
-                    f"{name}_std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
-                }
+                spread = float(np.std(values, ddof=1)) if count > 1 else 0.0
+                point |= {name: float(np.mean(values)), f"{name}_std": spread}
             curve.append(point)
     return curves
