@@ -1,7 +1,7 @@
 """Write a subject's recordings from arrays in memory into the store, the format that training reads.
 
     STORE/sub-01/{header.json,train.npy,test.npy}     by write_subject
-    STORE/Image_set/...                               the images, put there by the user, under the names in the recordings
+    STORE/Image_set/...                               the images, by the user, under the names in the recordings
 
 Published recordings are converted by `bvsa data eeg` and `bvsa data meg`.
 """
@@ -26,8 +26,9 @@ def write_subject(
     """Write one subject's recordings into a store, for `Dataset` and `bvsa train --data`. Returns the subject's folder.
 
     Train and test should show different concepts. Samples become float16, so they should be of size 1: whitened,
-    standardised, or in microvolts or femtotesla. The images belong into STORE/Image_set, under the names in the recordings:
-    "training_images/dog/dog_01.jpg" is STORE/Image_set/training_images/dog/dog_01.jpg. The same call again changes nothing.
+    standardised, or in microvolts or femtotesla. The images belong into STORE/Image_set, under the names in the
+    recordings: "training_images/dog/dog_01.jpg" is STORE/Image_set/training_images/dog/dog_01.jpg. The same call again
+    changes nothing.
 
     Args:
         store: folder of all subjects.
@@ -37,8 +38,8 @@ def write_subject(
         units: of a sample, such as "whitened" or "µV".
 
     Raises:
-        UserError: a name or arrays that do not fit, samples that are not finite or too small for float16, or a subject that
-            is there already with other recordings.
+        UserError: a name or arrays that do not fit, samples that are not finite or too small for float16, or other
+            recordings of that subject are there already.
     """
     if not subject.startswith("sub-") or not subject.removeprefix("sub-").isalnum():
         raise UserError(f"subject {subject!r}: call it sub- and letters or digits, such as sub-01")

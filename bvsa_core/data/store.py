@@ -6,8 +6,8 @@
     STORE/sub-01/header.json      describes both arrays, see Header
     STORE/Image_set_Resize/...    the images, by `bvsa data images`
 
-A subject's folder is filled under a temporary name and renamed when it is complete. An unfinished folder survives a kill:
-the same conversion resumes with the arrays in it, another conversion starts again. One process at a time fills it.
+A subject's folder is filled under a temporary name and renamed when it is complete. One process at a time fills it. An
+unfinished folder survives a kill: the same conversion resumes with the arrays in it, another one starts again.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class SubjectWriter:
             remove_temporary(self.folder)
 
     def cached(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """Return an intermediate array, memory-mapped: left by a killed conversion, or made now and kept until the end."""
+        """Return an intermediate array, memory-mapped: of a killed conversion, or made now and kept until the end."""
         return cached_array(self.folder / f"{name}.npy", make)
 
     def create_array(self, split: str, shape: tuple[int, ...]) -> np.memmap:
@@ -199,7 +199,7 @@ class SubjectWriter:
         return header
 
     def _rename(self) -> None:
-        """Rename the finished folder; its header says that the arrays are complete, so a kill on the way loses nothing."""
+        """Rename the finished folder, whose header says that the arrays are complete: a kill loses nothing."""
         _sync(self.folder / HEADER)
         self._clear(keep={HEADER, *(f"{split}.npy" for split in SPLITS)})
         _sync(self.folder)
@@ -294,7 +294,7 @@ def verify(folder: Path, header: Header, split: str) -> None:
 def fingerprint(files: list[Path], root: Path) -> dict[str, list[int | str]]:
     """Return size, and checksum of the first and last MiB, of every file by its path below root: part of a recipe.
 
-    The time of modification does not count: a copy or another download of the same file changes it. The ends are enough:
+    The time of modification does not count: a copy or another download of a file changes it. The ends are enough:
     recordings processed differently differ in every sample, and torch archives end with the checksums of their parts.
     """
     return {str(path.relative_to(root)): [path.stat().st_size, _sha256_of_ends(path)] for path in sorted(files)}
@@ -329,21 +329,17 @@ def sha256_of(path: Path) -> str:
 
 def _check(header: Header, path: Path) -> None:
     """Check types and lengths of everything in a header that was read."""
-    covariance, splits = header.whitened_from, header.splits.values()
+    covariance = header.whitened_from
     texts = [header.subject, header.modality, header.units, header.layout, *header.channels, *header.processing]
     numbers = [header.sampling_rate, *header.times, *(number for row in covariance or () for number in row)]
     lists: list[Any] = [header.channels, header.times, header.processing]
-    for split in splits:
+    for split in header.splits.values():
         texts += [*split.images, *split.concepts, split.sha256]
         numbers += [*split.shape, *(number for row in split.sessions or () for number in row)]
         lists += [split.shape, split.images, split.concepts]
         lists += () if split.sessions is None else (split.sessions, *split.sessions)
-    if (
-        not all(isinstance(part, list) for part in lists)
-        or not all(isinstance(text, str) for text in texts)
-        or not all(type(number) in (int, float) for number in numbers)
-        or not isinstance(header.recipe, dict)
-    ):
+    typed = all(isinstance(part, list) for part in lists) and all(isinstance(text, str) for text in texts)
+    if not (typed and {type(number) for number in numbers} <= {int, float} and isinstance(header.recipe, dict)):
         raise UserError(f"{path}: damaged (something in it is of another type); {_REMEDY}")
     if covariance is not None and [len(row) for row in covariance] != [len(header.channels)] * len(header.channels):
         raise UserError(f"{path}: damaged (a covariance of other channels); {_REMEDY}")

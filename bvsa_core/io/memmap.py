@@ -9,7 +9,7 @@ import numpy as np
 
 
 def drop_pages(array: Any) -> None:
-    """Release the pages of a memory-mapped array that are in memory and count as this process's; ignore other arrays."""
+    """Release the pages of a memory-mapped array, which count as this process's memory; ignore other arrays."""
     if (mapped := mmap_of(array)) is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)
 

@@ -1,7 +1,7 @@
 """Plain arrays, as NeuroBridge and others keep THINGS-EEG2: sub-01/train.npy and test.npy beside info.json.
 
-Training data are (1654, 10, 4, 63, 250), concepts x images x repetitions x channels x time, or the first two axes in one;
-test data (200, 1, 80, 63, 250). info.json names channels and times; older files hold a dict of the three instead.
+Training data are (1654, 10, 4, 63, 250), concepts x images x repetitions x channels x time, or with the first two axes
+in one; test data (200, 1, 80, 63, 250). info.json has channels and times; older files hold a dict of the three instead.
 """
 
 from __future__ import annotations
@@ -12,16 +12,8 @@ import numpy as np
 
 from bvsa_core.data import things_eeg
 from bvsa_core.data.layouts import stimuli
-from bvsa_core.data.layouts.source import (
-    SHAPE,
-    Epochs,
-    ReadContext,
-    SubjectSource,
-    blocks_of,
-    check_array,
-    open_file,
-    read_description,
-)
+from bvsa_core.data.layouts.files import SHAPE, blocks_of, check_array, open_file, read_description
+from bvsa_core.data.layouts.source import Epochs, ReadContext, SubjectSource
 from bvsa_core.data.store import HEADER, SPLITS
 from bvsa_core.errors import UserError
 

@@ -83,11 +83,7 @@ def convert_subject(source: SubjectSource, writer: Writer, options: ConversionOp
 
 
 def _describe(store: Path, modality: str, options: ConversionOptions) -> None:
-    """Give the store its name and modality.
-
-    Raises:
-        UserError: it holds the other modality.
-    """
+    """Give the store its name and modality; refuse a store of the other modality."""
     path = store / DESCRIPTION
     if not path.exists() or not any(store.glob("sub-*")):  # an earlier conversion may have made nothing but this file
         name = options.name or {"EEG": "THINGS-EEG2", "MEG": "THINGS-MEG"}[modality]
@@ -142,11 +138,7 @@ def _crop(epochs: Epochs, whole_epoch: bool) -> tuple[slice, list[float]]:
 
 
 def _write(epochs: Epochs, target: Any, keep: slice, progress: Callable[[int, int], None]) -> None:
-    """Copy the epochs into the array of a split.
-
-    Raises:
-        UserError: samples too small for float16.
-    """
+    """Copy the epochs into the array of a split; refuse samples too small for float16."""
     trials, done, power, dtype = math.prod(epochs.shape[:2]), 0, 0.0, np.dtype(np.float16)
     progress(0, trials)
     for index, block in epochs.blocks(keep):

@@ -1,8 +1,8 @@
 """The epochs of THINGS-MEG (OpenNeuro ds004212): derivatives/preprocessed/preprocessed_P1-epo.fif and its parts.
 
-Hebart et al. (eLife 2023) dropped a broken sensor, filtered to 0.1-40 Hz, cut epochs of -100 to 1300 ms, z-scored each trial's
-sensors by their baseline and decimated to 200 Hz. UBP and ATM take the first second of that in float16, without further
-scaling or whitening, and so does this module.
+Hebart et al. (eLife 2023) dropped a broken sensor, filtered to 0.1-40 Hz, cut epochs of -100 to 1300 ms, z-scored each
+trial's sensors by their baseline and decimated to 200 Hz. UBP and ATM take the first second of that in float16, without
+further scaling or whitening, and so does this module.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _TAG = struct.Struct(">4i")  # kind, type, bytes of content, position of the nex
 _LAST = -1
 _Z_SCORES = "standard deviations of the baseline"
 _DONE_BEFORE = (
-    "Before us (Hebart et al. 2023): a broken sensor dropped, filtered to 0.1-40 Hz, cut at the onsets an optical sensor saw,"
-    " z-scored for each trial and sensor by the 100 ms before the image, decimated to 200 Hz."
+    "Before us (Hebart et al. 2023): a broken sensor dropped, filtered to 0.1-40 Hz, cut at the onsets an optical "
+    "sensor saw, z-scored for each trial and sensor by the 100 ms before the image, decimated to 200 Hz."
 )
 
 
@@ -101,14 +101,7 @@ def read(source: SubjectSource, split: str, context: ReadContext) -> Epochs:
 def _blocks(
     load: Any, places: np.ndarray, units: str, times: np.ndarray, path: Path, keep: slice
 ) -> Iterator[tuple[Any, np.ndarray]]:
-    """Yield epochs in the order of the file, see `Epochs.blocks`.
-
-    Args:
-        places: (conditions, repetitions) epoch in the file.
-
-    Raises:
-        UserError: the file is cut off, or its parts are in different units.
-    """
+    """Yield the epochs `places`, (conditions, repetitions), in the order of the file; see `Epochs.blocks`."""
     order = np.argsort(places, axis=None)
     numbers = places.ravel()[order]
     for start in range(0, len(order), _BLOCK):
@@ -141,11 +134,7 @@ def _units(block: np.ndarray, times: np.ndarray) -> str:
 
 
 def _check_complete(path: Path) -> None:
-    """Follow the tags of a .fif file to the last one; MNE accepts a file that is cut off and so loses its next part.
-
-    Raises:
-        UserError: the file is cut off, or no .fif file.
-    """
+    """Follow the tags of a .fif file to the last one: MNE accepts a file that is cut off, and loses its next part."""
     size, position = path.stat().st_size, 0
     with path.open("rb") as stream:
         while position + _TAG.size <= size:
@@ -161,11 +150,7 @@ def _check_complete(path: Path) -> None:
 
 
 def _open(path: Path) -> Any:
-    """Open the epochs of a file and its parts; samples stay on disk.
-
-    Raises:
-        UserError: MNE is not installed, or the file is damaged, or a part is missing.
-    """
+    """Open the epochs of a file and its parts; samples stay on disk."""
     mne = import_mne(".fif files")
     try:
         return mne.read_epochs(path, proj=False, preload=False, verbose="error")
@@ -195,11 +180,7 @@ def _end_of_second(epochs: Any, path: Path) -> int:
 
 
 def _trials(source: SubjectSource, epochs: Any) -> list[meg_trials.Trial | None]:
-    """Return the image of each epoch, by all tables that there are.
-
-    Raises:
-        UserError: there is none, or they contradict each other or the epochs.
-    """
+    """Return the image of each epoch, by all tables that there are; they must agree."""
     path, events = source.files[0], epochs.events[:, 2]
     files = {file.name.partition("_P")[0]: file for file in source.files if file.suffix == ".csv"}
     tables: dict[str, list[meg_trials.Trial | None]] = {}
@@ -214,10 +195,8 @@ def _trials(source: SubjectSource, epochs: Any) -> list[meg_trials.Trial | None]
         known = meg_trials.read_images(images, files["image_concept_index.csv"])
         tables[str(images)] = meg_trials.from_images(*known, events, images)
     if not tables:
-        needed = (
-            "sourcedata/sample_attributes_P*.csv of ds004212, or image_paths.csv and image_concept_index.csv of THINGS,"
-        )
-        raise UserError(f"{path}: nothing says what its epochs show; put {needed} into {source.root}")
+        needed = "sourcedata/sample_attributes_P*.csv of ds004212, or image_paths.csv and image_concept_index.csv of"
+        raise UserError(f"{path}: nothing says what its epochs show; put {needed} THINGS, into {source.root}")
     (first, trials), *others = tables.items()
     for other, also in others:
         meg_trials.compare(trials, also, first, other)

@@ -1,8 +1,8 @@
 """The image of each epoch of THINGS-MEG, from the tables published with the recordings or with the images.
 
-The attributes of the trials (sourcedata/sample_attributes_P1.csv of ds004212, also the metadata of its epoch files) are
-complete. The other source is the tables of the THINGS images, image_paths.csv and image_concept_index.csv, whose line n is
-the image of event n. If there are several, they must agree.
+The attributes of the trials (sourcedata/sample_attributes_P1.csv of ds004212, also the metadata of its epoch files)
+are complete. The other source is the tables of the THINGS images, image_paths.csv and image_concept_index.csv, whose
+line n is the image of event n. If there are several, they must agree.
 """
 
 from __future__ import annotations

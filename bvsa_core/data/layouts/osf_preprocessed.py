@@ -1,6 +1,6 @@
-"""THINGS-EEG2 as its authors publish it preprocessed, and NICE's and ATM's variant at 250 Hz: preprocessed_eeg_training.npy.
+"""THINGS-EEG2 as preprocessed by its authors, and NICE's and ATM's variant at 250 Hz: preprocessed_eeg_training.npy.
 
-The files are pickled dicts, by np.save or by pickle itself. Repetitions were shuffled across sessions, so sessions are unknown.
+The files are pickled dicts, by np.save or by pickle itself. Repetitions are shuffled, so their sessions are unknown.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from bvsa_core.data.layouts import stimuli
-from bvsa_core.data.layouts.source import Epochs, ReadContext, SubjectSource, blocks_of, check_array, open_file
+from bvsa_core.data.layouts.files import blocks_of, check_array, open_file
+from bvsa_core.data.layouts.source import Epochs, ReadContext, SubjectSource
 from bvsa_core.errors import UserError
 
 LAYOUT = "osf_preprocessed"

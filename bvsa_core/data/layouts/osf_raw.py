@@ -1,4 +1,4 @@
-"""The raw recordings of THINGS-EEG2 as published on OSF: one dict per session and split (Gifford et al., NeuroImage 2022).
+"""Raw recordings of THINGS-EEG2 as published on OSF: one dict per session and split (Gifford et al., NeuroImage 2022).
 
     sub-01/ses-01/raw_eeg_training.npy    raw_eeg_data (channels, samples) in volts, ch_names, sfreq, highpass, lowpass
     sub-01/ses-01/raw_eeg_test.npy
@@ -47,11 +47,10 @@ def find(folder: Path) -> list[SubjectSource]:
     """Return the subjects of this layout in a folder."""
     roots = [folder, folder / "Raw_data", folder / "raw_data"]
     files = sorted(path for root in roots for name in _FILES.values() for path in root.glob(f"sub-*/ses-*/{name}"))
-    places = sorted({path.parents[1] for path in files})
-    return [
-        SubjectSource(LAYOUT, place.name, folder, [path for path in files if path.parents[1] == place])
-        for place in places
-    ]
+    of_subject: dict[Path, list[Path]] = {}
+    for path in files:
+        of_subject.setdefault(path.parents[1], []).append(path)
+    return [SubjectSource(LAYOUT, place.name, folder, paths) for place, paths in of_subject.items()]
 
 
 def read(source: SubjectSource, split: str, context: ReadContext) -> Epochs:
@@ -95,15 +94,10 @@ def read(source: SubjectSource, split: str, context: ReadContext) -> Epochs:
 
 
 def _session_files(source: SubjectSource) -> dict[_Key, Path]:
-    """Return the file of every split and session.
-
-    Raises:
-        UserError: some are missing; all of them are named.
-    """
+    """Return the file of every split and session; the error names all that are missing."""
     folder = source.files[0].parents[1]
-    files = {
-        (split, session): folder / f"ses-{session:02d}" / _FILES[split] for session in SESSIONS for split in SPLITS
-    }
+    folders = {session: folder / f"ses-{session:02d}" for session in SESSIONS}
+    files = {(split, session): folders[session] / _FILES[split] for session in SESSIONS for split in SPLITS}
     if missing := [str(path.relative_to(folder)) for path in files.values() if path not in source.files]:
         raise UserError(f"{folder}: without {', '.join(missing)}; fetch what is missing, a subject has four sessions")
     return files
@@ -112,11 +106,7 @@ def _session_files(source: SubjectSource) -> dict[_Key, Path]:
 def _open(
     context: ReadContext, files: dict[_Key, Path], images: dict[str, int], key: _Key
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """Return a session's description and its memory-mapped epochs; its file is read only if they are not cached.
-
-    Raises:
-        UserError: what is wrong with the file, or it shows more images than there are.
-    """
+    """Return a session's description and its memory-mapped epochs; its file is read only if they are not cached."""
     split, session = key
     raw = RawSession(files[key], REPETITIONS[split], context.options.sampling_rate)
     about_bytes = lambda: np.frombuffer(json.dumps(raw.about()).encode(), np.uint8)  # noqa: E731
@@ -160,11 +150,7 @@ def _whitener(path: Path, covariance: np.ndarray) -> np.ndarray:
 
 
 def _sessions(source: SubjectSource, about: dict[_Key, Any], split: str, images: list[str]) -> np.ndarray:
-    """Return the session of every image's repetitions, (images, repetitions), ascending.
-
-    Raises:
-        UserError: an image is in too few or too many sessions.
-    """
+    """Return the session of every image's repetitions, (images, repetitions), ascending; check their number."""
     shown = np.zeros((len(images), len(SESSIONS)), bool)
     for column, session in enumerate(SESSIONS):
         shown[np.array(about[split, session]["numbers"]) - 1, column] = True
@@ -210,7 +196,8 @@ def _processing(about: list[dict[str, Any]], options: ConversionOptions) -> list
         steps.append(f"Resampled to {rate} by Fourier transform, the first sample of the epoch in its place.")
     if options.whitening in _FITTED_ON:
         steps.append(
-            "Multivariate noise normalisation, session by session: inverse square root of the mean Ledoit-Wolf covariance "
-            f"of epochs from the onset on, fitted on {_FITTED_ON[options.whitening]} (whitening: {options.whitening})."
+            "Multivariate noise normalisation, session by session: inverse square root of the mean Ledoit-Wolf "
+            f"covariance of epochs from the onset on, fitted on {_FITTED_ON[options.whitening]} "
+            f"(whitening: {options.whitening})."
         )
     return steps

@@ -113,7 +113,7 @@ class RawSession:
 
     @functools.cached_property
     def _trials(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-        """Events (trials, 3) as presented, the row of each in the result, images shown, and how many of them too often."""
+        """Events (trials, 3), the row of each in the result, images shown, and how many of them too often."""
         recording = self._recording
         stim = recording.data[recording.names.index("stim")]
         try:
@@ -139,7 +139,7 @@ class RawSession:
         return events[kept], (index * self.repetitions + earlier)[kept], numbers, int((counts > self.repetitions).sum())
 
     def _cut(self, events: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return epochs (events, channels, time) in volts, minus their mean before image onset, and times in seconds."""
+        """Return epochs (events, channels, time) in volts, minus their mean before onset, and times in seconds."""
         picks = [self._recording.names.index(name) for name in things_eeg.CHANNELS]
         window = {"tmin": -_BEFORE, "tmax": _AFTER, "baseline": (None, 0)}
         epochs = self.mne.Epochs(self._raw, events, picks=picks, preload=True, proj=False, verbose="ERROR", **window)
@@ -154,8 +154,8 @@ class RawSession:
 def _resample(data: np.ndarray, rate: float, new_rate: float) -> np.ndarray:
     """Resample along the last axis by Fourier transform; the first sample keeps its time.
 
-    Padding makes old and new sampling points coincide at both ends. MNE's Epochs.resample does not do that: 1201 samples
-    at 1000 Hz are a millisecond late at 250 Hz.
+    Padding makes old and new sampling points coincide at both ends. MNE's Epochs.resample does not do that: it makes
+    1201 samples at 1000 Hz a millisecond late at 250 Hz.
     """
     from scipy import fft, signal
 

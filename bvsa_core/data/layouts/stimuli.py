@@ -1,4 +1,4 @@
-"""The image of each condition: number i of the recordings is image i of image_metadata.npy or of the sorted image folder."""
+"""The image of each condition: number i is image i of image_metadata.npy, or of the sorted image folder."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def conditions(
 
 
 def canonical(image: str, split: str) -> str:
-    """Return an image's path as the store has it: the last two parts, below the published name of the split's folder."""
+    """Return an image's path as the store has it: its last two parts, below the published name of its folder."""
     return "/".join((FOLDERS[split][0], *Path(image).parts[-2:]))
 
 

@@ -1,4 +1,4 @@
-"""The output of the package things_eeg2_dataset: processed/sub-01/preprocessed_eeg_training_sub-01.npy, session by session."""
+"""Output of the package things_eeg2_dataset, by session: processed/sub-01/preprocessed_eeg_training_sub-01.npy."""
 
 from __future__ import annotations
 
@@ -7,15 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from bvsa_core.data.layouts import stimuli
-from bvsa_core.data.layouts.source import (
-    Epochs,
-    ReadContext,
-    SubjectSource,
-    blocks_of,
-    check_array,
-    open_file,
-    read_description,
-)
+from bvsa_core.data.layouts.files import blocks_of, check_array, open_file, read_description
+from bvsa_core.data.layouts.source import Epochs, ReadContext, SubjectSource
 from bvsa_core.errors import UserError
 
 LAYOUT = "things_eeg2_dataset"
@@ -66,11 +59,7 @@ def read(source: SubjectSource, split: str, context: ReadContext) -> Epochs:
 
 
 def _places(path: Path, numbers: np.ndarray, images: list[str]) -> np.ndarray:
-    """Return session and position in it of every presentation, (images, presentations, 2), in order of sessions.
-
-    Raises:
-        UserError: a number that no image has, or twice in a session, or an image in fewer sessions than another.
-    """
+    """Return session and position in it of every presentation, (images, presentations, 2), in order of sessions."""
     if numbers.min() < 1 or numbers.max() > len(images):
         span = f"image numbers {numbers.min()} to {numbers.max()}"
         raise UserError(f"{path}: {span}, and there are images 1 to {len(images)}; fetch it and the images again")

@@ -11,7 +11,8 @@ import numpy as np
 from bvsa_core.data import things_eeg
 from bvsa_core.data.dataset import DESCRIPTION, Dataset, read_recordings, write_recordings
 from bvsa_core.data.layouts import stimuli
-from bvsa_core.data.layouts.source import Epochs, ReadContext, SubjectSource, blocks_of
+from bvsa_core.data.layouts.files import blocks_of
+from bvsa_core.data.layouts.source import Epochs, ReadContext, SubjectSource
 from bvsa_core.data.store import SPLITS
 from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import Locked, lock, make_folder, write_atomically

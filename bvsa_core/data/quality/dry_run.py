@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from bvsa_core.data.layouts.convert import convert_subject
-from bvsa_core.data.layouts.source import ConversionOptions, SubjectSource, open_file, read_description
+from bvsa_core.data.layouts.files import open_file, read_description
+from bvsa_core.data.layouts.source import ConversionOptions, SubjectSource
 from bvsa_core.data.quality.bad_samples import BadSampleCounter
 from bvsa_core.data.store import Header, Writer, cached_array
 from bvsa_core.errors import UserError

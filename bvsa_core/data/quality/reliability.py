@@ -22,9 +22,7 @@ class Quality:
 
     evoked: np.ndarray  # (channels, time) mean over conditions and repetitions
     covariance: np.ndarray  # (channels, channels) of single trials around the mean of their condition
-    reliability: (
-        np.ndarray | None
-    )  # (channels, time) of means over repetitions, Spearman-Brown; None with one repetition
+    reliability: np.ndarray | None  # (channels, time) of means over repetitions; None with one repetition
     conditions: int
     repetitions: int
     splits: int  # number of splits into halves that the reliability is a mean over
@@ -40,9 +38,9 @@ def quality(
 ) -> Quality:
     """Compute evoked response, noise covariance and split-half reliability.
 
-    The reliability is the correlation over conditions between the means of two random halves of the repetitions, at every
-    channel and time, averaged over splits into halves and corrected by the Spearman-Brown formula to the mean of all
-    repetitions. With an odd number, one repetition of each split is in neither half.
+    The reliability is the correlation over conditions between the means of two random halves of the repetitions, at
+    every channel and time, averaged over splits into halves and corrected by the Spearman-Brown formula to the mean of
+    all repetitions. With an odd number, one repetition of each split is in neither half.
 
     Args:
         data: (conditions, repetitions, channels, time); may be memory-mapped.

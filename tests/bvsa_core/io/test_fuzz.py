@@ -24,7 +24,7 @@ from PIL import Image
 from bvsa_core.data import store
 from bvsa_core.data.dataset import Dataset, Recordings, read_recordings
 from bvsa_core.data.layouts import meg_trials
-from bvsa_core.data.layouts.source import read_description
+from bvsa_core.data.layouts.files import read_description
 from bvsa_core.data.quality.check import check_dataset
 from bvsa_core.data.stimulus_set import import_images
 from bvsa_core.data.store import Header, SplitHeader, SubjectWriter

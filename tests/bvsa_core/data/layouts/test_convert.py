@@ -10,14 +10,8 @@ import numpy as np
 import pytest
 
 from bvsa_core.data.layouts import convert as conversion
-from bvsa_core.data.layouts.source import (
-    ConversionOptions,
-    Epochs,
-    SubjectSource,
-    blocks_of,
-    check_array,
-    open_file,
-)
+from bvsa_core.data.layouts.files import blocks_of, check_array, open_file
+from bvsa_core.data.layouts.source import ConversionOptions, Epochs, SubjectSource
 from bvsa_core.data.store import SubjectWriter, read_header
 from bvsa_core.errors import UserError
 from bvsa_core.io import safe_pickle
