@@ -4,10 +4,10 @@
     STORE/Image_set_Resize/test_images/00001_aircraft_carrier/aircraft_carrier_06s.jpg
     STORE/Image_set_Resize/images.json        size, checksum, concept and THINGS name of every image
 
-Images are resized to a square as in `read_images` and UBP (bilinear with antialiasing), so that encoders see the same up
-to JPEG coding: quality 95 without chroma subsampling here, Pillow's 75 with it in UBP. Images that have the size already
-are copied byte for byte. Grey images become RGB. A file gets the modification time of its source, from which a run that
-was interrupted knows what is done.
+Images are resized to a square as in `read_images` and UBP (bilinear with antialiasing), so that encoders see the same
+up to JPEG coding: quality 95 without chroma subsampling here, Pillow's 75 with it in UBP. Images that have the size
+already are copied byte for byte. Grey images become RGB. A file gets the modification time of its source, from which a
+run that was interrupted knows what is done.
 """
 
 from __future__ import annotations

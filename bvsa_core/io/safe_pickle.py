@@ -183,11 +183,6 @@ def _encode_latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-def _no_bytes() -> bytes:
-    """Return empty bytes, which pickle protocol 2 spells as a call."""
-    return b""
-
-
 class _Storage:
     """The contents of a tensor in a torch archive."""
 
@@ -221,18 +216,14 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("collections", "OrderedDict"): _Mapping,
     ("_codecs", "encode"): _encode_latin1,
-    ("__builtin__", "bytes"): _no_bytes,
-    ("torch", "DoubleStorage"): torch.float64,
-    ("torch", "FloatStorage"): torch.float32,
-    ("torch", "HalfStorage"): torch.float16,
-    ("torch", "BFloat16Storage"): torch.bfloat16,
-    ("torch", "LongStorage"): torch.int64,
-    ("torch", "IntStorage"): torch.int32,
-    ("torch", "ShortStorage"): torch.int16,
-    ("torch", "CharStorage"): torch.int8,
-    ("torch", "ByteStorage"): torch.uint8,
-    ("torch", "BoolStorage"): torch.bool,
+    ("__builtin__", "bytes"): lambda: b"",  # which pickle protocol 2 spells as a call
 }
+_STORAGES = {
+    "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
+    "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
+    "Bool": torch.bool,
+}  # fmt: skip
+_ALLOWED |= {("torch", f"{name}Storage"): dtype for name, dtype in _STORAGES.items()}
 for _numpy in ("numpy.core", "numpy._core"):  # before and after numpy 2
     _ALLOWED[f"{_numpy}.multiarray", "_reconstruct"] = _Array
     _ALLOWED[f"{_numpy}.multiarray", "scalar"] = _scalar

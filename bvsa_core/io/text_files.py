@@ -10,7 +10,7 @@ import yaml
 
 from bvsa_core.errors import UserError
 
-# What PyYAML raises: of its constructors, for values such as `!!int x` or the date 2024-13-45.
+# PyYAML's own, and those of its constructors for values such as `!!bool x` or the date 2024-13-45.
 _YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
 
 

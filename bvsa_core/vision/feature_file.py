@@ -1,4 +1,4 @@
-"""Features in a safetensors file; its header holds their name, the key of their bank, and the SHA-256 of their bytes."""
+"""Features in a safetensors file; its header holds their name, the key of the bank, and the SHA-256 of their bytes."""
 
 from __future__ import annotations
 

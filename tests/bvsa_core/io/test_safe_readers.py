@@ -163,32 +163,23 @@ def test_an_array_cannot_claim_more_than_its_file_has(tmp_path):
 
 def test_a_tensor_cannot_reach_beyond_its_storage(tmp_path):
     torch.save(torch.arange(4.0), tmp_path / "x.pt")
-    with zipfile.ZipFile(tmp_path / "x.pt") as archive:
-        parts = {name: archive.read(name) for name in archive.namelist()}
-    parts["x/data.pkl"] = parts["x/data.pkl"].replace(b"K\x04\x85", b"K\x09\x85")  # size (4,) becomes (9,)
-    with zipfile.ZipFile(tmp_path / "y.pt", "w") as archive:
-        for name, data in parts.items():
-            archive.writestr(name, data)
+    with zipfile.ZipFile(tmp_path / "x.pt") as archive, zipfile.ZipFile(tmp_path / "y.pt", "w") as changed:
+        for name in archive.namelist():
+            data = archive.read(name)
+            changed.writestr(name, data.replace(b"K\x04\x85", b"K\x09\x85"))  # size (4,) becomes (9,)
     with pytest.raises(UserError, match="reaches beyond its storage"):
         read_arrays(tmp_path / "y.pt")
 
 
-@pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.9, 0.999])
-def test_a_truncated_file_is_refused(tmp_path, keep):
+def test_a_cut_file_and_a_flipped_bit_are_refused(tmp_path):
     torch.save(CONTENT, tmp_path / "whole.pt")
     data = (tmp_path / "whole.pt").read_bytes()
-    (tmp_path / "cut.pt").write_bytes(data[: int(len(data) * keep)])
-    with pytest.raises(UserError, match="cut.pt: damaged or incomplete"):
-        read_arrays(tmp_path / "cut.pt")
-
-
-def test_a_flipped_bit_is_noticed(tmp_path):
-    torch.save({"eeg": np.zeros((50, 50))}, tmp_path / "x.pt")
-    data = bytearray((tmp_path / "x.pt").read_bytes())
-    data[len(data) // 2] ^= 1
-    (tmp_path / "x.pt").write_bytes(data)
-    with pytest.raises(UserError, match="damaged"):
-        read_arrays(tmp_path / "x.pt")
+    at = data.index(b"times")
+    flipped = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+    for damaged in (flipped, *(data[: int(len(data) * part)] for part in (0.0, 0.1, 0.5, 0.9, 0.999))):
+        (tmp_path / "x.pt").write_bytes(damaged)
+        with pytest.raises(UserError, match="x.pt: damaged or incomplete"):
+            read_arrays(tmp_path / "x.pt")
 
 
 def test_missing_and_unknown_files_are_named(tmp_path):
@@ -238,9 +229,9 @@ def test_damaged_headers_and_wrong_sizes_are_refused(tmp_path):
 
 
 def test_a_pickle_that_ends_early_is_refused(tmp_path):
-    torch.save({"one": np.arange(5), "two": "x" * 9000}, tmp_path / "x.pt", pickle_protocol=5)
-    content = (tmp_path / "x.pt").read_bytes()
-    (tmp_path / "x.pt").write_bytes(content.replace(b"xxxxx", b".xxxx").replace(b"one", b"on."))
+    path = tmp_path / "x.pt"
+    torch.save({"one": np.arange(5), "two": "x" * 9000}, path, pickle_protocol=5)
+    path.write_bytes(path.read_bytes().replace(b"xxxxx", b".xxxx").replace(b"one", b"on."))
     with pytest.raises(UserError, match="damaged"):
         read_arrays(tmp_path / "x.pt")
 
