@@ -24,7 +24,7 @@ COMMANDS = {
 }
 _NEEDED = (  # third-party packages of the extra `train`
     "jsonargparse", "open_clip", "lightning_fabric", "safetensors", "scipy", "PIL", "rich", "torchvision", "matplotlib",
-    "jinja2",
+    "jinja2", "joblib", "filelock",
 )  # fmt: skip
 _USAGE = "usage: bvsa COMMAND [options]      bvsa COMMAND --help\n" + "".join(
     f"\n  {name:<10} {text}" for name, text in COMMANDS.items()

@@ -26,6 +26,7 @@ from bvsa_core.training.run_data import RunData
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
+    """Add the command's flags."""
     add_run_arguments(parser, arguments)
     out = "folder of the run; with --subject all, one folder inside it for each subject"
     parser.add_argument("--out", type=Path, default=Path("bvsa_runs/train"), help=out)
