@@ -1,4 +1,4 @@
-"""What all tests share. Triton runs under its interpreter where there is no GPU; random tests print their seed."""
+"""Fixtures of all tests. Without a GPU, Triton runs in its interpreter; random tests print their seed."""
 
 from __future__ import annotations
 
