@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from bvsa_core.data import to_mne
-from bvsa_core.data.dataset import Dataset
-from bvsa_core.data.store import Header, SplitHeader, SubjectWriter
+from bvsa_core.data.dataset import Dataset, Recordings
+from bvsa_core.data.from_arrays import write_subject
 from bvsa_core.errors import UserError
 
 CONCEPTS = ["aardvark", "aardvark", "abacus"]
@@ -24,12 +24,9 @@ def store(tmp_path, seed):
 
     def make(units: str = "µV", modality: str = "EEG", channels: tuple[str, ...] = ("Oz", "Cz")):
         data = np.random.standard_normal((3, 2, len(channels), 60)).astype(np.float16)
-        with SubjectWriter(tmp_path, "sub-01", {}) as writer:
-            writer.create_array("train", data.shape)[:] = data
-            split = SplitHeader(list(data.shape), IMAGES, CONCEPTS, [[1, 3], [2, 4], [1, 3]])
-            times = ((np.arange(60) - 10) / 250).tolist()
-            header = Header("sub-01", modality, units, 250.0, list(channels), times, "osf_raw", [], {"train": split})
-            writer.commit(header)
+        times, sessions = (np.arange(60) - 10) / 250, [[1, 3], [2, 4], [1, 3]]
+        recordings = Recordings(data, IMAGES, CONCEPTS, list(channels), times, modality, sessions)
+        write_subject(tmp_path, "sub-01", recordings, recordings, units)
         return tmp_path, data.astype(np.float64)
 
     return make

@@ -17,9 +17,10 @@ from PIL import Image
 
 from bvsa_core.cli import main
 from bvsa_core.data import stimulus_set
-from bvsa_core.data.dataset import Dataset
+from bvsa_core.data.dataset import Dataset, Recordings
+from bvsa_core.data.from_arrays import write_subject
 from bvsa_core.data.stimulus_set import INDEX, import_images
-from bvsa_core.data.store import Header, SplitHeader, SubjectWriter, sha256_of
+from bvsa_core.data.store import sha256_of
 from bvsa_core.errors import UserError
 from bvsa_core.vision.images import read_images
 
@@ -50,14 +51,11 @@ def source(tmp_path) -> Path:
 @pytest.fixture
 def store(tmp_path) -> Path:
     """A store with recordings that name the images."""
-    folder = tmp_path / "store"
-    writer = SubjectWriter(folder, "sub-01", {})
-    header = Header("sub-01", "EEG", "V", 250.0, ["Oz"], [0.0], "test", [])
-    for split, names in (("train", TRAINING), ("test", TEST)):
-        writer.create_array(split, (len(names), 1, 1, 1))
-        header.splits[split] = SplitHeader([], names, [Path(name).parent.name[6:] for name in names])
-    writer.commit(header)
-    return folder
+    parts = []
+    for names in (TRAINING, TEST):
+        data = np.random.default_rng(0).standard_normal((len(names), 1, 1, 2))
+        parts.append(Recordings(data, names, [Path(name).parent.name[6:] for name in names], ["Oz"], np.arange(2.0)))
+    return write_subject(tmp_path / "store", "sub-01", *parts).parent
 
 
 def zipped(source: Path, target: Path, names: list[str]) -> Path:

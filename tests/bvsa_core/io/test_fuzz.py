@@ -23,11 +23,11 @@ from PIL import Image
 
 from bvsa_core.data import store
 from bvsa_core.data.dataset import Dataset, Recordings, read_recordings
+from bvsa_core.data.from_arrays import write_subject
 from bvsa_core.data.layouts import meg_trials
 from bvsa_core.data.layouts.files import read_description
 from bvsa_core.data.quality.check import check_dataset
 from bvsa_core.data.stimulus_set import import_images
-from bvsa_core.data.store import Header, SplitHeader, SubjectWriter
 from bvsa_core.io.image_file import read_image
 from bvsa_core.io.safe_readers import read_arrays
 from bvsa_core.io.text_files import read_yaml
@@ -45,17 +45,12 @@ CHANNELS, TIMES = ["O1", "Oz", "O2", "Pz"], [0.0, 0.004, 0.008, 0.012, 0.016]
 
 
 def stored(folder: Path) -> Path:
-    splits = {}
-    with SubjectWriter(folder, "sub-01", {"layout": "planted", "files": {}}) as writer:
-        for split in store.SPLITS:
-            names = [image.replace("thing", split) for image in IMAGES]
-            splits[split] = SplitHeader(list(DATA.shape), names, [split] * 3, [[1, 2]] * 3)
-            array = writer.create_array(split, DATA.shape)
-            array[:] = DATA
-            array.flush()
-        writer.commit(Header("sub-01", "EEG", "V", 250.0, CHANNELS, TIMES, "planted", ["Made."], splits))
+    parts = []
+    for split in store.SPLITS:
+        names = [image.replace("thing", split) for image in IMAGES]
+        parts.append(Recordings(DATA, names, [split] * 3, CHANNELS, np.array(TIMES), "EEG", [[1, 2]] * 3))
     (folder / "dataset.json").write_text('{"name": "planted", "modality": "EEG"}')
-    return folder / "sub-01"
+    return write_subject(folder, "sub-01", *parts)
 
 
 def recordings(folder: Path) -> Path:
