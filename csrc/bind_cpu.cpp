@@ -1,4 +1,4 @@
-// fovblur._cpu: the CPU kernels, in the variant that suits the processor this runs on.
+// fovblur._cpu: the CPU kernels, in the best variant for the current processor.
 
 #include <stdexcept>
 #include <string>

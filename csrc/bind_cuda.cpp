@@ -1,4 +1,4 @@
-// fovblur._cuda: the CUDA kernels, launched on a stream that Python names.
+// fovblur._cuda: the CUDA kernels, launched on a stream that Python passes.
 
 #include <stdexcept>
 
@@ -51,7 +51,7 @@ PYBIND11_MODULE(_cuda, m) {
                                           reinterpret_cast<void*>(stream)));
       },
       py::arg("params"), py::arg("best"), py::arg("keys"), py::arg("slices"), py::arg("stream"),
-      "Launch on a cudaStream_t of the current device; keys is room for [N, slices, k].");
+      "Launch on a cudaStream_t of the current device; keys is a buffer [N, slices, k].");
   m.def("topk_slices", &fovblur::topk_slices, py::arg("params"), "Slices of the images that suit the current device.");
   m.attr("MOST_FUSED") = fovblur::most_fused();
 }

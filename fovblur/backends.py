@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import json
 import os
+import re
+import sys
 from types import ModuleType
 
 import torch
@@ -59,7 +62,42 @@ def _cuda_unavailable() -> str | None:
     except ImportError as error:
         reason = build_info()["cuda"].get("skipped", str(error))
         return f"the CUDA module was not built ({reason}); install nvcc and rerun: pip install -e ."
-    return None if torch.cuda.is_available() else "no CUDA device is available"
+    if not torch.cuda.is_available():
+        return "no CUDA device is available"
+    reasons = [_device_unavailable(index) for index in range(torch.cuda.device_count())]
+    return None if None in reasons else reasons[0]
+
+
+@functools.cache
+def _device_unavailable(index: int) -> str | None:
+    """Return why the CUDA module cannot run on a device: its driver is too old, or its architecture was not built."""
+    built = build_info()["cuda"]
+    runtime, driver = re.search(r"\d+", built["compiler"]), _driver_version()
+    if runtime and driver < int(runtime[0]):
+        return f"the driver serves CUDA {driver} and the module was built with {built['compiler']}; update the driver"
+    major, minor = torch.cuda.get_device_capability(index)
+    if any(_runs_on(architecture, major, minor) for architecture in built["architectures"]):
+        return None
+    return (
+        f"the CUDA module was built for {', '.join(built['architectures'])}, not for {major}.{minor} of "
+        f"{torch.cuda.get_device_name(index)}; rerun: TORCH_CUDA_ARCH_LIST={major}.{minor} pip install -e ."
+    )
+
+
+def _driver_version() -> int:
+    """Return the major CUDA version that the driver serves."""
+    version = ctypes.c_int()
+    ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    return version.value // 1000
+
+
+def _runs_on(architecture: str, major: int, minor: int) -> bool:
+    """Return whether code for an architecture such as "8.6", "9.0a" or "9.0+PTX" runs on a compute capability."""
+    number, plus, _ = architecture.partition("+PTX")
+    if number[-1].isalpha():  # for this capability alone
+        return number[:-1] == f"{major}.{minor}"
+    built = tuple(map(int, number.split(".")))
+    return built <= (major, minor) and (bool(plus) or built[0] == major)
 
 
 def triton_is_interpreted() -> bool:
@@ -75,8 +113,10 @@ def unavailable_reason_for(name: str, device: torch.device, dtype: torch.dtype) 
         return None if device.type == "cpu" else f"it serves CPU tensors, not {device.type} ones"
     if dtype == torch.float64:
         return "it does not serve float64; the reference does"
-    if device.type == "cuda" or (name == "triton" and triton_is_interpreted()):
+    if name == "triton" and triton_is_interpreted():
         return None
+    if device.type == "cuda":
+        return _device_unavailable(device.index) if name == "cuda" and device.index is not None else None
     return f"it serves CUDA tensors, not {device.type} ones"
 
 

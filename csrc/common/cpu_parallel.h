@@ -1,4 +1,4 @@
-// Threads of one call, and the memory each of them works in.
+// Threads of one call, and scratch memory for each of them.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,7 @@ namespace FOVBLUR_VARIANT {
 
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// Uninitialised, cache-line aligned scratch that grows and is reused from task to task.
+// Uninitialised, cache-line aligned scratch memory that grows and is reused by later tasks.
 template <class T>
 class Scratch {
  public:
@@ -58,7 +58,7 @@ void parallel_for(int64_t tasks, int threads, const Body& body) {
   std::vector<std::thread> helpers;
   try {
     for (int i = 1; i < int(std::min<int64_t>(threads, tasks)); ++i) helpers.emplace_back(work);
-  } catch (const std::system_error&) {  // no more threads to be had: those there are do the work
+  } catch (const std::system_error&) {  // no more threads available: the existing ones do the work
   }
   work();
   for (std::thread& helper : helpers) helper.join();

@@ -20,7 +20,7 @@ constexpr int kLanes = FOVBLUR_VECTOR_BYTES / sizeof(T);
 
 template <class T, class Element>
 inline void load_elements(const Element* source, int64_t stride, int64_t count, T* row) {
-  if (stride == 1)  // its own loop, so that it vectorises
+  if (stride == 1)  // a loop of its own, which vectorises
     for (int64_t j = 0; j < count; ++j) row[j] = T(to_float(source[j]));
   else
     for (int64_t j = 0; j < count; ++j) row[j] = T(to_float(source[j * stride]));

@@ -1,4 +1,4 @@
-// Launches on a stream of the current device.
+// Launches on a stream of the current device, and a hint for the register allocation of kernels.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -8,7 +8,7 @@
 
 namespace fovblur {
 
-// Of as many blocks as there are, or as a grid holds: kernels go on until no work is left.
+// Launches at most as many blocks as a grid holds; kernels loop until no work is left.
 template <class... Parameters>
 cudaError_t launch(void (*kernel)(Parameters...), int threads, int64_t blocks, int64_t shared_bytes, void* stream,
                    std::decay_t<Parameters>... parameters) {

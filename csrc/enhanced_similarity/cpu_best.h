@@ -29,7 +29,7 @@ struct Candidate {
 template <class T>
 class Best {
  public:
-  // Scores that are not above it need not be offered, if they come in the order of their indices. NaN: all need to be.
+  // A score at or below it need not be offered, if scores come in the order of their indices. NaN: offer every score.
   T threshold(int64_t k) const {
     return int64_t(heap_.size()) < k ? std::numeric_limits<T>::quiet_NaN() : heap_.front().score();
   }

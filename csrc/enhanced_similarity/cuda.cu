@@ -11,7 +11,7 @@ namespace {
 
 int64_t tiles(int64_t rows) { return (rows + kScoreTile - 1) / kScoreTile; }
 
-// ---- how the matrix is cut ----
+// ---- tiles and slices of the matrix ----
 
 // A block takes 128 recordings and a slice of the images. Blocks that run side by side share the slices of eight tiles of
 // recordings, which the L2 cache then holds.
@@ -38,7 +38,7 @@ struct Slices {
   __device__ int64_t first_tile(int64_t slice) const { return slice * column_tiles / slices; }
 };
 
-// ---- where scores go ----
+// ---- outputs of the scores ----
 
 // The matrix [N, M], of float or Element.
 struct Matrix {

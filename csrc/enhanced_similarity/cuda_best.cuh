@@ -9,12 +9,12 @@ namespace fovblur {
 constexpr int kMostFused = 128;  // k up to which the gallery is streamed in one pass
 constexpr int kSlots = kMostFused / 32;
 
-// The order of the score and the complement of the index. 0, which none has, stands for no image.
+// The order of the score above the complement of the index. No image has the key 0.
 __device__ inline uint64_t key_of(float score, int64_t index) {
   return uint64_t(order_of(score)) << 32 | uint32_t(~index);
 }
 
-// Of the lanes' keys two whose numbers differ in the bit `distance`: the larger, or the smaller.
+// Returns the larger, or the smaller, of this lane's key and that of the lane whose number differs in the bit `distance`.
 __device__ inline uint64_t larger_of(uint64_t key, int distance, bool larger) {
   const uint64_t other = __shfl_xor_sync(0xffffffffu, key, distance);
   return (key > other) == larger ? key : other;
@@ -94,7 +94,7 @@ struct SliceBest {
     __syncthreads();
   }
 
-  // Takes what is better than a recording's k-th best; where nothing is, the scores stay in registers.
+  // Merges scores better than a recording's k-th best; if there are none, the scores stay in registers.
   template <class>
   __device__ void take(const SimilarityParams&, const ScoreTile& tile, int64_t slice, const Sums& scores,
                        ScoreMemory& shared) const {

@@ -29,11 +29,11 @@ struct ScoreMemory {
   uint64_t worst[kScoreTile];  // the k-th best key of a recording, see cuda_best.cuh
 };
 
-// Where chunk `chunk` of a row lies, such that eight rows, one chunk of each, meet different banks. Rows 8 i further on, and
-// the odd one after an even one, have theirs as many rows of chunks further on.
+// Returns the place of chunk `chunk` of a row. One chunk from each of eight rows lies in different banks; the place of a row
+// 8 i further on, or of the odd row after an even one, lies as many rows of chunks further on.
 __device__ inline int place_of_chunk(int row, int chunk) { return row * kRowChunks + (chunk ^ (row / 2 % kRowChunks)); }
 
-// Where a score lies; eight from a multiple of eight on are neighbours.
+// Returns the place of a score; eight columns from a multiple of eight on are neighbours.
 __device__ inline int place_of_score(int row, int column) { return row * kScoreTile + (column ^ (row % 8 * 8)); }
 
 // The tile's part of the matrix.
@@ -102,7 +102,7 @@ __device__ void fetch_rows(const Embeddings& from, int64_t first_row, int rows, 
   }
 }
 
-// ---- products of what a step holds ----
+// ---- products of a step ----
 
 template <class Type>
 struct TensorCores;  // 16 bytes of each row hold the operands' columns as the matrix instructions take them
@@ -193,8 +193,8 @@ struct ExactProducts {
 
 // ---- scores ----
 
-// Holds the tile's gates; returns whether any of the recordings' is open, and any of the images'. Its votes are barriers, after
-// which nobody reads the scores of the tile before.
+// Loads the tile's gates; returns whether a recording's gate and an image's gate are open. Its votes are barriers, after which
+// no thread reads the scores of the previous tile.
 __device__ inline bool hold_gates(const SimilarityParams& p, const ScoreTile& tile, ScoreMemory& shared) {
   const bool of_image = int(threadIdx.x) >= kScoreTile;
   const int place = int(threadIdx.x) % kScoreTile;
@@ -210,8 +210,8 @@ __device__ inline bool hold_gates(const SimilarityParams& p, const ScoreTile& ti
   return recordings_open && images_open;
 }
 
-// scores = M_bi * (1 + r_i c_j M_bt). A score's sums have one order, wherever in a tile it lies. Until the next barrier others
-// may still read shared.stages and shared.gates.
+// scores = M_bi * (1 + r_i c_j M_bt). The order of a score's sums does not depend on its place in a tile. Until the next
+// barrier other threads may still read shared.stages and shared.gates.
 template <class Products>
 __device__ __forceinline__ void score_tile(const SimilarityParams& p, const ScoreTile& tile, ScoreMemory& shared,
                                            Sums& scores) {
@@ -245,7 +245,7 @@ __device__ __forceinline__ void score_tile(const SimilarityParams& p, const Scor
 #pragma unroll 1
     for (const int end = product == 0 ? image_steps : steps; step < end; ++step) {
       wait_for_copies<kScoreStages - 2>();
-      __syncthreads();  // everyone's copies of this step are there, and nobody reads the last step's any more
+      __syncthreads();  // all copies of this step have arrived, and no thread reads the last step's any more
       fetch(step + kScoreStages - 1);
       if (busy) Products::add(shared.stages[step % kScoreStages], sums);
     }
@@ -256,7 +256,7 @@ __device__ __forceinline__ void score_tile(const SimilarityParams& p, const Scor
   });
 }
 
-// Puts the scores in shared memory, once nobody reads what it held.
+// Writes the scores to shared memory, once no thread reads its old content.
 __device__ __forceinline__ void hold_scores(const Sums& scores, ScoreMemory& shared) {
   for_each_sum([&](int m, int n, int e, int row, int column) {
     if (e % 2 != 0) return;

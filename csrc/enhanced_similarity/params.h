@@ -1,4 +1,4 @@
-// What one call of the ops hands to a kernel. Pointers are borrowed for the call; strides are in elements.
+// Arguments of a kernel for one call of the ops. Pointers are borrowed for the call; strides are in elements.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ struct Embeddings {
   int64_t column_stride;
 };
 
-// One value a row, float (double for float64 embeddings); a null pointer stands for 1.
+// One value a row, float (double for float64 embeddings); a null pointer: all 1.
 struct Gate {
   const void* data;
   int64_t stride;

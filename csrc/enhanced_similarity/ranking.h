@@ -1,4 +1,4 @@
-// The order of scores, as the ranking of every backend has it: larger first, NaN last, -0 equal to 0.
+// The order of scores in the ranking of every backend: larger first, NaN last, -0 equal to 0.
 #pragma once
 
 #include <cmath>

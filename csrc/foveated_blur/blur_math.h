@@ -11,8 +11,8 @@ namespace fovblur {
 // How acuity falls from 1 at the fixation (u = 0) to its value at the farthest pixel (u = 1).
 enum class Falloff : int { exp = 0, linear = 1, quadratic = 2, log = 3, brachistochrone = 4 };
 
-// exp(x) for x <= 0. On CUDA two instructions, with an absolute error below 3e-7; on the host a polynomial that compilers
-// vectorise (2 ulp), which libm's call is not.
+// exp(x) for x <= 0. On CUDA two instructions with an absolute error below 3e-7; on the host a polynomial (2 ulp) that
+// compilers vectorise, unlike a call of libm.
 FOVBLUR_HD float exp_of_negative(float x) {
 #ifdef __CUDA_ARCH__
   float power;
@@ -36,7 +36,7 @@ FOVBLUR_HD float exp_of_negative(float x) {
 }
 FOVBLUR_HD double exp_of_negative(double x) { return ::exp(x); }
 
-// s - sin s and 1 - cos s for s in [0, 2.5], by their series: exact near 0, where the closed forms cancel.
+// s - sin s and 1 - cos s for s in [0, 2.5] by their series, which are exact near 0, where the closed forms cancel.
 template <class Real>
 FOVBLUR_HD Real cycloid_series(Real z, int first) {  // 1 - z / (first (first + 1)) (1 - z / ((first + 2) (first + 3)) (...))
   Real sum = 1;
@@ -80,8 +80,8 @@ FOVBLUR_HD Real falloff(Falloff kind, Real decay, Real u) {
   }
 }
 
-// Distance over which acuity falls, for a fixation in an H x W image. The default fixation keeps the published
-// formula, which measures to the last pixel; any other one measures to the farthest.
+// Distance over which acuity falls, for a fixation in an H x W image: to the last pixel for the default fixation, as in the
+// published formula, and to the farthest pixel for any other.
 template <class Real>
 FOVBLUR_HD Real falloff_distance(Real cy, Real cx, Real height, Real width) {
   Real dy = height - Real(1) - cy, dx = width - Real(1) - cx;
@@ -108,14 +108,15 @@ FOVBLUR_HD Real gaussian_window(int offset, Real sigma) {
   return window < Real(1.17549435e-38) ? Real(1.17549435e-38) : window;
 }
 
-// A sigma of 0 is the identity, whatever kernel size it comes with.
+// A sigma of 0 is the identity, whatever the kernel size. A negative or NaN sigma, which only tensors on a GPU can hold, gets
+// one tap on each side, so that its NaN reaches every pixel.
 template <class Real>
 FOVBLUR_HD int gaussian_radius(Real sigma, int kernel_size) {
-  return sigma == Real(0) ? 0 : kernel_size / 2;
+  return sigma > Real(0) ? kernel_size / 2 : (sigma == Real(0) ? 0 : 1);
 }
 
 // The border rule REFLECT_101: ... 2 1 | 0 1 2 ... n-2 n-1 | n-2 n-3 ...
-// Index in [0, n) of the pixel that position i shows, for any i (period 2n - 2).
+// Returns the index in [0, n) of the pixel at position i, for any i (period 2n - 2).
 template <class Int>
 FOVBLUR_HD Int reflect(Int i, Int n) {
   const Int last = n - 1;

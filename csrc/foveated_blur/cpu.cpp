@@ -1,7 +1,7 @@
 // Foveated Gaussian blur on the CPU: y = w x + (1 - w) A_h x A_w^T, with A banded and its border reflected.
 //
-// A thread takes a strip of rows of one sample. The strip is filtered down its columns, turned, filtered again, and turned
-// back while it is blended and stored; all intermediates stay in the core's second-level cache.
+// A thread takes a strip of rows of one sample. The strip is filtered down its columns, transposed, filtered again, and
+// transposed back while it is blended and stored. All intermediates stay in the core's L2 cache.
 //
 // Compiled once per instruction set with FOVBLUR_VARIANT and FOVBLUR_VECTOR_BYTES; see setup.py.
 
@@ -64,7 +64,7 @@ void load_gradient(const BlurParams& p, const Images& grad, int64_t sample, int6
   for (int64_t j = 0; j < p.shape[3]; ++j) row[j] *= factor;
 }
 
-// A border pixel's share: under REFLECT_101 the blur is symmetric once border pixels count half, A^T = E A E^-1.
+// Diagonal of E: under REFLECT_101 the blur is symmetric once border pixels count half, A^T = E A E^-1.
 inline double border_share(int64_t i, int64_t n) { return i == 0 || i == n - 1 ? 0.5 : 1.0; }
 
 template <class T>
@@ -154,7 +154,7 @@ void parameter_gradient_strip(Strip<T> strip, const BlurGradients& gradients, co
 
 // ---- the batch ----
 
-// The batch cut into strips, and the acuity map where samples share it.
+// The batch cut into strips, and the acuity map if all samples share it.
 template <class T>
 struct Plan {
   int64_t strips, strip, tasks;
@@ -163,7 +163,7 @@ struct Plan {
 
   Plan(const BlurParams& p, int available_threads, bool foveated) : threads(available_threads) {
     const int64_t batch = p.shape[0], height = p.shape[2], width = p.shape[3];
-    // A strip has as many rows of a sample as a core's cache holds, and fewer where threads would idle.
+    // A strip has as many rows of a sample as a core's cache holds, and fewer if threads would idle.
     constexpr int64_t kStripElements = 64 * 1024, kThreadElements = 32 * 1024;
     const int64_t strips_wanted = (2 * threads + batch - 1) / batch;
     const int64_t strip_rows = std::min(kStripElements / width, (height + strips_wanted - 1) / strips_wanted);

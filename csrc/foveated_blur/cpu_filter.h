@@ -1,4 +1,4 @@
-// The arithmetic of the CPU blur: filtering down the rows of a matrix whose columns are SIMD lanes, and turning matrices.
+// The arithmetic of the CPU blur: filtering down the columns of a matrix, which are SIMD lanes, and transposing matrices.
 #pragma once
 
 #include <algorithm>
@@ -63,7 +63,7 @@ void filter_columns(const T* const* rows, int64_t count, int64_t lane, const T* 
 }
 
 // out[i][0 .. vectors * lanes) for i in [0, count), filtered down `rows` at the lanes from `lane` on; out is packed.
-// With `add`, on top of what is there.
+// With `add`, the result is added to out.
 template <class T>
 void filter_columns(int vectors, const T* const* rows, int64_t count, int64_t lane, const T* taps, int64_t radius, bool add,
                     T* out) {

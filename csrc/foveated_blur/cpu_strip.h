@@ -1,4 +1,4 @@
-// A strip of rows of one sample, filtered in both directions: what a thread of the CPU blur takes.
+// A strip of rows of one sample, filtered in both directions: the task of a thread of the CPU blur.
 #pragma once
 
 #include <algorithm>
@@ -32,7 +32,7 @@ void acuity_map(const BlurParams& p, int64_t sample, int64_t begin, int64_t end,
   const T decay = T(p.decay);
   for (int64_t i = begin; i < end; ++i, map += width) {
     const T dy = T(i) - cy;
-    if (p.falloff == Falloff::exp) {  // its own loop, so that it vectorises
+    if (p.falloff == Falloff::exp) {  // a loop of its own, which vectorises
       for (int j = 0; j < int(width); ++j) map[j] = exp_of_negative(-decay * eccentricity(dy, T(j) - cx, distance));
     } else {
       for (int j = 0; j < int(width); ++j) map[j] = falloff(p.falloff, decay, eccentricity(dy, T(j) - cx, distance));
@@ -40,7 +40,7 @@ void acuity_map(const BlurParams& p, int64_t sample, int64_t begin, int64_t end,
   }
 }
 
-// Taps t_i of one sample, normalised, and where wanted their slopes dt_i / dsigma = t_i (i^2 - sum_j t_j j^2) / sigma^3.
+// Normalised taps t_i of one sample and, on request, their slopes dt_i / dsigma = t_i (i^2 - sum_j t_j j^2) / sigma^3.
 template <class T>
 void make_taps(double sigma, int64_t radius, T* taps, T* slopes) {
   double sum = 1.0, moment = 0.0;
@@ -57,7 +57,7 @@ void make_taps(double sigma, int64_t radius, T* taps, T* slopes) {
   }
 }
 
-// A strip of rows [begin, end) of one sample, and what filtering it needs.
+// A strip of rows [begin, end) of one sample, with its taps and buffers.
 template <class T>
 struct Strip {
   static constexpr int64_t L = kLanes<T>;
@@ -86,7 +86,7 @@ struct Strip {
     slopes = own_slopes;
   }
 
-  // Acuity of the rows [from, to), [to - from, width]; `shared` is the whole image's where all samples share it.
+  // Returns the acuity of rows [from, to), [to - from, width]; `shared`, if any, is the map that all samples share.
   const T* acuity(const T* shared, int64_t from, int64_t to) {
     if (shared) return shared + from * width;
     T* own = ws.acuity.get((to - from) * width);
@@ -94,7 +94,7 @@ struct Strip {
     return own;
   }
 
-  // Rows [first, last), each written by load(i, row), padded to whole vectors.
+  // Stages rows [first, last), each written by load(i, row), padded to whole vectors.
   template <class Load>
   T* stage(const Load& load) {
     T* staged = ws.staged.get((last - first) * padded_width);
@@ -106,7 +106,7 @@ struct Strip {
     return staged;
   }
 
-  // The staged rows filtered down their columns and turned: [padded_width, padded_count], a row for each image column.
+  // Filters the staged rows down their columns and transposes them: [padded_width, padded_count], a row for each image column.
   const T* down(const T* staged, const T* weights, Scratch<T>& scratch) {
     const T** rows = ws.rows.get(count + 2 * radius);
     for (int64_t s = 0; s < count + 2 * radius; ++s)
@@ -125,14 +125,14 @@ struct Strip {
     return turned;
   }
 
-  // Turned rows filtered along the image's rows, for the image rows of the lanes [lane, lane + vectors * L).
+  // Filters the transposed rows along the image's rows, for the image rows of the lanes [lane, lane + vectors * L).
   void along(const T* turned, const T* weights, int vectors, int64_t lane, bool add, T* group) {
     const T** rows = ws.rows.get(width + 2 * radius);
     for (int64_t s = 0; s < width + 2 * radius; ++s) rows[s] = turned + reflect(s - radius, width) * padded_count;
     filter_columns(vectors, rows, width, lane, weights, radius, add, group);
   }
 
-  // One vector of lanes of a group, turned back: [L, padded_width], a row for each image row.
+  // Transposes one vector of lanes of a group back: [L, padded_width], a row for each image row.
   T* turn_back(const T* group, int64_t stride, int64_t v, Scratch<T>& scratch) {
     T* block = scratch.get(L * padded_width);
     for (int64_t j = 0; j < padded_width; j += L) transpose_block(group + j * stride + v, stride, block + j, padded_width);

@@ -12,7 +12,7 @@
 namespace fovblur {
 namespace {
 
-// ---- how the planes are cut ----
+// ---- tiles and strips of the planes ----
 
 // Tiles of one sample are consecutive; a block takes tiles until none is left.
 struct Tiling {
@@ -61,7 +61,7 @@ union StripMemory {
   FilterMemory<kStripThreads, 1> direct;
 };
 
-// A strip by matrix products; where they do not serve (a radius beyond their reach, pixels that are not finite), directly.
+// A strip by matrix products, or directly if they cannot compute it (a radius beyond their reach, non-finite pixels).
 template <class Source, class Pass>
 __device__ void product_strip(const Pass& pass, const Taps& taps, const Strip& strip,
                               StripMemory<typename OperandOf<Source>::Type>& shared) {
@@ -173,9 +173,9 @@ enum class Form { direct, products };
 
 bool is_half(DType dtype) { return dtype == DType::float16 || dtype == DType::bfloat16; }
 
-// Which form takes a source of this type to a result of that: products where they lose less than either's own precision
-// does, elsewhere only where PyTorch's matmul precision allows tf32. Radii beyond their reach only the device knows:
-// product_strip filters those directly.
+// Chooses the form by the types of source and result: products if they lose less than rounding to either type does, or if
+// PyTorch's matmul precision allows tf32. Only the device knows the radii; product_strip filters those beyond its reach
+// directly.
 Form choose_form(DType source, DType result, const BlurParams& p) {
   const bool exact_enough = is_half(source) || (source == DType::uint8 && is_half(result));
   return exact_enough || p.allow_tf32 ? Form::products : Form::direct;
@@ -207,7 +207,7 @@ cudaError_t launch_pass(const BlurParams& p, const Destination& destination, DTy
     return launch(kernel, kDirectThreads, tiling.tiles, 0, stream, p, destination, tiling);
   }
   const int64_t columns = (p.shape[3] + kStripColumns - 1) / kStripColumns;
-  const bool few = p.shape[0] * p.shape[1] * columns < 512;  // strips: cut them, so that every multiprocessor has some
+  const bool few = p.shape[0] * p.shape[1] * columns < 512;  // cut strips, so that every multiprocessor has some
   const Tiling tiling(p.shape, few ? 64 : 256, kStripColumns);
   return launch(products_kernel<Destination>(source), kStripThreads, tiling.tiles, 0, stream, p, destination, tiling);
 }

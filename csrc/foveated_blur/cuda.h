@@ -1,4 +1,4 @@
-// Launches the CUDA blur on `stream` of the current device. Both return null, or what went wrong.
+// Launches the CUDA blur on `stream` of the current device. Both functions return null or an error message.
 #pragma once
 
 #include "params.h"

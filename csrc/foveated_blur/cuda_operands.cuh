@@ -1,6 +1,6 @@
-// The operand types of the banded products, each with the same operations.
+// The operand types of the banded products, all with the same interface.
 //
-// A pair is two neighbours along the dimension that a product sums over, rounded to the operand's type. A lane's part of a
+// A pair holds two neighbours along the dimension that a product sums over, rounded to the operand's type. A lane's part of a
 // 16 x 16 tile of a Toeplitz matrix A[i, p] = tap(p - i) is three pairs, from 2t - g - 8, 2t - g and 2t - g + 8 on, for lane
 // 4 g + t; its part of a 16 x 8 right operand is two: rows 2t, 2t + 1 and 2t + 8, 2t + 9 of column g.
 #pragma once
@@ -54,7 +54,7 @@ struct Operand16 : Mma16<Type> {
   }
 };
 
-// Ten bits of mantissa and float's range, for float32 images where PyTorch's matmul precision is "high" or "medium".
+// tf32: ten bits of mantissa and float's range, for float32 images if PyTorch's matmul precision is "high" or "medium".
 struct Operand32 {
   using Element = float;
   struct alignas(8) Pair {
@@ -80,14 +80,14 @@ struct Operand32 {
         b[h][k] = *reinterpret_cast<const Pair*>(x + (h * 8 + lane / 4) * kStride + k * 8 + lane % 4 * 2);
   }
 
-  // The hardware's columns t and t + 4 of a tile are our 2t and 2t + 1, as its rows of b: a sum has no order.
+  // Columns t and t + 4 of a hardware tile hold columns 2t and 2t + 1, and so do the rows of b: the order of a sum is free.
   static __device__ void multiply(float (&c)[4], const Pair* v, const Pair (&b)[2]) {
     mma_tf32(c, {v[1].low, v[0].low, v[1].high, v[0].high}, {b[0].low, b[0].high});
     mma_tf32(c, {v[2].low, v[1].low, v[2].high, v[1].high}, {b[1].low, b[1].high});
   }
 };
 
-// Which operands serve a source: uint8 and float16 pixels are exact in binary16, bfloat16 ones need its range.
+// Operands of a source type: uint8 and float16 pixels are exact in binary16; bfloat16 ones need the range of bfloat16.
 template <class Source>
 struct OperandOf {
   using Type = Operand16<Half>;

@@ -1,4 +1,4 @@
-// What the CUDA kernels read, write and know of a pixel.
+// Pixels of the CUDA kernels: loads, stores, weights and normalisation.
 #pragma once
 
 #include <cuda_runtime.h>

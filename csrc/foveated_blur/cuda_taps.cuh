@@ -1,7 +1,9 @@
-// The Gaussian of one sample, made by a block from its sigma and kernel size.
+// The Gaussian of one sample, computed by a block from its sigma and kernel size.
 #pragma once
 
 #include <cuda_runtime.h>
+
+#include <cmath>
 
 #include "blur_math.h"
 #include "params.h"
@@ -37,12 +39,13 @@ __device__ void block_sum(float first, float second, float (&partial)[2][kThread
   __syncthreads();
 }
 
-// The sample's taps; all threads of the block take part.
+// Returns the sample's taps; all threads of the block take part.
 template <int kThreads>
 __device__ Taps make_taps(const BlurParams& p, int64_t sample, float (&partial)[2][kThreads]) {
   Taps taps;
-  taps.sigma = per_sample(p.sigma, sample);
-  taps.radius = gaussian_radius(taps.sigma, static_cast<const int32_t*>(p.kernel_size.data)[sample * p.kernel_size.stride]);
+  const float sigma = per_sample(p.sigma, sample);
+  taps.sigma = sigma >= 0.0f ? sigma : NAN;  // a bad value on the device shows in the result
+  taps.radius = gaussian_radius(sigma, static_cast<const int32_t*>(p.kernel_size.data)[sample * p.kernel_size.stride]);
   float sum = 0.0f, moment = 0.0f;
   for (int t = 1 + int(threadIdx.x); t <= taps.radius; t += kThreads) {
     const float weight = 2.0f * gaussian_window(t, taps.sigma);

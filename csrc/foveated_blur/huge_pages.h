@@ -1,4 +1,4 @@
-// Large pages for large results: fetching fresh memory in small ones takes about half as long as blurring into it.
+// Huge pages for large results: mapping fresh memory in small pages takes about half as long as blurring into it.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 namespace fovblur {
 namespace FOVBLUR_VARIANT {
 
-// A hint for memory that is about to be written in full; what is there already stays as it is.
+// Advises the kernel to back memory that is about to be written in full by huge pages; its content does not change.
 inline void advise_huge_pages([[maybe_unused]] const Images& images, [[maybe_unused]] const int64_t (&shape)[4]) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = 2 << 20;

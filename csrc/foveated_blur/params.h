@@ -1,4 +1,4 @@
-// What one call of the op hands to a kernel. Pointers are borrowed for the call (CUDA: for the launch on its stream).
+// Arguments of a kernel for one call of the op. Pointers are borrowed for the call (CUDA: for the launch on its stream).
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace fovblur {
 
-// Images [B, C, H, W] of any strides, in elements; those written to do not overlap.
+// Images [B, C, H, W] of any strides, in elements; the elements of an output do not overlap.
 struct Images {
   void* data;
   DType dtype;
@@ -17,8 +17,8 @@ struct Images {
   FOVBLUR_HD int64_t plane(int64_t sample, int64_t channel) const { return sample * strides[0] + channel * strides[1]; }
 };
 
-// A per-sample parameter: that of sample i is at data[i * stride]; stride 0 shares one value. Its element type is the one
-// the blur accumulates in (float, or double for float64 images), int32 for kernel sizes.
+// A per-sample parameter: data[i * stride] belongs to sample i, and stride 0 shares one value. The element type is int32 for
+// kernel sizes, else the one the blur accumulates in (float, or double for float64 images).
 struct PerSample {
   const void* data;
   int64_t stride;
@@ -33,14 +33,14 @@ struct BlurParams {
   PerSample fixation;     // [B, 2] (y, x) pixels
   Falloff falloff;
   double decay;
-  // y -> (y * scale - mean[c]) / std[c]; null pointers leave y as it is.
+  // y -> (y * scale - mean[c]) / std[c]; null pointers: y is not normalised.
   const void* mean;
   const void* std;
   double scale;
   bool allow_tf32;  // float32 images may be multiplied with 10 mantissa bits
 };
 
-// Where the gradients of a call go; null pointers are not wanted. Those of sigma and gain are [B], contiguous.
+// Gradients of a call; null pointers: not needed. Those of sigma and gain are [B], contiguous.
 struct BlurGradients {
   Images grad;         // of the result
   Images grad_images;  // data may be null

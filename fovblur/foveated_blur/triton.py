@@ -2,7 +2,7 @@
 
 A is a banded matrix whose rows sum to 1. The reflecting border is folded in: a tap outside the image is added to the
 column that it mirrors to. Tiles of A are computed in registers from sigma, so the same code serves any radius, in one
-launch a batch. The adjoint is A^T = E A E^-1, where E counts border pixels half. The derivative in sigma is another band.
+launch a batch. The adjoint is A^T = E A E^-1, where E counts border pixels half; the derivative in sigma is a band too.
 """
 
 from __future__ import annotations
@@ -182,8 +182,9 @@ def _sample_parameters(sigma_of, kernel_size_of, gain_of, fixation_of, sample,
     sigma = tl.load(sigma_of + sample * sigma_b)
     gain = tl.load(gain_of + sample * gain_b)
     cy, cx = tl.load(fixation_of + sample * fixation_b), tl.load(fixation_of + sample * fixation_b + 1)
-    radius = tl.where(sigma == 0.0, 0, tl.load(kernel_size_of + sample * kernel_size_b) // 2)
-    sigma = tl.where(sigma == 0.0, 1.0, sigma)
+    # A negative or NaN sigma, which is not checked on a GPU, becomes NaN taps at a radius of 1.
+    radius = tl.where(sigma > 0.0, tl.load(kernel_size_of + sample * kernel_size_b) // 2, tl.where(sigma == 0.0, 0, 1))
+    sigma = tl.where(sigma > 0.0, sigma, tl.where(sigma == 0.0, 1.0, float("nan")))
     radius_h = tl.where(height == 1, 0, radius)  # along a side of one pixel the blur is the identity
     radius_w = tl.where(width == 1, 0, radius)
     return sigma, gain, cy, cx, radius, radius_h, radius_w

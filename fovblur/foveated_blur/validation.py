@@ -141,7 +141,7 @@ def check_values(params: BlurParams) -> None:
 
 def constant(values: tuple[float, ...], dtype: torch.dtype, images: Tensor) -> Tensor:
     """Return numbers as a cached tensor on the images' device; copies would stall a GPU and break graph capture."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _is_capturing(images):  # fills are captured, copies from the host are not
         return torch.stack([torch.full((), value, dtype=dtype, device=images.device) for value in values])
     if type(images) not in (Tensor, torch.nn.Parameter):  # a tracer's fake tensor does not mix with cached real ones
         return torch.tensor(values, dtype=dtype, device=images.device)
@@ -152,6 +152,11 @@ def constant(values: tuple[float, ...], dtype: torch.dtype, images: Tensor) -> T
         with torch.inference_mode(False):
             _constants[key] = torch.tensor(values, dtype=dtype, device=images.device)
     return _constants[key]
+
+
+def _is_capturing(images: Tensor) -> bool:
+    """Return whether the current stream records a CUDA graph, whose memory must not be cached."""
+    return images.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _check_tensor(name: str, value: Tensor, images: Tensor, integer: bool) -> None:

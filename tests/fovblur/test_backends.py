@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -15,9 +16,12 @@ from fovblur import backends, info
 
 @pytest.fixture(autouse=True)
 def forget_reasons():
-    backends.unavailable_reason.cache_clear()
+    caches = (backends.unavailable_reason, backends._device_unavailable)
+    for cached in caches:
+        cached.cache_clear()
     yield
-    backends.unavailable_reason.cache_clear()
+    for cached in caches:
+        cached.cache_clear()
 
 
 def test_auto_serves_cpu_tensors_with_the_compiled_module():
@@ -52,6 +56,36 @@ def test_a_backend_that_cannot_run_raises_with_the_reason(monkeypatch):
         fovblur.gaussian_blur(torch.rand(1, 1, 4, 4), 1.0, backend="triton")
     with pytest.raises(RuntimeError, match="'cuda' cannot run: (no CUDA device|the CUDA module was not built)"):
         fovblur.gaussian_blur(torch.rand(1, 1, 4, 4), 1.0, backend="cuda")
+
+
+@pytest.mark.parametrize(
+    ("capability", "driver", "built", "reason"),
+    [
+        ((8, 6), 13, "8.0;8.6", None),
+        ((8, 9), 13, "8.6", None),
+        ((12, 0), 13, "8.6;9.0+PTX", None),
+        ((9, 0), 14, "9.0a", None),
+        ((12, 0), 13, "8.6;9.0", "built for 8.6, 9.0, not for 12.0 of Card; rerun: TORCH_CUDA_ARCH_LIST=12.0 pip"),
+        ((8, 0), 13, "8.6", "built for 8.6, not for 8.0"),
+        ((7, 5), 13, "8.0+PTX", "built for 8.0[+]PTX, not for 7.5"),
+        ((9, 2), 13, "9.0a", "built for 9.0a, not for 9.2"),
+        ((8, 6), 12, "8.6", "driver serves CUDA 12 and the module was built with release 13.0; update the driver"),
+    ],
+    ids=str,
+)
+def test_a_device_that_the_build_does_not_serve_is_left_to_triton(monkeypatch, capability, driver, built, reason):
+    for name, value in {"is_available": True, "device_count": 1, "get_device_name": "Card"}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    facts = {"cuda": {"compiler": "release 13.0", "architectures": built.split(";")}}
+    monkeypatch.setattr(backends, "build_info", lambda: facts)
+    monkeypatch.setattr(backends, "load_native", lambda name: None)
+    monkeypatch.setattr(backends, "_driver_version", lambda: driver)
+    chosen = backends.resolve(None, torch.device("cuda", 0), torch.float32)
+    if reason is None:
+        assert backends.unavailable_reason("cuda") is None and chosen == "cuda"
+    else:
+        assert re.search(reason, backends.unavailable_reason("cuda")) and chosen == "triton"
 
 
 def test_available_backends_names_all_and_says_why_not():

@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from backends_under_test import IMAGE_DTYPES, ON_GPU, exact
+from backends_under_test import GPU_IMPLEMENTATIONS, IMAGE_DTYPES, ON_GPU, exact
 from comparisons import random_images, relative_error
 
 import fovblur
-from fovblur.foveated_blur import reference
+from fovblur.foveated_blur import reference, validation
 from fovblur.foveated_blur.validation import FALLOFFS
 
 KERNEL_SIZES = (45, 51, 57, 3, 1)
@@ -161,6 +161,46 @@ def test_any_strides(implementation, dtype, layout, seed):
     assert torch.equal(ours, expected)
     if layout == "channels_last":
         assert ours.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", ["sigma", "kernel_size", "gain", "fixation", "pair", "mean", "std"])
+def test_any_strides_of_the_parameters(implementation, name, seed):
+    """Every second value of a larger tensor; `pair` is one fixation for all images."""
+    images = random_images((3, 3, 21, 24), torch.float32)
+    values = {
+        "sigma": torch.tensor([1.0, 2.0, 3.0]),
+        "kernel_size": torch.tensor([9, 3, 15]),
+        "gain": torch.tensor([0.9, 0.1, 0.5]),
+        "fixation": torch.tensor([[3.0, 20.0], [15.0, 2.0], [7.0, 7.0]]),
+        "pair": torch.tensor([3.0, 20.0]),
+        "mean": torch.tensor([0.1, 0.2, 0.3]),
+        "std": torch.tensor([0.5, 0.7, 0.9]),
+    }
+    strided = torch.stack([values[name], 100 + values[name]], -1)[..., 0]
+    argument = "fixation" if name == "pair" else name
+    options = {"sigma": 2.0} | {argument: strided}
+    ours = implementation.foveated_blur(images, **options)
+    assert strided.stride(-1) == 2
+    assert relative_error(ours, exact(images, **options | {argument: values[name]})) < 1e-5
+    transposed = values["fixation"].T.contiguous().T
+    ours = implementation.foveated_blur(images, 2.0, fixation=transposed)
+    assert relative_error(ours, exact(images, 2.0, fixation=values["fixation"])) < 1e-5
+
+
+@pytest.mark.parametrize("kernel_size", [1, 25, 201])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_a_bad_sigma_on_a_gpu_gives_nan(implementation, monkeypatch, dtype, kernel_size, seed):
+    """The values of CUDA tensors are not read on the host, so that the kernels have to show them."""
+    if implementation.backend not in GPU_IMPLEMENTATIONS:
+        return
+    monkeypatch.setattr(validation, "check_values", lambda params: None)
+    images = random_images((4, 1, 20, 70), dtype)
+    sigma = torch.tensor([float("nan"), 2.0, -1.0, -3.0])
+    for mean in (None, 0.5):
+        ours = implementation.foveated_blur(images, sigma, kernel_size=kernel_size, gain=1.0, mean=mean)
+        assert ours[[0, 2, 3]].isnan().all() and ours[1].isfinite().all()
+        by_default = implementation.foveated_blur(images, sigma, mean=mean)
+        assert by_default[[0, 2, 3]].isnan().all() and by_default[1].isfinite().all()
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 8, 8), (2, 0, 8, 8), (2, 3, 0, 8), (2, 3, 8, 0)], ids=str)

@@ -40,6 +40,17 @@ def test_a_graph_replays_on_changed_input(backend, seed):
     )
 
 
+def test_a_constant_may_be_new_inside_a_graph_capture(backend):
+    images = torch.rand(2, 3, 64, 64, device="cuda")
+    fovblur.foveated_blur(images, 2.0, mean=0.5, backend=backend)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = fovblur.foveated_blur(images, 2.03125, gain=0.28125, mean=0.53125, backend=backend)
+    graph.replay()
+    expected = fovblur.foveated_blur(images, 2.03125, gain=0.28125, mean=0.53125, backend=backend)
+    assert torch.equal(out, expected)
+
+
 def result_and_gradients(
     images: torch.Tensor, sigma: torch.Tensor, gain: torch.Tensor, backend: str
 ) -> tuple[torch.Tensor, ...]:

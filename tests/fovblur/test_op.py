@@ -7,6 +7,7 @@ import torch
 from backends_under_test import IMAGE_DTYPES
 
 import fovblur
+from fovblur.foveated_blur import validation
 from fovblur.foveated_blur.op import foveated_blur_backward_op, foveated_blur_op
 
 
@@ -84,6 +85,13 @@ def test_constants_made_in_inference_mode_serve_training():
     images = torch.rand(1, 1, 8, 8, requires_grad=True)
     fovblur.foveated_blur(images, 1.375).sum().backward()
     assert images.grad is not None
+
+
+def test_constants_made_in_a_graph_capture_are_neither_copied_nor_kept(monkeypatch):
+    monkeypatch.setattr(validation, "_is_capturing", lambda images: True)
+    known = dict(validation._constants)
+    made = validation.constant((1.40625, 2.5), torch.float32, torch.rand(1))
+    assert made.tolist() == [1.40625, 2.5] and validation._constants == known
 
 
 def test_autocast_leaves_the_dtype_alone():
