@@ -1,7 +1,7 @@
 """Processes that train together: those that torchrun started, or this one alone.
 
-Every process has all samples and encodes its rows of each batch. Embeddings are gathered with gradients, so the loss, the
-state of every sample and the random numbers outside the encoders are those of the global batch in every process.
+Every process has all samples and encodes its rows of each batch. Embeddings are gathered with gradients. The loss, the
+state of every sample and the random numbers outside the encoders are those of the global batch, in every process.
 """
 
 from __future__ import annotations
@@ -66,11 +66,12 @@ class ProcessGroup:
     def map_rows(self, function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
         """Compute this process's rows of function(*inputs), and return the rows of all processes.
 
-        Gradients flow back to the process that computed a row, summed over processes: DDP's mean of the gradients of equal
-        losses is then the gradient of one process with the whole batch.
+        Gradients of a row are summed over processes and flow to the one that computed it. All have the same loss, so
+        DDP's mean is the gradient of one process with the whole batch.
 
         Args:
-            inputs: tensors (B, ...), whose rows the rows of the result (B, ...) follow from, or None.
+            function: computes each row of its result (B, ...) from the same row of the inputs.
+            inputs: tensors (B, ...) or None.
         """
         if self.size == 1:
             return function(*inputs)

@@ -24,10 +24,10 @@ PARTIAL = ".partial"
 
 @contextmanager
 def open_atomically(path: Path) -> Iterator[BinaryIO]:
-    """A file to write under a temporary name, which is renamed at the end of the block unless that fails.
+    """Open a file under a temporary name, which is renamed at the end of the block unless the block fails.
 
     Raises:
-        UserError: the disk is full, or the folder cannot be written to. A file that was there stays as it was.
+        UserError: the disk is full, or the folder cannot be written to. An existing file stays as it was.
     """
     partial = temporary_path(path)
     with os_errors_to_user_errors(path):
@@ -40,13 +40,13 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it; raises what `open_atomically` does."""
+    """Write a file by `open_atomically`."""
     with open_atomically(path) as file:
         file.write(content)
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a file; a failure may leave a part of it at the end.
+    """Append a line to a file; a failure may leave part of it there.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written to.
@@ -56,7 +56,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def make_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a folder under a temporary name and rename it, unless it is there already.
+    """Fill a folder under a temporary name and rename it, unless it exists.
 
     Raises:
         UserError: the disk is full, or the folder above cannot be written to.
@@ -74,19 +74,18 @@ def make_folder(target: Path, fill: Callable[[Path], None]) -> None:
 
 
 def temporary_path(path: Path) -> Path:
-    """A name under which to write a file or folder that nobody else uses, on any of the machines that share the folder."""
+    """Return a temporary name for a file or folder, unique among all machines that share the folder."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{PARTIAL}")
 
 
 @contextmanager
 def os_errors_to_user_errors(path: Path) -> Iterator[None]:
-    """Failures of the file system inside are UserErrors that name the path."""
+    """Turn errors of the file system into UserErrors that name the path."""
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); make room, or choose another folder"
-        ) from error
+        problem = f"cannot be written ({error.strerror or error})"
+        raise UserError(f"{path}: {problem}; make room, or choose another folder") from error
 
 
 class Locked(UserError):
@@ -97,10 +96,12 @@ class Locked(UserError):
 def lock(folder: Path, name: str | None = None, *, blocking: bool = False, activity: str = "work") -> Iterator[None]:
     """Hold the lock of a folder, or of one name in it, until the end of the block.
 
-    The folder is made if it is missing. Temporary files of killed processes are removed, of the name if one is given. The
-    system releases the lock when the process ends, however it ends.
+    The folder is made if it is missing, and temporary files of killed processes are removed (only the name's, if
+    given). The system releases the lock when the process ends, however it ends.
 
     Args:
+        folder: what is written to.
+        name: of a file or folder in it, or None for the whole folder.
         blocking: wait for the process that holds the lock.
         activity: what the lock is for, such as "a run"; other processes report it.
 

@@ -22,27 +22,14 @@ from torch import nn
 from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import append_line, clean_stale, is_temporary, lock, write_atomically
 from bvsa_core.io.safe_readers import read_arrays
+from bvsa_core.io.text_files import parse_json, read_json, read_yaml
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.scoring import Embeddings
 from bvsa_core.training.config import RunConfig, from_dict, to_dict
 
-
-def read_json(path: Path) -> dict:
-    """What a run has written as JSON.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    return _object(path.read_text(errors="replace"), str(path))
-
-
-def _object(text: str, where: str) -> dict:
-    try:
-        if isinstance(found := json.loads(text), dict):
-            return found
-    except ValueError:
-        pass
-    raise UserError(f"{where}: damaged or incomplete; train the run again")
+ACTIVITY = "a run"  # what other processes report while the folder is locked
+REMEDY = "train the run again"
+NO_RUN = "train one with 'bvsa train --out'"
 
 
 class RunFolder:
@@ -51,63 +38,57 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
-    def complete(self, config: RunConfig) -> bool:
-        """Whether the run of this configuration is already complete there.
-
-        Raises:
-            UserError: the folder holds another run, or something else.
-        """
-        known = self.path / "run.yaml"
-        if known.exists():
-            if self._described() != to_dict(config):
-                raise UserError(
-                    f"{self.path}: holds a run with other settings (see run.yaml); choose another folder with --out"
-                )
-            if (old := self.path / "resume.safetensors").exists():
-                raise UserError(f"{old}: the state of an earlier version; delete it, and the run starts again")
-            return (self.path / "result.json").exists() and not self.resume.exists()
-        if self.path.exists() and any(not is_temporary(path) for path in self.path.iterdir()):
-            raise UserError(f"{self.path}: not empty and not a run; choose another folder with --out")
-        return False
-
-    def _described(self) -> dict:
-        path = self.path / "run.yaml"
-        try:
-            described = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
-        if not isinstance(described, dict):
-            raise UserError(f"{path}: not the settings of a run; delete the folder, and train the run again")
-        return described
-
-    def known(self, config: RunConfig) -> RunResult | None:
-        """The result of the run of this configuration, where it is complete there.
-
-        Raises:
-            UserError: the folder holds another run, or something else.
-        """
-        if not self.complete(config):
-            return None
-        clean_stale(self.path, activity="a run")
-        return self.result()
-
-    @contextmanager
-    def claimed(self, config: RunConfig) -> Iterator[None]:
-        """Have the folder for a run of this configuration to oneself.
-
-        Raises:
-            UserError: another process is at work there, or it cannot be written to.
-        """
-        with lock(self.path, activity="a run"):
-            write_atomically(self.path / "run.yaml", yaml.safe_dump(to_dict(config), sort_keys=False).encode())
-            yield
+    @property
+    def settings(self) -> Path:
+        """The file of the configuration."""
+        return self.path / "run.yaml"
 
     @property
     def resume(self) -> Path:
         """The file of the training state."""
         return self.path / "resume.pt"
 
+    def is_complete(self, config: RunConfig) -> bool:
+        """Return whether the folder holds the complete run of a configuration.
+
+        Raises:
+            UserError: the folder holds another run, or something else.
+        """
+        if not self.settings.exists():
+            if self.path.exists() and any(not is_temporary(path) for path in self.path.iterdir()):
+                raise UserError(f"{self.path}: not empty and not a run; choose another folder with --out")
+            return False
+        if read_yaml(self.settings, f"delete the folder, and {REMEDY}") != to_dict(config):
+            problem = "holds a run with other settings (see run.yaml)"
+            raise UserError(f"{self.path}: {problem}; choose another folder with --out")
+        if (old := self.path / "resume.safetensors").exists():
+            raise UserError(f"{old}: the state of an earlier version; delete it, and the run starts again")
+        return (self.path / "result.json").exists() and not self.resume.exists()
+
+    def finished_result(self, config: RunConfig) -> RunResult | None:
+        """Return the result of the run of a configuration, or None if it is not complete.
+
+        Raises:
+            UserError: the folder holds another run, or something else.
+        """
+        if not self.is_complete(config):
+            return None
+        clean_stale(self.path, activity=ACTIVITY)
+        return self.result()
+
+    @contextmanager
+    def locked(self, config: RunConfig) -> Iterator[None]:
+        """Lock the folder for a run of a configuration, which is written to run.yaml.
+
+        Raises:
+            UserError: another process holds the lock, or the folder cannot be written to.
+        """
+        with lock(self.path, activity=ACTIVITY):
+            write_atomically(self.settings, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+            yield
+
     def add_metrics(self, metrics: dict) -> None:
+        """Append the metrics of an epoch."""
         append_line(self.path / "metrics.jsonl", json.dumps(metrics))
 
     def truncate_metrics(self, epochs: int) -> bool:
@@ -118,10 +99,11 @@ class RunFolder:
         return len(lines) == epochs
 
     def finish(self, module: nn.Module, embeddings: Embeddings, result: RunResult) -> None:
+        """Write weights, embeddings and the result, which makes the run complete."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
         write_atomically(self.path / "weights.safetensors", safetensors.torch.save(tensors))
-        compared = {name: value.detach().float().cpu().contiguous().clone() for name, value in vars(embeddings).items()}
-        write_atomically(self.path / "embeddings.safetensors", safetensors.torch.save(compared))
+        tensors = {name: value.detach().float().cpu().contiguous().clone() for name, value in vars(embeddings).items()}
+        write_atomically(self.path / "embeddings.safetensors", safetensors.torch.save(tensors))
         write_atomically(self.path / "result.json", json.dumps(result.to_json(), indent=2).encode() + b"\n")
         self.resume.unlink(missing_ok=True)
 
@@ -133,38 +115,35 @@ class RunFolder:
         """
         path = self.path / "result.json"
         if not path.is_file():
-            raise UserError(
-                f"{self.path}: no finished run there (result.json is missing); train one with 'bvsa train --out'"
-            )
-        return RunResult.from_json(read_json(path), path)
+            raise UserError(f"{self.path}: no finished run there (result.json is missing); {NO_RUN}")
+        return RunResult.from_json(read_json(path, REMEDY), path)
 
     def metrics(self) -> list[dict]:
-        """What metrics.jsonl says of every epoch; nothing where it is not there.
+        """Read the metrics of every epoch; none if there is no metrics.jsonl.
 
         Raises:
             UserError: a line is damaged.
         """
         path = self.path / "metrics.jsonl"
         lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-        return [_object(line, f"{path}: line {number}") for number, line in enumerate(lines, start=1)]
+        return [parse_json(line, f"{path}: line {number}", REMEDY) for number, line in enumerate(lines, start=1)]
 
     def config(self) -> RunConfig:
-        """What the run was told.
+        """Read the configuration of the run.
 
         Raises:
             UserError: run.yaml is missing, damaged, or of another version.
         """
-        path = self.path / "run.yaml"
-        if not path.is_file():
-            raise UserError(f"{self.path}: no run there (run.yaml is missing); train one with 'bvsa train --out'")
-        described = self._described()
+        if not self.settings.is_file():
+            raise UserError(f"{self.path}: no run there (run.yaml is missing); {NO_RUN}")
+        settings = read_yaml(self.settings, f"delete the folder, and {REMEDY}")
         try:
-            return from_dict(described)
+            return from_dict(settings)
         except UserError as error:
-            raise UserError(f"{path}: {error}") from error
+            raise UserError(f"{self.settings}: {error}") from error
 
     def load_weights(self, module: nn.Module) -> None:
-        """Put the trained weights and per-sample state into a module.
+        """Load the trained weights and per-sample state into a module.
 
         Raises:
             UserError: they are missing, damaged, or of another shape.
@@ -173,10 +152,9 @@ class RunFolder:
         try:
             module.load_state_dict(read_arrays(path))
         except RuntimeError as error:
-            raise UserError(
-                f"{path}: not the weights of this run ({str(error).splitlines()[-1].strip()}); train it again"
-            ) from error
+            detail = str(error).splitlines()[-1].strip()
+            raise UserError(f"{path}: not the weights of this run ({detail}); train it again") from error
 
     def embeddings(self) -> Embeddings:
-        """What retrieval compares, as the run left it."""
+        """Read the embeddings of the test set."""
         return Embeddings(**read_arrays(self.path / "embeddings.safetensors"))

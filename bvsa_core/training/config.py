@@ -1,4 +1,4 @@
-"""What a run is told: flags over a YAML file over defaults, each key known and typed."""
+"""The configuration of a run: flags over a YAML file over defaults, each key known and typed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bvsa_core.errors import UserError, unknown_name
 
 PRESETS = ("corrected", "paper", "code")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-SETTINGS = {"intra": "intra-subject", "inter": "inter-subject"}  # as tables call them
+SETTINGS = {"intra": "intra-subject", "inter": "inter-subject"}  # names in tables
 SELECTIONS = {"last": "last", "validation": "validation", "oracle": "oracle (upper bound, selected on test)"}
 LEARNING_RATES = {"intra": 1e-4, "inter": 1e-5}  # as UBP and BVSA publish them
 
@@ -27,27 +27,27 @@ class RunDataConfig:
     channels: str | list[str] = "standard"
     """'standard' (17 occipital and parietal of EEG, every sensor of MEG), 'all', or a list of names."""
     window: tuple[float, float] | None = None
-    """First and last second after image onset to keep; all where it is left out."""
+    """First and last second after image onset to keep; default: all."""
     average: bool = True
     """Average the repetitions of a training image; otherwise each is a sample. Test recordings are always averaged."""
     vision: str = "tiny"
     """Image encoder: 'tiny' (shipped) or a model of open_clip, such as RN50, RN101, ViT-B-16, ViT-B-32."""
     weights: str | None = None
-    """Pretrained tag of open_clip, a local weights file, or 'random'; the field's usual ones where it is left out."""
+    """Pretrained tag of open_clip, a local weights file, or 'random'; default: the field's usual ones."""
     cache_dir: Path | None = None
     """Where open_clip keeps downloaded weights."""
     views: Literal["banked", "online"] = "banked"
     """'banked' computes every blur level once and keeps it; 'online' blurs and encodes inside each training step."""
     bank: Path | None = None
-    """Folder of the feature bank; Image_feature in the data folder where it is left out."""
+    """Folder of the feature bank; default: Image_feature in the data folder."""
     decay: float = 3.0
     """Rate at which acuity falls with eccentricity."""
     falloff: Literal["exp", "linear", "quadratic", "log", "brachistochrone"] = "exp"
-    """Curve along which it falls."""
+    """Curve of the fall."""
     target_levels: list[tuple[int, float]] = field(default_factory=list)
-    """Blur levels (kernel size, gain) whose features are fused with those a method asks for, by learnt weights."""
+    """Blur levels (kernel size, gain) whose features are fused with the method's own, by learnt weights."""
     target_layers: list[int] = field(default_factory=list)
-    """Layers of the image encoder whose features are fused too; 0 is the first, -1 the last."""
+    """Layers of the image encoder whose features are fused as well; 0 is the first, -1 the last."""
     prompt: str = "A photo of a {object}."
     """Text that names an image; {object} is replaced by its concept."""
     device: str = "auto"
@@ -62,9 +62,8 @@ class RunDataConfig:
         if not 0 <= self.decay < math.inf:
             raise UserError(f"decay is {self.decay}; it must be finite and at least 0")
         if self.vision == "tiny" and self.weights is not None:
-            raise UserError(
-                f"weights are {self.weights!r}, but the vision encoder tiny has its own; choose another encoder with --vision"
-            )
+            problem = f"weights are {self.weights!r}, but the vision encoder tiny has its own"
+            raise UserError(f"{problem}; choose another encoder with --vision")
         for size, gain in self.target_levels:
             if size < 1 or size % 2 == 0 or not 0 <= gain <= 1:
                 raise UserError(f"target_levels has ({size}, {gain}); give an odd kernel size and a gain in [0, 1]")
@@ -75,7 +74,7 @@ class RunConfig(RunDataConfig):
     """One run: one method, one tested subject, one seed."""
 
     method: str = "bvsa"
-    """vanilla, nice, atm, bravl, ubp, mcdb or bvsa; each brings the training its authors chose, which flags override."""
+    """vanilla, nice, atm, bravl, ubp, mcdb or bvsa; each defaults to its authors' training."""
     preset: str = "corrected"
     """Version of the method: 'corrected', 'paper' or 'code'."""
     method_options: Any = None
@@ -83,31 +82,31 @@ class RunConfig(RunDataConfig):
     """Brain encoder: eeg_project, tsconv, atm, shallownet, deepnet, eegnet, or braindecode:CLASS."""
     encoder_options: Any = None
     subject: str = "sub-01"
-    """Who is tested."""
+    """The tested subject."""
     setting: Literal["intra", "inter"] = "intra"
-    """'intra' trains on that subject, 'inter' on all the others."""
+    """'intra' trains on that subject, 'inter' on all others."""
     repetitions: int | None = None
-    """How many repetitions of a test image are averaged, from the first; all where it is left out."""
+    """How many repetitions of a test image are averaged, from the first; default: all."""
     epochs: int = 50
     batch_size: int = 1024
     optimiser: Literal["adamw", "adam"] = "adamw"
     lr: float | None = None
-    """Learning rate; 1e-4, or 1e-5 in the setting inter, where it is left out."""
+    """Learning rate; default: 1e-4, or 1e-5 in the setting inter."""
     weight_decay: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of the optimiser's two moments."""
     initial_std: float | None = None
-    """Standard deviation of the weights that brain encoders start from; PyTorch's own where it is left out."""
+    """Standard deviation of the brain encoder's initial weights; default: PyTorch's initialisation."""
     validation: int = 0
-    """Training images held out, by whole concepts, whose loss is told after every epoch; one in twenty where the selection needs
-    them and it is 0."""
+    """Training images held out, by whole concepts, whose loss is reported after every epoch; 0 is one in twenty if the
+    selection needs them."""
     selection: Literal["last", "validation", "oracle"] = "last"
-    """Whose weights are kept: the last epoch's, the one's that is best on held-out concepts, or (an upper bound) best on the test set."""
+    """Which epoch's weights are kept: the last, the best on held-out concepts, or (an upper bound) on the test set."""
     seed: int = 0
     precision: str = "32-true"
-    """32-true, bf16-mixed or, on GPUs, 16-mixed: in what the encoder computes. Weights are float32 in each."""
+    """Precision of the encoder: 32-true, bf16-mixed or, on GPUs, 16-mixed. Weights are always float32."""
     shuffle_pairs: bool = False
-    """Control: pair training recordings with the images of others, after which nothing can be learnt."""
+    """Control: shuffle the pairs of training recordings and images, so that nothing can be learnt."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,14 +131,18 @@ class RunConfig(RunDataConfig):
 
     @classmethod
     def of(cls, method: str, **changes: Any) -> RunConfig:
-        """The training that the authors of a method chose, encoder included, as `bvsa train --method` has it, with changes.
+        """Return the training that a method's authors chose, encoder included, as `bvsa train --method` does.
+
+        Args:
+            method: its name.
+            changes: fields that differ.
 
         >>> config = RunConfig.of("nice", epochs=3)
         >>> config.encoder, config.batch_size, config.epochs
         ('tsconv', 1000, 3)
 
         Raises:
-            UserError: no such method, or settings that do not fit.
+            UserError: there is no such method, or settings do not fit.
         """
         try:
             return cls(**{**training_of(method), **changes, "method": method})
@@ -148,28 +151,28 @@ class RunConfig(RunDataConfig):
 
 
 def training_of(method: str) -> dict[str, Any]:
-    """How the authors of a method train it: fields of RunConfig, to be defaults.
+    """Return the training that a method's authors chose, as fields of RunConfig.
 
     Raises:
-        UserError: no such method.
+        UserError: there is no such method.
     """
     return dict(methods.method_class(method).TRAINING)
 
 
 def method_options(method: str, preset: str, **changes: Any) -> Any:
-    """Options of a method under a preset, with changes.
+    """Return the options of a method under a preset, with changes.
 
     Raises:
-        UserError: no such method or preset.
+        UserError: there is no such method or preset.
     """
-    known = methods.method_class(method)
+    kind = methods.method_class(method)
     if preset not in PRESETS:
         raise UserError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
-    return known.Options(**{**known.PRESETS.get(preset, {}), **changes})
+    return kind.Options(**{**kind.PRESETS.get(preset, {}), **changes})
 
 
 def to_dict(config: Any) -> Any:
-    """A config as plain data, for run.yaml: paths as text, tuples as lists."""
+    """Return a config as plain data for run.yaml: paths as text, tuples as lists."""
     if dataclasses.is_dataclass(config):
         return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, Path):
@@ -178,10 +181,10 @@ def to_dict(config: Any) -> Any:
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig:
-    """The inverse of `to_dict`.
+    """Return the config that `to_dict` turned into plain data.
 
     Raises:
-        UserError: a setting that is not known, or does not fit.
+        UserError: a setting is unknown or does not fit.
     """
     values = dict(values)
     try:

@@ -1,4 +1,4 @@
-"""Embeddings of a split: what retrieval compares, of a method and the features of its images."""
+"""Embeddings of a split by a trained method, for retrieval."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ from bvsa_core.vision.views import Views
 
 @torch.no_grad()
 def compute_embeddings(method: Method, split: Split, views: Views, texts: Tensor, trained: list[str]) -> Embeddings:
-    """What retrieval compares, after training on some subjects: row i of everything belongs to sample i of a split.
+    """Return embeddings whose row i belongs to sample i of a split.
 
     Args:
-        views: gives the features of split's images at method.views_of_gallery().
+        method: a trained method; it is left in evaluation mode.
+        split: the samples.
+        views: gives the features of split's images at method.gallery_feature_levels().
         texts: (images, D) features of their prompts.
+        trained: subjects the method was trained on.
     """
     gallery = []
     for level in method.gallery_feature_levels():
         gain = torch.full(split.image_of.shape, level.gain, device=split.image_of.device)
         gallery.append(views(split.image_of, gain, torch.full_like(split.image_of, level.kernel_size)))
     method.eval()
-    whose = split.subject_indices(trained)
-    return method.retrieval_embeddings(split.recordings, torch.stack(gallery), texts[split.image_of], whose)
+    subjects = split.subject_indices(trained)
+    return method.retrieval_embeddings(split.recordings, torch.stack(gallery), texts[split.image_of], subjects)
 
 
 def embed(method: Method, split: Split, run_data: RunData, trained: list[str]) -> Embeddings:
-    """What retrieval compares, after training on some subjects: row i of everything belongs to sample i of a split."""
+    """Return embeddings of a split as `compute_embeddings` does, with features from `run_data`."""
     views = run_data.views(split.images, method.gallery_feature_levels())
     return compute_embeddings(method, split, views, run_data.texts(split.images, split.concepts), trained)

@@ -1,4 +1,4 @@
-"""Metrics of every epoch for those who watch from elsewhere: TensorBoard or Weights & Biases."""
+"""Logging of the metrics of every epoch to TensorBoard or Weights & Biases."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ Log = Callable[[dict], None]
 
 @contextmanager
 def logger(kind: str, folder: Path) -> Iterator[Log]:
-    """What hears of metrics, each a dict with its epoch.
+    """Yield a function that logs metrics, a dict with their epoch.
 
     Args:
-        kind: tensorboard (files in the folder of the run), wandb (a run of the folder's name, kept in the folder, and sent
-            where there is a key) or none.
+        kind: tensorboard (files in the folder), wandb (a run with the folder's name, stored in the folder, and uploaded
+        if
+            there is a key) or none.
+        folder: the folder of the run.
 
     Raises:
         UserError: the package is not installed.
@@ -39,12 +41,12 @@ def _tensorboard(folder: Path) -> Iterator[Log]:
 
     log = TensorBoardLogger(folder, name="tensorboard", version="")
 
-    def tell(metrics: dict) -> None:
+    def write(metrics: dict) -> None:
         log.log_metrics(_numbers(metrics), metrics["epoch"])
         log.save()
 
     try:
-        yield tell
+        yield write
     finally:
         log.finalize("")
 
@@ -53,7 +55,7 @@ def _wandb(folder: Path) -> Iterator[Log]:
     import wandb
 
     @functools.cache
-    def run():  # not before there is something to tell, when the folder is the run's
+    def run():  # not before the first metrics, when the folder exists
         keyless = wandb.api.api_key is None and "WANDB_MODE" not in os.environ
         return wandb.init(project="bvsa", name=folder.resolve().name, dir=folder, mode="offline" if keyless else None)
 

@@ -37,9 +37,12 @@ def fit(
     """Train a method in place, and return the epoch, from 1, whose weights config.selection kept.
 
     Args:
+        method: the method, on its device.
         train: samples on the device; recordings (samples, channels, time).
         views: gives the features of train's images.
         texts: (images, D) features of the prompts of train's images.
+        config: the run's configuration.
+        fabric: from `make_fabric`.
         report: called after every epoch with its metrics.
         held_out: samples to validate on, with views of the same images at the gallery's levels.
         extra_metrics: called after every epoch for more metrics, which the selection may need.
@@ -81,7 +84,7 @@ def fit(
         if extra_metrics is not None:
             with torch.random.fork_rng():  # training draws the same numbers with and without extra metrics
                 metrics |= extra_metrics()
-        metrics = processes.broadcast(lambda: metrics)  # noqa: B023  rounding must not make processes choose differently
+        metrics = processes.broadcast(lambda: metrics)  # noqa: B023  all select by the same numbers
         best.update(method, metrics)
         report(metrics)
         state.epoch, state.batch = epoch + 1, 0

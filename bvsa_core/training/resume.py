@@ -1,7 +1,7 @@
 """The training state, saved in RUN/resume.pt so that a run that was stopped or killed continues to the same numbers.
 
-It holds parameters, per-sample state, the optimiser's state, the best epoch's weights so far and the states of the random
-number generators, as torch.load(weights_only=True) reads them.
+It holds parameters, per-sample state, the optimiser's state, the best epoch's weights so far and the states of the
+random number generators, as torch.load(weights_only=True) reads them.
 """
 
 from __future__ import annotations

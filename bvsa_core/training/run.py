@@ -1,4 +1,4 @@
-"""One run from configuration to figures."""
+"""One run, from its configuration to its result."""
 
 from __future__ import annotations
 
@@ -31,20 +31,26 @@ def run(
     progress: Progress = no_progress,
     log: Callable[[dict], None] = lambda metrics: None,
 ) -> RunResult:
-    """Train, embed the test set, score, and leave everything in the folder. A complete run is not repeated, a stopped one goes on.
+    """Train, embed the test set and score it; return the result, which is also written to the folder.
 
-    Processes of a processes all call it; the first writes, and its `log` hears of the metrics of every epoch.
+    A complete run is not repeated, and a stopped one continues. Processes that train together all call it; the first
+    writes.
 
-    Returns the result, which is also in result.json.
+    Args:
+        config: the run's configuration.
+        run_data: recordings, images and features.
+        folder: where the run is kept.
+        progress: reports epochs and other work.
+        log: called with the metrics of every epoch, in the first process.
 
     Raises:
         UserError: data, options or the folder do not fit, or another process is at work in the folder.
-        Stopped: Ctrl-C stopped the training; the same call goes on.
+        Stopped: Ctrl-C stopped the training; the same call continues.
     """
     processes = run_data.processes
-    if (known := processes.broadcast(lambda: folder.known(config))) is not None:
-        return known
-    with folder.claimed(config) if processes.rank == 0 else nullcontext():
+    if (finished := processes.broadcast(lambda: folder.finished_result(config))) is not None:
+        return finished
+    with folder.locked(config) if processes.rank == 0 else nullcontext():
         return _run(config, run_data, folder, progress, log)
 
 
@@ -62,8 +68,8 @@ def _run(
     checkpointer = Checkpointer(folder, processes, progress)
     with nullcontext() if config.selection == "oracle" else run_data.sealed():
         trained = train(config, run_data, report, checkpointer)
-    method, known = trained.method, trained.split
-    found = evaluate(trained, config, run_data)
+    method = trained.method
+    evaluation = evaluate(trained, config, run_data)
     result = RunResult(
         method=config.method,
         preset=config.preset,
@@ -71,16 +77,16 @@ def _run(
         subject=config.subject,
         seed=config.seed,
         epoch=trained.epoch,
-        protocol=found.protocol,
-        reliability=found.reliability,
-        samples=len(known),
+        protocol=evaluation.protocol,
+        reliability=evaluation.reliability,
+        samples=len(trained.split),
         held_out=len(trained.held_out) if trained.held_out else 0,
         shape=trained.shape,
-        ranks=found.ranks.tolist(),
-        images=found.images,
+        ranks=evaluation.ranks.tolist(),
+        images=evaluation.images,
     )
     if processes.rank == 0:
-        folder.finish(method, found.embeddings, result)
+        folder.finish(method, evaluation.embeddings, result)
     processes.barrier()
     return result
 
@@ -91,9 +97,15 @@ def train(
     report: Callable[[dict], None] = lambda metrics: None,
     checkpointer: Checkpointer | None = None,
 ) -> Trained:
-    """Train a method from scratch, or from where its checkpointer left it, and keep the weights that the selection chooses.
+    """Train a method, from a saved state if there is one, and keep the weights that config.selection chooses.
 
-    Reads the test set for an oracle alone.
+    Only the selection oracle reads the test set.
+
+    Args:
+        config: the run's configuration.
+        run_data: recordings, images and features.
+        report: called with the metrics of every epoch.
+        checkpointer: saves and restores the training state.
 
     Raises:
         UserError: data or options do not fit.
@@ -105,7 +117,7 @@ def train(
     split, validation = split_off_validation(run_data.split(run_data.training_subjects(config), "train"), config)
     texts = run_data.texts(split.images, split.concepts)
     shape = shape_of(split, texts.shape[1])
-    seed_everything(config.seed, verbose=False)  # not before the image encoder is loaded, which draws random numbers
+    seed_everything(config.seed, verbose=False)  # after the image encoder, which draws random numbers
     method = build_method(config, shape, len(split), run_data)
     views = run_data.views(split.images, method.training_levels(), method.fusion)
     held_out = extra_metrics = None
@@ -116,9 +128,9 @@ def train(
         split = replace(split, image_of=split.image_of[order])
     if config.selection == "validation":
         gallery = run_data.views(split.images, method.gallery_feature_levels())
-        assert validation is not None  # as divide made sure
-        held = validation
-        extra_metrics = lambda: {"validation_top1": validation_top1(method, held, gallery, texts, split.subjects)}  # noqa: E731
+        assert validation is not None  # see split_off_validation
+        common = method, validation, gallery, texts, split.subjects
+        extra_metrics = lambda: {"validation_top1": validation_top1(*common)}  # noqa: E731
     elif config.selection == "oracle":
         extra_metrics = oracle(Trained(method, 0, shape, split, validation), run_data, config)
     with checkpointer.catch_sigint():
@@ -127,10 +139,10 @@ def train(
 
 
 def split_off_validation(split: Split, config: RunConfig) -> tuple[Split, Split | None]:
-    """The training data of a run, and what of them is held out.
+    """Split the training data of a run into samples to train on and held-out ones, if any.
 
     Raises:
-        UserError: too little is left to train on, or held out to choose by.
+        UserError: too few samples are left to train on, or held out to select by.
     """
     images = config.validation
     if config.selection == "validation":
@@ -140,19 +152,26 @@ def split_off_validation(split: Split, config: RunConfig) -> tuple[Split, Split 
     split, held_out = hold_out(split, images, config.seed)
     if config.selection == "validation" and not one_sample_per_concept_batches(held_out):
         raise UserError(
-            f"validation is {images}; that holds one concept out, and choosing takes two: hold out more images"
+            f"validation is {images}; that holds one concept out, and selection takes two: hold out more images"
         )
     return split, held_out
 
 
 def shape_of(train: Split, embedding: int) -> encoders.InputSpec:
-    """What a brain encoder takes and gives."""
+    """Return the shapes of a brain encoder's input and output."""
     _, channels, time = train.recordings.shape
     return encoders.InputSpec(channels, time, embedding, len(train.subjects))
 
 
 def build_method(config: RunConfig, shape: encoders.InputSpec, samples: int, run_data: RunData) -> Method:
-    """The method of a configuration, for the shape and number of its training data, on their device."""
+    """Build the method of a configuration on the device of the data.
+
+    Args:
+        config: the run's configuration.
+        shape: of the encoder's input and output.
+        samples: number of training samples.
+        run_data: gives device, processes and fused targets.
+    """
 
     def build_encoder(shape: encoders.InputSpec) -> torch.nn.Module:
         encoder = encoders.build(config.encoder, shape, config.encoder_options)
@@ -166,10 +185,10 @@ def build_method(config: RunConfig, shape: encoders.InputSpec, samples: int, run
 
 
 def load_method(folder: RunFolder, run_data: RunData) -> Method:
-    """The method of a complete run, as it was trained, on the device of the materials.
+    """Load the trained method of a complete run, on the device of `run_data`.
 
     Raises:
-        UserError: the folder holds no complete run, one of an earlier version, or weights that do not fit its configuration.
+        UserError: the folder holds no complete run, a run of an earlier version, or weights that do not fit it.
     """
     result = folder.result()
     if result.shape is None:

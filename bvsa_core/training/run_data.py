@@ -1,4 +1,4 @@
-"""The data that many runs share: recordings, images and their features, each loaded once."""
+"""Recordings, images and features that many runs share, each loaded once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bvsa_core.vision.views import BankedViews, Falloff, Level, OnlineViews, Vie
 
 
 def choose_device(name: str) -> torch.device:
-    """The device a run goes to.
+    """Return the device of a run.
 
     Raises:
         UserError: an unknown device, or a GPU that is not there.
@@ -36,9 +36,8 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise UserError(f"unknown device {name!r}; choose auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise UserError(
-            f"device {name!r} is not there ({torch.cuda.device_count()} GPUs are visible); use --device cpu"
-        )
+        visible = f"{torch.cuda.device_count()} GPUs are visible"
+        raise UserError(f"device {name!r} is not there ({visible}); use --device cpu")
     return device
 
 
@@ -46,10 +45,12 @@ class RunData:
     """Recordings, images and features, loaded once and shared by runs that use the same data and encoder.
 
     Args:
-        processes: processes that train together, each with materials of its own.
+        config: which data, encoder and blur.
+        progress: reports reading and encoding.
+        processes: those that train together, each with its own RunData.
 
     Raises:
-        UserError: data or weights that are missing or damaged.
+        UserError: data or weights are missing or damaged.
     """
 
     def __init__(
@@ -58,33 +59,36 @@ class RunData:
         self.config, self.progress, self.processes = config, progress, processes
         self.device = choose_device(config.device)
         self._split_of_one = functools.cache(self._split)
-        self._split_of_several = functools.lru_cache(maxsize=1)(self._split)  # as large as all the others together
+        self._split_of_several = functools.lru_cache(maxsize=1)(self._split)  # takes the most memory
         self._sealed = False
         self._bank_of = functools.cache(self._make_bank)
         self._online = functools.cache(self._make_online)
 
     @functools.cached_property
     def dataset(self) -> Dataset:
+        """The data set."""
         return Dataset(self.config.data)
 
     @functools.cached_property
     def clip(self) -> Clip:
+        """The image encoder."""
         clip = load_clip(self.config.vision, self.config.weights, self.config.cache_dir, self.device)
         return clip.with_layers(self.config.target_layers)
 
     def fusion(self) -> Fusion | None:
-        """Learnt weights of multi-level targets, where the configuration asks for them."""
+        """Return untrained weights of multi-level targets, if the configuration has such targets."""
         if not self.config.target_levels and not self.config.target_layers:
             return None
         return Fusion(self.clip.widths(), [Level(*level) for level in self.config.target_levels]).to(self.device)
 
     @property
     def falloff(self) -> Falloff:
+        """How acuity falls with eccentricity."""
         return Falloff(self.config.decay, self.config.falloff)
 
     @contextmanager
     def sealed(self) -> Iterator[None]:
-        """Inside, nobody can read the test set: what trains and chooses weights must not know it."""
+        """Forbid reading the test set: training and selection must not know it."""
         self._sealed = True
         try:
             yield
@@ -92,7 +96,12 @@ class RunData:
             self._sealed = False
 
     def split(self, subjects: str | Sequence[str], split: str, repetitions: int | None = None) -> Split:
-        """Recordings of one or several subjects, and of an image the first so many repetitions; those of tests are averaged.
+        """Return the recordings of one or several subjects; repetitions of test images are averaged.
+
+        Args:
+            subjects: names.
+            split: train or test.
+            repetitions: how many of an image are taken, from the first; default: all.
 
         Raises:
             RuntimeError: the test set is sealed.
@@ -103,7 +112,7 @@ class RunData:
         return (self._split_of_one if len(subjects) == 1 else self._split_of_several)(subjects, split, repetitions)
 
     def clear_cache(self) -> None:
-        """Make room for other subjects; whoever holds a split keeps it."""
+        """Drop cached recordings, to make room for other subjects."""
         self._split_of_one.cache_clear()
         self._split_of_several.cache_clear()
 
@@ -113,15 +122,15 @@ class RunData:
         return load_split(self.dataset, list(subjects), split, *chosen).to(self.device)
 
     def training_subjects(self, config: RunConfig) -> list[str]:
-        """The subjects whose recordings a run trains on.
+        """Return the subjects a run trains on.
 
         Raises:
-            UserError: there is nobody else to train on.
+            UserError: there are no other subjects to train on.
         """
         return [config.subject] if config.setting == "intra" else self.dataset.others(config.subject)
 
     def views(self, images: Sequence[str], levels: Sequence[Level], fusion: Fusion | None = None) -> Views:
-        """Features of images, at least at these levels; with a fusion, multi-level ones."""
+        """Return the features of images, at least at these levels; with a fusion, of several levels fused."""
         if fusion is not None:
             return MultiLevelViews(fusion, self.views(images, levels), self.views(images, fusion.levels or levels))
         if self.config.views == "online":
@@ -131,22 +140,22 @@ class RunData:
         return BankedViews(bank.load(levels).to(self.device), levels)
 
     def texts(self, images: Sequence[str], concepts: Sequence[str]) -> Tensor:
-        """Features (images, D) of the prompts that name what images show."""
+        """Return features (images, D) of the prompts that name what images show."""
         return self.bank(images).texts(self.prompts(concepts)).to(self.device)
 
     def prompts(self, concepts: Sequence[str]) -> list[str]:
-        """The texts that name concepts."""
+        """Return the prompts of concepts."""
         return [self.config.prompt.format(object=name.replace("_", " ")) for name in concepts]
 
     def bank(self, images: Sequence[str]) -> FeatureBank:
-        """The feature bank of images."""
+        """Return the feature bank of the data set's images."""
         return self._bank_of(tuple(images))
 
     def _make_bank(self, images: tuple[str, ...]) -> FeatureBank:
         return self.bank_for_paths([self.dataset.image_path(image) for image in images])
 
     def bank_for_paths(self, paths: Sequence[Path]) -> FeatureBank:
-        """The feature bank of images that need not be the data set's."""
+        """Return the feature bank of any images."""
         return FeatureBank(self.config.bank or self.config.data / "Image_feature", self.clip, paths, self.falloff)
 
     def _make_online(self, names: tuple[str, ...]) -> OnlineViews:

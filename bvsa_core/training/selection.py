@@ -1,12 +1,12 @@
 """Which epoch's weights a run keeps.
 
-- last: those of the last epoch. Nothing is chosen.
-- validation: those of the epoch that is best on concepts held out whole from the training data, by Top-1 among them; of
-  equal ones the epoch of the smaller loss. Top-1 goes first because it is what is reported: once the scale of the logits
-  has grown, a few confident mistakes raise the loss while retrieval still improves; and the loss, taken in batches that
-  hold a concept several times, calls images of one concept wrong for each other.
-- oracle: those of the epoch that is best on the test set, by Top-1, of equal ones by mean average precision. An upper
-  bound, which no one who does not know the answers can reach.
+- last: the last epoch. Nothing is selected.
+- validation: the epoch with the best Top-1 on concepts held out of the training data; of equal ones, the one with the
+  smaller loss. Top-1 goes first because it is reported, and because the loss misleads: once the scale of the logits has
+  grown, a few confident mistakes raise it while retrieval still improves, and in batches that hold a concept several
+  times it calls images of one concept wrong for each other.
+- oracle: the epoch with the best Top-1 on the test set; of equal ones, the one with the better mean average precision.
+  An upper bound, out of reach without the answers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bvsa_core.vision.views import Views
 
 
 class Best:
-    """The state of the best epoch so far, in memory.
+    """The weights of the best epoch so far, in memory.
 
     Args:
         selection: last, validation or oracle, as above.
@@ -37,7 +37,7 @@ class Best:
         self.state: dict[str, Tensor] | None = None
 
     def update(self, module: nn.Module, metrics: dict) -> None:
-        """Keep a copy of the module's state if these metrics of its are better than all before."""
+        """Keep a copy of the module's state if its metrics are the best so far."""
         if self.selection == "last":
             self.epoch = metrics["epoch"]
             return
@@ -50,23 +50,23 @@ class Best:
             self.score, self.epoch, self.state = score, metrics["epoch"], state
 
     def restore(self, module: nn.Module) -> int:
-        """Put the kept state back. Returns the epoch, from 1, that it is of."""
+        """Load the kept state, and return its epoch, from 1."""
         if self.state is not None:
             module.load_state_dict(self.state)
         return self.epoch
 
 
 def validation_top1(method: Method, held_out: Split, views: Views, texts: Tensor, trained: list[str]) -> float:
-    """Share of held-out samples that find their image by image similarity, in galleries of one image a concept."""
-    found = []
+    """Return the share of held-out samples that rank their image first, in galleries of one image a concept."""
+    hits = []
     for samples in one_sample_per_concept_batches(held_out):
         embeddings = compute_embeddings(method, held_out.take(samples), views, texts, trained)
-        found.append(ranks(similarity(embeddings, Scoring())) == 1)
-    return torch.cat(found).double().mean().item()
+        hits.append(ranks(similarity(embeddings, Scoring())) == 1)
+    return torch.cat(hits).double().mean().item()
 
 
 def one_sample_per_concept_batches(split: Split) -> list[Tensor]:
-    """Numbers of the samples, each once, in rounds of one sample a concept; one that would be alone in its round is left out."""
+    """Return batches of one sample a concept; each sample is in one batch, unless it would be alone there."""
     seen: Counter[str] = Counter()
     members: dict[int, list[int]] = defaultdict(list)
     for sample, image in enumerate(split.image_of.tolist()):

@@ -114,7 +114,7 @@ def test_one_training_image_in_twenty_is_held_out_to_choose_by(run_data):
     train, held_out = split_off_validation(split, config(run_data, selection="validation"))
     assert len(held_out) == 6 and len(train) == 84  # five of 90 images are in two concepts of three
     assert len(split_off_validation(split, config(run_data, selection="validation", validation=30))[1]) == 30
-    with pytest.raises(UserError, match="validation is 2; that holds one concept out, and choosing takes two"):
+    with pytest.raises(UserError, match="validation is 2; that holds one concept out, and selection takes two"):
         split_off_validation(split, config(run_data, selection="validation", validation=2))
 
 
