@@ -38,7 +38,7 @@ def test_demo_makes_table_and_page_and_the_second_time_trains_nothing(tmp_path, 
     parts = ("<h1>bvsa demo</h1>", "vanilla (corrected)", "Blur levels, ubp", "Test repetitions, synthetic")
     assert [part for part in parts if part not in page] == []
     table = (runs / "table.md").read_text()
-    assert table.count("\n| ") == 3 and "(chance 12.5 %)" in table and "1 subject(s) x 2 seed(s)" in table
+    assert table.count("(corrected)") == 3 and "(chance 12.5 %)" in table and "1 subject(s) x 2 seed(s)" in table
     weights = {path: path.stat().st_mtime_ns for path in runs.rglob("weights.safetensors")}
     assert len(weights) == 6
     succeed(*command)
