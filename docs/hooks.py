@@ -1,7 +1,7 @@
-"""Pages that MkDocs makes of the repository's own files, and of what the command says about itself.
+"""Pages that MkDocs builds from files of the repository and from the command's help.
 
-A line of its own `{{ FILE }}` becomes the file, and `{{ help }}` the help of every command. Links are written as they work
-on the repository's web page, and are changed here to work on the site.
+A line `{{ FILE }}` becomes the file, and `{{ help }}` the help of every command. Links are written for the repository's
+web page, and rewritten here for the site.
 """
 
 from __future__ import annotations
