@@ -86,7 +86,7 @@ def import_images(
         store: folder of the recordings.
         size: width and height in pixels; 0 keeps the files as they are.
         quality: of the JPEG files, 1 to 100.
-        progress: hears of every image.
+        progress: called after every image.
 
     Raises:
         UserError: source or store cannot be used at all. Problems of single images are in the report.
@@ -94,7 +94,8 @@ def import_images(
     if size < 0 or not 1 <= quality <= 100:
         raise UserError(f"size is {size} and quality {quality}; size must be 0 or more pixels, quality 1 to 100")
     report, folder = CheckReport(), store / IMAGE_FOLDERS[0]
-    if source.resolve() in (inside := folder.resolve(), *inside.parents) or inside in source.resolve().parents:
+    one, other = source.resolve(), folder.resolve()
+    if one == other or one in other.parents or other in one.parents:
         remedy = "give a folder outside, or another one for the recordings"
         raise UserError(f"{source}: images of {folder} cannot be made there; {remedy}")
     images = list(_source_images(source, report))
@@ -116,10 +117,9 @@ def import_images(
             else:
                 entries.append(result)
     progress("images", len(chosen), len(chosen))
-    for split, count in Counter(entry.name.partition("/")[0] for entry in entries).items():
-        report.summary.append(
-            f"{folder / split}: {count} images, {'as they were' if size == 0 else f'{size} x {size}'}"
-        )
+    shape = "as they were" if size == 0 else f"{size} x {size}"
+    counts = Counter(entry.name.partition("/")[0] for entry in entries)
+    report.summary += [f"{folder / split}: {count} images, {shape}" for split, count in counts.items()]
     names_by_checksum: defaultdict[str, list[str]] = defaultdict(list)
     for entry in entries:
         names_by_checksum[entry.sha256].append(entry.name)

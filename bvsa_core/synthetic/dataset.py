@@ -351,13 +351,10 @@ def _write_subject(
         repetitions = config.train_repetitions if split == "train" else config.test_repetitions
         seed = (config.seed, _TRIALS, number, stream)
         seeds = (np.random.SeedSequence([*seed, chunk]) for chunk in itertools.count())
-        recordings = Recordings(
-            data=record(subject, drive[split], repetitions, seeds),
-            images=[image.path for image in plan[split]],
-            concepts=[image.concept for image in plan[split]],
-            channels=subject.channels,
-            times=np.arange(config.samples) / subject.sampling_rate,
-        )
+        images, concepts = [image.path for image in plan[split]], [image.concept for image in plan[split]]
+        times = np.arange(config.samples) / subject.sampling_rate
+        data = record(subject, drive[split], repetitions, seeds)
+        recordings = Recordings(data, images, concepts, subject.channels, times)
         labels = np.array([image.concept_number for image in plan[split]])
         session_of_repetition = np.arange(repetitions) * min(4, repetitions) // repetitions
         sessions = np.tile(session_of_repetition, (len(labels), 1)).astype(np.float64)

@@ -163,11 +163,6 @@ def _coordinates(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
     return np.stack([cosine * x + sine * y, cosine * y - sine * x])
 
 
-def _gradient(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
-    """Return a gradient from one side to the other."""
-    return 1.5 * _coordinates(rng, size)[0]
-
-
 def _glow(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
     """Return a gradient from a point outwards."""
     u, v = _coordinates(rng, size) - rng.uniform(-0.7, 0.7, (2, 1, 1)).astype(np.float32)
@@ -192,21 +187,18 @@ def _frequency(size: int) -> NDArray[np.float32]:
     return frequency
 
 
-def _blobs(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
-    """Return patches with soft rims."""
-    return np.tanh(4 * _noise(rng, size))
-
-
-def _stripes(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
-    """Return 2 to 12 soft or hard stripes."""
-    return np.tanh(rng.uniform(0.5, 8) * np.sin(np.pi * rng.uniform(2, 12) * _coordinates(rng, size)[0]))
-
-
 def _checks(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
     """Return a checkerboard of 2 to 10 soft or hard fields a side."""
     u, v = np.sin(np.pi * rng.uniform(2, 10) * _coordinates(rng, size))
     return np.tanh(rng.uniform(1, 20) * u * v)
 
 
-_PATTERNS: list[Callable[[np.random.Generator, int], NDArray[np.float32]]]
-_PATTERNS = [_gradient, _glow, _noise, _blobs, _stripes, _checks]
+_PATTERNS: list[Callable[[np.random.Generator, int], NDArray[np.float32]]] = [
+    lambda rng, size: 1.5 * _coordinates(rng, size)[0],  # a gradient from one side to the other
+    _glow,
+    _noise,
+    lambda rng, size: np.tanh(4 * _noise(rng, size)),  # patches with soft rims
+    # 2 to 12 soft or hard stripes
+    lambda rng, size: np.tanh(rng.uniform(0.5, 8) * np.sin(np.pi * rng.uniform(2, 12) * _coordinates(rng, size)[0])),
+    _checks,
+]

@@ -158,21 +158,13 @@ def load_clip(
         model, full_name = _load_open_clip(open_clip, name, weights, cache_dir)
         tokenize = open_clip.get_tokenizer(name)
     model = model.eval().requires_grad_(False).to(device)
-    size = model.visual.image_size
-    return Clip(
-        name=full_name,
-        model=model,
-        tokenize=tokenize,
-        image_size=size if isinstance(size, int) else size[0],
-        mean=tuple(model.visual.image_mean),
-        std=tuple(model.visual.image_std),
-        fingerprint=fingerprint(full_name, model),
-    )
+    size, mean, std = model.visual.image_size, tuple(model.visual.image_mean), tuple(model.visual.image_std)
+    size = size if isinstance(size, int) else size[0]
+    return Clip(full_name, model, tokenize, size, mean, std, fingerprint(full_name, model))
 
 
 def _load_open_clip(open_clip, name: str, weights: str | None, cache_dir: str | Path | None) -> tuple[nn.Module, str]:
-    models = open_clip.list_models()
-    if name not in models:
+    if name not in open_clip.list_models():
         raise _unknown_encoder(name)
     tags = open_clip.list_pretrained_tags_by_model(name)
     tag = weights or PRETRAINED.get(name) or (tags[0] if tags else RANDOM)

@@ -87,20 +87,17 @@ def test_an_interrupted_call_continues_and_other_folders_are_refused(tmp_path):
         make_dataset(tmp_path / "data", TINY)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
+def test_impossible_settings_are_refused(tmp_path):
+    for changes, message in [
         ({"subjects": 0}, "subjects is 0; it must be at least 1"),
         ({"samples": 10}, "samples is 10"),
         ({"signal_to_noise": -1.0}, "signal_to_noise is -1.0; it must be positive"),
         ({"channels": "some"}, "channels is 'some'"),
         ({"modality": "fmri"}, "unknown modality 'fmri'; choose one of eeg, meg"),
         ({"train_concepts": 5000}, "5000 training and 3 test concepts are requested; there are 8"),
-    ],
-)
-def test_impossible_settings_are_refused(tmp_path, changes, message):
-    with pytest.raises(UserError, match=message):
-        make_dataset(tmp_path / "data", dataclasses.replace(TINY, **changes))
+    ]:
+        with pytest.raises(UserError, match=message):
+            make_dataset(tmp_path / "data", dataclasses.replace(TINY, **changes))
 
 
 def test_trials_have_unit_noise_and_the_stated_signal():
