@@ -28,3 +28,15 @@ def succeed(capsys):
         return printed.out
 
     return run
+
+
+@pytest.fixture
+def fail(capsys):
+    """Return a function that runs a command, which must fail with one line that contains the message."""
+
+    def run(message: str, *arguments: object) -> None:
+        assert main([str(argument) for argument in arguments]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1 and error.startswith("bvsa: error: ")
+
+    return run

@@ -1,9 +1,10 @@
-"""The table of a grid, from rows made by hand: footnotes, escapes, and what is absent."""
+"""The table of a grid, from rows made by hand: footnotes, escapes, and absent values."""
 
 from __future__ import annotations
 
 import csv
 import re
+from dataclasses import replace
 
 import pytest
 import results
@@ -34,35 +35,26 @@ def entry(system: str = "nice", note: str = "", beside=PUBLISHED, setting: str =
 
 
 def test_notes_name_what_differs_and_nothing_else():
-    usual = ComparisonRow(
-        "eeg", "intra", "ubp", "eeg_project", entry().result, published=paper_results.find("UBP", "eeg", "intra")
-    )
+    beside = lambda name: replace(entry(beside=paper_results.find(name, "eeg", "intra")), setting="intra")  # noqa: E731
+    usual = beside("UBP")
     assert notes(usual) == [] and notes(entry(beside=None)) == []
     assert notes(entry(selection="validation")) == [
         "selection: ours the best epoch on concepts held out of the training data",
         "gallery: ours 200 images, published class centres",
         "images by: ours RN50, published not stated",
     ]
-    told = notes(
-        entry(
-            beside=None, selection="oracle (upper bound, selected on test)", dataset="synthetic", note="reconstruction"
-        )
-    )
-    assert (
-        "upper bound, selected on test" in told[2]
-        and "not recorded from people" in told[0]
-        and "reconstruction" in told[1]
-    )
-    told = notes(
-        entry(beside=None, information="label-free transductive", rescoring="csls", channels=63, repetitions=40)
-    )
-    assert told[0].startswith("label-free transductive") and told[1:] == [
-        "ours: 63 channels; usual are 17", "ours: 40 test repetitions averaged; usual are 80"
-    ]  # fmt: skip
-    gated = ComparisonRow(
-        "eeg", "intra", "bvsa", "eeg_project", entry().result, published=paper_results.find("BVSA", "eeg", "intra")
-    )
-    assert "information: ours inductive, published uses labels" in notes(gated)
+    oracle = {"selection": "oracle (upper bound, selected on test)", "dataset": "synthetic"}
+    for note, part in zip(
+        notes(entry(beside=None, note="reconstruction", **oracle)),
+        ("not recorded from people", "reconstruction", "upper bound, selected on test"),
+        strict=True,
+    ):
+        assert part in note
+    csls = {"information": "label-free transductive", "rescoring": "csls", "channels": 63, "repetitions": 40}
+    transductive, *deviations = notes(entry(beside=None, **csls))
+    assert transductive.startswith("label-free transductive")
+    assert deviations == ["ours: 63 channels; usual are 17", "ours: 40 test repetitions averaged; usual are 80"]
+    assert "information: ours inductive, published uses labels" in notes(beside("BVSA"))
 
 
 def test_footnotes_are_counted_as_they_appear():
@@ -88,11 +80,8 @@ def test_latex_prints_every_character():
         r"50 \% \& \$1\_2 \{x\}\textasciicircum{}\# \textasciitilde{} \textbackslash{}n"
     )  # fmt: skip
     text = to_latex("Every & all", [entry(system="a_b & c%"), entry(setting="intra")])
-    assert (
-        r"a\_b \& c\%" in text
-        and text.count(r"\midrule") == 2
-        and text.count(r"\toprule") == text.count(r"\bottomrule") == 1
-    )
+    rules = [text.count(rf"\{name}rule") for name in ("top", "mid", "bottom")]
+    assert r"a\_b \& c\%" in text and rules == [1, 2, 1]
     columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", text)[1]
     body = text.split(r"\toprule")[1].split(r"\bottomrule")[0]
     assert all(len(re.split(r"(?<!\\)&", line)) == len(columns) for line in body.splitlines() if line.endswith(r"\\"))

@@ -1,4 +1,4 @@
-"""RunResult and its JSON: what is written is read back, earlier files are read, damaged and foreign ones are refused."""
+"""RunResult and its JSON: round trips, files of earlier releases, damaged files, and rescoring."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from bvsa_core.retrieval.scoring import Embeddings, Protocol, Scoring
 
 PROTOCOL = Protocol("synthetic", "last", "inductive", "label_free", 3, channels=17, encoder="tiny")
 RESULT = RunResult(
-    method="bvsa", preset="corrected", subject="sub-01", seed=1, protocol=PROTOCOL, ranks=[1, 3, 2], note="a note", epoch=4,
-    reliability=Reliability("margin", 0.05), samples=90, held_out=6, shape=InputSpec(17, 100, 128), images=["a", "b", "c"],
-    statistics={"repetitions": [{"averaged": 1}]},
+    method="bvsa", preset="corrected", subject="sub-01", seed=1, protocol=PROTOCOL, ranks=[1, 3, 2], note="a note",
+    epoch=4, reliability=Reliability("margin", 0.05), samples=90, held_out=6, shape=InputSpec(17, 100, 128),
+    images=["a", "b", "c"], statistics={"repetitions": [{"averaged": 1}]},
 )  # fmt: skip
 
 
-def test_what_is_written_is_read_back():
+def test_a_result_survives_its_json():
     content = json.loads(json.dumps(RESULT.to_json()))
     assert RunResult.from_json(content) == RESULT and content["version"] == VERSION
     assert (content["n"], content["top1"], content["median_rank"]) == (3, RESULT.scores.top1, 2)
@@ -29,7 +29,7 @@ def test_what_is_written_is_read_back():
 
 
 def test_files_of_earlier_releases_are_read():
-    """They have no version, and say `null` for what a method does not have."""
+    """They have no version, and null for values that a method does not have."""
     content = {
         "method": "nice", "preset": "corrected", "note": "", "subject": "sub-01", "seed": 0, "epoch": 2, "top1": 0.5,
         "top5": 1.0, "map": 0.75, "median_rank": 1.5, "n": 2, "protocol": PROTOCOL.to_json(), "reliability": None,
@@ -49,7 +49,7 @@ def test_files_of_earlier_releases_are_read():
         ({"ranks": [1, 0]}, "r.json: ranks must be a list of whole numbers from 1"),
         ({"seed": "1"}, "r.json: seed must be a whole number"),
         ({"protocol": []}, "r.json: protocol must be an object"),
-        ({"protocol": {"dataset": "synthetic", "gate": "none"}}, "r.json: protocol: selection, information, gallery missing"),
+        ({"protocol": {"dataset": "synthetic", "gate": "none"}}, "protocol: selection, information, gallery missing"),
         ({"reliability": {"kind": "max", "threshold": "x"}}, "r.json: reliability: threshold must be a number"),
         ({"images": [1]}, "r.json: images must be a list of names"),
     ],

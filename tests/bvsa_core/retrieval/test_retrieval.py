@@ -1,4 +1,4 @@
-"""Ranks, figures, gates and intervals against plain numpy, and the properties that make a number honest."""
+"""Ranks, scores, gates and intervals against plain numpy, and the properties that make a number honest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def random_embeddings(n: int = 30, m: int = 30, d: int = 8) -> Embeddings:
     return Embeddings(unit(n), unit(m), unit(n), unit(m))
 
 
-def test_figures_are_those_of_a_sorted_list(seed):
+def test_scores_are_those_of_a_sorted_list(seed):
     scores = torch.randn(50, 50)
     order = np.argsort(-scores.numpy(), axis=1)
     position = np.array([list(order[i]).index(i) + 1 for i in range(50)])
@@ -30,11 +30,11 @@ def test_figures_are_those_of_a_sorted_list(seed):
     assert ours.n == 50
 
 
-def test_a_collapsed_encoder_earns_nothing():
+def test_a_collapsed_encoder_scores_nothing():
     assert score(ranks(torch.zeros(10, 10))).top5 == 0 and score(ranks(torch.eye(10))).top1 == 1
 
 
-def test_scores_that_mean_nothing_are_refused():
+def test_invalid_scores_are_refused():
     with pytest.raises(UserError, match="query 1 are NaN"):
         ranks(torch.tensor([[1.0, 0.0], [float("nan"), 1.0]]))
     with pytest.raises(UserError, match="3 queries and 2 images"):
@@ -49,16 +49,15 @@ def test_gates_follow_their_formulas(seed):
     np.testing.assert_array_equal(rows.numpy().astype(bool), expected)
     assert torch.equal(rows, columns)
     rows, columns = gates("code", brain_text, text)
-    np.testing.assert_array_equal(
-        rows.numpy().astype(bool), diagonal >= diagonal.mean() - 1.96 * diagonal.std(ddof=1) / np.sqrt(40)
-    )
+    expected = diagonal >= diagonal.mean() - 1.96 * diagonal.std(ddof=1) / np.sqrt(40)
+    np.testing.assert_array_equal(rows.numpy().astype(bool), expected)
     assert columns is None
 
 
 @pytest.mark.parametrize("kind", ["margin", "max"])
 def test_label_free_opens_for_clear_recordings(kind, seed):
     e = random_embeddings(20, 50)
-    repeated = torch.cat([e.text, e.text[:7]])  # images of one concept share a text, which is no doubt about it
+    repeated = torch.cat([e.text, e.text[:7]])  # images of one concept share a text, which does not lower the margin
     sorted_ = np.sort((e.brain_text @ e.text.T).numpy(), axis=1)
     value = sorted_[:, -1] - (sorted_[:, -2] if kind == "margin" else 0)
     threshold = float(np.median(value))
@@ -70,7 +69,7 @@ def test_label_free_opens_for_clear_recordings(kind, seed):
 
 
 def test_reliability_is_learnt_where_the_modulation_helps(seed):
-    """The gain of opening grows with the margin, and is negative below 0.3; the maximum says nothing."""
+    """The gain of opening grows with the margin and is negative below 0.3; the maximum is uninformative."""
     margin, largest = torch.rand(400), torch.rand(400)
     helps = margin >= 0.3
     closed, opened = torch.where(helps, 5, 1), torch.where(helps, 1, 5)
@@ -94,7 +93,7 @@ def test_modulation_is_the_published_product(gate, seed):
 
 @pytest.mark.parametrize("rescoring", ["none", "csls", "sinkhorn"])
 @pytest.mark.parametrize("gate", INFORMATION)
-def test_scores_do_not_depend_on_the_other_queries_if_and_only_if_they_are_inductive(gate, rescoring, seed):
+def test_scores_are_independent_of_other_queries_exactly_if_inductive(gate, rescoring, seed):
     e, scoring = random_embeddings(), Scoring(gate, RELIABILITY, rescoring)
     chosen = torch.randperm(30)[:11]
     fewer = Embeddings(e.brain_image[chosen], e.image, e.brain_text[chosen], e.text)
@@ -106,7 +105,7 @@ def test_scores_do_not_depend_on_the_other_queries_if_and_only_if_they_are_induc
     assert scoring.information in ("inductive", "label-free transductive")
 
 
-def test_gates_that_read_labels_say_so_and_need_a_square(seed):
+def test_gates_that_read_labels_are_marked_and_need_a_square(seed):
     assert INFORMATION["paper"] == INFORMATION["code"] == "uses labels"
     for gate in ("paper", "code"):
         with pytest.raises(UserError, match="3 recordings and 5 texts"):
@@ -120,7 +119,7 @@ def test_gates_that_read_labels_say_so_and_need_a_square(seed):
     assert Reliability.parse("max:0.25") == Reliability("max", 0.25)
 
 
-def test_shuffled_texts_are_all_those_of_others(seed):
+def test_shuffled_texts_are_a_derangement(seed):
     e = random_embeddings()
     scoring = Scoring("always", shuffle_texts=True)
     to_image = e.brain_image @ e.image.T
@@ -143,17 +142,14 @@ def test_csls_and_sinkhorn_against_numpy(seed):
     np.testing.assert_allclose(scaling - scaling[:, :1] - scaling[:1] + scaling[0, 0], 0, atol=1e-9)
 
 
-def test_rescoring_lowers_a_image_that_is_near_to_everyone(seed):
+def test_rescoring_lowers_an_image_that_is_near_to_all(seed):
     scores = torch.eye(20) + 0.1 * torch.rand(20, 20)
     scores[:, 3] += 1.5
-    assert (
-        score(ranks(scores)).top1 == 0.05
-        and score(ranks(csls(scores))).top1 > 0.9
-        and score(ranks(sinkhorn(scores))).top1 > 0.9
-    )
+    top1 = [score(ranks(each)).top1 for each in (scores, csls(scores), sinkhorn(scores))]
+    assert top1[0] == 0.05 and top1[1] > 0.9 and top1[2] > 0.9
 
 
-def test_bootstrap_intervals_cover_as_often_as_they_say():
+def test_bootstrap_intervals_have_their_coverage():
     rng = np.random.default_rng(0)
     covered = 0
     for trial in range(200):
@@ -163,7 +159,7 @@ def test_bootstrap_intervals_cover_as_often_as_they_say():
     assert 0.86 < covered / 200 < 1
 
 
-def test_bootstrap_counts_a_image_that_is_hard_for_everyone_as_one(seed):
+def test_bootstrap_counts_an_image_that_is_hard_for_all_once(seed):
     hard = np.zeros((5, 3, 100))
     hard[:, :, :50] = 1  # the same fifty are right in every cell
     low, high = crossed_bootstrap(hard)

@@ -1,4 +1,4 @@
-"""Search of galleries on disk against the full matrix, over chunks, processes and candidates of an index."""
+"""Search of galleries on disk against the full matrix: chunks, processes, and candidates of an index."""
 
 from __future__ import annotations
 
@@ -19,11 +19,8 @@ from bvsa_core.retrieval.scoring import Embeddings, Scoring, similarity
 from bvsa_core.retrieval.search import Queries, TopK, merge_topk, search
 
 ROWS, D, E = 700, 24, 10
-SCORINGS = [
-    Scoring(),
-    Scoring("always"),
-    *(Scoring("label_free", Reliability(*of)) for of in (("margin", 0.05), ("max", 0.6))),
-]
+LABEL_FREE = [Scoring("label_free", Reliability(*of)) for of in (("margin", 0.05), ("max", 0.6))]
+SCORINGS = [Scoring(), Scoring("always"), *LABEL_FREE]
 
 
 @pytest.fixture
@@ -33,7 +30,7 @@ def queries(seed) -> Queries:
 
 @pytest.fixture
 def gallery(tmp_path, seed) -> Gallery:
-    """EmbeddingMatrix that repeat, near and far apart, and that are not of unit length."""
+    """Return a gallery with rows that repeat, near and far apart, and that are not of unit norm."""
     image, text = torch.randn(ROWS, D), torch.randn(ROWS, E)
     image[350:] = image[:350]
     text[350:] = text[:350]
@@ -57,16 +54,15 @@ def expected(queries: Queries, gallery: Gallery, k: int, scoring: Scoring) -> To
 def test_chunks_give_the_best_of_the_full_matrix(queries, gallery, scoring, chunk_rows):
     if chunk_rows == 1 and scoring.gate != "none":
         chunk_rows = 5
-    found, best = search(queries, gallery, 12, scoring, chunk_rows), expected(queries, gallery, 12, scoring)
-    torch.testing.assert_close(found.values, best.values, rtol=0, atol=1e-6)
-    assert torch.equal(found.rows, best.rows)  # rows repeat bitwise, so that ties are real ones
-    whole = search(queries, gallery, 12, scoring)
-    assert torch.equal(found.values, whole.values)
+    result, best = search(queries, gallery, 12, scoring, chunk_rows), expected(queries, gallery, 12, scoring)
+    torch.testing.assert_close(result.values, best.values, rtol=0, atol=1e-6)
+    assert torch.equal(result.rows, best.rows)  # rows repeat bitwise, so that scores are really tied
+    assert torch.equal(result.values, search(queries, gallery, 12, scoring).values)
 
 
 def test_the_whole_gallery_can_be_ranked(queries, gallery):
-    found = search(queries, gallery, ROWS, chunk_rows=100)
-    assert torch.equal(found.rows.sort(1).values, torch.arange(ROWS).expand(9, -1))
+    result = search(queries, gallery, ROWS, chunk_rows=100)
+    assert torch.equal(result.rows.sort(1).values, torch.arange(ROWS).expand(9, -1))
 
 
 PROCESS = """
@@ -83,12 +79,12 @@ gallery = Gallery([EmbeddingMatrix(folder + "/image.npy")], EmbeddingMatrix(fold
 for group in [dist.new_group(list(range(size))) for size in (1, 2, 4)]:
     if rank >= dist.get_world_size(group) or dist.get_rank(group) < 0:
         continue
-    found = [
+    results = [
         search(queries, gallery, k, scoring, chunk_rows, group=group)
         for scoring in (Scoring(), Scoring("label_free", Reliability("margin", 0.05)))
         for k, chunk_rows in ((10, 64), (10, 300), (500, 300))  # fewer chunks than processes, and than k rows
     ]
-    torch.save([tuple(one) for one in found], f"{folder}/{rank}_of_{dist.get_world_size(group)}.pt")
+    torch.save([tuple(one) for one in results], f"{folder}/{rank}_of_{dist.get_world_size(group)}.pt")
 dist.destroy_process_group()
 """
 
@@ -98,8 +94,8 @@ def test_one_two_and_four_processes_find_the_same(queries, gallery, tmp_path):
     command = [sys.executable, "-c", PROCESS, str(tmp_path)]
     processes = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(4)]
     for process in processes:
-        _, told = process.communicate(timeout=300)
-        assert process.returncode == 0, told
+        _, error = process.communicate(timeout=300)
+        assert process.returncode == 0, error
     alone = torch.load(tmp_path / "0_of_1.pt", weights_only=True)
     for name in ("0_of_2", "1_of_2", "0_of_4", "1_of_4", "2_of_4", "3_of_4"):
         for one, other in zip(alone, torch.load(tmp_path / f"{name}.pt", weights_only=True)):
@@ -109,20 +105,16 @@ def test_one_two_and_four_processes_find_the_same(queries, gallery, tmp_path):
 
 
 def test_merging_orders_ties_by_row():
-    parts = [
-        TopK(torch.tensor([[3.0, 1.0]]), torch.tensor([[9, 2]])),
-        TopK(torch.tensor([[3.0, 1.0]]), torch.tensor([[4, 1]])),
-    ]
-    merged = merge_topk(parts, 3)
+    merged = merge_topk([TopK(torch.tensor([[3.0, 1.0]]), torch.tensor([rows])) for rows in ([9, 2], [4, 1])], 3)
     assert merged.values.tolist() == [[3, 3, 1]] and merged.rows.tolist() == [[4, 9, 1]]
 
 
 def test_several_levels_are_put_side_by_side(queries, gallery, tmp_path):
     three = Gallery(gallery.images * 3, gallery.texts, text_embeddings=lambda features: features.repeat(1, 3))
     repeated = Queries(*(x.repeat(1, 3) for x in queries))
-    found, once = search(repeated, three, 5), search(queries, gallery, 5)
-    assert torch.equal(found.rows, once.rows)
-    torch.testing.assert_close(found.values, 3 * once.values)
+    result, once = search(repeated, three, 5), search(queries, gallery, 5)
+    assert torch.equal(result.rows, once.rows)
+    torch.testing.assert_close(result.values, 3 * once.values)
 
 
 @pytest.mark.parametrize("scoring", SCORINGS[:2], ids=lambda s: s.gate)
@@ -132,12 +124,12 @@ def test_candidates_of_an_index_are_ranked_by_exact_scores(queries, gallery, sco
     everything = search_candidates(queries, gallery, index.propose(queries.brain_image, ROWS, probes=8), 10, scoring)
     assert torch.equal(everything.values, exact.values) and torch.equal(everything.rows, exact.rows)
     few = index.propose(queries.brain_image, 20, probes=1)
-    found = search_candidates(queries, gallery, few, 10, scoring)
-    assert 0 < recall(found.rows, exact.rows) < 1
+    result = search_candidates(queries, gallery, few, 10, scoring)
+    assert 0 < recall(result.rows, exact.rows) < 1
     for i in range(9):
         allowed = torch.isin(torch.arange(ROWS), few[i])
         ranked = search(Queries(*(x[i : i + 1] for x in queries)), gallery, ROWS, scoring)
-        assert found.rows[i].tolist() == ranked.rows[0][allowed[ranked.rows[0]]][:10].tolist()
+        assert result.rows[i].tolist() == ranked.rows[0][allowed[ranked.rows[0]]][:10].tolist()
 
 
 def test_an_index_is_kept_and_belongs_to_its_gallery(queries, gallery, tmp_path):
@@ -171,12 +163,13 @@ def test_recall_counts_rows_in_any_order():
     assert recall(torch.tensor([[3, 1, -1]]), torch.tensor([[1, 2, 3]])) == pytest.approx(2 / 3)
 
 
-def test_what_cannot_be_searched_is_refused(queries, gallery, tmp_path):
+def test_invalid_searches_are_refused(queries, gallery, tmp_path):
     np.save(tmp_path / "narrow.npy", np.ones((ROWS, 3), np.float32))
     broken = gallery.image(slice(0, ROWS)).numpy()
     broken[431, 2] = np.nan
     np.save(tmp_path / "nan.npy", broken)
-    text = gallery.texts
+    narrow, broken = EmbeddingMatrix(tmp_path / "narrow.npy"), EmbeddingMatrix(tmp_path / "nan.npy")
+    wide = "narrow.npy: embeddings of 3 dimensions, and those of recordings have 24"
     for gallery_, k, scoring, message in (
         (gallery, 0, Scoring(), "0 images are asked for; the gallery has 700"),
         (gallery, 701, Scoring(), "701 images are asked for; the gallery has 700"),
@@ -185,24 +178,9 @@ def test_what_cannot_be_searched_is_refused(queries, gallery, tmp_path):
         (gallery, 5, Scoring("always", shuffle_texts=True), "shuffle_texts belongs to"),
         (gallery, 5, Scoring("label_free"), "needs the reliability that a run learns"),
         (Gallery(gallery.images), 5, Scoring("always"), "compares recordings with texts; the gallery has none"),
-        (
-            Gallery([EmbeddingMatrix(tmp_path / "narrow.npy")]),
-            5,
-            Scoring(),
-            "narrow.npy: embeddings of 3 dimensions, and those of recordings have 24",
-        ),
-        (
-            Gallery(gallery.images, EmbeddingMatrix(tmp_path / "narrow.npy")),
-            5,
-            Scoring("always"),
-            "embeddings of 3 dimensions",
-        ),
-        (
-            Gallery([EmbeddingMatrix(tmp_path / "nan.npy")], text),
-            5,
-            Scoring(),
-            "nan.npy: row 431 has NaN or infinite values",
-        ),
+        (Gallery([narrow]), 5, Scoring(), wide),
+        (Gallery(gallery.images, narrow), 5, Scoring("always"), "embeddings of 3 dimensions"),
+        (Gallery([broken], gallery.texts), 5, Scoring(), "nan.npy: row 431 has NaN or infinite values"),
     ):
         with pytest.raises(UserError, match=message):
             search(queries, gallery_, k, scoring, chunk_rows=100)
@@ -211,7 +189,7 @@ def test_what_cannot_be_searched_is_refused(queries, gallery, tmp_path):
         search(queries, gallery, 5)
 
 
-def test_files_that_are_no_gallery_are_refused(gallery, tmp_path):
+def test_invalid_gallery_files_are_refused(gallery, tmp_path):
     np.save(tmp_path / "whole.npy", np.ones((4, 3), np.int64))
     np.save(tmp_path / "cube.npy", np.ones((4, 3, 2), np.float32))
     np.save(tmp_path / "objects.npy", np.array([[None], [1]], dtype=object))

@@ -37,18 +37,14 @@ def test_small_galleries_are_the_mean_over_all_of_them(seed):
             place = sum(bool(scores[query, other] >= scores[query, query]) for other in others) + 1
             for k in hits:
                 hits[k].append(place <= k)
-    for k, found in hits.items():
-        assert small_gallery(ranks(scores), 7, size=3, k=k) == pytest.approx(np.mean(found))
+    for k, counted in hits.items():
+        assert small_gallery(ranks(scores), 7, size=3, k=k) == pytest.approx(np.mean(counted))
 
 
 def test_small_galleries_of_the_whole_gallery_are_the_accuracies(seed):
     rank = torch.randint(1, 201, (50,))
-    table = {row["size"]: row for row in small_galleries(rank.numpy(), 200)}
-    assert list(table) == [2, 10, 50, 100, 200] and [row["size"] for row in small_galleries(rank.numpy(), 60)] == [
-        2,
-        10,
-        50,
-    ]
+    table, fewer = ({row["size"]: row for row in small_galleries(rank.numpy(), images)} for images in (200, 60))
+    assert list(table) == [2, 10, 50, 100, 200] and list(fewer) == [2, 10, 50]
     assert table[200]["top1"] == pytest.approx((rank <= 1).double().mean().item())
     assert table[200]["top5"] == pytest.approx((rank <= 5).double().mean().item())
     assert table[2]["top5"] == 1 and table[2]["top1"] == pytest.approx(1 - ((rank - 1) / 199).double().mean().item())
@@ -57,9 +53,8 @@ def test_small_galleries_of_the_whole_gallery_are_the_accuracies(seed):
 @pytest.mark.parametrize("subjects", [4, 7, 10])
 def test_wilcoxon_is_scipys_exact_one(subjects, seed):
     first, second = np.random.rand(2, subjects)
-    assert wilcoxon(first, second) == pytest.approx(
-        scipy.stats.wilcoxon(first, second, method="exact").pvalue, abs=1e-12
-    )
+    expected = scipy.stats.wilcoxon(first, second, method="exact").pvalue
+    assert wilcoxon(first, second) == pytest.approx(expected, abs=1e-12)
 
 
 def test_wilcoxon_with_ties_counts_every_sign(seed):
@@ -81,12 +76,11 @@ def test_holm_steps_down():
 
 def test_methods_are_compared_only_where_a_difference_could_show(seed):
     accuracy = {"a": np.arange(6) / 10 + 0.3, "b": np.arange(6) / 10, "c": np.arange(6) / 20}
-    told = compare({name: values[:5] for name, values in accuracy.items() if name != "c"})
-    assert "with 5 subject(s) and 1 comparison(s)" in told and "correction is 0.062, above 0.05" in told
+    reason = compare({name: values[:5] for name, values in accuracy.items() if name != "c"})
+    assert "with 5 subject(s) and 1 comparison(s)" in reason and "correction is 0.062, above 0.05" in reason
     assert "3 comparison(s)" in compare(accuracy) and "nothing to compare" in compare({"a": [0.1]})
     (one,) = compare({name: accuracy[name] for name in "ab"})
     assert (one.first, one.second) == ("a", "b") and one.difference == pytest.approx(0.3) and one.p == 2 / 2**6
     longer = {name: np.append(values, [0.1, 0.2]) for name, values in accuracy.items()}
-    assert [(each.first, each.second) for each in compare(longer, "b")] == [("a", "b"), ("c", "b")] and len(
-        compare(longer)
-    ) == 3
+    assert [(each.first, each.second) for each in compare(longer, "b")] == [("a", "b"), ("c", "b")]
+    assert len(compare(longer)) == 3

@@ -1,4 +1,4 @@
-"""Training and evaluating step by step gives what a run gives."""
+"""Training and evaluating step by step gives the result of a run."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ from bvsa_core.training.run import run, train
 from bvsa_core.training.run_data import RunData
 
 
-def test_the_steps_of_a_run_give_its_figures(small_data, tmp_path):
+def test_the_steps_of_a_run_give_its_result(small_data, tmp_path):
     config = RunConfig(data=small_data, method="vanilla", epochs=1, batch_size=32)
     run_data = RunData(config)
     trained = train(config, run_data)
-    found = evaluate(trained, config, run_data)
+    evaluation = evaluate(trained, config, run_data)
     result = run(config, run_data, RunFolder(tmp_path / "run"))
-    assert found.ranks.tolist() == result.ranks and found.images == result.images
-    assert (found.scores, found.protocol, found.reliability) == (result.scores, result.protocol, result.reliability)
+    assert evaluation.ranks.tolist() == result.ranks and evaluation.images == result.images
+    assert (evaluation.scores, evaluation.protocol, evaluation.reliability) == (
+        result.scores,
+        result.protocol,
+        result.reliability,
+    )
     gated = evaluate(trained, config, run_data, Scoring("label_free"))
-    assert gated.protocol.gate == "label_free" and gated.reliability == found.reliability is not None
-    assert torch.equal(gated.ranks, ranks(similarity(found.embeddings, Scoring("label_free", found.reliability))))
+    assert gated.protocol.gate == "label_free" and gated.reliability == evaluation.reliability is not None
+    assert torch.equal(
+        gated.ranks, ranks(similarity(evaluation.embeddings, Scoring("label_free", evaluation.reliability)))
+    )
