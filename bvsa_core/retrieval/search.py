@@ -6,7 +6,7 @@ row: any number of processes gives the same result to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import fovblur
+from bvsa_core.distributed.processes import ProcessGroup
 from bvsa_core.errors import UserError
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.retrieval.gallery import Gallery, first_invalid_row
@@ -62,7 +63,7 @@ def search(
         UserError: the embeddings do not fit, the gallery has fewer than k images, or the scoring is not inductive.
     """
     check(queries, gallery, k, scoring)
-    shard = list(_shard(gallery, chunk_rows, group))
+    shard = _processes(group).shard(_chunks(gallery, chunk_rows))
     gate = row_gate(queries, gallery, scoring, shard, group)
     count = len(queries.brain_image)
     best = TopK(queries.brain_image.new_empty(count, 0), torch.empty(count, 0, dtype=torch.int64))
@@ -116,7 +117,7 @@ def row_gate(
     queries: Queries,
     gallery: Gallery,
     scoring: Scoring,
-    shard: list[slice] | None = None,
+    shard: Sequence[slice] | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor | None:
     """Return the gates (N,) of an inductive scoring, None if all are 1. `label_free` reads all texts of the gallery."""
@@ -127,7 +128,7 @@ def row_gate(
     if scoring.reliability is None:
         raise UserError("gate 'label_free' needs the reliability that a run learns; train it again")
     best = torch.full((len(queries.brain_text), 1), -1.0)
-    for chunk in _shard(gallery, None, group) if shard is None else shard:
+    for chunk in _processes(group).shard(_chunks(gallery)) if shard is None else shard:
         of_chunk = top2_text_similarities(queries.brain_text, gallery.text(chunk))
         best = _two_largest(torch.cat([best, of_chunk.cpu()], dim=1))
     best = _two_largest(torch.cat(_gather(best, group), dim=1))
@@ -150,20 +151,18 @@ def _two_largest(values: Tensor) -> Tensor:
     return torch.cat([largest, values.masked_fill(values == largest, -1).amax(1, keepdim=True)], dim=1)
 
 
-def _shard(gallery: Gallery, chunk_rows: int | None, group: dist.ProcessGroup | None) -> Iterator[slice]:
-    """Yield the chunks of this process, in the order of the file."""
+def _chunks(gallery: Gallery, chunk_rows: int | None = None) -> list[slice]:
+    """Return the chunks of a gallery, in the order of the file."""
     width = sum(part.width for part in (*gallery.images, *([gallery.texts] if gallery.texts else [])))
     step = chunk_rows or max(1, CHUNK_BYTES // (4 * width))
-    starts = range(0, len(gallery), step)
-    rank, world = (dist.get_rank(group), dist.get_world_size(group)) if dist.is_initialized() else (0, 1)
-    for number in range(rank * len(starts) // world, (rank + 1) * len(starts) // world):
-        yield slice(starts[number], min(starts[number] + step, len(gallery)))
+    return [slice(start, min(start + step, len(gallery))) for start in range(0, len(gallery), step)]
+
+
+def _processes(group: dist.ProcessGroup | None) -> ProcessGroup:
+    """Return the processes of a group; one process if torch.distributed is not initialized."""
+    return ProcessGroup(dist.get_rank(group), dist.get_world_size(group)) if dist.is_initialized() else ProcessGroup()
 
 
 def _gather(tensor: Tensor, group: dist.ProcessGroup | None) -> list[Tensor]:
     """Return the tensors (N, any) of all processes by rank, on the CPU."""
-    if not dist.is_initialized():
-        return [tensor.cpu()]
-    parts: list = [None] * dist.get_world_size(group)
-    dist.all_gather_object(parts, tensor.cpu().numpy(), group)
-    return [torch.from_numpy(part) for part in parts]
+    return [torch.from_numpy(part) for part in _processes(group).gather(tensor.cpu().numpy(), group)]

@@ -86,6 +86,11 @@ def test_dropout_differs_between_processes_and_leaves_the_common_stream_alone(wo
     assert workers("random_rows", 3, seed) == [first, second, number]
 
 
+def test_every_item_belongs_to_one_process():
+    shards = [ProcessGroup(rank, 3).shard(range(8)) for rank in range(3)]
+    assert sorted(item for shard in shards for item in shard) == list(range(8)) and max(map(len, shards)) == 3
+
+
 def test_only_the_first_process_to_fail_reports_it(fork_server):
     first, second = fork_server.run("distributed_workers:second_fails", "", processes=2)
     assert first.code == 2 and not first.out + first.err and "process 1 has failed" in second.err

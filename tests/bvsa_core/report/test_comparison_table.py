@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 import results
 
-from bvsa_core.distributed.processes import ProcessGroup
 from bvsa_core.errors import UserError
 from bvsa_core.experiments import paper_results
 from bvsa_core.report.comparison_table import (
@@ -96,8 +95,3 @@ def test_subjects_and_statistics_are_means_over_seeds():
     ]
     assert subject_rows(of_runs) == {"sub-01": (0.5, 0.75), "sub-02": (0.5, 0.5)}
     assert mean_statistics(of_runs) == {"hubness": {"k": 10, "skewness": 0.5}, "galleries": [{"size": 2, "top1": 0.5}]}
-
-
-def test_cells_are_dealt_to_every_process_once():
-    shares = [ProcessGroup(rank, 3).share(range(8)) for rank in range(3)]
-    assert sorted(cell for share in shares for cell in share) == list(range(8)) and max(map(len, shares)) == 3
