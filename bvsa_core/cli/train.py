@@ -1,7 +1,7 @@
-"""Train one method for one subject, or for all of them one after another, and score it on that one's test set.
+"""Train one method for one subject, or for each subject in turn, and score it on that subject's test set.
 
-A run that was stopped or killed goes on where it stood when the same command is given again. Under torchrun the processes
-train together, each encoding its part of every batch; see docs/several_machines.md.
+The same command continues a run that was stopped or killed. Under torchrun the processes train together, each encoding
+its rows of every batch; see docs/several_machines.md.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
 
 
 def run(parsed: jsonargparse.Namespace) -> None:
+    """Run the command."""
     config = to_dataclass(RunConfig, parsed)
     with init_processes() as processes, Display(quiet=processes.rank > 0) as display:
         run_data = RunData(replace(config, device=device_of_rank(config.device, processes)), display, processes)

@@ -1,6 +1,6 @@
-"""Brain encoders: recordings (B, channels, time) to embeddings (B, embedding). One file each; its name is the encoder's.
+"""Brain encoders, one file each, named after the file: recordings (B, channels, time) to embeddings (B, embedding).
 
-Encoders that live elsewhere are asked for by name too, once `register_encoder` knows them.
+Encoders from elsewhere are available by name too, once `register_encoder` has been called.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ from torch import Tensor, nn
 
 from bvsa_core.errors import UserError, unknown_name, validate_plugin_name
 
-BRAINDECODE = "braindecode:"  # and the name of a class of braindecode.models
+BRAINDECODE = "braindecode:"  # prefix of a class of braindecode.models
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What an encoder is built for."""
+    """Shapes of an encoder's input and output."""
 
     channels: int
     time: int  # samples
     embedding: int
-    subjects: int = 1  # whose recordings it is trained on
+    subjects: int = 1  # trained on
 
 
 @dataclass(frozen=True)
 class NoOptions:
-    """Options of an encoder that has none."""
+    """Options of an encoder without options."""
 
 
-_registered: dict[str, SimpleNamespace] = {}  # in this process; each holds what the file of an encoder holds
+_registered: dict[str, SimpleNamespace] = {}  # in this process; Options and build, as in an encoder's file
 Build = TypeVar("Build", bound=Callable[[InputSpec, Any], nn.Module])
 
 
 def names() -> list[str]:
-    """Every encoder that can be asked for by name."""
+    """Return the names of all encoders."""
     return sorted([*_builtin(), *_registered])
 
 
 def register_encoder(name: str, options: type = NoOptions) -> Callable[[Build], Build]:
-    """A decorator: a brain encoder of one's own is asked for by this name from now on, in this process.
+    """Return a decorator that makes a brain encoder of your own available by name, in this process.
 
-    It decorates a function, or an nn.Module class, that is called with (Shape, options) and gives a module from recordings
-    (B, channels, time) to embeddings (B, shape.embedding). A module with a true attribute `takes_subjects` is called with
-    (recordings, subjects), whose recordings they are (B,) int64, -1 for a stranger's. What a run leaves on disk holds the
-    name alone, so whoever reads it registers the encoder first.
+    It decorates a function, or an nn.Module class, that takes (InputSpec, options) and returns a module from recordings
+    (B, channels, time) to embeddings (B, shape.embedding). A module with `uses_subject_ids = True` is called with
+    (recordings, subjects); subjects (B,) int64 are -1 for unknown ones. A run on disk holds only the name, so register
+    the encoder before you load one.
 
     >>> @register_encoder("flat")
     ... def flat(shape, options):
@@ -59,10 +59,11 @@ def register_encoder(name: str, options: type = NoOptions) -> Callable[[Build], 
     torch.Size([2, 64])
 
     Args:
-        options: dataclass of what can be set, every field with a default.
+        name: of the encoder.
+        options: dataclass of its options, every field with a default.
 
     Raises:
-        UserError: a name that is taken or is none, or options that are no dataclass.
+        UserError: the name is taken or not a name, or options is not a dataclass.
     """
     validate_plugin_name("encoder", name, _builtin())
     if not (isinstance(options, type) and is_dataclass(options)):
@@ -76,7 +77,7 @@ def register_encoder(name: str, options: type = NoOptions) -> Callable[[Build], 
 
 
 def options_class(name: str) -> type:
-    """The dataclass of an encoder's options.
+    """Return the dataclass of an encoder's options.
 
     Raises:
         UserError: there is no such encoder.
@@ -85,7 +86,7 @@ def options_class(name: str) -> type:
 
 
 def build(name: str, shape: InputSpec, options: object | None = None) -> nn.Module:
-    """An encoder by name.
+    """Build an encoder by name.
 
     Raises:
         UserError: there is no such encoder, or it cannot take recordings of this shape.
@@ -104,14 +105,16 @@ def encode(encoder: nn.Module, recordings: Tensor, subjects: Tensor | None = Non
     """Return embeddings (B, embedding) of recordings (B, channels, time).
 
     Args:
-        subjects: (B,) int64, whose recordings they are, for encoders with `uses_subject_ids`; -1 is an unknown subject.
+        encoder: from `build`.
+        recordings: (B, channels, time).
+        subjects: (B,) int64 for encoders with `uses_subject_ids`; -1 is an unknown subject.
     """
     return encoder(recordings, subjects) if getattr(encoder, "uses_subject_ids", False) else encoder(recordings)
 
 
 @torch.no_grad()
 def initialise(encoder: nn.Module, std: float) -> None:
-    """Draw the weights of convolutions and linear maps from N(0, std^2), those of batch normalisation from N(1, std^2)."""
+    """Draw weights of convolutions and linear layers from N(0, std^2), of batch normalisation from N(1, std^2)."""
     for module in encoder.modules():
         if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
             module.weight.normal_(0.0, std)
@@ -121,6 +124,7 @@ def initialise(encoder: nn.Module, std: float) -> None:
 
 
 def _module(name: str):
+    """Return the module, or registered namespace, with Options and build."""
     if name.startswith(BRAINDECODE):
         from bvsa_core.encoders import _braindecode
 
@@ -128,9 +132,8 @@ def _module(name: str):
     if name in _registered:
         return _registered[name]
     if name not in _builtin():
-        raise UserError(
-            f"{unknown_name('encoder', name, [*names(), f'{BRAINDECODE}CLASS'])}, or register your own first"
-        )
+        problem = unknown_name("encoder", name, [*names(), f"{BRAINDECODE}CLASS"])
+        raise UserError(f"{problem}, or register your own first")
     return importlib.import_module(f"{__name__}.{name}")
 
 

@@ -20,13 +20,13 @@ class Options:
     """Options of a class of braindecode.models."""
 
     sampling_rate: float = 250.0
-    """Of the recordings, in Hz; some classes choose their kernels by it."""
+    """Of the recordings, in Hz; some classes derive kernel sizes from it."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the class, by name."""
 
 
 def encoder(class_name: str) -> SimpleNamespace:
-    """What a file of an encoder holds (Options, build), for a class of braindecode.models.
+    """Return Options and build, as in an encoder's file, for a class of braindecode.models.
 
     Raises:
         UserError: braindecode is not installed, or has no such class.
@@ -34,26 +34,20 @@ def encoder(class_name: str) -> SimpleNamespace:
     if importlib.util.find_spec("braindecode") is None:
         raise UserError(f"encoder braindecode:{class_name} needs braindecode; pip install 'fovblur[braindecode]'")
     models = importlib.import_module("braindecode.models")
-    known = sorted(
-        name for name, value in vars(models).items() if inspect.isclass(value) and issubclass(value, nn.Module)
-    )
+    classes = inspect.getmembers(models, inspect.isclass)
+    known = [name for name, value in classes if issubclass(value, nn.Module)]  # sorted
     if class_name not in known:
         raise UserError(unknown_name("class of braindecode.models", class_name, known))
 
     def build(shape: InputSpec, options: Options) -> nn.Module:
-        sizes = {
-            "n_chans": shape.channels,
-            "n_times": shape.time,
-            "n_outputs": shape.embedding,
-            "sfreq": options.sampling_rate,
-        }
+        sizes: dict[str, Any] = {"n_chans": shape.channels, "n_times": shape.time, "n_outputs": shape.embedding}
+        sizes["sfreq"] = options.sampling_rate
         try:
             return getattr(models, class_name)(**{**sizes, **options.arguments})
-        except Exception as error:  # each class has its own complaints about a shape
+        except Exception as error:  # each class has its own errors
             detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-            given = (
-                f"{shape.channels} channels, {shape.time} time points, encoder_options.arguments {options.arguments}"
-            )
+            given = f"{shape.channels} channels, {shape.time} time points"
+            given += f", encoder_options.arguments {options.arguments}"
             raise ValueError(f"{detail} (built for {given})") from error
 
     return SimpleNamespace(Options=Options, build=build)

@@ -1,13 +1,13 @@
-"""What encoders made of convolutions share."""
+"""Shared by encoders made of convolutions."""
 
 from __future__ import annotations
 
 
 def steps_after(time: int, *stages: tuple[int, int]) -> int:
-    """How many of `time` points are left after stages of (kernel, stride), without padding.
+    """Return how many of `time` points are left after stages of (kernel, stride), without padding.
 
     Raises:
-        ValueError: none.
+        ValueError: none is left.
 
     >>> steps_after(250, (25, 1), (51, 5))
     36

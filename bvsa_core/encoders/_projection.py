@@ -1,4 +1,4 @@
-"""The projection head that UBP's encoders end in."""
+"""The projection head of UBP's encoders."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """ATM-S: attention over electrodes, then TSConv over what it leaves of them (Li et al., NeurIPS 2024).
 
-Each electrode is a token; one more says whose recording it is. The released code prepends that one and then keeps as many
-tokens as there are electrodes, from the front, and so loses the last electrode. Here the subject's token is dropped after
-the attention and every electrode is kept.
+Each electrode is a token; one more is the subject's. The released code prepends it and then keeps as many tokens as
+there are electrodes, from the front, and so loses the last electrode. Here the subject's token is dropped after the
+attention, and every electrode is kept.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Options:
     """Options of ATM-S."""
 
     subject_token: Literal["joint", "subject"] = "joint"
-    """'joint': one token for everyone. 'subject': one a training subject; a stranger's recording takes their mean."""
+    """'joint': one token for all. 'subject': one for each training subject; unknown subjects take their mean."""
     dropout: float = 0.25
     """Dropout of the attention layer."""
     convolution_dropout: float = 0.5
@@ -60,6 +60,7 @@ class ATM(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, recordings: Tensor, subjects: Tensor | None = None) -> Tensor:
+        """Return embeddings of recordings."""
         subject = self._subject_token(len(recordings), subjects)
         tokens = self.dropout(torch.cat([subject[:, None], self.token(recordings)], dim=1))  # (B, 1 + channels, width)
         tokens = self.after_attention(tokens + self.dropout(self.attention(tokens)))
@@ -67,6 +68,7 @@ class ATM(nn.Module):
         return self.convolution(tokens[:, 1:])
 
     def _subject_token(self, count: int, subjects: Tensor | None) -> Tensor:
+        """Return the subjects' tokens (count, width)."""
         mean = self.subject_tokens.mean(0).expand(count, -1)
         if subjects is None or len(self.subject_tokens) == 1:
             return mean
@@ -75,7 +77,7 @@ class ATM(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over (B, tokens, width); heads of width // heads, which need not add up to the width."""
+    """Multi-head self-attention over (B, tokens, width); each head is width // heads wide."""
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
@@ -85,10 +87,12 @@ class Attention(nn.Module):
         self.output = nn.Linear(inner, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Return tokens after attention."""
         query, key, value = self.query_key_value(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        seen = scaled_dot_product_attention(query, key, value, dropout_p=self.dropout if self.training else 0.0)
-        return self.output(seen.transpose(1, 2).flatten(2))
+        mixed = scaled_dot_product_attention(query, key, value, dropout_p=self.dropout if self.training else 0.0)
+        return self.output(mixed.transpose(1, 2).flatten(2))
 
 
 def build(shape: InputSpec, options: Options) -> nn.Module:
+    """Build the encoder."""
     return ATM(shape, options)

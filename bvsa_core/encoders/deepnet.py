@@ -1,4 +1,4 @@
-"""DeepNet: four convolutions, each followed by max pooling (Schirrmeister et al., 2017), with the head that UBP gives it."""
+"""DeepNet: four convolutions, each with max pooling (Schirrmeister et al., 2017), with UBP's head."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class Options:
 
 
 def build(shape: InputSpec, options: Options) -> nn.Module:
+    """Build the encoder."""
     first, *later = FILTERS
     steps = steps_after(shape.time, *[(KERNEL, 1), (POOL, POOL)] * len(FILTERS))
     blocks = [

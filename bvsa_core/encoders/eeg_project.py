@@ -18,5 +18,6 @@ class Options:
 
 
 def build(shape: InputSpec, options: Options) -> nn.Module:
+    """Build the encoder."""
     features = shape.channels * shape.time
     return nn.Sequential(nn.Flatten(), *ResidualProjection(features, shape.embedding, options.dropout))

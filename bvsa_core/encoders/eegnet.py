@@ -24,6 +24,7 @@ class Options:
 
 
 def build(shape: InputSpec, options: Options) -> nn.Module:
+    """Build the encoder."""
     steps = steps_after(shape.time, (KERNEL, 1), (POOL, POOL), (LAST_KERNEL, 1))
     return nn.Sequential(
         nn.Unflatten(1, (1, shape.channels)),  # (B, 1, channels, time)

@@ -1,4 +1,4 @@
-"""ShallowNet: temporal and spatial convolution, then one pooling (Schirrmeister et al., 2017), with the head that UBP gives it.
+"""ShallowNet: temporal and spatial convolution, one pooling (Schirrmeister et al., 2017), with UBP's head.
 
 UBP's variant pools the ELU of the maps, where the original pools their squares and takes the logarithm.
 """
@@ -24,6 +24,7 @@ class Options:
 
 
 def build(shape: InputSpec, options: Options) -> nn.Module:
+    """Build the encoder."""
     steps = steps_after(shape.time, (KERNEL, 1), (POOL, STRIDE))
     return nn.Sequential(
         nn.Unflatten(1, (1, shape.channels)),  # (B, 1, channels, time)

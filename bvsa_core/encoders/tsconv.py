@@ -22,27 +22,28 @@ class Options:
 
 
 class TSConv(nn.Sequential):
-    """The published layers. The first two, a convolution and the mean over its results, are linear: they are taken as one."""
+    """The published layers, with the first two, a convolution and mean pooling, computed as one convolution."""
 
     def forward(self, recordings: Tensor) -> Tensor:
+        """Return embeddings of recordings."""
         convolution, later = self[1], list(self)[3:]
         assert isinstance(convolution, nn.Conv2d)
         kernel = pooled(convolution.weight.flatten(1), POOL)
         windows = recordings.unfold(-1, kernel.shape[1], STRIDE)  # (B, channels, steps, taps)
-        maps = linear(windows, kernel, convolution.bias).permute(
-            0, 3, 1, 2
-        )  # (B, filters, channels, steps), filters innermost
+        maps = linear(windows, kernel, convolution.bias)  # (B, channels, steps, filters)
+        maps = maps.permute(0, 3, 1, 2)  # filters stay innermost in memory
         for layer in later:
             maps = layer(maps)
         return maps
 
 
 def pooled(kernel: Tensor, width: int) -> Tensor:
-    """Kernels (filters, taps + width - 1) that give the mean over `width` results of kernels (filters, taps)."""
+    """Return kernels (filters, taps + width - 1) for the mean over `width` results of kernels (filters, taps)."""
     return conv1d(kernel[:, None], kernel.new_full((1, 1, width), 1 / width), padding=width - 1)[:, 0]
 
 
 def build(shape: InputSpec, options: Options) -> nn.Module:
+    """Build the encoder."""
     steps = steps_after(shape.time, (KERNEL, 1), (POOL, STRIDE))
     return TSConv(
         nn.Unflatten(1, (1, shape.channels)),  # (B, 1, channels, time)

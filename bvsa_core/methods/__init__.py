@@ -1,6 +1,6 @@
-"""Systems, one file each: options, loss, per-sample state, and what it retrieves with. The file's name is the system's.
+"""Methods, one file each, named after the file: options, loss, per-sample state and embeddings for retrieval.
 
-Systems that live elsewhere are asked for by name too, once `register_method` knows them.
+Methods from elsewhere are available by name too, once `register_method` has been called.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ OwnMethod = TypeVar("OwnMethod", bound=type[Method])
 
 
 def names() -> list[str]:
-    """Every method that can be asked for by name."""
+    """Return the names of all methods."""
     return sorted([*_builtin(), *_registered])
 
 
 def register_method(name: str) -> Callable[[OwnMethod], OwnMethod]:
-    """A decorator: a method of one's own is asked for by this name from now on, in this process.
+    """Return a decorator that makes a method of your own available by name, in this process.
 
-    What a run leaves on disk holds the name alone, so whoever reads it registers the method first. A name that is
-    registered again, as in a notebook, is the newer class from then on.
+    A run on disk holds only the name, so register the method before you load one. Registering a name again, as in a
+    notebook, replaces the class.
 
     >>> from bvsa_core.methods.vanilla import Vanilla
     >>> @register_method("plain")
     ... class Plain(Vanilla):
-    ...     NOTE = "Vanilla by another name."
-    >>> method_class("plain").NOTE
+    ...     TABLE_NOTE = "Vanilla by another name."
+    >>> method_class("plain").TABLE_NOTE
     'Vanilla by another name.'
 
     Raises:
-        UserError: a name that is taken or is none, or a class that is no complete Method.
+        UserError: the name is taken or not a name, or the class is not a complete Method.
     """
     validate_plugin_name("method", name, _builtin())
 
     def keep(own: OwnMethod) -> OwnMethod:
         if not (inspect.isclass(own) and issubclass(own, Method)):
             raise UserError(f"method {name!r}: register a subclass of bvsa_core.Method")
-        lacking = [*sorted(own.__abstractmethods__), *([] if hasattr(own, "Options") else ["Options, a dataclass"])]
-        if lacking:
-            raise UserError(f"method {name!r}: {own.__name__} lacks {' and '.join(lacking)}")
+        missing = [*sorted(own.__abstractmethods__), *([] if hasattr(own, "Options") else ["Options, a dataclass"])]
+        if missing:
+            raise UserError(f"method {name!r}: {own.__name__} lacks {' and '.join(missing)}")
         _registered[name] = own
         return own
 
@@ -55,7 +55,7 @@ def register_method(name: str) -> Callable[[OwnMethod], OwnMethod]:
 
 
 def method_class(name: str) -> type[Method]:
-    """The class of a method by name.
+    """Return the class of a method.
 
     Raises:
         UserError: there is no such method.

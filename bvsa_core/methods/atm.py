@@ -1,6 +1,7 @@
-"""ATM-S: adaptive thinking mapper, the retrieval part (Li et al., NeurIPS 2024). Contrast with images and, a little, texts.
+"""ATM-S: adaptive thinking mapper, the retrieval part (Li et al., NeurIPS 2024).
 
-The encoder of that name is bvsa_core.encoders.atm; the published system trains on single trials.
+The loss contrasts recordings with images and, with a small weight, with texts. The encoder of that name is
+bvsa_core.encoders.atm; the published system trains on single trials.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ class ATMOptions:
     """Options of ATM-S."""
 
     image_weight: float = 0.99
-    """Weight of the contrast with images; that with texts has the rest."""
+    """Weight of the contrast with images; texts have the rest."""
 
 
 class ATM(Contrastive):
@@ -27,6 +28,7 @@ class ATM(Contrastive):
     TRAINING = {"encoder": "atm", "optimiser": "adamw", "lr": 3e-4, "batch_size": 64, "epochs": 40, "average": False}
 
     def forward(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch."""
         brain, _ = self.embed(batch.recordings, batch.subjects)
         scale = self.logit_scale.exp()
         to_images, _ = symmetric_contrastive(brain, batch.images, scale)

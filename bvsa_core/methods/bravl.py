@@ -1,22 +1,22 @@
-"""BraVL: a variational autoencoder of brain, vision and language (Du et al., TPAMI 2023). It generates; nothing is contrasted.
+"""BraVL: a variational autoencoder of brain, vision and language (Du et al., TPAMI 2023). It is generative.
 
 Each modality m has an encoder q(z | x_m), a Gaussian, and a decoder p(x_m | z), a Laplacian. The joint posterior is the
 mixture, over all seven subsets of modalities, of the product of their encoders. The loss is
 
     -ELBO - intra * sum_m log Q_m(z | decoded x_m) - inter * (ELBO - mean CUBO of negatives)
 
-with ELBO = sum_m log p(x_m | z) - weight * KL(posterior, N(0, I)), the weight rising by `annealing` an epoch up to 1. The
-second term bounds from below what a modality knows of z, the third what modalities know of each other: the chi upper bound
-(CUBO) is lowered for samples in which some modalities are those of other samples.
+with ELBO = sum_m log p(x_m | z) - weight * KL(posterior, N(0, I)); the weight rises by `annealing` an epoch up to 1.
+The second term is a lower bound of the mutual information of a modality and z, the third of that between modalities: it
+lowers the chi upper bound (CUBO) of samples in which some modalities come from other samples.
 
-At retrieval an RBF support vector classifier is fitted on the latents of the novel images with their texts, one class a
-image, and its decision scores for the latents of recordings rank the images. So a score depends on the whole gallery,
-though on no other recording: figures say "fitted on gallery".
+At retrieval an RBF support vector classifier is fitted on the latents of the novel images with their texts, one class
+an image, and its decision scores for the latents of recordings rank the images. A score therefore depends on the whole
+gallery, though on no other recording: tables note "fitted on gallery".
 
-Images enter as their first principal components, images, texts and recordings at unit variance over the training set.
-The published encoder of recordings is a perceptron of the same hidden width; here it is any encoder. Networks Q learn in
-the same step as the rest, where the released code alternates, and one of the six kinds of negatives is drawn a batch,
-where it takes the mean of all six.
+Images enter as their first principal components; images, texts and recordings have unit variance over the training set.
+The published encoder of recordings is a perceptron of the same hidden width; here it is any encoder. The networks Q
+learn in the same step as the rest, where the released code alternates, and one of the six kinds of negatives is drawn
+for each batch, where the code takes the mean of all six.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ class BraVLOptions:
     components: int = 100
     """Principal components of the features of images."""
     scale: float = 0.75
-    """Scale of the Laplacians, in standard deviations of what they explain."""
+    """Scale of the Laplacians, in standard deviations of the modality."""
     annealing: float = 0.01
-    """What an epoch adds to the weight of the KL divergence, from 0 to 1."""
+    """Increase of the weight of the KL divergence per epoch, from 0 to 1."""
     intra: float = 0.001
     """Weight of the mutual information of each modality with the latents."""
     inter: float = 0.001
     """Weight of the mutual information between modalities."""
     draws: int = 30
-    """Latents drawn for the bound of a negative."""
+    """Number of latents drawn for the bound of a negative."""
     gamma: float = 1e-3
-    """Of the classifier's kernel exp(-gamma * distance^2)."""
+    """gamma of the classifier's kernel exp(-gamma * distance^2)."""
     cost: float = 1.0
     """C of the classifier."""
 
@@ -102,12 +102,12 @@ class BraVL(Method):
         self.register_buffer("scales", torch.ones(len(widths)))
 
     @torch.no_grad()
-    def setup(self, everything: Callable[[], Batch]) -> None:
+    def setup(self, full_batch: Callable[[], Batch]) -> None:
+        """Fit means, principal components and scales on the training set."""
         if importlib.util.find_spec("sklearn") is None:
-            raise UserError(
-                "method bravl classifies with scikit-learn, which is not installed; pip install 'fovblur[train]'"
-            )
-        batch = everything()
+            need = "method bravl classifies with scikit-learn, which is not installed"
+            raise UserError(f"{need}; pip install 'fovblur[train]'")
+        batch = full_batch()
         self.image_mean.copy_(batch.images.mean(0))
         self.text_mean.copy_(batch.texts.mean(0))
         centred = (batch.images - self.image_mean).double()
@@ -117,40 +117,37 @@ class BraVL(Method):
         self.scales.copy_(torch.stack([x.square().mean().sqrt().clamp(min=1e-6) for x in unscaled]))
 
     def observed(self, recordings: Tensor, images: Tensor, texts: Tensor) -> list[Tensor]:
-        """What is encoded and decoded, a (B, width) for each modality."""
+        """Return the observation (B, width) of each modality, which is encoded and decoded."""
         views = (recordings.flatten(1), (images - self.image_mean) @ self.components, texts - self.text_mean)
         return [x / scale for x, scale in zip(views, self.scales)]
 
     def experts(self, x: list[Tensor], recordings: Tensor, subjects: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean and logarithm of the variance (3, B, latent) of the modalities' posteriors."""
-        hidden = [
-            encode(self.encoder, recordings, subjects),
-            *(body(each) for body, each in zip(self.bodies, x[IMAGE:])),
-        ]
+        """Return mean and log variance (3, B, latent) of the modalities' posteriors."""
+        others = (body(each) for body, each in zip(self.bodies, x[IMAGE:]))
+        hidden = [encode(self.encoder, recordings, subjects), *others]
         mean, log_variance = torch.stack([head(each) for head, each in zip(self.heads, hidden)]).chunk(2, dim=-1)
         return mean, log_variance
 
     def forward(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch."""
         x = self.observed(batch.recordings, batch.images, batch.texts)
         mean, log_variance = self.experts(x, batch.recordings, batch.subjects)
-        components = [product(mean[list(subset)], log_variance[list(subset)]) for subset in SUBSETS]
+        components = subset_products(mean, log_variance)
         divergence = torch.stack([divergence_from_prior(*component) for component in components]).mean()
         centre, spread = draw_components(components)
         z = centre + spread * torch.randn_like(spread)
         decoded = [decoder(z) for decoder in self.decoders]
         likelihood = sum(laplace(each, expected, self.options.scale).mean() for each, expected in zip(x, decoded))
         elbo = likelihood - min(1.0, self.options.annealing * self.epoch) * divergence
-        intra = sum(
-            gaussian(z, *estimator(expected).chunk(2, dim=-1)).mean()
-            for estimator, expected in zip(self.estimators, decoded)
-        )
+        estimates = [estimator(expected).chunk(2, dim=-1) for estimator, expected in zip(self.estimators, decoded)]
+        intra = sum(gaussian(z, *estimate).mean() for estimate in estimates)
         loss = -elbo - self.options.intra * intra
-        if self.options.inter and len(z) > 1:  # one sample has nobody to be taken for
+        if self.options.inter and len(z) > 1:  # negatives take another sample
             loss = loss - self.options.inter * (elbo - self._bound_of_negatives(x, mean, log_variance))
         return loss
 
     def _bound_of_negatives(self, x: list[Tensor], mean: Tensor, log_variance: Tensor) -> Tensor:
-        """CUBO of log p(x) for samples in which one or two modalities are another sample's."""
+        """Return the CUBO of log p(x) for samples with one or two modalities of another sample."""
         replaced = SUBSETS[int(torch.randint(6, ()))]
         shifts = torch.randint(1, len(mean[0]), (len(replaced),)).tolist()
         x, means, log_variances = list(x), list(mean), list(log_variance)
@@ -158,9 +155,7 @@ class BraVL(Method):
             for parts in (x, means, log_variances):
                 parts[modality] = parts[modality].roll(shift, dims=0)
         mean, log_variance = torch.stack(means), torch.stack(log_variances)
-        centre, spread = draw_components(
-            [product(mean[list(subset)], log_variance[list(subset)]) for subset in SUBSETS]
-        )
+        centre, spread = draw_components(subset_products(mean, log_variance))
         z = centre + spread * torch.randn(self.options.draws, *spread.shape, device=spread.device, dtype=spread.dtype)
         weight = gaussian(z, torch.zeros_like(centre), torch.zeros_like(centre)) - gaussian(z, centre, 2 * spread.log())
         weight = weight + sum(laplace(each, decoder(z), self.options.scale) for each, decoder in zip(x, self.decoders))
@@ -169,12 +164,10 @@ class BraVL(Method):
     def retrieval_embeddings(
         self, recordings: Tensor, images: Tensor, texts: Tensor, subjects: Tensor | None = None
     ) -> Embeddings:
-        """The classifier's scores (N, M), as embeddings whose products are those: recordings by scores, images by axes."""
+        """Return embeddings whose products are the classifier's scores (N, M): scores and unit vectors."""
         gallery = self.observed(recordings[:0], self.fuse(images)[0], texts)
-        heads = [
-            head(body(each)).chunk(2, dim=-1)
-            for head, body, each in zip(self.heads[IMAGE:], self.bodies, gallery[IMAGE:])
-        ]
+        networks = zip(self.heads[IMAGE:], self.bodies, gallery[IMAGE:])
+        heads = [head(body(each)).chunk(2, dim=-1) for head, body, each in networks]
         latents, _ = product(*(torch.stack(each) for each in zip(*heads)))
         queries = self.heads[BRAIN](encode(self.encoder, recordings, subjects)).chunk(2, dim=-1)[0]
         scores = self._classify(latents, queries)
@@ -182,16 +175,17 @@ class BraVL(Method):
         return Embeddings(scores, axes, scores.new_zeros(len(scores), 1), axes.new_zeros(len(axes), 1))
 
     def _classify(self, latents: Tensor, queries: Tensor) -> Tensor:
+        """Return scores (N, M) of queries (N, latent) for a classifier of latents (M, latent)."""
         from sklearn.svm import SVC
 
         if len(latents) < 2:
             raise UserError("method bravl tells images apart, and the gallery has one; give it two or more")
         classifier = SVC(C=self.options.cost, kernel="rbf", gamma=self.options.gamma, decision_function_shape="ovr")
-        with warnings.catch_warnings():  # that so many classes might be a regression
+        with warnings.catch_warnings():  # "might be a regression"
             warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
             classifier.fit(latents.detach().double().cpu().numpy(), range(len(latents)))
         scores = torch.from_numpy(classifier.decision_function(queries.detach().double().cpu().numpy()))
-        scores = torch.stack([-scores, scores], dim=1) if scores.ndim == 1 else scores  # of two classes it gives one
+        scores = torch.stack([-scores, scores], dim=1) if scores.ndim == 1 else scores  # for two classes there is one
         return scores.float().to(queries.device)
 
 
@@ -199,15 +193,20 @@ def _perceptron(width: int, hidden: int, out: int) -> nn.Module:
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, out))
 
 
+def subset_products(mean: Tensor, log_variance: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return mean and log variance (B, latent) of the product of each subset of modalities (3, B, latent)."""
+    return [product(mean[list(subset)], log_variance[list(subset)]) for subset in SUBSETS]
+
+
 def product(mean: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and logarithm of the variance (B, latent) of the product of Gaussians (experts, B, latent)."""
+    """Return mean and log variance (B, latent) of the product of Gaussians (experts, B, latent)."""
     precision = (-log_variance).exp()
     total = precision.sum(0)
     return (precision * mean).sum(0) / total, -total.log()
 
 
 def draw_components(components: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (B, latent) of one component for each sample; every component takes its turn."""
+    """Return mean and standard deviation (B, latent) of one component for each sample, in turn."""
     mean, log_variance = (torch.stack(each) for each in zip(*components))
     samples = torch.arange(mean.shape[1])
     chosen = (samples + int(torch.randint(len(components), ()))) % len(components)
@@ -215,17 +214,17 @@ def draw_components(components: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Te
 
 
 def divergence_from_prior(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Mean over samples (B, latent) of the KL divergence of Gaussians from N(0, I), in nats."""
+    """Return the mean KL divergence of Gaussians (B, latent) from N(0, I), in nats."""
     return (log_variance.exp() + mean.square() - 1 - log_variance).sum(-1).mean() / 2
 
 
 def laplace(x: Tensor, location: Tensor, scale: float) -> Tensor:
-    """Logarithm of the density at x (..., width), summed over the width."""
+    """Return the log density at x (..., width), summed over the width."""
     return -((x - location).abs() / scale + math.log(2 * scale)).sum(-1)
 
 
 def gaussian(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Logarithm of the density at x (..., width), summed over the width."""
+    """Return the log density at x (..., width), summed over the width."""
     return -((x - mean).square() * (-log_variance).exp() + log_variance + math.log(2 * math.pi)).sum(-1) / 2
 
 

@@ -1,20 +1,21 @@
 """BVSA: blur-guided visual-semantic alignment (CVPR 2026). Three parts, each with a switch of its own.
 
-1. Text-guided decoupling (`decouple`): a sample whose similarity to its text stands out upwards is seen with a sharper
-   centre in the next epoch, one that stands out downwards uniformly blurred. Gain = 0.5 + c, 0.5 or 0.5 - c.
-2. Dynamic alignment (`dynamic`): a sample whose similarity to its image stands out upwards is seen with a smaller kernel
-   in the next epoch, one that stands out downwards with a larger one.
-3. Similarity modulation (`enhancement`): retrieval by M_bv * (1 + gate * M_bt); the name of the gate, see retrieval.gates.
+1. Text-guided decoupling (`decouple`): the image of a sample whose similarity to its text is above the confidence
+   interval gets a sharper centre in the next epoch, below it a uniform blur. Gain = 0.5 + c, 0.5 or 0.5 - c.
+2. Dynamic alignment (`dynamic`): the image of a sample whose similarity to it is above the interval gets a smaller
+kernel
+   in the next epoch, below it a larger one.
+3. Similarity modulation (`enhancement`): retrieval by M_bv * (1 + gate * M_bt); for the gates see retrieval.gates.
 
-With the first two switched off, images are sharp and BVSA is the vanilla system.
+Without the first two, images are sharp and BVSA is the vanilla method.
 
-Beyond the paper, whose own stated limit are its three strategies: `continuous` moves gain and kernel size smoothly, by
-tanh of where the similarity lies between the middle (0) and the ends (-1, 1) of the interval, instead of in three steps.
+Beyond the paper: `continuous` moves gain and kernel size smoothly instead of in three steps, by tanh of the
+similarity's position between the middle (0) and the ends (-1, 1) of the interval.
 
-Presets. `paper`: one brain head, trained on brain-image pairs, normal fits of the batch at hand, gate m m^T. `code`: two
-brain heads, one for images and one for texts, the mean of four cross-entropies, UBP's smoothed similarities, a gate on
-rows, and a gallery of three views side by side. `corrected`: the code's two heads and smoothing, the paper's single
-gallery view, and no gate, since both published ones read which text belongs to which test recording.
+Presets. `paper`: one brain head, trained on brain-image pairs, normal fits of the current batch, gate m m^T. `code`:
+two brain heads, one for images and one for texts, the mean of four cross-entropies, UBP's smoothed similarities, a gate
+on rows, and a gallery of three views side by side. `corrected`: the code's two heads and smoothing, the paper's single
+gallery view, and no gate, because both published gates read which text belongs to which test recording.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch.nn.functional import normalize
 
 from bvsa_core.encoders import InputSpec, encode
 from bvsa_core.errors import UserError
-from bvsa_core.methods.base import Batch, Contrastive, Interval, symmetric_contrastive
+from bvsa_core.methods.base import Batch, Contrastive, OutlierGate, symmetric_contrastive
 from bvsa_core.vision.views import SHARP, Level
 
 
@@ -36,11 +37,11 @@ class BVSAOptions:
     """Options of BVSA."""
 
     decouple: bool = True
-    """Whether the gain of the blur follows the similarity to the text."""
+    """Let the gain of the blur follow the similarity to the text."""
     dynamic: bool = True
-    """Whether the kernel size follows the similarity to the image."""
+    """Let the kernel size follow the similarity to the image."""
     continuous: bool = False
-    """Whether gain and kernel size move smoothly; a feature bank then holds a finer grid and is interpolated."""
+    """Move gain and kernel size smoothly; a feature bank then holds a finer grid and is interpolated."""
     enhancement: str = "none"
     """Gate of the similarity modulation at retrieval: none, always, paper or code."""
     heads: int = 2
@@ -48,23 +49,22 @@ class BVSAOptions:
     c: float = 0.5
     """How far the gain moves from 0.5."""
     kernel_size: int = 51
-    """Kernel size of a sample that does not stand out, in pixels."""
+    """Kernel size of a sample within the interval, in pixels."""
     shift: int = 6
     """How far the kernel size moves, in pixels."""
     alpha: float = 0.10
     """Significance level of the intervals."""
     gamma: float | None = 0.3
-    """Weight of the newest similarity in the smoothed one; None fits the batch at hand."""
+    """Weight of the newest similarity in the smoothed one; None fits the current batch."""
     gallery_views: int = 1
-    """1: images to retrieve are seen at gain 0.5; 3: at gains 0.5 - c, 0.5 and 0.5 + c, side by side."""
+    """1: images to retrieve have gain 0.5; 3: gains 0.5 - c, 0.5 and 0.5 + c, side by side."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.c <= 0.5:
             raise UserError(f"c is {self.c}; it must be within [0, 0.5]")
         if self.kernel_size % 2 == 0 or self.shift % 2 or not 0 <= self.shift < self.kernel_size:
-            raise UserError(
-                f"kernel_size is {self.kernel_size} and shift {self.shift}; give an odd one and a smaller even one"
-            )
+            sizes = f"kernel_size is {self.kernel_size} and shift {self.shift}"
+            raise UserError(f"{sizes}; give an odd one and a smaller even one")
 
 
 class BVSA(Contrastive):
@@ -83,8 +83,8 @@ class BVSA(Contrastive):
         super().__init__(options, build_encoder, samples, shape)
         self.text_encoder = build_encoder(shape) if options.heads == 2 else None
         self.default_gate = options.enhancement
-        self.text_interval = Interval(samples, options.alpha, options.gamma)
-        self.image_interval = Interval(samples, options.alpha, options.gamma)
+        self.text_interval = OutlierGate(samples, options.alpha, options.gamma)
+        self.image_interval = OutlierGate(samples, options.alpha, options.gamma)
         self.register_buffer("gain", torch.full((samples,), 0.5))
         kernel_size = torch.full((samples,), options.kernel_size if self._blurs else SHARP.kernel_size)
         self.register_buffer("kernel_size", kernel_size.float() if self._blurs and options.continuous else kernel_size)
@@ -94,6 +94,7 @@ class BVSA(Contrastive):
         return self.options.decouple or self.options.dynamic
 
     def training_levels(self) -> list[Level]:
+        """Return the grid of kernel sizes and gains."""
         if not self._blurs:
             return [SHARP]
         c, size, shift = self.options.c, self.options.kernel_size, self.options.shift
@@ -107,6 +108,7 @@ class BVSA(Contrastive):
         return [Level(k, gain) for k in sizes for gain in gains]
 
     def gallery_levels(self) -> list[Level]:
+        """Return one level, or three gains."""
         if not self._blurs:
             return [SHARP]
         c = self.options.c
@@ -114,15 +116,18 @@ class BVSA(Contrastive):
         return [Level(self.options.kernel_size, gain) for gain in gains]
 
     def blur(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Return gain and kernel size (B,) of samples."""
         return self.gain[samples], self.kernel_size[samples]
 
     def embed(self, recordings: Tensor, subjects: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return unit-norm embeddings (B, D) of the heads for images and for texts."""
         for_images = normalize(encode(self.encoder, recordings, subjects), dim=-1)
         if self.text_encoder is None:
             return for_images, for_images
         return for_images, normalize(encode(self.text_encoder, recordings, subjects), dim=-1)
 
     def forward(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch."""
         for_images, for_texts = self.embed(batch.recordings, batch.subjects)
         scale = self.logit_scale.exp()
         loss, image_logits = symmetric_contrastive(for_images, batch.images, scale)
@@ -134,16 +139,16 @@ class BVSA(Contrastive):
         return loss
 
     def _choose_blur(self, samples: Tensor, to_text: Tensor, to_image: Tensor) -> None:
+        """Set the blur of the next epoch from similarities (B,)."""
         if self.options.decouple:
             self.gain[samples] = 0.5 + self.options.c * self._change(self.text_interval, samples, to_text)
         if self.options.dynamic:
             change = self.options.shift * self._change(self.image_interval, samples, to_image)
             self.kernel_size[samples] = self.options.kernel_size - change
 
-    def _change(self, interval: Interval, samples: Tensor, similarity: Tensor) -> Tensor:
-        return (
-            interval.position(samples, similarity).tanh() if self.options.continuous else interval(samples, similarity)
-        )
+    def _change(self, gate: OutlierGate, samples: Tensor, similarity: Tensor) -> Tensor:
+        """Return the change (B,) in [-1, 1] of a level."""
+        return gate.position(samples, similarity).tanh() if self.options.continuous else gate(samples, similarity)
 
 
 METHOD = BVSA

@@ -1,14 +1,13 @@
-"""MCDB: modal consistency with dynamic balance (arXiv 2509.03433). A reconstruction: the full text was not at hand.
+"""MCDB: modal consistency with dynamic balance (arXiv 2509.03433). A reconstruction without the full text.
 
-Known of it, and done here: frozen features of images and texts, and the brain embedding, each pass a residual bottleneck
-into a shared space. The loss is a fifth of the four cross-entropies brain-image, image-brain, brain-text and text-brain,
-plus a cosine term. Balance: a modality's share s of a batch is the mean softmax probability of its true pairs,
-rho = s / mean of the others', and the gradient of one that dominates (rho > 1) is scaled by 1 - tanh(a * rho).
-Perturbation: to the scaled gradient comes zero-mean Gaussian noise of that gradient's standard deviation, times a factor
-that decays over training.
+From the paper: frozen features of images and texts, and the brain embedding, each pass a residual bottleneck into a
+shared space. The loss is a fifth of the four cross-entropies brain-image, image-brain, brain-text and text-brain, plus
+a cosine term. Balance: a modality's share s of a batch is the mean softmax probability of its true pairs, rho = s /
+mean of the others', and the gradient of a dominating modality (rho > 1) is scaled by 1 - tanh(a * rho). Perturbation:
+Gaussian noise with the scaled gradient's standard deviation, times a factor that decays over training, is added to it.
 
-Chosen here: the shape of the adapters; the cosine term, 1 - cos of brain with image and with text, averaged, and its
-weight, a fifth; that the gradients are those of a modality's adapter; a, the factor and its linear decay.
+Our choices: the shape of the adapters; the cosine term, 1 - cos of brain with image and with text, averaged, and its
+weight, a fifth; balancing the gradients of the adapters; a, the factor and its linear decay.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ class MCDBOptions:
     """Options of MCDB."""
 
     bottleneck: int = 4
-    """How many times narrower the middle of an adapter is."""
+    """Width of an adapter divided by the width of its middle."""
     cosine: float = 0.2
     """Weight of the cosine term."""
     balance: float = 0.5
     """a of the balance; 0 leaves a dominating modality its gradient."""
     noise: float = 0.1
-    """Standard deviation of the perturbation at the start of training, as a part of the gradient's; 0 is none."""
+    """Initial standard deviation of the perturbation, relative to the gradient's; 0 is none."""
 
 
 class Adapter(nn.Module):
@@ -51,6 +50,7 @@ class Adapter(nn.Module):
         nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return adapted features."""
         return normalize(x + self.branch(x), dim=-1)
 
 
@@ -64,22 +64,26 @@ class MCDB(Contrastive):
     def __init__(self, options: MCDBOptions, build_encoder, samples: int, shape: InputSpec):
         super().__init__(options, build_encoder, samples, shape)
         self.adapters = nn.ModuleDict({name: Adapter(shape.embedding, options.bottleneck) for name in MODALITIES})
-        self.register_buffer("factors", torch.ones(len(MODALITIES)), persistent=False)  # of the gradients of this batch
+        self.register_buffer("factors", torch.ones(len(MODALITIES)), persistent=False)  # of this batch's gradients
         for number, name in enumerate(MODALITIES):
             for parameter in self.adapters[name].parameters():
                 parameter.register_hook(lambda gradient, number=number: self._modulate(gradient, number))
 
     def embed(self, recordings: Tensor, subjects: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return adapted embeddings (B, D) of recordings, twice."""
         brain = self.adapters["brain"](normalize(encode(self.encoder, recordings, subjects), dim=-1))
         return brain, brain
 
     def embed_images(self, features: Tensor) -> Tensor:
+        """Return adapted features of images."""
         return self.adapters["image"](features)
 
     def embed_texts(self, features: Tensor) -> Tensor:
+        """Return adapted features of texts."""
         return self.adapters["text"](features)
 
     def forward(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch."""
         brain, _ = self.embed(batch.recordings, batch.subjects)
         image, text = self.embed_images(batch.images), self.embed_texts(batch.texts)
         scale = self.logit_scale.exp()
@@ -92,7 +96,7 @@ class MCDB(Contrastive):
 
     @torch.no_grad()
     def balance(self, brain_image: Tensor, image_brain: Tensor, brain_text: Tensor, text_brain: Tensor) -> Tensor:
-        """Factors (3,) of the gradients of brain, image and text, from logits (B, B) of queries by rows."""
+        """Return factors (3,) for the gradients of brain, image and text, from logits (B, B) with queries in rows."""
         image_share, text_share = true_pair_probability(image_brain), true_pair_probability(text_brain)
         brain_share = (true_pair_probability(brain_image) + true_pair_probability(brain_text)) / 2
         shares = torch.stack([brain_share, image_share, text_share])
@@ -100,13 +104,14 @@ class MCDB(Contrastive):
         return torch.where(rho > 1, 1 - torch.tanh(self.options.balance * rho), 1.0)
 
     def _modulate(self, gradient: Tensor, modality: int) -> Tensor:
+        """Balance and perturb the gradient of an adapter's parameter."""
         gradient = gradient * self.factors[modality]
         strength = self.options.noise * (1 - self.epoch / self.epochs)
         return gradient + strength * gradient.std(correction=0) * torch.randn_like(gradient)
 
 
 def true_pair_probability(logits: Tensor) -> Tensor:
-    """Mean softmax probability, over the rows of (B, B) logits, of the diagonal."""
+    """Return the mean softmax probability of the diagonal of (B, B) logits, over rows."""
     return logits.float().softmax(dim=1).diagonal().mean()
 
 

@@ -1,8 +1,7 @@
 """NICE: natural image contrast (Song et al., ICLR 2024). The symmetric contrastive loss at a fixed scale, sharp images.
 
-What else makes the published system is how it is trained: the encoder TSConv, Adam, weights from N(0, 0.02), and 740
-images held out to validate with. Its loss on those chose the published weights; `selection` in the protocol of a figure
-says what chose ours.
+Its training is part of the published system: the encoder TSConv, Adam, weights from N(0, 0.02), and 740 held-out
+images, whose loss selected the published weights. `selection` in the protocol of a score says what selected ours.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from bvsa_core.methods.base import Batch, Contrastive, symmetric_contrastive
 
 @dataclass(frozen=True)
 class NICEOptions:
-    """NICE has none."""
+    """NICE has no options."""
 
 
 class NICE(Contrastive):
@@ -41,6 +40,7 @@ class NICE(Contrastive):
         self.logit_scale.requires_grad_(False)
 
     def forward(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch."""
         brain, _ = self.embed(batch.recordings, batch.subjects)
         loss, _ = symmetric_contrastive(brain, batch.images, self.logit_scale.exp())
         return loss

@@ -1,11 +1,11 @@
 """UBP: an uncertainty-aware blur prior (Wu et al., CVPR 2025).
 
-A sample whose similarity stands out upwards is seen sharper in the next epoch, one that stands out downwards blurrier.
+An image whose similarity is above the confidence interval is sharper in the next epoch, one below it blurrier.
 
 Presets. `corrected` and `paper` follow the paper: kernel sizes 45, 51, 57, unit-norm embeddings. `code` follows the
-released code, in which the shift accumulates (45, 45, 51) and the brain embedding enters the loss as LayerNorm leaves it,
-with scale softplus(s). The code also updates the similarity state while it validates on the test set, which this package
-never does before the final score; the state would be overwritten for as many training samples as there are test ones.
+released code: the shift accumulates (45, 45, 51), and the brain embedding enters the loss without normalisation, with
+scale softplus(s). The code also updates the similarity state while it validates on the test set; this package does not
+read the test set before the final score.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bvsa_core.encoders import InputSpec, encode
-from bvsa_core.methods.base import Batch, Contrastive, Interval, positive_scale, symmetric_contrastive
+from bvsa_core.methods.base import Batch, Contrastive, OutlierGate, positive_scale, symmetric_contrastive
 from bvsa_core.vision.views import Level
 
 
@@ -30,13 +30,13 @@ class UBPOptions:
     gain: float = 0.5
     """Weight of the sharp image at the fixation."""
     alpha: float = 0.05
-    """Significance level of the interval."""
+    """Significance level of the confidence interval."""
     gamma: float = 0.3
     """Weight of the newest similarity in the smoothed one."""
     unit_norm: bool = True
-    """Whether the brain embedding is normalised in the loss."""
+    """Normalise the brain embedding in the loss."""
     scale: str = "exp"
-    """exp or softplus: how the learnable scale is kept positive."""
+    """exp or softplus: makes the learnable scale positive."""
 
 
 class UBP(Contrastive):
@@ -53,28 +53,32 @@ class UBP(Contrastive):
 
     def __init__(self, options: UBPOptions, build_encoder, samples: int, shape: InputSpec):
         super().__init__(options, build_encoder, samples, shape)
-        self.interval = Interval(samples, options.alpha, options.gamma)
+        self.interval = OutlierGate(samples, options.alpha, options.gamma)
         self.register_buffer("level_sizes", torch.tensor(options.kernel_sizes), persistent=False)
         self.register_buffer("kernel_size", torch.full((samples,), options.kernel_sizes[1]))
 
     def training_levels(self) -> list[Level]:
+        """Return the levels of the three kernel sizes."""
         return [Level(size, self.options.gain) for size in dict.fromkeys(self.options.kernel_sizes)]
 
     def gallery_levels(self) -> list[Level]:
+        """Return the medium level."""
         return [Level(self.options.kernel_sizes[1], self.options.gain)]
 
     def blur(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Return gain and kernel size (B,) of samples."""
         kernel_size = self.kernel_size[samples]
         return torch.full_like(kernel_size, self.options.gain, dtype=torch.float32), kernel_size
 
     def forward(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch."""
         brain = encode(self.encoder, batch.recordings, batch.subjects)
         if self.options.unit_norm:
             brain = normalize(brain, dim=-1)
         loss, logits = symmetric_contrastive(brain, batch.images, positive_scale(self.logit_scale, self.options.scale))
         if self.training:
-            stands_out = self.interval(batch.samples, logits.diagonal())
-            self.kernel_size[batch.samples] = self.level_sizes[1 - stands_out]
+            outlier_sign = self.interval(batch.samples, logits.diagonal())
+            self.kernel_size[batch.samples] = self.level_sizes[1 - outlier_sign]
         return loss
 
 

@@ -11,7 +11,7 @@ from bvsa_core.methods.base import Batch, Contrastive, symmetric_contrastive
 
 @dataclass(frozen=True)
 class VanillaOptions:
-    """Vanilla has none."""
+    """Vanilla has no options."""
 
 
 class Vanilla(Contrastive):
@@ -20,6 +20,7 @@ class Vanilla(Contrastive):
     Options = VanillaOptions
 
     def forward(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch."""
         brain, _ = self.embed(batch.recordings, batch.subjects)
         loss, _ = symmetric_contrastive(brain, batch.images, self.logit_scale.exp())
         return loss

@@ -10,7 +10,7 @@ import torch
 from bvsa_core import methods
 from bvsa_core.encoders import InputSpec
 from bvsa_core.errors import UserError
-from bvsa_core.methods.base import Batch, Interval
+from bvsa_core.methods.base import Batch, OutlierGate
 from bvsa_core.training.config import method_options
 from bvsa_core.vision.multilevel import Fusion
 from bvsa_core.vision.views import SHARP, Level
@@ -57,7 +57,7 @@ def test_the_parts_of_bvsa_are_switches(decouple, dynamic, levels, seed):
 
 
 def test_a_batch_of_one_or_of_equals_stays_in_the_middle():
-    interval = Interval(3, 0.1, None)
+    interval = OutlierGate(3, 0.1, None)
     assert interval.position(torch.arange(1), torch.tensor([7.0])).tolist() == [0.0]
     assert interval.position(torch.arange(3), torch.full((3,), 2.0)).tolist() == [0.0] * 3
 
