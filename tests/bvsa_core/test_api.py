@@ -52,7 +52,7 @@ def test_renamed_classes_keep_their_old_names_with_a_warning(old, new):
 
 
 def test_user_errors_are_value_errors(tmp_path):
-    with pytest.raises(ValueError, match=r"cannot be read .*; make the folder again"):
+    with pytest.raises(ValueError, match="no such file; make the folder again"):
         read_header(tmp_path)
 
 
