@@ -1,4 +1,8 @@
-"""Builds csrc/ into fovblur._cpu (always) and fovblur._cuda (where nvcc is found), with ninja and without torch."""
+"""Build csrc/ into fovblur._cpu (always) and fovblur._cuda (if nvcc is found), with ninja and without torch.
+
+build.ninja is written by hand: setuptools compiles neither CUDA nor one source in several variants, and torch's
+extension builder would tie the modules to the ABI of one torch.
+"""
 
 from __future__ import annotations
 
@@ -32,26 +36,23 @@ else:
 
 
 class CudaUnavailable(Exception):
-    """The CUDA module cannot be built; the message says why."""
+    """The CUDA module cannot be built; the message is the reason."""
 
 
 def find_nvcc() -> Path:
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    candidates = [Path(home) / "bin" / "nvcc" for home in homes[:2] if home]
-    on_path = shutil.which("nvcc")
-    candidates += [Path(on_path)] if on_path else []
-    candidates.append(Path(homes[2]) / "bin" / "nvcc")
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
+    """Return the nvcc of CUDA_HOME, CUDA_PATH, PATH or /usr/local/cuda."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    candidates = [f"{home}/bin/nvcc" for home in homes if home]
+    for candidate in (*candidates, shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc"):
+        if candidate and Path(candidate).is_file():
+            return Path(candidate)
     raise CudaUnavailable("nvcc not found (looked in CUDA_HOME, PATH and /usr/local/cuda)")
 
 
 def cuda_architectures() -> list[str]:
-    """The architectures to build for, as "8.6" or "9.0+PTX", from TORCH_CUDA_ARCH_LIST or the default."""
-    architectures = re.split(
-        r"[;,\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() or DEFAULT_CUDA_ARCHITECTURES
-    )
+    """Return the architectures to build for, such as "8.6" or "9.0+PTX", from TORCH_CUDA_ARCH_LIST or the default."""
+    requested = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
+    architectures = re.split(r"[;,\s]+", requested or DEFAULT_CUDA_ARCHITECTURES)
     for architecture in architectures:
         if not re.fullmatch(r"\d+\.\d[a-z]?(\+PTX)?", architecture):
             raise CudaUnavailable(f"TORCH_CUDA_ARCH_LIST names {architecture!r}; write numbers such as 8.6 or 9.0+PTX")
@@ -59,6 +60,7 @@ def cuda_architectures() -> list[str]:
 
 
 def gencode_flags(architectures: list[str]) -> list[str]:
+    """Return nvcc's flags for machine code of every architecture, and PTX where it is requested."""
     flags = []
     for architecture in architectures:
         number = architecture.removesuffix("+PTX").replace(".", "")
@@ -69,11 +71,12 @@ def gencode_flags(architectures: list[str]) -> list[str]:
 
 
 def first_line_of(command: list[str]) -> str:
+    """Run a command and return the first line that it prints."""
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
 
 class Ninja:
-    """A build.ninja of one directory, written and run."""
+    """Write and run the build.ninja of a directory."""
 
     def __init__(self, directory: Path):
         self.directory = directory
@@ -81,13 +84,13 @@ class Ninja:
         self.lines = ["ninja_required_version = 1.5"]
 
     def compile(self, compiler: str, flags: list[str], source: Path, target: str) -> str:
-        """An object file from a source, rebuilt when the source, a header it includes or a flag changes."""
+        """Add an object file, rebuilt when its source, an included header or a flag changes; return its name."""
         depfile = f"{target}.d"
-        return self._add(
-            target, [compiler, *flags, "-MD", "-MF", depfile, "-c", str(source), "-o", target], [str(source)], depfile
-        )
+        command = [compiler, *flags, "-MD", "-MF", depfile, "-c", str(source), "-o", target]
+        return self._add(target, command, [str(source)], depfile)
 
     def link(self, linker: list[str], objects: list[str], target: Path) -> None:
+        """Add a module linked from objects."""
         self._add(str(target), [*linker, *objects, "-o", str(target)], objects)
 
     def _add(self, target: str, command: list[str], inputs: list[str], depfile: str = "") -> str:
@@ -100,6 +103,7 @@ class Ninja:
         return target
 
     def run(self) -> None:
+        """Build what has changed; CalledProcessError if a command fails."""
         import ninja  # of build-system.requires
 
         (self.directory / "build.ninja").write_text("\n".join(self.lines) + "\n")
@@ -111,13 +115,15 @@ class Ninja:
 
 
 class BuildKernels(build_ext):
+    """The build_ext command: the CUDA module first, whose facts the CPU module keeps."""
+
     def run(self) -> None:
         self.into_checkout = bool(self.inplace) or getattr(self, "editable_mode", False)
         super().run()
 
     def build_extensions(self) -> None:
         self.cxx = os.environ.get("CXX", "c++")
-        cuda = self.build_cuda_or_say_why_not()
+        cuda = self.build_cuda_if_possible()
         info = {
             "compiler": first_line_of([self.cxx, "--version"]),
             "cpu_variants": [name for name, _, _ in CPU_VARIANTS],
@@ -126,65 +132,54 @@ class BuildKernels(build_ext):
         self.build_cpu(info)
 
     def extension_path(self, name: str) -> Path:
+        """Return the file of a module, in a folder that exists."""
         path = Path(self.get_ext_fullpath(name)).resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def build_directory(self, name: str) -> Path:
-        """Objects stay in the checkout, so that a second install compiles only what changed."""
+        """Return the folder of objects, in the checkout, so that a second install compiles only what has changed."""
         return ROOT / "build" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}" / name
 
     def bind_flags(self) -> list[str]:
+        """Return the compiler flags of the Python bindings."""
         import pybind11  # of build-system.requires
 
         includes = [pybind11.get_include(), sysconfig.get_path("include"), str(CSRC)]
         return ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", *(f"-I{path}" for path in includes)]
 
     def link_command(self) -> list[str]:
+        """Return the command that links a module."""
         if sys.platform == "darwin":
             return [self.cxx, "-bundle", "-undefined", "dynamic_lookup"]
         return [self.cxx, "-shared", "-pthread"]
 
     def build_cpu(self, info: dict) -> None:
+        """Build the CPU module, which holds `info`."""
         directory = self.build_directory("cpu")
         ninja = Ninja(directory)
         header = directory / "build_info.h"
         text = f'#define FOVBLUR_BUILD_INFO R"json({json.dumps(info)})json"\n'
         if not header.exists() or header.read_text() != text:
             header.write_text(text)
-        kernel_flags = [
-            "-std=c++17",
-            "-O3",
-            "-fPIC",
-            "-pthread",
-            "-fvisibility=hidden",
-            "-fno-math-errno",
-            "-fno-trapping-math",
-        ]
-        kernel_flags.append(
-            "-fno-predictive-commoning"
-        )  # taps are broadcast by loads, which cost the multipliers no slot
-        objects = [
-            ninja.compile(
-                self.cxx,
-                [*kernel_flags, *flags, f"-DFOVBLUR_VARIANT={name}", f"-DFOVBLUR_VECTOR_BYTES={vector_bytes}"],
-                CSRC / op / "cpu.cpp",
-                f"{op}_{name}.o",
-            )
-            for op in OPS
-            for name, vector_bytes, flags in CPU_VARIANTS
-        ]
-        objects.append(
-            ninja.compile(self.cxx, [*self.bind_flags(), f"-I{directory}"], CSRC / "bind_cpu.cpp", "bind_cpu.o")
-        )
+        # Without predictive commoning, taps are broadcast by loads, which take no slot of the multipliers.
+        common = "-std=c++17 -O3 -fPIC -pthread -fvisibility=hidden -fno-math-errno -fno-trapping-math"
+        common = [*common.split(), "-fno-predictive-commoning"]
+        objects = []
+        for op in OPS:
+            for name, vector_bytes, flags in CPU_VARIANTS:
+                variant = [*flags, f"-DFOVBLUR_VARIANT={name}", f"-DFOVBLUR_VECTOR_BYTES={vector_bytes}"]
+                objects.append(ninja.compile(self.cxx, common + variant, CSRC / op / "cpu.cpp", f"{op}_{name}.o"))
+        flags = [*self.bind_flags(), f"-I{directory}"]
+        objects.append(ninja.compile(self.cxx, flags, CSRC / "bind_cpu.cpp", "bind_cpu.o"))
         ninja.link(self.link_command(), objects, self.extension_path("fovblur._cpu"))
         try:
             ninja.run()
         except subprocess.CalledProcessError as error:
             sys.exit(f"fovblur: the CPU module does not compile with {self.cxx}:\n{error.stdout}{error.stderr}")
 
-    def build_cuda_or_say_why_not(self) -> dict:
-        """Build facts of the CUDA module, {"skipped": reason} where there is none."""
+    def build_cuda_if_possible(self) -> dict:
+        """Build the CUDA module and return its build facts, or {"skipped": reason}."""
         wanted = os.environ.get("FOVBLUR_BUILD_CUDA", "")
         if wanted not in ("", "0", "1"):
             sys.exit(f"fovblur: FOVBLUR_BUILD_CUDA is {wanted!r}; set it to 1 (must build), 0 (skip) or leave it unset")
@@ -202,17 +197,13 @@ class BuildKernels(build_ext):
             return {"skipped": str(reason)}
 
     def build_cuda(self) -> dict:
+        """Build the CUDA module and return its compiler and architectures; CudaUnavailable if that fails."""
         nvcc = find_nvcc()
         architectures = cuda_architectures()
         directory = self.build_directory("cuda")
         ninja = Ninja(directory)
-        flags = [
-            "-std=c++17",
-            "-O3",
-            "--threads=0",
-            "-Xcompiler=-fPIC,-fvisibility=hidden",
-            *gencode_flags(architectures),
-        ]
+        flags = ["-std=c++17", "-O3", "--threads=0", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+        flags += gencode_flags(architectures)
         objects = [
             *(ninja.compile(str(nvcc), flags, CSRC / op / "cuda.cu", f"{op}.o") for op in OPS),
             ninja.compile(self.cxx, self.bind_flags(), CSRC / "bind_cuda.cpp", "bind_cuda.o"),
@@ -226,10 +217,9 @@ class BuildKernels(build_ext):
             log = directory / "build.log"
             output = (getattr(error, "stdout", "") or "") + (getattr(error, "stderr", "") or "") or str(error)
             log.write_text(output)
-            complaint = next(
-                (line for line in output.splitlines() if "error" in line.lower()), output.strip().splitlines()[-1]
-            )
-            raise CudaUnavailable(f"{nvcc} failed: {complaint.strip()} (all of it in {log})") from error
+            lines = output.strip().splitlines()
+            reason = next((line for line in lines if "error" in line.lower()), lines[-1])
+            raise CudaUnavailable(f"{nvcc} failed: {reason.strip()} (all of it in {log})") from error
         return {"compiler": re.search(r"release ([\d.]+)", version)[0], "architectures": architectures}
 
 

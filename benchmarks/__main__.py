@@ -1,4 +1,4 @@
-"""Run the suites and keep what they measured: python -m benchmarks --device cpu|cuda --json FILE [--suite blur]."""
+"""Run the suites and save their rows: python -m benchmarks --device cpu|cuda --json FILE [--suite blur]."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run")
     parser.add_argument("--json", type=Path, help="file for the rows; a figure is drawn beside it")
-    parser.add_argument("--suite", choices=SUITES, action="append", help="one suite, or several; all where left out")
+    parser.add_argument("--suite", choices=SUITES, action="append", help="one suite, may be repeated; default: all")
     parser.add_argument("--select", default="", help="pytest's -k: only benchmarks whose name contains this")
     chosen = parser.parse_args()
     if chosen.device == "cuda" and not torch.cuda.is_available():
@@ -32,14 +32,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         files = [str(HERE / f"bench_{suite}.py") for suite in chosen.suite or SUITES]
-        options = [
-            f"--device={chosen.device}",
-            f"--benchmark-json={report}",
-            "-q",
-            "--no-header",
-            "-p",
-            "no:cacheprovider",
-        ]
+        options = [f"--device={chosen.device}", f"--benchmark-json={report}", "-q", "--no-header", "-pno:cacheprovider"]
         naming = ["-o", "python_functions=bench_*", "-o", "python_files=bench_*.py", "-k", chosen.select]
         code = pytest.main([*files, *options, *naming])
         if not report.exists() or not report.read_text():

@@ -1,4 +1,4 @@
-"""The blur beside what a user would pick instead, on the same inputs, each output checked against ours first."""
+"""The blur against the alternatives on the same inputs; every output is first compared with ours."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ NORMALISED = {"mean": MEAN, "std": STD}
 TO_HALF = {**NORMALISED, "out_dtype": torch.float16}
 FMA_A_PIXEL_AND_TAP = 2  # one in either direction
 OURS = ("cpu", "cuda", "triton")
+COPY = "device copy of the same bytes"
 
 
 def kernel_sizes(batch: int, sizes: tuple[int, ...], device: torch.device) -> Tensor:
@@ -32,7 +33,7 @@ def kernel_sizes(batch: int, sizes: tuple[int, ...], device: torch.device) -> Te
 
 
 def weight_of(images: Tensor) -> Tensor:
-    """Weight of the sharp image, (1, 1, H, W), which all providers but ours and OpenCV's share."""
+    """Return the weight of the sharp image, (1, 1, H, W)."""
     _, _, height, width = images.shape
     fixation = torch.tensor([[height // 2, width // 2]], dtype=torch.float32, device=images.device)
     return GAIN * reference.acuity("exp", 3.0, fixation, height, width)[:, None]
@@ -53,7 +54,7 @@ def by_kornia(images: Tensor, sizes: Tensor) -> Callable[[], Tensor]:
     weight, largest = weight_of(images), int(sizes.max())
     sigma = fovblur.sigma_from_kernel_size(sizes.float())[:, None].expand(-1, 2).contiguous()
 
-    def blur() -> Tensor:  # one kernel size for the batch is all it takes; sigma differs
+    def blur() -> Tensor:  # kornia takes one kernel size for the batch, but a sigma for each image
         blurred = kornia.filters.gaussian_blur2d(images, (largest, largest), sigma, border_type="reflect")
         return weight * images + (1 - weight) * blurred
 
@@ -61,17 +62,17 @@ def by_kornia(images: Tensor, sizes: Tensor) -> Callable[[], Tensor]:
 
 
 def by_opencv(images: Tensor, sizes: Tensor) -> Callable[[], Tensor]:
-    """The path of UBP and BVSA: one uint8 image at a time, blurred and blended in 8 bits, then to a tensor."""
-    arrays = [
-        image.permute(1, 2, 0).mul(255).round().to(torch.uint8).cpu().numpy()
-        for image in images.float() / images.float().max()
-    ]
+    """Blur as UBP and BVSA do: one uint8 image at a time, blurred and blended in 8 bits, then converted to a tensor."""
+    levels = (images.float() / images.float().max() * 255).round().to(torch.uint8)
+    arrays = list(levels.permute(0, 2, 3, 1).cpu().numpy())
     weight, sizes = weight_of(images)[0, 0].cpu().numpy()[..., None], sizes.tolist()
 
     def blur() -> Tensor:
         results = []
         for array, k in zip(arrays, sizes):
-            blurred = cv2.GaussianBlur(array, (k, k), fovblur.sigma_from_kernel_size(k))  # for 0 and k < 10: a table
+            blurred = cv2.GaussianBlur(
+                array, (k, k), fovblur.sigma_from_kernel_size(k)
+            )  # sigma 0 and k < 10 would use a table
             results.append(cv2.convertScaleAbs(array * weight + blurred * (1 - weight)))
         return torch.from_numpy(np.stack(results)).permute(0, 3, 1, 2)
 
@@ -129,18 +130,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     device_name = metafunc.config.getoption("--device")
     if "case" in metafunc.fixturenames:
         chosen = cases_of(device_name) if metafunc.function is bench_forward else [FORWARD[0][0], FORWARD[5][0]]
-        providers = [
-            name
-            for name in OURS
-            if backends.unavailable_reason(name) is None and (name == "cpu") == (device_name == "cpu")
-        ]
-        peers = peer_names(device_name) if metafunc.function is bench_forward else ["torchvision loop", "kornia"]
-        extra = (
-            ["device copy of the same bytes"] if device_name == "cuda" and metafunc.function is bench_forward else []
-        )
-        metafunc.parametrize(
-            ("case", "provider"), [(case, name) for case in chosen for name in providers + peers + extra]
-        )
+        providers = [name for name in OURS if (name == "cpu") == (device_name == "cpu")]
+        providers = [name for name in providers if backends.unavailable_reason(name) is None]
+        if metafunc.function is bench_backward:
+            providers += ["torchvision loop", "kornia"]
+        else:
+            providers += peer_names(device_name) + [COPY] * (device_name == "cuda")
+        metafunc.parametrize(("case", "provider"), [(case, name) for case in chosen for name in providers])
 
 
 def make_images(case: str, device: torch.device) -> tuple[Tensor, Tensor, dict]:
@@ -148,11 +144,11 @@ def make_images(case: str, device: torch.device) -> tuple[Tensor, Tensor, dict]:
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(batch, 3, side, side, generator=generator)
     images = (images * 255).round().to(torch.uint8) if dtype == torch.uint8 else images.to(dtype)
-    return images.to(device), kernel_sizes(batch, sizes, device), options
+    return images.to(device), kernel_sizes(batch, sizes, device), dict(options)
 
 
 def moved_and_multiplied(images: Tensor, out: Tensor, sizes: Tensor) -> tuple[int, int]:
-    """Bytes a forward pass must read and write, and the multiply-adds of the direct separable form."""
+    """Return the bytes a forward pass reads and writes, and the multiply-adds of the direct separable form."""
     pixels = images[0].numel()
     return images.nbytes + out.nbytes, FMA_A_PIXEL_AND_TAP * pixels * int(sizes.sum())
 
@@ -162,12 +158,11 @@ def bench_forward(case, provider, device, limits, time_provider):
     ours = fovblur.foveated_blur(images, kernel_size=sizes, gain=GAIN, **options)
     bytes_moved, fma = moved_and_multiplied(images, ours, sizes)
     if provider in OURS:
-        function = lambda: fovblur.foveated_blur(images, kernel_size=sizes, gain=GAIN, backend=provider, **options)  # noqa: E731
-        reference_on_few = fovblur.foveated_blur(
-            images[:4], kernel_size=sizes[:4], gain=GAIN, backend="reference", **options
-        )
-        assert largest_difference(function()[:4], reference_on_few) < 2e-2
-    elif provider == "device copy of the same bytes":
+        options |= {"gain": GAIN}
+        function = lambda: fovblur.foveated_blur(images, kernel_size=sizes, backend=provider, **options)  # noqa: E731
+        expected = fovblur.foveated_blur(images[:4], kernel_size=sizes[:4], backend="reference", **options)
+        assert largest_difference(function()[:4], expected) < 2e-2
+    elif provider == COPY:
         source = torch.empty(bytes_moved // 2, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
         function = lambda: target.copy_(source)  # noqa: E731
@@ -181,18 +176,12 @@ def bench_forward(case, provider, device, limits, time_provider):
         one_kernel = len(set(sizes.tolist())) > 1 and provider == "kornia"  # a wider cut-off for the smaller sigmas
         assert different < (2e-2 if one_kernel or provider.startswith("OpenCV") else 1e-4), (provider, different)
     limit = limits.seconds(bytes_moved, fma if device.type == "cpu" or images.dtype == torch.float32 else 0)
-    info = {
-        "suite": SUITE,
-        "case": f"forward, {case}",
-        "provider": provider,
-        "ours": provider in OURS,
-        "limit_s": limit,
-    }
-    time_provider(function, **info)
+    info = {"suite": SUITE, "case": f"forward, {case}", "provider": provider, "ours": provider in OURS}
+    time_provider(function, limit_s=limit, **info)
 
 
 def bench_backward(case, provider, device, limits, time_provider):
-    """Gradient of the images alone, and for ours of sigma and gain as well; the forward pass is not timed."""
+    """Time the gradient of the images, without the forward pass."""
     images, sizes, _ = make_images(case, device)
     leaf = images.clone().requires_grad_()
     if provider in OURS:

@@ -1,4 +1,4 @@
-"""Fixtures of the suites: the device, its limits, and `compare`, which checks a provider and then times it."""
+"""Fixtures of the suites: the device, its limits, and `time_provider`, which times and records a provider."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def limits(device) -> Limits:
 
 @pytest.fixture
 def time_provider(benchmark, device) -> Callable:
-    """time_provider(function, suite=, case=, provider=, ours=, limit_s=): time it by pytest-benchmark and record it.
+    """Return a function that times a provider with pytest-benchmark and records suite, case, provider, ours, limit_s.
 
-    `least` is the number of rounds of what takes longer than `seconds` altogether.
+    `least` is the smallest number of rounds, used if they take longer than `seconds` in all.
     """
 
     def run(function: Callable[[], object], *, seconds: float = 2.0, least: int = 5, **info) -> None:
         clock = clock_of(device)
-        function()  # compiles, tunes, allocates
+        function()  # warm-up: compile, tune, allocate
         start = clock()
         function()
         once = clock() - start

@@ -1,4 +1,4 @@
-"""The rows of a run as an image: every provider's time as a multiple of ours, and time over kernel size."""
+"""The figure of a run: every provider's time as a multiple of ours, and time over kernel size."""
 
 from __future__ import annotations
 
@@ -19,33 +19,23 @@ COLOURS = ("#1b6ca8", "#d1495b", "#edae49", "#66a182", "#7d5ba6", "#6c757d", "#2
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Save the figure as PNG."""
-    swept = {row: int(found["k"]) for row in rows if (found := BY_KERNEL_SIZE.fullmatch(row.case))}
+    swept = {row: int(match["k"]) for row in rows if (match := BY_KERNEL_SIZE.fullmatch(row.case))}
     single = [row for row in rows if row not in swept]
     cases = list(dict.fromkeys(row.case for row in single))
     providers = list(dict.fromkeys(row.provider for row in rows))
     colour = dict(zip(providers, COLOURS * 3))
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(14, 1.6 + 0.42 * max(len(cases), 8)), width_ratios=(3, 2), layout="constrained"
-    )
+    size = (14, 1.6 + 0.42 * max(len(cases), 8))
+    figure, (left, right) = plt.subplots(1, 2, figsize=size, width_ratios=(3, 2), layout="constrained")
     for provider in providers:
         mine = [row for row in single if row.provider == provider]
         places = [cases.index(row.case) for row in mine]
-        left.scatter(
-            [row.ratio_to_best_of_ours for row in mine], places, color=colour[provider], label=provider, s=36, zorder=3
-        )
-        along = sorted((k, row) for row, k in swept.items() if row.provider == provider)
+        style = {"color": colour[provider], "label": provider}
+        left.scatter([row.ratio_to_best_of_ours for row in mine], places, s=36, zorder=3, **style)
+        along = sorted((k, 1e3 * row.median_s) for row, k in swept.items() if row.provider == provider)
         if along:
-            right.plot(
-                [k for k, _ in along],
-                [1e3 * row.median_s for _, row in along],
-                "o-",
-                color=colour[provider],
-                label=provider,
-                ms=4,
-            )
-    left.set(
-        xscale="log", yticks=range(len(cases)), yticklabels=cases, xlabel="time, as a multiple of ours (log scale)"
-    )
+            right.plot(*zip(*along), "o-", ms=4, **style)
+    xlabel = "time, as a multiple of ours (log scale)"
+    left.set(xscale="log", yticks=range(len(cases)), yticklabels=cases, xlabel=xlabel)
     left.invert_yaxis()
     left.axvline(1, color="black", lw=0.8)
     (right if swept else left).legend(handles=left.collections[: len(providers)], labels=providers, fontsize=8)
@@ -60,9 +50,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     for axis in (left, right):
         axis.grid(alpha=0.3)
     here = rows[0].machine
-    figure.suptitle(
-        f"{here.get('gpu', here['processor'])}, {here['threads']} threads, torch {rows[0].versions['torch']}",
-        fontsize=10,
-    )
+    processor = here.get("gpu", here["processor"])
+    figure.suptitle(f"{processor}, {here['threads']} threads, torch {rows[0].versions['torch']}", fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)

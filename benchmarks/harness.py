@@ -1,7 +1,8 @@
-"""What every suite shares: the rows that come of it, memory, and what the machine can do at best."""
+"""Shared by the suites: rows, memory, and the limits of the machine."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import threading
@@ -16,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One provider on one case."""
+    """The result of one provider on one case."""
 
     suite: str
     case: str
@@ -25,7 +26,7 @@ class Row:
     spread: float  # interquartile range over the median
     peak_bytes: int  # beside the inputs
     ratio_to_best_of_ours: float  # above 1: slower than the fastest of ours on this case
-    limit_s: float | None  # the time that memory or arithmetic allows at best on this machine, measured in the same run
+    limit_s: float | None  # least time that memory and arithmetic allow on this machine, measured in the same run
     times_limit: float | None
     machine: dict
     versions: dict
@@ -33,19 +34,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Limits:
-    """What this machine can do at best, measured in the same run."""
+    """The best rates of this machine, measured in the same run."""
 
     copy_bytes_per_s: float  # read plus written
     fma_per_s: float  # float32 multiply-adds of a large matrix product
-    half_fma_per_s: float  # those of float16, which a CPU does in float32
+    half_fma_per_s: float  # in float16; a CPU computes in float32
 
     def seconds(self, bytes_moved: int, fma: int, *, half: bool = False) -> float:
-        """The least time for moving these bytes and doing these multiply-adds."""
+        """Return the least time for moving these bytes and computing these multiply-adds."""
         return max(bytes_moved / self.copy_bytes_per_s, fma / (self.half_fma_per_s if half else self.fma_per_s))
 
 
 def measure_limits(device: torch.device) -> Limits:
-    """Copy a buffer well beyond any cache, and multiply two matrices."""
+    """Time the copy of a buffer larger than any cache, and the product of two matrices."""
     source = torch.rand((64 if device.type == "cpu" else 1024) * 2**20, device=device)
     target = torch.empty_like(source)
     n = 2048 if device.type == "cpu" else 8192
@@ -66,7 +67,7 @@ def _best(function: Callable[[], object], device: torch.device) -> float:
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:
-    """Seconds, read when the device is done with what it was given."""
+    """Return a clock in seconds that first waits for the device."""
     if device.type == "cpu":
         return time.perf_counter
 
@@ -78,7 +79,7 @@ def clock_of(device: torch.device) -> Callable[[], float]:
 
 
 def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
-    """Largest memory a call takes beside what is there before it, its result included; -1 where it cannot be told."""
+    """Return the most memory that a call adds, its result included; -1 if the system does not report it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -113,12 +114,12 @@ def _resident() -> int:
 
 
 def machine(device: torch.device) -> dict:
-    """Where the figures come from."""
-    found = {"processor": _processor(), "threads": torch.get_num_threads()}
+    """Describe the machine."""
+    facts = {"processor": _processor(), "threads": torch.get_num_threads()}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        found |= {"gpu": properties.name, "gpu_memory_bytes": properties.total_memory}
-    return found
+        facts |= {"gpu": properties.name, "gpu_memory_bytes": properties.total_memory}
+    return facts
 
 
 def _processor() -> str:
@@ -130,29 +131,17 @@ def _processor() -> str:
 
 
 def versions() -> dict:
-    """Versions of everything that is timed."""
-    found = {"python": platform.python_version()}
-    for name in (
-        "fovblur",
-        "torch",
-        "torchvision",
-        "triton",
-        "kornia",
-        "opencv-python-headless",
-        "pillow",
-        "scipy",
-        "faiss-cpu",
-        "numpy",
-    ):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    """Return the versions of the packages that are timed and installed."""
+    packages = "fovblur torch torchvision triton kornia opencv-python-headless pillow scipy faiss-cpu numpy"
+    installed = {"python": platform.python_version()}
+    for name in packages.split():
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
+    return installed
 
 
 def rows_of(report: dict, device: torch.device) -> list[Row]:
-    """Rows from pytest-benchmark's report, whose benchmarks recorded suite, case, provider, ours, peak_bytes, limit_s."""
+    """Convert pytest-benchmark's report; extra_info holds suite, case, provider, ours, peak_bytes and limit_s."""
     here, with_versions = machine(device), versions()
     timed = [(benchmark["extra_info"], benchmark["stats"]) for benchmark in report["benchmarks"]]
     best: dict[tuple[str, str], float] = {}
@@ -179,12 +168,12 @@ def rows_of(report: dict, device: torch.device) -> list[Row]:
 
 
 def largest_difference(one: Tensor, other: Tensor) -> float:
-    """Relative to the largest value of the other."""
+    """Return the largest difference, relative to the largest value of `other`."""
     return ((one.double() - other.double()).abs().max() / other.double().abs().max()).item()
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Rows as aligned text, a block a case, the fastest first."""
+    """Format rows as aligned text, one block per case, the fastest first."""
     lines = []
     for suite, case in dict.fromkeys((row.suite, row.case) for row in rows):
         lines += ["", f"{suite}: {case}"]

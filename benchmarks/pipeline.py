@@ -1,8 +1,8 @@
-"""BVSA's whole decoupling step with views online: blur every image its own way, encode it, train on it.
+"""A whole training step of BVSA with online views: blur every image with its own parameters, encode it, train.
 
     python -m benchmarks.pipeline --device cuda --vision RN50 --memory-gb 10 --json FILE
 
-Random weights serve for time and memory. With --memory-gb the process may use no more of the GPU than that.
+Random weights are enough for time and memory. --memory-gb limits the GPU memory of the process.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ CHANNELS, SAMPLES = 17, 250
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One pipeline on one machine."""
+class StepTiming:
+    """Time and memory of one pipeline on one machine."""
 
     vision: str
     batch: int
     step_s: float  # median of a whole training step
-    blur_s: float  # of it, the blur: measured alone on the same images
+    blur_s: float  # the blur alone on the same images
     peak_bytes: int
     memory_cap_bytes: int | None
     machine: dict
@@ -48,22 +48,20 @@ def main() -> None:
     parser.add_argument("--steps", default=5, type=int)
     parser.add_argument("--memory-gb", default=None, type=float, help="of GPU memory, 10^9 bytes each")
     parser.add_argument("--json", type=Path)
-    told = parser.parse_args()
+    args = parser.parse_args()
     cap = None
-    if told.memory_gb is not None:
-        cap = int(told.memory_gb * 1e9)
-        torch.cuda.set_per_process_memory_fraction(
-            cap / torch.cuda.get_device_properties(told.device).total_memory, told.device
-        )
-    measured = measure(told.device, told.vision, told.batch, told.steps, cap)
-    text = json.dumps(asdict(measured), indent=1)
+    if args.memory_gb is not None:
+        cap = int(args.memory_gb * 1e9)
+        total = torch.cuda.get_device_properties(args.device).total_memory
+        torch.cuda.set_per_process_memory_fraction(cap / total, args.device)
+    text = json.dumps(asdict(measure(args.device, args.vision, args.batch, args.steps, cap)), indent=1)
     print(text)
-    if told.json:
-        told.json.write_text(text + "\n")
+    if args.json:
+        args.json.write_text(text + "\n")
 
 
-def measure(device: torch.device, vision: str, batch: int, steps: int, cap: int | None = None) -> Measured:
-    """Time the steps of a batch whose images all have their own blur."""
+def measure(device: torch.device, vision: str, batch: int, steps: int, cap: int | None = None) -> StepTiming:
+    """Time the training steps of a batch whose images all have their own blur."""
     torch.manual_seed(0)
     clip = load_clip(vision, None if vision == "tiny" else "random", device=device)
     images = torch.randint(0, 256, (batch, 3, clip.image_size, clip.image_size), dtype=torch.uint8, device=device)
@@ -83,15 +81,15 @@ def measure(device: torch.device, vision: str, batch: int, steps: int, cap: int 
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
 
-    sees_all = OnlineViews(clip, images)
-    sees_all.clip = _BlursOnly(clip)
+    blurs_only = OnlineViews(clip, images)
+    blurs_only.clip = _BlursOnly(clip)
     whole = _median(step, steps, device)
-    blur = _median(lambda: sees_all(samples, gain, kernel_size), steps, device)
-    return Measured(clip.name, batch, whole, blur, peak_bytes(step, device), cap, machine(device), versions())
+    blur = _median(lambda: blurs_only(samples, gain, kernel_size), steps, device)
+    return StepTiming(clip.name, batch, whole, blur, peak_bytes(step, device), cap, machine(device), versions())
 
 
 class _BlursOnly:
-    """Stands for an encoder that takes no time."""
+    """An encoder that takes no time."""
 
     def __init__(self, clip):
         self.device, self.mean, self.std = clip.device, clip.mean, clip.std

@@ -1,4 +1,4 @@
-"""What `pip install` gives: from the published archive, where nvcc fails, is not wanted, or is told what it does not understand."""
+"""What `pip install` builds from the published archive, and the errors where nvcc fails or is given wrong settings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def archive(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def checkout(archive, tmp_path_factory) -> Path:
-    """The archive unpacked, beside an nvcc that fails and a C++ compiler that is quick because it does not optimise."""
+    """The unpacked archive, with an nvcc that fails and a C++ compiler that is quick because it does not optimise."""
     folder = tmp_path_factory.mktemp("build")
     with tarfile.open(archive) as files:
         files.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
@@ -50,18 +50,14 @@ def checkout(archive, tmp_path_factory) -> Path:
 
 
 def build(checkout: Path, command: list[str], **environment: str) -> subprocess.CompletedProcess:
-    environment = {
-        **os.environ,
-        "CUDA_HOME": str(checkout / "cuda"),
-        "CXX": str(checkout / "quick" / "c++"),
-        **environment,
-    }
+    tools = {"CUDA_HOME": str(checkout / "cuda"), "CXX": str(checkout / "quick" / "c++")}
+    environment = {**os.environ, **tools, **environment}
     return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="session")
 def built(checkout) -> tuple[Path, str]:
-    """The wheel of the archive, and what pip told while it was built."""
+    """The wheel of the archive, and the output of pip."""
     command = [*PIP, "wheel", "-v", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", "wheels", "."]
     done = build(checkout, command, FOVBLUR_BUILD_CUDA="")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -71,7 +67,7 @@ def built(checkout) -> tuple[Path, str]:
 
 @pytest.fixture(scope="session")
 def installed(built, tmp_path_factory) -> Path:
-    """Python of a new environment with the wheel, installed where no compiler is on the PATH; other packages are this one's."""
+    """Python of a new environment with the wheel, without a compiler on the PATH; other packages are the tests'."""
     environment = tmp_path_factory.mktemp("environment")
     venv.create(environment)
     python = environment / "bin" / "python"
@@ -83,13 +79,8 @@ def installed(built, tmp_path_factory) -> Path:
 
 
 def call(installed: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [str(installed), *arguments],
-        cwd=installed.parents[1],
-        env={"PATH": str(installed.parent)},
-        capture_output=True,
-        text=True,
-    )
+    options = {"cwd": installed.parents[1], "env": {"PATH": str(installed.parent)}}
+    return subprocess.run([str(installed), *arguments], capture_output=True, text=True, **options)
 
 
 def test_the_archive_holds_what_is_compiled_and_no_tests(archive):
@@ -102,17 +93,16 @@ def test_the_archive_holds_what_is_compiled_and_no_tests(archive):
 def test_the_wheel_holds_every_data_file_and_is_typed(built):
     held = set(zipfile.ZipFile(built[0]).namelist())
     ours = [path for package in ("fovblur", "bvsa_core") for path in (ROOT / package).rglob("*") if path.is_file()]
-    wanted = {
-        path.relative_to(ROOT).as_posix() for path in ours if path.suffix != ".so" and "__pycache__" not in path.parts
-    }
-    assert wanted <= held and {"fovblur/py.typed", "bvsa_core/py.typed"} <= wanted
+    kept = [path for path in ours if path.suffix != ".so" and "__pycache__" not in path.parts]
+    expected = {path.relative_to(ROOT).as_posix() for path in kept}
+    assert expected <= held and {"fovblur/py.typed", "bvsa_core/py.typed"} <= expected
     assert not [name for name in held if name.startswith(("csrc", "tests"))]
 
 
 SMOKE = """
 import sys
-for name in ("triton", "torchvision", "open_clip", "lightning_fabric", "jsonargparse", "safetensors", "scipy", "PIL", "rich"):
-    sys.modules[name] = None
+blocked = "triton torchvision open_clip lightning_fabric jsonargparse safetensors scipy PIL rich"
+sys.modules |= dict.fromkeys(blocked.split())
 import torch, fovblur
 from bvsa_core.cli import main
 blurred = fovblur.foveated_blur(torch.rand(2, 3, 9, 8), kernel_size=torch.tensor([3, 5]), backend="cpu")
@@ -135,8 +125,8 @@ def test_the_wheel_runs_where_there_is_no_compiler_nor_triton_nor_cuda_nor_an_ex
 
 
 def test_a_failing_nvcc_gives_one_line_and_a_working_cpu_module(built, checkout, installed):
-    told = [line for line in built[1].splitlines() if "CUDA" in line]
-    assert len(told) == 1 and "fovblur: CUDA module skipped:" in told[0] and "no licence" in told[0]
+    (message,) = (line for line in built[1].splitlines() if "CUDA" in line)
+    assert "fovblur: CUDA module skipped:" in message and "no licence" in message
     info = call(installed, "-m", "fovblur.info").stdout
     assert "CUDA module: not built:" in info and "no licence" in info
     assert "CPU tensors would be served by cpu" in info

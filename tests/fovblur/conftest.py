@@ -1,7 +1,7 @@
 import os
 
 import triton_interpreter
-from backends_under_test import implementation  # noqa: F401  (a fixture)
+from backends_under_test import implementation, served_dtype  # noqa: F401  (fixtures)
 from gpu_kernels import gpu_resources  # noqa: F401  (likewise)
 from similarity_under_test import similarity  # noqa: F401  (likewise)
 

@@ -1,4 +1,4 @@
-"""Choosing a backend: by argument, by environment, automatically; and why one cannot run."""
+"""The choice of a backend by argument, by environment and automatically, and the reasons why one cannot run."""
 
 from __future__ import annotations
 
@@ -88,14 +88,14 @@ def test_a_device_that_the_build_does_not_serve_is_left_to_triton(monkeypatch, c
         assert re.search(reason, backends.unavailable_reason("cuda")) and chosen == "triton"
 
 
-def test_available_backends_names_all_and_says_why_not():
+def test_available_backends_lists_all_with_reasons():
     reasons = fovblur.available_backends()
     assert tuple(reasons) == ("reference", "cpu", "triton", "cuda")
     assert reasons["reference"] is None and reasons["cpu"] is None
     assert ON_GPU or isinstance(reasons["cuda"], str)
 
 
-def test_info_tells_what_was_built_and_what_would_serve():
+def test_info_reports_the_build_and_the_backends():
     text = info.report()
     for part in ("compiler:", "CPU module: variants baseline", "CUDA module:", "CPU tensors would be served by cpu"):
         assert part in text
@@ -118,16 +118,10 @@ import fovblur
 @pytest.mark.parametrize(
     ("blocked", "then"),
     [
-        (
-            ["triton", "fovblur._cuda"],
-            "assert fovblur.gaussian_blur(torch.rand(1, 1, 8, 8), 1.0).shape == (1, 1, 8, 8)",
-        ),
+        (["triton", "fovblur._cuda"], "assert fovblur.gaussian_blur(torch.rand(1, 1, 8, 8), 1.0).shape[2:] == (8, 8)"),
         (["triton"], "assert 'triton is blocked' in fovblur.available_backends()['triton']"),
         (["fovblur._cuda"], "assert 'not built' in fovblur.available_backends()['cuda']"),
-        (
-            ["scipy", "torchvision", "lightning_fabric", "jsonargparse", "open_clip", "cv2"],
-            "fovblur.available_backends()",
-        ),
+        (["scipy", "torchvision", "lightning_fabric", "jsonargparse", "cv2"], "fovblur.available_backends()"),
     ],
     ids=str,
 )
@@ -137,7 +131,5 @@ def test_imports_and_runs_without(blocked, then):
 
 
 def test_import_loads_neither_triton_nor_the_training_package():
-    code = (
-        "import sys, fovblur; assert not {'triton', 'bvsa_core', 'fovblur._cuda'} & set(sys.modules), 'loaded too much'"
-    )
+    code = "import sys, fovblur; assert not {'triton', 'bvsa_core', 'fovblur._cuda'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

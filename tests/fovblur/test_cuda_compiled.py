@@ -1,4 +1,4 @@
-"""What ptxas reports of the CUDA kernels for the architectures they ship for, and which instructions it chose."""
+"""Resources and instructions that ptxas reports for the CUDA kernels on the architectures they ship for."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 import pytest
 from gpu_kernels import ARCHITECTURES, HAS_NVCC, WITHOUT_NVCC, assert_fits, of
 
-# Blocks that share a multiprocessor. The similarity's two tiles of 128 x 128 sums take 128 registers of each of 256 threads, which
-# leaves room for one.
+# Blocks that share a multiprocessor. The similarity's two tiles of 128 x 128 sums take 128 registers of each of 256
+# threads, which leaves room for one block.
 RESIDENT = {
     "blur_direct": 3,
     "blur_products<unsigned char": 3,
@@ -19,13 +19,7 @@ RESIDENT = {
     "similarity_scores": 1,
     "merge_slices": 8,
 }
-BLUR_LOADS = {
-    "unsigned char": "LDG.64",
-    "Half": "LDG.128",
-    "BFloat16": "LDG.128",
-    "float": "LDG.128",
-}  # of eight pixels
-HALF_A_MULTIPROCESSOR = 48 * 1024  # bytes of shared memory: what a launch gets without asking
+DEFAULT_SHARED = 48 * 1024  # bytes of shared memory that a launch gets by default
 
 pytestmark = pytest.mark.skipif(not HAS_NVCC, reason=WITHOUT_NVCC)
 
@@ -39,21 +33,19 @@ def test_kernels_do_not_spill_and_share_a_multiprocessor(gpu_resources):
 
 
 def test_shared_memory_is_what_a_launch_asks_for(gpu_resources):
-    """Of the similarity four stages of two tiles of 128 rows of 64 bytes, the gates and the worst keys kept; the blur has its own."""
+    """The similarity holds four stages of two tiles of 128 rows of 64 bytes, the gates, and the worst keys kept."""
     for row in of(gpu_resources, "cuda", "similarity_scores"):
         assert (row["static_shared"], row["dynamic_shared"]) == (0, 4 * 2 * 128 * 64 + 2 * 128 * 4 + 128 * 8), row
     for row in of(gpu_resources, "cuda", "blur"):
-        assert row["dynamic_shared"] == 0 < row["static_shared"] <= HALF_A_MULTIPROCESSOR, row
+        assert row["dynamic_shared"] == 0 < row["static_shared"] <= DEFAULT_SHARED, row
 
 
 def test_calls_launch_the_form_that_is_exact_enough(gpu_resources):
     launched = {row["kernel"]: set(row["calls"]) for row in of(gpu_resources, "cuda")}
     direct, products = launched["blur_direct<4, Images>"], launched["blur_products<float, Images>"]
     assert "blur, float32 to float32" in direct and "blur, float32 to float32, tf32" in products
-    assert (
-        "blur, uint8 to float32" in direct
-        and "blur, uint8 to float16" in launched["blur_products<unsigned char, Images>"]
-    )
+    assert "blur, uint8 to float32" in direct
+    assert "blur, uint8 to float16" in launched["blur_products<unsigned char, Images>"]
     assert launched["similarity_scores<ExactProducts, Matrix>"] == {"similarity, float32"}
     assert launched["similarity_scores<MatrixProducts<float>, SliceBest>"] == {"top-k, float32, tf32"}
 
@@ -63,11 +55,11 @@ def test_the_blur_uses_tensor_cores_and_wide_loads(gpu_resources):
     assert len(rows) == len(ARCHITECTURES) * 7  # four types of images, three of gradients
     for row in rows:
         source, used = re.match(r"blur_products<([\w ]+)", row["kernel"])[1], row["instructions"]
-        # In each pass of D = 1, 2 and 4, all or three of whose 2 D + 1 tiles of taps are unrolled: two products of 16 x 8, for float of
-        # half the depth and so twice.
+        # In each pass for D = 1, 2 and 4, all or three of the 2 D + 1 tiles of taps are unrolled: two products of
+        # 16 x 8, and four for float, whose products have half the depth.
         tiles = (3 + 3) + (5 + 5) + (3 + 9)
         assert used["HMMA"] == 2 * tiles * (2 if source == "float" else 1), row
-        assert used[BLUR_LOADS[source]] > 0 and used["STG.128"] > 0, row
+        assert used["LDG.64" if source == "unsigned char" else "LDG.128"] > 0 and used["STG.128"] > 0, row
         assert source == "float" or used["LDSM"] > 0, row
 
 
@@ -78,9 +70,8 @@ def test_the_similarity_uses_tensor_cores_and_wide_copies(gpu_resources):
         used = row["instructions"]
         assert used["LDGSTS.128"] > 0, row
         if "Exact" in row["kernel"]:
-            assert "HMMA" not in used and used["FFMA"] >= 4 * 64 and used["LDS.128"] > 0, (
-                row
-            )  # four steps of depth for 64 sums
+            # four steps of depth for 64 sums
+            assert "HMMA" not in used and used["FFMA"] >= 4 * 64 and used["LDS.128"] > 0, row
         else:
             assert used["HMMA"] == 4 * 4 * 2 and used["LDSM"] > 0, row  # 4 x 4 tiles of sums, twice in a step
         assert "Matrix>" not in row["kernel"] or used["STG.128"] > 0, row

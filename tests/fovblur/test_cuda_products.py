@@ -1,4 +1,4 @@
-"""The CUDA kernels' matrix products: half, bfloat16 and tf32 operands, what they cannot hold, and when they are used."""
+"""The CUDA kernels' matrix products: half, bfloat16 and tf32 operands, their limits, and when they are used."""
 
 from __future__ import annotations
 
@@ -11,16 +11,11 @@ import fovblur
 
 KERNEL_SIZES = (1, 3, 45, 51, 57, 101, 129)  # 129 reaches 64 pixels, the most that products serve
 TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
-ROUNDING = {
-    torch.uint8: 2**-11,
-    torch.float16: 2**-11,
-    torch.bfloat16: 2**-8,
-    torch.float32: 2**-11,
-}  # of an operand; tf32 for float32
+# Relative rounding of an operand; tf32 for float32.
+ROUNDING = {torch.uint8: 2**-11, torch.float16: 2**-11, torch.bfloat16: 2**-8, torch.float32: 2**-11}
 IMAGE_GRADIENT = {torch.float32: 1e-3, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 
-only_cuda = pytest.mark.parametrize("implementation", ["cuda"], indirect=True)
-pytestmark = only_cuda
+pytestmark = pytest.mark.parametrize("implementation", ["cuda"], indirect=True)
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +28,7 @@ def float32_products():
 
 
 def assert_rounded_four_times(ours: torch.Tensor, expected: torch.Tensor, largest: float) -> None:
-    """Taps are rounded in either pass, rows between them, and either the pixels (float32) or the result (the others)."""
+    """Taps are rounded in both passes, rows between them, and the pixels (float32) or else the result."""
     error = (ours.double() - expected).abs().max().item()
     bound = 3 * ROUNDING[ours.dtype] * largest
     assert error <= bound + (0.5 if ours.dtype == torch.uint8 else bound / 3)
@@ -82,12 +77,8 @@ def test_normalised_and_converted(implementation, dtype, out_dtype, seed):
 @pytest.mark.parametrize("falloff", ["linear", "brachistochrone"])
 def test_falloffs_off_centre(implementation, falloff, seed):
     images = random_images((2, 1, 30, 77), torch.float16)
-    options = {
-        "kernel_size": 17,
-        "gain": 0.9,
-        "falloff": falloff,
-        "fixation": torch.tensor([[3.0, 60.5], [40.0, -9.0]]),
-    }
+    fixation = torch.tensor([[3.0, 60.5], [40.0, -9.0]])
+    options = {"kernel_size": 17, "gain": 0.9, "falloff": falloff, "fixation": fixation}
     assert_rounded_four_times(implementation.foveated_blur(images, **options), exact(images, **options), 1)
 
 
@@ -139,7 +130,7 @@ def test_gradients(implementation, dtype, shape, seed):
 
 
 def test_a_border_gradient_beyond_half_precision(implementation):
-    """A corner counts four times in the adjoint's product, which a half does not hold for gradients above 16376."""
+    """A corner counts four times in the adjoint's product, so gradients above 16376 overflow a half."""
     images, grad = torch.rand(1, 1, 20, 30).half(), torch.full((1, 1, 20, 30), 30000.0).half()
     arguments = (images, torch.tensor([2.0]), torch.tensor([9]), torch.tensor([0.3]), grad)
     assert_close(gradients(implementation, *arguments)[:1], exact_gradients(*arguments)[:1], 4e-3, grad)

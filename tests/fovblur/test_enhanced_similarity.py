@@ -22,8 +22,7 @@ def assert_close(ours: torch.Tensor, expected: torch.Tensor, tolerance: float) -
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_matches_the_formula(similarity, dtype, shape, seed):
-    if not similarity.serves(dtype):
-        dtype = torch.float32
+    dtype = dtype if similarity.serves(dtype) else torch.float32
     embeddings = random_embeddings(*shape, dtype)
     for gates in ({}, random_gates(*shape[:2])):
         ours = similarity.matrix(*embeddings, **gates)

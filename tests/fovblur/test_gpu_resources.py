@@ -1,4 +1,4 @@
-"""The kept table of what GPU kernels use is what the compilers make of the sources, and its occupancy is NVIDIA's."""
+"""The kept table of GPU resources is what the compilers make of the sources, and its occupancy is NVIDIA's."""
 
 from __future__ import annotations
 
@@ -68,9 +68,7 @@ def test_the_kept_rows_are_what_the_compilers_make(gpu_resources, kept, backend,
     rows = {identity(row): row for row in kept["kernels"] if row["backend"] == backend}
     made = {identity(row): row for row in gpu_resources["kernels"] if row["backend"] == backend}
     assert made.keys() == rows.keys(), "run: python scripts/gpu_resources.py"
-    if (
-        gpu_resources["versions"][compiler] == kept["versions"][compiler]
-    ):  # another version's code may use other registers
+    if gpu_resources["versions"][compiler] == kept["versions"][compiler]:  # another version may use other registers
         for key, row in made.items():
             assert row == rows[key], "run: python scripts/gpu_resources.py"
 

@@ -42,9 +42,8 @@ def test_gradcheck_in_float64(seed):
     sigma = torch.tensor([1.1, 2.5], dtype=torch.float64, requires_grad=True)
     gain = torch.tensor([0.3, 0.8], dtype=torch.float64, requires_grad=True)
     for backend in ("cpu", "reference"):
-        blur = lambda *x: fovblur.foveated_blur(
-            x[0], x[1], kernel_size=9, gain=x[2], mean=0.5, std=0.3, backend=backend
-        )  # noqa: B023, E731
+        options = {"kernel_size": 9, "mean": 0.5, "std": 0.3, "backend": backend}
+        blur = lambda x, s, g, options=options: fovblur.foveated_blur(x, s, gain=g, **options)  # noqa: E731
         assert torch.autograd.gradcheck(blur, (images, sigma, gain))
 
 

@@ -11,13 +11,13 @@ import fovblur
 
 
 def test_planes_may_lie_more_than_two_to_the_31_elements_apart(implementation, seed):
-    """Of the 6 GiB of addresses, only the pages that are touched become memory."""
+    """Only the pages that are touched, of 6 GiB of addresses, become memory."""
     images = torch.randint(0, 256, (3, 2, 9, 12), dtype=torch.uint8)
     far = 2**31 + 12_345
     held = torch.empty(2 * far + far // 2 + 1000, dtype=torch.uint8)
-    apart = held.as_strided(images.shape, (far, far // 2, 12, 1)).copy_(images)
+    spread = held.as_strided(images.shape, (far, far // 2, 12, 1)).copy_(images)
     sigma = torch.tensor([0.7, 2.0, 5.0])
-    assert torch.equal(implementation.foveated_blur(apart, sigma), implementation.foveated_blur(images, sigma))
+    assert torch.equal(implementation.foveated_blur(spread, sigma), implementation.foveated_blur(images, sigma))
 
 
 def test_rows_may_lie_more_than_two_to_the_31_elements_apart(similarity, seed):
@@ -26,8 +26,8 @@ def test_rows_may_lie_more_than_two_to_the_31_elements_apart(similarity, seed):
     expected = similarity.matrix(*embeddings)
     for far in (2**31 + 8, 2**31 + 9):
         held = torch.empty(far + 20, dtype=torch.float16)
-        apart = held.as_strided((2, 20), (far, 1)).copy_(embeddings[0])
-        assert torch.equal(similarity.matrix(apart, *embeddings[1:]), expected)
+        spread = held.as_strided((2, 20), (far, 1)).copy_(embeddings[0])
+        assert torch.equal(similarity.matrix(spread, *embeddings[1:]), expected)
 
 
 @pytest.mark.large
@@ -42,6 +42,5 @@ def test_a_batch_of_more_than_two_to_the_31_elements():
         out = fovblur.foveated_blur(image.expand(batch, -1, -1, -1), kernel_size=3, gain=gain, backend=name)
         assert out.numel() > 2**31
         for i in (0, 2**11 - 1, 2**11, batch - 2, batch - 1):
-            assert torch.equal(
-                out[i : i + 1], fovblur.foveated_blur(image, kernel_size=3, gain=gain[i].item(), backend=name)
-            ), (name, i)
+            expected = fovblur.foveated_blur(image, kernel_size=3, gain=gain[i].item(), backend=name)
+            assert torch.equal(out[i : i + 1], expected), (name, i)

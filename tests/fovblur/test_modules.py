@@ -1,4 +1,4 @@
-"""Modules, transforms, and the adapters that let users of torchvision and kornia change an import."""
+"""Modules, transforms, and the adapters for users of torchvision and kornia."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fovblur.adapters.torchvision import gaussian_blur
 from fovblur.transforms import FoveatedBlur, FoveatedBlur2d, GaussianBlur2d, RandomFoveatedBlur
 
 
-def test_modules_do_what_the_functions_do(seed):
+def test_modules_equal_the_functions(seed):
     images = torch.rand(3, 2, 20, 21)
     sigma, gain = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.1, 0.5, 1.0])
     module = FoveatedBlur2d(sigma, gain=gain, fixation=(3, 4), falloff="linear", mean=0.5, std=0.2)
@@ -32,7 +32,7 @@ def test_modules_do_what_the_functions_do(seed):
     assert "sigma=tensor(3,)" in repr(module) and set(module.state_dict()) == {"sigma", "gain"}
 
 
-def test_a_module_learns_the_sigma_and_gain_it_should(seed):
+def test_a_module_learns_sigma_and_gain(seed):
     images = torch.rand(4, 1, 24, 24)
     target = fovblur.foveated_blur(images, 3.0, kernel_size=25, gain=0.8)
     module = FoveatedBlur2d(nn.Parameter(torch.tensor(1.5)), kernel_size=25, gain=nn.Parameter(torch.tensor(0.3)))
@@ -49,12 +49,11 @@ def test_a_module_learns_the_sigma_and_gain_it_should(seed):
     ("kernel_size", "sigma"), [([9, 9], [2.0, 2.0]), ([5, 9], [0.7, 2.5]), ([7, 7], None), (5, 1.1)], ids=str
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
-def test_torchvision_users_change_an_import(shape, kernel_size, sigma, dtype, seed):
+def test_torchvision_adapter_equals_torchvision(shape, kernel_size, sigma, dtype, seed):
     images = torch.rand(shape) if dtype == torch.float32 else (torch.rand(shape) * 255).to(dtype)
-    theirs, ours = (blur(images, kernel_size, sigma) for blur in (F.gaussian_blur, gaussian_blur))
-    assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
-    tolerance = 1e-5 if dtype == torch.float32 else 1
-    assert (ours.double() - theirs.double()).abs().max() <= tolerance
+    expected, ours = (blur(images, kernel_size, sigma) for blur in (F.gaussian_blur, gaussian_blur))
+    assert ours.dtype == expected.dtype and ours.shape == expected.shape
+    assert (ours.double() - expected.double()).abs().max() <= (1e-5 if dtype == torch.float32 else 1)
 
 
 @pytest.mark.parametrize(
@@ -68,25 +67,25 @@ def test_torchvision_users_change_an_import(shape, kernel_size, sigma, dtype, se
     ],
     ids=str,
 )
-def test_kornia_users_change_an_import(kernel_size, sigma, seed):
+def test_kornia_adapter_equals_kornia(kernel_size, sigma, seed):
     images = torch.rand(2, 3, 20, 25)
-    theirs, ours = (blur(images, kernel_size, sigma) for blur in (kornia.filters.gaussian_blur2d, gaussian_blur2d))
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    expected, ours = (blur(images, kernel_size, sigma) for blur in (kornia.filters.gaussian_blur2d, gaussian_blur2d))
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_kornia_users_keep_their_gradients(seed):
+def test_kornia_adapter_has_kornias_gradients(seed):
     images = torch.rand(2, 1, 12, 13, requires_grad=True)
     sigma = torch.tensor([[1.0, 1.0], [2.0, 1.5]], requires_grad=True)
     weight = torch.rand(2, 1, 12, 13)
-    theirs = torch.autograd.grad(
-        (kornia.filters.gaussian_blur2d(images, (9, 9), sigma) * weight).sum(), (images, sigma)
+    expected, ours = (
+        torch.autograd.grad((blur(images, (9, 9), sigma) * weight).sum(), (images, sigma))
+        for blur in (kornia.filters.gaussian_blur2d, gaussian_blur2d)
     )
-    ours = torch.autograd.grad((gaussian_blur2d(images, (9, 9), sigma) * weight).sum(), (images, sigma))
-    for one, other in zip(ours, theirs):
+    for one, other in zip(ours, expected):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
-def test_adapters_refuse_what_they_cannot_do():
+def test_adapters_refuse_unsupported_arguments():
     with pytest.raises(ValueError, match="border_type is 'circular'; only 'reflect'"):
         gaussian_blur2d(torch.rand(1, 1, 8, 8), 3, (1.0, 1.0), "circular")
     with pytest.raises(ValueError, match=r"sigma has shape \(3, 2\); it must be \(1, 2\)"):

@@ -1,4 +1,4 @@
-"""What only a GPU can show: graphs, streams, devices, compilation, memory."""
+"""The blur on a GPU: graphs, streams, devices, compilation, memory."""
 
 from __future__ import annotations
 
@@ -35,9 +35,8 @@ def test_a_graph_replays_on_changed_input(backend, seed):
     parameters["kernel_size"].copy_(torch.randint(0, 40, (16,), device="cuda") * 2 + 1)
     parameters["gain"].copy_(torch.rand(16, device="cuda"))
     graph.replay()
-    torch.testing.assert_close(
-        out, fovblur.foveated_blur(images, **parameters, backend="reference"), rtol=1e-5, atol=1e-3
-    )
+    expected = fovblur.foveated_blur(images, **parameters, backend="reference")
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-3)
 
 
 def test_a_constant_may_be_new_inside_a_graph_capture(backend):
@@ -84,7 +83,7 @@ def test_gradients_are_queued_on_the_stream_of_their_forward_pass(backend, seed)
     arguments = random_arguments()
     expected = result_and_gradients(*arguments, backend)
     late = [torch.zeros_like(x) for x in arguments]
-    late[1].fill_(1)  # a sigma that the checks let pass
+    late[1].fill_(1)  # a valid sigma
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -116,9 +115,8 @@ def test_the_second_device_serves_while_the_first_is_current(backend, seed):
     with torch.cuda.device(0):
         out = fovblur.foveated_blur(images, **parameters, backend=backend)
     assert out.device == torch.device("cuda:1")
-    torch.testing.assert_close(
-        out, fovblur.foveated_blur(images, **parameters, backend="reference"), rtol=1e-5, atol=1e-3
-    )
+    expected = fovblur.foveated_blur(images, **parameters, backend="reference")
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-3)
 
 
 def test_inductor_compiles_it_whole(backend, seed):
@@ -157,16 +155,15 @@ def test_autocast_leaves_the_dtype_alone(backend):
 @pytest.mark.sanitize
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float32, "tf32"], ids=str)
 def test_every_kernel_on_awkward_shapes(backend, dtype, seed):
-    """For compute-sanitizer, which slows everything down: few and small calls, each kernel once."""
+    """For compute-sanitizer, which is slow: few and small calls, each kernel once."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     dtype = torch.float32 if dtype == "tf32" else dtype
     for height, width, kernel_size in ((7, 5, 21), (33, 65, 9), (40, 48, 301)):
         images = torch.rand(2, 2, height, width, device="cuda").mul(255).to(dtype)
         leaf = images.requires_grad_(dtype != torch.uint8)
-        for out_dtype in (
-            (torch.float32, torch.float16) if dtype == torch.uint8 else (dtype,)
-        ):  # directly, and by products
+        # uint8 goes directly to float32 and by products to float16
+        for out_dtype in (torch.float32, torch.float16) if dtype == torch.uint8 else (dtype,):
             sigma = torch.tensor([1.5, 4.0], device="cuda", requires_grad=True)
             gain = torch.tensor([0.3, 0.9], device="cuda", requires_grad=True)
             options = {"kernel_size": kernel_size, "gain": gain, "mean": 0.5, "std": 0.2, "out_dtype": out_dtype}

@@ -1,4 +1,4 @@
-"""The op as PyTorch sees it: schema, fake, autograd, torch.compile, threads and streams of callers."""
+"""The op in PyTorch: schema, fake, autograd, torch.compile, calls from several threads and processes."""
 
 from __future__ import annotations
 
@@ -20,19 +20,8 @@ def op_arguments(dtype: torch.dtype, requires_grad: bool = False) -> tuple:
     fixation = torch.tensor([[4.0, 5.0], [1.0, 2.0]], dtype=real)
     mean, std = torch.tensor([0.5, 0.4, 0.3], dtype=real), torch.tensor([0.2, 0.3, 0.4], dtype=real)
     out_dtype = torch.float32 if dtype == torch.uint8 else dtype
-    return (
-        images,
-        sigma,
-        torch.tensor([9, 25], dtype=torch.int32),
-        gain,
-        fixation,
-        mean,
-        std,
-        "exp",
-        3.0,
-        out_dtype,
-        "auto",
-    )
+    kernel_size = torch.tensor([9, 25], dtype=torch.int32)
+    return images, sigma, kernel_size, gain, fixation, mean, std, "exp", 3.0, out_dtype, "auto"
 
 
 @pytest.mark.parametrize("dtype", IMAGE_DTYPES, ids=str)
@@ -64,9 +53,7 @@ def test_compiles_whole_with_a_dynamic_batch_and_changing_parameters(seed):
 
 
 def test_bad_values_raise_in_a_compiled_function_too():
-    compiled = torch.compile(
-        lambda images, sigma: fovblur.gaussian_blur(images, sigma), backend="eager", fullgraph=True
-    )
+    compiled = torch.compile(lambda *inputs: fovblur.gaussian_blur(*inputs), backend="eager", fullgraph=True)
     with pytest.raises(ValueError, match=r"sigma\[1\] is -1"):
         compiled(torch.rand(2, 1, 4, 4), torch.tensor([1.0, -1.0]))
 

@@ -1,4 +1,4 @@
-"""The oracle itself, against oracles from elsewhere: scipy, OpenCV and closed forms."""
+"""The reference against SciPy, OpenCV and closed forms."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from fovblur.foveated_blur import reference
 def test_gaussian_is_scipys(sigma, shape, seed):
     images = torch.rand(2, 3, *shape, dtype=torch.float64)
     ours = fovblur.gaussian_blur(images, sigma, backend="reference")
-    theirs = scipy.ndimage.gaussian_filter(images.numpy(), sigma, mode="mirror", axes=(2, 3))
-    np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-12)
+    expected = scipy.ndimage.gaussian_filter(images.numpy(), sigma, mode="mirror", axes=(2, 3))
+    np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("kernel_size", [45, 51, 57, 3])
-def test_kernel_size_means_what_it_means_in_opencv(kernel_size, seed):
+def test_kernel_size_is_opencvs(kernel_size, seed):
     image = np.random.rand(60, 64)
     sigma = fovblur.sigma_from_kernel_size(kernel_size)
-    theirs = cv2.GaussianBlur(image, (kernel_size, kernel_size), sigma, borderType=cv2.BORDER_REFLECT_101)
+    expected = cv2.GaussianBlur(image, (kernel_size, kernel_size), sigma, borderType=cv2.BORDER_REFLECT_101)
     ours = fovblur.gaussian_blur(torch.from_numpy(image)[None, None], kernel_size=kernel_size, backend="reference")
-    np.testing.assert_allclose(ours[0, 0].numpy(), theirs, rtol=1e-9)
+    np.testing.assert_allclose(ours[0, 0].numpy(), expected, rtol=1e-9)
 
 
 def test_sigma_and_kernel_size_follow_from_each_other():
     assert [fovblur.sigma_from_kernel_size(k) for k in (45, 51, 57)] == pytest.approx([7.1, 8.0, 8.9])
     for k in (3, 9, 45, 51, 57, 101):
-        theirs = cv2.getGaussianKernel(k, 0, cv2.CV_64F)[:, 0]
+        expected = cv2.getGaussianKernel(k, 0, cv2.CV_64F)[:, 0]
         offsets = np.arange(k) - k // 2
         ours = np.exp(-0.5 * (offsets / fovblur.sigma_from_kernel_size(k)) ** 2)
         if k > 9:  # OpenCV has its own tables for smaller ones
-            np.testing.assert_allclose(ours / ours.sum(), theirs, rtol=1e-9)
+            np.testing.assert_allclose(ours / ours.sum(), expected, rtol=1e-9)
     for sigma in (0.0, 0.3, 0.625, 1.0, 2.49, 8.0):
         assert fovblur.kernel_size_from_sigma(sigma) == 2 * int(4 * sigma + 0.5) + 1
         assert fovblur.kernel_size_from_sigma(torch.tensor([sigma])).item() == 2 * int(4 * sigma + 0.5) + 1

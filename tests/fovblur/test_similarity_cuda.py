@@ -1,4 +1,4 @@
-"""The CUDA similarity's own: tf32, slices of the gallery, wide and strided loads, races."""
+"""The CUDA similarity alone: tf32, slices of the gallery, wide and strided loads, races."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.parametrize("similarity", ["cuda"], indirect=True)
 
 @pytest.fixture(params=OPERANDS)
 def dtype(request):
-    """Of the embeddings; tf32 stands for float32 where PyTorch's matmul precision allows it."""
+    """The dtype of the embeddings; "tf32" is float32 with a matmul precision that allows tf32."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if request.param == "tf32" else "highest")
     yield torch.float32 if request.param == "tf32" else getattr(torch, request.param)
@@ -32,15 +32,12 @@ def module(tmp_path_factory):
 
 
 def error_bound(embeddings, rounding: float) -> torch.Tensor:
-    """Of a matrix whose sums are off by `rounding` times the sum of their terms' magnitudes at most, modulated in float32."""
+    """Return the error of a matrix whose sums err by at most `rounding` times the sum of their terms' magnitudes."""
     brain_image, image, brain_text, text = (x.double() for x in embeddings)
     of_image, of_text = (rounding * x.abs() @ y.abs().T for x, y in ((brain_image, image), (brain_text, text)))
-    factor, image_similarity = 1 + brain_text @ text.T, brain_image @ image.T
-    return (
-        of_image * (factor.abs() + of_text)
-        + (image_similarity * of_text).abs()
-        + 2**-22 * (image_similarity * factor).abs()
-    )
+    factor, similarity = 1 + brain_text @ text.T, brain_image @ image.T
+    modulation = 2**-22 * (similarity * factor).abs()  # in float32
+    return of_image * (factor.abs() + of_text) + (similarity * of_text).abs() + modulation
 
 
 def test_matmul_precision_chooses_the_products_of_float32(similarity, seed):
@@ -70,8 +67,8 @@ def test_threads_may_take_turns_in_any_order(similarity, dtype, monkeypatch, tmp
 
 
 @pytest.mark.parametrize("k", [1, 32, 33, 100, 128])
-def test_slices_of_the_gallery_do_not_show(similarity, module, monkeypatch, k, seed):
-    """Half of the images come twice, so that equal scores lie in all slices."""
+def test_results_do_not_depend_on_the_slices(similarity, module, monkeypatch, k, seed):
+    """All images occur twice, so that equal scores lie in several slices."""
     brain_image, image, brain_text, text = random_embeddings(3, 260, 20, 10)
     twice = torch.cat([torch.arange(260), torch.arange(260)])
     embeddings = brain_image, image[twice], brain_text, text[twice]
@@ -82,7 +79,7 @@ def test_slices_of_the_gallery_do_not_show(similarity, module, monkeypatch, k, s
         assert torch.equal(values, order.values[:, :k]) and torch.equal(indices, order.indices[:, :k])
 
 
-def test_more_than_the_kernels_keep(similarity, module, monkeypatch, dtype, seed):
+def test_k_above_the_fused_limit(similarity, module, monkeypatch, dtype, seed):
     embeddings, gates = random_embeddings(5, 400, 40, 24, dtype), random_gates(5, 400)
     k = module.MOST_FUSED
     fused = similarity.topk(*embeddings, k, **gates)

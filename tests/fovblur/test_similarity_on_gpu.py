@@ -1,4 +1,4 @@
-"""What only a GPU can show of the similarity: graphs, streams, devices, memory, sizes."""
+"""The similarity on a GPU: graphs, streams, devices, memory, sizes."""
 
 from __future__ import annotations
 

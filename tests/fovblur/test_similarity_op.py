@@ -1,4 +1,4 @@
-"""The similarity's ops as PyTorch sees them: schema, fakes, autograd, torch.compile, threads of callers."""
+"""The similarity's ops in PyTorch: schema, fakes, autograd, torch.compile, calls from several threads."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_gradcheck_in_float64(backend, gated, seed):
 
 
 def test_gradient_of_a_closed_gate(seed):
-    """The gate's own gradient tells what opening it would do; that of the texts is 0."""
+    """The gate's gradient is that of opening it; the texts' gradient is 0."""
     embeddings = [x.requires_grad_() for x in random_embeddings(2, 3, 4, 4, torch.float64)]
     gate = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     fovblur.enhanced_similarity(*embeddings, row_gate=gate).sum().backward()

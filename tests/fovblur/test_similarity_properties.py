@@ -1,4 +1,4 @@
-"""Anything goes: random shapes, types, strides, gates and broken embeddings, every backend against the float64 formula."""
+"""Random calls: shapes, types, strides, gates and non-finite embeddings, against the float64 formula."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is special to the Triton similarity: tiles and slices that must not show, the larger k, precision, limits, offsets."""
+"""The Triton similarity alone: independence of tiles and slices, large k, precision, limits, offsets."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ similarity = Similarity("triton")
 
 
 def ranked(scores: torch.Tensor, k: int) -> list[list[int]]:
-    """Larger first, then the lower index."""
+    """Return indices: larger first, then the lower index."""
     return scores.sort(dim=1, descending=True, stable=True).indices[:, :k].tolist()
 
 
 def integers(n: int, m: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
-    """Whose sums are exact, and most of whose scores are equal to others."""
+    """Return embeddings with exact sums and many equal scores."""
     return [torch.randint(-1, 2, shape).to(dtype) for shape in ((n, 3), (m, 3), (n, 2), (m, 2))]
 
 
@@ -36,13 +36,13 @@ def test_ties_across_tiles_and_slices(slices, monkeypatch, seed):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
-def test_k_above_what_a_kernel_keeps(dtype, monkeypatch, seed):
-    """In several chunks of the gallery and of the recordings; the values of half embeddings are not rounded to half."""
+def test_k_above_the_fused_limit(dtype, monkeypatch, seed):
+    """Several chunks of the gallery and of the recordings; values of half embeddings are not rounded to half."""
     monkeypatch.setattr(chunked_topk, "GALLERY_CHUNK", 140)
     monkeypatch.setattr(chunked_topk, "SCORES", 300)
     k = triton_backend.LARGEST_FUSED_K + 1
     brain_image, image, brain_text, text = integers(3, 200, dtype)
-    brain_image[:, 0] = 2049 / 1024  # whose products have more digits than a half
+    brain_image[:, 0] = 2049 / 1024  # its products have more digits than a half
     values, indices = similarity.topk(brain_image, image, brain_text, text, k, row_gate=torch.tensor([1.0, 0.0, 0.5]))
     scores = exact(brain_image, image, brain_text, text, row_gate=torch.tensor([1.0, 0.0, 0.5]))
     assert indices.tolist() == ranked(scores, k)
@@ -60,7 +60,7 @@ def test_keys_keep_every_score_and_its_order():
     assert indices.tolist() == [list(range(2**32 - 9, 2**32))]
 
 
-def test_tf32_is_used_only_where_pytorch_allows_it():
+def test_tf32_is_used_only_if_pytorch_allows_it():
     before = torch.get_float32_matmul_precision()
     try:
         for setting, precision in (("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")):
@@ -90,11 +90,10 @@ def test_a_gallery_beyond_the_keys_is_refused():
 @pytest.mark.skipif(ON_GPU, reason="takes addresses, not memory, on a CPU only")
 @pytest.mark.parametrize("which", ["rows", "columns", "out"])
 def test_offsets_beyond_32_bits(which, seed):
-    """Of the 4 GiB of addresses, only the pages that are touched become memory."""
+    """Only the pages that are touched, of 4 GiB of addresses, become memory."""
     embeddings = [x.half() for x in random_embeddings(2, 2, 2, 2)]
-    far = torch.empty(2**31 + 100, dtype=torch.float16).as_strided(
-        (2, 2), (1, 2**31 + 50) if which == "columns" else (2**31 + 50, 1)
-    )
+    strides = (1, 2**31 + 50) if which == "columns" else (2**31 + 50, 1)
+    far = torch.empty(2**31 + 100, dtype=torch.float16).as_strided((2, 2), strides)
     out = torch.empty(2, 2, dtype=torch.float16)
     if which == "out":
         out = far

@@ -1,9 +1,11 @@
-"""Every implementation of the blur as a pytest parameter, with what it takes to run it here."""
+"""Every implementation of the blur as a pytest parameter."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+from collections.abc import Iterator
 
 import cuda_on_host
 import pytest
@@ -23,7 +25,7 @@ GPU_IMPLEMENTATIONS = ("triton", "cuda")
 
 
 class Implementation:
-    """Calls the public functions on one backend; tensors go to the device it runs on and come back."""
+    """The public functions on one backend; tensors are moved to its device and back."""
 
     def __init__(self, name: str):
         self.name = name
@@ -32,10 +34,11 @@ class Implementation:
 
     @property
     def emulated(self) -> bool:
-        """Whether a GPU's kernels run on the CPU, which takes long."""
+        """Return whether GPU kernels run on the CPU, which is slow."""
         return self.backend in GPU_IMPLEMENTATIONS and not ON_GPU
 
     def serves(self, dtype: torch.dtype) -> bool:
+        """Return whether the backend serves a dtype."""
         return dtype != torch.float64 or self.backend in ("reference", "cpu")
 
     def __call__(self, function, images: Tensor, *args, **kwargs) -> Tensor:
@@ -52,18 +55,31 @@ class Implementation:
 
 @pytest.fixture(params=IMPLEMENTATIONS)
 def implementation(request, monkeypatch, tmp_path_factory):
-    """One implementation after another. Without a GPU the CUDA sources run on the CPU, see cuda_on_host."""
-    chosen = Implementation(request.param)
-    if chosen.variant:
-        cpu = backends.load_native("cpu")
-        before = cpu.variant()
-        cpu.use_variant(chosen.variant)
+    """Every implementation. Without a GPU the CUDA sources run on the CPU, see cuda_on_host."""
+    with running(Implementation(request.param), monkeypatch, tmp_path_factory) as chosen:
         yield chosen
-        cpu.use_variant(before)
-        return
+
+
+@pytest.fixture
+def served_dtype(implementation, dtype) -> torch.dtype:
+    """The test's `dtype`, or float32 if the backend refuses it."""
+    if implementation.serves(dtype):
+        return dtype
+    with pytest.raises(RuntimeError, match="float64"):
+        implementation.foveated_blur(torch.rand(1, 1, 4, 4, dtype=dtype), 1.0)
+    return torch.float32
+
+
+@contextlib.contextmanager
+def running(chosen: Implementation, monkeypatch, tmp_path_factory) -> Iterator[Implementation]:
+    """Select the CPU variant, or run CUDA on the host where there is no GPU."""
+    cpu = backends.load_native("cpu")
+    before = cpu.variant()
+    cpu.use_variant(chosen.variant or before)
     if chosen.backend == "cuda" and not ON_GPU:
         run_cuda_on_host(monkeypatch, tmp_path_factory)
     yield chosen
+    cpu.use_variant(before)
 
 
 def run_cuda_on_host(monkeypatch, tmp_path_factory, thread_order: int = 1) -> None:
@@ -71,12 +87,10 @@ def run_cuda_on_host(monkeypatch, tmp_path_factory, thread_order: int = 1) -> No
     module = cuda_on_host.build(tmp_path_factory.getbasetemp())
     ctypes.CDLL(module.__file__).set_fovblur_thread_order(thread_order)
 
-    monkeypatch.setattr(native, "cuda_forward", functools.partial(native.launch_forward, module, 0))
-    monkeypatch.setattr(native, "cuda_backward", functools.partial(native.launch_backward, module, 0))
-    monkeypatch.setattr(
-        native_similarity, "cuda_similarity", functools.partial(native_similarity.launch_similarity, module, 0)
-    )
-    monkeypatch.setattr(native_similarity, "cuda_topk", functools.partial(native_similarity.launch_topk, module, 0))
+    for source, names in ((native, ("forward", "backward")), (native_similarity, ("similarity", "topk"))):
+        for name in names:
+            launch = functools.partial(getattr(source, f"launch_{name}"), module, 0)
+            monkeypatch.setattr(source, f"cuda_{name}", launch)
     unavailable_reason_for = backends.unavailable_reason_for
     monkeypatch.setattr(backends, "unavailable_reason", lambda name: None)
     monkeypatch.setattr(
@@ -87,7 +101,7 @@ def run_cuda_on_host(monkeypatch, tmp_path_factory, thread_order: int = 1) -> No
 
 
 def exact(images: Tensor, *args, **kwargs) -> Tensor:
-    """The float64 reference."""
+    """Return the result of the float64 reference."""
     double = lambda value: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value  # noqa: E731
     kwargs = {key: double(value) for key, value in kwargs.items() if key != "out_dtype"}
     return fovblur.foveated_blur(images.double(), *map(double, args), backend="reference", **kwargs)

@@ -1,4 +1,4 @@
-"""Random images, exact gradients, and the errors of results against them."""
+"""Random images, exact gradients, and errors relative to them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def relative_error(ours: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def exact_gradients(images, sigma, kernel_size, gain, grad, **options):
-    """By autograd through the reference's formula, in float64."""
+    """Return the gradients by autograd through the reference's formula in float64."""
     leaves = [x.detach().double().requires_grad_() for x in (images, sigma, gain)]
     batch, channels, height, width = images.shape
     fixation = torch.tensor([[height // 2, width // 2]], dtype=torch.float64).expand(batch, 2)
@@ -36,19 +36,13 @@ def exact_gradients(images, sigma, kernel_size, gain, grad, **options):
 def gradients(implementation, images, sigma, kernel_size, gain, grad, **options):
     device = implementation.device
     leaves = [x.detach().to(device).requires_grad_() for x in (images, sigma, gain)]
-    y = fovblur.foveated_blur(
-        leaves[0],
-        leaves[1],
-        kernel_size=kernel_size.to(device),
-        gain=leaves[2],
-        backend=implementation.backend,
-        **options,
-    )
+    options |= {"kernel_size": kernel_size.to(device), "backend": implementation.backend}
+    y = fovblur.foveated_blur(leaves[0], leaves[1], gain=leaves[2], **options)
     return tuple(x.cpu() for x in torch.autograd.grad(y, leaves, grad.to(device, y.dtype)))
 
 
 def assert_close(ours, expected, tolerance, grad):
-    """Image gradients relative to the largest; those of parameters, sums in which signs cancel, to what they sum."""
+    """Compare image gradients relative to the largest; those of parameters, whose terms cancel, to sum |grad|."""
     scales = (expected[0].abs().max().item(), *2 * (grad.double().abs().sum().item() / len(grad),))
     for name, one, other, scale in zip(("images", "sigma", "gain"), ours, expected, scales):
         error = (one.double() - other).abs().max().item() / scale

@@ -1,4 +1,4 @@
-"""The GPU kernels, compiled once for all tests that ask what they use."""
+"""The resources of the GPU kernels, compiled once for all tests."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ WITHOUT_NVCC = "nvcc is not installed"
 
 @pytest.fixture(scope="session")
 def gpu_resources(tmp_path_factory) -> dict:
-    """What scripts/gpu_resources.py finds; of Triton's kernels alone where there is no nvcc."""
+    """Return the rows of scripts/gpu_resources.py; without nvcc only those of Triton's kernels."""
     target = tmp_path_factory.mktemp("gpu") / "resources.json"
     command = [sys.executable, str(SCRIPT), "--json", str(target), *([] if HAS_NVCC else ["--only", "triton"])]
-    # The other tests have Triton interpreted, which its own library goes by as soon as anything imports it.
+    # The other tests set TRITON_INTERPRET=1, which Triton reads when it is imported.
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "0"})
     assert done.returncode == 0, done.stderr
     return json.loads(target.read_text())
 
 
-def of(found: dict, backend: str, kernel: str = "") -> list[dict]:
-    """The rows of the kernels whose names begin so."""
-    rows = [row for row in found["kernels"] if row["backend"] == backend and row["kernel"].startswith(kernel)]
+def of(resources: dict, backend: str, kernel: str = "") -> list[dict]:
+    """Return the rows of the kernels whose names begin with `kernel`."""
+    rows = [row for row in resources["kernels"] if row["backend"] == backend and row["kernel"].startswith(kernel)]
     assert rows, f"no {backend} kernel {kernel}"
     return rows
 
 
 def assert_fits(row: dict, blocks: int) -> None:
-    """Nothing is spilled, and so many blocks share a multiprocessor."""
+    """Check that nothing is spilled and that this many blocks share a multiprocessor."""
     assert row["stack"] == row["spill_stores"] == row["spill_loads"] == 0, row
     assert row["static_shared"] + row["dynamic_shared"] <= SHARED_OF_A_BLOCK[row["architecture"]], row
     assert row["blocks"] >= blocks, row

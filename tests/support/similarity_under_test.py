@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from backends_under_test import IMPLEMENTATIONS, ON_GPU, Implementation, run_cuda_on_host
+from backends_under_test import IMPLEMENTATIONS, Implementation, running
 from torch import Tensor
 
 import fovblur
-from fovblur import backends
 from fovblur.enhanced_similarity.validation import EMBEDDING_DTYPES
 
 DTYPES = EMBEDDING_DTYPES
 
 
 class Similarity(Implementation):
-    """Calls the public functions on one backend; tensors go to the device it runs on and come back."""
+    """The public functions on one backend; tensors are moved to its device and back."""
 
     def matrix(self, *embeddings: Tensor, **gates: Tensor | None) -> Tensor:
         return fovblur.enhanced_similarity(*self.move(embeddings), backend=self.backend, **self.move_all(gates)).cpu()
@@ -33,22 +32,13 @@ class Similarity(Implementation):
 
 @pytest.fixture(params=IMPLEMENTATIONS)
 def similarity(request, monkeypatch, tmp_path_factory):
-    """One implementation after another. Without a GPU the CUDA sources run on the CPU, see cuda_on_host."""
-    chosen = Similarity(request.param)
-    if chosen.backend == "cuda" and not ON_GPU:
-        run_cuda_on_host(monkeypatch, tmp_path_factory)
-    if not chosen.variant:
+    """Every implementation. Without a GPU the CUDA sources run on the CPU, see cuda_on_host."""
+    with running(Similarity(request.param), monkeypatch, tmp_path_factory) as chosen:
         yield chosen
-        return
-    cpu = backends.load_native("cpu")
-    before = cpu.variant()
-    cpu.use_variant(chosen.variant)
-    yield chosen
-    cpu.use_variant(before)
 
 
 def random_embeddings(n: int, m: int, d: int, e: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-    """brain_image, image, brain_text and text with rows of about unit length."""
+    """Return brain_image, image, brain_text and text with rows of about unit length."""
     scaled = lambda rows, columns: (torch.randn(rows, columns) / max(columns, 1) ** 0.5).to(dtype)  # noqa: E731
     return scaled(n, d), scaled(m, d), scaled(n, e), scaled(m, e)
 
@@ -58,7 +48,7 @@ def random_gates(n: int, m: int) -> dict[str, Tensor]:
 
 
 def exact(brain_image, image, brain_text, text, row_gate=None, column_gate=None) -> Tensor:
-    """The formula in float64, written apart from the reference; open gates only, or finite texts."""
+    """Return the formula in float64, independent of the reference; for open gates or finite texts."""
     image_similarity = torch.einsum("nd,md->nm", brain_image.double(), image.double())
     text_similarity = torch.einsum("ne,me->nm", brain_text.double(), text.double())
     rows = torch.ones(len(brain_image)) if row_gate is None else row_gate
@@ -67,7 +57,7 @@ def exact(brain_image, image, brain_text, text, row_gate=None, column_gate=None)
 
 
 def check_topk(values: Tensor, indices: Tensor, scores: Tensor, tolerance: float) -> None:
-    """The k best of float64 scores, but for those that rounding cannot tell apart."""
+    """Check the k best of float64 scores, up to differences within rounding."""
     best = scores.sort(dim=1, descending=True).values[:, : values.shape[1]]
     scale = max(1.0, scores.abs().max().item())
     assert (values.double() - best).abs().max() <= tolerance * scale
