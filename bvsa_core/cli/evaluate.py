@@ -52,11 +52,7 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
 
 
 def run(parsed: jsonargparse.Namespace) -> None:
-    """Print the scores, and write them if --json is given.
-
-    Raises:
-        UserError: the flags do not fit together, or a file or the run is missing or damaged.
-    """
+    """Print the scores, and write them if --json is given."""
     if (parsed.run is None) == (parsed.brain is None):
         raise UserError("give either the folder of a run, or --brain and --image")
     if parsed.run:
@@ -123,11 +119,7 @@ def score_files(parsed: jsonargparse.Namespace) -> tuple[Scores, Protocol, dict 
 
 
 def read_embeddings(flag: str, where: str) -> Tensor:
-    """Read unit-norm float32 embeddings (N, D) from FILE or FILE:KEY.
-
-    Raises:
-        UserError: the file or entry is missing, or is not a matrix of finite numbers.
-    """
+    """Read unit-norm float32 embeddings (N, D) from FILE or FILE:KEY."""
     path, key = file_and_key(where)
     content = read_arrays(path)
     if isinstance(content, dict):

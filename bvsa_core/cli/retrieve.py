@@ -64,11 +64,7 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
 
 
 def run(parsed: jsonargparse.Namespace) -> None:
-    """Search the gallery, write the ranked images and print the first of them.
-
-    Raises:
-        UserError: a flag does not fit, or a file or the run is missing or damaged.
-    """
+    """Search the gallery, write the ranked images and print the first of them."""
     for name in ("top", "candidates", "probes"):
         if (value := getattr(parsed, name)) < 1:
             raise UserError(f"--{name} is {value}; it must be at least 1")
@@ -127,14 +123,7 @@ def one_thread() -> Iterator[None]:
 def read_queries(
     path: Path | None, folder: RunFolder, config: RunConfig, run_data: RunData
 ) -> tuple[list[str], Tensor, Tensor | None]:
-    """Read names and recordings (N, channels, time) of the queries.
-
-    Returns:
-        Names, recordings, and subject indices (N,) among the training subjects, None if unknown.
-
-    Raises:
-        UserError: the file is missing, damaged, or has other channels or times than the run.
-    """
+    """Read names, recordings (N, channels, time) and subject indices (N,), None if unknown, of the queries."""
     shape = folder.result().shape
     if shape is None:
         raise UserError(f"{folder.path}: a run of an earlier version; train it again")
@@ -149,21 +138,15 @@ def read_queries(
         recordings, subjects = read_array(path), None
         names = [str(i) for i in range(len(recordings))]
     if recordings.shape[1:] != (shape.channels, shape.time):
-        raise UserError(
-            f"--recordings {path}: {recordings.shape[1]} channels x {recordings.shape[2]} samples; "
-            f"the run was trained on {shape.channels} x {shape.time}"
-        )
+        given = f"{recordings.shape[1]} channels x {recordings.shape[2]} samples"
+        raise UserError(f"--recordings {path}: {given}; the run was trained on {shape.channels} x {shape.time}")
     if (row := first_invalid_row(recordings)) is not None:
         raise UserError(f"--recordings {path}: recording {row} has NaN or infinite samples")
     return names, recordings, subjects
 
 
 def read_array(path: Path) -> Tensor:
-    """Read one array (N, channels, time) from a file.
-
-    Raises:
-        UserError: the file is missing or damaged, or holds something else.
-    """
+    """Read one array (N, channels, time) from a file."""
     content = read_arrays(path)
     if isinstance(content, dict) and len(content) == 1:
         content = next(iter(content.values()))
@@ -176,11 +159,7 @@ def read_array(path: Path) -> Tensor:
 def open_gallery(
     parsed: jsonargparse.Namespace, method: Method, config: RunConfig, run_data: RunData, display: Display
 ) -> Gallery:
-    """Open the gallery of the flags: the run's test images, a folder of images, a feature bank, or files of features.
-
-    Raises:
-        UserError: the gallery is missing, empty, damaged, or of another kind.
-    """
+    """Open the gallery of the flags: test images of the run, a folder of images, a feature bank, or a features file."""
     shared: dict[str, Any] = {"image_embeddings": method.image_embeddings, "text_embeddings": method.text_embeddings}
     shared["device"] = run_data.device
     where, levels = parsed.gallery, method.gallery_feature_levels()
@@ -196,8 +175,8 @@ def open_gallery(
         paths = level_files(Path(where), levels, run_data.clip, run_data.falloff)
         return Gallery([EmbeddingMatrix(path) for path in paths], given_texts, **shared)
     if given_texts:
-        message = "--gallery_text belongs to a gallery of features; the texts of images are made from their names"
-        raise UserError(message)
+        names_suffice = "the texts of images are made from their names"
+        raise UserError(f"--gallery_text belongs to a gallery of features; {names_suffice}")
     if where is None:
         test = run_data.split(config.subject, "test", config.repetitions)
         names, concepts, bank = test.images, test.concepts, run_data.bank(test.images)

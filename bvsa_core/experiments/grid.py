@@ -139,17 +139,14 @@ def _system(values: Any, where: str) -> System:
     method_class(system.method)
     system.options = _checked(type(method_options(system.method, system.preset)), system.options, f"{where}: options")
     system.run = _checked(RunConfig, system.run, f"{where}: run", SET_BY_GRID)
-    specs = [
-        ScoringSpec(**_checked(ScoringSpec, each, f"{where}: scorings[{number}]"))
-        for number, each in enumerate(system.scorings or [{}])
-    ]
-    system.scorings = [
-        replace(spec, published=spec.published or (None if spec.name else system.published)) for spec in specs
-    ]
-    for spec in system.scorings:
+    specs = []
+    for number, each in enumerate(system.scorings or [{}]):
+        spec = ScoringSpec(**_checked(ScoringSpec, each, f"{where}: scorings[{number}]"))
         Scoring(spec.gate or "none", None, spec.rescoring)
-        if spec.published:
-            paper_results.check(spec.published)
+        if published := spec.published or (None if spec.name else system.published):
+            paper_results.check(published)
+        specs.append(replace(spec, published=published))
+    system.scorings = specs
     for encoder in system.encoders:
         encoders.options_class(encoder)
     return system

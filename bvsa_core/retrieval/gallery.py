@@ -44,9 +44,8 @@ class EmbeddingMatrix:
         except UserError:
             raise
         except READ_ERRORS as error:
-            raise UserError(
-                f"{path}: damaged or not numbers ({' '.join(str(error).split())}); fetch or make it again"
-            ) from error
+            detail = " ".join(str(error).split())
+            raise UserError(f"{path}: damaged or not numbers ({detail}); fetch or make it again") from error
         if self.data.ndim != 2 or 0 in self.data.shape or not self.data.is_floating_point():
             shape = tuple(self.data.shape)
             raise UserError(f"{path}: is {self.data.dtype} of shape {shape}; embeddings are floats (rows, dimensions)")

@@ -22,12 +22,8 @@ INDUCTIVE = "inductive"
 TRANSDUCTIVE = "label-free transductive"
 USES_LABELS = "uses labels"
 INFORMATION = {
-    "none": INDUCTIVE,
-    "always": INDUCTIVE,
-    "label_free": INDUCTIVE,
-    "paper": USES_LABELS,
-    "code": USES_LABELS,
-}
+    "none": INDUCTIVE, "always": INDUCTIVE, "label_free": INDUCTIVE, "paper": USES_LABELS, "code": USES_LABELS,
+}  # fmt: skip
 KINDS = ("margin", "max")
 
 
@@ -82,9 +78,8 @@ def gates(
             )
         return (reliabilities(brain_text, text)[reliability.kind] >= reliability.threshold).to(brain_text.dtype), None
     if rows != columns:
-        raise UserError(
-            f"gate {name!r} pairs each recording with one text; there are {rows} recordings and {columns} texts"
-        )
+        counts = f"{rows} recordings and {columns} texts"
+        raise UserError(f"gate {name!r} pairs each recording with one text; there are {counts}")
     true_pairs = (brain_text * text).sum(1)
     spread = true_pairs.std() if rows > 1 else true_pairs.new_zeros(())
     reach = NormalDist().inv_cdf(1 - alpha / 2) if name == "paper" else 1.96 / math.sqrt(rows)

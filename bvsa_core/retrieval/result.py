@@ -16,12 +16,9 @@ from bvsa_core.retrieval.statistics import statistics_of
 
 VERSION = 1  # of result.json; files of earlier releases have none and are read too
 _KINDS = {
-    str: "text",
-    int: "a whole number",
-    float: "a number",
-    list[int]: "a list of whole numbers from 1",
-    list[str]: "a list of names",
-}
+    str: "text", int: "a whole number", float: "a number",
+    list[int]: "a list of whole numbers from 1", list[str]: "a list of names",
+}  # fmt: skip
 Built = TypeVar("Built")
 
 
@@ -68,20 +65,14 @@ class RunResult:
 
     @classmethod
     def from_json(cls, content: dict[str, Any], source: object = "result") -> RunResult:
-        """Read what `to_json` returned, in this release or an earlier one.
-
-        Args:
-            content: the content of a JSON file.
-            source: where the content comes from, for error messages.
+        """Read what `to_json` returned, in this release or an earlier one; `source` begins the error messages.
 
         Raises:
             UserError: the content is not a result, is damaged, or comes from a later release.
         """
         if (version := content.get("version", VERSION)) != VERSION:
-            raise UserError(
-                f"{source}: version {version!r} of a result, where this release reads {VERSION}; "
-                "update fovblur, or train the run again"
-            )
+            found = f"version {version!r} of a result, where this release reads {VERSION}"
+            raise UserError(f"{source}: {found}; update fovblur, or train the run again")
         result = _build(cls, content, source)
         if not result.ranks or min(result.ranks) < 1:
             raise UserError(f"{source}: ranks must be {_KINDS[list[int]]}; train the run again")
@@ -104,12 +95,9 @@ def _value(hint: Any, value: Any, source: str) -> Any:
         if value is None:
             return None
         hint = get_args(hint)[0]
-    if isinstance(hint, type) and is_dataclass(hint):
-        if isinstance(value, dict):
-            return _build(hint, value, source)
-        raise UserError(f"{source} must be an object; train the run again")
-    plain = get_origin(hint) or hint
+    nested = isinstance(hint, type) and is_dataclass(hint)
+    plain = dict if nested else get_origin(hint) or hint
     fits = isinstance(value, (int, float) if plain is float else plain)
     if not fits or (plain is list and not all(isinstance(each, get_args(hint)) for each in value)):
         raise UserError(f"{source} must be {_KINDS.get(hint, 'an object')}; train the run again")
-    return value
+    return _build(hint, value, source) if nested else value

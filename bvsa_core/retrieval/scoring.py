@@ -103,9 +103,7 @@ class Scoring:
 
 def similarity(embeddings: Embeddings, scoring: Scoring) -> Tensor:
     """Return similarities (N, M) of recordings and images."""
-    brain_image, image, brain_text, text = (
-        x.float() for x in (embeddings.brain_image, embeddings.image, embeddings.brain_text, embeddings.text)
-    )
+    brain_image, image, brain_text, text = (each.float() for each in vars(embeddings).values())
     if scoring.shuffle_texts:
         text = text[another_text(text)]
     row_gate, column_gate = gates.gates(scoring.gate, brain_text, text, scoring.reliability)
@@ -131,10 +129,8 @@ def ranks(scores: Tensor) -> Tensor:
     """
     if scores.shape[0] > scores.shape[1]:
         raise UserError(f"{scores.shape[0]} queries and {scores.shape[1]} images; query i must find image i")
-    if scores.isnan().any():
-        raise UserError(
-            f"the similarities of query {int(scores.isnan().any(1).int().argmax())} are NaN; check the embeddings"
-        )
+    if (invalid := scores.isnan().any(1)).any():
+        raise UserError(f"the similarities of query {int(invalid.int().argmax())} are NaN; check the embeddings")
     return (scores >= scores.diagonal()[:, None]).sum(1)
 
 

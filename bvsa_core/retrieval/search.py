@@ -50,10 +50,10 @@ def search(
     """Return the k best images of a gallery for every recording.
 
     Args:
-        queries: embeddings of the recordings.
-        gallery: images to search.
+        queries: recordings.
+        gallery: images.
         k: number of images.
-        scoring: an inductive scoring.
+        scoring: an inductive one.
         chunk_rows: rows of the gallery that are read at a time; default: CHUNK_BYTES of them.
         progress: called after every chunk.
         group: processes that share the gallery; default: all of torch.distributed if initialised. All pass
@@ -69,9 +69,8 @@ def search(
     best = TopK(queries.brain_image.new_empty(count, 0), torch.empty(count, 0, dtype=torch.int64))
     for chunk in shard:
         image, brain_text, text = compared(queries, gallery, scoring, chunk)
-        values, rows = fovblur.enhanced_topk(
-            queries.brain_image, image, brain_text, text, min(k, len(image)), row_gate=gate
-        )
+        inputs = queries.brain_image, image, brain_text, text
+        values, rows = fovblur.enhanced_topk(*inputs, min(k, len(image)), row_gate=gate)
         best = merge_topk([best, TopK(values, rows.cpu() + chunk.start)], k)
         progress("rows searched", chunk.stop, shard[-1].stop)
     return merge_topk([TopK(*parts) for parts in zip(_gather(best.values, group), _gather(best.rows, group))], k)
@@ -82,25 +81,22 @@ def check(queries: Queries, gallery: Gallery, k: int, scoring: Scoring) -> None:
     if scoring.information != INDUCTIVE or scoring.shuffle_texts:
         name = "shuffle_texts" if scoring.shuffle_texts else scoring.gate
         name = scoring.rescoring if scoring.rescoring != "none" else name
-        raise UserError(
-            f"a search scores each recording alone, without knowing its image; {name} belongs to 'bvsa evaluate'"
-        )
+        alone = "a search scores each recording alone, without knowing its image"
+        raise UserError(f"{alone}; {name} belongs to 'bvsa evaluate'")
     if not 1 <= k <= len(gallery):
         raise UserError(f"{k} images are asked for; the gallery has {len(gallery)}")
     pairs = [(queries.brain_image, gallery.image, gallery.images[0])]
     if scoring.gate != "none":
         if gallery.texts is None:
-            raise UserError(
-                f"gate {scoring.gate!r} compares recordings with texts; the gallery has none (--gallery_text)"
-            )
+            needs = f"gate {scoring.gate!r} compares recordings with texts"
+            raise UserError(f"{needs}; the gallery has none (--gallery_text)")
         pairs.append((queries.brain_text, gallery.text, gallery.texts))
     for brain, embeddings, features in pairs:
         if (row := first_invalid_row(brain)) is not None:
             raise UserError(f"the embedding of recording {row} is NaN or infinite")
         if (width := embeddings(slice(0, 1)).shape[1]) != brain.shape[1]:
-            raise UserError(
-                f"{features.path}: embeddings of {width} dimensions, and those of recordings have {brain.shape[1]}"
-            )
+            expected = f"those of recordings have {brain.shape[1]}"
+            raise UserError(f"{features.path}: embeddings of {width} dimensions, and {expected}")
 
 
 def compared(

@@ -80,14 +80,10 @@ def small_galleries(ranks: ArrayLike, images: int) -> list[dict]:
 
 
 def wilcoxon(first: ArrayLike, second: ArrayLike) -> float:
-    """Return the two-sided p of the paired signed-rank test (Wilcoxon, 1945), exact with ties too.
+    """Return the two-sided p of the signed-rank test (Wilcoxon, 1945) of paired values (subjects,), exact with ties.
 
     Ours, because scipy's is exact with ties up to 13 pairs only. Equal pairs are dropped; the distribution of the sum
     of ranks is counted over all 2^n outcomes of the signs.
-
-    Args:
-        first: (subjects,) accuracies of a method.
-        second: (subjects,) accuracies of another method.
     """
     differences = np.subtract(first, second, dtype=np.float64)
     differences = differences[~np.isclose(differences, 0.0, rtol=0.0, atol=1e-12)]
@@ -145,18 +141,16 @@ def compare(accuracies: Mapping[str, Sequence[float]], baseline: str | None = No
         The comparisons, or the reason why there are none: no p could reach LEVEL.
     """
     names = list(accuracies)
-    pairs = (
-        [(other, baseline) for other in names if other != baseline]
-        if baseline in names
-        else list(itertools.combinations(names, 2))
-    )
+    pairs = list(itertools.combinations(names, 2))
+    if baseline in names:
+        pairs = [(other, baseline) for other in names if other != baseline]
     if not pairs:
         return "no test: there is nothing to compare"
     subjects = len(accuracies[names[0]])
-    if least_p(subjects) * len(pairs) > LEVEL:
+    if (least := least_p(subjects) * len(pairs)) > LEVEL:
         return (
             f"no test: with {subjects} subject(s) and {len(pairs)} comparison(s) the least p of Wilcoxon's test with "
-            f"Holm's correction is {min(1.0, least_p(subjects) * len(pairs)):.2g}, above {LEVEL:g} whatever the data"
+            f"Holm's correction is {min(1.0, least):.2g}, above {LEVEL:g} whatever the data"
         )
     adjusted = holm([wilcoxon(accuracies[one], accuracies[other]) for one, other in pairs])
     difference = lambda one, other: float(np.mean(np.subtract(accuracies[one], accuracies[other])))  # noqa: E731
