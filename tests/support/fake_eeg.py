@@ -1,4 +1,4 @@
-"""One small planted data set, and writers of it in every published EEG layout."""
+"""A small data set of known samples, and writers of it in every published EEG layout."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PARTS = {"train": "training", "test": "test"}
 
 @dataclass(frozen=True)
 class Planted:
-    """Samples that float16 holds exactly, so that every layout has the same."""
+    """Samples that float16 holds exactly, so that every layout has the same ones."""
 
     whole: dict[str, np.ndarray]  # (conditions, repetitions, channels, 300) float16
     sessions: dict[str, np.ndarray]  # (conditions, repetitions) from 1
@@ -29,16 +29,15 @@ class Planted:
     files: dict[str, list[str]]
 
     def images(self, split: str) -> list[str]:
-        return [
-            f"{PARTS[split]}_images/{folder}/{file}" for folder, file in zip(self.folders[split], self.files[split])
-        ]
+        names = zip(self.folders[split], self.files[split])
+        return [f"{PARTS[split]}_images/{folder}/{file}" for folder, file in names]
 
     def concepts(self, split: str) -> list[str]:
         return [folder.split("_", 1)[1] for folder in self.folders[split]]
 
 
 def plant(seed: int) -> Planted:
-    """A training image is in two of four sessions, twice in each; a test image is in all."""
+    """Make the data set: a training image is in two of four sessions, twice in each; a test image is in all."""
     rng = np.random.default_rng(seed)
     whole, sessions, folders, files = {}, {}, {}, {}
     for split, (concepts, images) in IMAGES.items():
@@ -46,18 +45,15 @@ def plant(seed: int) -> Planted:
         folders[split] = [f"{i + 1:05d}_{name}" for i, name in enumerate(names) for _ in range(images)]
         files[split] = [f"{name}_{k + 1:02d}b.jpg" for name in names for k in range(images)]
         conditions = concepts * images
-        shown = (
-            [[1, 3] if i % 2 else [2, 4] for i in range(conditions)]
-            if split == "train"
-            else [[1, 2, 3, 4]] * conditions
-        )
-        sessions[split] = np.repeat(shown, 2, axis=1)
+        in_two = [[1, 3] if i % 2 else [2, 4] for i in range(conditions)]
+        sessions[split] = np.repeat(in_two if split == "train" else [[1, 2, 3, 4]] * conditions, 2, axis=1)
         shape = conditions, sessions[split].shape[1], len(CHANNELS), len(TIMES)
         whole[split] = rng.standard_normal(shape, dtype=np.float32).astype(np.float16)
     return Planted(whole, sessions, folders, files)
 
 
 def metadata(root: Path, planted: Planted) -> None:
+    """Write image_metadata.npy."""
     content = {}
     for split in PARTS:
         content |= {f"{split}_img_concepts": planted.folders[split], f"{split}_img_files": planted.files[split]}
@@ -65,6 +61,7 @@ def metadata(root: Path, planted: Planted) -> None:
 
 
 def image_set(folder: Path, planted: Planted) -> None:
+    """Make empty files in place of the images."""
     for split in PARTS:
         for image in planted.images(split):
             (folder / image).parent.mkdir(parents=True, exist_ok=True)
@@ -113,11 +110,9 @@ def things_eeg2_dataset(root: Path, planted: Planted) -> None:
     for split, part in PARTS.items():
         trials, numbers = [], []
         for session in range(1, SESSIONS + 1):
-            there = (planted.sessions[split] == session).any(axis=1)
-            numbers.append(np.flatnonzero(there) + 1)
-            trials.append(
-                [planted.whole[split][i][planted.sessions[split][i] == session] for i in np.flatnonzero(there)]
-            )
+            shown = np.flatnonzero((planted.sessions[split] == session).any(axis=1))
+            numbers.append(shown + 1)
+            trials.append([planted.whole[split][i][planted.sessions[split][i] == session] for i in shown])
         np.save(place / f"preprocessed_eeg_{part}_sub-01.npy", np.array(trials, dtype=np.float32))
         np.save(place / f"img_conditions_{part}_sub-01.npy", np.array(numbers))
     (place / "meta_sub-01.json").write_text(json.dumps({"ch_names": list(CHANNELS), "times": TIMES.tolist()}))

@@ -1,4 +1,4 @@
-"""Raw recordings as THINGS-EEG2 publishes them, small, and what plain numpy makes of them."""
+"""Small raw recordings as THINGS-EEG2 publishes them, and their epochs cut by plain numpy."""
 
 from __future__ import annotations
 
@@ -9,78 +9,67 @@ import numpy as np
 
 from bvsa_core.data.things_eeg import CHANNELS
 
-APART = 0.52  # seconds between two images: an answer of 0.3 s is over before the next baseline begins
-ANSWER = 0.3
+INTERVAL = 0.52  # seconds between two images: a response of 0.3 s is over before the next baseline begins
+RESPONSE = 0.3
 NAMES = [*reversed(CHANNELS), "Fz", "stim"]  # not in the order of the result, and one channel too many
 
 
-def answer(number: int, channel: str, shown: int, time: np.ndarray) -> np.ndarray:
-    """Volts of the planted answer to the shown-th presentation of an image: every one differs from every other."""
+def response(number: int, channel: str, shown: int, time: np.ndarray) -> np.ndarray:
+    """Return the response, in volts, to the shown-th presentation of an image; no two are the same."""
     peak, gain = 0.1 + 0.01 * (number % 7), (1 + CHANNELS.index(channel)) * (1 + 0.1 * number + 0.01 * shown)
-    return np.where(time < ANSWER, 1e-6 * gain * np.exp(-(((time - peak) / 0.02) ** 2)), 0.0)
+    return np.where(time < RESPONSE, 1e-6 * gain * np.exp(-(((time - peak) / 0.02) ** 2)), 0.0)
 
 
 def recording(numbers: list[int], rate: float, noise: float, drift: float, random: np.random.Generator) -> dict:
-    """The content of a file that shows images, by number, one after another; 99999 is a target.
+    """Return the content of a file that shows images, by number, one after another; 99999 is a target.
 
     Args:
-        noise: volts, shared between channels.
-        drift: volts per second; every channel has an offset of its own, too.
+        noise: volts, correlated between channels.
+        drift: volts per second, beside an offset of each channel.
     """
-    apart, samples = round(APART * rate), round(APART * rate) * (len(numbers) + 1) + round(1.1 * rate)
+    interval = round(INTERVAL * rate)
+    samples = interval * (len(numbers) + 1) + round(1.1 * rate)
     mixing = noise * (np.eye(len(NAMES)) + 0.3 * random.standard_normal((len(NAMES), len(NAMES))))
     data = mixing @ random.standard_normal((len(NAMES), samples))
     data += 1e-3 * random.standard_normal((len(NAMES), 1)) + drift * np.arange(samples) / rate
     data[NAMES.index("stim")] = 0
     shown: dict[int, int] = {}
     for place, number in enumerate(numbers):
-        onset = (place + 1) * apart
+        onset = (place + 1) * interval
         data[NAMES.index("stim"), onset] = number
         if number != 99999:
-            time = np.arange(round(ANSWER * rate)) / rate
+            time, earlier = np.arange(round(RESPONSE * rate)) / rate, shown.get(number, 0)
             for channel in CHANNELS:
-                data[NAMES.index(channel), onset : onset + len(time)] += answer(
-                    number, channel, shown.get(number, 0), time
-                )
-            shown[number] = shown.get(number, 0) + 1
+                data[NAMES.index(channel), onset : onset + len(time)] += response(number, channel, earlier, time)
+            shown[number] = earlier + 1
     kinds = ["stim" if name == "stim" else "eeg" for name in NAMES]
-    return {
-        "raw_eeg_data": data,
-        "ch_names": NAMES,
-        "ch_types": kinds,
-        "sfreq": int(rate),
-        "highpass": 0.01,
-        "lowpass": 100,
-    }
+    band = {"sfreq": int(rate), "highpass": 0.01, "lowpass": 100}
+    return {"raw_eeg_data": data, "ch_names": NAMES, "ch_types": kinds, **band}
 
 
 def by_hand(content: dict, before: float = 0.0) -> dict[int, list[np.ndarray]]:
-    """Epochs (channels, time) of every image from so many seconds before it, without MNE and without resampling."""
+    """Return epochs (channels, time) of every image from `before` seconds on, without MNE or resampling."""
     rate, data = content["sfreq"], content["raw_eeg_data"]
     rows = data[[content["ch_names"].index(name) for name in CHANNELS]]
     stim = data[content["ch_names"].index("stim")]
-    found: dict[int, list[np.ndarray]] = {}
+    epochs: dict[int, list[np.ndarray]] = {}
     for onset in np.flatnonzero(stim):
         baseline = rows[:, onset - round(0.2 * rate) : onset + 1].mean(1, keepdims=True)
-        found.setdefault(int(stim[onset]), []).append(
-            rows[:, onset - round(before * rate) : onset + round(rate)] - baseline
-        )
-    return found
+        epoch = rows[:, onset - round(before * rate) : onset + round(rate)] - baseline
+        epochs.setdefault(int(stim[onset]), []).append(epoch)
+    return epochs
 
 
 def numbers_of(session: int, split: str) -> list[int]:
-    """What a session shows of 12 training or 3 test images: halves of the former in two sessions each, and targets."""
+    """Return what a session shows of 12 training images, half of them in two sessions each, or 3 test images."""
     if split == "test":
-        return [
-            99999,
-            *[number for turn in range(20) for number in ((turn % 3) + 1, ((turn + 1) % 3) + 1, ((turn + 2) % 3) + 1)],
-        ]
+        return [99999, *[(turn + step) % 3 + 1 for turn in range(20) for step in range(3)]]
     half = [1, 2, 5, 6, 9, 10] if session in (1, 3) else [3, 4, 7, 8, 11, 12]
     return [*half, 99999, *reversed(half)]
 
 
 def write_subject(folder: Path, content: Callable[[int, str], dict]) -> None:
-    """sub-XX/ses-0Y/raw_eeg_*.npy, as np.save writes a dict."""
+    """Write sub-XX/ses-0Y/raw_eeg_*.npy by np.save of a dict."""
     for session in (1, 2, 3, 4):
         (folder / f"ses-{session:02d}").mkdir(parents=True)
         for split, name in (("train", "training"), ("test", "test")):
@@ -88,7 +77,7 @@ def write_subject(folder: Path, content: Callable[[int, str], dict]) -> None:
 
 
 def write_images(folder: Path) -> None:
-    """The listing of six training concepts of two images and three of the test, without the images."""
+    """Make the empty images of six training concepts, two of each, and of three test concepts."""
     for place, count, letters in (("training_images", 6, "bn"), ("test_images", 3, "s")):
         for concept in range(count):
             inside = folder / place / f"{concept + 1:05d}_{place[:2]}thing_{concept}"

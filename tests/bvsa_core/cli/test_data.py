@@ -16,12 +16,11 @@ from bvsa_core.data.split import load_split
 QUICK = ["--epochs", "1", "--batch_size", "64", "--method", "vanilla"]
 
 
-def test_training_on_the_store_is_training_on_what_it_was_made_from(small_data, tmp_path, succeed):
+def test_training_on_the_store_equals_training_on_its_source(small_data, tmp_path, succeed):
     stored = tmp_path / "stored"
-    shown = succeed("data", "eeg", small_data, stored, "--name", "small")
-    assert shown.splitlines() == [f"{name}: ubp converted, in {stored / name}" for name in ("sub-01", "sub-02")]
-    shown = succeed("data", "eeg", small_data, stored)
-    assert shown.splitlines() == [f"{name}: ubp was there already, in {stored / name}" for name in ("sub-01", "sub-02")]
+    for done in ("converted", "was there already"):
+        printed = succeed("data", "eeg", small_data, stored, "--name", "small").splitlines()
+        assert printed == [f"{name}: ubp {done}, in {stored / name}" for name in ("sub-01", "sub-02")]
     (stored / "Image_set").symlink_to(Dataset(small_data).image_folders[0])
     for split in ("train", "test"):
         first, second = (load_split(Dataset(data), ["sub-02"], split) for data in (small_data, stored))
@@ -31,15 +30,13 @@ def test_training_on_the_store_is_training_on_what_it_was_made_from(small_data, 
     weights = []
     for data in (small_data, stored):
         out = tmp_path / f"run-{data.name}"
-        assert (
-            "small" in succeed("train", "--data", data, "--bank", tmp_path / "bank", "--out", out, *QUICK)
-            or data == small_data
-        )
+        printed = succeed("train", "--data", data, "--bank", tmp_path / "bank", "--out", out, *QUICK)
+        assert "small" in printed or data == small_data
         weights.append(next(out.rglob("weights.safetensors")).read_bytes())
     assert weights[0] == weights[1]
 
 
-def test_recordings_are_written_back(small_data, tmp_path, succeed):
+def test_recordings_are_exported(small_data, tmp_path, succeed):
     succeed("data", "eeg", small_data, tmp_path / "stored", "--subjects", "sub-02")
     out = tmp_path / "out" / "Preprocessed_data_250Hz_whiten"
     assert succeed("data", "export", tmp_path / "stored", out).splitlines() == [f"sub-02: written, in {out / 'sub-02'}"]
@@ -50,7 +47,7 @@ def test_recordings_are_written_back(small_data, tmp_path, succeed):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Published folders, each wrong in its own way."""
+    """Make published folders, each with another error."""
     planted = fake_eeg.plant(1)
     fake_eeg.osf(tmp_path / "osf", planted)
     fake_eeg.arrays(tmp_path / "arrays", planted)
@@ -84,14 +81,14 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG, ids=[message[-25:] for _, message in WRONG])
-def test_what_is_wrong_is_one_line(arguments, message, folders, capsys):
+def test_errors_are_one_line(arguments, message, folders, capsys):
     assert main(["data", *arguments.format(t=folders).split()]) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and told.startswith("bvsa: error: ") and message.format(t=folders) in told
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("bvsa: error: ") and message.format(t=folders) in error
     assert not list(folders.glob("out/sub-*"))
 
 
-def test_a_conversion_that_failed_is_gone_on_with_when_its_files_are_whole(folders, succeed):
+def test_a_failed_conversion_is_resumed_when_its_files_are_whole(folders, succeed):
     assert main(["data", "eeg", str(folders / "cut"), str(folders / "out")]) == 2
     name = "preprocessed_eeg_training.npy"
     shutil.copy(folders / "osf" / "sub-1" / name, folders / "cut" / "sub-1" / name)

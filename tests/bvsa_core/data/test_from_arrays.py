@@ -1,4 +1,4 @@
-"""Arrays of one's own become a subject of the store."""
+"""Arrays in memory become a subject of the store."""
 
 from __future__ import annotations
 
@@ -20,15 +20,12 @@ def recordings(seed) -> Recordings:
     return Recordings(data, images, ["a", "b", "c", "d"], ["Oz", "Pz"], np.arange(5) / 100)
 
 
-def test_what_is_written_is_read_back_and_written_once(recordings, tmp_path):
+def test_recordings_are_read_back_and_written_once(recordings, tmp_path):
     folder = write_subject(tmp_path, "sub-07", recordings, recordings, "whitened")
     stored = Dataset(tmp_path).load("sub-07", "test")
     np.testing.assert_array_equal(stored.data, recordings.data.astype(np.float16))
-    assert (stored.images, stored.concepts, stored.channels) == (
-        recordings.images,
-        recordings.concepts,
-        recordings.channels,
-    )
+    assert (stored.images, stored.concepts) == (recordings.images, recordings.concepts)
+    assert stored.channels == recordings.channels
     np.testing.assert_array_equal(stored.times, recordings.times)
     split = load_split(Dataset(tmp_path), ["sub-07"], "train", channels=["Pz"], window=(0.01, 0.03))
     assert split.recordings.shape == (4, 1, 3)
@@ -41,8 +38,11 @@ def test_what_is_written_is_read_back_and_written_once(recordings, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["sub-07"]
 
 
+SMALL = np.random.default_rng(0).standard_normal((4, 3, 2, 5)) * 1e-5
+
+
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"data": np.zeros((4, 2, 5))}, r"sub-01 train: data is float64 of shape \(4, 2, 5\); it must be floats"),
         ({"data": np.zeros((4, 3, 2, 5), int)}, "data is int64"),
@@ -51,21 +51,19 @@ def test_what_is_written_is_read_back_and_written_once(recordings, tmp_path):
         ({"channels": ["Oz"]}, "1 channels for data .* give 2"),
         ({"times": np.zeros(5)}, "times must be at least two, .* ascending"),
         ({"modality": "fMRI"}, "modality is 'fMRI'; give 'EEG' or 'MEG'"),
-        (
-            {"data": np.random.default_rng(0).standard_normal((4, 3, 2, 5)) * 1e-5},
-            "samples deviate by .*give µV or fT instead of V or T",
-        ),
+        ({"data": SMALL}, "samples deviate by .*give µV or fT instead of V or T"),
         ({"data": np.full((4, 3, 2, 5), np.nan)}, "condition 0 .* not finite in float16"),
         ({"data": np.linspace(0, 1e6, 120).reshape(4, 3, 2, 5)}, "not finite in float16"),
     ],
 )
-def test_what_does_not_fit_is_told(recordings, tmp_path, changes, told):
-    with pytest.raises(UserError, match=told):
-        write_subject(tmp_path, "sub-01", replace(recordings, **changes), replace(recordings, **changes))
+def test_errors_are_reported_and_nothing_is_written(recordings, tmp_path, changes, message):
+    wrong = replace(recordings, **changes)
+    with pytest.raises(UserError, match=message):
+        write_subject(tmp_path, "sub-01", wrong, wrong)
     assert not (tmp_path / "sub-01").exists()
 
 
-def test_subjects_have_names_and_one_kind_of_recording(recordings, tmp_path):
+def test_wrong_names_and_splits_that_differ_are_refused(recordings, tmp_path):
     with pytest.raises(UserError, match="subject 'anna': call it sub-"):
         write_subject(tmp_path, "anna", recordings, recordings)
     with pytest.raises(UserError, match="sub-01 test: its channels are not those of train"):

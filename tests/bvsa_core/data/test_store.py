@@ -1,4 +1,4 @@
-"""The store survives what can happen to it: kills, full disks, two processes at once, files altered or cut off."""
+"""The store survives kills, full disks, two processes at once, and files altered or cut off."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bvsa_core.data.store import (
 )
 from bvsa_core.errors import UserError
 
-PLAN = {"layout": "some", "files": {"a": [1, "x"]}}
+RECIPE = {"layout": "some", "files": {"a": [1, "x"]}}
 
 
 def header(conditions=3, channels=2, samples=5) -> Header:
@@ -37,22 +37,25 @@ def header(conditions=3, channels=2, samples=5) -> Header:
 
 
 def fill(writer: SubjectWriter, value: float | None = None) -> None:
-    """As a conversion does: pieces first, then both arrays out of them."""
+    """Fill the writer as a conversion does: intermediate arrays first, then both arrays from them."""
     shape = tuple(header().splits["train"].shape)
     for number, split in enumerate(store.SPLITS):
-        piece = writer.cached(
-            f"session-{number}", lambda number=number: np.arange(np.prod(shape), dtype=np.float32) + number
-        )
+        cached = writer.cached(f"session-{number}", lambda first=number: np.arange(120, dtype=np.float32) + first)
         array = writer.create_array(split, shape)
-        array[:] = piece.reshape(shape) if value is None else value
+        array[:] = cached.reshape(shape) if value is None else value
         array.flush()
     writer.commit(header())
 
 
+def finish(folder: Path) -> None:
+    with SubjectWriter(folder, "sub-01", RECIPE) as writer:
+        if not writer.complete:
+            fill(writer)
+
+
 @pytest.fixture
 def made(tmp_path) -> Path:
-    with SubjectWriter(tmp_path, "sub-01", PLAN) as writer:
-        fill(writer)
+    finish(tmp_path)
     return tmp_path / "sub-01"
 
 
@@ -61,17 +64,18 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_what_is_written_reads_back(made):
-    found = read_header(made)
+    written = read_header(made)
     assert sorted(path.name for path in made.iterdir()) == ["header.json", "test.npy", "train.npy"]
-    assert found.recipe == PLAN and found.splits["train"].sessions == [[1, 1, 2, 2]] * 3
-    np.testing.assert_array_equal(open_array(made, found, "test"), np.arange(120).reshape(3, 4, 2, 5) + 1)
+    assert written.recipe == RECIPE and written.splits["train"].sessions == [[1, 1, 2, 2]] * 3
+    assert json.loads((made / "header.json").read_text())["made_from"] == RECIPE  # the key of earlier stores
+    np.testing.assert_array_equal(open_array(made, written, "test"), np.arange(120).reshape(3, 4, 2, 5) + 1)
     for split in store.SPLITS:
-        verify(made, found, split)
+        verify(made, written, split)
 
 
-def test_whoever_comes_again_finds_it_complete_and_another_plan_is_refused(made):
+def test_a_finished_subject_is_complete_and_another_recipe_is_refused(made):
     before = contents(made.parent)
-    with SubjectWriter(made.parent, "sub-01", PLAN) as writer:
+    with SubjectWriter(made.parent, "sub-01", RECIPE) as writer:
         assert writer.complete
     with pytest.raises(UserError, match=r"sub-01 is there already, made otherwise \(files, rate\); delete it"):
         SubjectWriter(made.parent, "sub-01", {"layout": "some", "rate": 1, "files": {}})
@@ -82,14 +86,12 @@ STEPS = {Path: ("mkdir", "replace", "rename", "unlink", "write_bytes"), os: ("fs
 
 
 def killed_at(step: int, after: bool, folder: Path) -> bool:
-    """Convert in a child process that ends just before or after its given change of the disk; whether it got that far."""
+    """Convert in a child process that dies just before or after a change of the disk. Returns whether it died."""
     child = os.fork()
     if child == 0:
         _die_at(step, after)
         try:
-            with SubjectWriter(folder, "sub-01", PLAN) as writer:
-                if not writer.complete:
-                    fill(writer)
+            finish(folder)
         except BaseException:
             os._exit(1)
         os._exit(0)
@@ -121,14 +123,8 @@ def _die_at(fatal: int, after: bool) -> None:
             setattr(owner, name, counted(getattr(owner, name)))
 
 
-def finish(folder: Path) -> None:
-    with SubjectWriter(folder, "sub-01", PLAN) as writer:
-        if not writer.complete:
-            fill(writer)
-
-
 @pytest.mark.parametrize("after", [False, True])
-def test_a_kill_at_any_step_leaves_what_the_next_one_brings_to_the_same_end(after, made, tmp_path):
+def test_a_conversion_killed_at_any_step_is_resumed_to_the_same_end(after, made, tmp_path):
     expected, step = contents(made), 1
     while killed_at(step, after, tmp_path / "store"):
         assert not (tmp_path / "store" / "sub-01").exists() or contents(tmp_path / "store" / "sub-01") == expected
@@ -139,14 +135,14 @@ def test_a_kill_at_any_step_leaves_what_the_next_one_brings_to_the_same_end(afte
     assert step > 20
 
 
-def test_what_was_whole_when_it_was_stopped_is_not_made_again(tmp_path, monkeypatch):
+def test_arrays_complete_at_a_kill_are_not_made_again(tmp_path, monkeypatch):
     def stopped(self):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(SubjectWriter, "_rename", stopped)
         finish(tmp_path)
-    with SubjectWriter(tmp_path, "sub-01", PLAN) as writer:
+    with SubjectWriter(tmp_path, "sub-01", RECIPE) as writer:
         assert writer.complete
     assert sorted(path.name for path in (tmp_path / "sub-01").iterdir()) == ["header.json", "test.npy", "train.npy"]
 
@@ -159,46 +155,46 @@ def test_kills_upon_kills(made, tmp_path, seed):
     assert contents(tmp_path / "store") == {f"sub-01/{name}": content for name, content in contents(made).items()}
 
 
-def test_pieces_are_gone_on_with_by_the_same_plan_and_thrown_away_by_another(tmp_path):
+def test_cached_arrays_are_used_by_the_same_recipe_and_deleted_by_another(tmp_path):
     made = []
 
     def make():
         made.append(1)
         return np.ones(3)
 
-    for plan, times in ((PLAN, 1), (PLAN, 1), ({"layout": "other"}, 2)):
-        with SubjectWriter(tmp_path, "sub-01", plan) as writer:
+    for recipe, times in ((RECIPE, 1), (RECIPE, 1), ({"layout": "other"}, 2)):
+        with SubjectWriter(tmp_path, "sub-01", recipe) as writer:
             np.testing.assert_array_equal(writer.cached("one", make), np.ones(3))
         assert len(made) == times
 
 
 def test_one_process_at_a_time(tmp_path, made):
     with (
-        SubjectWriter(tmp_path / "new", "sub-01", PLAN),
+        SubjectWriter(tmp_path / "new", "sub-01", RECIPE),
         pytest.raises(UserError, match="sub-01: another process is making it; wait"),
     ):
-        SubjectWriter(tmp_path / "new", "sub-01", PLAN)
-    with SubjectWriter(tmp_path / "new", "sub-01", PLAN) as first:
-        with SubjectWriter(tmp_path / "new", "sub-02", PLAN) as second:
+        SubjectWriter(tmp_path / "new", "sub-01", RECIPE)
+    with SubjectWriter(tmp_path / "new", "sub-01", RECIPE) as first:
+        with SubjectWriter(tmp_path / "new", "sub-02", RECIPE) as second:
             assert first.folder.exists() and second.folder.exists()
 
 
-def test_whoever_waited_finds_what_the_other_has_made(tmp_path, monkeypatch):
+def test_a_subject_finished_by_another_process_meanwhile_is_complete(tmp_path, monkeypatch):
     enter = SubjectWriter._enter
 
     def late(self):
         monkeypatch.setattr(SubjectWriter, "_enter", enter)
-        finish(tmp_path)  # between this one's look for the folder and its lock
+        finish(tmp_path)  # after this one looked for the folder, before it has the lock
         enter(self)
 
     monkeypatch.setattr(SubjectWriter, "_enter", late)
-    with SubjectWriter(tmp_path, "sub-01", PLAN) as writer:
+    with SubjectWriter(tmp_path, "sub-01", RECIPE) as writer:
         assert writer.complete
     assert [path.name for path in tmp_path.iterdir()] == ["sub-01"]
 
 
-def test_a_full_disk_is_told_before_and_while_it_fills(tmp_path, monkeypatch):
-    with SubjectWriter(tmp_path, "sub-01", PLAN) as writer:
+def test_a_full_disk_is_reported_before_and_while_it_fills(tmp_path, monkeypatch):
+    with SubjectWriter(tmp_path, "sub-01", RECIPE) as writer:
         with pytest.raises(UserError, match=r"train takes 7450580.6 GiB and [\d.]+ are free; make room"):
             writer.create_array("train", (10**6, 10**6, 1000, 4))
 
@@ -211,24 +207,19 @@ def test_a_full_disk_is_told_before_and_while_it_fills(tmp_path, monkeypatch):
 
 
 def test_arrays_that_do_not_fit_their_header_or_are_not_finite_stay_unfinished(tmp_path):
-    for value, message in (
-        (np.inf, r"sub-01 train: condition 0 \(train/0.jpg\) has samples that are not finite in float16"),
-        (1.0, None),
-    ):
-        with SubjectWriter(tmp_path, "sub-01", PLAN) as writer:
-            if message:
-                with pytest.raises(UserError, match=message):
-                    fill(writer, value)
-            else:
-                writer.create_array("train", (3, 4, 2, 4)), writer.create_array("test", (3, 4, 2, 4))
-                with pytest.raises(
-                    UserError, match=r"train.npy: \(3, 4, 2, 4\) written where the header has \(3, 4, 2, 5\)"
-                ):
-                    writer.commit(header())
+    with SubjectWriter(tmp_path, "sub-01", RECIPE) as writer:
+        infinite = r"sub-01 train: condition 0 \(train/0.jpg\) has samples that are not finite in float16"
+        with pytest.raises(UserError, match=infinite):
+            fill(writer, np.inf)
+        for split in store.SPLITS:
+            writer.create_array(split, (3, 4, 2, 4))
+        shapes = r"train.npy: \(3, 4, 2, 4\) written where the header has \(3, 4, 2, 5\)"
+        with pytest.raises(UserError, match=shapes):
+            writer.commit(header())
     assert not (tmp_path / "sub-01").exists()
 
 
-def test_a_damaged_folder_is_told(made):
+def test_a_damaged_folder_is_reported(made):
     found = read_header(made)
     whole = (made / "train.npy").read_bytes()
     for content in (whole[:-4], whole[:10], b"", np.lib.format.magic(1, 0)):
@@ -257,7 +248,7 @@ HEADERS = [
 
 
 @pytest.mark.parametrize(("change", "message"), HEADERS)
-def test_a_damaged_header_is_told(change, message, made):
+def test_a_damaged_header_is_reported(change, message, made):
     content = json.loads((made / "header.json").read_text())
     change(content)
     (made / "header.json").write_text(json.dumps(content))
@@ -269,7 +260,7 @@ def test_a_damaged_header_is_told(change, message, made):
             read_header(made)
 
 
-def test_fingerprints_tell_files_by_size_and_ends_but_not_by_time(tmp_path):
+def test_fingerprints_depend_on_size_and_ends_but_not_on_time(tmp_path):
     file = tmp_path / "a" / "big"
     file.parent.mkdir()
     file.write_bytes(bytes(3 * 2**20))

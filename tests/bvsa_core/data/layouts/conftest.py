@@ -1,4 +1,4 @@
-"""The planted data set, and a way to convert it."""
+"""The planted data set, and ways to convert it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pytest
 
 from bvsa_core.data.layouts.convert import convert
 from bvsa_core.data.layouts.source import ConversionOptions
+from bvsa_core.errors import UserError
 
 
 @pytest.fixture(scope="session")
@@ -21,5 +22,16 @@ def converted(tmp_path):
     def run(modality: str = "EEG", **options):
         convert(tmp_path / "source", tmp_path / "store", modality, ConversionOptions(**options))
         return tmp_path / "store"
+
+    return run
+
+
+@pytest.fixture
+def refused(converted):
+    """Check that converting the folder `source` fails with a message."""
+
+    def run(message: str, modality: str = "EEG", **options):
+        with pytest.raises(UserError, match=message):
+            converted(modality, **options)
 
     return run

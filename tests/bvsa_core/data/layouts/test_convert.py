@@ -1,4 +1,4 @@
-"""What is wrong with finished epochs is told by file; shown on plain dicts, which every layout but UBP's can hold."""
+"""Errors in epochs are reported by file; tested on a layout of arrays in memory."""
 
 from __future__ import annotations
 
@@ -20,19 +20,14 @@ from bvsa_core.progress import no_progress
 
 
 @pytest.fixture
-def attempt(tmp_path, seed, monkeypatch):
-    """Convert three conditions x 2 repetitions x 4 channels x 10 samples, changed in one respect; returns the folder."""
+def convert(tmp_path, seed, monkeypatch):
+    """Convert 3 conditions x 2 repetitions x 4 channels x 10 samples, with one change; returns the folder."""
 
     def run(split="train", whole=False, scale=1.0, **changes):
         def read(source, which, context):
             data = np.random.default_rng(seed).standard_normal((3, 2, 4, 10)) * (scale if which == split else 1)
-            about = {
-                "images": list("abc"),
-                "concepts": list("xyz"),
-                "channels": list("CDEF"),
-                "times": np.arange(-2, 8) / 100,
-            }
-            about |= changes if which == split else {}
+            about = {"images": list("abc"), "concepts": list("xyz"), "channels": list("CDEF")}
+            about |= {"times": np.arange(-2, 8) / 100} | (changes if which == split else {})
             blocks = blocks_of(data.__getitem__, data.shape, data.itemsize)
             return Epochs(tmp_path / f"{which}.npy", data.shape, blocks, units="V", processing=["First."], **about)
 
@@ -45,8 +40,8 @@ def attempt(tmp_path, seed, monkeypatch):
     return run
 
 
-def test_samples_from_onset_on_are_kept_and_the_steps_told(attempt):
-    header = read_header(attempt())
+def test_samples_from_onset_on_are_kept_and_the_steps_recorded(convert):
+    header = read_header(convert())
     assert header.times == [i / 100 for i in range(8)] and header.sampling_rate == 100
     assert header.processing == ["First.", "Samples from 0 to 0.07 s kept, as float16."]
     assert (header.splits["train"].shape, header.units, header.modality) == ([3, 2, 4, 8], "V", "EEG")
@@ -62,10 +57,7 @@ WRONG = [
     ({"times": np.zeros(10)}, "must be rising seconds"),
     ({"times": np.arange(-20, 80, 10)}, "times run from -20 to 70; they must be seconds"),
     ({"times": ["now"] * 10}, "its times are not numbers"),
-    (
-        {"times": np.arange(-5, 15) / 100},
-        "10 samples and 20 times, of which the last 10 start at 0.05 s, not at image onset",
-    ),
+    ({"times": np.arange(-5, 15) / 100}, "20 times, of which the last 10 start at 0.05 s, not at image onset"),
     ({"times": np.arange(-20, -10) / 100}, "times run from -0.2 to -0.11 s, so nothing is left after image onset"),
     ({"whole": True, "times": np.arange(10) / 100}, "has no samples before image onset"),
     ({"split": "test", "channels": list("CDEG")}, "test.npy: its channels are not those of the train data"),
@@ -77,9 +69,9 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("changes", "message"), WRONG, ids=[message[:30] for _, message in WRONG])
-def test_what_does_not_fit_is_told(changes, message, attempt, tmp_path):
+def test_errors_are_reported_and_nothing_is_made(changes, message, convert, tmp_path):
     with pytest.raises(UserError, match=message):
-        attempt(**changes)
+        convert(**changes)
     assert not (tmp_path / "store" / "sub-01").exists()
 
 
@@ -92,12 +84,12 @@ def test_what_does_not_fit_is_told(changes, message, attempt, tmp_path):
         (np.zeros((2, 0, 2, 2)), "it must be floats of shape"),
     ],
 )
-def test_something_other_than_an_array_of_recordings_is_told(data, message, tmp_path):
+def test_anything_but_an_array_of_recordings_is_refused(data, message, tmp_path):
     with pytest.raises(UserError, match=message):
         check_array(tmp_path / "x.npy", data)
 
 
-def test_arrays_are_memory_mapped_and_what_is_none_is_told(tmp_path, monkeypatch):
+def test_arrays_are_memory_mapped_and_other_files_refused(tmp_path, monkeypatch):
     np.save(tmp_path / "x.npy", np.arange(30_000.0))
     (tmp_path / "y.npy").write_bytes(pickle.dumps({"data": np.arange(30_000.0)}))
     assert mmap_of(open_file(tmp_path / "y.npy")["data"]) is None

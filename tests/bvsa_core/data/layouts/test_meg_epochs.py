@@ -38,17 +38,13 @@ class Published:
 
 
 def images() -> list[tuple[int, str]]:
-    """Concept number and path of every image of these THINGS: 13 of a concept, the last one for the test."""
-    letters = "bsnbsnbsnbsnx"
-    return [
-        (concept, f"images/{name}/{name}_{image:02d}{letters[image - 1]}.jpg")
-        for concept, name in enumerate(CONCEPTS, start=1)
-        for image in range(1, 14)
-    ]
+    """Return concept number and path of every image: 13 of a concept, the last one for the test."""
+    files = [f"{image:02d}{letter}.jpg" for image, letter in enumerate("bsnbsnbsnbsnx", start=1)]
+    return [(k, f"images/{name}/{name}_{file}") for k, name in enumerate(CONCEPTS, start=1) for file in files]
 
 
 def attributes(generator: np.random.Generator) -> list[dict]:
-    """Trials in the order of presentation: every image once, test images in every session, and catch trials."""
+    """Return the trials as presented: every image once, test images in every session, and catch trials."""
     rows = []
     for session in range(1, 13):
         for concept, name in enumerate(CONCEPTS):
@@ -65,7 +61,8 @@ def epochs_of(rows: list[dict], samples: np.ndarray, rate: float = 200.0) -> mne
     events = np.zeros((len(rows), 3), int)
     events[:, 0] = np.arange(len(rows)) * 300
     events[:, 2] = [row["things_image_nr"] or 999999 for row in rows]
-    info = mne.create_info([f"MLC{i + 11}-1609" for i in range(SENSORS)] + ["EEG1"], rate, ["mag"] * SENSORS + ["eeg"])
+    names = [f"MLC{i + 11}-1609" for i in range(SENSORS)] + ["EEG1"]
+    info = mne.create_info(names, rate, ["mag"] * SENSORS + ["eeg"])
     both = np.concatenate([samples, np.full_like(samples[:, :1], 7)], axis=1)  # the last one is no MEG sensor
     return mne.EpochsArray(both, info, events, tmin=-0.1, verbose="error")
 
@@ -84,7 +81,7 @@ def write_images(folder: Path) -> None:
 
 
 def save_alone(folder: Path, epochs: mne.EpochsArray, rows: list[dict] | None) -> Path:
-    """The epochs in one file in a folder of their own, with a table of attributes or without."""
+    """Save the epochs in one file in a folder of their own, with a table of attributes or without."""
     alone = folder / "alone"
     alone.mkdir()
     epochs.save(alone / "preprocessed_P1-epo.fif", verbose="error")
@@ -93,8 +90,8 @@ def save_alone(folder: Path, epochs: mne.EpochsArray, rows: list[dict] | None) -
     return alone
 
 
-def same_store(subject: Path, other: Path) -> None:
-    """Two subjects hold the same."""
+def check_equal(subject: Path, other: Path) -> None:
+    """Check that two subjects hold the same images and samples."""
     one, two = read_header(subject), read_header(other)
     for split in ("train", "test"):
         assert one.splits[split].images == two.splits[split].images
@@ -103,13 +100,13 @@ def same_store(subject: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Published:
-    """One subject as published: z-scores, in parts (MNE reserves 1 MiB of each), with the table of attributes."""
+    """Write a subject as published: z-scores, in parts (MNE reserves 1 MiB of each), with a table of attributes."""
     folder = tmp_path_factory.mktemp("ds004212")
     generator = np.random.default_rng(5)
     rows = attributes(generator)
     samples = generator.standard_normal((len(rows), SENSORS, len(TIMES)), np.float32)
     for epoch, row in enumerate(rows):
-        samples[epoch, :, 20:] += row["things_image_nr"] or 0  # planted: from onset on, every image has its level
+        samples[epoch, :, 20:] += row["things_image_nr"] or 0  # known: from onset on, every image has its level
     preprocessed = folder / "derivatives" / "preprocessed"
     preprocessed.mkdir(parents=True)
     epochs_of(rows, samples).save(preprocessed / "preprocessed_P1-epo.fif", split_size=1_300_000, verbose="error")
@@ -125,155 +122,148 @@ def copied(published, tmp_path) -> Path:
     return tmp_path / "source"
 
 
-def bring(source: Path, store: Path, **changes) -> Path:
-    convert(source, store, "MEG", ConversionOptions(**{"sensors": SENSORS, **changes}))
-    return store / "sub-01"
+@pytest.fixture
+def bring(tmp_path):
+    """Convert a folder; returns the subject's folder."""
+
+    def run(source: Path, store: str = "store", **changes) -> Path:
+        convert(source, tmp_path / store, "MEG", ConversionOptions(**{"sensors": SENSORS, **changes}))
+        return tmp_path / store / "sub-01"
+
+    return run
 
 
-def test_planted_signals_come_out_in_their_places(published, tmp_path):
-    told = convert(published.folder, tmp_path, "MEG", OPTIONS)
-    assert told == [f"sub-01: meg_epochs converted, in {tmp_path / 'sub-01'}"]
+@pytest.fixture
+def refused(bring, tmp_path):
+    """Check that converting a folder fails with a message, and makes nothing."""
+
+    def run(source: Path, message: str, **changes) -> str:
+        with pytest.raises(UserError, match=message) as caught:
+            bring(source, "refused", **changes)
+        assert not (tmp_path / "refused" / "sub-01").exists()
+        return str(caught.value)
+
+    return run
+
+
+def test_known_signals_are_in_their_places(published, tmp_path):
+    messages = convert(published.folder, tmp_path, "MEG", OPTIONS)
+    assert messages == [f"sub-01: meg_epochs converted, in {tmp_path / 'sub-01'}"]
     dataset = Dataset(tmp_path)
     train, test = dataset.load("sub-01", "train"), dataset.load("sub-01", "test")
     assert train.data.shape == (36, 1, SENSORS, 201) and test.data.shape == (2, 12, SENSORS, 201)
     assert (train.modality, train.channels[0], dataset.name) == ("MEG", "MLC11-1609", "THINGS-MEG")
     assert train.images[0] == "training_images/00001_aardvark/aardvark_01b.jpg" and train.images == sorted(train.images)
-    assert test.images == [
-        "test_images/00002_air_mattress/air_mattress_13x.jpg",
-        "test_images/00004_coat_rack/coat_rack_13x.jpg",
-    ]
+    tested = ("00002_air_mattress/air_mattress_13x.jpg", "00004_coat_rack/coat_rack_13x.jpg")
+    assert test.images == [f"test_images/{image}" for image in tested]
     np.testing.assert_allclose(train.times, np.arange(201) / 200, atol=1e-9)
     for recordings in (train, test):
-        shown = [Path(row["image_path"]).name for row in published.rows]
-        wanted = [
-            [epoch for epoch, name in enumerate(shown) if name == Path(image).name] for image in recordings.images
-        ]
-        np.testing.assert_array_equal(
-            recordings.data, published.samples[np.array(wanted)][..., 20:221].astype(np.float16)
-        )
+        shown = np.array([Path(row["image_path"]).name for row in published.rows])
+        epochs = np.array([np.flatnonzero(shown == Path(image).name) for image in recordings.images])
+        np.testing.assert_array_equal(recordings.data, published.samples[epochs][..., 20:221].astype(np.float16))
     header = read_header(tmp_path / "sub-01")
-    assert (
-        header.units == "standard deviations of the baseline"
-        and "2023" in header.processing[0]
-        and len(header.processing) == 3
-    )
+    assert header.units == "standard deviations of the baseline"
+    assert "2023" in header.processing[0] and len(header.processing) == 3
     assert header.splits["test"].sessions == [list(range(1, 13))] * 2
     assert [row[0] for row in header.splits["train"].sessions[:12]] == list(range(1, 13))
 
 
-def test_test_concepts_leave_the_training_set(published, tmp_path):
-    header = read_header(bring(published.folder, tmp_path))
+def test_test_concepts_are_not_trained_on(published, bring):
+    header = read_header(bring(published.folder))
     trained, tested = (set(header.splits[split].concepts) for split in ("train", "test"))
     assert tested == {"air_mattress", "coat_rack"} and trained == set(CONCEPTS) - tested
 
 
-def test_the_same_data_as_ubp_stores_them_are_equal(published, tmp_path):
-    """UBP's recipe, spelled out with MNE alone: crop to the first second, order by event, split by how often it is shown."""
-    epochs = (
-        mne.read_epochs(published.folder / "derivatives/preprocessed/preprocessed_P1-epo.fif", verbose="error")
-        .pick("mag")
-        .crop(0, 1)
-    )
+def test_the_store_equals_ubps_processing(published, tmp_path, bring):
+    """UBP's steps with MNE alone: crop to the first second, order by event, split by the number of presentations."""
+    path = published.folder / "derivatives/preprocessed/preprocessed_P1-epo.fif"
+    epochs = mne.read_epochs(path, verbose="error").pick("mag").crop(0, 1)
     events = epochs.events[:, 2]
     concept, path = zip(*images())
     counts = {event: int((events == event).sum()) for event in set(events.tolist())}
     tested = sorted(event for event, count in counts.items() if count == 12 and event != 999999)
-    trained = [
-        event
-        for event in sorted(counts)
-        if counts[event] == 1 and concept[event - 1] not in {concept[t - 1] for t in tested}
-    ]
-    store = bring(published.folder, tmp_path / "store")
+    tested_concepts = {concept[event - 1] for event in tested}
+    trained = [e for e in sorted(counts) if counts[e] == 1 and concept[e - 1] not in tested_concepts]
+    store = bring(published.folder)
     for split, folder, numbers in (("train", "training_images", trained), ("test", "test_images", tested)):
         data = np.stack([epochs.get_data(copy=True)[events == number] for number in numbers]).astype(np.float16)
         names = [f"{folder}/{concept[n - 1]:05d}_{path[n - 1].removeprefix('images/')}" for n in numbers]
         torch.save({"eeg": data, "img": names}, tmp_path / f"{split}.pt", pickle_protocol=5)
-        theirs, ours = read_recordings(tmp_path / f"{split}.pt"), Dataset(store.parent).load("sub-01", split)
-        np.testing.assert_array_equal(ours.data, theirs.data)
-        assert (ours.images, ours.concepts) == (theirs.images, theirs.concepts)
+        of_ubp, stored = read_recordings(tmp_path / f"{split}.pt"), Dataset(store.parent).load("sub-01", split)
+        np.testing.assert_array_equal(stored.data, of_ubp.data)
+        assert (stored.images, stored.concepts) == (of_ubp.images, of_ubp.concepts)
 
 
-def test_the_whole_epoch_can_be_kept(published, tmp_path):
-    header = read_header(bring(published.folder, tmp_path, whole_epoch=True))
+def test_the_whole_epoch_can_be_kept(published, bring):
+    header = read_header(bring(published.folder, whole_epoch=True))
     assert header.times == pytest.approx(TIMES) and header.splits["train"].shape == [36, 1, SENSORS, 281]
 
 
 @pytest.mark.parametrize("below", ["derivatives/preprocessed", "derivatives"])
-def test_folders_below_are_recognised_too(published, below):
+def test_subfolders_are_recognised_too(published, below):
     [source] = recognise(published.folder / below, "MEG")
     assert source.subject == "sub-01" and source.files[0].name == "preprocessed_P1-epo.fif"
 
 
 @pytest.mark.parametrize(("size", "units", "factor"), [(1e-13, "fT", 1e15), (10, "as in the source", 1)])
-def test_units_are_those_of_the_samples(published, copied, tmp_path, size, units, factor):
+def test_units_are_those_of_the_samples(published, copied, bring, size, units, factor):
     samples = published.samples * np.float32(size)
-    subject = bring(save_alone(copied, epochs_of(published.rows, samples), published.rows), tmp_path / "store")
+    subject = bring(save_alone(copied, epochs_of(published.rows, samples), published.rows))
     header = read_header(subject)
     assert header.units == units and header.processing[0] == "Before us: as in the file."
     first = next(epoch for epoch, row in enumerate(published.rows) if row["things_image_nr"] == 26)
     stored = np.load(subject / "test.npy")[header.splits["test"].concepts.index("air_mattress"), 0]
-    np.testing.assert_allclose(
-        stored, samples[first][:, 20:221].astype(np.float64) * factor, rtol=2**-11 + 2**-23, atol=2**-25
-    )
+    expected = samples[first][:, 20:221].astype(np.float64) * factor
+    np.testing.assert_allclose(stored, expected, rtol=2**-11 + 2**-23, atol=2**-25)
 
 
-def test_what_float16_cannot_hold_is_named(published, copied, tmp_path):
+def test_samples_too_large_for_float16_are_named(published, copied, refused):
     samples = published.samples.copy()
-    samples[published.rows.index(next(row for row in published.rows if row["things_image_nr"] == 26)), 2, 30] = 1e5
+    samples[[row["things_image_nr"] for row in published.rows].index(26), 2, 30] = 1e5
     one = save_alone(copied, epochs_of(published.rows, samples), published.rows)
-    with pytest.raises(UserError, match=r"sub-01 test: condition 0 \(test_images/00002_air_mattress/.* not finite"):
-        bring(one, tmp_path / "store")
-    assert not (tmp_path / "store" / "sub-01").exists()
+    refused(one, r"sub-01 test: condition 0 \(test_images/00002_air_mattress/.* not finite")
 
 
 @pytest.mark.parametrize("pandas", [True, False])
-def test_metadata_in_the_file_tell_what_is_shown(published, copied, tmp_path, monkeypatch, pandas):
+def test_metadata_in_the_file_are_used(published, copied, bring, monkeypatch, pandas):
     frame = pytest.importorskip("pandas").DataFrame(published.rows)
     epochs = epochs_of(published.rows, published.samples)
     epochs.metadata = frame
     one = save_alone(copied, epochs, None)
     if not pandas:
         monkeypatch.setitem(sys.modules, "pandas", None)
-    same_store(bring(one, tmp_path / "metadata"), bring(published.folder, tmp_path / "table"))
+    check_equal(bring(one, "metadata"), bring(published.folder, "table"))
 
 
-def test_the_tables_of_the_images_tell_it_too(published, copied, tmp_path):
+def test_the_tables_of_the_images_are_used_too(published, copied, bring, refused):
     one = save_alone(copied, epochs_of(published.rows, published.samples), None)
-    with pytest.raises(
-        UserError, match=r"nothing says what its epochs show; put sourcedata/sample_attributes_P\*\.csv"
-    ):
-        bring(one, tmp_path / "store")
+    refused(one, r"nothing says what its epochs show; put sourcedata/sample_attributes_P\*\.csv")
     write_images(one)
-    subject = bring(one, tmp_path / "store")
-    same_store(subject, bring(published.folder, tmp_path / "attributes"))
+    subject = bring(one)
+    check_equal(subject, bring(published.folder, "attributes"))
     assert read_header(subject).splits["test"].sessions is None
 
 
-def test_tables_that_contradict_each_other_are_named(copied, tmp_path):
+def test_tables_that_contradict_each_other_are_named(copied, bring, refused):
     write_images(copied)
-    bring(copied, tmp_path / "agreeing")
+    bring(copied)
     swapped = images()
     swapped[0], swapped[1] = swapped[1], swapped[0]
     (copied / "image_paths.csv").write_text("".join(f"{path}\n" for _, path in swapped))
     shown = "training_images/00001_aardvark/aardvark_01b.jpg"
-    with pytest.raises(
-        UserError, match=rf"trial \d+ shows {shown} in .*attributes_P1.csv and .*aardvark_02s.jpg in .*image_paths"
-    ):
-        bring(copied, tmp_path / "store")
+    refused(copied, rf"trial \d+ shows {shown} in .*attributes_P1.csv and .*aardvark_02s.jpg in .*image_paths")
 
 
 def changed(rows, **changes):
     return [{**rows[0], **changes}, *rows[1:]]
 
 
+OTHER_IMAGE = {"trial_type": "exp", "things_image_nr": 64}
 CONTRADICTIONS = [
     (lambda rows: rows[1:], "95 trials where there are 96 epochs"),
     (lambda rows: changed(rows, trial_type="extra"), "trial 1 is of the type 'extra', not exp, test, catch"),
     (lambda rows: changed(rows, trial_type="catch"), "trial 1 shows no object, but the event of that epoch is"),
-    (
-        lambda rows: changed(rows, trial_type="exp", things_image_nr=64),
-        "trial 1 shows image 64, but the event of that epoch is",
-    ),
+    (lambda rows: changed(rows, **OTHER_IMAGE), "trial 1 shows image 64, but the event of that epoch is"),
     (lambda rows: changed(rows, things_image_nr="many"), "line 1 has the things_image_nr 'many', not a number"),
     (lambda rows: [{**row, "image_path": ""} for row in rows], "line 1 names the image ''"),
     (lambda rows: [{**row, "things_category_nr": ""} for row in rows], "trial 1 has no things_category_nr"),
@@ -281,22 +271,17 @@ CONTRADICTIONS = [
 
 
 @pytest.mark.parametrize(("change", "message"), CONTRADICTIONS)
-def test_a_table_that_contradicts_the_epochs_is_refused(published, copied, tmp_path, change, message):
-    first = next(
-        epoch
-        for epoch, row in enumerate(published.rows)
-        if row["trial_type"] == "exp" and row["things_category_nr"] == 1
-    )
-    order = [first, *(epoch for epoch in range(len(published.rows)) if epoch != first)]
+def test_a_table_that_contradicts_the_epochs_is_refused(published, copied, refused, change, message):
+    trials = [(row["trial_type"], row["things_category_nr"]) for row in published.rows]
+    first = trials.index(("exp", 1))
+    order = [first, *(epoch for epoch in range(len(trials)) if epoch != first)]
     rows = [published.rows[epoch] for epoch in order]
     one = save_alone(copied, epochs_of(rows, published.samples[order]), change(rows))
-    with pytest.raises(UserError, match=message) as caught:
-        bring(one, tmp_path / "store")
-    assert "sample_attributes_P1.csv: " in str(caught.value) and "fetch" in str(caught.value)
-    assert not (tmp_path / "store" / "sub-01").exists()
+    error = refused(one, message)
+    assert "sample_attributes_P1.csv: " in error and "fetch" in error
 
 
-def test_a_table_of_another_kind_is_refused(copied, tmp_path):
+def test_a_table_of_another_kind_is_refused(copied, refused):
     wrong = {
         b"a,b\n" + b"1,2\n" * 96: "no column trial_type, things_",
         b"\xff\xfe\x00": "cannot be read",
@@ -304,77 +289,57 @@ def test_a_table_of_another_kind_is_refused(copied, tmp_path):
     }
     for content, message in wrong.items():
         (copied / "sourcedata" / "sample_attributes_P1.csv").write_bytes(content)
-        with pytest.raises(UserError, match=f"sample_attributes_P1.csv: {message}"):
-            bring(copied, tmp_path / "store")
+        refused(copied, f"sample_attributes_P1.csv: {message}")
 
 
-@pytest.mark.parametrize(
-    ("lost", "message"),
-    [
-        (
-            [26],
-            r"test images must be shown 12 time\(s\), but there are test_images/00002_air_mattress/air_mattress_13x.jpg 11",
-        ),
-        ([1, 2], r"train concepts must have 12 image\(s\), but there are aardvark 10; fetch"),
-    ],
+RARE_IMAGE = (
+    r"test images must be shown 12 time\(s\), but there are test_images/00002_air_mattress/air_mattress_13x.jpg 11"
 )
-def test_missing_trials_are_named(published, copied, tmp_path, lost, message):
+RARE_CONCEPT = r"train concepts must have 12 image\(s\), but there are aardvark 10; fetch"
+
+
+@pytest.mark.parametrize(("lost", "message"), [([26], RARE_IMAGE), ([1, 2], RARE_CONCEPT)])
+def test_missing_trials_are_named(published, copied, refused, lost, message):
     first = {row["things_image_nr"]: epoch for epoch, row in enumerate(published.rows)}
     kept = sorted(set(range(len(published.rows))) - {first[number] for number in lost})
     rows = [published.rows[epoch] for epoch in kept]
-    one = save_alone(copied, epochs_of(rows, published.samples[kept]), rows)
-    with pytest.raises(UserError, match=message):
-        bring(one, tmp_path / "store")
+    refused(save_alone(copied, epochs_of(rows, published.samples[kept]), rows), message)
 
 
-def test_a_missing_part_is_named(copied, tmp_path):
+def test_a_missing_part_is_named(copied, refused):
     (copied / "derivatives/preprocessed/preprocessed_P1-epo-1.fif").unlink()
-    with pytest.raises(UserError, match=r"preprocessed_P1-epo.fif: a part is missing .*preprocessed_P1-epo-1.fif"):
-        bring(copied, tmp_path / "store")
+    refused(copied, r"preprocessed_P1-epo.fif: a part is missing .*preprocessed_P1-epo-1.fif")
 
 
 @pytest.mark.parametrize("part", ["preprocessed_P1-epo.fif", "preprocessed_P1-epo-1.fif"])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.9999])
-def test_a_file_cut_off_is_refused(copied, tmp_path, part, share):
+def test_a_file_cut_off_is_refused(copied, refused, part, share):
     path = copied / "derivatives/preprocessed" / part
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    with pytest.raises(UserError, match=rf"{part}: damaged or cut off .* fetch it again"):
-        bring(copied, tmp_path / "store")
-    assert not (tmp_path / "store" / "sub-01").exists()
+    refused(copied, rf"{part}: damaged or cut off .* fetch it again")
 
 
-def test_what_is_no_fif_file_is_refused(copied, tmp_path):
+def test_other_files_are_refused(copied, refused):
     path = copied / "derivatives/preprocessed/preprocessed_P1-epo.fif"
     whole = path.read_bytes()
     half = whole[: len(whole) // 2]
     astray = b"\0\0\0\x64" + bytes(8) + b"\xff\xff\xff\xfe" + bytes(100)  # its next tag would lie before the file
-    for content in (
-        astray,
-        bytes(100),
-        b"\xff" * 100,
-        b"<html>not found</html>" * 10,
-        half + bytes(len(whole) - len(half)),
-    ):
+    html, zeros = b"<html>not found</html>" * 10, half + bytes(len(whole) - len(half))
+    for content in (astray, bytes(100), b"\xff" * 100, html, zeros):
         path.write_bytes(content)
-        with pytest.raises(UserError, match="preprocessed_P1-epo.fif: .*fetch it again"):
-            bring(copied, tmp_path / "store")
+        refused(copied, "preprocessed_P1-epo.fif: .*fetch it again")
 
 
-def test_what_is_not_as_published_is_refused(published, copied, tmp_path):
-    with pytest.raises(UserError, match="4 MEG sensors, not 271; if that is right, give --sensors 4"):
-        convert(copied, tmp_path / "store", "MEG", ConversionOptions())
-    with pytest.raises(UserError, match="sampling_rate is 100, but fixed in the layout meg_epochs"):
-        bring(copied, tmp_path / "store", sampling_rate=100)
+def test_recordings_that_differ_from_the_published_ones_are_refused(published, copied, refused, monkeypatch):
+    refused(copied, "4 MEG sensors, not 271; if that is right, give --sensors 4", sensors=271)
+    refused(copied, "sampling_rate is 100, but fixed in the layout meg_epochs", sampling_rate=100)
     one = save_alone(copied / "derivatives", epochs_of(published.rows, published.samples, rate=250.0), published.rows)
-    with pytest.raises(UserError, match="epochs run -0.1 to 1.02 s at 250 Hz; they must hold 0 to 1 s at 200 Hz"):
-        bring(one, tmp_path / "store")
+    refused(one, "epochs run -0.1 to 1.02 s at 250 Hz; they must hold 0 to 1 s at 200 Hz")
     mixed = published.samples.copy()
     mixed[80:] *= 1e-13
     one = save_alone(copied, epochs_of(published.rows, mixed), published.rows)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bvsa_core.data.layouts.meg_epochs._BLOCK", 8)
-        with pytest.raises(UserError, match="standard deviations of the baseline at first, but fT from epoch"):
-            bring(one, tmp_path / "store")
+    monkeypatch.setattr("bvsa_core.data.layouts.meg_epochs._BLOCK", 8)
+    refused(one, "standard deviations of the baseline at first, but fT from epoch")
 
 
 def test_a_subject_twice_is_refused(copied):
@@ -383,9 +348,6 @@ def test_a_subject_twice_is_refused(copied):
         recognise(copied, "MEG")
 
 
-def test_without_mne_the_extra_is_named(copied, tmp_path, monkeypatch):
+def test_without_mne_the_extra_is_named(copied, refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "mne", None)
-    with pytest.raises(
-        UserError, match=r"MNE cannot be imported \(.*\); .fif files need: pip install 'fovblur\[preprocess\]'"
-    ):
-        bring(copied, tmp_path / "store")
+    refused(copied, r"MNE cannot be imported \(.*\); .fif files need: pip install 'fovblur\[preprocess\]'")

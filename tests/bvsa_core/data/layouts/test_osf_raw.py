@@ -1,4 +1,4 @@
-"""Raw sessions through to the store: order, whitening, and what survives a kill."""
+"""Raw sessions in the store: order, whitening, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -26,21 +26,15 @@ SUBNORMAL = 2.0**-25  # absolute, likewise
 
 @pytest.fixture(scope="module")
 def contents() -> dict[tuple[int, str], dict]:
-    """What the eight files hold, by session and split; the noise differs between them."""
-    seed = int(os.environ.get("FOVBLUR_TEST_SEED", 20260))
-    random = np.random.default_rng(seed)
-    return {
-        (session, split): recording(
-            numbers_of(session, split), RATE, 1e-5 * (session + (split == "test")), 1e-6, random
-        )
-        for session in (1, 2, 3, 4)
-        for split in SPLITS
-    }
+    """Contents of the eight files by session and split, each of another noise."""
+    random = np.random.default_rng(int(os.environ.get("FOVBLUR_TEST_SEED", 20260)))
+    noise = {(session, split): 1e-5 * (session + (split == "test")) for session in (1, 2, 3, 4) for split in SPLITS}
+    return {key: recording(numbers_of(*key), RATE, size, 1e-6, random) for key, size in noise.items()}
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory, contents) -> Path:
-    """sub-01, and sub-02, which differs from it in the test recordings of session 2 alone."""
+    """Write sub-01, and sub-02 which differs from it in the test recordings of session 2 alone."""
     folder = tmp_path_factory.mktemp("osf")
     write_images(folder / "Image_set")
     write_subject(folder / "Raw_data" / "sub-01", lambda *key: contents[key])
@@ -56,14 +50,12 @@ def convert(source: Path, store: Path, **options) -> Path:
 
 @pytest.fixture(scope="module")
 def stores(source, tmp_path_factory) -> dict[str, Path]:
-    """A store for each whitening."""
-    return {
-        "none": convert(
-            source, tmp_path_factory.mktemp("none"), whitening="none", subjects=["sub-01"], whole_epoch=True
-        ),
-        "train": convert(source, tmp_path_factory.mktemp("train")),
-        "original": convert(source, tmp_path_factory.mktemp("original"), whitening="original"),
-    }
+    """Make a store for each whitening."""
+    folders = {whitening: tmp_path_factory.mktemp(whitening) for whitening in ("none", "train", "original")}
+    convert(source, folders["none"], whitening="none", subjects=["sub-01"], whole_epoch=True)
+    convert(source, folders["train"])
+    convert(source, folders["original"], whitening="original")
+    return folders
 
 
 def array(store: Path, split: str, subject: str = "sub-01") -> np.ndarray:
@@ -71,28 +63,27 @@ def array(store: Path, split: str, subject: str = "sub-01") -> np.ndarray:
 
 
 def expected(contents, split: str, before: float = 0.0, factors: dict[int, np.ndarray] | None = None) -> np.ndarray:
-    """(images, repetitions, channels, time), sessions ascending, each in the order of presentation."""
-    of_session = {session: by_hand(contents[session, split], before) for session in (1, 2, 3, 4)}
-    images = range(1, 13 if split == "train" else 4)
-    whitened = lambda session, epoch: epoch if factors is None else factors[session] @ epoch  # noqa: E731
-    return np.array(
-        [[whitened(s, epoch) for s in of_session for epoch in of_session[s].get(number, [])] for number in images]
-    )
+    """Return (images, repetitions, channels, time), sessions ascending, each in the order of presentation."""
+    epochs: dict[int, list[np.ndarray]] = {number: [] for number in range(1, 13 if split == "train" else 4)}
+    for session in (1, 2, 3, 4):
+        of_session, factor = by_hand(contents[session, split], before), 1 if factors is None else factors[session]
+        for number in epochs:
+            epochs[number] += [np.dot(factor, epoch) for epoch in of_session.get(number, [])]
+    return np.array(list(epochs.values()))
 
 
 def factor(contents, session: int, splits: tuple[str, ...]) -> np.ndarray:
-    """The definition: Ledoit and Wolf's covariance of each standardised epoch, averaged within a split, then over splits."""
+    """Fit by definition: Ledoit and Wolf's covariance of each standardised epoch, mean over epochs and splits."""
     parts = []
     for split in splits:
-        epochs = [
-            epoch for number, found in by_hand(contents[session, split]).items() if number != TARGET for epoch in found
-        ]
-        found = []
-        for epoch in epochs:
+        of_image = by_hand(contents[session, split])
+        of_image.pop(TARGET, None)
+        covariances = []
+        for epoch in (epoch for epochs in of_image.values() for epoch in epochs):
             spread = epoch.std(axis=1)
             standard = (epoch - epoch.mean(axis=1, keepdims=True)) / spread[:, None]
-            found.append(ledoit_wolf(standard.T)[0] * np.outer(spread, spread))
-        parts.append(np.mean(found, axis=0))
+            covariances.append(ledoit_wolf(standard.T)[0] * np.outer(spread, spread))
+        parts.append(np.mean(covariances, axis=0))
     return scipy.linalg.fractional_matrix_power(np.mean(parts, axis=0), -0.5)
 
 
@@ -123,9 +114,8 @@ def test_whitening_is_the_matrix_power_of_scikit_learns_covariances(contents, st
     for split in SPLITS:
         wanted = expected(contents, split, factors=factors)
         # 63 products in float32 are summed: below 63 eps of the largest, beside float16's rounding.
-        np.testing.assert_allclose(
-            array(stores[whitening], split), wanted, rtol=HALF, atol=63 * 2.0**-23 * abs(wanted).max() + SUBNORMAL
-        )
+        atol = 63 * 2.0**-23 * abs(wanted).max() + SUBNORMAL
+        np.testing.assert_allclose(array(stores[whitening], split), wanted, rtol=HALF, atol=atol)
 
 
 def test_training_recordings_never_see_the_test_recordings(stores):
@@ -149,7 +139,7 @@ def test_the_store_opens_as_a_data_set(stores):
     assert recordings.data.shape == (3, 80, 63, 250) and recordings.modality == "EEG"
 
 
-def test_a_killed_conversion_goes_on_with_the_sessions_it_finished(source, stores, tmp_path, monkeypatch):
+def test_a_killed_conversion_resumes_with_the_sessions_it_finished(source, stores, tmp_path, monkeypatch):
     whole, calls = RawSession.epochs, []
 
     def killed(self):
@@ -169,8 +159,8 @@ def test_a_killed_conversion_goes_on_with_the_sessions_it_finished(source, store
     assert sorted(path.name for path in (tmp_path / "sub-01").iterdir()) == ["header.json", "test.npy", "train.npy"]
 
 
-def linked(source: Path, folder: Path, without: str = "", **instead: dict) -> Path:
-    """sub-01 again, without a file or with another content in one."""
+def linked(source: Path, folder: Path, without: str = "") -> Path:
+    """Link the files of sub-01 into another folder, without some of them."""
     for path in (source / "Raw_data" / "sub-01").rglob("*.npy"):
         place = folder / "sub-01" / path.parent.name / path.name
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -187,31 +177,29 @@ def replace(folder: Path, name: str, content: dict) -> None:
 
 def test_missing_sessions_are_named(source, tmp_path):
     folder = linked(source, tmp_path / "raw", without="ses-03")
-    with pytest.raises(
-        UserError, match=r"sub-01: without ses-03/raw_eeg_training.npy, ses-03/raw_eeg_test.npy; fetch what is missing"
-    ):
+    missing = "without ses-03/raw_eeg_training.npy, ses-03/raw_eeg_test.npy"
+    with pytest.raises(UserError, match=f"sub-01: {missing}; fetch what is missing"):
         convert(folder, tmp_path / "store")
 
 
-def test_a_image_shown_in_too_few_sessions_is_named(source, tmp_path, contents):
+def test_an_image_shown_in_too_few_sessions_is_named(source, tmp_path, contents):
     folder = linked(source, tmp_path / "raw")
     replace(folder, "ses-03/raw_eeg_training.npy", contents[4, "train"])  # the other half again
-    with pytest.raises(
-        UserError,
-        match=r"sub-01 train: image 1 \(training_images/.*\) is in 1 session.s. and should be in 2; 11 more",
-    ):
+    rare = r"image 1 \(training_images/.*\) is in 1 session.s. and should be in 2; 11 more"
+    with pytest.raises(UserError, match=f"sub-01 train: {rare}"):
         convert(folder, tmp_path / "store", whitening="none")
 
 
-def test_an_image_set_that_lacks_images_is_refused_and_the_complete_one_goes_on(source, stores, tmp_path):
+def test_an_incomplete_image_set_is_refused_and_the_complete_one_resumes(source, stores, tmp_path):
     write_images(tmp_path / "images")
     last = tmp_path / "images" / "training_images" / "00006_trthing_5" / "trthing_5_01n.jpg"
     last.unlink()
-    told = r"ses-02/raw_eeg_training.npy: shows image 12, and the image set has 11; give the complete one by --images"
-    with pytest.raises(UserError, match=told):
-        convert(source, tmp_path / "store", images=tmp_path / "images", subjects=["sub-01"])
+    options = {"images": tmp_path / "images", "subjects": ["sub-01"]}
+    counts = "ses-02/raw_eeg_training.npy: shows image 12, and the image set has 11"
+    with pytest.raises(UserError, match=f"{counts}; give the complete one by --images"):
+        convert(source, tmp_path / "store", **options)
     last.touch()
-    store = convert(source, tmp_path / "store", images=tmp_path / "images", subjects=["sub-01"])
+    store = convert(source, tmp_path / "store", **options)
     assert read_header(store / "sub-01").splits == read_header(stores["train"] / "sub-01").splits
 
 
@@ -233,6 +221,6 @@ def test_a_flat_channel_is_named(source, tmp_path, contents):
         ({"sampling_rate": 300.0}, "recorded at 250 Hz, and sampling_rate is 300; give a lower one"),
     ],
 )
-def test_options_that_cannot_be_are_refused(source, tmp_path, options, message):
+def test_impossible_options_are_refused(source, tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         convert(source, tmp_path, **options)

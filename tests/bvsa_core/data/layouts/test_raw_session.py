@@ -1,10 +1,10 @@
-"""One raw file cut into epochs: against plain numpy, planted signals, and what must be refused."""
+"""One raw file cut into epochs: against plain numpy, known signals, and errors."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from raw_files import ANSWER, NAMES, answer, by_hand, recording
+from raw_files import NAMES, RESPONSE, by_hand, recording, response
 
 from bvsa_core.data.layouts.raw_session import RawSession
 from bvsa_core.data.things_eeg import CHANNELS
@@ -15,7 +15,7 @@ FLOAT32 = 2.0**-23
 
 @pytest.fixture
 def session(tmp_path):
-    """A RawSession of such content, two repetitions at 250 Hz."""
+    """Return a RawSession of given content, two repetitions at 250 Hz."""
 
     def make(content: object) -> RawSession:
         np.save(tmp_path / "raw_eeg_training.npy", content)
@@ -28,33 +28,30 @@ def small(numbers=(3, 1, 99999, 1, 3), rate=250.0, noise=0.0, drift=0.0, seed=0)
     return recording(list(numbers), rate, noise, drift, np.random.default_rng(seed))
 
 
-def test_epochs_are_what_plain_numpy_cuts(seed, session):
+def test_epochs_equal_those_cut_by_numpy(seed, session):
     content = small((3, 1, 99999, 2, 1, 3, 2), noise=1e-5, drift=1e-4, seed=seed)
     raw = session(content)
     about, epochs = raw.about(), raw.epochs()
-    assert (
-        about["numbers"] == [1, 2, 3]
-        and about["left_out"] == ["Fz"]
-        and (about["rate"], about["band"]) == (250, "0.01 to 100 Hz")
-    )
+    assert about["numbers"] == [1, 2, 3] and about["left_out"] == ["Fz"]
+    assert (about["rate"], about["band"]) == (250, "0.01 to 100 Hz")
     np.testing.assert_allclose(about["times"], np.arange(-50, 250) / 250, rtol=0, atol=1e-9)
     assert epochs.dtype == np.float32 and epochs.shape == (3, 2, 63, 300)
-    expected = by_hand(content, before=0.2)
-    expected = np.array([expected[number] for number in (1, 2, 3)])
+    of_image = by_hand(content, before=0.2)
+    expected = np.array([of_image[number] for number in (1, 2, 3)])
     np.testing.assert_allclose(epochs, expected, rtol=0, atol=FLOAT32 * abs(expected).max())
 
 
-def test_planted_answers_are_found_by_image_presentation_channel_and_latency(session):
+def test_known_responses_are_in_their_places(session):
     epochs = session(small()).epochs()  # image 2 is not shown
-    time = np.arange(round(ANSWER * 250)) / 250
+    time = np.arange(round(RESPONSE * 250)) / 250
     for row, number in enumerate((1, 3)):
         for shown in range(2):
-            planted = np.stack([answer(number, channel, shown, time) for channel in CHANNELS])
+            known = np.stack([response(number, channel, shown, time) for channel in CHANNELS])
             # The float64 offset of a millivolt is subtracted again.
-            np.testing.assert_allclose(epochs[row, shown, :, 50 : 50 + len(time)], planted, rtol=FLOAT32, atol=1e-17)
+            np.testing.assert_allclose(epochs[row, shown, :, 50 : 50 + len(time)], known, rtol=FLOAT32, atol=1e-17)
 
 
-def test_presentations_beyond_those_needed_and_cut_off_ones_are_left_out(session):
+def test_extra_and_cut_off_presentations_are_ignored(session):
     content = small((1, 3, 1, 3, 1, 2, 2))
     content["raw_eeg_data"][NAMES.index("stim"), -100] = 2  # its epoch would reach beyond the end
     raw = session(content)
@@ -63,14 +60,14 @@ def test_presentations_beyond_those_needed_and_cut_off_ones_are_left_out(session
     np.testing.assert_allclose(raw.epochs()[0, :, :, 50:], np.array(kept[1][:2]), rtol=0, atol=1e-10)
 
 
-def test_blocks_do_not_show(seed, session, monkeypatch):
+def test_block_size_does_not_matter(seed, session, monkeypatch):
     raw = session(small(noise=1e-5, seed=seed))
     whole = raw.epochs()
     monkeypatch.setattr("bvsa_core.data.layouts.raw_session._BLOCK", 3)
     np.testing.assert_array_equal(raw.epochs(), whole)
 
 
-def test_resampling_keeps_what_the_new_rate_can_carry_and_nothing_else(session):
+def test_resampling_keeps_low_frequencies_without_aliasing(session):
     content = small((1, 1), rate=1000.0)
     data, samples = content["raw_eeg_data"], content["raw_eeg_data"].shape[1]
     time = np.arange(samples) / 1000
@@ -85,15 +82,18 @@ def test_resampling_keeps_what_the_new_rate_can_carry_and_nothing_else(session):
     middle = slice(30, 270)  # away from the ends, where the signal beyond is not known
     kept = by_hand(content, before=0.2)[1]
     sine = np.array([epoch[CHANNELS.index("Oz"), ::4] for epoch in kept])
-    found = epochs[0]
-    assert abs(found[:, CHANNELS.index("Oz"), middle] - sine[:, middle]).max() < 1e-7  # a hundredth of the amplitude
-    # 180 Hz, which taking every fourth sample would turn into 70 Hz of full amplitude; its mean before the onset is left.
-    fast = found[:, CHANNELS.index("Cz"), middle]
+    slow, fast = (epochs[0][:, CHANNELS.index(name), middle] for name in ("Oz", "Cz"))
+    assert abs(slow - sine[:, middle]).max() < 1e-7  # a hundredth of the amplitude
+    # Taking every fourth sample would alias 180 Hz to 70 Hz of full amplitude; what is left is its mean before onset.
     assert abs(fast - fast.mean(-1, keepdims=True)).max() < 1e-7
 
 
 def changed(**changes) -> dict:
     return {**small(), **changes}
+
+
+def renamed(old: str, new: str) -> dict:
+    return changed(ch_names=[new if name == old else name for name in NAMES])
 
 
 def with_sample(row: str, column: int, value: float) -> dict:
@@ -108,14 +108,8 @@ REFUSED = [
     (lambda: changed(raw_eeg_data=[1.0]), "'raw_eeg_data' is list; it must be floats, a row for each of 65 channels"),
     (lambda: changed(raw_eeg_data=np.zeros((3, 4))), r"'raw_eeg_data' is float64 \(3, 4\)"),
     (lambda: changed(ch_names=7), "a row for each of 0 channels"),
-    (
-        lambda: changed(ch_names=["Oz2" if name == "Oz" else name for name in NAMES]),
-        "channels Oz are missing or there twice",
-    ),
-    (
-        lambda: changed(ch_names=["Oz" if name == "stim" else name for name in NAMES]),
-        "channels stim, Oz are missing or there twice",
-    ),
+    (lambda: renamed("Oz", "Oz2"), "channels Oz are missing or there twice"),
+    (lambda: renamed("stim", "Oz"), "channels stim, Oz are missing or there twice"),
     (lambda: changed(sfreq="fast"), "'sfreq' is 'fast'; it must be Hz above 0"),
     (lambda: changed(sfreq=100), "recorded at 100 Hz, and sampling_rate is 250; give a lower one in a simple ratio"),
     (lambda: with_sample("stim", 200, 0.5), "the channel stim is damaged .it must be whole numbers"),
@@ -127,7 +121,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("content", "message"), REFUSED, ids=[message[:30] for _, message in REFUSED])
-def test_what_is_wrong_with_a_file_is_told(session, content, message):
+def test_errors_in_a_file_are_reported(session, content, message):
     raw = session(content())
     with pytest.raises(UserError, match=r"raw_eeg_training\.npy: .*" + message):
         raw.about()

@@ -1,4 +1,4 @@
-"""Which images were shown: where that is looked for, and what is said when it does not fit."""
+"""The images shown: where they are looked for, and errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLACES = ["", "images_set", "../Image_set", "../Image_set_Resize"]
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("put", [fake_eeg.metadata, fake_eeg.image_set])
-def test_images_are_found_beside_the_recordings(place, put, planted, source):
+def test_images_beside_the_recordings_are_found(place, put, planted, source):
     (source.root / place).mkdir(exist_ok=True)
     put(source.root / place, planted)
     for split in fake_eeg.PARTS:
@@ -31,20 +31,18 @@ def test_images_are_found_beside_the_recordings(place, put, planted, source):
         assert (images, concepts) == (planted.images(split), planted.concepts(split))
 
 
-def test_images_are_taken_from_where_the_option_points(planted, source, tmp_path):
+def test_the_option_says_where_the_images_are(planted, source, tmp_path):
     fake_eeg.image_set(tmp_path / "set", planted)
     fake_eeg.metadata(tmp_path / "set", planted)
     for place in (tmp_path / "set", tmp_path / "set" / "image_metadata.npy"):
         assert conditions(source, ConversionOptions(images=place), "test")[0] == planted.images("test")
-    for place, message in [
-        ("nowhere", "no such file or folder"),
-        ("data", "neither image_metadata.npy nor a folder with training"),
-    ]:
+    neither = "neither image_metadata.npy nor a folder with training"
+    for place, message in (("nowhere", "no such file or folder"), ("data", neither)):
         with pytest.raises(UserError, match=f"--images .*{place}: {message}"):
             conditions(source, ConversionOptions(images=tmp_path / place), "test")
 
 
-def test_a_folder_is_listed_in_its_sorted_order_and_other_files_are_no_images(planted, source):
+def test_a_folder_is_listed_in_sorted_order_without_other_files(planted, source):
     fake_eeg.image_set(source.root, planted)
     (source.root / "training_images").rename(source.root / "train_images")
     for name in ("train_images/.DS_Store", "train_images/00001_seen_0/Thumbs.db", "train_images/00001_seen_0/.x.jpg"):
@@ -52,18 +50,12 @@ def test_a_folder_is_listed_in_its_sorted_order_and_other_files_are_no_images(pl
     assert conditions(source, ConversionOptions(), "train")[0] == planted.images("train")
 
 
-def test_no_images_at_all_say_what_to_do(source):
-    with pytest.raises(
-        UserError, match="the images shown are unknown; put image_metadata.npy .* or give it by --images"
-    ):
+def test_no_images_and_another_number_of_them_are_reported(planted, source):
+    with pytest.raises(UserError, match="images shown are unknown; put image_metadata.npy .* or give it by --images"):
         conditions(source, ConversionOptions(), "train")
-
-
-def test_another_number_of_images_is_told(planted, source):
     fake_eeg.image_set(source.root, planted)
-    with pytest.raises(
-        UserError, match="sub-01 has 7 train conditions and .*250Hz 6 train images; give the complete image set"
-    ):
+    counts = "sub-01 has 7 train conditions and .*250Hz 6 train images"
+    with pytest.raises(UserError, match=f"{counts}; give the complete image set"):
         conditions(source, ConversionOptions(), "train", 7)
 
 
@@ -79,7 +71,7 @@ DAMAGED = [
 
 
 @pytest.mark.parametrize(("changes", "message"), DAMAGED)
-def test_a_damaged_list_of_images_is_told(changes, message, source):
+def test_a_damaged_list_of_images_is_reported(changes, message, source):
     content = {"train_img_concepts": ["00001_x", "00001_x"], "train_img_files": ["a.jpg", "b.jpg"]} | changes
     np.save(source.root / "image_metadata.npy", {key: value for key, value in content.items() if value is not None})
     with pytest.raises(UserError, match=message):
@@ -92,5 +84,5 @@ def test_a_damaged_list_of_images_is_told(changes, message, source):
 @pytest.mark.parametrize(
     "image", ["train_images/00001_x/a.jpg", "/data/Image_set/training_images/00001_x/a.jpg", "00001_x/a.jpg"]
 )
-def test_paths_are_spelt_in_one_way(image):
+def test_paths_have_one_spelling(image):
     assert canonical(image, "train") == "training_images/00001_x/a.jpg"

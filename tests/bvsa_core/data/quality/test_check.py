@@ -1,4 +1,4 @@
-"""bvsa data check: everything that is wrong with a store or a published folder is named, with what to do."""
+"""bvsa data check reports everything that is wrong with a store or a published folder, and the remedy."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from bvsa_core.data.store import Header, SplitHeader, SubjectWriter
 from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import Locked, lock
 
-PLAN = {"layout": "planted", "files": {}}
+RECIPE = {"layout": "planted", "files": {}}
 
 
 def make(folder: Path, subject: str = "sub-01", data=None, repetitions: int = 4, **changes) -> Path:
-    """A subject of three training and two test images, with two channels and five samples."""
+    """Write a subject of three training and two test images, with two channels and five samples."""
     splits = {}
-    with SubjectWriter(folder, subject, PLAN) as writer:
+    with SubjectWriter(folder, subject, RECIPE) as writer:
         for split, conditions in (("train", 3), ("test", 2)):
-            images = [
-                f"{fake_eeg.PARTS[split]}_images/{i + 1:05d}_{split}{i}/{split}{i}_01b.jpg" for i in range(conditions)
-            ]
+            names = [f"{split}{i}" for i in range(conditions)]
+            files = [f"{i:05d}_{name}/{name}_01b.jpg" for i, name in enumerate(names, start=1)]
+            images = [f"{fake_eeg.PARTS[split]}_images/{file}" for file in files]
             shape = [conditions, repetitions, 2, 5]
             sessions = np.tile([1, 1, 2, 2], (conditions, 1))[:, :repetitions].tolist()
-            splits[split] = SplitHeader(shape, images, [f"{split}{i}" for i in range(conditions)], sessions)
+            splits[split] = SplitHeader(shape, images, names, sessions)
             array = writer.create_array(split, tuple(shape))
             array[:] = np.random.default_rng(0).standard_normal(shape) if data is None else data
             array.flush()
@@ -40,9 +40,8 @@ def make(folder: Path, subject: str = "sub-01", data=None, repetitions: int = 4,
                 path = folder / "Image_set_Resize" / image
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (4, 4)).save(path)
-        header = Header(
-            subject, "EEG", "V", 100.0, ["O1", "Oz"], [i / 100 for i in range(5)], "planted", ["Made."], splits
-        )
+        times = [i / 100 for i in range(5)]
+        header = Header(subject, "EEG", "V", 100.0, ["O1", "Oz"], times, "planted", ["Made."], splits)
         writer.commit(replace(header, **changes))
     return folder / subject
 
@@ -65,9 +64,15 @@ def alter_samples(subject: Path, split: str, where: tuple, value: float) -> None
 
 
 def problems(folder: Path) -> list[str]:
-    found = check_dataset(folder).problems
-    assert all("; " in line and "\n" not in line for line in found), found
-    return found
+    lines = check_dataset(folder).problems
+    assert all("; " in line and "\n" not in line for line in lines), lines
+    return lines
+
+
+def check_each_once(lines: list[str], parts: list[str]) -> None:
+    """Check that each of the parts is in one line."""
+    for part in parts:
+        assert sum(part in line for line in lines) == 1, part
 
 
 @pytest.fixture
@@ -76,7 +81,7 @@ def two(tmp_path):
     return tmp_path
 
 
-def test_nothing_is_wrong_with_what_was_made(two):
+def test_a_new_store_has_no_problems(two):
     report = check_dataset(two)
     assert report.problems == [] and report.summary[-1] == "5 images named"
 
@@ -86,10 +91,8 @@ def test_damaged_samples_are_named_by_channel_and_by_checksum(two):
     alter_samples(two / "sub-01", "train", (2, 0, 0, 3), np.inf)
     alter_samples(two / "sub-02", "test", (slice(None), slice(None), 1), 7)
     bad, altered, flat, altered_too = problems(two)
-    assert (
-        "sub-01/train.npy: condition 1 (training_images/00002_train1/train1_01b.jpg) and 1 more" in bad
-        and "O1 (2 of 12 trials)" in bad
-    )
+    assert "sub-01/train.npy: condition 1 (training_images/00002_train1/train1_01b.jpg) and 1 more" in bad
+    assert "O1 (2 of 12 trials)" in bad
     assert "sub-02/test.npy: flat in channels Oz (8 of 8 trials);" in flat and "O1" not in flat
     assert all("checksum differs" in line for line in (altered, altered_too))
 
@@ -108,15 +111,15 @@ HEADERS = [
 
 
 @pytest.mark.parametrize(("changes", "message"), HEADERS)
-def test_a_header_that_lacks_or_contradicts(tmp_path, changes, message):
+def test_errors_in_a_header_are_reported(tmp_path, changes, message):
     subject = make(tmp_path)
     (tmp_path / "dataset.json").write_text('{"name": "x", "modality": "EEG"}')
     alter(subject, **changes)
-    found = problems(tmp_path)
-    assert len(found) == 1 and "sub-01/header.json: " in found[0] and message in found[0]
+    (line,) = problems(tmp_path)
+    assert "sub-01/header.json: " in line and message in line
 
 
-def test_what_is_told_of_conditions(tmp_path):
+def test_errors_in_conditions_are_reported(tmp_path):
     subject = make(tmp_path)
     images = store.read_header(subject).splits["train"].images
     alter_split(subject, "train", images=[images[0], images[0], images[2]], sessions=[[1, 1, 3, 3]] * 3)
@@ -130,53 +133,44 @@ def test_what_is_told_of_conditions(tmp_path):
         assert "contradicts itself" in problems(tmp_path)[0]
 
 
-def test_subjects_that_differ(two):
+def test_subjects_that_differ_are_reported(two):
     make(two, "sub-03", channels=["O1", "O2"], times=[i / 100 + 0.01 for i in range(5)])
-    header = store.read_header(two / "sub-02").splits["test"].images
-    alter_split(
-        two / "sub-02", "test", images=["test_images/00009_x/x_01b.jpg", header[1]], sessions=[[1, 1, 1, 1]] * 2
-    )
-    found = problems(two)
-    for part in (
+    images = store.read_header(two / "sub-02").splits["test"].images
+    other = ["test_images/00009_x/x_01b.jpg", images[1]]
+    alter_split(two / "sub-02", "test", images=other, sessions=[[1, 1, 1, 1]] * 2)
+    lines = problems(two)
+    parts = [
         "sub-03/train.npy: its channels (2) differ from most",
         "sub-03/test.npy: its times (5) differ from most",
-        f"sub-02/test.npy: no recordings of 1 image(s) that others have ({header[0]})",
+        f"sub-02/test.npy: no recordings of 1 image(s) that others have ({images[0]})",
         "sub-01/test.npy: no recordings of 1 image(s) that others have (test_images/00009_x/x_01b.jpg)",
         "sub-02/test.npy: no recordings of session 2, which others have",
         "image test_images/00009_x/x_01b.jpg is missing",
-    ):
-        assert sum(part in line for line in found) == 1, part
-    assert len(found) == 9
+    ]
+    check_each_once(lines, parts)
+    assert len(lines) == 9
 
 
-def test_arrays_cut_off_of_another_type_or_gone(two):
+def test_arrays_that_are_cut_off_missing_or_of_another_type_are_reported(two):
     path = two / "sub-01" / "train.npy"
     path.write_bytes(path.read_bytes()[:-10])
     np.save(two / "sub-01" / "test.npy", np.load(two / "sub-01" / "test.npy").astype(np.float64))
     (two / "sub-02" / "test.npy").unlink()
     (two / "sub-03").mkdir()
-    found = problems(two)
-    for part in (
-        "train.npy: missing or damaged",
-        "test.npy: float64 (2, 4, 2, 5) where header.json",
-        "sub-02/test.npy: missing",
-    ):
-        assert sum(part in line for line in found) == 1, part
-    assert sum("sub-03" in line for line in found) == 2
+    lines, other_type = problems(two), "test.npy: float64 (2, 4, 2, 5) where header.json"
+    check_each_once(lines, ["train.npy: missing or damaged", other_type, "sub-02/test.npy: missing"])
+    assert sum("sub-03" in line for line in lines) == 2
 
 
-def test_what_goes_by_the_name_of_the_published_data_has_their_shape(tmp_path):
+def test_a_data_set_of_a_published_name_must_have_its_shape(tmp_path):
     make(tmp_path)
     (tmp_path / "dataset.json").write_text('{"name": "THINGS-EEG2", "modality": "EEG"}')
-    found = problems(tmp_path)
-    for part in (
-        "3 conditions, and THINGS-EEG2 has 16540",
-        "2 conditions",
-        "4 repetitions, and THINGS-EEG2 has 80",
-        "channel(s) Fp1, Fp2",
-    ):
-        assert any(part in line for line in found), part
-    assert sum("repetitions" in line for line in found) == 1 and len(things_eeg.CHANNELS) == 63
+    lines = problems(tmp_path)
+    check_each_once(
+        lines, ["3 conditions, and THINGS-EEG2 has 16540", "2 conditions", "4 repetitions, and THINGS-EEG2"]
+    )
+    assert sum("THINGS-EEG2's channel(s) Fp1, Fp2" in line for line in lines) == 2
+    assert sum("repetitions" in line for line in lines) == 1 and len(things_eeg.CHANNELS) == 63
     (tmp_path / "dataset.json").write_text('{"name": ')
     with pytest.raises(UserError, match=r"dataset.json: damaged .*; delete it"):
         check_dataset(tmp_path)
@@ -194,34 +188,27 @@ def test_images_and_recordings_are_compared_both_ways(two):
     )
 
 
-def test_a_conversion_that_was_killed_is_told_of(tmp_path, capsys):
-    with SubjectWriter(tmp_path, "sub-02", PLAN) as writer:
+def test_a_killed_conversion_is_reported(tmp_path, capsys):
+    with SubjectWriter(tmp_path, "sub-02", RECIPE) as writer:
         writer.cached("session-1", lambda: np.zeros(3))
-        assert "being made by another process" in told_while_it_is_made(tmp_path)
-    (found,) = problems(tmp_path)
-    assert (
-        ".sub-02.partial: sub-02 is half converted; the same 'bvsa data eeg' or 'meg' command (it reads planted) resumes it"
-        in found
-    )
+        with pytest.raises(Locked), lock(tmp_path, "sub-02"):
+            pass
+        with pytest.raises(UserError):  # nothing else is there
+            check_dataset(tmp_path)
+        make(tmp_path)
+        assert "being made by another process" in "\n".join(check_dataset(tmp_path).summary)
+        shutil.rmtree(tmp_path / "sub-01")
+    (line,) = problems(tmp_path)
+    again = "the same 'bvsa data eeg' or 'meg' command (it reads planted) resumes it"
+    assert f".sub-02.partial: sub-02 is half converted; {again}" in line
     make(tmp_path)
     assert len(problems(tmp_path)) == 1
     assert main(["data", "check", str(tmp_path)]) == 1
-    told = capsys.readouterr()
-    assert "wrong: " in told.out and told.err == f"bvsa: error: {tmp_path}: 1 problem(s), listed above\n"
+    printed = capsys.readouterr()
+    assert "wrong: " in printed.out and printed.err == f"bvsa: error: {tmp_path}: 1 problem(s), listed above\n"
 
 
-def told_while_it_is_made(folder: Path) -> str:
-    with pytest.raises(Locked), lock(folder, "sub-02"):
-        pass
-    with pytest.raises(UserError):  # nothing else is there
-        check_dataset(folder)
-    make(folder)
-    told = "\n".join(check_dataset(folder).summary)
-    shutil.rmtree(folder / "sub-01")
-    return told
-
-
-def test_published_folders_are_rehearsed(tmp_path):
+def test_published_folders_are_checked_by_a_dry_run(tmp_path):
     planted = fake_eeg.plant(0)
     fake_eeg.osf(tmp_path / "osf", planted)
     report = check_dataset(tmp_path / "osf")
