@@ -6,6 +6,7 @@ tried again, and a command that was stopped continues.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import multiprocessing
@@ -16,7 +17,7 @@ import time
 import traceback
 import uuid
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ Item = TypeVar("Item")
 Context = TypeVar("Context")
 CONNECT_S = 5  # wait for the scheduler's answer
 STOP_S = 10  # time that workers have at Ctrl-C to save their training
+POLL_S = 0.5  # between looks at the workers of a cluster
+TRIES = 3  # of a task whose workers are lost
 LOST = "its worker was killed, perhaps for lack of memory; use fewer --workers"
 
 
@@ -110,34 +113,40 @@ class TaskPool(Generic[Context]):
             return self._run_in_processes(function, items)
         return self._run_here(function, items, progress)
 
-    def _run_here(self, function: Callable, items: Sequence[Item], progress: Progress) -> Iterator:
+    @contextlib.contextmanager
+    def threads(self) -> Iterator[None]:
+        """Inside, this process computes with as many threads as a task."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.options.threads or before)
         try:
-            for item in items:
-                yield item, _error_of(function, self.context, item, progress)
+            yield
         finally:
             torch.set_num_threads(before)
+
+    def _run_here(self, function: Callable, items: Sequence[Item], progress: Progress) -> Iterator:
+        with self.threads():
+            for item in items:
+                yield item, _error_of(function, self.context, item, progress)
 
     def _run_in_processes(self, function: Callable, items: Sequence[Item]) -> Iterator:
         import joblib
 
         threads = self.options.threads or max(1, torch.get_num_threads() // self.options.workers)
         call = joblib.delayed(_run_in_worker)
-        waiting, alone = deque(enumerate(items)), deque[tuple[int, Item]]()
+        tasks, lost = dict(enumerate(items)), Counter[int]()
+        waiting, alone = deque(tasks), deque[int]()
         while waiting or alone:
-            queue = deque([alone.popleft()]) if (single := bool(alone)) else waiting
-            started: dict[int, Item] = {}
+            queue = deque([alone.popleft()]) if alone else waiting
+            started = list[int]()
 
-            def calls(queue: deque = queue, started: dict[int, Item] = started) -> Iterator:
+            def calls(queue: deque[int] = queue, started: list[int] = started) -> Iterator:
                 while queue:
-                    number, item = queue.popleft()
-                    started[number] = item
-                    yield call(self._name, self.make_context, threads, function, number, item)
+                    started.append(number := queue.popleft())
+                    yield call(self._name, self.make_context, threads, function, number, tasks[number])
 
             # Two workers even for one task: with one, joblib would run it in this process.
             parallel = joblib.Parallel(
-                n_jobs=2 if single else self.options.workers,
+                n_jobs=self.options.workers if queue is waiting else 2,
                 backend="loky",
                 return_as="generator_unordered",
                 batch_size=1,
@@ -146,53 +155,73 @@ class TaskPool(Generic[Context]):
             try:
                 with _wait_for_workers_at_sigint(), _closing(parallel(calls())) as results:
                     for number, error in results:
-                        yield started.pop(number), error
-            except BrokenProcessPool:
-                if single:
-                    yield from ((item, LOST) for item in started.values())
-                else:  # whichever task it was: each of those that were at work is tried again by itself
-                    alone.extend(started.items())
+                        yield tasks.pop(number), error
+            except BrokenProcessPool:  # whichever task it was: each that was at work is tried again by itself
+                lost.update(started)
+                for number in tasks.keys() & set(started):
+                    if lost[number] < TRIES:
+                        alone.append(number)
+                    else:
+                        yield tasks.pop(number), LOST
 
     def _run_on_cluster(self, function: Callable, items: Sequence[Item]) -> Iterator:
-        from distributed import as_completed
+        """Give every worker one task at a time, whatever its number of threads: these are the threads of the task."""
+        from distributed import wait
 
-        arguments = self._name, self.make_context, self.options.threads, os.getcwd(), function
-        futures = {
-            self._client.submit(_run_on_cluster_worker, *arguments, item, pure=False, resources={"bvsa": 1}): item
-            for item in items
-        }
+        folder = os.getcwd()
+        waiting, running = deque((item, 0) for item in items), dict[Any, tuple[str, Item, int]]()
         try:
-            for future in as_completed(list(futures)):
-                item = futures.pop(future)
-                yield item, future.result() if future.status == "finished" else self._failure(future)
+            while waiting or running:
+                workers = self._client.nthreads()
+                busy = {address for address, _, _ in running.values()}
+                for address in sorted(workers.keys() - busy)[: len(waiting)]:
+                    item, lost = waiting.popleft()
+                    peers = sorted(other for other in workers if _host(other) == _host(address))
+                    place = self.options.threads or workers[address], peers.index(address), folder
+                    task = self._name, self.make_context, *place, function, item
+                    future = self._client.submit(_run_on_cluster_worker, *task, workers=[address], pure=False)
+                    running[future] = address, item, lost
+                with contextlib.suppress(asyncio.TimeoutError):
+                    wait(list(running), timeout=POLL_S, return_when="FIRST_COMPLETED") if running else time.sleep(
+                        POLL_S
+                    )
+                for future in list(running):
+                    address, item, lost = running[future]
+                    if future.status == "pending" and address in workers:
+                        continue
+                    del running[future]
+                    if future.status == "finished":
+                        yield item, future.result()
+                    elif future.status == "error" and type(error := future.exception()).__name__ != "KilledWorker":
+                        yield item, f"{type(error).__name__}: {error}"
+                    else:  # the worker is lost
+                        self._client.cancel([future])
+                        if lost + 1 < TRIES:
+                            waiting.append((item, lost + 1))
+                        else:
+                            yield item, LOST
+        except OSError as error:
+            raise UserError(f"--scheduler {self.options.scheduler}: {error}; the same command continues") from error
         finally:
-            if futures:
-                self._client.cancel(list(futures))
+            if running:
+                self._client.cancel(list(running))
 
-    def _failure(self, future: Any) -> str:
-        if future.status == "error":
-            error = future.exception()
-            return LOST if type(error).__name__ == "KilledWorker" else f"{type(error).__name__}: {error}"
-        return f"the scheduler {self.options.scheduler} is gone"
+
+def _host(address: str) -> str:
+    """Return the address of a worker without its port."""
+    return address.rpartition(":")[0]
 
 
 def _connect(address: str) -> Any:
-    """Return a client of a Dask scheduler whose workers do one task at a time.
+    """Return a client of a Dask scheduler.
 
     Raises:
         UserError: it cannot be reached.
     """
     try:
-        from distributed import Client, Worker, WorkerPlugin
+        from distributed import Client
     except ImportError as error:
         raise UserError(f"--scheduler needs Dask ({error}); pip install 'fovblur[cluster]'") from error
-
-    class OneTaskAtATime(WorkerPlugin):
-        """Random numbers and the number of threads are those of a process, so no two tasks may share one."""
-
-        async def setup(self, worker: Worker) -> None:
-            await worker.set_resources(bvsa=1)
-
     try:
         client = Client(address, timeout=CONNECT_S)
     except (OSError, ValueError) as error:
@@ -200,7 +229,6 @@ def _connect(address: str) -> Any:
             f"--scheduler {address}: no Dask scheduler answers there ({error}); start one with 'dask scheduler', "
             "and workers with 'dask worker ADDRESS'"
         ) from error
-    client.register_plugin(OneTaskAtATime(), name="bvsa")
     if not client.nthreads():
         logging.getLogger(__name__).warning("%s has no workers yet; start some with 'dask worker %s'", address, address)
     return client
@@ -295,11 +323,14 @@ class _Cancelled(BaseException):
     """The command that asked for a task has been stopped."""
 
 
+_one_at_a_time = threading.Lock()  # random numbers and the number of threads are those of a process
+
+
 def _run_on_cluster_worker(
-    pool: str, make_context: Callable, threads: int | None, folder: str, function: Callable, item: Any
+    pool: str, make_context: Callable, threads: int, number: int, folder: str, function: Callable, item: Any
 ) -> str | None:
     """Run a task in a worker of a Dask cluster, in the folder of the command, so that relative paths hold."""
-    from distributed import get_client, get_worker
+    from distributed import get_worker
 
     worker = get_worker()
     key = worker.get_current_task()
@@ -309,11 +340,11 @@ def _run_on_cluster_worker(
         if task is None or task.state != "executing":
             raise _Cancelled
 
-    try:
-        os.chdir(folder)
-    except OSError as error:
-        return f"{folder}: {error.strerror} on {worker.address}; all machines must see the folder by this path"
-    host = worker.address.rpartition(":")[0]
-    peers = sorted(address for address in get_client().nthreads() if address.rpartition(":")[0] == host)
-    torch.set_num_threads(threads or worker.state.nthreads)
-    return _error_of(function, _context(pool, make_context, peers.index(worker.address)), item, stop_if_cancelled)
+    with _one_at_a_time:
+        stop_if_cancelled()
+        try:
+            os.chdir(folder)
+        except OSError as error:
+            return f"{folder}: {error.strerror} on {worker.address}; all machines must see the folder by this path"
+        torch.set_num_threads(threads)
+        return _error_of(function, _context(pool, make_context, number), item, stop_if_cancelled)

@@ -55,7 +55,8 @@ def fill_bank(
     """
     bank = run_data.bank(images)
     if pool.serial:
-        bank.fill(levels, progress)
+        with pool.threads():
+            bank.fill(levels, progress)
         return
     missing = bank.missing(levels)
     total = len(missing) * len(images)
