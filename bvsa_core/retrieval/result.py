@@ -71,8 +71,8 @@ class RunResult:
             UserError: the content is not a result, is damaged, or comes from a later release.
         """
         if (version := content.get("version", VERSION)) != VERSION:
-            found = f"version {version!r} of a result, where this release reads {VERSION}"
-            raise UserError(f"{source}: {found}; update fovblur, or train the run again")
+            mismatch = f"version {version!r} of a result, where this release reads {VERSION}"
+            raise UserError(f"{source}: {mismatch}; update fovblur, or train the run again")
         result = _build(cls, content, source)
         if not result.ranks or min(result.ranks) < 1:
             raise UserError(f"{source}: ranks must be {_KINDS[list[int]]}; train the run again")
