@@ -12,19 +12,16 @@ from bvsa_core.data.things_eeg import OCCIPITAL_CHANNELS
 from bvsa_core.errors import UserError
 
 
-def published(conditions=3, repetitions=2, channels=17, samples=60, **changes) -> dict:
-    """A file as UBP's preprocessing writes it: arrays for every repetition, and times of the whole epoch."""
-    images = [f"training_images/{i + 1:05d}_thing_{i}/thing_{i}_01b.jpg" for i in range(conditions)]
-    repeat = lambda values: np.tile(np.array(values)[:, None], (1, repetitions))  # noqa: E731
-    shape = conditions, repetitions, channels, samples
+def published(**changes) -> dict:
+    """Content of a file like UBP's: arrays for every repetition, and times of the whole epoch."""
+    images = [f"training_images/{i + 1:05d}_thing_{i}/thing_{i}_01b.jpg" for i in range(3)]
+    labels = {"label": range(3), "img": images, "text": ["thing_0", "thing_1", "thing_2"]}
     return {
-        "eeg": np.random.default_rng(0).standard_normal(shape).astype(np.float16),
-        "label": repeat(range(conditions)),
-        "img": repeat(images),
-        "text": repeat([f"thing_{i}" for i in range(conditions)]),
-        "session": np.zeros((conditions, repetitions)),
-        "ch_names": list(OCCIPITAL_CHANNELS[:channels]),
-        "times": np.linspace(-0.2, 1.0, samples + 51),
+        "eeg": np.random.default_rng(0).standard_normal((3, 2, 17, 60)).astype(np.float16),
+        **{key: np.tile(np.array(values)[:, None], (1, 2)) for key, values in labels.items()},
+        "session": np.zeros((3, 2)),
+        "ch_names": list(OCCIPITAL_CHANNELS),
+        "times": np.linspace(-0.2, 1.0, 111),
     } | changes
 
 

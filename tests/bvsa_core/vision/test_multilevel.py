@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from torch.nn.functional import normalize
 
 from bvsa_core.errors import UserError
-from bvsa_core.vision.clip import load_clip
+from bvsa_core.vision.clip import Clip
 from bvsa_core.vision.multilevel import Fusion, MultiLevelViews
 from bvsa_core.vision.views import SHARP, BankedViews, Level
 
@@ -54,8 +55,7 @@ def test_the_requested_view_is_fused_with_views_at_fixed_levels(features):
     torch.testing.assert_close(views(indices, torch.full((3,), 0.5), sizes), expected)
 
 
-def test_layers_of_the_encoder_are_appended_to_its_output(seed):
-    clip = load_clip("tiny")
+def test_layers_of_the_encoder_are_appended_to_its_output(clip, seed):
     images = torch.randn(2, 3, clip.image_size, clip.image_size)
     layered = clip.with_layers([0, -1])
     assert clip.with_layers([]) is clip and layered.layers == (0, 2) and layered.widths() == [128, 128, 128]
@@ -71,10 +71,6 @@ def test_layers_of_the_encoder_are_appended_to_its_output(seed):
 
 
 def test_a_resnet_has_four_layers():
-    import open_clip
-
-    from bvsa_core.vision.clip import Clip
-
     vision = {"image_size": 32, "layers": (1, 1, 1, 1), "width": 8, "patch_size": None}
     text = {"width": 16, "heads": 2, "layers": 1, "vocab_size": 8}
     model = open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text).eval()
