@@ -12,16 +12,7 @@ import numpy as np
 import pytest
 
 from bvsa_core.data import store
-from bvsa_core.data.store import (
-    Header,
-    SplitHeader,
-    SubjectWriter,
-    fingerprint,
-    first_bad_condition,
-    open_array,
-    read_header,
-    verify,
-)
+from bvsa_core.data.store import Header, SplitHeader, SubjectWriter, fingerprint, open_array, read_header, verify
 from bvsa_core.errors import UserError
 
 RECIPE = {"layout": "some", "files": {"a": [1, "x"]}}
@@ -169,12 +160,9 @@ def test_cached_arrays_are_used_by_the_same_recipe_and_deleted_by_another(tmp_pa
 
 
 def test_one_process_at_a_time(tmp_path, made):
-    with (
-        SubjectWriter(tmp_path / "new", "sub-01", RECIPE),
-        pytest.raises(UserError, match="sub-01: another process is making it; wait"),
-    ):
-        SubjectWriter(tmp_path / "new", "sub-01", RECIPE)
     with SubjectWriter(tmp_path / "new", "sub-01", RECIPE) as first:
+        with pytest.raises(UserError, match="sub-01: another process is making it; wait"):
+            SubjectWriter(tmp_path / "new", "sub-01", RECIPE)
         with SubjectWriter(tmp_path / "new", "sub-02", RECIPE) as second:
             assert first.folder.exists() and second.folder.exists()
 
@@ -220,20 +208,20 @@ def test_arrays_that_do_not_fit_their_header_or_are_not_finite_stay_unfinished(t
 
 
 def test_a_damaged_folder_is_reported(made):
-    found = read_header(made)
+    written = read_header(made)
     whole = (made / "train.npy").read_bytes()
     for content in (whole[:-4], whole[:10], b"", np.lib.format.magic(1, 0)):
         (made / "train.npy").write_bytes(content)
         with pytest.raises(UserError, match="train.npy: missing or damaged"):
-            open_array(made, found, "train")
+            open_array(made, written, "train")
     np.save(made / "train.npy", np.zeros((3, 4, 2, 5)))
     with pytest.raises(UserError, match="train.npy: float64 .* where header.json has"):
-        open_array(made, found, "train")
+        open_array(made, written, "train")
     (made / "train.npy").write_bytes(whole[:-1] + b"x")
     with pytest.raises(UserError, match="train.npy: altered since it was made"):
-        verify(made, found, "train")
+        verify(made, written, "train")
     with pytest.raises(UserError, match="no validation data; there are train, test"):
-        open_array(made, found, "validation")
+        open_array(made, written, "validation")
 
 
 HEADERS = [
@@ -272,9 +260,9 @@ def test_fingerprints_depend_on_size_and_ends_but_not_on_time(tmp_path):
         assert fingerprint([file], tmp_path) != first
 
 
-def test_the_first_bad_condition_is_found_across_blocks(monkeypatch):
+def test_the_first_bad_condition_is_in_any_block(monkeypatch):
     monkeypatch.setattr(store, "_BLOCK", 40)
     data = np.zeros((7, 1, 2, 10), np.float16)
-    assert first_bad_condition(data) is None
+    assert store.first_bad_condition(data) is None
     data[5, 0, 1, 3] = data[6, 0, 0, 0] = np.nan
-    assert first_bad_condition(data) == 5
+    assert store.first_bad_condition(data) == 5

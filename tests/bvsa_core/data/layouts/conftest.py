@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import fake_eeg
 import pytest
 
@@ -17,21 +19,22 @@ def planted():
 
 @pytest.fixture
 def converted(tmp_path):
-    """Convert the folder `source` of the test's own folder; returns the store."""
+    """Convert a folder; returns the store."""
 
-    def run(modality: str = "EEG", **options):
-        convert(tmp_path / "source", tmp_path / "store", modality, ConversionOptions(**options))
-        return tmp_path / "store"
+    def run(modality: str = "EEG", source: Path = tmp_path / "source", store: str = "store", **options) -> Path:
+        convert(source, tmp_path / store, modality, ConversionOptions(**options))
+        return tmp_path / store
 
     return run
 
 
 @pytest.fixture
 def refused(converted):
-    """Check that converting the folder `source` fails with a message."""
+    """Check that converting a folder fails with a message; returns all of it."""
 
-    def run(message: str, modality: str = "EEG", **options):
-        with pytest.raises(UserError, match=message):
-            converted(modality, **options)
+    def run(message: str, modality: str = "EEG", **arguments) -> str:
+        with pytest.raises(UserError, match=message) as caught:
+            converted(modality, **arguments)
+        return str(caught.value)
 
     return run

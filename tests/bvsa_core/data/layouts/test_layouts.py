@@ -46,14 +46,14 @@ def test_every_layout_converts_into_the_same_store(layout, planted, tmp_path, co
     assert ("standard order" in " ".join(header.processing)) == ("without" in layout or "dicts" in layout)
 
 
-def test_the_whole_epoch_can_be_kept(planted, tmp_path, converted):
+def test_the_whole_epoch_can_be_kept(planted, tmp_path, converted, refused):
     fake_eeg.osf(tmp_path / "source", planted)
     stored = Dataset(converted(whole_epoch=True)).load("sub-01", "test")
     np.testing.assert_array_equal(stored.data, planted.whole["test"])
     assert stored.times[0] == -0.2
     fake_eeg.arrays(tmp_path / "other", planted)
-    with pytest.raises(UserError, match="train.npy: has no samples before image onset; leave --whole_epoch out"):
-        convert(tmp_path / "other", tmp_path / "store2", "EEG", ConversionOptions(whole_epoch=True))
+    message = "train.npy: has no samples before image onset; leave --whole_epoch out"
+    refused(message, source=tmp_path / "other", store="store2", whole_epoch=True)
 
 
 def test_finished_subjects_stay_and_another_recipe_is_refused(planted, tmp_path, converted, refused):
@@ -105,8 +105,7 @@ def test_a_store_is_no_layout_and_not_its_own_source(planted, tmp_path, converte
     with pytest.raises(UserError, match="holds the files that are to be converted"):
         convert(tmp_path / "source", tmp_path / "source" / "Preprocessed_data_250Hz_whiten", "EEG", ConversionOptions())
     store = converted()
-    with pytest.raises(UserError, match="none of the published EEG layouts"):
-        convert(store, tmp_path / "again", "EEG", ConversionOptions())
+    refused("none of the published EEG layouts", source=store, store="again")
     (store / "dataset.json").write_text('{"modality": "MEG"}')
     refused("store: holds MEG recordings; give EEG ones another folder")
     for content in ("{", "{}"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -25,13 +25,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame
 CONCEPTS = ("aardvark", "air_mattress", "bat1", "coat_rack", "zebra")
 TESTED = (1, 3)
 SENSORS = 4
-OPTIONS = ConversionOptions(sensors=SENSORS)
 TIMES = np.arange(-20, 261) / 200
 COLUMNS = ("trial_type", "things_category_nr", "things_image_nr", "image_path", "session_nr")
 
 
-@dataclass(frozen=True)
-class Published:
+class Published(NamedTuple):
     folder: Path  # like ds004212
     samples: np.ndarray  # (epochs, sensors, time) float32
     rows: list[dict]  # of the attributes
@@ -76,6 +74,7 @@ def write_table(path: Path, rows: list[dict]) -> None:
 
 
 def write_images(folder: Path) -> None:
+    """Write the tables of the THINGS images."""
     (folder / "image_concept_index.csv").write_text("".join(f"{concept}\n" for concept, _ in images()))
     (folder / "image_paths.csv").write_text("".join(f"{path}\n" for _, path in images()))
 
@@ -110,8 +109,7 @@ def published(tmp_path_factory) -> Published:
     preprocessed = folder / "derivatives" / "preprocessed"
     preprocessed.mkdir(parents=True)
     epochs_of(rows, samples).save(preprocessed / "preprocessed_P1-epo.fif", split_size=1_300_000, verbose="error")
-    parts = sorted(path.name for path in preprocessed.iterdir())
-    assert len(parts) > 1, parts
+    assert len(list(preprocessed.iterdir())) > 1
     write_table(folder / "sourcedata" / "sample_attributes_P1.csv", rows)
     return Published(folder, samples, rows)
 
@@ -123,31 +121,27 @@ def copied(published, tmp_path) -> Path:
 
 
 @pytest.fixture
-def bring(tmp_path):
+def bring(converted):
     """Convert a folder; returns the subject's folder."""
-
-    def run(source: Path, store: str = "store", **changes) -> Path:
-        convert(source, tmp_path / store, "MEG", ConversionOptions(**{"sensors": SENSORS, **changes}))
-        return tmp_path / store / "sub-01"
-
-    return run
+    return lambda source, store="store", **options: (
+        converted("MEG", source, store, **({"sensors": SENSORS} | options)) / "sub-01"
+    )
 
 
 @pytest.fixture
-def refused(bring, tmp_path):
+def rejected(refused, tmp_path):
     """Check that converting a folder fails with a message, and makes nothing."""
 
-    def run(source: Path, message: str, **changes) -> str:
-        with pytest.raises(UserError, match=message) as caught:
-            bring(source, "refused", **changes)
-        assert not (tmp_path / "refused" / "sub-01").exists()
-        return str(caught.value)
+    def run(source: Path, message: str, **options) -> str:
+        error = refused(message, "MEG", source=source, store="rejected", **({"sensors": SENSORS} | options))
+        assert not (tmp_path / "rejected" / "sub-01").exists()
+        return error
 
     return run
 
 
 def test_known_signals_are_in_their_places(published, tmp_path):
-    messages = convert(published.folder, tmp_path, "MEG", OPTIONS)
+    messages = convert(published.folder, tmp_path, "MEG", ConversionOptions(sensors=SENSORS))
     assert messages == [f"sub-01: meg_epochs converted, in {tmp_path / 'sub-01'}"]
     dataset = Dataset(tmp_path)
     train, test = dataset.load("sub-01", "train"), dataset.load("sub-01", "test")
@@ -217,11 +211,11 @@ def test_units_are_those_of_the_samples(published, copied, bring, size, units, f
     np.testing.assert_allclose(stored, expected, rtol=2**-11 + 2**-23, atol=2**-25)
 
 
-def test_samples_too_large_for_float16_are_named(published, copied, refused):
+def test_samples_too_large_for_float16_are_named(published, copied, rejected):
     samples = published.samples.copy()
     samples[[row["things_image_nr"] for row in published.rows].index(26), 2, 30] = 1e5
     one = save_alone(copied, epochs_of(published.rows, samples), published.rows)
-    refused(one, r"sub-01 test: condition 0 \(test_images/00002_air_mattress/.* not finite")
+    rejected(one, r"sub-01 test: condition 0 \(test_images/00002_air_mattress/.* not finite")
 
 
 @pytest.mark.parametrize("pandas", [True, False])
@@ -235,23 +229,23 @@ def test_metadata_in_the_file_are_used(published, copied, bring, monkeypatch, pa
     check_equal(bring(one, "metadata"), bring(published.folder, "table"))
 
 
-def test_the_tables_of_the_images_are_used_too(published, copied, bring, refused):
+def test_the_tables_of_the_images_are_used_too(published, copied, bring, rejected):
     one = save_alone(copied, epochs_of(published.rows, published.samples), None)
-    refused(one, r"nothing says what its epochs show; put sourcedata/sample_attributes_P\*\.csv")
+    rejected(one, r"nothing says what its epochs show; put sourcedata/sample_attributes_P\*\.csv")
     write_images(one)
     subject = bring(one)
     check_equal(subject, bring(published.folder, "attributes"))
     assert read_header(subject).splits["test"].sessions is None
 
 
-def test_tables_that_contradict_each_other_are_named(copied, bring, refused):
+def test_tables_that_contradict_each_other_are_named(copied, bring, rejected):
     write_images(copied)
     bring(copied)
     swapped = images()
     swapped[0], swapped[1] = swapped[1], swapped[0]
     (copied / "image_paths.csv").write_text("".join(f"{path}\n" for _, path in swapped))
     shown = "training_images/00001_aardvark/aardvark_01b.jpg"
-    refused(copied, rf"trial \d+ shows {shown} in .*attributes_P1.csv and .*aardvark_02s.jpg in .*image_paths")
+    rejected(copied, rf"trial \d+ shows {shown} in .*attributes_P1.csv and .*aardvark_02s.jpg in .*image_paths")
 
 
 def changed(rows, **changes):
@@ -271,17 +265,17 @@ CONTRADICTIONS = [
 
 
 @pytest.mark.parametrize(("change", "message"), CONTRADICTIONS)
-def test_a_table_that_contradicts_the_epochs_is_refused(published, copied, refused, change, message):
+def test_a_table_that_contradicts_the_epochs_is_refused(published, copied, rejected, change, message):
     trials = [(row["trial_type"], row["things_category_nr"]) for row in published.rows]
     first = trials.index(("exp", 1))
     order = [first, *(epoch for epoch in range(len(trials)) if epoch != first)]
     rows = [published.rows[epoch] for epoch in order]
     one = save_alone(copied, epochs_of(rows, published.samples[order]), change(rows))
-    error = refused(one, message)
+    error = rejected(one, message)
     assert "sample_attributes_P1.csv: " in error and "fetch" in error
 
 
-def test_a_table_of_another_kind_is_refused(copied, refused):
+def test_a_table_of_another_kind_is_refused(copied, rejected):
     wrong = {
         b"a,b\n" + b"1,2\n" * 96: "no column trial_type, things_",
         b"\xff\xfe\x00": "cannot be read",
@@ -289,7 +283,7 @@ def test_a_table_of_another_kind_is_refused(copied, refused):
     }
     for content, message in wrong.items():
         (copied / "sourcedata" / "sample_attributes_P1.csv").write_bytes(content)
-        refused(copied, f"sample_attributes_P1.csv: {message}")
+        rejected(copied, f"sample_attributes_P1.csv: {message}")
 
 
 RARE_IMAGE = (
@@ -299,27 +293,27 @@ RARE_CONCEPT = r"train concepts must have 12 image\(s\), but there are aardvark 
 
 
 @pytest.mark.parametrize(("lost", "message"), [([26], RARE_IMAGE), ([1, 2], RARE_CONCEPT)])
-def test_missing_trials_are_named(published, copied, refused, lost, message):
+def test_missing_trials_are_named(published, copied, rejected, lost, message):
     first = {row["things_image_nr"]: epoch for epoch, row in enumerate(published.rows)}
     kept = sorted(set(range(len(published.rows))) - {first[number] for number in lost})
     rows = [published.rows[epoch] for epoch in kept]
-    refused(save_alone(copied, epochs_of(rows, published.samples[kept]), rows), message)
+    rejected(save_alone(copied, epochs_of(rows, published.samples[kept]), rows), message)
 
 
-def test_a_missing_part_is_named(copied, refused):
+def test_a_missing_part_is_named(copied, rejected):
     (copied / "derivatives/preprocessed/preprocessed_P1-epo-1.fif").unlink()
-    refused(copied, r"preprocessed_P1-epo.fif: a part is missing .*preprocessed_P1-epo-1.fif")
+    rejected(copied, r"preprocessed_P1-epo.fif: a part is missing .*preprocessed_P1-epo-1.fif")
 
 
 @pytest.mark.parametrize("part", ["preprocessed_P1-epo.fif", "preprocessed_P1-epo-1.fif"])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.9999])
-def test_a_file_cut_off_is_refused(copied, refused, part, share):
+def test_a_file_cut_off_is_refused(copied, rejected, part, share):
     path = copied / "derivatives/preprocessed" / part
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    refused(copied, rf"{part}: damaged or cut off .* fetch it again")
+    rejected(copied, rf"{part}: damaged or cut off .* fetch it again")
 
 
-def test_other_files_are_refused(copied, refused):
+def test_other_files_are_refused(copied, rejected):
     path = copied / "derivatives/preprocessed/preprocessed_P1-epo.fif"
     whole = path.read_bytes()
     half = whole[: len(whole) // 2]
@@ -327,19 +321,19 @@ def test_other_files_are_refused(copied, refused):
     html, zeros = b"<html>not found</html>" * 10, half + bytes(len(whole) - len(half))
     for content in (astray, bytes(100), b"\xff" * 100, html, zeros):
         path.write_bytes(content)
-        refused(copied, "preprocessed_P1-epo.fif: .*fetch it again")
+        rejected(copied, "preprocessed_P1-epo.fif: .*fetch it again")
 
 
-def test_recordings_that_differ_from_the_published_ones_are_refused(published, copied, refused, monkeypatch):
-    refused(copied, "4 MEG sensors, not 271; if that is right, give --sensors 4", sensors=271)
-    refused(copied, "sampling_rate is 100, but fixed in the layout meg_epochs", sampling_rate=100)
+def test_recordings_that_differ_from_the_published_ones_are_refused(published, copied, rejected, monkeypatch):
+    rejected(copied, "4 MEG sensors, not 271; if that is right, give --sensors 4", sensors=271)
+    rejected(copied, "sampling_rate is 100, but fixed in the layout meg_epochs", sampling_rate=100)
     one = save_alone(copied / "derivatives", epochs_of(published.rows, published.samples, rate=250.0), published.rows)
-    refused(one, "epochs run -0.1 to 1.02 s at 250 Hz; they must hold 0 to 1 s at 200 Hz")
+    rejected(one, "epochs run -0.1 to 1.02 s at 250 Hz; they must hold 0 to 1 s at 200 Hz")
     mixed = published.samples.copy()
     mixed[80:] *= 1e-13
     one = save_alone(copied, epochs_of(published.rows, mixed), published.rows)
     monkeypatch.setattr("bvsa_core.data.layouts.meg_epochs._BLOCK", 8)
-    refused(one, "standard deviations of the baseline at first, but fT from epoch")
+    rejected(one, "standard deviations of the baseline at first, but fT from epoch")
 
 
 def test_a_subject_twice_is_refused(copied):
@@ -348,6 +342,6 @@ def test_a_subject_twice_is_refused(copied):
         recognise(copied, "MEG")
 
 
-def test_without_mne_the_extra_is_named(copied, refused, monkeypatch):
+def test_without_mne_the_extra_is_named(copied, rejected, monkeypatch):
     monkeypatch.setitem(sys.modules, "mne", None)
-    refused(copied, r"MNE cannot be imported \(.*\); .fif files need: pip install 'fovblur\[preprocess\]'")
+    rejected(copied, r"MNE cannot be imported \(.*\); .fif files need: pip install 'fovblur\[preprocess\]'")
