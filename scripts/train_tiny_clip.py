@@ -17,6 +17,7 @@ import platform
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -96,9 +97,14 @@ def main() -> None:
 
 def render_all(concepts: int, takes: range, seed: int, pool: int = 1) -> Tensor:
     """Render images (concepts, takes, 3, SIZE / pool, SIZE / pool) uint8."""
-    with ProcessPoolExecutor(torch.get_num_threads(), mp_context=get_context("spawn")) as workers:
-        jobs = ((concept, takes, seed, pool) for concept in range(concepts))
-        return torch.from_numpy(np.stack(list(workers.map(_render_concept, jobs, chunksize=8))))
+    jobs = ((concept, takes, seed, pool) for concept in range(concepts))
+    return torch.from_numpy(np.stack(list(renderers().map(_render_concept, jobs, chunksize=8))))
+
+
+@cache
+def renderers() -> ProcessPoolExecutor:
+    """Return the processes that render; they import torch once."""
+    return ProcessPoolExecutor(torch.get_num_threads(), mp_context=get_context("spawn"))
 
 
 def _render_concept(job: tuple[int, range, int, int]) -> np.ndarray:
