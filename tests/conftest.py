@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -21,3 +22,21 @@ def seed(request) -> int:
     torch.manual_seed(value)
     np.random.seed(value)
     return value
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Limit torch to one thread, as processes of a grid or bank have; the fastest for small products."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def registries(monkeypatch) -> None:
+    """Empty the registries of methods and encoders; they are restored afterwards."""
+    from bvsa_core import encoders, methods
+
+    for registry in (encoders, methods):
+        monkeypatch.setattr(registry, "_registered", {})

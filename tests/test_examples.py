@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import re
 import runpy
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-
-from bvsa_core import encoders, methods
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PROMISED = {
@@ -25,22 +21,11 @@ def test_every_example_is_run_here():
     assert {path.stem for path in EXAMPLES.glob("*.py")} == {*PROMISED, "toy_data"}
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Limit torch to one thread, the fastest for such small products."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.usefixtures("one_thread")
+@pytest.mark.usefixtures("one_thread", "registries")
 @pytest.mark.parametrize("name", PROMISED)
 def test_an_example_runs(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(EXAMPLES)
-    for registry in (encoders, methods):
-        monkeypatch.setattr(registry, "_registered", {})
     runpy.run_path(str(EXAMPLES / f"{name}.py"))
     printed = capsys.readouterr().out
     assert re.search(PROMISED[name], printed, re.DOTALL), printed

@@ -21,13 +21,6 @@ from bvsa_core.methods.base import Method
 from bvsa_core.training.config import RunConfig, from_dict, to_dict
 
 
-@pytest.fixture
-def registries(monkeypatch) -> None:
-    """Empty both registries; they are restored afterwards."""
-    for registry in (encoders, methods):
-        monkeypatch.setattr(registry, "_registered", {})
-
-
 def test_every_public_name_is_there():
     missing = [name for name in bvsa_core.__all__ if getattr(bvsa_core, name, None) is None]
     assert not missing and set(bvsa_core.__all__) <= set(dir(bvsa_core))

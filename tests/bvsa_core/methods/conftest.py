@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -60,8 +60,8 @@ class Planted:
 
 
 @pytest.fixture
-def planted(seed) -> Iterator[Callable[[int, int], Planted]]:
-    """Makes the problem with so many channels and time points; on one thread, which such small products are fastest on."""
+def planted(seed, one_thread) -> Callable[[int, int], Planted]:
+    """Return a function that makes the problem with a number of channels and time points."""
 
     def make(channels: int, time: int) -> Planted:
         count = TRAINING + TEST
@@ -76,7 +76,4 @@ def planted(seed) -> Iterator[Callable[[int, int], Planted]]:
         )
         return Planted(split, features, texts)
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield make
-    torch.set_num_threads(threads)
+    return make

@@ -32,13 +32,9 @@ def few(paths) -> list[Path]:
 
 
 @pytest.fixture
-def small_shards(monkeypatch) -> None:
+def small_shards(one_thread, monkeypatch) -> None:
     """Shards and threads as the processes have them."""
     monkeypatch.setattr(shards, "IMAGES", IMAGES)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
