@@ -76,14 +76,13 @@ def score_run(parsed: jsonargparse.Namespace) -> RunResult:
     folder = RunFolder(parsed.run)
     saved = folder.result()
     scoring = scoring_of(parsed, saved.protocol.gate, saved.reliability)
-    result = saved.rescored(folder.embeddings(), scoring, statistics=parsed.full)
-    if result.statistics is not None:
+    curve = None
+    if parsed.full:
         moved = {"data": parsed.data} if parsed.data else {}
         with Display() as display:
             run_data = RunData(replace(folder.config(), device=parsed.device, **moved), display)
             (curve,) = repetition_curves(folder, run_data, [scoring])
-        result.statistics["repetitions"] = curve
-    return result
+    return saved.rescored(folder.embeddings(), scoring, parsed.full, curve)
 
 
 def scoring_of(parsed: jsonargparse.Namespace, gate: str, learnt: Reliability | None = None) -> Scoring:

@@ -67,20 +67,14 @@ def run_cell(cell: Cell, root: Path, cache: RunDataCache, progress: Progress = n
     run_data = cache.run_data(cell.config)
     result = run(cell.config, run_data, folder, progress)
     gates = [row.gate or result.protocol.gate for row in cell.rows]
-    scorings = [
-        Scoring(gate, result.reliability, row.rescoring, row.shuffle_texts) for gate, row in zip(gates, cell.rows)
-    ]
+    options = [(result.reliability, row.rescoring, row.shuffle_texts) for row in cell.rows]
+    scorings = [Scoring(gate, *each) for gate, each in zip(gates, options)]
     curves = repetition_curves(folder, run_data, scorings, cell.resamples) if cell.resamples else [None] * len(scorings)
-    scored = [_scored(result, folder, scoring, curve) for scoring, curve in zip(scorings, curves)]
+    embeddings, result = folder.embeddings(), replace(result, images=[])  # result.json lists the images
+    scored = [result.rescored(embeddings, how, curve=curve).to_json() for how, curve in zip(scorings, curves)]
     content = json.dumps({"asked": requested_scores(cell), "rows": scored}, indent=1)
     with lock(folder.path, activity="the scoring of a run"):
         write_atomically(folder.path / SCORES, content.encode() + b"\n")
-
-
-def _scored(result: RunResult, folder: RunFolder, scoring: Scoring, curve: list[dict] | None) -> dict:
-    rescored = replace(result.rescored(folder.embeddings(), scoring), images=[])  # which result.json lists
-    assert rescored.statistics is not None
-    return replace(rescored, statistics=rescored.statistics | ({"repetitions": curve} if curve else {})).to_json()
 
 
 def requested_scores(cell: Cell) -> dict:

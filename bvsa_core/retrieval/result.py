@@ -46,8 +46,10 @@ class RunResult:
         """Scores of the ranks."""
         return score(torch.tensor(self.ranks))
 
-    def rescored(self, embeddings: Embeddings, scoring: Scoring, statistics: bool = True) -> RunResult:
-        """Return the result of the same run with its `embeddings` scored in another way."""
+    def rescored(
+        self, embeddings: Embeddings, scoring: Scoring, statistics: bool = True, curve: list[dict] | None = None
+    ) -> RunResult:
+        """Return the same run's result with its `embeddings` scored in another way; the curve is one of the statistics."""
         scores = similarity(embeddings, scoring)
         rank = ranks(scores)
         return replace(
@@ -55,7 +57,7 @@ class RunResult:
             protocol=replace(self.protocol, **scoring.protocol()),
             ranks=rank.tolist(),
             reliability=scoring.reliability,
-            statistics=statistics_of(scores, rank) if statistics else None,
+            statistics=statistics_of(scores, rank) | ({"repetitions": curve} if curve else {}) if statistics else None,
         )
 
     def to_json(self) -> dict[str, Any]:

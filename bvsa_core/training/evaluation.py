@@ -53,9 +53,8 @@ def evaluate(trained: Trained, config: RunConfig, run_data: RunData, scoring: Sc
         trained: returned by `train` for the same `config` and `run_data`.
         config: the run's configuration.
         run_data: gives the test set.
-        scoring: gate and rescoring; default: the method's own gate. A gate label_free without a reliability gets the
-        one
-            that is learnt here.
+        scoring: gate and rescoring; default: the method's own gate. The reliability of a gate label_free is learnt
+            here if it is missing.
 
     Raises:
         UserError: data are missing or do not fit the method.
