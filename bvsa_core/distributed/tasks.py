@@ -222,6 +222,7 @@ def _connect(address: str) -> Any:
         from distributed import Client
     except ImportError as error:
         raise UserError(f"--scheduler needs Dask ({error}); pip install 'fovblur[cluster]'") from error
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # its failures are reported in one line
     try:
         client = Client(address, timeout=CONNECT_S)
     except (OSError, ValueError) as error:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from dask_cluster import Cluster
 from fork_server import Forks
 
 from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
@@ -30,6 +31,21 @@ def fork_server(tmp_path_factory) -> Iterator[Forks]:
     server = Forks(tmp_path_factory.mktemp("fork_server"))
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def scheduler(tmp_path_factory) -> Iterator[Cluster]:
+    """A Dask scheduler without workers."""
+    made = Cluster(tmp_path_factory.mktemp("cluster"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def cluster(scheduler) -> Iterator[Cluster]:
+    """A Dask scheduler whose workers end with the test."""
+    yield scheduler
+    scheduler.remove_workers()
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -35,13 +35,23 @@ class Cluster:
         self.processes.append(process)
         return process
 
-    def add_worker(self, *flags: object) -> subprocess.Popen:
-        """Start a worker, which is there once a client sees it."""
-        local = self.folder / f"worker{len(self.processes)}"
-        return self.start("dask_worker", self.address, "--no-nanny", "--local-directory", local, *flags)
+    def add_workers(self, count: int, threads: int = 1) -> list[subprocess.Popen]:
+        """Start workers that are processes of their own, and wait until the scheduler knows them."""
+        first = len(self.processes)
+        flags = ("--no-nanny", "--nthreads", threads, "--local-directory", self.folder)
+        workers = [self.start("dask_worker", self.address, *flags) for _ in range(count)]
+        logs = [self.folder / f"log{number}" for number in range(first, first + count)]
+        wait_for(lambda: all("Registered to" in log.read_text() for log in logs))
+        return workers
+
+    def remove_workers(self) -> None:
+        self._kill(self.processes[1:])
 
     def close(self) -> None:
-        for process in self.processes:
+        self._kill(self.processes)
+
+    def _kill(self, processes: Sequence[subprocess.Popen]) -> None:
+        for process in processes:
             process.kill()
             process.wait()
 

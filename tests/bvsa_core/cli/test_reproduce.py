@@ -1,4 +1,4 @@
-"""bvsa reproduce: a tiny grid from end to end, stopped, broken, continued, and shared by processes, to the same bytes."""
+"""bvsa reproduce: a tiny grid, complete, stopped, broken, continued, and shared by workers, to the same bytes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import csv
 import json
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+from dask_cluster import kill_in_the_middle
 
 from bvsa_core.cli import main
 from bvsa_core.data.dataset import Dataset
@@ -78,6 +80,16 @@ def test_workers_and_one_process_give_the_same_bytes_and_a_stopped_grid_continue
     assert content(out) == content(done)
     unchanged = {path.parent for path in before if before[path] == after[path]}
     assert unchanged == {half_scored, kept} and "synthetic EEG" in shown and "gated, gate paper" in shown
+
+
+def test_a_cluster_that_loses_a_worker_gives_the_same_bytes(grid, done, small_data, tmp_path, succeed, cluster):
+    lost, _ = cluster.add_workers(2)
+    out = tmp_path / "out"
+    killed = kill_in_the_middle(lost, lambda: list(out.rglob("run.yaml")), lambda: list(out.rglob("scores.json")))
+    succeed("reproduce", grid, "--eeg", small_data, "--out", out, *QUICK, "--scheduler", cluster.address)
+    killed.join()
+    assert lost.wait() == -signal.SIGKILL and content(out) == content(done)
+    assert not list(out.rglob(".lock")) and len(written(out)) == 4
 
 
 def test_the_table_says_what_is_ours_and_what_differs(done):

@@ -12,20 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from dask_cluster import REPOSITORY, Cluster, kill_in_the_middle, wait_for
+from dask_cluster import REPOSITORY, kill_in_the_middle, wait_for
 from task_functions import context, do, wait
 
 from bvsa_core.cli import main
 from bvsa_core.distributed.tasks import LOST, TaskPool, Workers
 from bvsa_core.errors import UserError
 from bvsa_core.vision import shards
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory) -> Iterator[Cluster]:
-    made = Cluster(tmp_path_factory.mktemp("cluster"))
-    yield made
-    made.close()
 
 
 def run(options: Workers, folder: Path, *names: str) -> dict[str, str | None]:
@@ -35,9 +28,10 @@ def run(options: Workers, folder: Path, *names: str) -> dict[str, str | None]:
 
 
 @pytest.mark.parametrize("place", ["here", "workers", "cluster"])
-def test_a_task_that_fails_is_reported_and_others_go_on(place, cluster, tmp_path):
+def test_a_task_that_fails_is_reported_and_others_go_on(place, request, tmp_path):
     if place == "cluster":
-        cluster.add_worker("--nthreads", 3)  # three threads of one task
+        cluster = request.getfixturevalue("cluster")
+        cluster.add_workers(1, threads=3)  # three threads of one task
         options = Workers(scheduler=cluster.address)
     else:
         options = Workers(2 if place == "workers" else 1, threads=3)
@@ -107,7 +101,7 @@ def test_ctrl_c_ends_workers_and_is_reported_once(waiting):
 
 
 def test_ctrl_c_stops_tasks_of_a_cluster(cluster, tmp_path):
-    cluster.add_worker("--nthreads", 1)
+    cluster.add_workers(1)
 
     def stop() -> None:
         with TaskPool(Workers(scheduler=cluster.address), context(None), context) as pool:
@@ -133,8 +127,7 @@ def test_a_worker_lost_in_the_middle_of_features_leaves_the_bank_of_one_process(
         assert "train: 90 images at 2 levels" in capsys.readouterr().out
 
     fill(serial)
-    lost = cluster.add_worker("--nthreads", 1)
-    cluster.add_worker("--nthreads", 1)
+    lost, _ = cluster.add_workers(2)
     killed = kill_in_the_middle(
         lost, lambda: list(shared.rglob("about.json")), lambda: list(shared.rglob("k*-of-*.safetensors"))
     )
