@@ -1,8 +1,8 @@
-"""Images from disk to blurred, normalised batches and to features, beside the way of the reference code: PIL, OpenCV's blur and
-torchvision's transforms, image by image, batched by a DataLoader.
+"""From image files to blurred, normalised batches and to features, against the reference code's way.
 
-Images of the size of THINGS' and the nine blur levels of BVSA. The peers' batches are compared with ours first: they round
-the blur and the blend to 8 bits, and ours are not rounded.
+The reference code uses PIL, OpenCV's blur and torchvision's transforms, image by image, batched by a DataLoader. Images
+have the size of THINGS', and the blur levels are BVSA's nine. The peers' batches are first compared with ours: they
+round the blur and the blend to 8 bits, ours are not rounded.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ CHECKED = 8  # images whose batches are compared
 
 @dataclass(frozen=True)
 class Case:
-    """So many images at some levels: to batches, or to the features of an encoder, which we keep in a bank."""
+    """A number of images and levels, made into batches or into the features of an encoder, which we store in a bank."""
 
     images: int
     encoder: str | None = None
     count: int = len(LEVELS)
 
     @property
-    def training_levels(self) -> list[Level]:
+    def levels(self) -> list[Level]:
         return LEVELS[: self.count]
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ CASES = [Case(8, count=1), Case(64), Case(64, "tiny")]
 
 
 class Blurred(TorchDataset):
-    """Images at blur levels as the reference code makes them: one level an item, or all of them of an image decoded once."""
+    """Images at blur levels as the reference code makes them; an item is an image at all `levels`, decoded once."""
 
     def __init__(self, paths: list[Path], levels: list[Level], clip: Clip):
         self.paths, self.levels = paths, levels
@@ -85,17 +85,13 @@ class Blurred(TorchDataset):
 
 
 def loaders(paths: list[Path], levels: list[Level], clip: Clip) -> list[DataLoader]:
-    """One for all levels of an item. Their workers stay, so that a short benchmark is not one of starting them."""
-    options = {
-        "batch_size": max(1, BATCH // len(levels)),
-        "num_workers": torch.get_num_threads(),
-        "persistent_workers": True,
-    }
-    return [DataLoader(Blurred(paths, levels, clip), **options)]
+    """Return one loader of all levels. Its workers persist, so that starting them is not timed."""
+    options = {"batch_size": max(1, BATCH // len(levels)), "num_workers": torch.get_num_threads()}
+    return [DataLoader(Blurred(paths, levels, clip), persistent_workers=True, **options)]
 
 
 def loaders_of_single_levels(paths: list[Path], levels: list[Level], clip: Clip) -> list[DataLoader]:
-    """One for each level, as the reference code knows one at a time."""
+    """Return one loader per level: the reference code processes one level at a time."""
     return [loader for level in levels for loader in loaders(paths, [level], clip)]
 
 
@@ -118,29 +114,23 @@ def by_loaders(fed: list[DataLoader], clip: Clip, encode: bool) -> Callable[[], 
 
 
 class _Pixels:
-    """Stands for an encoder that takes no time."""
+    """An encoder that takes no time."""
 
     def __init__(self, clip: Clip, keep: Callable[[Tensor], Tensor]):
-        self.device, self.mean, self.std, self.image_size, self.encode_images = (
-            clip.device,
-            clip.mean,
-            clip.std,
-            clip.image_size,
-            keep,
-        )
+        self.device, self.mean, self.std, self.image_size = clip.device, clip.mean, clip.std, clip.image_size
+        self.encode_images = keep
 
 
 def batches(paths: list[Path], levels: list[Level], clip: Clip, keep: Callable[[Tensor], Tensor]) -> list[list[Tensor]]:
-    """What is kept of our batches: by level, then by image."""
+    """Return what `keep` returns for our batches, by level, then by image."""
     made = [[] for _ in levels]
     for start in range(0, len(paths), IMAGES):
         images = read_images(paths[start : start + IMAGES], clip.image_size)
         views = OnlineViews(_Pixels(clip, keep), images)
         for level, kept in zip(levels, made):
             for batch in torch.arange(len(images)).split(BATCH):
-                kept.append(
-                    views(batch, torch.full((len(batch),), level.gain), torch.full((len(batch),), level.kernel_size))
-                )
+                gain, size = (torch.full((len(batch),), value) for value in (level.gain, level.kernel_size))
+                kept.append(views(batch, gain, size))
     return made
 
 
@@ -151,36 +141,35 @@ def by_bank(paths: list[Path], levels: list[Level], clip: Clip, folder: Path) ->
 
 @functools.cache
 def make_images(count: int) -> tuple[tempfile.TemporaryDirectory, list[Path]]:
-    """Photographs are imitated by noise of every scale, so that decoding one takes as long."""
+    """Write JPEGs of noise of every scale, which take as long to decode as photographs."""
     folder, rng = tempfile.TemporaryDirectory(), np.random.default_rng(0)
     paths = [Path(folder.name, f"{i:04d}.jpg") for i in range(count)]
     for path in paths:
-        scales = [
-            cv2.resize(rng.normal(0, 40, (side, side, 3)).astype(np.float32), (SIDE, SIDE)) for side in (4, 16, 64, 250)
-        ]
+        noise = (rng.normal(0, 40, (side, side, 3)).astype(np.float32) for side in (4, 16, 64, 250))
+        scales = [cv2.resize(each, (SIDE, SIDE)) for each in noise]
         Image.fromarray(np.clip(128 + sum(scales) / 2, 0, 255).astype(np.uint8)).save(path, quality=90)
     return folder, paths
 
 
 @functools.cache
 def checked(encoder: str, device: torch.device) -> Clip:
-    """An encoder, for whose size of images all providers make the same batches.
+    """Load an encoder and check that all providers make the same batches for it.
 
-    Within a grey level for the blur in 8 bits, and half of one for the blend.
+    They may differ by one grey level for the blur in 8 bits, and by half of one for the blend.
     """
     clip, paths = load_clip(encoder, device=device), make_images(CHECKED)[1]
     for make in PEERS.values():
         levels = LEVELS if make is loaders else LEVELS[:1]
         ours = torch.stack([torch.cat(level) for level in batches(paths, levels, clip, lambda seen: seen)])
         (loader,) = make(paths, levels, clip)
-        theirs = torch.cat([batch.transpose(0, 1) for batch in loader], dim=1).to(device)
+        expected = torch.cat([batch.transpose(0, 1) for batch in loader], dim=1).to(device)
         grey_level = (1 / 255 / torch.tensor(clip.std, device=device)).view(3, 1, 1)
-        assert ((theirs - ours).abs() / grey_level).max() < 1.5
+        assert ((expected - ours).abs() / grey_level).max() < 1.5
     return clip
 
 
 def least(case: Case, paths: list[Path], clip: Clip) -> tuple[int, int]:
-    """Bytes that must be read and written, and multiply-adds of the direct separable blurs and the encoder."""
+    """Return the bytes read and written, and the multiply-adds of the direct separable blurs and the encoder."""
     pixels = 3 * clip.image_size**2 * case.images
     read = sum(path.stat().st_size for path in paths)
     fma = sum(2 * level.kernel_size for level in case.levels) * pixels
@@ -193,7 +182,7 @@ def least(case: Case, paths: list[Path], clip: Clip) -> tuple[int, int]:
 
 @pytest.fixture
 def no_threads_of_opencv() -> Iterator[None]:
-    """Workers are forked, and would wait for the threads of their parent for ever."""
+    """Switch OpenCV's threads off: forked workers would wait forever for the threads of their parent."""
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
     yield

@@ -1,4 +1,4 @@
-"""The similarity and its k best beside what a user would write instead, on the same embeddings, outputs checked first."""
+"""The similarity and its k best against the alternatives on the same embeddings; outputs are checked first."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHECKED = 16  # recordings whose results are compared
 
 @dataclass(frozen=True)
 class Case:
-    """`k` images a recording, or the whole matrix where it is 0. `gate` is that of all recordings: 0 closes the texts."""
+    """Top-k, or the whole matrix for k = 0; `gate` is the row gate of all recordings."""
 
     recordings: int
     images: int
@@ -61,7 +61,7 @@ CASES = {
 
 
 def eager(brain_image: Tensor, image: Tensor, brain_text: Tensor, text: Tensor, gate: Tensor) -> Tensor:
-    """The formula as it is written, in the dtype of the embeddings."""
+    """Return the formula in the dtype of the embeddings."""
     return (brain_image @ image.T) * (1 + gate * (brain_text @ text.T))
 
 
@@ -97,7 +97,7 @@ def by_products(case: Case, embeddings: list[Tensor], gate: Tensor) -> Callable[
 
 
 def by_faiss(case: Case, embeddings: list[Tensor], gate: Tensor) -> Callable[[], object]:
-    """Of the image similarity alone, and so only where the gates are closed; filling the index is not timed."""
+    """Search by image similarity alone, for closed gates; filling the index is not timed."""
     faiss.omp_set_num_threads(torch.get_num_threads())
     index = faiss.IndexFlatIP(case.width)
     index.add(embeddings[1].numpy())
@@ -114,9 +114,8 @@ PEERS = {
 
 
 def providers_of(case: Case, device_name: str) -> list[str]:
-    names = [
-        name for name in OURS if backends.unavailable_reason(name) is None and (name == "cpu") == (device_name == "cpu")
-    ]
+    names = [name for name in OURS if (name == "cpu") == (device_name == "cpu")]
+    names = [name for name in names if backends.unavailable_reason(name) is None]
     names += ["eager PyTorch", *(["eager, in chunks"] if case.k else []), "torch.compile"]
     if case.k and case.gate == 0 and device_name == "cpu" and case.dtype == torch.float32:
         names.append("faiss IndexFlatIP")
@@ -132,7 +131,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @functools.lru_cache(maxsize=1)
 def make_embeddings(recordings: int, images: int, width: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    """Rows of length 1, as retrieval has them; a part at a time, so that no large gallery is made in float32 first."""
+    """Return rows of length 1, made in parts, so that no large gallery is made in float32 first."""
     generator = torch.Generator(device).manual_seed(0)
 
     def unit_rows(rows: int) -> Tensor:
@@ -145,7 +144,7 @@ def make_embeddings(recordings: int, images: int, width: int, dtype: torch.dtype
 
 
 def moved_and_multiplied(case: Case) -> tuple[int, int]:
-    """Bytes a call must read and write, and its multiply-adds; neither of the texts where their gates are closed."""
+    """Return the bytes a call reads and writes, and its multiply-adds; without the texts if their gates are closed."""
     products = 2 if case.gate else 1
     read = products * (case.recordings + case.images) * case.width * case.dtype.itemsize
     written = case.recordings * (case.k * 12 if case.k else case.images * case.dtype.itemsize)
@@ -153,7 +152,7 @@ def moved_and_multiplied(case: Case) -> tuple[int, int]:
 
 
 def check(case: Case, provider: str, result, embeddings: list[Tensor], gate: Tensor) -> None:
-    """A few recordings against the formula in float64: the matrix, or the k best and the scores where they are said to be."""
+    """Compare a few recordings with the formula in float64: the matrix, or the k best and their scores."""
     brain_image, image, brain_text, text = embeddings
     few, of_few = (brain_image[:CHECKED], brain_text[:CHECKED]), gate[:CHECKED].double()
     tolerance = {torch.float32: 1e-5, torch.float16: 4e-3}[case.dtype]

@@ -1,9 +1,9 @@
-"""A step of several runs that differ in their seed alone: one after another, as grids train them, or stacked by torch.func.
+"""A step of several runs that differ only in their seed: one after another, as grids train, or stacked by torch.func.
 
-Stacked, the parameters of all runs lie in one tensor each, a vmap computes every loss, and one AdamW updates the stack.
-Nothing in bvsa_core trains like that: on the two cores measured so far it is slower at the sizes of the built-in grids, and
-at best 1.15 times as fast at smaller ones. This suite tells whether it is worth it elsewhere. Losses after two steps are
-compared first, without dropout.
+Stacked, each parameter of all runs is one tensor, a vmap computes every loss, and one AdamW updates the stack.
+bvsa_core does not train like that: on the two cores measured so far it is slower at the sizes of the built-in grids,
+and at best 1.15 times as fast at smaller ones. This suite shows whether it pays elsewhere. Losses after two steps are
+first compared, without dropout.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CHANNELS, SAMPLES = 17, 250
 
 @dataclass(frozen=True)
 class Case:
-    """So many runs of vanilla training."""
+    """A number of runs of vanilla training."""
 
     encoder: str
     width: int

@@ -1,14 +1,14 @@
-"""An epoch of training beside the same model fed by a DataLoader of per-item dicts, as the reference code feeds it.
+"""An epoch of training against the same model fed by a DataLoader of per-item dicts, as in the reference code.
 
-The peer copies UBP's released code (base/data_eeg.py): recordings are kept as float16 and made float32 one by one; features
-are looked up by the image's path and by its name; an item is a dict of eleven values, the recording twice among them,
-which the loader's default collation stacks; layers run one after another; each direction of the loss multiplies its own
-logits; AdamW is torch's default. UBP asks for 32 worker processes, which on two cores take longer than none (`--select
-workers` shows it for two). What it computes besides (accuracy on the batch, logging) is left out, and freed memory is kept
-for both, see bvsa_core.allocator.
+The peer copies UBP's released code (base/data_eeg.py): recordings are stored as float16 and converted to float32 one by
+one; features are looked up by the image's path and by its name; an item is a dict of eleven values, among them the
+recording twice, which the loader's default collation stacks; layers run one after another; each direction of the loss
+multiplies its own logits; AdamW is torch's default. UBP uses 32 worker processes, which on two cores are slower than
+none (`--select workers` shows it for two). Its batch accuracy and logging are omitted, and both keep freed memory, see
+bvsa_core.allocator.
 
-Random recordings and features of the shapes of THINGS-EEG serve for time. Both take the same batches in the same order, and
-the losses of two of them are compared first, without dropout.
+Recordings and features are random, in the shapes of THINGS-EEG. Both take the same batches in the same order, and the
+losses of two batches are first compared, without dropout.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ CHANNELS, SAMPLES = 17, 250
 
 @dataclass(frozen=True)
 class Case:
-    """One method with one brain encoder, whose embeddings are `width` wide; every sample is of another image."""
+    """One method with one brain encoder and embeddings of `width` numbers; every sample has its own image."""
 
     method: str
     encoder: str
@@ -55,7 +55,8 @@ class Case:
     batch: int = 1024
 
     def __str__(self) -> str:
-        return f"{self.method} {self.encoder} z{self.width}, {self.recordings:,} x {CHANNELS} x {SAMPLES}, batch {self.batch}"
+        shape = f"{self.recordings:,} x {CHANNELS} x {SAMPLES}"
+        return f"{self.method} {self.encoder} z{self.width}, {shape}, batch {self.batch}"
 
 
 CASES = [
@@ -68,11 +69,11 @@ CASES = [
 
 @dataclass(frozen=True)
 class Material:
-    """What both providers train on."""
+    """The data and the model of both providers."""
 
     method: Method
     split: Split
-    views: BankedViews  # of all the levels that the method asks for; nine for BVSA
+    views: BankedViews  # of all levels of the method; nine for BVSA
     texts: torch.Tensor
     config: RunConfig
 
@@ -109,7 +110,7 @@ def by_ours(material: Material, device: torch.device) -> Callable[[], float]:
 
 
 class Items(TorchDataset):
-    """A dict a sample, as UBP's EEGDataset makes it, with features of the level that the method asks for."""
+    """One dict per sample, as UBP's EEGDataset makes it, with features of the level of the epoch."""
 
     def __init__(self, material: Material):
         count = len(material.split)
@@ -144,7 +145,7 @@ class Items(TorchDataset):
 
 
 def published_loss(brain: torch.Tensor, other: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As open_clip and, after it, UBP write it."""
+    """Return the loss as open_clip and UBP compute it, and the logits."""
     logits, transposed = scale * brain @ other.T, scale * other @ brain.T
     labels = torch.arange(len(logits), device=logits.device)
     return (cross_entropy(logits, labels) + cross_entropy(transposed, labels)) / 2, logits
@@ -183,7 +184,7 @@ def by_loader(material: Material, device: torch.device, workers: int = 0) -> Cal
 
 
 def multiply_adds(material: Material) -> int:
-    """Of an epoch: those of a batch, forward and backward, for all samples."""
+    """Return the multiply-adds of an epoch, from those of one batch, forward and backward."""
     method, size = copy.deepcopy(material.method), material.config.batch_size
     some = torch.arange(size, device=material.texts.device)
     batch = Batch(some, material.split.recordings[:size], material.texts[:size], material.texts[:size], 0 * some)
@@ -193,7 +194,7 @@ def multiply_adds(material: Material) -> int:
 
 
 def first_loss(build: Callable[..., Callable[[], float]], material: Material, device: torch.device) -> float:
-    """Of an epoch of two batches without dropout, whose draws depend on how a layer lays its results out."""
+    """Return the loss of an epoch of two batches, without dropout, whose draws depend on the memory layout."""
     method = copy.deepcopy(material.method)
     for module in method.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -202,7 +203,7 @@ def first_loss(build: Callable[..., Callable[[], float]], material: Material, de
     return build(replace(material, method=method, split=material.split.take(some)), device)()
 
 
-# Workers are compared in one case.
+# Only one case compares workers.
 COMPARED = [
     (case, provider) for case in CASES for provider in (OURS, *PEERS) if not PEERS.get(provider) or case == CASES[1]
 ]

@@ -1,15 +1,16 @@
-"""Compile every kernel that the library would launch, for GPUs that need not be there, and write down what each of them uses:
+"""Compile every kernel that the library would launch, without a GPU, and write the resources that each of them uses.
 
     python scripts/gpu_resources.py
 
-Writes docs/gpu_resources.md, docs/gpu_roofline.png and benchmarks/results/gpu_resources.json. Takes nvcc, and some minutes on
-two cores. Occupancy is computed and the roofline is an estimate: nothing in any of the three was measured on a GPU.
+Writes docs/gpu_resources.md, docs/gpu_roofline.png and benchmarks/results/gpu_resources.json. Needs nvcc, and some
+minutes on two cores. Occupancy is computed and the roofline is an estimate: nothing was measured on a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,30 +31,34 @@ COLUMNS = (
     "matrix", "FFMA", "LDG.128", "LDGSTS.128", "other LDG", "STG.128", "other STG",
 )  # fmt: skip
 NOTES = """\
-`blocks` are those that a multiprocessor holds at once, `occupancy` the share of its warps that they fill, both computed from
-registers (handed to a warp by 256), shared memory (by 128 bytes, with 1 KB a block for the driver), threads and the most blocks of the
-architecture. Shared memory is static + dynamic, the latter as the launch code asks for it. Instructions are counted in the machine
-code, loops once: `matrix` are HMMA, and HGMMA of whole warp groups; beside the loads and stores of 16 bytes stand those for the border
-of images and for inputs that are not aligned, which common calls do not reach. Eight uint8 pixels are LDG.64. `blur_direct` and
-`blur_parameter_gradient` read pixel by pixel, neighbouring threads neighbouring pixels.
+`blocks` is the number of blocks that a multiprocessor holds at once, `occupancy` the share of its warps that they
+fill. Both are computed from registers (allocated to a warp by 256), shared memory (by 128 bytes, with 1 KB per block
+for the driver), threads, and the architecture's limit of blocks. Shared memory is static + dynamic, the latter as the
+launch code requests it. Instructions are counted in the machine code, loops once; `matrix` is HMMA, or HGMMA of whole
+warp groups. Narrow loads and stores beside those of 16 bytes serve the border of images and unaligned inputs; common
+calls do not reach them. Eight uint8 pixels are LDG.64. `blur_direct` and `blur_parameter_gradient` read pixel by
+pixel, neighbouring threads neighbouring pixels.
 
-Triton compiles for what it is called with: here normalised images with falloff `exp`, open gates, and inputs that are contiguous and
-aligned to 16 bytes. Other falloffs, strides and sizes make kernels of the same tiles that are not in the table. Its `similarity` stores
-the matrix a number at a time, since its compiler does not know how long rows are.
+Triton specialises kernels to their arguments: here normalised images with falloff `exp`, open gates, and inputs that
+are contiguous and aligned to 16 bytes. Other falloffs, strides and sizes compile kernels with the same tiles that are
+not in the table. Its `similarity` stores the matrix one number at a time, because its compiler does not know the
+length of the rows.
 
-Where few blocks share a multiprocessor this is meant:
+Where few blocks share a multiprocessor, this is intended:
 
-- `similarity_scores` and Triton's `similarity` and `topk` keep one or two tiles of sums in registers (128 x 128 each in CUDA: 128
-  registers of each of 256 threads), which divides how often operands are read; copies to shared memory run three steps ahead in place
-  of more warps.
-- `blur_products` keeps taps and the filtered rows of 2 D + 1 chunks in registers, so that nothing but pixels passes through shared
-  memory. The next step, four blocks, is at 128 registers; for float32, whose operands take two registers each, three blocks are at 168.
-- `blur_direct` has three blocks since its registers were bounded to 80; a fourth would want 64. `blur_parameter_gradient` filters with
-  two kernels at once and is held at two blocks by registers and shared memory alike."""
+- `similarity_scores` and Triton's `similarity` and `topk` keep one or two tiles of sums in registers (128 x 128 each
+  in CUDA: 128 registers of each of 256 threads), which divides how often operands are read. Copies to shared memory
+  run three steps ahead in place of more warps.
+- `blur_products` keeps taps and the filtered rows of 2 D + 1 chunks in registers, so that only pixels pass through
+  shared memory. Four blocks would need at most 128 registers; for float32, whose operands take two registers each,
+  three blocks would need 168.
+- `blur_direct` has three blocks since its registers were limited to 80; a fourth would need 64.
+  `blur_parameter_gradient` filters with two kernels at once; registers and shared memory both
+  limit it to two blocks."""
 
 
 def collect(backends: Iterable[str], architectures: tuple[int, ...]) -> dict:
-    """Versions of the compilers, and a row for every kernel and architecture."""
+    """Return versions of the compilers, and a row for every kernel and architecture."""
     versions, rows, pending = {}, [], None
     if "triton" in backends:
         from gpu import triton_kernels
@@ -71,15 +76,16 @@ def collect(backends: Iterable[str], architectures: tuple[int, ...]) -> dict:
     return {"note": NOTHING_MEASURED, "versions": versions, "kernels": rows, "estimates": estimates}
 
 
-def as_json(found: dict) -> str:
-    """A line for every kernel, so that a change of one shows as one."""
-    lists = {name: ",\n".join(f"  {json.dumps(row)}" for row in found[name]) for name in ("kernels", "estimates")}
-    head = "".join(f' "{name}": {json.dumps(found[name])},\n' for name in ("note", "versions"))
+def as_json(resources: dict) -> str:
+    """Format one line per kernel, so that a change of one kernel changes one line."""
+    lists = {name: ",\n".join(f"  {json.dumps(row)}" for row in resources[name]) for name in ("kernels", "estimates")}
+    head = "".join(f' "{name}": {json.dumps(resources[name])},\n' for name in ("note", "versions"))
     return "{\n" + head + ",\n".join(f' "{name}": [\n{rows}\n ]' for name, rows in lists.items()) + "\n}\n"
 
 
-def markdown(found: dict) -> str:
-    made_by = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+def markdown(resources: dict) -> str:
+    """Return the text of docs/gpu_resources.md."""
+    made_by = ", ".join(f"{name} {version}" for name, version in resources["versions"].items())
     parts = [
         "# What the GPU kernels use",
         f"{NOTHING_MEASURED} Made by `python scripts/gpu_resources.py` with {made_by}.",
@@ -87,9 +93,10 @@ def markdown(found: dict) -> str:
     ]
     for backend in BACKENDS:
         for architecture in MULTIPROCESSORS:
-            rows = [row for row in found["kernels"] if (row["backend"], row["architecture"]) == (backend, architecture)]
+            identity = (backend, architecture)
+            rows = [row for row in resources["kernels"] if (row["backend"], row["architecture"]) == identity]
             parts += [f"## {backend}, sm_{architecture}", table(COLUMNS, map(cells_of, rows))]
-    calls = {row["kernel"]: "; ".join(row["calls"]) for row in found["kernels"] if row["backend"] == "cuda"}
+    calls = {row["kernel"]: "; ".join(row["calls"]) for row in resources["kernels"] if row["backend"] == "cuda"}
     parts += [
         "## Which calls launch which CUDA kernel",
         table(("kernel", "calls"), ((f"`{name}`", what) for name, what in calls.items())),
@@ -104,14 +111,13 @@ def markdown(found: dict) -> str:
 
 def cells_of(row: dict) -> list[str]:
     mix = row["instructions"]
-    others = lambda name: sum(
-        count for kind, count in mix.items() if kind.startswith(f"{name}.") and kind != f"{name}.128"
-    )  # noqa: E731
+    others = lambda name: sum(n for kind, n in mix.items() if re.match(rf"{name}\.(?!128$)", kind))  # noqa: E731
     matrix = ", ".join(f"{mix[name]} {name}" for name in ("HMMA", "HGMMA") if name in mix)
     name = f"`{row['kernel']}`" if row["backend"] == "cuda" else f"{row['kernel']}: {row['configuration']}"
     values = (
-        row["threads"], row["registers"], row["spill_stores"] + row["spill_loads"], f"{row['static_shared']:,} + {row['dynamic_shared']:,}",
-        row["blocks"], f"{100 * row['occupancy']:.0f}", ", ".join(row["limited_by"]), matrix or "none", mix.get("FFMA", 0),
+        row["threads"], row["registers"], row["spill_stores"] + row["spill_loads"],
+        f"{row['static_shared']:,} + {row['dynamic_shared']:,}", row["blocks"], f"{100 * row['occupancy']:.0f}",
+        ", ".join(row["limited_by"]), matrix or "none", mix.get("FFMA", 0),
         mix.get("LDG.128", 0), mix.get("LDGSTS.128", 0), others("LDG"), mix.get("STG.128", 0), others("STG"),
     )  # fmt: skip
     return [name, *map(str, values)]
@@ -126,18 +132,19 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def roofline_text() -> str:
     columns = ("case", "GB", "G operations", "memory / ms", "arithmetic / ms", "limit / ms (estimate)")
     rows = [
-        (e.case, f"{e.bytes / 1e9:.2f}", f"{e.operations / 1e9:.1f}", f"{1e3 * e.memory_s:.2f}", f"{1e3 * e.arithmetic_s:.2f}",
-         f"{1e3 * e.limit_s:.2f}, by {e.bound}")
+        (e.case, f"{e.bytes / 1e9:.2f}", f"{e.operations / 1e9:.1f}", f"{1e3 * e.memory_s:.2f}",
+         f"{1e3 * e.arithmetic_s:.2f}", f"{1e3 * e.limit_s:.2f}, by {e.bound}")
         for e in roofline.ESTIMATES
     ]  # fmt: skip
     rates = ", ".join(f"{rate / 1e12:.1f} T operations a second in {unit}" for unit, rate in roofline.RATES.items())
-    about = f"An estimate from published rates: {roofline.BYTES_A_SECOND / 1e9:.0f} GB a second, {rates} ({roofline.SOURCE})."
-    return f"{about} A kernel reaches less.\n\n{table(columns, rows)}"
+    rates = f"{roofline.BYTES_A_SECOND / 1e9:.0f} GB a second, {rates}"
+    about = f"An estimate from published rates: {rates} ({roofline.SOURCE}). A kernel reaches less."
+    return f"{about}\n\n{table(columns, rows)}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python scripts/gpu_resources.py", description=__doc__.partition("\n")[0])
-    parser.add_argument("--json", type=Path, help="write this file alone")
+    parser.add_argument("--json", type=Path, help="write only this file")
     parser.add_argument("--only", choices=BACKENDS, help="one backend; with --json")
     chosen = parser.parse_args()
     backends = (chosen.only,) if chosen.only else BACKENDS
@@ -147,12 +154,12 @@ def main() -> int:
         parser.error(f"--json: {chosen.json.parent} is no folder; make it first")
     if "cuda" in backends and cuda.nvcc() is None:
         parser.error("nvcc is not on PATH; install the CUDA toolkit, or choose --only triton --json FILE")
-    found = collect(backends, tuple(MULTIPROCESSORS))
+    resources = collect(backends, tuple(MULTIPROCESSORS))
     if chosen.json:
-        write_atomically(chosen.json, as_json(found).encode())
+        write_atomically(chosen.json, as_json(resources).encode())
         return 0
-    write_atomically(KEPT, as_json(found).encode())
-    write_atomically(TABLE, markdown(found).encode())
+    write_atomically(KEPT, as_json(resources).encode())
+    write_atomically(TABLE, markdown(resources).encode())
     roofline.draw(FIGURE)
     print(f"written: {KEPT}, {TABLE}, {FIGURE}")
     return 0

@@ -1,4 +1,4 @@
-"""The CUDA kernels as nvcc compiles them for GPUs that need not be there, and as the launch code would launch them."""
+"""The resources of the CUDA kernels, compiled by nvcc and launched as the launch code would, without a GPU."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ OPS = ("foveated_blur", "enhanced_similarity")
 
 
 def nvcc() -> str | None:
+    """Return the path of nvcc, if any."""
     return shutil.which("nvcc")
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess:
+    """Run a command; RuntimeError with its messages if it fails."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{command[0]} failed:\n{done.stderr}")
@@ -29,12 +31,12 @@ def run(command: list[str]) -> subprocess.CompletedProcess:
 
 
 def nvcc_version() -> str:
-    found = run([nvcc(), "--version"]).stdout
-    return re.search(r"V([\d.]+)", found)[1]
+    """Return nvcc's version, such as 13.0.88."""
+    return re.search(r"V([\d.]+)", run([nvcc(), "--version"]).stdout)[1]
 
 
 def kernels(architectures: tuple[int, ...]) -> list[dict]:
-    """A row for every kernel that a call launches and every architecture.
+    """Return a row for every architecture and every kernel that a call launches.
 
     Raises:
         RuntimeError: a compiler failed, or a kernel was compiled that no call launches, or the other way round.
@@ -46,17 +48,14 @@ def kernels(architectures: tuple[int, ...]) -> list[dict]:
     launched = {launch["kernel"] for launch in launches}
     if launched != {row["name"] for row in used}:
         raise RuntimeError(f"compiled and launched kernels differ in {launched ^ {row['name'] for row in used}}")
-    calls = {
-        name: list(dict.fromkeys(launch["call"] for launch in launches if launch["kernel"] == name))
-        for name in launched
-    }
+    calls = {name: [launch["call"] for launch in launches if launch["kernel"] == name] for name in launched}
     shapes = {launch["kernel"]: (launch["threads"], launch["dynamic_shared"]) for launch in launches}
     readable = dict(zip(launched, demangled(list(launched))))
     return [
         {
             "backend": "cuda",
             "kernel": readable[name := row.pop("name")],
-            "calls": calls[name],
+            "calls": list(dict.fromkeys(calls[name])),
             "threads": shapes[name][0],
             "dynamic_shared": shapes[name][1],
             **row,
@@ -66,7 +65,7 @@ def kernels(architectures: tuple[int, ...]) -> list[dict]:
 
 
 def compile_op(op: str, target: Path, architectures: tuple[int, ...]) -> list[dict]:
-    """Registers, spills, static shared memory and instructions of every kernel of an op."""
+    """Return registers, spills, static shared memory and instructions of every kernel of an op."""
     gencode = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in architectures]
     command = [nvcc(), "-std=c++17", "-O3", *gencode, "-Xptxas=-v", "-c", str(CSRC / op / "cuda.cu"), "-o", str(target)]
     report = run(command).stderr
@@ -93,24 +92,14 @@ def compile_op(op: str, target: Path, architectures: tuple[int, ...]) -> list[di
 
 
 def launches_of(objects: list[Path], program: Path) -> list[dict]:
-    """What the ops launch, as launches.cpp prints it, linked with the ops in place of the CUDA runtime."""
-    command = [
-        nvcc(),
-        "-std=c++17",
-        "-cudart=none",
-        f"-I{CSRC}",
-        str(HERE / "launches.cpp"),
-        *map(str, objects),
-        "-o",
-        str(program),
-    ]
-    run(command)
-    printed = run([str(program)]).stdout
-    return [json.loads(line) for line in printed.splitlines()]
+    """Return the launches of the ops, printed by launches.cpp, which replaces the CUDA runtime."""
+    sources = [str(HERE / "launches.cpp"), *map(str, objects)]
+    run([nvcc(), "-std=c++17", "-cudart=none", f"-I{CSRC}", *sources, "-o", str(program)])
+    return [json.loads(line) for line in run([str(program)]).stdout.splitlines()]
 
 
 def demangled(names: list[str]) -> list[str]:
-    """Such as blur_direct<4, Images>."""
+    """Return readable names, such as blur_direct<4, Images>."""
     full = run(["c++filt", *names]).stdout.splitlines()
     templates = (re.sub(r"\bfovblur::|_GLOBAL__N__\w+::|\(anonymous namespace\)::|^void ", "", name) for name in full)
     return [re.match(r"\w+(<.*>)?(?=\()", name)[0] for name in templates]

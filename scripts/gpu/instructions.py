@@ -1,4 +1,4 @@
-"""What a kernel's machine code consists of."""
+"""The instructions of a kernel's machine code."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from pathlib import Path
 
 import triton
 
-# Loads and stores are named by their width in bits, the rest by the unit that is kept busy.
+# Loads and stores are named by their width in bits, the rest by the unit that they use.
 MATRIX = ("HMMA", "HGMMA")
 
 
 def cuobjdump() -> str:
-    """The CUDA toolkit's, or the one that comes with Triton."""
+    """Return the cuobjdump of the CUDA toolkit, else of Triton."""
     return shutil.which("cuobjdump") or str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
 
 
 def instruction_mix(code: str) -> dict[str, int]:
-    """How often each kind occurs in the code of one kernel, as cuobjdump -sass prints it; loops count once."""
+    """Count the instructions of each kind in the output of cuobjdump -sass for one kernel; loops count once."""
     counts = Counter(map(kind_of, re.findall(r"\s([A-Z][A-Z0-9]*(?:\.\w+)*)\s", code)))
     del counts[""]
     return dict(sorted(counts.items()))
 
 
 def kind_of(opcode: str) -> str:
+    """Return the kind of an opcode, "" for one that is not counted."""
     name, *suffixes = opcode.split(".")
     if name in ("LDG", "STG", "LDGSTS", "LDS", "STS", "LDL", "STL"):
         width = next((suffix for suffix in suffixes if suffix in ("64", "128")), "")

@@ -1,7 +1,7 @@
-"""What the published rates of an RTX 3080 would allow at best: estimates, of which nothing was measured.
+"""Limits of an RTX 3080 by its published rates: estimates, not measurements.
 
-Bytes are those that a call must read and write once; operations are those of the form that serves the case: the direct
-separable form multiplies by every tap in either direction, the banded one by whole 16 x 16 tiles of the taps.
+Bytes are those that a call must read and write once. Operations are those of the form that serves the case: the direct
+separable form multiplies by every tap in both directions, the banded one by whole 16 x 16 tiles of taps.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from pathlib import Path
 from bvsa_core.io.atomic import write_atomically
 
 GPU = "RTX 3080"
-SOURCE = (
-    "NVIDIA Ampere GA102 GPU Architecture, whitepaper, 2021: GeForce RTX 3080 10 GB at boost clock, dense, float32 sums"
-)
+WHITEPAPER = "NVIDIA Ampere GA102 GPU Architecture, whitepaper, 2021"
+SOURCE = f"{WHITEPAPER}: GeForce RTX 3080 10 GB at boost clock, dense, float32 sums"
 BYTES_A_SECOND = 760e9
 RATES = {"float32": 29.8e12, "tf32": 29.8e12, "float16": 59.5e12}  # multiplications and additions a second
 
@@ -26,7 +25,7 @@ TILE, STRIP_ROWS = 16, 256  # of the CUDA form
 
 @dataclass(frozen=True)
 class Estimate:
-    """One case: what it must move and compute, and the least time that the published rates allow for either."""
+    """Bytes and operations of one case, and the least time that the published rates allow for each."""
 
     case: str
     unit: str  # which of RATES
@@ -59,7 +58,7 @@ def direct_operations() -> int:
 
 
 def banded_operations() -> int:
-    """2 D + 1 tiles of taps in either direction for each tile of pixels; rows beyond a strip are filtered along x as well."""
+    """Count 2 D + 1 tiles of taps in both directions per tile of pixels; rows beyond a strip count along x too."""
     reach = -(-(KERNEL_SIZE // 2) // TILE)
     of_pass = 2 * (2 * reach + 1) * TILE * PIXELS
     strips = -(-SIDE // STRIP_ROWS)
@@ -72,20 +71,17 @@ def blur(name: str, unit: str, bytes_in: int, bytes_out: int) -> Estimate:
 
 
 def similarity(name: str, recordings: int, images: int, width: int, written: int) -> Estimate:
-    """In float16, with open gates: two products, every embedding read once."""
+    """Estimate float16 with open gates: two products, every embedding read once."""
     read = 2 * 2 * (recordings + images) * width
-    return Estimate(
-        f"{name}, {recordings:,} x {images:,} x {width}, float16",
-        "float16",
-        read + written,
-        4 * recordings * images * width,
-    )
+    case = f"{name}, {recordings:,} x {images:,} x {width}, float16"
+    return Estimate(case, "float16", read + written, 4 * recordings * images * width)
 
 
 def described(estimate: Estimate) -> dict:
     return {
         "case": estimate.case, "gpu": GPU, "estimate": True, "bytes": estimate.bytes, "operations": estimate.operations,
-        "unit": estimate.unit, "memory_s": estimate.memory_s, "arithmetic_s": estimate.arithmetic_s, "limit_s": estimate.limit_s,
+        "unit": estimate.unit, "memory_s": estimate.memory_s, "arithmetic_s": estimate.arithmetic_s,
+        "limit_s": estimate.limit_s,
     }  # fmt: skip
 
 
@@ -111,28 +107,18 @@ def draw(path: Path) -> None:
     x = np.geomspace(5, 5000, 200)
     roofs = {"float16 on tensor cores": "float16", "float32, and tf32 on tensor cores": "float32"}
     for (label, unit), colour in zip(roofs.items(), ("#1b6ca8", "#d1495b")):
-        axis.plot(
-            x,
-            np.minimum(x * BYTES_A_SECOND, RATES[unit]) / 1e12,
-            color=colour,
-            label=f"{label}: {RATES[unit] / 1e12:.1f} T/s",
-        )
+        rate = RATES[unit]
+        axis.plot(x, np.minimum(x * BYTES_A_SECOND, rate) / 1e12, color=colour, label=f"{label}: {rate / 1e12:.1f} T/s")
     for number, estimate in enumerate(ESTIMATES, 1):
         colour = "#1b6ca8" if estimate.unit == "float16" else "#d1495b"
         reached = estimate.operations / estimate.limit_s / 1e12
         axis.plot(estimate.intensity, reached, "o", color=colour, ms=7, zorder=3)
-        axis.annotate(
-            str(number), (estimate.intensity, reached), (0, 7), textcoords="offset points", ha="center", fontsize=9
-        )
+        style = {"textcoords": "offset points", "ha": "center", "fontsize": 9}
+        axis.annotate(str(number), (estimate.intensity, reached), (0, 7), **style)
     lines = [f"{number}  {e.case}: {1e3 * e.limit_s:.2f} ms, by {e.bound}" for number, e in enumerate(ESTIMATES, 1)]
     axis.text(0.985, 0.03, "\n".join(lines), transform=axis.transAxes, ha="right", va="bottom", fontsize=8)
-    axis.set(
-        xscale="log",
-        yscale="log",
-        ylim=(2, 120),
-        xlabel="operations per byte of device memory",
-        ylabel="10$^{12}$ operations / s",
-    )
+    axis.set(xscale="log", yscale="log", ylim=(2, 120))
+    axis.set(xlabel="operations per byte of device memory", ylabel="10$^{12}$ operations / s")
     axis.set_title(f"ESTIMATE for the {GPU}, from published rates; nothing here was measured", fontsize=11)
     axis.legend(loc="upper left", fontsize=9, title=f"{BYTES_A_SECOND / 1e9:.0f} GB/s, and operations of")
     axis.grid(alpha=0.3, which="both")

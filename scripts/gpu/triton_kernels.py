@@ -1,4 +1,4 @@
-"""The Triton kernels compiled for GPUs that need not be there, with the arguments that the launch code hands them."""
+"""The resources of the Triton kernels, compiled with the arguments that the launch code passes, without a GPU."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 @dataclass(frozen=True)
 class Launch:
-    """One configuration: a kernel, the types of its arguments, what is known of them, and its compile-time constants."""
+    """One configuration of a kernel: types of its arguments, alignment, and compile-time constants."""
 
     module: str
     kernel: str
@@ -53,7 +53,7 @@ class Launch:
 
 
 class Recorder:
-    """Stands where a kernel stands in the launch code and keeps what it is launched with."""
+    """Replaces a kernel in the launch code and records its launches."""
 
     def __init__(self, module, name: str, launches: list[Launch], architecture: int):
         self.kernel, self.launches = getattr(module, name), launches
@@ -76,7 +76,7 @@ class Recorder:
 
 
 def specialised(value: object, parameter) -> tuple[str, bool]:
-    """An argument's type for the compiler, and whether it is known to be a multiple of 16, as Triton's launcher has it."""
+    """Return an argument's type for the compiler and whether it is a multiple of 16, as Triton's launcher does."""
     if parameter.is_constexpr:
         return "constexpr", False
     if isinstance(value, Tensor):
@@ -89,7 +89,7 @@ def specialised(value: object, parameter) -> tuple[str, bool]:
 
 
 def record(architecture: int, calls: Iterable[Callable[[], None]]) -> list[Launch]:
-    """What the calls would launch on that architecture, each configuration once."""
+    """Return the configurations that the calls would launch on an architecture."""
     launches: list[Launch] = []
     kernels = [(module, name) for module in (blur, similarity) for name in vars(module) if name.endswith("_kernel")]
     with ExitStack() as stack:
@@ -102,7 +102,7 @@ def record(architecture: int, calls: Iterable[Callable[[], None]]) -> list[Launc
 
 
 def blur_calls() -> Iterator[Callable[[], None]]:
-    """Forward and backward for every type, normalised; images of 224 x 224, contiguous, as they usually come."""
+    """Yield forward and backward of every type for normalised, contiguous images of 224 x 224."""
     sigma, size, gain, fixation = torch.ones(2), torch.ones(2, dtype=torch.int32), torch.ones(2), torch.ones(2, 2)
     params = BlurParams(sigma, size, gain, fixation, torch.ones(3), torch.ones(3), "exp", 3.0)
     for source in (torch.uint8, *FLOATS):
@@ -114,7 +114,7 @@ def blur_calls() -> Iterator[Callable[[], None]]:
 
 
 def similarity_calls() -> Iterator[Callable[[], None]]:
-    """Gated matrices and top-k for few and many recordings of 1024 numbers."""
+    """Yield gated matrices and top-k for few and many recordings of 1024 numbers."""
     for dtype, recordings in itertools.product(FLOATS, (64, 1024)):
         brain, image = (torch.empty(rows, 1024, dtype=dtype) for rows in (recordings, 4096))
         inputs = Inputs(brain, image, brain, image, torch.ones(recordings), torch.ones(4096))
@@ -127,6 +127,8 @@ def similarity_calls() -> Iterator[Callable[[], None]]:
 
 
 def at_precision(precision: str, function: Callable, *arguments: object) -> Callable[[], None]:
+    """Return a call at one of PyTorch's matmul precisions."""
+
     def call() -> None:
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision(precision)
@@ -137,7 +139,7 @@ def at_precision(precision: str, function: Callable, *arguments: object) -> Call
 
 
 def compiled(launch: Launch) -> dict:
-    """Registers, spills, shared memory and instructions of one configuration."""
+    """Return registers, spills, shared memory and instructions of one configuration."""
     kernel = getattr({blur.__name__: blur, similarity.__name__: similarity}[launch.module], launch.kernel)
     constants, options = dict(launch.constants), dict(launch.options)
     attributes = {(place,): [["tt.divisibility", 16]] for place in launch.aligned}
@@ -146,10 +148,8 @@ def compiled(launch: Launch) -> dict:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(result.asm["cubin"])
         file.flush()
-        show = lambda what: (
-            subprocess.run([cuobjdump(), what, file.name], capture_output=True, text=True, check=True).stdout
-        )  # noqa: E731
-        usage, code = show("-res-usage"), show("-sass")
+        commands = ([cuobjdump(), option, file.name] for option in ("-res-usage", "-sass"))
+        usage, code = (subprocess.run(c, capture_output=True, text=True, check=True).stdout for c in commands)
     number = lambda name: int(re.search(rf"\b{name}:(\d+)", usage)[1])  # noqa: E731
     mix = instruction_mix(code)
     return {
@@ -161,47 +161,35 @@ def compiled(launch: Launch) -> dict:
         "stack": number("STACK"),
         "spill_stores": bytes_of(mix, "STL"),
         "spill_loads": bytes_of(mix, "LDL"),
-        "static_shared": number("SHARED")
-        - (RESERVED_SHARED if launch.architecture >= 90 else 0),  # which it counts there
+        # cuobjdump counts the reserved bytes on sm_90
+        "static_shared": number("SHARED") - (RESERVED_SHARED if launch.architecture >= 90 else 0),
         "dynamic_shared": result.metadata.shared,
         "instructions": mix,
     }
 
 
 def names_of(launch: Launch) -> dict[str, str]:
-    """What tells a configuration from the others: kernel and types, and tile."""
+    """Return kernel and types, and tile, which identify a configuration."""
     types, constants, options = dict(launch.signature), dict(launch.constants), dict(launch.options)
     name = launch.kernel.removeprefix("_").removesuffix("_kernel")
-    ends = [
-        types[end][1:] for end in ("source", "images", "grad", "target", "brain_image") if types.get(end, "")[:1] == "*"
-    ]
+    ends = [types.get(end, "") for end in ("source", "images", "grad", "target", "brain_image")]
+    pointers = " and ".join(dict.fromkeys(end[1:] for end in ends if end.startswith("*")))
     precision = {"tf32": ", tf32", "tf32x3": ", three tf32 products"}.get(constants["PRECISION"], "")
-    tile = [
-        f"{name} {constants[name]}"
-        for name in ("BLOCK", "ROWS", "BLOCK_N", "BLOCK_M", "DEPTH", "KEPT")
-        if name in constants
-    ]
-    return {
-        "kernel": name
-        + (", adjoint" if constants.get("ADJOINT") else "")
-        + f", {' and '.join(dict.fromkeys(ends))}{precision}",
-        "configuration": ", ".join(
-            [*tile, *(f"{value} {name.removeprefix('num_')}" for name, value in options.items())]
-        ),
-    }
+    adjoint = ", adjoint" if constants.get("ADJOINT") else ""
+    sizes = ("BLOCK", "ROWS", "BLOCK_N", "BLOCK_M", "DEPTH", "KEPT")
+    tile = [f"{size} {constants[size]}" for size in sizes if size in constants]
+    tile += [f"{value} {option.removeprefix('num_')}" for option, value in options.items()]
+    return {"kernel": f"{name}{adjoint}, {pointers}{precision}", "configuration": ", ".join(tile)}
 
 
 def bytes_of(mix: dict[str, int], instruction: str) -> int:
-    """That loads from, or stores to, the stack move, each instruction counted once."""
-    return sum(
-        count * int(kind.split(".")[1]) // 8 for kind, count in mix.items() if kind.startswith(instruction + ".")
-    )
+    """Return the bytes that loads from, or stores to, the stack move, each instruction counted once."""
+    counts = [(kind.split("."), count) for kind, count in mix.items()]
+    return sum(count * int(width[0]) // 8 for (name, *width), count in counts if name == instruction)
 
 
 def kernels(architectures: tuple[int, ...]) -> Callable[[], list[dict]]:
-    """Begins to compile, and returns what waits for a row of each configuration that is launched."""
-    launches = [
-        launch for sm in architectures for calls in (blur_calls, similarity_calls) for launch in record(sm, calls())
-    ]
+    """Start to compile, and return a function that waits for the rows of all launched configurations."""
+    launches = [launch for sm in architectures for launch in record(sm, (*blur_calls(), *similarity_calls()))]
     pool = multiprocessing.get_context("fork").Pool(os.cpu_count())
     return pool.map_async(compiled, launches, chunksize=1).get
