@@ -32,7 +32,7 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class NoOptions:
-    """Options of an encoder without options."""
+    """Options of an encoder or method without options."""
 
 
 _registered: dict[str, SimpleNamespace] = {}  # in this process; Options and build, as in an encoder's file

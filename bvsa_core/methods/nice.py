@@ -6,23 +6,16 @@ images, whose loss selected the published weights. `selection` in the protocol o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
-from bvsa_core.encoders import InputSpec
+from bvsa_core.encoders import InputSpec, NoOptions
 from bvsa_core.methods.base import Batch, Contrastive, symmetric_contrastive
-
-
-@dataclass(frozen=True)
-class NICEOptions:
-    """NICE has no options."""
 
 
 class NICE(Contrastive):
     """No blur, no state, and a scale of 1 / 0.07 throughout."""
 
-    Options = NICEOptions
+    Options = NoOptions
     TRAINING = {
         "encoder": "tsconv",
         "optimiser": "adam",
@@ -35,7 +28,7 @@ class NICE(Contrastive):
         "validation": 740,
     }
 
-    def __init__(self, options: NICEOptions, build_encoder, samples: int, shape: InputSpec):
+    def __init__(self, options: NoOptions, build_encoder, samples: int, shape: InputSpec):
         super().__init__(options, build_encoder, samples, shape)
         self.logit_scale.requires_grad_(False)
 

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
+from bvsa_core.encoders import NoOptions
 from bvsa_core.methods.base import Batch, Contrastive, symmetric_contrastive
-
-
-@dataclass(frozen=True)
-class VanillaOptions:
-    """Vanilla has no options."""
 
 
 class Vanilla(Contrastive):
     """No blur, no state."""
 
-    Options = VanillaOptions
+    Options = NoOptions
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the loss of a batch."""

@@ -33,7 +33,10 @@ NO_RUN = "train one with 'bvsa train --out'"
 
 
 class RunFolder:
-    """A folder that holds one run."""
+    """A folder that holds one run.
+
+    Methods raise UserError if files are missing, damaged, of another run or version, or cannot be written.
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -49,11 +52,7 @@ class RunFolder:
         return self.path / "resume.pt"
 
     def is_complete(self, config: RunConfig) -> bool:
-        """Return whether the folder holds the complete run of a configuration.
-
-        Raises:
-            UserError: the folder holds another run, or something else.
-        """
+        """Return whether the folder holds the complete run of a configuration."""
         if not self.settings.exists():
             if self.path.exists() and any(not is_temporary(path) for path in self.path.iterdir()):
                 raise UserError(f"{self.path}: not empty and not a run; choose another folder with --out")
@@ -66,11 +65,7 @@ class RunFolder:
         return (self.path / "result.json").exists() and not self.resume.exists()
 
     def finished_result(self, config: RunConfig) -> RunResult | None:
-        """Return the result of the run of a configuration, or None if it is not complete.
-
-        Raises:
-            UserError: the folder holds another run, or something else.
-        """
+        """Return the result of the run of a configuration, or None if it is not complete."""
         if not self.is_complete(config):
             return None
         clean_stale(self.path, activity=ACTIVITY)
@@ -78,11 +73,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self, config: RunConfig) -> Iterator[None]:
-        """Lock the folder for a run of a configuration, which is written to run.yaml.
-
-        Raises:
-            UserError: another process holds the lock, or the folder cannot be written to.
-        """
+        """Lock the folder for a run of a configuration, which is written to run.yaml."""
         with lock(self.path, activity=ACTIVITY):
             write_atomically(self.settings, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
             yield
@@ -100,40 +91,28 @@ class RunFolder:
 
     def finish(self, module: nn.Module, embeddings: Embeddings, result: RunResult) -> None:
         """Write weights, embeddings and the result, which makes the run complete."""
-        tensors = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
-        write_atomically(self.path / "weights.safetensors", safetensors.torch.save(tensors))
-        tensors = {name: value.detach().float().cpu().contiguous().clone() for name, value in vars(embeddings).items()}
-        write_atomically(self.path / "embeddings.safetensors", safetensors.torch.save(tensors))
+        features = {name: value.float().clone() for name, value in vars(embeddings).items()}
+        for name, tensors in (("weights", module.state_dict()), ("embeddings", features)):
+            tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+            write_atomically(self.path / f"{name}.safetensors", safetensors.torch.save(tensors))
         write_atomically(self.path / "result.json", json.dumps(result.to_json(), indent=2).encode() + b"\n")
         self.resume.unlink(missing_ok=True)
 
     def result(self) -> RunResult:
-        """Read the result of a complete run.
-
-        Raises:
-            UserError: the folder holds no complete run, or a damaged one.
-        """
+        """Read the result of a complete run."""
         path = self.path / "result.json"
         if not path.is_file():
             raise UserError(f"{self.path}: no finished run there (result.json is missing); {NO_RUN}")
         return RunResult.from_json(read_json(path, REMEDY), path)
 
     def metrics(self) -> list[dict]:
-        """Read the metrics of every epoch; none if there is no metrics.jsonl.
-
-        Raises:
-            UserError: a line is damaged.
-        """
+        """Read the metrics of every epoch; none if there is no metrics.jsonl."""
         path = self.path / "metrics.jsonl"
         lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
         return [parse_json(line, f"{path}: line {number}", REMEDY) for number, line in enumerate(lines, start=1)]
 
     def config(self) -> RunConfig:
-        """Read the configuration of the run.
-
-        Raises:
-            UserError: run.yaml is missing, damaged, or of another version.
-        """
+        """Read the configuration of the run."""
         if not self.settings.is_file():
             raise UserError(f"{self.path}: no run there (run.yaml is missing); {NO_RUN}")
         settings = read_yaml(self.settings, f"delete the folder, and {REMEDY}")
@@ -143,11 +122,7 @@ class RunFolder:
             raise UserError(f"{self.settings}: {error}") from error
 
     def load_weights(self, module: nn.Module) -> None:
-        """Load the trained weights and per-sample state into a module.
-
-        Raises:
-            UserError: they are missing, damaged, or of another shape.
-        """
+        """Load the trained weights and per-sample state into a module."""
         path = self.path / "weights.safetensors"
         try:
             module.load_state_dict(read_arrays(path))

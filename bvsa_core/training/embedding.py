@@ -9,7 +9,7 @@ from bvsa_core.data.split import Split
 from bvsa_core.methods.base import Method
 from bvsa_core.retrieval.scoring import Embeddings
 from bvsa_core.training.run_data import RunData
-from bvsa_core.vision.views import Views
+from bvsa_core.vision.views import Level, Views
 
 
 @torch.no_grad()
@@ -23,13 +23,16 @@ def compute_embeddings(method: Method, split: Split, views: Views, texts: Tensor
         texts: (images, D) features of their prompts.
         trained: subjects the method was trained on.
     """
-    gallery = []
-    for level in method.gallery_feature_levels():
-        gain = torch.full(split.image_of.shape, level.gain, device=split.image_of.device)
-        gallery.append(views(split.image_of, gain, torch.full_like(split.image_of, level.kernel_size)))
+    gallery = torch.stack([features_at(level, views, split.image_of) for level in method.gallery_feature_levels()])
     method.eval()
     subjects = split.subject_indices(trained)
-    return method.retrieval_embeddings(split.recordings, torch.stack(gallery), texts[split.image_of], subjects)
+    return method.retrieval_embeddings(split.recordings, gallery, texts[split.image_of], subjects)
+
+
+def features_at(level: Level, views: Views, image_index: Tensor) -> Tensor:
+    """Return features (B, D) of images (B,) at one blur level."""
+    gain = torch.full(image_index.shape, level.gain, device=image_index.device)
+    return views(image_index, gain, torch.full_like(image_index, level.kernel_size))
 
 
 def embed(method: Method, split: Split, run_data: RunData, trained: list[str]) -> Embeddings:

@@ -28,10 +28,21 @@ class Trained:
     split: Split
     held_out: Split | None
 
-    def learn_gate(self, run_data: RunData, test: Split, config: RunConfig) -> Reliability:
-        """Learn when the gate label_free opens, in galleries as large as the test set's."""
+    def learn_gate(self, run_data: RunData, gallery: int, seed: int) -> Reliability:
+        """Learn when the gate label_free opens, on recordings whose images are known.
+
+        They are searched in galleries of about `gallery` images, one a concept as in the test set.
+        """
         split = self.split if self.held_out is None else self.held_out
-        return learn_gate(self.method, split, run_data, self.split.subjects, gallery=len(test.images), seed=config.seed)
+        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+        of_concept = {split.concepts[split.image_of[sample]]: sample for sample in order.tolist()}
+        samples = torch.tensor(list(of_concept.values()), device=run_data.device)
+        examples = []
+        for part in samples.tensor_split(max(1, len(samples) // gallery)):
+            embeddings = embed(self.method, split.take(part), run_data, self.split.subjects)
+            closed, opened = (ranks(similarity(embeddings, Scoring(gate))) for gate in ("none", "always"))
+            examples.append((closed, opened, reliabilities(embeddings.brain_text, embeddings.text)))
+        return learn_reliability(examples)
 
 
 @dataclass(frozen=True)
@@ -50,9 +61,9 @@ def evaluate(trained: Trained, config: RunConfig, run_data: RunData, scoring: Sc
     """Embed the test set of config.subject, rank all its images for every recording, and score the ranks.
 
     Args:
-        trained: returned by `train` for the same `config` and `run_data`.
-        config: the run's configuration.
-        run_data: gives the test set.
+        trained: returned by `train`.
+        config: as for `train`.
+        run_data: as for `train`.
         scoring: gate and rescoring; default: the method's own gate. The reliability of a gate label_free is learnt
             here if it is missing.
 
@@ -62,32 +73,15 @@ def evaluate(trained: Trained, config: RunConfig, run_data: RunData, scoring: Sc
     method = trained.method
     test = run_data.split(config.subject, "test", config.repetitions)
     embeddings = embed(method, test, run_data, trained.split.subjects)
-    reliability = None if method.transductive_classifier else trained.learn_gate(run_data, test, config)
+    reliability = (
+        None if method.transductive_classifier else trained.learn_gate(run_data, len(test.images), config.seed)
+    )
     scoring = scoring or Scoring(method.default_gate)
     if scoring.reliability is None:
         scoring = replace(scoring, reliability=reliability)
     rank = ranks(similarity(embeddings, scoring))
     protocol = protocol_of(config, run_data, test, scoring)
     return Evaluation(score(rank), protocol, rank, test.images, embeddings, reliability)
-
-
-def learn_gate(
-    method: Method, split: Split, run_data: RunData, trained: list[str], gallery: int, seed: int
-) -> Reliability:
-    """Learn when the gate label_free opens, on recordings whose images are known.
-
-    They are searched in galleries of about `gallery` images, one a concept, as the test set has; each concept is in
-    one.
-    """
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
-    of_concept = {split.concepts[split.image_of[sample]]: sample for sample in order.tolist()}
-    samples = torch.tensor(list(of_concept.values()), device=run_data.device)
-    examples = []
-    for part in samples.tensor_split(max(1, len(samples) // gallery)):
-        embeddings = embed(method, split.take(part), run_data, trained)
-        closed, opened = (ranks(similarity(embeddings, Scoring(gate))) for gate in ("none", "always"))
-        examples.append((closed, opened, reliabilities(embeddings.brain_text, embeddings.text)))
-    return learn_reliability(examples)
 
 
 def protocol_of(config: RunConfig, run_data: RunData, test: Split, scoring: Scoring) -> Protocol:
@@ -113,7 +107,9 @@ def oracle(trained: Trained, run_data: RunData, config: RunConfig) -> Callable[[
 
     def test_metrics() -> dict[str, float]:
         embeddings = compute_embeddings(method, test, views, texts, trained.split.subjects)
-        reliability = trained.learn_gate(run_data, test, config) if method.default_gate == "label_free" else None
+        reliability = (
+            trained.learn_gate(run_data, len(test.images), config.seed) if method.default_gate == "label_free" else None
+        )
         scores = score(ranks(similarity(embeddings, Scoring(method.default_gate, reliability))))
         return {"test_top1": scores.top1, "test_map": scores.map}
 

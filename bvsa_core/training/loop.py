@@ -14,6 +14,7 @@ from bvsa_core.distributed.processes import ProcessGroup
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Batch, Method
 from bvsa_core.training.config import RunConfig
+from bvsa_core.training.embedding import features_at
 from bvsa_core.training.resume import Checkpointer, TrainingState
 from bvsa_core.training.selection import Best
 from bvsa_core.vision.views import Views
@@ -142,8 +143,7 @@ def validate(
     with torch.random.fork_rng():
         for samples in torch.arange(len(split), device=split.image_of.device).split(batch_size):
             image_index = split.image_of[samples]
-            gain = torch.full(image_index.shape, level.gain, device=image_index.device)
-            images = views(image_index, gain, torch.full_like(image_index, level.kernel_size))
+            images = features_at(level, views, image_index)
             batch = Batch(samples, split.recordings[samples], images, texts[image_index], split.subject_of[samples])
             total += module(batch).item() * len(samples)
     return total / len(split)

@@ -35,13 +35,7 @@ def run(
 
     A complete run is not repeated, and a stopped one continues. Processes that train together all call it; the first
     writes.
-
-    Args:
-        config: the run's configuration.
-        run_data: recordings, images and features.
-        folder: where the run is kept.
-        progress: reports epochs and other work.
-        log: called with the metrics of every epoch, in the first process.
+    `log` is called with the metrics of every epoch, in the first process.
 
     Raises:
         UserError: data, options or the folder do not fit, or another process is at work in the folder.
@@ -99,13 +93,7 @@ def train(
 ) -> Trained:
     """Train a method, from a saved state if there is one, and keep the weights that config.selection chooses.
 
-    Only the selection oracle reads the test set.
-
-    Args:
-        config: the run's configuration.
-        run_data: recordings, images and features.
-        report: called with the metrics of every epoch.
-        checkpointer: saves and restores the training state.
+    Only the selection oracle reads the test set. `report` is called with the metrics of every epoch.
 
     Raises:
         UserError: data or options do not fit.
@@ -116,7 +104,8 @@ def train(
     fabric = make_fabric(run_data.device, run_data.processes, config.precision)
     split, validation = split_off_validation(run_data.split(run_data.training_subjects(config), "train"), config)
     texts = run_data.texts(split.images, split.concepts)
-    shape = shape_of(split, texts.shape[1])
+    _, channels, time = split.recordings.shape
+    shape = encoders.InputSpec(channels, time, texts.shape[1], len(split.subjects))
     seed_everything(config.seed, verbose=False)  # after the image encoder, which draws random numbers
     method = build_method(config, shape, len(split), run_data)
     views = run_data.views(split.images, method.training_levels(), method.fusion)
@@ -157,21 +146,8 @@ def split_off_validation(split: Split, config: RunConfig) -> tuple[Split, Split 
     return split, held_out
 
 
-def shape_of(train: Split, embedding: int) -> encoders.InputSpec:
-    """Return the shapes of a brain encoder's input and output."""
-    _, channels, time = train.recordings.shape
-    return encoders.InputSpec(channels, time, embedding, len(train.subjects))
-
-
 def build_method(config: RunConfig, shape: encoders.InputSpec, samples: int, run_data: RunData) -> Method:
-    """Build the method of a configuration on the device of the data.
-
-    Args:
-        config: the run's configuration.
-        shape: of the encoder's input and output.
-        samples: number of training samples.
-        run_data: gives device, processes and fused targets.
-    """
+    """Build the method of a configuration for a number of training samples, on the device of the data."""
 
     def build_encoder(shape: encoders.InputSpec) -> torch.nn.Module:
         encoder = encoders.build(config.encoder, shape, config.encoder_options)

@@ -1,7 +1,7 @@
-"""Every method once more, in a few lines of numpy written from the papers' formulas. Nothing of the package is used here.
+"""Every method in a few lines of numpy, written from the papers' formulas without the package.
 
-`brain` and `brain_text` are what the brain encoders give (the same array where there is one head), `images` and `texts` unit-norm
-features; row i of all belongs to sample `samples[i]`. A state holds the per-sample arrays that the next batch finds.
+`brain` and `brain_text` are outputs of the brain encoders (the same array for one head), `images` and `texts` unit-norm
+features; row i of all belongs to sample `samples[i]`. A state holds the per-sample arrays.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from statistics import NormalDist
 
 import numpy as np
 
-SCALE = 1 / 0.07  # where the learnable one starts
+SCALE = 1 / 0.07  # initially
 
 
 @dataclass
 class State:
-    """Of so many samples: smoothed similarities, and the blur of the next epoch."""
+    """Smoothed similarities of samples, and the blur of their next epoch."""
 
     samples: int
     size: float = 51
@@ -26,11 +26,8 @@ class State:
     sizes: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        self.to_image, self.to_text, self.gains = (
-            np.ones(self.samples),
-            np.ones(self.samples),
-            np.full(self.samples, 0.5),
-        )
+        self.to_image, self.to_text = np.ones((2, self.samples))
+        self.gains = np.full(self.samples, 0.5)
         self.sizes = np.full(self.samples, float(self.size))
 
 
@@ -44,12 +41,12 @@ def softmax(logits: np.ndarray, axis: int) -> np.ndarray:
 
 
 def contrastive(logits: np.ndarray) -> float:
-    """Mean of the cross-entropies of rows and of columns, the diagonal being right."""
+    """Return the mean cross-entropy of rows and columns, with targets on the diagonal."""
     return -np.mean([np.log(np.diag(softmax(logits, axis))).mean() for axis in (0, 1)])
 
 
 def position(raw: np.ndarray, fitted: np.ndarray, alpha: float) -> np.ndarray:
-    """Where raw similarities lie in mean -+ z std of the fitted ones: below -1 and above 1 they are outside."""
+    """Return the position of raw similarities in mean -+ z std of the fitted ones, whose ends are -1 and 1."""
     return (raw - fitted.mean()) / (NormalDist().inv_cdf(1 - alpha / 2) * fitted.std(ddof=1))
 
 
@@ -74,8 +71,8 @@ def ubp(state, samples, brain, brain_text, images, texts, code: bool = False) ->
     logits = np.log1p(np.exp(np.log(SCALE))) * brain @ images.T if code else SCALE * unit(brain) @ images.T
     low, medium, high = (45, 45, 51) if code else (45, 51, 57)
     raw = np.diag(logits)
-    found = steps(position(raw, smooth(state.to_image, samples, raw), 0.05))
-    state.sizes[samples] = np.select([found > 0, found < 0], [low, high], medium)
+    outlier_sign = steps(position(raw, smooth(state.to_image, samples, raw), 0.05))
+    state.sizes[samples] = np.select([outlier_sign > 0, outlier_sign < 0], [low, high], medium)
     return contrastive(logits)
 
 
@@ -95,29 +92,27 @@ def bvsa(
 
 
 def adapter(x: np.ndarray, normalise, down, rise) -> np.ndarray:
-    """x + bottleneck(x) to unit norm; the three layers as (weight, bias)."""
+    """Return x + bottleneck(x) at unit norm; the three layers are (weight, bias)."""
     centred = x - x.mean(1, keepdims=True)
-    hidden = (centred / np.sqrt(centred.var(1, keepdims=True) + 1e-5) * normalise[0] + normalise[1]) @ down[0].T + down[
-        1
-    ]
+    normalised = centred / np.sqrt(centred.var(1, keepdims=True) + 1e-5) * normalise[0] + normalise[1]
+    hidden = normalised @ down[0].T + down[1]
     gelu = hidden * np.vectorize(NormalDist().cdf)(hidden)
     return unit(x + gelu @ rise[0].T + rise[1])
 
 
 def mcdb(brain: np.ndarray, images: np.ndarray, texts: np.ndarray, a: float) -> tuple[float, np.ndarray]:
-    """The loss, of adapted embeddings, and the factors of the gradients of brain, image and text."""
+    """Return the loss of adapted embeddings, and factors for the gradients of brain, image and text."""
     to_image, to_text = SCALE * brain @ images.T, SCALE * brain @ texts.T
     cosine = 1 - (np.diag(brain @ images.T) + np.diag(brain @ texts.T)).mean() / 2
     share = lambda logits, axis: np.diag(softmax(logits, axis)).mean()  # noqa: E731
     shares = np.array([(share(to_image, 1) + share(to_text, 1)) / 2, share(to_image, 0), share(to_text, 0)])
     rho = 2 * shares / (shares.sum() - shares)
-    return 2 * (contrastive(to_image) + contrastive(to_text)) / 5 + 0.2 * cosine, np.where(
-        rho > 1, 1 - np.tanh(a * rho), 1
-    )
+    loss = 2 * (contrastive(to_image) + contrastive(to_text)) / 5 + 0.2 * cosine
+    return loss, np.where(rho > 1, 1 - np.tanh(a * rho), 1)
 
 
 def scores(brain: np.ndarray, brain_text: np.ndarray, views: np.ndarray, texts: np.ndarray, gate: str) -> np.ndarray:
-    """Retrieval by M_bv, modulated by the gate, for unit-norm embeddings; features (views, M, D) count side by side."""
+    """Return M_bv modulated by the gate, for unit-norm embeddings; features (views, M, D) are side by side."""
     to_image, to_text = sum(brain @ view.T for view in views), len(views) * brain_text @ texts.T
     if gate == "none":
         return to_image
@@ -128,12 +123,12 @@ def scores(brain: np.ndarray, brain_text: np.ndarray, views: np.ndarray, texts: 
 
 
 def eeg_project(channels: int, time: int, width: int) -> int:
-    """Parameters: two linear maps with biases, and a layer norm."""
+    """Count parameters: two linear layers with biases, and a layer norm."""
     return (channels * time + 1) * width + (width + 1) * width + 2 * width
 
 
 def bravl(channels: int, time: int, width: int) -> int:
-    """Parameters at hidden 256, latent 32 and 100 components: encoders, decoders, and the networks Q."""
+    """Count parameters at hidden 256, latent 32 and 100 components: encoders, decoders and networks Q."""
     layer = lambda into, out: (into + 1) * out  # noqa: E731
     observed = (channels * time, 100, width)
     encoders = eeg_project(channels, time, 256) + layer(100, 256) + layer(width, 256) + 3 * layer(256, 64)

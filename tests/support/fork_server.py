@@ -1,6 +1,6 @@
 """A process that has imported everything and forks others, which start at once and can be killed.
 
-As a program it reads calls from standard input, one a line, and answers each with how its processes ended.
+As a program it reads calls from standard input, one a line, and writes the exit codes and outputs of their processes.
 """
 
 from __future__ import annotations
@@ -35,16 +35,10 @@ class Forks:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        path = os.pathsep.join(
-            [str(REPOSITORY), str(REPOSITORY / "tests" / "support"), os.environ.get("PYTHONPATH", "")]
-        )
-        self.program = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": path},
-        )
+        path = (str(REPOSITORY), str(REPOSITORY / "tests" / "support"), os.environ.get("PYTHONPATH", ""))
+        environment, pipe = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}, subprocess.PIPE
+        command = [sys.executable, __file__]
+        self.program = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
 
     def run(
         self,
@@ -54,21 +48,19 @@ class Forks:
         after: float | Path | None = None,
         by: int = signal.SIGKILL,
     ) -> list[Ended]:
-        """Call a function in so many processes, as torchrun would start them; after so many seconds, or a file, they get a signal."""
+        """Call a function in several processes, as torchrun would start them.
+
+        Args:
+            after: seconds, or a file that must appear, before they get the signal `by`; default: they get none.
+        """
         after = str(after) if isinstance(after, Path) else after
-        call = {
-            "function": function,
-            "args": args,
-            "processes": processes,
-            "after": after,
-            "by": by,
-            "folder": str(self.folder),
-        }
+        call = {"function": function, "args": args, "processes": processes, "after": after, "by": by}
+        call["folder"] = str(self.folder)
         print(json.dumps(call), file=self.program.stdin, flush=True)
         return [Ended(**each) for each in json.loads(self.program.stdout.readline())]
 
     def bvsa(self, *arguments: object, **how: object) -> list[Ended]:
-        """Run a command, which keeps where training stands after every batch."""
+        """Run a command, which saves the training state after every batch."""
         return self.run("fork_server:command", [str(each) for each in arguments], **how)
 
     def close(self) -> None:
@@ -133,7 +125,7 @@ def serve() -> None:
 
 
 def keep_store(port: int) -> int:
-    """The part of torchrun that outlives the processes it starts."""
+    """Start the store of the process group, which outlives its processes as torchrun's does."""
     child = os.fork()
     if not child:
         from torch.distributed import TCPStore

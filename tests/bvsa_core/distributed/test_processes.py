@@ -53,7 +53,7 @@ def test_losses_without_dropout_are_those_of_one_process(workers):
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_on_cpus_batch_norm_takes_the_rows_of_a_process(workers, seed, processes):
-    """Losses are those of one process that normalises the same rows together; running statistics are the first process's."""
+    """Losses equal those of one process that normalises the same rows; running statistics are the first process's."""
     expected = workers("losses", 1, [{**case, "shards": processes} for case in ENCODERS], seed)
     for case, one, several in zip(ENCODERS, expected, workers("losses", processes, ENCODERS, seed), strict=True):
         assert several["loss"] == pytest.approx(one["loss"], rel=1e-5), case

@@ -1,4 +1,4 @@
-"""Parameter counts of methods.md, tokens of ATM, and what an encoder says to recordings it cannot take."""
+"""Parameter counts of methods.md, tokens of ATM, and errors for impossible shapes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OPTIONS = {"atm": encoders.options_class("atm")(subject_token="subject")}
 
 
 def projection(features: int) -> int:
-    """Parameters of the head from so many features to 1024: two linear maps and a layer norm."""
+    """Count the parameters of the head from `features` to 1024: two linear layers and a layer norm."""
     return features * 1024 + 1024 + 1024 * 1024 + 1024 + 2 * 1024
 
 
@@ -35,12 +35,10 @@ def projection(features: int) -> int:
         (lambda: encoders.build("tsconv", InputSpec(63, 250, 768)), 1_802_496),
         # attention of 4 heads of 250 // 4, tokens of ten subjects; methods.md says "about 3.08M"
         (lambda: encoders.build("atm", InputSpec(63, 250, 1024, 10), OPTIONS["atm"]), 3_075_162),
-        # (convolutions with biases) + (batch norms) + projection of 40 * 36, 200 * 7 and 16 * 78 features
+        # (convolutions with biases) + (batch norms) + projection of 40 * 36, 200 * 7 and 16 * 78 features;
+        # DeepNet: 275 + 10,650 + 12,550 + 50,100 + 200,200 and 750
         (lambda: encoders.build("shallownet", InputSpec(17, 250, 1024)), 1040 + 27_240 + 80 + projection(1440)),
-        (
-            lambda: encoders.build("deepnet", InputSpec(17, 250, 1024)),
-            275 + 10_650 + 12_550 + 50_100 + 200_200 + 750 + projection(1400),
-        ),
+        (lambda: encoders.build("deepnet", InputSpec(17, 250, 1024)), 274_525 + projection(1400)),
         (lambda: encoders.build("eegnet", InputSpec(17, 250, 1024)), 520 + 2_192 + 4_112 + 80 + projection(1248)),
     ],
     ids=["EEGProject MEG", "TSConv", "ATM-S", "ShallowNet", "DeepNet", "EEGNet"],
@@ -60,46 +58,46 @@ def test_every_encoder_maps_recordings_to_embeddings_with_gradients(name):
 
 @pytest.mark.parametrize("name", encoders.names())
 def test_every_encoder_reads_every_channel(name, seed):
-    """The released ATM does not: the token it prepends pushes the last electrode out."""
+    """The released ATM does not: its prepended token pushes the last electrode out."""
     encoder = encoders.build(name, InputSpec(5, 151, 16)).eval()
     recordings = torch.randn(2, 5, 151, requires_grad=True)
     (encoder(recordings) * torch.randn(2, 16)).sum().backward()
     assert (recordings.grad.abs().amax(dim=(0, 2)) > 0).all()
 
 
-def test_atm_knows_its_subjects_and_takes_the_mean_for_strangers(seed):
+def test_atm_has_a_token_per_subject_and_their_mean_for_unknown_ones(seed):
     shape = InputSpec(3, 80, 8, subjects=2)
     recordings = torch.randn(1, 3, 80, dtype=torch.float64).expand(4, -1, -1)
-    whose = torch.tensor([0, 1, -1, 7])
+    subjects = torch.tensor([0, 1, -1, 7])
     encoder = encoders.build("atm", shape, OPTIONS["atm"]).eval().double()
-    first, second, stranger, other = encoders.encode(encoder, recordings, whose)
+    first, second, unknown, other = encoders.encode(encoder, recordings, subjects)
     close = partial(torch.testing.assert_close, rtol=0, atol=1e-10)  # float64, where an untrained token changes 1e-3
-    close(stranger, other)
+    close(unknown, other)
     assert (first - second).abs().max() > 1e-7
     with torch.no_grad():
         encoder.subject_tokens[:] = encoder.subject_tokens.mean(0)
-    close(encoders.encode(encoder, recordings, whose)[0], stranger)
-    alike = encoders.encode(encoder, recordings, whose)
+    close(encoders.encode(encoder, recordings, subjects)[0], unknown)
+    alike = encoders.encode(encoder, recordings, subjects)
     close(alike, alike[:1].expand(4, -1))
     close(alike, encoders.encode(encoder, recordings))
     joint = encoders.build("atm", shape).eval().double()
     assert len(joint.subject_tokens) == 1
-    close(encoders.encode(joint, recordings, whose), joint(recordings))
+    close(encoders.encode(joint, recordings, subjects), joint(recordings))
 
 
-def test_tsconv_is_its_published_layers_one_after_another(seed):
-    """Convolution and pooling are taken as one linear map, in another order of sums: float64 agrees to rounding."""
+def test_tsconv_equals_its_published_layers(seed):
+    """Convolution and pooling are computed as one, in another order of sums: float64 agrees to rounding."""
     encoder = encoders.build("tsconv", InputSpec(3, 91, 8)).double().eval()
     recordings = torch.randn(4, 3, 91, dtype=torch.float64, requires_grad=True)
     results = []
     for forward in (encoder, partial(torch.nn.Sequential.forward, encoder)):
-        found = forward(recordings)
-        results.append((found, *torch.autograd.grad(found.square().sum(), [recordings, *encoder.parameters()])))
+        output = forward(recordings)
+        results.append((output, *torch.autograd.grad(output.square().sum(), [recordings, *encoder.parameters()])))
     for ours, published in zip(*results):
         torch.testing.assert_close(ours, published, rtol=1e-10, atol=1e-10)
 
 
-def test_weights_can_start_from_a_given_normal(seed):
+def test_weights_are_drawn_from_a_given_normal(seed):
     encoder = encoders.build("tsconv", InputSpec(17, 250, 64))
     encoders.initialise(encoder, 0.02)
     linear, norm = encoder[11], encoder[3]
@@ -109,23 +107,21 @@ def test_weights_can_start_from_a_given_normal(seed):
         assert abs(weight.mean().item() - mean) < error and abs(weight.std().item() - 0.02) < error
 
 
-def test_unknown_names_and_impossible_shapes_are_told():
+def test_unknown_names_and_impossible_shapes_are_reported():
     known = "atm, deepnet, eeg_project, eegnet, shallownet, tsconv, braindecode:CLASS"
     with pytest.raises(UserError, match=f"unknown encoder 'TS-Conv'; did you mean 'tsconv'. choose one of {known}"):
         encoders.build("TS-Conv", InputSpec(17, 250, 8))
     for name, least in {"atm": 75, "tsconv": 75, "shallownet": 75, "deepnet": 151, "eegnet": 95}.items():
         encoders.build(name, InputSpec(1, least, 8))
-        with pytest.raises(
-            UserError,
-            match=f"encoder {name}: needs at least {least} time points, not {least - 1}; choose a longer window",
-        ):
+        message = f"encoder {name}: needs at least {least} time points, not {least - 1}; choose a longer window"
+        with pytest.raises(UserError, match=message):
             encoders.build(name, InputSpec(17, least - 1, 8))
     with pytest.raises(UserError, match="encoder eeg_project: channels is 0; it must be at least 1"):
         encoders.build("eeg_project", InputSpec(0, 250, 8))
 
 
 class FakeNet(torch.nn.Module):
-    """Has the arguments of a class of braindecode.models."""
+    """A class with the arguments of those of braindecode.models."""
 
     def __init__(self, n_outputs, n_chans, n_times, sfreq, drop_prob=0.5):
         super().__init__()
@@ -145,18 +141,16 @@ def test_classes_of_braindecode_are_encoders_by_name(monkeypatch):
     options = encoders.options_class("braindecode:FakeNet")(sampling_rate=200.0, arguments={"drop_prob": 0.1})
     encoder = encoders.build("braindecode:FakeNet", InputSpec(5, 120, 16), options)
     assert encoder(torch.randn(4, 5, 120)).shape == (4, 16) and (encoder.sfreq, encoder.drop_prob) == (200.0, 0.1)
-    with pytest.raises(
-        UserError, match=r"encoder braindecode:FakeNet: n_times is too small \(built for 5 channels, 50 time points"
-    ):
+    message = r"encoder braindecode:FakeNet: n_times is too small \(built for 5 channels, 50 time points"
+    with pytest.raises(UserError, match=message):
         encoders.build("braindecode:FakeNet", InputSpec(5, 50, 16))
     with pytest.raises(UserError, match="unknown class of braindecode.models 'NoNet'.* choose one of FakeNet"):
         encoders.build("braindecode:NoNet", InputSpec(5, 120, 16))
 
 
 def test_without_braindecode_the_extra_is_named(monkeypatch):
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "braindecode" else found(name))
-    with pytest.raises(
-        UserError, match=r"encoder braindecode:EEGNetv4 needs braindecode; pip install 'fovblur\[braindecode\]'"
-    ):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "braindecode" else find_spec(name))
+    message = r"encoder braindecode:EEGNetv4 needs braindecode; pip install 'fovblur\[braindecode\]'"
+    with pytest.raises(UserError, match=message):
         encoders.build("braindecode:EEGNetv4", InputSpec(17, 250, 8))

@@ -1,4 +1,4 @@
-"""Writing whole or not at all, and folders that one process has to itself."""
+"""Files that are written whole or not at all, and the lock of a folder."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from bvsa_core.errors import UserError
-from bvsa_core.io.atomic import append_line, lock, make_folder, write_atomically
+from bvsa_core.io.atomic import Locked, append_line, lock, make_folder, write_atomically
 
 
 @pytest.fixture
 def read_only(request) -> Path:
-    """A folder that cannot be written to, not even by who runs the tests as root."""
+    """Return a folder that cannot be written to, not even if root runs the tests."""
     folder, before = Path(tempfile.mkdtemp()), os.geteuid()
     folder.chmod(0o555)
     if before == 0:
@@ -85,3 +87,26 @@ def test_a_lock_ends_with_its_owner_however_that_ends(tmp_path):
     with lock(folder, activity="a run"):
         assert os.listdir(folder) == [".lock"]
     assert not os.listdir(folder)
+
+
+def test_names_have_locks_of_their_own_and_others_can_wait(tmp_path):
+    (tmp_path / ".a.0123.partial").touch()
+    (tmp_path / ".b.0123.partial").touch()
+    threads = [threading.Thread(target=append_in_lock, args=(tmp_path,)) for _ in range(4)]
+    with lock(tmp_path, "a"), lock(tmp_path, "b"), lock(tmp_path / "new"):
+        with pytest.raises(Locked, match="a: work is going on there"), lock(tmp_path, "a"):
+            pass
+        for thread in threads:
+            thread.start()
+        assert not (tmp_path / "lines").exists()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "lines").read_text() == "first\nsecond\n" * 4
+    assert sorted(os.listdir(tmp_path)) == ["lines", "new"] and not os.listdir(tmp_path / "new")
+
+
+def append_in_lock(folder: Path) -> None:
+    with lock(folder, "a", blocking=True):
+        for line in ("first", "second"):
+            append_line(folder / "lines", line)
+            time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""A tiny problem with an answer: recordings are a noisy linear image of the features of images."""
+"""A small problem with a known answer: recordings are a noisy linear map of image features."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ WIDTH, TRAINING, TEST = 16, 256, 40
 
 
 @dataclass(frozen=True)
-class Planted:
-    """Images 0..TRAINING are trained on, the others tested."""
+class LinearProblem:
+    """Samples and features; the first TRAINING images are for training, the others for testing."""
 
     split: Split
     features: torch.Tensor  # (images, WIDTH)
@@ -36,19 +36,12 @@ class Planted:
         return methods.method_class(config.method)(config.method_options, build, TRAINING, shape)
 
     def train(self, method: Method, config: RunConfig, samples: int = TRAINING) -> list[dict]:
-        """Metrics of the epochs."""
+        """Train a method, and return the metrics of the epochs."""
         views = lambda indices, gain, kernel_size: self.features[indices]  # noqa: E731
-        heard = []
-        fit(
-            method,
-            self.split.take(torch.arange(samples)),
-            views,
-            self.texts,
-            config,
-            Fabric(accelerator="cpu"),
-            heard.append,
-        )
-        return heard
+        lines: list[dict] = []
+        split = self.split.take(torch.arange(samples))
+        fit(method, split, views, self.texts, config, Fabric(accelerator="cpu"), lines.append)
+        return lines
 
     @torch.no_grad()
     def test(self, method: Method) -> Scores:
@@ -60,20 +53,18 @@ class Planted:
 
 
 @pytest.fixture
-def planted(seed, one_thread) -> Callable[[int, int], Planted]:
+def linear_problem(seed, one_thread) -> Callable[[int, int], LinearProblem]:
     """Return a function that makes the problem with a number of channels and time points."""
 
-    def make(channels: int, time: int) -> Planted:
+    def make(channels: int, time: int) -> LinearProblem:
         count = TRAINING + TEST
         features = normalize(torch.randn(count, WIDTH), dim=1)
         texts = normalize(features + 0.3 * normalize(torch.randn(count, WIDTH), dim=1), dim=1)
         response = features @ torch.randn(WIDTH, channels * time)  # of unit variance
         recordings = (response + 0.3 * torch.randn_like(response)).unflatten(1, (channels, time))
-        names = [str(i) for i in range(count)]
-        everyone = torch.zeros(count, dtype=torch.int64)
-        split = Split(
-            recordings, torch.arange(count), names, names, [f"c{i}" for i in range(channels)], 1, everyone, ["sub-01"]
-        )
-        return Planted(split, features, texts)
+        names, channel_names = [str(i) for i in range(count)], [f"c{i}" for i in range(channels)]
+        image_of, subject_of = torch.arange(count), torch.zeros(count, dtype=torch.int64)
+        split = Split(recordings, image_of, names, names, channel_names, 1, subject_of, ["sub-01"])
+        return LinearProblem(split, features, texts)
 
     return make

@@ -1,4 +1,4 @@
-"""The parts of BraVL against numpy and scipy, and its classifier."""
+"""The terms of BraVL's loss against numpy and scipy, and its classifier."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BATCH, CHANNELS, TIME, WIDTH, LATENT = 12, 3, 10, 16, 4
 def make(**changes) -> bravl.BraVL:
     options = bravl.BraVLOptions(**{"latent": LATENT, "hidden": 8, "components": 5, **changes})
     method = bravl.BraVL(options, partial(encoders.build, "eeg_project"), BATCH, InputSpec(CHANNELS, TIME, WIDTH))
-    return method.double().eval()  # without dropout, so that it can be calculated
+    return method.double().eval()  # without dropout
 
 
 def random_batch() -> Batch:
@@ -38,7 +38,7 @@ def numbers(*tensors: torch.Tensor) -> list[np.ndarray]:
 
 
 def experts_of(method: bravl.BraVL, batch: Batch) -> tuple[list, np.ndarray, np.ndarray]:
-    """What the modalities observe, and mean and variance (3, B, latent) of their posteriors."""
+    """Return the observations, and mean and variance (3, B, latent) of the posteriors."""
     x = method.observed(batch.recordings, batch.images, batch.texts)
     mean, log_variance = numbers(*method.experts(x, batch.recordings, None))
     return numbers(*x), mean, np.exp(log_variance)
@@ -50,12 +50,12 @@ def fuse(mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def log_likelihood(method: bravl.BraVL, x: list, z: np.ndarray) -> np.ndarray:
-    """sum_m log p(x_m | z) for latents (..., B, latent)."""
+    """Return sum_m log p(x_m | z) for latents (..., B, latent)."""
     decoded = numbers(*(decoder(torch.from_numpy(z)) for decoder in method.decoders))
     return sum(scipy.stats.laplace(loc, method.options.scale).logpdf(each).sum(-1) for each, loc in zip(x, decoded))
 
 
-def test_elbo_and_information_of_each_modality(seed, monkeypatch):
+def test_elbo_and_mutual_information_of_each_modality(seed, monkeypatch):
     method, batch = make(inter=0.0, intra=0.3, annealing=0.1), random_batch()
     method.epoch = 4
     x, mean, variance = experts_of(method, batch)
@@ -63,9 +63,8 @@ def test_elbo_and_information_of_each_modality(seed, monkeypatch):
     fused = [fuse(mean[some], variance[some]) for some in subsets]
     divergence = np.mean([0.5 * (v + m**2 - 1 - np.log(v)).sum(-1).mean() for m, v in fused])
     z = fused[6][0]
-    monkeypatch.setattr(
-        bravl, "draw_components", lambda components: (components[6][0], torch.zeros_like(components[6][0]))
-    )
+    joint = lambda components: (components[6][0], torch.zeros_like(components[6][0]))  # noqa: E731
+    monkeypatch.setattr(bravl, "draw_components", joint)
     information = 0.0
     for estimator, decoder in zip(method.estimators, method.decoders):
         centre, log_variance = np.split(*numbers(estimator(decoder(torch.from_numpy(z)))), 2, axis=-1)
@@ -75,35 +74,33 @@ def test_elbo_and_information_of_each_modality(seed, monkeypatch):
 
 
 def test_bound_of_negatives(seed, monkeypatch):
-    """0.5 log mean w^2, with w = p(z) p(x | z) / q(z | x) and the modalities of other samples in place."""
+    """0.5 log mean w^2, with w = p(z) p(x | z) / q(z | x) and modalities of other samples."""
     method, batch = make(draws=3), random_batch()
     x, mean, variance = experts_of(method, batch)
     drawn = torch.randn(3, BATCH, LATENT, dtype=torch.float64)
     monkeypatch.setattr(torch, "randn", lambda *shape, **kinds: drawn)
     monkeypatch.setattr(bravl, "draw_components", lambda components: (components[3][0], (components[3][1] / 2).exp()))
     monkeypatch.setattr(torch, "randint", lambda low, high, *size: torch.tensor([2, 5]) if size else torch.tensor(4))
-    bound = method._bound_of_negatives(
-        [torch.from_numpy(each) for each in x], torch.from_numpy(mean), torch.from_numpy(variance).log()
-    )
+    tensors = [torch.from_numpy(each) for each in x], torch.from_numpy(mean), torch.from_numpy(variance).log()
+    bound = method._bound_of_negatives(*tensors)
     shifted = lambda part: [np.roll(part[0], 2, axis=0), part[1], np.roll(part[2], 5, axis=0)]  # noqa: E731  subset 4: brain and text
     x, mean, variance = shifted(x), np.stack(shifted(mean)), np.stack(shifted(variance))
     centre, spread = fuse(mean[[0, 1]], variance[[0, 1]])  # component 3 of the mixture
     z = centre + np.sqrt(spread) * drawn.numpy()
     weight = scipy.stats.norm.logpdf(z).sum(-1) - scipy.stats.norm(centre, np.sqrt(spread)).logpdf(z).sum(-1)
     weight = weight + log_likelihood(method, x, z)
-    assert bound.item() == pytest.approx(
-        0.5 * (scipy.special.logsumexp(2 * weight, axis=0) - np.log(3)).mean(), rel=1e-9
-    )
+    expected = 0.5 * (scipy.special.logsumexp(2 * weight, axis=0) - np.log(3)).mean()
+    assert bound.item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_every_component_of_the_mixture_takes_its_turn(seed):
+def test_every_component_of_the_mixture_is_drawn_equally_often(seed):
     components = [(torch.full((14, 2), float(i)), torch.full((14, 2), 2 * np.log(i + 1.0))) for i in range(7)]
     centre, spread = bravl.draw_components(components)
     assert sorted(centre[:, 0].tolist()) == sorted([*range(7)] * 2)
     torch.testing.assert_close(spread, centre + 1)
 
 
-def test_features_enter_by_principal_components_at_unit_variance(seed):
+def test_features_are_principal_components_of_unit_variance(seed):
     method, batch = make(), random_batch()
     method.setup(lambda: batch)
     brain, image, text = numbers(*method.observed(batch.recordings, batch.images, batch.texts))
@@ -115,15 +112,17 @@ def test_features_enter_by_principal_components_at_unit_variance(seed):
     np.testing.assert_allclose(np.abs(image), np.abs(expected), atol=1e-6)  # the sign of a component is free
 
 
-def test_scores_are_those_of_the_classifier_and_need_no_other_query(seed):
+def test_scores_are_the_classifiers_and_independent_of_other_queries(seed):
     method, batch = make(), random_batch()
-    compared = method.retrieval_embeddings(batch.recordings, batch.images[None], batch.texts)
-    scores = similarity(compared, Scoring())
+    embeddings = method.retrieval_embeddings(batch.recordings, batch.images[None], batch.texts)
+    scores = similarity(embeddings, Scoring())
     _, mean, variance = experts_of(method, batch)
     latents, _ = fuse(mean[1:], variance[1:])
     classifier = SVC(C=1.0, gamma=1e-3).fit(latents, range(BATCH))
     np.testing.assert_allclose(scores.detach().numpy(), classifier.decision_function(mean[0]), rtol=1e-5)
-    torch.testing.assert_close(similarity(compared, Scoring("always")), scores)  # texts are part of the classes already
+    torch.testing.assert_close(
+        similarity(embeddings, Scoring("always")), scores
+    )  # texts are part of the classes already
     order = torch.randperm(BATCH)[:5]
     fewer = method.retrieval_embeddings(batch.recordings[order], batch.images[None], batch.texts)
     torch.testing.assert_close(similarity(fewer, Scoring()), scores[order])

@@ -1,4 +1,4 @@
-"""Which preset of which method is checked for what, against tests/support/fidelity_oracles.py on random inputs.
+"""Checks of methods and presets against tests/support/fidelity_oracles.py on random inputs.
 
 | checked                                       | vanilla | nice | atm | ubp | bvsa | mcdb | bravl             |
 | loss of every batch                           | yes     | yes  | yes | yes | yes  | yes  | test_bravl.py     |
@@ -9,8 +9,8 @@
 | nothing learnt from evaluation                | yes     | yes  | yes | yes | yes  | yes  | yes               |
 | number of parameters                          | yes     | yes  | yes | yes | yes  | yes  | yes               |
 
-Each for the presets paper, code and corrected, which are one where a method has no difference to offer. What is drawn or
-switched beside that is in test_methods.py; the gates as formulas of their own in ../retrieval/test_retrieval.py.
+All for the presets paper, code and corrected, which are equal for most methods. Random numbers and switches are checked
+in test_methods.py, the gates in ../retrieval/test_retrieval.py.
 """
 
 from __future__ import annotations
@@ -52,16 +52,15 @@ def of(table: dict, name: str, preset: str, otherwise: object) -> object:
 
 
 def make(name: str, preset: str, **changes) -> Method:
-    """In float64 and without dropout, so that it can be calculated; its adapters, where it has any, are not the identity."""
+    """Make a method in float64, without dropout, and with adapters that are not the identity."""
     build = lambda shape: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(CHANNELS * TIME, shape.embedding))  # noqa: E731
-    method = methods.method_class(name)(
-        method_options(name, preset, **changes), build, SAMPLES, InputSpec(CHANNELS, TIME, WIDTH)
-    )
+    options, shape = method_options(name, preset, **changes), InputSpec(CHANNELS, TIME, WIDTH)
+    method = methods.method_class(name)(options, build, SAMPLES, shape)
     for adapter in getattr(method, "adapters", {}).values():
         torch.nn.init.normal_(adapter.branch[-1].weight)
     for parameter in method.parameters():
         parameter.data = parameter.data.double()
-    return method.double() if name == "bravl" else method  # which keeps no state, where that of others stays float32
+    return method.double() if name == "bravl" else method  # the state of others stays float32
 
 
 def random_batch() -> Batch:
@@ -71,16 +70,15 @@ def random_batch() -> Batch:
 
 
 def heads(method: Method, recordings: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """What the brain encoders give: one for images, one for texts."""
+    """Return the outputs of the brain encoders for images and for texts."""
     for_text = getattr(method, "text_encoder", None) or method.encoder
     return method.encoder(recordings).detach().numpy(), for_text(recordings).detach().numpy()
 
 
 def adapted(method: Method, which: str, x: np.ndarray) -> np.ndarray:
     normalise, down, _, rise = method.adapters[which].branch
-    return oracle.adapter(
-        x, *((part.weight.detach().numpy(), part.bias.detach().numpy()) for part in (normalise, down, rise))
-    )
+    layers = ((part.weight.detach().numpy(), part.bias.detach().numpy()) for part in (normalise, down, rise))
+    return oracle.adapter(x, *layers)
 
 
 @pytest.mark.parametrize(
@@ -98,24 +96,22 @@ def test_losses_and_state_of_four_batches(name, preset, changes, seed):
         batch = random_batch()
         brain, brain_text, images, texts = *heads(method, batch.recordings), batch.images.numpy(), batch.texts.numpy()
         if name == "mcdb":
-            embeddings = (
-                adapted(method, "brain", oracle.unit(brain)),
-                adapted(method, "image", images),
-                adapted(method, "text", texts),
-            )
-            expected, factors = oracle.mcdb(*embeddings, a=0.5)
+            inputs = {"brain": oracle.unit(brain), "image": images, "text": texts}
+            expected, factors = oracle.mcdb(*(adapted(method, *each) for each in inputs.items()), a=0.5)
         else:
             rule = getattr(oracle, "vanilla" if name == "nice" else name)
             expected = rule(state, batch.samples.numpy(), brain, brain_text, images, texts, **own)
         assert method(batch).item() == pytest.approx(expected, rel=1e-6)  # the scale starts as a float32
         if name == "mcdb":
-            np.testing.assert_allclose(method.factors.numpy(), factors, rtol=1e-5)  # found in float32
+            np.testing.assert_allclose(method.factors.numpy(), factors, rtol=1e-5)  # float32
         gain, kernel_size = method.blur(torch.arange(SAMPLES))
-        # similarities of up to 15 are kept in float32, to 1e-6, and stand in units of a deviation above 0.2
+        # similarities of up to 15 in float32, to 1e-6, in units of a deviation above 0.2
         np.testing.assert_allclose(gain.numpy(), state.gains, atol=2e-5)
         np.testing.assert_allclose(kernel_size.numpy(), state.sizes, atol=2e-4)
         chosen |= set(zip(state.gains.tolist(), state.sizes.tolist()))
-    assert name not in ("ubp", "bvsa") or len(chosen) > 1, "no sample ever stood out: the rule is not exercised"
+    assert name not in ("ubp", "bvsa") or len(chosen) > 1, (
+        "no sample was outside the interval: the rule is not exercised"
+    )
     assert kernel_size.is_floating_point() == bool(changes)
 
 
@@ -142,9 +138,7 @@ def test_scores_at_retrieval(name, preset, seed):
         brain = brain_text = adapted(method, "brain", brain)
         views, texts = np.stack([adapted(method, "image", view) for view in views]), adapted(method, "text", texts)
     expected = oracle.scores(brain, brain_text, views, texts, of(GATE, name, preset, "none"))
-    np.testing.assert_allclose(
-        ours.numpy(), expected, atol=1e-5
-    )  # products of 16 and 48 terms in float32, none above 12
+    np.testing.assert_allclose(ours.numpy(), expected, atol=1e-5)  # 16 and 48 terms in float32, none above 12
 
 
 @pytest.mark.parametrize(("name", "preset"), EVERY)
@@ -177,22 +171,16 @@ def test_numbers_of_parameters(name, preset):
 
 
 def test_published_numbers():
-    """Of methods.md, sections 5, 3 and 6."""
+    """From methods.md, sections 5, 3 and 6."""
     assert parameters("ubp", "paper") == parameters("bvsa", "paper") == 5_404_673
     assert parameters("bvsa", "code") == parameters("bvsa", "corrected") == 10_809_345
     assert oracle.eeg_project(271, 201, 1024) + 1 == 56_830_977
     run = RunConfig()
     assert (run.optimiser, run.lr, run.weight_decay, run.batch_size, run.epochs) == ("adamw", 1e-4, 1e-4, 1024, 50)
     assert RunConfig(setting="inter").lr == 1e-5 and run.prompt == "A photo of a {object}."
-    nice = {
-        "encoder": "tsconv",
-        "optimiser": "adam",
-        "lr": 2e-4,
-        "betas": (0.5, 0.999),
-        "batch_size": 1000,
-        "epochs": 200,
-    }
-    assert {**nice, "validation": 740, "initial_std": 0.02}.items() <= training_of("nice").items()
+    nice = {"encoder": "tsconv", "optimiser": "adam", "lr": 2e-4, "betas": (0.5, 0.999), "batch_size": 1000}
+    nice |= {"epochs": 200, "validation": 740, "initial_std": 0.02}
+    assert nice.items() <= training_of("nice").items()
     atm = {"encoder": "atm", "optimiser": "adamw", "lr": 3e-4, "batch_size": 64, "epochs": 40, "average": False}
     assert atm.items() <= training_of("atm").items()
     bravl = {"window": (0.07, 0.39), "weight_decay": 0.0}

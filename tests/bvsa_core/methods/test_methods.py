@@ -1,4 +1,4 @@
-"""What methods draw, switch and refuse. Their formulas, preset by preset, are in test_fidelity.py."""
+"""Random numbers, switches and errors of methods. Their formulas are checked in test_fidelity.py."""
 
 from __future__ import annotations
 
@@ -43,26 +43,25 @@ def test_the_parts_of_bvsa_are_switches(decouple, dynamic, levels, seed):
     for _ in range(6):
         method(random_batch())
         gain, kernel_size = method.blur(torch.arange(SAMPLES))
-        asked = {Level(int(k), float(g)) for k, g in zip(kernel_size, gain)}
-        assert {level.kernel_size for level in asked} <= {level.kernel_size for level in levels}
-        assert asked <= levels or levels == {SHARP}
+        requested = {Level(int(k), float(g)) for k, g in zip(kernel_size, gain)}
+        assert {level.kernel_size for level in requested} <= {level.kernel_size for level in levels}
+        assert requested <= levels or levels == {SHARP}
     assert set(method.training_levels()) == levels and set(method.gallery_levels()) <= levels
     finer = make("bvsa", decouple=decouple, dynamic=dynamic, continuous=True)
     finer(random_batch())
     gain, kernel_size = finer.blur(torch.arange(SAMPLES))
-    assert levels <= set(finer.training_levels()) and all(
-        level.kernel_size % 2 == 1 for level in finer.training_levels()
-    )
+    assert levels <= set(finer.training_levels())
+    assert all(level.kernel_size % 2 == 1 for level in finer.training_levels())
     assert (len(gain.unique()) > 3) == decouple and (len(kernel_size.unique()) > 3) == dynamic
 
 
 def test_a_batch_of_one_or_of_equals_stays_in_the_middle():
-    interval = OutlierGate(3, 0.1, None)
-    assert interval.position(torch.arange(1), torch.tensor([7.0])).tolist() == [0.0]
-    assert interval.position(torch.arange(3), torch.full((3,), 2.0)).tolist() == [0.0] * 3
+    gate = OutlierGate(3, 0.1, None)
+    assert gate.position(torch.arange(1), torch.tensor([7.0])).tolist() == [0.0]
+    assert gate.position(torch.arange(3), torch.full((3,), 2.0)).tolist() == [0.0] * 3
 
 
-def test_mcdb_scales_the_gradients_of_a_modality_that_dominates(seed):
+def test_mcdb_scales_the_gradients_of_a_dominating_modality(seed):
     method, batch = make("mcdb", balance=0.7, noise=0.0), random_batch()
     method(batch).backward()
     scaled = {name: method.adapters[name].branch[-1].weight.grad for name in ("brain", "image", "text")}
@@ -72,9 +71,8 @@ def test_mcdb_scales_the_gradients_of_a_modality_that_dominates(seed):
     free(batch).backward()
     for (name, gradient), factor in zip(scaled.items(), method.factors):
         torch.testing.assert_close(gradient, factor * free.adapters[name].branch[-1].weight.grad)
-    assert free.factors.tolist() == [1, 1, 1] and (method.factors < 1).any(), (
-        "no modality ever dominates: the rule is not exercised"
-    )
+    assert free.factors.tolist() == [1, 1, 1]
+    assert (method.factors < 1).any(), "no modality dominates: the rule is not exercised"
 
 
 def test_mcdb_perturbs_less_and_less(seed):
@@ -83,7 +81,7 @@ def test_mcdb_perturbs_less_and_less(seed):
     for epoch, strength in enumerate((0.5, 0.375, 0.25, 0.125)):
         method.epoch = epoch
         noise = method._modulate(gradient, 0) - gradient
-        # 40,000 draws: their deviation is right to 0.35 %, their mean to half a per cent of it; six standard errors
+        # 40,000 draws: standard errors of 0.35 % (deviation) and 0.5 % of the deviation (mean); six of them
         assert noise.std().item() == pytest.approx(strength * gradient.std().item(), rel=0.022)
         assert abs(noise.mean()) < 0.03 * strength
     method.options = dataclasses.replace(method.options, noise=0.0)
@@ -97,7 +95,7 @@ def test_a_batch_of_one_changes_no_level(seed):
     assert (gain == 0.5).all() and (kernel_size == 51).all()
 
 
-def test_fused_targets_are_fused_at_retrieval_too(seed):
+def test_targets_are_fused_at_retrieval_too(seed):
     method = make("bvsa", "code")
     method.fusion = Fusion([WIDTH, 3], [SHARP])
     torch.nn.init.normal_(method.fusion.maps[0].weight)
@@ -109,10 +107,9 @@ def test_fused_targets_are_fused_at_retrieval_too(seed):
     torch.testing.assert_close(embeddings.brain_image @ embeddings.image.T, expected)
 
 
-def test_unknown_names_are_told():
-    with pytest.raises(
-        UserError, match="unknown method 'UBPP'; did you mean 'ubp'. choose one of atm, bravl, bvsa, mcdb, nice, ubp"
-    ):
+def test_unknown_names_are_reported():
+    message = "unknown method 'UBPP'; did you mean 'ubp'. choose one of atm, bravl, bvsa, mcdb, nice, ubp"
+    with pytest.raises(UserError, match=message):
         methods.method_class("UBPP")
     with pytest.raises(UserError, match="unknown preset 'mine'; choose one of corrected, paper, code"):
         method_options("ubp", "mine")

@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed, or meet a full disk go on to the bytes of an undisturbed one."""
+"""Runs that are stopped or killed, or meet a full disk, continue to the bytes of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -33,18 +33,7 @@ from bvsa_core.training.run_data import RunData
 
 KILLS = {"data": 7, "train": 8, "grid": 6}
 TRAINED = ("--method", "bvsa", "--selection", "validation", "--validation", 6, "--batch_size", 8)
-TINIER = (
-    "--train_concepts",
-    4,
-    "--images_per_concept",
-    2,
-    "--train_repetitions",
-    1,
-    "--test_concepts",
-    2,
-    "--samples",
-    50,
-)
+TINIER = "--train_concepts 4 --images_per_concept 2 --train_repetitions 1 --test_concepts 2 --samples 50".split()
 GRID = """
 methods: [vanilla, {method: bravl, options: {draws: 2, hidden: 16}}]
 seeds: 1
@@ -54,15 +43,13 @@ run: {epochs: 2, batch_size: 16}
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    files = (
-        path for path in folder.rglob("*") if path.is_file() and path.name != "page.html"
-    )  # which tells when it was made
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "page.html")  # which has a date
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
 def jobs(tiny_data, tmp_path_factory) -> dict[str, tuple]:
-    """Commands that lack the folder they write to."""
+    """Return commands without the folder they write to."""
     grid = tmp_path_factory.mktemp("grids") / "tiny.yaml"
     grid.write_text(GRID)
     return {
@@ -73,16 +60,15 @@ def jobs(tiny_data, tmp_path_factory) -> dict[str, tuple]:
 
 
 @pytest.mark.parametrize("job", ["data", "train", "grid"])
-def test_a_job_killed_at_random_moments_goes_on_to_the_same_bytes(fork_server, jobs, tmp_path, seed, job):
+def test_a_job_killed_at_random_moments_continues_to_the_same_bytes(fork_server, jobs, tmp_path, seed, job):
     when, arguments = random.Random(seed), jobs[job]
     (undisturbed,) = fork_server.bvsa(*arguments, tmp_path / "whole")
     assert undisturbed.code == 0, undisturbed.err
     expected, killed, finished = content(tmp_path / "whole"), 0, 0
     while killed < KILLS[job] or finished < 1:
         folder = tmp_path / f"disturbed{finished}"
-        (ended,) = fork_server.bvsa(
-            *arguments, folder, after=when.uniform(0, undisturbed.seconds) if killed < KILLS[job] else None
-        )
+        after = when.uniform(0, undisturbed.seconds) if killed < KILLS[job] else None
+        (ended,) = fork_server.bvsa(*arguments, folder, after=after)
         assert ended.code in (0, -signal.SIGKILL), ended.err
         killed += ended.code != 0
         if ended.code == 0:
@@ -90,27 +76,27 @@ def test_a_job_killed_at_random_moments_goes_on_to_the_same_bytes(fork_server, j
             assert content(folder) == expected
 
 
-def test_ctrl_c_says_how_to_go_on_and_the_run_does(fork_server, jobs, tmp_path):
+def test_ctrl_c_reports_how_to_continue_and_the_run_does(fork_server, jobs, tmp_path):
     arguments = ("train", *jobs["train"][1:-3], "--epochs", 15, "--out", tmp_path / "run")
     folder = tmp_path / "run"
     (ended,) = fork_server.bvsa(*arguments, after=folder / "resume.pt", by=signal.SIGINT)
-    told = rf"bvsa: {folder}: stopped in epoch \d+ of 15; the same command continues\n"
-    assert ended.code == 130 and re.fullmatch(told, ended.err), ended
+    message = rf"bvsa: {folder}: stopped in epoch \d+ of 15; the same command continues\n"
+    assert ended.code == 130 and re.fullmatch(message, ended.err), ended
     assert not list(folder.glob(".*"))
     (ended,) = fork_server.bvsa(*arguments)
-    found = content(folder)
+    continued = content(folder)
     shutil.rmtree(folder)
     (undisturbed,) = fork_server.bvsa(*arguments)
-    assert ended.code == undisturbed.code == 0 and found == content(folder)
+    assert ended.code == undisturbed.code == 0 and continued == content(folder)
 
 
 @pytest.mark.parametrize("name", methods.names())
-def test_every_method_goes_on_from_any_batch(tmp_path, name, seed):
-    """Parameters, per-sample state, moments and random numbers: all that was kept is all there is."""
+def test_every_method_continues_from_any_batch(tmp_path, name, seed):
+    """The saved state is complete: parameters, per-sample state, moments and random numbers."""
     torch.manual_seed(seed)
     features = torch.nn.functional.normalize(torch.randn(20, 8), dim=1)
-    names, nobody = [str(i) for i in range(20)], torch.zeros(20, dtype=torch.int64)
-    split = Split(torch.randn(20, 2, 75), torch.arange(20), names, names, ["O1", "O2"], 1, nobody, ["sub-01"])
+    names, subject_of = [str(i) for i in range(20)], torch.zeros(20, dtype=torch.int64)
+    split = Split(torch.randn(20, 2, 75), torch.arange(20), names, names, ["O1", "O2"], 1, subject_of, ["sub-01"])
     config = RunConfig(method=name, encoder="tsconv", epochs=2, batch_size=8, lr=1e-3)
 
     def train(checkpointer: Checkpointer | None, begin: int) -> dict[str, torch.Tensor]:
@@ -125,13 +111,13 @@ def test_every_method_goes_on_from_any_batch(tmp_path, name, seed):
     expected = train(None, seed)
     stop_after = random.Random(seed).sample(range(1, 6), 2)  # of six batches
     folder = RunFolder(tmp_path)
-    for passed in stop_after:
+    for batches in stop_after:
         checkpointer = Checkpointer(folder)
-        checkpointer.on_step_end = partial(stop_at, checkpointer, (passed - 1) // 3, (passed - 1) % 3 + 1)
+        checkpointer.on_step_end = partial(stop_at, checkpointer, (batches - 1) // 3, (batches - 1) % 3 + 1)
         with pytest.raises(Stopped, match=r"stopped in epoch \d of 2"):
             train(checkpointer, seed)
-        found = train(Checkpointer(folder), seed + 1)  # all that the new seed has drawn is replaced
-        assert all(torch.equal(found[key], expected[key]) for key in expected)
+        state = train(Checkpointer(folder), seed + 1)  # what the new seed has drawn is replaced
+        assert all(torch.equal(state[key], expected[key]) for key in expected)
         assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
         folder.resume.unlink()
 
@@ -161,7 +147,7 @@ def test_a_disk_that_is_full_at_any_write_loses_nothing(run_data, tmp_path, ever
     writes, room, full = 0, 0, True
 
     class Full:
-        """A file that takes half of what it is given once there is no room."""
+        """A file that writes half of its data once there is no room."""
 
         def __init__(self, file):
             self.file = file
@@ -189,37 +175,35 @@ def test_a_disk_that_is_full_at_any_write_loses_nothing(run_data, tmp_path, ever
             except UserError as error:
                 full = True
                 assert str(error).startswith(f"{folder.path}/"), error
-                assert str(error).endswith(
-                    "cannot be written (No space left on device); make room, or choose another folder"
-                )
+                problem = "cannot be written (No space left on device)"
+                assert str(error).endswith(f"{problem}; make room, or choose another folder")
         assert not list(folder.path.glob(".*"))
-        assert run(config(run_data), run_data, folder) == expected and content(folder.path) == content(
-            tmp_path / "whole"
-        )
+        assert run(config(run_data), run_data, folder) == expected
+        assert content(folder.path) == content(tmp_path / "whole")
         room += 1
-    # run.yaml, no lines kept; twice two batches, a line and an epoch; weights, embeddings, result; and the time that all found room.
+    # run.yaml, no metrics; twice two batches, a line and an epoch; weights, embeddings, result; and the undisturbed run
     assert room == 1 + 1 + 2 * (2 + 1 + 1) + 3 + 1
 
 
-def test_a_complete_run_is_read_where_nothing_can_be_written(run_data, tmp_path, monkeypatch):
-    known = run(config(run_data), run_data, RunFolder(tmp_path))
+def test_a_complete_run_is_read_without_writing(run_data, tmp_path, monkeypatch):
+    result = run(config(run_data), run_data, RunFolder(tmp_path))
     monkeypatch.setattr(atomic, "FileLock", lambda *how: pytest.fail("a folder is locked"))
-    assert run(config(run_data), run_data, RunFolder(tmp_path)) == known
+    assert run(config(run_data), run_data, RunFolder(tmp_path)) == result
 
 
-def test_of_two_runs_in_one_folder_the_second_is_refused_and_a_dead_one_is_not_in_the_way(run_data, tmp_path):
+def test_a_folder_takes_one_run_at_a_time_and_a_dead_one_does_not_count(run_data, tmp_path):
     folder = tmp_path / "run"
     with (
         lock(folder, activity="a run"),
         pytest.raises(UserError, match=rf"run: a run is going on there \(process {os.getpid()} on .*\); wait"),
     ):
         run(config(run_data), run_data, RunFolder(folder))
-    (folder / ".lock").write_text("process 1 on elsewhere\n")  # as a killed one leaves it
+    (folder / ".lock").write_text("process 1 on elsewhere\n")  # left by a killed process
     (folder / ".weights.safetensors.elsewhere.1.partial").write_text("half")
-    known = run(config(run_data), run_data, RunFolder(folder))
+    result = run(config(run_data), run_data, RunFolder(folder))
     assert not list(folder.glob(".*"))
-    (folder / ".lock").touch()  # of one that was killed when all was done
-    assert run(config(run_data), run_data, RunFolder(folder)) == known and not list(folder.glob(".*"))
+    (folder / ".lock").touch()  # left by one that was killed at the very end
+    assert run(config(run_data), run_data, RunFolder(folder)) == result and not list(folder.glob(".*"))
 
 
 def test_states_that_are_damaged_or_of_another_run_or_version_are_refused(run_data, tmp_path, every_batch, monkeypatch):
@@ -235,9 +219,8 @@ def test_states_that_are_damaged_or_of_another_run_or_version_are_refused(run_da
     flipped[200:400] = bytes(200)
     for content in (b"", b"no archive", cut, bytes(flipped), other.getvalue(), pickle.dumps(print, 2)):
         folder.resume.write_bytes(content)
-        with pytest.raises(
-            UserError, match=r"resume.pt: not the state of this run \(.+\); delete it, and the run"
-        ) as error:
+        message = r"resume.pt: not the state of this run \(.+\); delete it, and the run"
+        with pytest.raises(UserError, match=message) as error:
             run(config(run_data), run_data, folder)
         assert "\n" not in str(error.value)
     folder.resume.rename(tmp_path / "resume.safetensors")

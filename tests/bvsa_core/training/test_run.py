@@ -1,8 +1,7 @@
-"""Whole runs: what they leave behind, that they repeat, and that they learn what is there to be learnt and nothing else."""
+"""Whole runs: their files, that they repeat, and that they learn from pairs of recordings and images alone."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import shutil
@@ -11,42 +10,29 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from trainings import losses, make_config, train_run
 
 from bvsa_core import methods
 from bvsa_core.errors import UserError
 from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
 from bvsa_core.training import loop
 from bvsa_core.training.checkpoint import RunFolder
-from bvsa_core.training.config import RunConfig, RunDataConfig
+from bvsa_core.training.config import RunDataConfig
 from bvsa_core.training.run import run
 from bvsa_core.training.run_data import RunData, choose_device
 
 METHODS = ("vanilla", "ubp", "bvsa")
 PRESETS = ("corrected", "paper", "code")
-
-
-@pytest.fixture(scope="module")
-def run_data(small_data) -> RunData:
-    return RunData(RunDataConfig(data=small_data))
-
-
-def config(run_data: RunData, **changes) -> RunConfig:
-    shared = {field.name: getattr(run_data.config, field.name) for field in dataclasses.fields(RunDataConfig)}
-    return RunConfig(**{**shared, "epochs": 2, "batch_size": 32, **changes})
+FEW_DRAWS = methods.method_class("bravl").Options(draws=2)
 
 
 @pytest.mark.parametrize("encoder", ["eeg_project", "tsconv"])
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_runs_from_recordings_to_figures(run_data, tmp_path, method, preset, encoder):
-    folder = tmp_path / "run"
-    heard = []
-    result = run(
-        config(run_data, method=method, preset=preset, encoder=encoder),
-        run_data,
-        RunFolder(folder),
-        lambda *told: heard.append(told),
-    )
+def test_every_method_runs_from_recordings_to_scores(run_data, tmp_path, method, preset, encoder):
+    folder, reports = tmp_path / "run", []
+    config = make_config(run_data, method=method, preset=preset, encoder=encoder)
+    result = run(config, run_data, RunFolder(folder), lambda *report: reports.append(report))
     files = {"run.yaml", "metrics.jsonl", "weights.safetensors", "embeddings.safetensors", "result.json"}
     assert {path.name for path in folder.iterdir()} == files
     assert json.loads((folder / "result.json").read_text()) == result.to_json() and RunFolder(folder).result() == result
@@ -56,9 +42,9 @@ def test_every_method_runs_from_recordings_to_figures(run_data, tmp_path, method
     assert (protocol.gallery, protocol.channels, protocol.repetitions) == (12, 17, 6)
     uses_labels = method == "bvsa" and preset != "corrected"
     assert protocol.information == ("uses labels" if uses_labels else "inductive")
-    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    epochs = RunFolder(folder).metrics()
     assert [line["epoch"] for line in epochs] == [1, 2] and all(sum(line["blur"].values()) == 90 for line in epochs)
-    assert ("epochs", 2, 2) in heard
+    assert ("epochs", 2, 2) in reports
     settings = yaml.safe_load((folder / "run.yaml").read_text())
     assert settings["method"] == method and settings["encoder"] == encoder and settings["seed"] == 0
 
@@ -68,19 +54,15 @@ def test_every_method_runs_from_recordings_to_figures(run_data, tmp_path, method
     [
         ("nice", {"optimiser": "adam", "betas": (0.5, 0.999), "initial_std": 0.02, "validation": 6}, ""),
         ("atm", {"average": False, "encoder": "atm", "epochs": 1}, ""),
-        (
-            "bravl",
-            {"method_options": methods.method_class("bravl").Options(draws=2), "validation": 1},
-            "fitted on gallery",
-        ),
+        ("bravl", {"method_options": FEW_DRAWS, "validation": 1}, "fitted on gallery"),
         ("mcdb", {}, "reconstruction"),
     ],
 )
-def test_comparison_systems_run_as_they_were_trained(run_data, small_data, tmp_path, method, changes, note):
+def test_comparison_methods_run_with_their_published_training(run_data, small_data, tmp_path, method, changes, note):
     used = RunData(RunDataConfig(data=small_data, average=False)) if "average" in changes else run_data
-    result = run(config(used, method=method, **changes), used, RunFolder(tmp_path / "run"))
+    result = train_run(tmp_path / "run", used, method=method, **changes)
     assert result.note == note and result.scores.n == 12 and result.protocol.information == "inductive"
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = RunFolder(tmp_path / "run").metrics()
     held = {0: 0, 1: 3, 6: 6}[changes.get("validation", 0)]  # whole concepts of three images
     samples = (90 - held) * (2 if "average" in changes else 1)
     for line in lines:
@@ -94,61 +76,56 @@ def test_comparison_systems_run_as_they_were_trained(run_data, small_data, tmp_p
 
 def test_holding_out_for_validation_changes_nothing_but_the_samples(run_data, tmp_path, monkeypatch):
     """The loss of held-out samples draws no random number of training and leaves no trace in the state."""
-    for name, changed in (("told", False), ("quiet", True)):
+    for name, changed in (("validated", False), ("not", True)):
         if changed:
             monkeypatch.setattr(loop, "validate", lambda *_: 0.0)
-        run(config(run_data, method="bvsa", validation=6), run_data, RunFolder(tmp_path / name))
-    assert (tmp_path / "told" / "weights.safetensors").read_bytes() == (
-        tmp_path / "quiet" / "weights.safetensors"
-    ).read_bytes()
+        train_run(tmp_path / name, run_data, method="bvsa", validation=6)
+    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("validated", "not")]
+    assert weights[0] == weights[1]
 
 
-def test_multi_level_targets_are_trained_and_kept(small_data, tmp_path):
+def test_multi_level_targets_are_trained_and_saved(small_data, tmp_path):
     fused = {"target_levels": [(51, 0.5)], "target_layers": [0]}
     run_data = RunData(RunDataConfig(data=small_data, **fused))
-    first = run(config(run_data, method="vanilla"), run_data, RunFolder(tmp_path / "a"))
+    first = train_run(tmp_path / "a", run_data, method="vanilla")
     weights = load_file(tmp_path / "a" / "weights.safetensors")
     assert weights["fusion.weights"].shape == (2, 2) and weights["fusion.weights"].abs().max() > 0
     assert weights["fusion.maps.0.weight"].shape == (128, 128) and weights["fusion.maps.0.weight"].abs().max() > 0
     assert load_file(tmp_path / "a" / "embeddings.safetensors")["image"].shape == (12, 128)
-    assert run(config(run_data, method="vanilla"), run_data, RunFolder(tmp_path / "b")) == first
+    assert train_run(tmp_path / "b", run_data, method="vanilla") == first
     with pytest.raises(UserError, match=r"target_levels has \(50, 0.5\); give an odd kernel size"):
         RunDataConfig(target_levels=[(50, 0.5)])
 
 
 def test_an_encoder_in_bfloat16_learns_nearly_the_same(run_data, tmp_path):
-    losses = {}
     for precision in ("32-true", "bf16-mixed"):
-        run(config(run_data, method="bvsa", precision=precision), run_data, RunFolder(tmp_path / precision))
-        losses[precision] = [
-            json.loads(line)["loss"] for line in (tmp_path / precision / "metrics.jsonl").read_text().splitlines()
-        ]
-    # Cosines are right to two roundings of 2^-8, and are told apart by a scale of 1 / 0.07, of losses of about log 32.
-    assert losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=2 * 2**-8 / 0.07 / 3.5)
-    assert losses["bf16-mixed"] != losses["32-true"]
+        train_run(tmp_path / precision, run_data, method="bvsa", precision=precision)
+    expected, half = losses(tmp_path / "32-true"), losses(tmp_path / "bf16-mixed")
+    # Cosines are right to two roundings of 2^-8, times the scale 1 / 0.07, in losses of about log 32.
+    assert half == pytest.approx(expected, rel=2 * 2**-8 / 0.07 / 3.5) and half != expected
 
 
 def test_continuous_decoupling_runs_online(small_data, tmp_path):
     online = RunData(RunDataConfig(data=small_data, views="online"))
     options = methods.method_class("bvsa").Options(continuous=True)
-    run(config(online, method="bvsa", method_options=options, batch_size=1024), online, RunFolder(tmp_path / "run"))
+    train_run(tmp_path / "run", online, method="bvsa", method_options=options, batch_size=1024)
     state = load_file(tmp_path / "run" / "weights.safetensors")
     assert len(state["gain"].unique()) > 10 and len(state["kernel_size"].unique()) > 10
-    lines = [json.loads(line)["blur"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = [line["blur"] for line in RunFolder(tmp_path / "run").metrics()]
     assert all(sum(line.values()) == 90 and len(line) > 1 for line in lines)
 
 
 def test_a_run_repeats_to_the_byte_and_another_seed_differs(run_data, small_data, tmp_path):
-    fresh = RunData(RunDataConfig(data=small_data))  # as in another process, where nothing has been loaded before
+    fresh = RunData(RunDataConfig(data=small_data))  # as in a fresh process
     for name, seed, used in (("a", 0, run_data), ("b", 0, fresh), ("c", 1, run_data)):
-        run(config(used, method="bvsa", seed=seed), used, RunFolder(tmp_path / name))
+        train_run(tmp_path / name, used, method="bvsa", seed=seed)
     weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in "abc"]
     assert weights[0] == weights[1] != weights[2]
 
 
 def test_blur_follows_the_similarities(run_data, tmp_path):
-    run(config(run_data, method="bvsa", epochs=6, lr=1e-3), run_data, RunFolder(tmp_path / "run"))
-    lines = [json.loads(line)["blur"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    train_run(tmp_path / "run", run_data, method="bvsa", epochs=6, lr=1e-3)
+    lines = [line["blur"] for line in RunFolder(tmp_path / "run").metrics()]
     assert all("k51 gain 0.5" in line for line in lines)
     assert len({level for line in lines for level in line}) > 3
     state = load_file(tmp_path / "run" / "weights.safetensors")
@@ -157,80 +134,66 @@ def test_blur_follows_the_similarities(run_data, tmp_path):
 
 def test_a_complete_run_is_not_repeated_and_an_interrupted_one_is(run_data, tmp_path):
     folder = tmp_path / "run"
-    first = run(config(run_data, method="ubp"), run_data, RunFolder(folder))
+    first = train_run(folder, run_data, method="ubp")
     written = (folder / "weights.safetensors").stat().st_mtime_ns
-    assert run(config(run_data, method="ubp"), run_data, RunFolder(folder)) == first
+    assert train_run(folder, run_data, method="ubp") == first
     assert (folder / "weights.safetensors").stat().st_mtime_ns == written
     (folder / "result.json").unlink()
-    assert run(config(run_data, method="ubp"), run_data, RunFolder(folder)) == first
+    assert train_run(folder, run_data, method="ubp") == first
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
 
 
-def test_a_folder_of_something_else_is_left_alone(run_data, tmp_path):
-    run(config(run_data, method="vanilla"), run_data, RunFolder(tmp_path / "run"))
+def test_other_folders_are_left_alone(run_data, tmp_path):
+    train_run(tmp_path / "run", run_data, method="vanilla")
     with pytest.raises(UserError, match="holds a run with other settings"):
-        run(config(run_data, method="vanilla", seed=1), run_data, RunFolder(tmp_path / "run"))
+        train_run(tmp_path / "run", run_data, method="vanilla", seed=1)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(UserError, match="not empty and not a run"):
-        run(config(run_data, method="vanilla"), run_data, RunFolder(tmp_path / "mine"))
+        train_run(tmp_path / "mine", run_data, method="vanilla")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
 def test_online_and_banked_runs_agree(run_data, small_data, tmp_path):
     online = RunData(RunDataConfig(data=small_data, views="online"))
     for name, used in (("banked", run_data), ("online", online)):
-        run(config(used, method="bvsa", batch_size=1024), used, RunFolder(tmp_path / name))
-    losses = [
-        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("banked", "online")
-    ]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+        train_run(tmp_path / name, used, method="bvsa", batch_size=1024)
+    assert losses(tmp_path / "banked") == pytest.approx(losses(tmp_path / "online"), rel=1e-4)
 
 
 @pytest.fixture(scope="module")
-def many_ways(tmp_path_factory) -> RunData:
-    """200 test concepts, and enough to learn from."""
+def many_concepts(tmp_path_factory) -> RunData:
+    """Return data with 200 test concepts, and enough to learn from."""
     folder = tmp_path_factory.mktemp("data") / "many"
-    make_dataset(
-        folder,
-        SyntheticConfig(
-            subjects=1,
-            train_concepts=300,
-            images_per_concept=3,
-            train_repetitions=2,
-            test_repetitions=20,
-            samples=100,
-            signal_to_noise=0.6,
-        ),
-    )
+    sizes = {"subjects": 1, "train_concepts": 300, "images_per_concept": 3, "train_repetitions": 2}
+    make_dataset(folder, SyntheticConfig(**sizes, test_repetitions=20, samples=100, signal_to_noise=0.6))
     return RunData(RunDataConfig(data=folder))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_retrieval_is_above_chance_and_at_chance_once_pairs_are_shuffled(many_ways, tmp_path, method):
+def test_retrieval_is_above_chance_and_at_chance_with_shuffled_pairs(many_concepts, tmp_path, method):
     settings = {"method": method, "epochs": 12, "batch_size": 256, "lr": 3e-4}
     paired, shuffled = (
-        run(config(many_ways, **settings, shuffle_pairs=value), many_ways, RunFolder(tmp_path / str(value))).scores
+        train_run(tmp_path / str(value), many_concepts, **settings, shuffle_pairs=value).scores
         for value in (False, True)
     )
     assert paired.n == 200 and paired.top1 >= 0.03 and paired.top5 >= 0.1  # chance: 0.005 and 0.025
-    # Beyond these, a run at chance falls once in ten thousand: binomial, 200 queries.
+    # A run at chance exceeds these once in ten thousand: binomial, 200 queries.
     assert shuffled.top1 <= 6 / 200 and shuffled.top5 <= 15 / 200 and 60 < shuffled.median_rank < 140
 
 
-def test_what_cannot_be_run_is_refused(run_data, tmp_path):
+def test_settings_that_cannot_run_are_refused(run_data, tmp_path):
     with pytest.raises(UserError, match=r"no subject 'sub-09'; there are sub-01, sub-02"):
-        run(config(run_data, subject="sub-09"), run_data, RunFolder(tmp_path / "a"))
+        train_run(tmp_path / "a", run_data, subject="sub-09")
     with pytest.raises(UserError, match="lower the learning rate"):
-        run(config(run_data, method="vanilla", lr=1e30), run_data, RunFolder(tmp_path / "b"))
+        train_run(tmp_path / "b", run_data, method="vanilla", lr=1e30)
     with pytest.raises(UserError, match="needs at least 75 time points, not 25; choose a longer window"):
         short = RunData(RunDataConfig(data=run_data.config.data, window=(0.0, 0.096)))
-        run(config(short, encoder="tsconv"), short, RunFolder(tmp_path / "c"))
+        train_run(tmp_path / "c", short, encoder="tsconv")
     with pytest.raises(UserError, match="unknown precision 'bf16'; choose one of 32-true, bf16-mixed"):
-        config(run_data, precision="bf16")
+        make_config(run_data, precision="bf16")
     with pytest.raises(UserError, match="precision 16-mixed is for GPUs; take bf16-mixed on the CPU"):
-        run(config(run_data, precision="16-mixed"), run_data, RunFolder(tmp_path / "d"))
+        train_run(tmp_path / "d", run_data, precision="16-mixed")
     with pytest.raises(UserError, match="unknown device 'gpu0'"):
         choose_device("gpu0")
     if not torch.cuda.is_available():
@@ -245,4 +208,4 @@ def test_a_missing_image_is_named(small_data, tmp_path):
     image.unlink()
     broken = RunData(RunDataConfig(data=copy))
     with pytest.raises(UserError, match=f"{image.name} is missing"):
-        run(config(broken), broken, RunFolder(tmp_path / "run"))
+        train_run(tmp_path / "run", broken)

@@ -1,9 +1,7 @@
-"""Which epoch's weights are kept, and that nothing but an oracle sees the test set before they are."""
+"""Which epoch's weights are kept, and that only an oracle sees the test set before."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from trainings import make_config, train_run
 
 from bvsa_core.data.dataset import Dataset
 from bvsa_core.data.split import Split
@@ -18,24 +17,14 @@ from bvsa_core.errors import UserError
 from bvsa_core.retrieval.scoring import Embeddings
 from bvsa_core.training import run as run_module
 from bvsa_core.training.checkpoint import RunFolder
-from bvsa_core.training.config import RunConfig, RunDataConfig
-from bvsa_core.training.run import run, split_off_validation
+from bvsa_core.training.config import RunDataConfig
+from bvsa_core.training.run import split_off_validation
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.selection import Best, one_sample_per_concept_batches, validation_top1
 from bvsa_core.vision.views import SHARP
 
-
-@pytest.fixture(scope="module")
-def run_data(small_data) -> RunData:
-    return RunData(RunDataConfig(data=small_data))
-
-
-def config(run_data: RunData, **changes) -> RunConfig:
-    shared = {field.name: getattr(run_data.config, field.name) for field in dataclasses.fields(RunDataConfig)}
-    return RunConfig(**{**shared, "epochs": 4, "batch_size": 45, "lr": 1e-3, **changes})
-
-
-FIGURES = {
+LONGER = {"epochs": 4, "batch_size": 45, "lr": 1e-3}
+METRICS = {
     "validation_top1": [0.1, 0.5, 0.5, 0.5, 0.2],
     "validation_loss": [1.0, 3.0, 2.0, 2.0, 0.5],
     "test_top1": [0.4, 0.1, 0.4, 0.4, 0.0],
@@ -46,37 +35,37 @@ FIGURES = {
 @pytest.mark.parametrize(("selection", "epoch"), [("last", 5), ("validation", 3), ("oracle", 3)])
 def test_the_first_of_the_best_epochs_is_kept(selection, epoch):
     best, module = Best(selection), nn.BatchNorm1d(1)
-    for number, values in enumerate(zip(*FIGURES.values()), start=1):
+    for number, values in enumerate(zip(*METRICS.values()), start=1):
         with torch.no_grad():
             module.weight.fill_(number)
             module.running_mean.fill_(-number)
-        best.update(module, {"epoch": number, **dict(zip(FIGURES, values))})
+        best.update(module, {"epoch": number, **dict(zip(METRICS, values))})
     assert best.restore(module) == epoch
     assert module.weight.item() == epoch and module.running_mean.item() == -epoch
 
 
 @pytest.mark.parametrize("selection", ["validation", "oracle"])
-def test_a_run_is_left_as_one_that_ended_at_its_best_epoch(run_data, tmp_path, selection, monkeypatch):
-    """So choosing draws no random number of training, and takes per-sample state back too."""
+def test_a_run_ends_with_the_weights_of_its_best_epoch(run_data, tmp_path, selection, monkeypatch):
+    """Selection draws no random number of training, and restores per-sample state too."""
     if selection == "validation":
-        planted = iter([0.0, 0.5, 0.25, 0.25])
-        monkeypatch.setattr(run_module, "validation_top1", lambda *_: next(planted))
-    chosen = run(config(run_data, selection=selection, validation=6), run_data, RunFolder(tmp_path / "chosen"))
-    lines = [json.loads(line) for line in (tmp_path / "chosen" / "metrics.jsonl").read_text().splitlines()]
+        values = iter([0.0, 0.5, 0.25, 0.25])
+        monkeypatch.setattr(run_module, "validation_top1", lambda *_: next(values))
+    chosen = train_run(tmp_path / "chosen", run_data, **LONGER, selection=selection, validation=6)
+    lines = RunFolder(tmp_path / "chosen").metrics()
     if selection == "validation":
         assert chosen.epoch == 2 and chosen.protocol.selection == "validation"
     else:
-        merits = [(line["test_top1"], line["test_map"]) for line in lines]
-        assert chosen.epoch == 1 + merits.index(max(merits))
-        assert (chosen.scores.top1, chosen.scores.map) == max(merits)
+        scores_of_epochs = [(line["test_top1"], line["test_map"]) for line in lines]
+        assert chosen.epoch == 1 + scores_of_epochs.index(max(scores_of_epochs))
+        assert (chosen.scores.top1, chosen.scores.map) == max(scores_of_epochs)
         assert chosen.protocol.selection == "oracle (upper bound, selected on test)"
-    last = run(config(run_data, epochs=chosen.epoch, validation=6), run_data, RunFolder(tmp_path / "last"))
+    last = train_run(tmp_path / "last", run_data, **{**LONGER, "epochs": chosen.epoch}, validation=6)
     assert (last.epoch, last.ranks) == (chosen.epoch, chosen.ranks)
     kept, expected = (load_file(tmp_path / name / "weights.safetensors") for name in ("chosen", "last"))
     assert kept.keys() == expected.keys() and all(torch.equal(kept[name], expected[name]) for name in kept)
 
 
-def test_the_test_set_raises_when_it_is_touched_before_training_has_ended(small_data, tmp_path, monkeypatch):
+def test_the_test_set_is_not_read_before_training_has_ended(small_data, tmp_path, monkeypatch):
     ended = []
     load = Dataset.load
 
@@ -93,60 +82,54 @@ def test_the_test_set_raises_when_it_is_touched_before_training_has_ended(small_
     for selection in ("last", "validation"):
         ended.clear()
         fresh = RunData(RunDataConfig(data=small_data))
-        run(config(fresh, method="vanilla", selection=selection), fresh, RunFolder(tmp_path / selection))
+        train_run(tmp_path / selection, fresh, method="vanilla", selection=selection)
     ended.clear()
     fresh = RunData(RunDataConfig(data=small_data))
-    with pytest.raises(AssertionError, match="read early"):  # so the trap is one
-        run(config(fresh, method="vanilla", selection="oracle"), fresh, RunFolder(tmp_path / "oracle"))
+    with pytest.raises(AssertionError, match="read early"):  # so the guard works
+        train_run(tmp_path / "oracle", fresh, method="vanilla", selection="oracle")
 
 
 def test_a_test_set_in_memory_is_sealed_while_training(run_data, tmp_path, monkeypatch):
     run_data.split("sub-01", "test")
     monkeypatch.setattr(run_module, "fit", lambda *_: len(run_data.split("sub-01", "test")))
     with pytest.raises(RuntimeError, match="the test set is read before training has ended"):
-        run(config(run_data, method="vanilla"), run_data, RunFolder(tmp_path / "run"))
-    assert len(run_data.split("sub-01", "test")) == 12  # a run that fails leaves no seal
+        train_run(tmp_path / "run", run_data, method="vanilla")
+    assert len(run_data.split("sub-01", "test")) == 12  # a failed run leaves no seal
 
 
-def test_one_training_image_in_twenty_is_held_out_to_choose_by(run_data):
+def test_one_training_image_in_twenty_is_held_out_for_selection(run_data):
     split = run_data.split("sub-01", "train")
-    assert split_off_validation(split, config(run_data)) == (split, None)
-    train, held_out = split_off_validation(split, config(run_data, selection="validation"))
+    assert split_off_validation(split, make_config(run_data)) == (split, None)
+    train, held_out = split_off_validation(split, make_config(run_data, selection="validation"))
     assert len(held_out) == 6 and len(train) == 84  # five of 90 images are in two concepts of three
-    assert len(split_off_validation(split, config(run_data, selection="validation", validation=30))[1]) == 30
+    assert len(split_off_validation(split, make_config(run_data, selection="validation", validation=30))[1]) == 30
     with pytest.raises(UserError, match="validation is 2; that holds one concept out, and selection takes two"):
-        split_off_validation(split, config(run_data, selection="validation", validation=2))
+        split_off_validation(split, make_config(run_data, selection="validation", validation=2))
 
 
 def test_held_out_samples_compete_with_those_of_other_concepts(seed):
-    """Against numpy: four concepts of two images, each seen by three people."""
-    n_images, people = 8, 3
-    image_of = torch.arange(n_images).repeat(people)
+    """Against numpy: four concepts of two images, each shown to three subjects."""
+    n_images, n_subjects = 8, 3
+    image_of = torch.arange(n_images).repeat(n_subjects)
     recordings = torch.randn(len(image_of), 1, 5)
     concepts = [f"concept {i // 2}" for i in range(n_images)]
     names = [str(i) for i in range(n_images)]
-    whose = torch.arange(people).repeat_interleave(n_images)
-    split = Split(recordings, image_of, names, concepts, ["Oz"], 1, whose, ["a", "b", "c"])
+    subject_of = torch.arange(n_subjects).repeat_interleave(n_images)
+    split = Split(recordings, image_of, names, concepts, ["Oz"], 1, subject_of, ["a", "b", "c"])
     parts = one_sample_per_concept_batches(split)
     assert sorted(torch.cat(parts).tolist()) == list(range(24)) and all(len(part) == 4 for part in parts)
     assert all(len({concepts[image_of[sample]] for sample in part}) == 4 for part in parts)
-    assert [part.tolist() for part in one_sample_per_concept_batches(split.take(torch.tensor([0, 1, 2])))] == [
-        [0, 2]
-    ]  # the other of concept 0 is alone
+    three = split.take(torch.tensor([0, 1, 2]))
+    assert [part.tolist() for part in one_sample_per_concept_batches(three)] == [[0, 2]]  # sample 1 would be alone
 
     features = torch.randn(n_images, 5)
     texts = torch.zeros(n_images, 1)
-    method = SimpleNamespace(
-        eval=lambda: None,
-        gallery_feature_levels=lambda: [SHARP],
-        retrieval_embeddings=lambda brain, images, text, subjects: Embeddings(
-            brain[:, 0], images[0], torch.zeros(len(brain), 1), text
-        ),
-    )
-    found = validation_top1(method, split, lambda indices, gain, kernel_size: features[indices], texts, ["a", "b", "c"])
+    embed = lambda brain, images, text, subjects: Embeddings(brain[:, 0], images[0], torch.zeros(len(brain), 1), text)  # noqa: E731
+    method = SimpleNamespace(eval=lambda: None, gallery_feature_levels=lambda: [SHARP], retrieval_embeddings=embed)
+    top1 = validation_top1(method, split, lambda indices, gain, kernel_size: features[indices], texts, ["a", "b", "c"])
     scores = recordings[:, 0].double().numpy() @ features.double().numpy().T  # (samples, images)
     right = 0
     for sample, image in enumerate(image_of.tolist()):
         gallery = np.arange(image % 2, n_images, 2)  # the first image of every concept, or the second
         right += gallery[scores[sample, gallery].argmax()] == image
-    assert found == right / 24
+    assert top1 == right / 24

@@ -1,36 +1,29 @@
-"""Who trains and who is tested: intra- and inter-subject, EEG and MEG, so many test repetitions."""
+"""Training and test subjects, EEG and MEG, test repetitions."""
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from trainings import train_run
 
 from bvsa_core.cli import main
 from bvsa_core.data.dataset import Dataset
 from bvsa_core.data.quality.check import check_dataset
 from bvsa_core.errors import UserError
 from bvsa_core.synthetic import dataset
-from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig, RunDataConfig, training_of
-from bvsa_core.training.run import run
 from bvsa_core.training.run_data import RunData
 
 SENSORS, SAMPLES = 271, 201
 
 
 @pytest.fixture(scope="module")
-def run_data(small_data) -> RunData:
-    return RunData(RunDataConfig(data=small_data))
-
-
-@pytest.fixture(scope="module")
 def meg_data(small_data, tmp_path_factory) -> Path:
-    """The images of small_data, seen by two people in the other modality."""
+    """Return MEG data of two subjects with the images of small_data."""
     folder = tmp_path_factory.mktemp("data") / "meg"
     images = small_data / "Image_set_Resize"
     with pytest.MonkeyPatch.context() as patch:
@@ -41,44 +34,34 @@ def meg_data(small_data, tmp_path_factory) -> Path:
     return folder
 
 
-def config(run_data: RunData, **changes) -> RunConfig:
-    shared = {field.name: getattr(run_data.config, field.name) for field in dataclasses.fields(RunDataConfig)}
-    return RunConfig(**{**shared, "epochs": 2, "batch_size": 45, **changes})
-
-
 def test_every_fold_starts_fresh_and_learns_from_the_others_alone(run_data, small_data, tmp_path):
-    """Two people: a fold trains on the one whom it does not test, as an intra-subject run of that one does."""
-    alone = RunData(RunDataConfig(data=small_data))  # as in another process, where nothing has run before
-    for name, subject, used in (
-        ("sub-01", "sub-01", run_data),
-        ("sub-02", "sub-02", run_data),
-        ("alone", "sub-02", alone),
-    ):
-        result = run(config(used, lr=1e-3, subject=subject, setting="inter"), used, RunFolder(tmp_path / name))
+    """With two subjects a fold trains on the other one, as an intra-subject run of that one does."""
+    alone = RunData(RunDataConfig(data=small_data))  # as in a fresh process
+    folds = (("sub-01", "sub-01", run_data), ("sub-02", "sub-02", run_data), ("alone", "sub-02", alone))
+    for name, subject, used in folds:
+        result = train_run(tmp_path / name, used, lr=1e-3, subject=subject, setting="inter")
         assert (result.protocol.setting, result.subject, result.samples) == ("inter-subject", subject, 90)
     for file in ("weights.safetensors", "embeddings.safetensors", "result.json"):
         other, after_it, by_itself = ((tmp_path / name / file).read_bytes() for name in ("sub-01", "sub-02", "alone"))
         assert after_it == by_itself != other, file
-    intra = run(config(run_data, lr=1e-3, subject="sub-01"), run_data, RunFolder(tmp_path / "intra"))
+    intra = train_run(tmp_path / "intra", run_data, lr=1e-3, subject="sub-01")
     assert (intra.protocol.setting, intra.protocol.modality) == ("intra-subject", "EEG")
-    assert (tmp_path / "intra" / "weights.safetensors").read_bytes() == (
-        tmp_path / "sub-02" / "weights.safetensors"
-    ).read_bytes()
+    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("intra", "sub-02")]
+    assert weights[0] == weights[1]
     tested = [load_file(tmp_path / name / "embeddings.safetensors")["brain_image"] for name in ("intra", "sub-02")]
     assert not torch.equal(*tested)
 
 
-def test_inter_subject_needs_the_subject_and_someone_else(run_data, small_data, tmp_path):
+def test_inter_subject_needs_the_subject_and_another_one(run_data, small_data, tmp_path):
     with pytest.raises(UserError, match="no subject 'sub-09'; there are sub-01, sub-02"):
-        run(config(run_data, subject="sub-09", setting="inter"), run_data, RunFolder(tmp_path / "a"))
+        train_run(tmp_path / "a", run_data, subject="sub-09", setting="inter")
     lonely = tmp_path / "data"
     shutil.copytree(small_data, lonely)
     shutil.rmtree(lonely / "Preprocessed_data_250Hz_whiten" / "sub-02")
     lonely = RunData(RunDataConfig(data=lonely))
-    with pytest.raises(
-        UserError, match="sub-01 is the only subject, with nobody else to train on; use --setting intra"
-    ):
-        run(config(lonely, setting="inter"), lonely, RunFolder(tmp_path / "b"))
+    message = "sub-01 is the only subject, with nobody else to train on; use --setting intra"
+    with pytest.raises(UserError, match=message):
+        train_run(tmp_path / "b", lonely, setting="inter")
 
 
 def test_the_learning_rate_follows_the_setting_unless_it_is_given():
@@ -99,11 +82,11 @@ def test_the_first_repetitions_of_the_test_set_are_averaged(run_data, small_data
     for repetitions in (1, 4, 6):
         split = run_data.split("sub-01", "test", repetitions)
         assert split.repetitions == repetitions
-        # float32 sums of at most 6 numbers below 2^4, in any order: an error of 6 * 2^4 * 2^-24 a sum, twice that for two.
+        # float32 sums of at most 6 numbers below 2^4, in any order: twice an error of 6 * 2^4 * 2^-24
         torch.testing.assert_close(split.recordings, trials[:, :repetitions].mean(1), rtol=0, atol=2 * 6 * 2**-20)
     with pytest.raises(UserError, match="test.pt: an image is shown 6 times, not 7; ask for fewer repetitions"):
         run_data.split("sub-01", "test", 7)
-    result = run(config(run_data, method="vanilla", repetitions=2, epochs=1), run_data, RunFolder(tmp_path / "run"))
+    result = train_run(tmp_path / "run", run_data, method="vanilla", repetitions=2, epochs=1)
     assert result.protocol.repetitions == 2
 
 
@@ -114,9 +97,7 @@ def test_meg_has_its_shape_and_runs_in_both_settings(meg_data, tmp_path, capsys)
     assert check_dataset(meg_data).problems == []
     run_data = RunData(RunDataConfig(data=meg_data))
     for setting in ("intra", "inter"):
-        result = run(
-            config(run_data, method="vanilla", epochs=1, setting=setting), run_data, RunFolder(tmp_path / setting)
-        )
+        result = train_run(tmp_path / setting, run_data, method="vanilla", epochs=1, setting=setting)
         protocol, shape = result.protocol, result.shape
         assert (protocol.modality, protocol.setting) == ("MEG", f"{setting}-subject")
         assert (protocol.channels, protocol.repetitions, protocol.gallery) == (SENSORS, 2, 12)
