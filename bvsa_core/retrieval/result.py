@@ -49,7 +49,7 @@ class RunResult:
     def rescored(
         self, embeddings: Embeddings, scoring: Scoring, statistics: bool = True, curve: list[dict] | None = None
     ) -> RunResult:
-        """Return the same run's result with its `embeddings` scored in another way; the curve is one of the statistics."""
+        """Return the run's result with its `embeddings` scored in another way; statistics include the curve."""
         scores = similarity(embeddings, scoring)
         rank = ranks(scores)
         return replace(

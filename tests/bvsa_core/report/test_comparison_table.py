@@ -33,7 +33,7 @@ def entry(system: str = "nice", note: str = "", beside=PUBLISHED, setting: str =
     return ComparisonRow("eeg", setting, system, "tsconv", row, published=beside)
 
 
-def test_notes_name_what_differs_and_nothing_else():
+def test_notes_list_the_differences_only():
     beside = lambda name: replace(entry(beside=paper_results.find(name, "eeg", "intra")), setting="intra")  # noqa: E731
     usual = beside("UBP")
     assert notes(usual) == [] and notes(entry(beside=None)) == []
@@ -56,12 +56,12 @@ def test_notes_name_what_differs_and_nothing_else():
     assert "information: ours inductive, published uses labels" in notes(beside("BVSA"))
 
 
-def test_footnotes_are_counted_as_they_appear():
+def test_footnotes_are_numbered_by_appearance():
     table, footnotes = cells([entry(), entry(channels=63), entry()])
     assert [row[-1] for row in table] == ["1 2 3", "1 2 3 4", "1 2 3"] and len(footnotes) == len(set(footnotes)) == 4
 
 
-def test_published_figures_stay_in_their_columns():
+def test_published_scores_stay_in_their_columns():
     absent = ComparisonRow("meg", "inter", "SAMGA", published=paper_results.find("SAMGA", "meg", "inter"))
     failed = ComparisonRow("eeg", "intra", "ubp", "eeg_project", missing=2, cells=6)
     records = list(csv.DictReader(to_csv([absent, failed, entry()]).splitlines()))
