@@ -24,7 +24,7 @@ from bvsa_core.io.text_files import flatten
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.report.comparison_table import ComparisonRow
 from bvsa_core.report.content import BlurExample, Report, ReportRow, RetrievalExample, RunSummary, distinct
-from bvsa_core.report.tables import method_results, scoring
+from bvsa_core.report.tables import method_results, scoring_text
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.scoring import similarity
 from bvsa_core.training.checkpoint import RunFolder
@@ -136,7 +136,7 @@ def _name_parts(comparison: ComparisonRow) -> tuple[str, ...]:
     assert comparison.result is not None
     protocol = comparison.result.protocol
     images = f"images by {protocol.encoder}"
-    return comparison.system, f"gate {scoring(protocol)}", comparison.encoder, images, protocol.selection
+    return comparison.system, f"gate {scoring_text(protocol)}", comparison.encoder, images, protocol.selection
 
 
 def _results(folder: RunFolder) -> list[RunResult]:

@@ -22,7 +22,7 @@ from bvsa_core.report.comparison_table import (
     to_latex,
     to_markdown,
 )
-from bvsa_core.report.tables import MethodResult, markdown_table, method_results, scoring, statistics_lines
+from bvsa_core.report.tables import MethodResult, markdown_table, method_results, scoring_text, statistics_lines
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.statistics import Comparison, compare
 
@@ -40,7 +40,7 @@ class GridRow(NamedTuple):
         row = self.comparison
         assert row.result is not None
         protocol = row.result.protocol
-        return f"{row.system}, gate {scoring(protocol)} ({row.encoder}, images by {protocol.encoder})"
+        return f"{row.system}, gate {scoring_text(protocol)} ({row.encoder}, images by {protocol.encoder})"
 
 
 def comparison_rows(cells: Sequence[Cell], root: Path, list_others: bool) -> list[GridRow]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from bvsa_core.report.tables import MethodResult, markdown_table, rich_table, score_cells, scoring
+from bvsa_core.report.tables import MethodResult, markdown_table, rich_table, score_cells, scoring_text
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.statistics import Comparison
 
@@ -140,7 +140,7 @@ def _our_cells(row: ComparisonRow) -> tuple[str, ...]:
     if result is None:
         missing = f"{row.missing} of {row.cells} cells missing" if row.cells else ABSENT
         return (row.encoder or ABSENT, ABSENT, missing, *[ABSENT] * 4)
-    return row.encoder, scoring(result.protocol), *score_cells(result), f"{result.subjects} x {result.seeds}"
+    return row.encoder, scoring_text(result.protocol), *score_cells(result), f"{result.subjects} x {result.seeds}"
 
 
 def _paper_cells(paper: PaperResult | None) -> tuple[str, ...]:
@@ -191,7 +191,7 @@ def _record(row: ComparisonRow) -> dict[str, object]:
         "brain_encoder": row.encoder,
         "image_encoder": getattr(protocol, "encoder", None),
         **conditions,
-        "gate": scoring(protocol) if protocol else None,
+        "gate": scoring_text(protocol) if protocol else None,
         **sizes,
         "subjects": getattr(result, "subjects", None),
         "seeds": getattr(result, "seeds", None),

@@ -19,7 +19,7 @@ from bvsa_core.report.comparison_table import ABSENT, caveats, notes
 from bvsa_core.report.content import BlurExample, Report, ReportRow
 from bvsa_core.report.result_figures import report_figures, subject_bars
 from bvsa_core.report.style import to_svg
-from bvsa_core.report.tables import interval, scoring
+from bvsa_core.report.tables import interval, scoring_text
 from bvsa_core.retrieval.scoring import Protocol
 
 SECTIONS = {
@@ -112,7 +112,7 @@ def _protocol_tags(protocol: Protocol) -> list[tuple[str, bool]]:
     return [
         (f"selection {selection}", selection.startswith("oracle")),
         (information, information != "inductive"),
-        (f"gate {scoring(protocol)}", False),
+        (f"gate {scoring_text(protocol)}", False),
     ]
 
 

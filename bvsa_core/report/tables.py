@@ -79,10 +79,10 @@ def score_cells(result: MethodResult) -> tuple[str, str, str, str]:
 def cells(result: MethodResult) -> tuple[str, ...]:
     """Return the texts of COLUMNS."""
     name, protocol = f"{result.method}, {result.note}" if result.note else result.method, result.protocol
-    return (name, *score_cells(result), protocol.selection, protocol.information, scoring(protocol))
+    return (name, *score_cells(result), protocol.selection, protocol.information, scoring_text(protocol))
 
 
-def scoring(protocol: Protocol) -> str:
+def scoring_text(protocol: Protocol) -> str:
     """Return the gate and whatever else turned embeddings into scores, as text."""
     rescoring = f" + {protocol.rescoring}" if protocol.rescoring else ""
     return f"{protocol.gate}{rescoring}{', texts shuffled' if protocol.texts == 'shuffled' else ''}"
