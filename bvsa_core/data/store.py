@@ -131,10 +131,7 @@ class SubjectWriter:
 
     def _enter(self) -> None:
         """Lock the subject, and make its unfinished folder or clear one of another recipe."""
-        try:
-            self._lock.enter_context(lock(self.target.parent, self.target.name))
-        except Locked as error:
-            raise UserError(f"{self.target}: another process is making it; wait for that one") from error
+        self._lock.enter_context(lock(self.target.parent, self.target.name, activity="a conversion"))
         if self._is_complete():  # by a process that has ended since
             self.complete = True
             self._lock.close()

@@ -107,7 +107,7 @@ def _check_channels(epochs: Epochs) -> list[str]:
     if len(set(channels)) != count:
         raise UserError(f"{path}: a channel's name appears twice ({', '.join(channels)}); fetch or make it again")
     if "stim" in channels:
-        raise UserError(f"{path}: channel stim is the trigger, which gives the images away; make the file without it")
+        raise UserError(f"{path}: channel stim is the trigger, which reveals the images; make the file without it")
     return channels
 
 
@@ -119,7 +119,7 @@ def _crop(epochs: Epochs, whole_epoch: bool) -> tuple[slice, list[float]]:
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: its times are not numbers ({error}); fetch or make it again") from error
     if times.ndim != 1 or len(times) < count or not np.isfinite(times).all() or (np.diff(times) <= 0).any():
-        need = "they must be rising seconds, one a sample"
+        need = "they must be increasing seconds, one per sample"
         raise UserError(f"{path}: times of shape {times.shape} for {count} samples; {need}")
     span = f"times run from {times[0]:g} to {times[-1]:g}"
     if times[-1] - times[0] > _LONGEST:

@@ -15,7 +15,7 @@ from bvsa_core.data.layouts.files import blocks_of
 from bvsa_core.data.layouts.source import Epochs, ReadContext, SubjectSource
 from bvsa_core.data.store import SPLITS
 from bvsa_core.errors import UserError
-from bvsa_core.io.atomic import Locked, lock, make_folder, write_atomically
+from bvsa_core.io.atomic import lock, make_folder, write_atomically
 from bvsa_core.progress import Progress, no_progress
 
 LAYOUT = "ubp"
@@ -79,18 +79,15 @@ def export(dataset: Dataset, target: Path, progress: Progress = no_progress) -> 
     if target.resolve() == dataset.recordings_folder.resolve():
         raise UserError(f"{target}: holds the recordings to export; give another folder")
     messages = []
-    try:
-        with lock(target):
-            if not (target / DESCRIPTION).exists():
-                description = {"name": dataset.name, "modality": dataset.modality}
-                write_atomically(target / DESCRIPTION, json.dumps(description, indent=1).encode() + b"\n")
-            for done, subject in enumerate(dataset.subjects):
-                progress("recordings", done, len(dataset.subjects))
-                outcome = "was there already" if (target / subject).exists() else "written"
-                make_folder(target / subject, functools.partial(_export, dataset, subject))
-                messages.append(f"{subject}: {outcome}, in {target / subject}")
-    except Locked as error:
-        raise UserError(f"{target}: another process is writing there; wait for that one") from error
+    with lock(target, activity="an export"):
+        if not (target / DESCRIPTION).exists():
+            description = {"name": dataset.name, "modality": dataset.modality}
+            write_atomically(target / DESCRIPTION, json.dumps(description, indent=1).encode() + b"\n")
+        for done, subject in enumerate(dataset.subjects):
+            progress("recordings", done, len(dataset.subjects))
+            outcome = "was there already" if (target / subject).exists() else "written"
+            make_folder(target / subject, functools.partial(_export, dataset, subject))
+            messages.append(f"{subject}: {outcome}, in {target / subject}")
     progress("recordings", len(dataset.subjects), len(dataset.subjects))
     return messages
 

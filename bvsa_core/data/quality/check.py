@@ -55,7 +55,7 @@ def check_dataset(folder: Path, progress: Progress = no_progress, images: Path |
 
     Args:
         folder: a store, the layout of UBP and BVSA, or any other published layout, whose conversion is tried.
-        progress: hears how far each subject and the images are.
+        progress: receives the progress of each subject and of the images.
         images: stimuli or image_metadata.npy of a published layout; default: looked for beside the recordings.
 
     Raises:
@@ -170,7 +170,7 @@ def _header(path: Path, header: Header, dataset: Dataset) -> list[str]:
     if not np.isfinite(rate) or rate <= 0:
         problems.append(f"{path}: the sampling rate is {rate}{again}")
     elif not np.isfinite(steps).all() or (steps <= 0).any():
-        problems.append(f"{path}: times that do not rise{again}")
+        problems.append(f"{path}: times that do not increase{again}")
     elif len(steps) and abs(np.mean(steps) * rate - 1) > 0.01:
         problems.append(f"{path}: {rate:g} Hz, and times {np.mean(steps):g} s apart{again}")
     if twice := _twice(header.channels):

@@ -46,7 +46,7 @@ def quality(
         data: (conditions, repetitions, channels, time); may be memory-mapped.
         splits: number of splits into halves, or all that there are if they are fewer.
         seed: of the random splits.
-        progress: hears how many conditions are done, of how many.
+        progress: receives the number of conditions done, and of all.
     """
     conditions, repetitions, channels, samples = data.shape
     halves = _halves(repetitions, splits, np.random.default_rng(seed))

@@ -161,7 +161,7 @@ def test_cached_arrays_are_used_by_the_same_recipe_and_deleted_by_another(tmp_pa
 
 def test_one_process_at_a_time(tmp_path, made):
     with SubjectWriter(tmp_path / "new", "sub-01", RECIPE) as first:
-        with pytest.raises(UserError, match="sub-01: another process is making it; wait"):
+        with pytest.raises(UserError, match="sub-01: a conversion is going on there .*; wait"):
             SubjectWriter(tmp_path / "new", "sub-01", RECIPE)
         with SubjectWriter(tmp_path / "new", "sub-02", RECIPE) as second:
             assert first.folder.exists() and second.folder.exists()

@@ -101,7 +101,7 @@ HEADERS = [
     ({"units": ""}, "has no units"),
     ({"sampling_rate": 0}, "the sampling rate is 0"),
     ({"sampling_rate": 250.0}, "250 Hz, and times 0.01 s apart"),
-    ({"times": [0.0, 0.01, 0.01, 0.02, 0.03]}, "times that do not rise"),
+    ({"times": [0.0, 0.01, 0.01, 0.02, 0.03]}, "times that do not increase"),
     ({"channels": ["Oz", "Oz"]}, "channels named twice: Oz"),
     ({"channels": ["Oz"]}, "damaged (the train part contradicts itself)"),
     ({"times": "soon!"}, "damaged (something in it is of another type)"),
