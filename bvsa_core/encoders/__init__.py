@@ -77,11 +77,7 @@ def register_encoder(name: str, options: type = NoOptions) -> Callable[[Build], 
 
 
 def options_class(name: str) -> type:
-    """Return the dataclass of an encoder's options.
-
-    Raises:
-        UserError: there is no such encoder.
-    """
+    """Return the dataclass of an encoder's options."""
     return _module(name).Options
 
 

@@ -1,8 +1,17 @@
-"""The projection head of UBP's encoders."""
+"""The projection head of UBP's encoders, and the options of those with one dropout rate."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class DropoutOptions:
+    """Options of an encoder with one dropout rate."""
+
+    dropout: float = 0.5
 
 
 class ResidualProjection(nn.Sequential):

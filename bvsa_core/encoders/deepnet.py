@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import nn
 
 from bvsa_core.encoders import InputSpec
 from bvsa_core.encoders._convolutions import steps_after
+from bvsa_core.encoders._projection import DropoutOptions as Options
 from bvsa_core.encoders._projection import ResidualProjection
 
 FILTERS, KERNEL, POOL = (25, 50, 100, 200), 10, 2
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of DeepNet."""
-
-    dropout: float = 0.5
 
 
 def build(shape: InputSpec, options: Options) -> nn.Module:

@@ -5,22 +5,14 @@ UBP's variant convolves densely where the original is depthwise and separable, a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import nn
 
 from bvsa_core.encoders import InputSpec
 from bvsa_core.encoders._convolutions import steps_after
+from bvsa_core.encoders._projection import DropoutOptions as Options
 from bvsa_core.encoders._projection import ResidualProjection
 
 TEMPORAL, SPATIAL, KERNEL, POOL, LAST_KERNEL = 8, 16, 64, 2, 16
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of EEGNet."""
-
-    dropout: float = 0.5
 
 
 def build(shape: InputSpec, options: Options) -> nn.Module:

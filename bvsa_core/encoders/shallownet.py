@@ -5,22 +5,14 @@ UBP's variant pools the ELU of the maps, where the original pools their squares 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import nn
 
 from bvsa_core.encoders import InputSpec
 from bvsa_core.encoders._convolutions import steps_after
+from bvsa_core.encoders._projection import DropoutOptions as Options
 from bvsa_core.encoders._projection import ResidualProjection
 
 FILTERS, KERNEL, POOL, STRIDE = 40, 25, 51, 5
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of ShallowNet."""
-
-    dropout: float = 0.5
 
 
 def build(shape: InputSpec, options: Options) -> nn.Module:

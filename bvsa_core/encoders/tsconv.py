@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 from torch.nn.functional import conv1d, linear
 
 from bvsa_core.encoders import InputSpec
 from bvsa_core.encoders._convolutions import steps_after
+from bvsa_core.encoders._projection import DropoutOptions as Options
 from bvsa_core.encoders._projection import ResidualProjection
 
 FILTERS, KERNEL, POOL, STRIDE = 40, 25, 51, 5
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of TSConv."""
-
-    dropout: float = 0.5
 
 
 class TSConv(nn.Sequential):

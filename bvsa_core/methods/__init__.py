@@ -55,11 +55,7 @@ def register_method(name: str) -> Callable[[OwnMethod], OwnMethod]:
 
 
 def method_class(name: str) -> type[Method]:
-    """Return the class of a method.
-
-    Raises:
-        UserError: there is no such method.
-    """
+    """Return the class of a method."""
     if name in _registered:
         return _registered[name]
     if name not in _builtin():

@@ -131,18 +131,11 @@ class RunConfig(RunDataConfig):
 
     @classmethod
     def of(cls, method: str, **changes: Any) -> RunConfig:
-        """Return the training that a method's authors chose, encoder included, as `bvsa train --method` does.
-
-        Args:
-            method: its name.
-            changes: fields that differ.
+        """Return a method's published training, encoder included, as `bvsa train --method` has it, with changes.
 
         >>> config = RunConfig.of("nice", epochs=3)
         >>> config.encoder, config.batch_size, config.epochs
         ('tsconv', 1000, 3)
-
-        Raises:
-            UserError: there is no such method, or settings do not fit.
         """
         try:
             return cls(**{**training_of(method), **changes, "method": method})
@@ -151,20 +144,12 @@ class RunConfig(RunDataConfig):
 
 
 def training_of(method: str) -> dict[str, Any]:
-    """Return the training that a method's authors chose, as fields of RunConfig.
-
-    Raises:
-        UserError: there is no such method.
-    """
+    """Return the training that a method's authors chose, as fields of RunConfig."""
     return dict(methods.method_class(method).TRAINING)
 
 
 def method_options(method: str, preset: str, **changes: Any) -> Any:
-    """Return the options of a method under a preset, with changes.
-
-    Raises:
-        UserError: there is no such method or preset.
-    """
+    """Return the options of a method under a preset, with changes."""
     kind = methods.method_class(method)
     if preset not in PRESETS:
         raise UserError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
@@ -181,11 +166,7 @@ def to_dict(config: Any) -> Any:
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig:
-    """Return the config that `to_dict` turned into plain data.
-
-    Raises:
-        UserError: a setting is unknown or does not fit.
-    """
+    """Return the config that `to_dict` turned into plain data."""
     values = dict(values)
     try:
         values["method_options"] = method_options(values["method"], values["preset"], **values["method_options"])

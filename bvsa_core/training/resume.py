@@ -35,15 +35,8 @@ if TYPE_CHECKING:
 SAVE_EVERY_S = 30.0
 MAX_WRITE_SHARE = 1 / 20  # of the time may go into writing
 VERSION = 2  # 1 was resume.safetensors
-UNREADABLE: tuple[type[Exception], ...] = (
-    pickle.UnpicklingError,
-    EOFError,
-    RuntimeError,
-    LookupError,
-    TypeError,
-    ValueError,
-)
-UNREADABLE += (AttributeError, ArithmeticError, AssertionError)  # what torch.load raises for damaged content
+# What torch.load and load_state_dict raise for damaged content, besides arithmetic and assertion errors.
+UNREADABLE = (pickle.UnpicklingError, EOFError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)
 
 
 class Stopped(KeyboardInterrupt):
@@ -143,15 +136,13 @@ class Checkpointer:
         if content is not None:
             try:
                 state.load(content)
-            except UNREADABLE as error:
+            except (*UNREADABLE, ArithmeticError, AssertionError) as error:
                 detail = str(error).splitlines()[-1].strip() if str(error) else type(error).__name__
-                raise UserError(
-                    f"{path}: not the state of this run ({detail}); delete it, and the run starts again"
-                ) from error
+                problem = f"not the state of this run ({detail})"
+                raise UserError(f"{path}: {problem}; delete it, and the run starts again") from error
         if self.processes.rank == 0 and not self.folder.truncate_metrics(state.epoch):
-            raise UserError(
-                f"{self.folder.path}/metrics.jsonl: lines are missing; delete {path.name}, and the run starts again"
-            )
+            lines = f"{self.folder.path}/metrics.jsonl: lines are missing"
+            raise UserError(f"{lines}; delete {path.name}, and the run starts again")
 
     def on_step_end(self, state: TrainingState, epochs: int, batches: int) -> None:
         """Report and save the state if it is time to; called after every batch and every epoch.

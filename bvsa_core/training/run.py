@@ -34,8 +34,7 @@ def run(
     """Train, embed the test set and score it; return the result, which is also written to the folder.
 
     A complete run is not repeated, and a stopped one continues. Processes that train together all call it; the first
-    writes.
-    `log` is called with the metrics of every epoch, in the first process.
+    writes, and calls `log` with the metrics of every epoch.
 
     Raises:
         UserError: data, options or the folder do not fit, or another process is at work in the folder.
@@ -44,14 +43,6 @@ def run(
     processes = run_data.processes
     if (finished := processes.broadcast(lambda: folder.finished_result(config))) is not None:
         return finished
-    with folder.locked(config) if processes.rank == 0 else nullcontext():
-        return _run(config, run_data, folder, progress, log)
-
-
-def _run(
-    config: RunConfig, run_data: RunData, folder: RunFolder, progress: Progress, log: Callable[[dict], None]
-) -> RunResult:
-    processes = run_data.processes
 
     def report(metrics: dict) -> None:
         if processes.rank == 0:
@@ -59,29 +50,28 @@ def _run(
             log(metrics)
         progress("epochs", metrics["epoch"], config.epochs)
 
-    checkpointer = Checkpointer(folder, processes, progress)
-    with nullcontext() if config.selection == "oracle" else run_data.sealed():
-        trained = train(config, run_data, report, checkpointer)
-    method = trained.method
-    evaluation = evaluate(trained, config, run_data)
-    result = RunResult(
-        method=config.method,
-        preset=config.preset,
-        note=method.TABLE_NOTE,
-        subject=config.subject,
-        seed=config.seed,
-        epoch=trained.epoch,
-        protocol=evaluation.protocol,
-        reliability=evaluation.reliability,
-        samples=len(trained.split),
-        held_out=len(trained.held_out) if trained.held_out else 0,
-        shape=trained.shape,
-        ranks=evaluation.ranks.tolist(),
-        images=evaluation.images,
-    )
-    if processes.rank == 0:
-        folder.finish(method, evaluation.embeddings, result)
-    processes.barrier()
+    with folder.locked(config) if processes.rank == 0 else nullcontext():
+        with nullcontext() if config.selection == "oracle" else run_data.sealed():
+            trained = train(config, run_data, report, Checkpointer(folder, processes, progress))
+        evaluation = evaluate(trained, config, run_data)
+        result = RunResult(
+            method=config.method,
+            preset=config.preset,
+            note=trained.method.TABLE_NOTE,
+            subject=config.subject,
+            seed=config.seed,
+            epoch=trained.epoch,
+            protocol=evaluation.protocol,
+            reliability=evaluation.reliability,
+            samples=len(trained.split),
+            held_out=len(trained.held_out) if trained.held_out else 0,
+            shape=trained.shape,
+            ranks=evaluation.ranks.tolist(),
+            images=evaluation.images,
+        )
+        if processes.rank == 0:
+            folder.finish(trained.method, evaluation.embeddings, result)
+        processes.barrier()
     return result
 
 
