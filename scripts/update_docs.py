@@ -97,7 +97,8 @@ def headline() -> str:
     return (
         f"64 RGB images of 224 x 224, each with its own blur, take **{1e3 * rows['cpu']['median_s']:.0f} ms** on "
         f"{rows['cpu']['machine']['threads']} CPU threads:\n"
-        f"**{times['torchvision loop']} times** faster than torchvision called image by image, {times['OpenCV 8-bit, as UBP']} times faster than OpenCV as UBP calls it, and "
+        f"**{times['torchvision loop']} times** faster than torchvision called image by image, "
+        f"{times['OpenCV 8-bit, as UBP']} times faster than OpenCV as UBP calls it, and "
         f"{times['kornia']} times faster than kornia."
     )
 

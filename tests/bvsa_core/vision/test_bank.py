@@ -1,4 +1,4 @@
-"""The bank: filled by several processes, continued after a kill, and no damaged or foreign file passes for its features."""
+"""The bank: filled by several processes and continued after a kill; damaged and foreign files are refused."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ def test_an_about_that_is_of_another_version_altered_or_damaged_is_refused(fille
 
 
 def test_what_a_format_stands_for(tmp_path):
-    """Whoever changes how images are resized, blurred or normalised has to raise FORMAT: features kept before are others."""
+    """A change of how images are resized, blurred or normalised must raise FORMAT, as earlier features differ."""
     y, x = np.mgrid[:300, :400]
     image = np.stack([x * 255 // 399, y * 255 // 299, (x // 8 + y // 8) % 2 * 255], axis=-1).astype(np.uint8)
     Image.fromarray(image).save(tmp_path / "image.png")
