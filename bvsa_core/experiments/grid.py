@@ -99,8 +99,8 @@ class Cell:
 
     def __str__(self) -> str:
         config = self.config
-        where = f"{self.modality.upper()} {config.setting}-subject"
-        return f"{self.system}, {where}, {config.encoder}, {config.vision}, {config.subject}, seed {config.seed}"
+        place = f"{self.modality.upper()} {config.setting}-subject"
+        return f"{self.system}, {place}, {config.encoder}, {config.vision}, {config.subject}, seed {config.seed}"
 
 
 def read_grid(name: str) -> tuple[Grid, list[System]]:
@@ -132,16 +132,16 @@ def read_grid(name: str) -> tuple[Grid, list[System]]:
     return grid, systems
 
 
-def _system(values: Any, where: str) -> System:
-    """Check one entry of a grid's methods; `where` is its place, for messages."""
+def _system(values: Any, source: str) -> System:
+    """Check one entry of a grid's methods; `source` begins the error messages."""
     values = {"method": values} if isinstance(values, str) else values
-    system = System(**_checked(System, values, where))
+    system = System(**_checked(System, values, source))
     method_class(system.method)
-    system.options = _checked(type(method_options(system.method, system.preset)), system.options, f"{where}: options")
-    system.run = _checked(RunConfig, system.run, f"{where}: run", SET_BY_GRID)
+    system.options = _checked(type(method_options(system.method, system.preset)), system.options, f"{source}: options")
+    system.run = _checked(RunConfig, system.run, f"{source}: run", SET_BY_GRID)
     specs = []
     for number, each in enumerate(system.scorings or [{}]):
-        spec = ScoringSpec(**_checked(ScoringSpec, each, f"{where}: scorings[{number}]"))
+        spec = ScoringSpec(**_checked(ScoringSpec, each, f"{source}: scorings[{number}]"))
         Scoring(spec.gate or "none", None, spec.rescoring)
         if published := spec.published or (None if spec.name else system.published):
             paper_results.check(published)
@@ -152,21 +152,21 @@ def _system(values: Any, where: str) -> System:
     return system
 
 
-def _checked(kind: type, values: Any, where: str, skip: Iterable[str] = ()) -> dict[str, Any]:
+def _checked(kind: type, values: Any, source: str, skip: Iterable[str] = ()) -> dict[str, Any]:
     """Check that values are of known fields of a dataclass and of their types; `skip` names fields that are refused."""
     known = [each.name for each in fields(kind) if each.name not in skip]
     if not isinstance(values, dict):
-        raise UserError(f"{where}: must hold settings as 'name: value', such as {', '.join(known) or 'none at all'}")
+        raise UserError(f"{source}: must hold settings as 'name: value', such as {', '.join(known) or 'none at all'}")
     if unknown := [key for key in values if key not in known]:
         message = unknown_name("key", str(unknown[0]), known) if known else f"{unknown[0]!r}, where no key is known"
-        raise UserError(f"{where}: {message}")
+        raise UserError(f"{source}: {message}")
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, skip=set(skip))
     try:
         return parser.parse_object(values, defaults=False).as_dict()
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         message = " ".join(line.strip(" -\t") for line in str(error).splitlines())
-        raise UserError(f"{where}: {message}") from error
+        raise UserError(f"{source}: {message}") from error
 
 
 def systems_named(systems: Sequence[System], names: Sequence[str]) -> list[System]:

@@ -70,7 +70,7 @@ def caveats(result: MethodResult) -> Iterable[str]:
     if protocol.dataset == "synthetic":
         yield (
             "synthetic data: made on the machine by a forward model, not recorded from people; "
-            "published figures are no yardstick"
+            "do not compare them with published scores"
         )
     if result.note:
         yield f"{result.method}: {result.note}"

@@ -84,7 +84,7 @@ def check(queries: Queries, gallery: Gallery, k: int, scoring: Scoring) -> None:
         alone = "a search scores each recording alone, without knowing its image"
         raise UserError(f"{alone}; {name} belongs to 'bvsa evaluate'")
     if not 1 <= k <= len(gallery):
-        raise UserError(f"{k} images are asked for; the gallery has {len(gallery)}")
+        raise UserError(f"{k} images are requested; the gallery has {len(gallery)}")
     pairs = [(queries.brain_image, gallery.image, gallery.images[0])]
     if scoring.gate != "none":
         if gallery.texts is None:

@@ -117,7 +117,7 @@ WRONG = [
     ("{t}/empty", "no finished run there (result.json is missing)"),
     ("{r} --gate papr", "unknown gate 'papr'; did you mean 'paper'?"),
     ("{r} --gate paper", "paper belongs to 'bvsa evaluate'"),
-    ("{r} --top 13", "13 images are asked for; the gallery has 12"),
+    ("{r} --top 13", "13 images are requested; the gallery has 12"),
     ("{r} --gallery {t}/empty", "no image inside"),
     ("{r} --gallery {t}/nope", "--gallery {t}/nope: no such folder"),
     ("{r} --gallery {t}/nope.npy", "{t}/nope.npy: no such file"),

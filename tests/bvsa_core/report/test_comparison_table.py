@@ -27,16 +27,16 @@ from bvsa_core.report.tables import MethodResult
 PUBLISHED = paper_results.find("NICE", "eeg", "inter")
 
 
-def entry(system: str = "nice", note: str = "", beside=PUBLISHED, setting: str = "inter", **protocol) -> ComparisonRow:
+def entry(system: str = "nice", note: str = "", paper=PUBLISHED, setting: str = "inter", **protocol) -> ComparisonRow:
     under = results.protocol(**{"dataset": "THINGS-EEG2", "encoder": "RN50", **protocol})
     row = MethodResult("nice (corrected)", 0.25, (0.2, 0.3), 0.5, (0.4, 0.6), 0.3, 7.0, 10, 3, under, note)
-    return ComparisonRow("eeg", setting, system, "tsconv", row, published=beside)
+    return ComparisonRow("eeg", setting, system, "tsconv", row, published=paper)
 
 
 def test_notes_list_the_differences_only():
-    beside = lambda name: replace(entry(beside=paper_results.find(name, "eeg", "intra")), setting="intra")  # noqa: E731
-    usual = beside("UBP")
-    assert notes(usual) == [] and notes(entry(beside=None)) == []
+    row_with = lambda name: replace(entry(paper=paper_results.find(name, "eeg", "intra")), setting="intra")  # noqa: E731
+    usual = row_with("UBP")
+    assert notes(usual) == [] and notes(entry(paper=None)) == []
     assert notes(entry(selection="validation")) == [
         "selection: ours the best epoch on concepts held out of the training data",
         "gallery: ours 200 images, published class centres",
@@ -44,16 +44,16 @@ def test_notes_list_the_differences_only():
     ]
     oracle = {"selection": "oracle (upper bound, selected on test)", "dataset": "synthetic"}
     for note, part in zip(
-        notes(entry(beside=None, note="reconstruction", **oracle)),
+        notes(entry(paper=None, note="reconstruction", **oracle)),
         ("not recorded from people", "reconstruction", "upper bound, selected on test"),
         strict=True,
     ):
         assert part in note
     csls = {"information": "label-free transductive", "rescoring": "csls", "channels": 63, "repetitions": 40}
-    transductive, *deviations = notes(entry(beside=None, **csls))
+    transductive, *deviations = notes(entry(paper=None, **csls))
     assert transductive.startswith("label-free transductive")
     assert deviations == ["ours: 63 channels; usual are 17", "ours: 40 test repetitions averaged; usual are 80"]
-    assert "information: ours inductive, published uses labels" in notes(beside("BVSA"))
+    assert "information: ours inductive, published uses labels" in notes(row_with("BVSA"))
 
 
 def test_footnotes_are_numbered_by_appearance():

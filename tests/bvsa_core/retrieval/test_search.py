@@ -171,8 +171,8 @@ def test_invalid_searches_are_refused(queries, gallery, tmp_path):
     narrow, broken = EmbeddingMatrix(tmp_path / "narrow.npy"), EmbeddingMatrix(tmp_path / "nan.npy")
     wide = "narrow.npy: embeddings of 3 dimensions, and those of recordings have 24"
     for gallery_, k, scoring, message in (
-        (gallery, 0, Scoring(), "0 images are asked for; the gallery has 700"),
-        (gallery, 701, Scoring(), "701 images are asked for; the gallery has 700"),
+        (gallery, 0, Scoring(), "0 images are requested; the gallery has 700"),
+        (gallery, 701, Scoring(), "701 images are requested; the gallery has 700"),
         (gallery, 5, Scoring("paper"), "paper belongs to 'bvsa evaluate'"),
         (gallery, 5, Scoring(rescoring="csls"), "csls belongs to 'bvsa evaluate'"),
         (gallery, 5, Scoring("always", shuffle_texts=True), "shuffle_texts belongs to"),
