@@ -27,7 +27,10 @@ BRAIN = (
 METHODS = "choose one of atm, bravl, bvsa, mcdb, nice, ubp, vanilla, or register your own first"
 GATES = "choose one of none, always, label_free, paper, code"
 FILES = "unknown kind of file; give one of .pt, .pth, .npy, .npz, .safetensors"
-GRIDS = "no such file, nor built in; choose one of main, ablation, c-sweep, fidelity, or give a YAML file"
+GRIDS = "no such file, nor built in; choose one of main, ablation, c-sweep, fidelity, demo, or give a YAML file"
+GRID_KEYS = (
+    "methods, title, encoders, vision, modalities, settings, subjects, seeds, resamples, run, baseline, list_others"
+)
 MAKE = "make the synthetic data with 'bvsa data synthetic"
 TRAIN = "train one with 'bvsa train --out'"
 LEVEL = "write an odd kernel size and a gain in [0, 1], such as 51:0.5"
@@ -74,10 +77,10 @@ MISTAKES = {
     "evaluate {r} --topp 3": "unrecognized arguments: --topp 3 (see --help)",
     "retrieve": "the following arguments are required: run (see --help)",
     "reproduce": "the following arguments are required: grid (see --help)",
-    "reproduce {t}/open.yaml": "{t}/open.yaml: not a YAML file (while parsing a flow sequence)",
+    "reproduce {t}/open.yaml": "{t}/open.yaml: not a YAML file (while parsing a flow sequence); a grid has the settings"
+    f" {GRID_KEYS}",
     "reproduce {t}/options.yaml": "{t}/options.yaml: unknown key 'method_options'; did you mean 'methods'? choose one"
-    " of methods, title, encoders, vision, modalities, settings, subjects, seeds, resamples, run, baseline,"
-    " list_others",
+    f" of {GRID_KEYS}",
     # numbers and kinds
     "train --epochs 1.5": "epochs is '1.5'; it must be a whole number (see --help)",
     "train --config {t}/many.yaml": "epochs is 'many'; it must be a whole number (see --help)",
