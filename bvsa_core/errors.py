@@ -40,11 +40,7 @@ def validate_plugin_name(kind: str, name: str, shipped: Iterable[str]) -> None:
 
 
 def import_mne(needed_by: str) -> ModuleType:
-    """Import MNE-Python, which is optional; `needed_by` says in the plural what needs it.
-
-    Raises:
-        UserError: MNE-Python is not installed, or broken.
-    """
+    """Import MNE-Python, which is optional; `needed_by` says in the plural what needs it."""
     try:
         import mne
     except ImportError as error:

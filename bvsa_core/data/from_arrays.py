@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from bvsa_core.data.dataset import Recordings
+from bvsa_core.data.layouts.files import check_array
 from bvsa_core.data.store import Header, SplitHeader, SubjectWriter
 from bvsa_core.errors import UserError
 
@@ -70,10 +71,7 @@ def write_subject(
 
 def _check(name: str, recordings: Recordings) -> None:
     """Check the parts of a split; `name` starts the message."""
-    data = np.asarray(recordings.data)
-    if data.ndim != 4 or data.dtype.kind != "f" or data.size == 0:
-        shape = "conditions, repetitions, channels, time"
-        raise UserError(f"{name}: data is {data.dtype} of shape {data.shape}; it must be floats of shape ({shape})")
+    data = check_array(f"{name} data", np.asarray(recordings.data))
     conditions, _, channels, time = data.shape
     for part, length in (("images", conditions), ("concepts", conditions), ("channels", channels), ("times", time)):
         if (count := len(getattr(recordings, part))) != length:

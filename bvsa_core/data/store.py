@@ -87,7 +87,7 @@ class Writer(Protocol):
         """Finish the subject, whose arrays are filled."""
 
 
-class SubjectWriter:
+class SubjectWriter(contextlib.AbstractContextManager["SubjectWriter"]):
     """Writer of one subject's folder, which appears complete or not at all; a context manager that releases its lock.
 
     Args:
@@ -113,9 +113,6 @@ class SubjectWriter:
         except BaseException:
             self._lock.close()
             raise
-
-    def __enter__(self) -> SubjectWriter:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._lock.close()
@@ -151,11 +148,7 @@ class SubjectWriter:
         return cached_array(self.folder / f"{name}.npy", make)
 
     def create_array(self, split: str, shape: tuple[int, ...]) -> np.memmap:
-        """Return the memory-mapped array of a split, zeros at first, to be filled in place.
-
-        Raises:
-            UserError: the disk has no room for it.
-        """
+        """Return the memory-mapped array of a split, zeros at first, to be filled in place; reserve its disk space."""
         path = self.folder / f"{split}.npy"
         path.unlink(missing_ok=True)
         size, free = int(np.prod(shape)) * _DTYPE.itemsize, shutil.disk_usage(self.folder).free
@@ -238,11 +231,7 @@ def cached_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
 
 
 def read_header(folder: Path) -> Header:
-    """Read the header of a subject's folder.
-
-    Raises:
-        UserError: it is missing, damaged or of another version.
-    """
+    """Read the header of a subject's folder, and check it."""
     path = folder / HEADER
     content = read_json(path, _REMEDY)
     try:
@@ -259,11 +248,7 @@ def read_header(folder: Path) -> Header:
 
 
 def open_array(folder: Path, header: Header, split: str) -> np.ndarray:
-    """Open the memory-mapped array of a split, (conditions, repetitions, channels, time) float16.
-
-    Raises:
-        UserError: it is missing or cut off, or differs from the header.
-    """
+    """Open the memory-mapped array of a split, (conditions, repetitions, channels, time) float16; check its shape."""
     path = folder / f"{split}.npy"
     if split not in header.splits:
         raise UserError(f"{folder}: no {split} data; there are {', '.join(header.splits)}")
@@ -278,11 +263,7 @@ def open_array(folder: Path, header: Header, split: str) -> np.ndarray:
 
 
 def verify(folder: Path, header: Header, split: str) -> None:
-    """Compare the file's checksum with the header's.
-
-    Raises:
-        UserError: they differ.
-    """
+    """Check that the file's checksum is the header's."""
     path = folder / f"{split}.npy"
     if sha256_of(path) != header.splits[split].sha256:
         raise UserError(f"{path}: altered since it was made (its checksum differs); delete {folder} and make it again")

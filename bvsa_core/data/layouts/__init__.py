@@ -27,11 +27,7 @@ def layouts() -> dict[str, ModuleType]:
 
 
 def recognise(folder: Path, modality: str) -> list[SubjectSource]:
-    """Return the subjects in a folder of some published layout.
-
-    Raises:
-        UserError: no such folder, no known layout, or several at once.
-    """
+    """Return the subjects in a folder, which must have one published layout of the modality."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     known = {name: module for name, module in layouts().items() if modality in module.MODALITIES}

@@ -12,7 +12,7 @@ import numpy as np
 
 from bvsa_core.data import things_eeg
 from bvsa_core.data.layouts import stimuli
-from bvsa_core.data.layouts.files import SHAPE, blocks_of, check_array, open_file, read_description
+from bvsa_core.data.layouts.files import SHAPE, blocks_of, check_array, existing, open_file, read_description
 from bvsa_core.data.layouts.source import Epochs, ReadContext, SubjectSource
 from bvsa_core.data.store import HEADER, SPLITS
 from bvsa_core.errors import UserError
@@ -32,12 +32,12 @@ def find(folder: Path) -> list[SubjectSource]:
     """Return the subjects of this layout in a folder."""
     roots = [folder, *sorted(folder.glob("[Pp]reprocessed*"))]
     places = {path.parent for root in roots for path in root.glob("sub-*/t*.npy") if path.stem in SPLITS}
-    sources = []
-    for place in sorted(place for place in places if not (place / HEADER).exists()):  # the store's subjects have one
-        files = [*(place / f"{split}.npy" for split in SPLITS), place.parent / INFO]
-        present = [path for path in files if path.exists()]
-        sources.append(SubjectSource(LAYOUT, place.name, place.parent, present, ("sampling_rate", "whitening")))
-    return sources
+    files = {
+        place: existing([place / "train.npy", place / "test.npy", place.parent / INFO])
+        for place in sorted(places)
+        if not (place / HEADER).exists()  # the store's subjects have one
+    }
+    return [SubjectSource(LAYOUT, place.name, place.parent, paths) for place, paths in files.items()]
 
 
 def read(source: SubjectSource, split: str, context: ReadContext) -> Epochs:

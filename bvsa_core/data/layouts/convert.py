@@ -55,11 +55,7 @@ def convert(
 
 
 def convert_subject(source: SubjectSource, writer: Writer, options: ConversionOptions, progress: Progress) -> None:
-    """Bring both splits of a subject into a writer, block by block, and commit them.
-
-    Raises:
-        UserError: what is missing or wrong, by file.
-    """
+    """Read, crop and check both splits of a subject, write them block by block, and commit them."""
     report: Progress = lambda task, done, total: progress(f"{source.subject} {task}", done, total)  # noqa: E731
     read = layouts()[source.layout].read
     context = ReadContext(options, writer.cached, report)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,17 @@ _BLOCK = 2**26  # bytes of the source read at once
 _REMEDY = "fetch or make it again"
 
 
+def existing(paths: Iterable[Path]) -> list[Path]:
+    """Return the paths that exist."""
+    return [path for path in paths if path.exists()]
+
+
 def blocks_of(
     rows: Callable[[slice], np.ndarray], shape: tuple[int, ...], itemsize: int, mapped: np.ndarray | None = None
 ) -> Callable[[slice], Iterator[tuple[slice, np.ndarray]]]:
-    """Return `Epochs.blocks` of an array of SHAPE that is read by conditions.
+    """Return `Epochs.blocks` of an array of `shape`, of which `rows` reads some conditions.
 
-    Args:
-        rows: returns some of the conditions.
-        shape: of the whole array.
-        itemsize: bytes of a sample.
-        mapped: the array that `rows` reads; the pages of a memory-mapped one are released.
+    `itemsize` is the bytes of a sample. If `rows` reads a memory-mapped array, `mapped`, its pages are released.
     """
     step = max(1, _BLOCK // (math.prod(shape[1:]) * itemsize))
 
@@ -43,11 +44,7 @@ def blocks_of(
 
 
 def open_file(path: Path) -> Any:
-    """Open a .npy file: a memory-mapped array, or the plain data of a pickle.
-
-    Raises:
-        UserError: it is missing, damaged, or holds anything but plain data.
-    """
+    """Open a .npy file: a memory-mapped array, or the plain data of a pickle."""
     if path.is_file():
         with contextlib.suppress(*READ_ERRORS):  # read_arrays explains them
             mapped = np.lib.format.open_memmap(path, mode="r")
@@ -56,12 +53,8 @@ def open_file(path: Path) -> Any:
     return read_arrays(path)
 
 
-def check_array(path: Path, data: Any, shape: str = SHAPE) -> np.ndarray:
-    """Return `data` if it is an array of floats with as many axes as `shape` names.
-
-    Raises:
-        UserError: it is anything else.
-    """
+def check_array(path: object, data: Any, shape: str = SHAPE) -> np.ndarray:
+    """Return `data`, which must be an array of floats with as many axes as `shape` names; `path` starts the message."""
     if not isinstance(data, np.ndarray):
         raise UserError(f"{path}: holds a {type(data).__name__} where an array of {shape} belongs; fetch it again")
     if data.ndim != shape.count(",") + 1 or data.dtype.kind != "f" or data.size == 0:
@@ -70,11 +63,7 @@ def check_array(path: Path, data: Any, shape: str = SHAPE) -> np.ndarray:
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """Read a JSON description of recordings, an object with ch_names and times.
-
-    Raises:
-        UserError: it is damaged or lacks one of the two.
-    """
+    """Read a JSON description of recordings, an object with ch_names and times."""
     content = read_json(path, _REMEDY)
     with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
         if len(content["ch_names"]) and np.asarray(content["times"], dtype=np.float64).ndim == 1:

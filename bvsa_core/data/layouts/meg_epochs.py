@@ -40,11 +40,7 @@ _DONE_BEFORE = (
 
 
 def find(folder: Path) -> list[SubjectSource]:
-    """Return the subjects of this layout in a folder.
-
-    Raises:
-        UserError: a subject is there twice.
-    """
+    """Return the subjects of this layout in a folder."""
     sources: dict[str, SubjectSource] = {}
     for first in sorted({path for place in _PLACES for path in folder.glob(f"{place}preprocessed_P*-epo.fif")}):
         person = re.fullmatch(r"preprocessed_P(\d+)-epo\.fif", first.name)
@@ -58,7 +54,7 @@ def find(folder: Path) -> list[SubjectSource]:
         tables = _tables(folder, attributes) or _tables(first.parent, attributes)
         images = [*_tables(folder, "image_paths.csv"), *_tables(folder, "image_concept_index.csv")]
         files = [first, *parts, *tables, *images]
-        sources[subject] = SubjectSource(LAYOUT, subject, folder, files, ("sampling_rate", "whitening"))
+        sources[subject] = SubjectSource(LAYOUT, subject, folder, files)
     return [sources[subject] for subject in sorted(sources)]
 
 

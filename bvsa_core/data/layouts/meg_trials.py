@@ -61,13 +61,8 @@ class Conditions:
 def from_attributes(rows: Iterable[Mapping[str, Any]], events: np.ndarray, where: object) -> list[Trial | None]:
     """Return the trial of each epoch by its attributes; None if it shows no object.
 
-    Args:
-        rows: of the table, one for each epoch in the order of the epochs.
-        events: (epochs,) event of each epoch, which must be the number of its image.
-        where: the table's name in errors.
-
-    Raises:
-        UserError: a column or row is missing or makes no sense, or the table contradicts the events.
+    `rows` are in the order of the epochs, whose `events` (epochs,) must be the numbers of their images. `where` is the
+    table's name in errors.
     """
     rows = list(rows)
     if len(rows) != len(events):
@@ -99,16 +94,8 @@ def from_attributes(rows: Iterable[Mapping[str, Any]], events: np.ndarray, where
 def from_images(paths: list[str], concepts: list[int], events: np.ndarray, where: object) -> list[Trial | None]:
     """Return the trial of each epoch by the tables of the THINGS images; None if it shows no object.
 
-    As in UBP's script, an image shown 12 times is a test image.
-
-    Args:
-        paths: of every image of THINGS.
-        concepts: number of each image's concept, from 1.
-        events: (epochs,) event of each epoch.
-        where: the table's name in errors.
-
-    Raises:
-        UserError: an event that is not the number of an image.
+    `paths` and `concepts` (numbers from 1) are of every image of THINGS, `events` (epochs,) are numbers of images. As
+    in UBP's script, an image shown 12 times is a test image. `where` is the table's name in errors.
     """
     shown = Counter(events.tolist())
     trials: list[Trial | None] = []
@@ -125,11 +112,7 @@ def from_images(paths: list[str], concepts: list[int], events: np.ndarray, where
 
 
 def compare(trials: list[Trial | None], others: list[Trial | None], where: object, other: object) -> None:
-    """Compare the images by two tables of the same epochs.
-
-    Raises:
-        UserError: they differ.
-    """
+    """Check that two tables have the same image for each epoch."""
     for line, (one, two) in enumerate(zip(trials, others), start=1):
         shown = [trial.image if trial else "no object" for trial in (one, two)]
         if shown[0] != shown[1]:
@@ -138,11 +121,7 @@ def compare(trials: list[Trial | None], others: list[Trial | None], where: objec
 
 
 def arrange(trials: list[Trial | None], where: object) -> dict[str, Conditions]:
-    """Return the conditions of each split; the training set has none of the concepts of test images.
-
-    Raises:
-        UserError: a split is empty, an image is not shown as often as in THINGS-MEG, or a concept has too few images.
-    """
+    """Return the conditions of each split, as many as in THINGS-MEG; test concepts are not trained on."""
     tested = {trial.concept for trial in trials if trial and trial.split == "test"}
     conditions = {}
     for split, repetitions in (("train", things_meg.TRAIN_REPETITIONS), ("test", things_meg.TEST_REPETITIONS)):
@@ -166,20 +145,12 @@ def arrange(trials: list[Trial | None], where: object) -> dict[str, Conditions]:
 
 
 def read_attributes(path: Path) -> list[dict[str, str]]:
-    """Read the rows of a sample_attributes_P*.csv.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    """Read the rows of a sample_attributes_P*.csv."""
     return _read(path, csv.DictReader)
 
 
 def read_images(paths: Path, index: Path) -> tuple[list[str], list[int]]:
-    """Read path and concept number of every image of THINGS, from image_paths.csv and image_concept_index.csv.
-
-    Raises:
-        UserError: one cannot be read, or their lengths differ.
-    """
+    """Read path and concept number of every image of THINGS, from image_paths.csv and image_concept_index.csv."""
     names = [row[0].strip() for row in _read(paths, csv.reader) if row]
     lines = [(line, row) for line, row in enumerate(_read(index, csv.reader), start=1) if row]
     numbers = [_number(row[0], "concept number", index, line) for line, row in lines]

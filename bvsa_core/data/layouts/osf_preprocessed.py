@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bvsa_core.data.layouts import stimuli
-from bvsa_core.data.layouts.files import blocks_of, check_array, open_file
+from bvsa_core.data.layouts.files import blocks_of, check_array, existing, open_file
 from bvsa_core.data.layouts.source import Epochs, ReadContext, SubjectSource
 from bvsa_core.errors import UserError
 
@@ -27,12 +27,8 @@ def find(folder: Path) -> list[SubjectSource]:
     """Return the subjects of this layout in a folder."""
     roots = [folder, *sorted(folder.glob("[Pp]reprocessed*"))]
     places = {path.parent for root in roots for name in FILES.values() for path in root.glob(f"sub-*/{name}")}
-    sources = []
-    for place in sorted(places):
-        files = [path for name in FILES.values() if (path := place / name).exists()]
-        subject = _subject(place.name)
-        sources.append(SubjectSource(LAYOUT, subject, place.parent, files, ("sampling_rate", "whitening")))
-    return sources
+    files = {place: existing(place / name for name in FILES.values()) for place in sorted(places)}
+    return [SubjectSource(LAYOUT, _subject(place.name), place.parent, paths) for place, paths in files.items()]
 
 
 def _subject(name: str) -> str:

@@ -50,7 +50,7 @@ def find(folder: Path) -> list[SubjectSource]:
     of_subject: dict[Path, list[Path]] = {}
     for path in files:
         of_subject.setdefault(path.parents[1], []).append(path)
-    return [SubjectSource(LAYOUT, place.name, folder, paths) for place, paths in of_subject.items()]
+    return [SubjectSource(LAYOUT, place.name, folder, paths, ()) for place, paths in of_subject.items()]
 
 
 def read(source: SubjectSource, split: str, context: ReadContext) -> Epochs:

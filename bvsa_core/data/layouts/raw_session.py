@@ -49,9 +49,6 @@ class RawSession:
         Returns:
             numbers: of the images shown, ascending; times: of an epoch's samples, in seconds; rate: Hz, as recorded;
             band: of the recording's filter; shown_more_often: number of images; left_out: channels.
-
-        Raises:
-            UserError: the file is missing or damaged, or shows an image too rarely.
         """
         kept, _, numbers, more = self._trials
         recording = self._recording
@@ -65,11 +62,7 @@ class RawSession:
         }
 
     def epochs(self) -> np.ndarray:
-        """Cut the epochs, (images shown, repetitions, channels, time) float32 volts, repetitions as presented.
-
-        Raises:
-            UserError: as above, or a sample is not finite.
-        """
+        """Cut the epochs, (images shown, repetitions, channels, time) float32 volts, repetitions as presented."""
         kept, places, numbers, _ = self._trials
         samples = self._cut(kept[:1])[0].shape[-1]
         epochs = np.empty((len(numbers) * self.repetitions, len(things_eeg.CHANNELS), samples), np.float32)

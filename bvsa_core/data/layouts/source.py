@@ -18,7 +18,7 @@ from bvsa_core.progress import Progress
 
 @dataclass(frozen=True)
 class ConversionOptions:
-    """How recordings are converted; a layout refuses the options that it leaves no choice in."""
+    """How recordings are converted; a layout refuses options that are fixed in it."""
 
     subjects: list[str] = field(default_factory=list)
     """Such as sub-01; default: all."""
@@ -45,15 +45,11 @@ class SubjectSource:
     subject: str  # such as sub-01
     root: Path
     files: list[Path]  # all that conversion reads
-    fixed_options: tuple[str, ...] = ()  # options that this layout leaves no choice in
+    fixed_options: tuple[str, ...] = ("sampling_rate", "whitening")  # refused, as the files were made with them
     modality: str = "EEG"  # or MEG: the modality requested, if the layout holds either
 
     def recipe(self, options: ConversionOptions) -> dict[str, Any]:
-        """Return layout, options and source files, by which the store knows what was made of what.
-
-        Raises:
-            UserError: an option that the layout leaves no choice in.
-        """
+        """Return layout, options and source files, by which the store recognises the conversion."""
         default = ConversionOptions()
         for name in self.fixed_options:
             if (value := getattr(options, name)) != getattr(default, name):
@@ -63,11 +59,7 @@ class SubjectSource:
         return {"layout": self.layout, **chosen, "files": fingerprint(self.files, self.root)}
 
     def file(self, name: str) -> Path:
-        """Return the subject's file of that name.
-
-        Raises:
-            UserError: the layout has it, but this folder does not.
-        """
+        """Return the subject's file of that name, which the layout needs."""
         for path in self.files:
             if path.name == name:
                 return path

@@ -24,16 +24,8 @@ def conditions(
 ) -> tuple[list[str], list[str]]:
     """Return image paths and concepts of a split in the order of their numbers.
 
-    A path is like "training_images/00001_aardvark/aardvark_01b.jpg".
-
-    Args:
-        source: images are looked for beside its root.
-        options: `images` is where they are instead.
-        split: train or test.
-        expected: number of conditions in the recordings, if known.
-
-    Raises:
-        UserError: there are no images, not as many as expected, or their list is damaged.
+    A path is like "training_images/00001_aardvark/aardvark_01b.jpg". `expected` is the number of conditions in the
+    recordings, if known.
     """
     place = _find(source, options)
     names = _of_metadata(place, split) if place.is_file() else _of_folder(place, split)

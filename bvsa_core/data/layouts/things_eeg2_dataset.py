@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from bvsa_core.data.layouts import stimuli
-from bvsa_core.data.layouts.files import blocks_of, check_array, open_file, read_description
+from bvsa_core.data.layouts.files import blocks_of, check_array, existing, open_file, read_description
 from bvsa_core.data.layouts.source import Epochs, ReadContext, SubjectSource
 from bvsa_core.errors import UserError
 
@@ -28,12 +28,12 @@ def find(folder: Path) -> list[SubjectSource]:
     """Return the subjects of this layout in a folder."""
     roots = (folder, folder / "processed")
     places = {path.parent for root in roots for path in root.glob("sub-*/preprocessed_eeg_*_sub-*.npy")}
+    arrays = [f"{kind}_{part}" for part in _PARTS.values() for kind in ("preprocessed_eeg", "img_conditions")]
     sources = []
     for place in sorted(places):
-        arrays = [f"{kind}_{part}" for part in _PARTS.values() for kind in ("preprocessed_eeg", "img_conditions")]
         names = [f"meta_{place.name}.json", *(f"{array}_{place.name}.npy" for array in arrays)]
-        files = sorted(path for name in names if (path := place / name).exists())
-        sources.append(SubjectSource(LAYOUT, place.name, place.parent, files, ("sampling_rate", "whitening")))
+        files = sorted(existing(place / name for name in names))
+        sources.append(SubjectSource(LAYOUT, place.name, place.parent, files))
     return sources
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from bvsa_core.data import things_eeg
 from bvsa_core.data.dataset import DESCRIPTION, Dataset, read_recordings, write_recordings
 from bvsa_core.data.layouts import stimuli
-from bvsa_core.data.layouts.files import blocks_of
+from bvsa_core.data.layouts.files import blocks_of, existing
 from bvsa_core.data.layouts.source import Epochs, ReadContext, SubjectSource
 from bvsa_core.data.store import SPLITS
 from bvsa_core.errors import UserError
@@ -27,11 +27,8 @@ def find(folder: Path) -> list[SubjectSource]:
     """Return the subjects of this layout in a folder."""
     roots = [folder, *sorted(folder.glob("Preprocessed_data*"))]
     places = {path.parent for root in roots for path in root.glob("sub-*/t*.pt") if path.stem in SPLITS}
-    sources = []
-    for place in sorted(places):
-        files = [path for split in SPLITS if (path := place / f"{split}.pt").exists()]
-        sources.append(SubjectSource(LAYOUT, place.name, place.parent, files, ("sampling_rate", "whitening")))
-    return sources
+    files = {place: existing(place / f"{split}.pt" for split in SPLITS) for place in sorted(places)}
+    return [SubjectSource(LAYOUT, place.name, place.parent, paths) for place, paths in files.items()]
 
 
 def read(source: SubjectSource, split: str, context: ReadContext) -> Epochs:

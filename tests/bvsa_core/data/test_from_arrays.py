@@ -44,8 +44,8 @@ SMALL = np.random.default_rng(0).standard_normal((4, 3, 2, 5)) * 1e-5
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": np.zeros((4, 2, 5))}, r"sub-01 train: data is float64 of shape \(4, 2, 5\); it must be floats"),
-        ({"data": np.zeros((4, 3, 2, 5), int)}, "data is int64"),
+        ({"data": np.zeros((4, 2, 5))}, r"sub-01 train data: float64 of shape \(4, 2, 5\); it must be floats"),
+        ({"data": np.zeros((4, 3, 2, 5), int)}, "data: int64"),
         ({"images": ["a.png"]}, "1 images for data of shape"),
         ({"images": ["../a.png"] * 4}, "image name '../a.png' points outside"),
         ({"channels": ["Oz"]}, "1 channels for data .* give 2"),
