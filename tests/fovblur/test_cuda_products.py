@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from backends_under_test import exact, run_cuda_on_host
-from comparisons import assert_close, exact_gradients, gradients, random_images, relative_error
+from backends_under_test import exact, in_both_orders
+from comparisons import LAYOUTS, assert_close, exact_gradients, gradients, random_images, relative_error
 
 import fovblur
 
@@ -19,12 +19,9 @@ pytestmark = pytest.mark.parametrize("implementation", ["cuda"], indirect=True)
 
 
 @pytest.fixture(autouse=True)
-def float32_products():
-    """float32 images are multiplied in tf32, which PyTorch's default precision forbids."""
-    before = torch.get_float32_matmul_precision()  # which forbids products of uint8 as well, but for half results
+def float32_products(torch_settings):
+    """Allow tf32 for float32 images, and products of uint8 for all results; the default precision does not."""
     torch.set_float32_matmul_precision("high")
-    yield
-    torch.set_float32_matmul_precision(before)
 
 
 def assert_rounded_four_times(ours: torch.Tensor, expected: torch.Tensor, largest: float) -> None:
@@ -82,17 +79,10 @@ def test_falloffs_off_centre(implementation, falloff, seed):
     assert_rounded_four_times(implementation.foveated_blur(images, **options), exact(images, **options), 1)
 
 
-@pytest.mark.parametrize("layout", ["channels_last", "sliced", "expanded", "transposed", "offset"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_layouts_give_the_same_result(implementation, dtype, layout, seed):
-    whole = random_images((4, 3, 26, 88), dtype)
-    images = {
-        "channels_last": whole.contiguous(memory_format=torch.channels_last),
-        "sliced": whole[::2, 1:, 3:20, ::3],
-        "expanded": whole[:1, :1].expand(3, 3, -1, -1),
-        "transposed": whole.transpose(2, 3),
-        "offset": whole[..., 1:81],  # rows that are not aligned for wide loads
-    }[layout]
+    images = LAYOUTS[layout](random_images((4, 3, 26, 88), dtype))
     options = {"kernel_size": torch.tensor([51, 3, 101, 9])[: len(images)]}
     ours = implementation.foveated_blur(images, **options)
     assert torch.equal(ours, implementation.foveated_blur(images.contiguous(), **options))
@@ -166,12 +156,11 @@ def test_uint8_is_exact_in_float32_and_rounded_in_half_precision(implementation,
 def test_threads_may_take_turns_in_any_order(implementation, monkeypatch, tmp_path_factory, dtype, seed):
     images = random_images((3, 1, 40, 90), dtype)
     options = {"kernel_size": torch.tensor([45, 3, 129]), "gain": 0.4}
-    results = []
-    for order in (1, -1):
-        run_cuda_on_host(monkeypatch, tmp_path_factory, order)
+
+    def call() -> list[torch.Tensor]:
         leaf = images.clone().requires_grad_(dtype.is_floating_point)
-        results.append([fovblur.foveated_blur(leaf, **options, backend="cuda")])
-        if leaf.requires_grad:
-            results[-1] += torch.autograd.grad(results[-1][0].sum(), leaf)
-    run_cuda_on_host(monkeypatch, tmp_path_factory)
+        out = fovblur.foveated_blur(leaf, **options, backend="cuda")
+        return [out, *(torch.autograd.grad(out.sum(), leaf) if leaf.requires_grad else ())]
+
+    results = in_both_orders(call, monkeypatch, tmp_path_factory)
     assert all(torch.equal(one, other) for one, other in zip(*results))

@@ -13,11 +13,8 @@ SHAPES = [(1, 1, 1, 1, 1), (3, 50, 7, 2, 50), (64, 480, 64, 64, 10), (65, 1049, 
 
 
 @pytest.fixture(params=[1, 2, 5])
-def threads(request):
-    before = torch.get_num_threads()
+def threads(request, torch_settings):
     torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from backends_under_test import GPU_IMPLEMENTATIONS, IMAGE_DTYPES, ON_GPU, exact, run_cuda_on_host
-from comparisons import random_images, relative_error
+from backends_under_test import GPU_IMPLEMENTATIONS, IMAGE_DTYPES, ON_GPU, exact, in_both_orders
+from comparisons import LAYOUTS, random_images, relative_error
 
 import fovblur
 from fovblur.foveated_blur import reference, validation
@@ -134,17 +134,10 @@ def test_radius_beyond_what_a_block_holds(implementation, seed):
     assert relative_error(ours, exact(images, kernel_size=kernel_size, gain=0.0)) < 1e-5
 
 
-@pytest.mark.parametrize("layout", ["channels_last", "sliced", "expanded", "transposed", "flipped-storage"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
 def test_any_strides(implementation, dtype, layout, seed):
-    whole = random_images((4, 3, 26, 30), dtype)
-    images = {
-        "channels_last": whole.contiguous(memory_format=torch.channels_last),
-        "sliced": whole[::2, 1:, 3:20, ::3],
-        "expanded": whole[:1, :1].expand(3, 3, -1, -1),
-        "transposed": whole.transpose(2, 3),
-        "flipped-storage": whole.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
-    }[layout]
+    images = LAYOUTS[layout](random_images((4, 3, 26, 30), dtype))
     kernel_size = torch.tensor(KERNEL_SIZES[: len(images)])
     ours = implementation.foveated_blur(images, kernel_size=kernel_size)
     expected = implementation.foveated_blur(images.contiguous(), kernel_size=kernel_size)
@@ -209,9 +202,6 @@ def test_one_call_serves_more_samples_than_a_grid_dimension_holds(implementation
 
 
 def test_threads_of_a_block_may_take_turns_in_any_order(monkeypatch, tmp_path_factory, seed):
-    images = random_images((2, 1, 70, 90), torch.float32)
-    results = []
-    for order in (1, -1):
-        run_cuda_on_host(monkeypatch, tmp_path_factory, order)
-        results.append(fovblur.foveated_blur(images, kernel_size=torch.tensor([45, 3]), backend="cuda"))
-    assert torch.equal(*results)
+    images, kernel_size = random_images((2, 1, 70, 90), torch.float32), torch.tensor([45, 3])
+    call = lambda: fovblur.foveated_blur(images, kernel_size=kernel_size, backend="cuda")  # noqa: E731
+    assert torch.equal(*in_both_orders(call, monkeypatch, tmp_path_factory))

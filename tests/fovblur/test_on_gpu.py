@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gpu_streams import captured, on_late_inputs
 
 import fovblur
 
@@ -23,14 +24,7 @@ def batch(device: str = "cuda", count: int = 16, dtype: torch.dtype = torch.floa
 
 def test_a_graph_replays_on_changed_input(backend, seed):
     images, parameters = batch()
-    fovblur.foveated_blur(images, **parameters, backend=backend)  # compiles
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        fovblur.foveated_blur(images, **parameters, backend=backend)
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = fovblur.foveated_blur(images, **parameters, backend=backend)
+    graph, out = captured(lambda: fovblur.foveated_blur(images, **parameters, backend=backend))
     images.copy_(torch.rand_like(images))
     parameters["kernel_size"].copy_(torch.randint(0, 40, (16,), device="cuda") * 2 + 1)
     parameters["gain"].copy_(torch.rand(16, device="cuda"))
@@ -65,14 +59,7 @@ def random_arguments(device: str = "cuda") -> list[torch.Tensor]:
 
 def test_a_graph_replays_the_gradients(backend, seed):
     arguments = random_arguments()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        result_and_gradients(*arguments, backend)  # compiles
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = result_and_gradients(*arguments, backend)
+    graph, results = captured(lambda: result_and_gradients(*arguments, backend))
     for old, new in zip(arguments, random_arguments()):
         old.copy_(new)
     graph.replay()
@@ -84,29 +71,15 @@ def test_gradients_are_queued_on_the_stream_of_their_forward_pass(backend, seed)
     expected = result_and_gradients(*arguments, backend)
     late = [torch.zeros_like(x) for x in arguments]
     late[1].fill_(1)  # a valid sigma
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        torch.cuda._sleep(200_000_000)  # a launch on another stream would read what is not there yet
-        for target, x in zip(late, arguments):
-            target.copy_(x)
-        results = result_and_gradients(*late, backend)
-    torch.cuda.current_stream().wait_stream(stream)
+    results = on_late_inputs(lambda *x: result_and_gradients(*x, backend), late, arguments)
     assert all(torch.equal(one, other) for one, other in zip(results, expected))
 
 
 def test_work_is_queued_on_the_current_stream(backend, seed):
     images, parameters = batch()
     expected = fovblur.foveated_blur(images, **parameters, backend=backend)
-    late = torch.empty_like(images)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        torch.cuda._sleep(200_000_000)  # a launch on another stream would read what is not there yet
-        late.copy_(images)
-        out = fovblur.foveated_blur(late, **parameters, backend=backend)
-    torch.cuda.current_stream().wait_stream(stream)
-    assert torch.equal(out, expected)
+    call = lambda x: fovblur.foveated_blur(x, **parameters, backend=backend)  # noqa: E731
+    assert torch.equal(on_late_inputs(call, [torch.empty_like(images)], [images]), expected)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second CUDA device")
@@ -156,7 +129,6 @@ def test_autocast_leaves_the_dtype_alone(backend):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float32, "tf32"], ids=str)
 def test_every_kernel_on_awkward_shapes(backend, dtype, seed):
     """For compute-sanitizer, which is slow: few and small calls, each kernel once."""
-    before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     dtype = torch.float32 if dtype == "tf32" else dtype
     for height, width, kernel_size in ((7, 5, 21), (33, 65, 9), (40, 48, 301)):
@@ -170,4 +142,3 @@ def test_every_kernel_on_awkward_shapes(backend, dtype, seed):
             out = fovblur.foveated_blur(leaf, sigma, **options, backend=backend)
             out.float().sum().backward()
             assert out.isfinite().all() and sigma.grad.isfinite().all() and gain.grad.isfinite().all()
-    torch.set_float32_matmul_precision(before)

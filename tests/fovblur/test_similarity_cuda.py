@@ -5,8 +5,8 @@ from __future__ import annotations
 import cuda_on_host
 import pytest
 import torch
-from backends_under_test import ON_GPU, run_cuda_on_host
-from similarity_under_test import exact, random_embeddings, random_gates
+from backends_under_test import ON_GPU, in_both_orders
+from similarity_under_test import LAYOUTS, exact, random_embeddings, random_gates
 
 import fovblur
 from fovblur import backends
@@ -18,12 +18,10 @@ pytestmark = pytest.mark.parametrize("similarity", ["cuda"], indirect=True)
 
 
 @pytest.fixture(params=OPERANDS)
-def dtype(request):
+def dtype(request, torch_settings):
     """The dtype of the embeddings; "tf32" is float32 with a matmul precision that allows tf32."""
-    before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if request.param == "tf32" else "highest")
-    yield torch.float32 if request.param == "tf32" else getattr(torch, request.param)
-    torch.set_float32_matmul_precision(before)
+    return torch.float32 if request.param == "tf32" else getattr(torch, request.param)
 
 
 @pytest.fixture
@@ -43,11 +41,9 @@ def error_bound(embeddings, rounding: float) -> torch.Tensor:
 def test_matmul_precision_chooses_the_products_of_float32(similarity, seed):
     embeddings = random_embeddings(20, 30, 200, 100)
     expected, results = exact(*embeddings), {}
-    before = torch.get_float32_matmul_precision()
     for precision in ("high", "medium", "highest"):
         torch.set_float32_matmul_precision(precision)
         results[precision] = similarity.matrix(*embeddings)
-    torch.set_float32_matmul_precision(before)
     in_order = 200 * 2**-24  # a rounding for each term
     assert ((results["highest"] - expected).abs() <= error_bound(embeddings, in_order)).all()
     assert ((results["high"] - expected).abs() <= error_bound(embeddings, 2.001 * 2**-11 + 2 * in_order)).all()
@@ -57,11 +53,8 @@ def test_matmul_precision_chooses_the_products_of_float32(similarity, seed):
 
 def test_threads_may_take_turns_in_any_order(similarity, dtype, monkeypatch, tmp_path_factory, seed):
     embeddings, gates = random_embeddings(131, 150, 200, 70, dtype), random_gates(131, 150)
-    results = []
-    for order in (1, -1):
-        if not ON_GPU:
-            run_cuda_on_host(monkeypatch, tmp_path_factory, order)
-        results.append((similarity.matrix(*embeddings, **gates), *similarity.topk(*embeddings, 40, **gates)))
+    call = lambda: (similarity.matrix(*embeddings, **gates), *similarity.topk(*embeddings, 40, **gates))  # noqa: E731
+    results = in_both_orders(call, monkeypatch, tmp_path_factory)
     assert all(torch.equal(one, other) for one, other in zip(*results))
     torch.testing.assert_close(results[0][1], results[0][0].float().topk(40).values, rtol=2**-8, atol=1e-6)
 
@@ -92,15 +85,9 @@ def test_k_above_the_fused_limit(similarity, module, monkeypatch, dtype, seed):
 
 @pytest.mark.parametrize("layout", ["transposed", "strided", "offset", "padded"])
 def test_wide_and_strided_loads_give_the_same(similarity, dtype, layout, seed):
-    change = {
-        "transposed": lambda x: x.T.contiguous().T,
-        "strided": lambda x: torch.stack([x, x], 2)[:, :, 0],
-        "offset": lambda x: torch.cat([x.new_full((len(x), 1), torch.nan), x], 1)[:, 1:],
-        "padded": lambda x: torch.cat([x, x.new_full((len(x), 16 - x.shape[1] % 8), torch.nan)], 1)[:, : x.shape[1]],
-    }[layout]
     embeddings = random_embeddings(20, 70, 77, 35, dtype)  # "padded" alone is aligned
     padded = [torch.nn.functional.pad(x, (0, -x.shape[1] % 8))[:, : x.shape[1]] for x in embeddings]
-    ours = similarity.matrix(*map(change, embeddings))
+    ours = similarity.matrix(*(LAYOUTS[layout](x) for x in embeddings))
     assert torch.equal(ours, similarity.matrix(*padded)) and torch.equal(ours, similarity.matrix(*embeddings))
 
 

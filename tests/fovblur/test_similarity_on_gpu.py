@@ -6,6 +6,7 @@ import functools
 
 import pytest
 import torch
+from gpu_streams import captured, on_late_inputs
 from similarity_under_test import check_topk, exact, random_embeddings, random_gates
 
 import fovblur
@@ -30,13 +31,7 @@ def on_gpu(*tensors: torch.Tensor, device: str = "cuda") -> list[torch.Tensor]:
 
 def test_a_graph_replays_on_changed_input(backend, seed):
     embeddings = on_gpu(*random_embeddings(70, 500, 64, 40))
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        call(backend, embeddings)  # compiles
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = call(backend, embeddings)
+    graph, results = captured(lambda: call(backend, embeddings))
     for old, new in zip(embeddings, random_embeddings(70, 500, 64, 40)):
         old.copy_(new)
     graph.replay()
@@ -47,14 +42,7 @@ def test_work_is_queued_on_the_current_stream(backend, seed):
     embeddings = on_gpu(*random_embeddings(70, 500, 64, 40))
     expected = call(backend, embeddings)
     late = [torch.empty_like(x) for x in embeddings]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        torch.cuda._sleep(200_000_000)  # a launch on another stream would read what is not there yet
-        for target, x in zip(late, embeddings):
-            target.copy_(x)
-        results = call(backend, late)
-    torch.cuda.current_stream().wait_stream(stream)
+    results = on_late_inputs(lambda *x: call(backend, x), late, embeddings)
     assert all(torch.equal(one, other) for one, other in zip(results, expected))
 
 
@@ -128,8 +116,7 @@ def test_more_than_two_to_the_31_scores_and_more_tiles_than_a_grid_is_high(backe
 @pytest.mark.sanitize
 @pytest.mark.parametrize("dtype", [*TYPES, "tf32"], ids=str)
 def test_every_kernel_on_awkward_shapes(backend, dtype, seed):
-    """For compute-sanitizer, which slows everything down: few and small calls, each kernel once."""
-    before = torch.get_float32_matmul_precision()
+    """For compute-sanitizer, which is slow: few and small calls, each kernel once."""
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     dtype, tolerance = (torch.float32, 2e-3) if dtype == "tf32" else (dtype, {torch.bfloat16: 2**-7}.get(dtype, 2**-10))
     for n, m, d, e, k in ((3, 131, 37, 5, 131), (130, 200, 40, 24, 10), (1, 1, 1, 0, 1), (5, 9, 0, 3, 2)):
@@ -140,4 +127,3 @@ def test_every_kernel_on_awkward_shapes(backend, dtype, seed):
         scale = expected.abs().clamp(min=1)
         assert ((matrix.cpu().double() - expected).abs() <= tolerance * scale).all()
         assert ((values.cpu().double() - expected.gather(1, indices.cpu())).abs() <= tolerance * scale.max()).all()
-    torch.set_float32_matmul_precision(before)

@@ -7,9 +7,10 @@ import torch
 from backends_under_test import run_cuda_on_host
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from similarity_under_test import DTYPES, Similarity, check_topk, exact, random_embeddings
+from similarity_under_test import DTYPES, LAYOUTS, Similarity, check_topk, exact, random_embeddings
 
 from fovblur.backends import NAMES
+from fovblur.dtypes import accumulation_dtype
 
 RELATIVE_ERROR = {torch.float32: 4e-6, torch.float64: 1e-13, torch.float16: 2**-10, torch.bfloat16: 2**-7}
 
@@ -18,20 +19,11 @@ RELATIVE_ERROR = {torch.float32: 4e-6, torch.float64: 1e-13, torch.float16: 2**-
 def calls(draw, largest: int):
     n, m = draw(st.integers(1, largest)), draw(st.integers(1, 4 * largest))
     d, e = draw(st.integers(0, 80)), draw(st.integers(0, 80))
-    layouts = draw(st.lists(st.sampled_from(["contiguous", "transposed", "strided", "sliced"]), min_size=4, max_size=4))
+    layouts = draw(st.lists(st.sampled_from(sorted(LAYOUTS)), min_size=4, max_size=4))
     gates = [draw(st.sampled_from([None, "zeros", "some", "random"])) for _ in range(2)]
     broken = draw(st.none() | st.sampled_from([float("nan"), float("inf"), float("-inf")]))
     k, dtype, seed = draw(st.integers(1, m)), draw(st.sampled_from(DTYPES)), draw(st.integers(0, 2**31))
     return (n, m, d, e), k, dtype, layouts, gates, broken, seed
-
-
-def laid_out(x: torch.Tensor, layout: str) -> torch.Tensor:
-    return {
-        "contiguous": lambda: x,
-        "transposed": lambda: x.T.contiguous().T,
-        "strided": lambda: torch.stack([x, x], 2)[:, :, 1],
-        "sliced": lambda: torch.cat([x, x], 1)[:, x.shape[1] :],
-    }[layout]()
 
 
 def gate_of(kind: str | None, rows: int) -> torch.Tensor | None:
@@ -46,9 +38,8 @@ def gate_of(kind: str | None, rows: int) -> torch.Tensor | None:
 def check(similarity, call) -> None:
     shape, k, dtype, layouts, gates, broken, seed = call
     torch.manual_seed(seed)
-    if not similarity.serves(dtype):
-        dtype = torch.float32
-    embeddings = [laid_out(x, layout) for x, layout in zip(random_embeddings(*shape, dtype), layouts)]
+    dtype = dtype if similarity.serves(dtype) else torch.float32
+    embeddings = [LAYOUTS[layout](x) for x, layout in zip(random_embeddings(*shape, dtype), layouts)]
     gates = dict(zip(("row_gate", "column_gate"), map(gate_of, gates, shape)))
     if broken is not None and shape[2] > 0:
         embeddings[1][shape[1] // 2, 0] = broken
@@ -60,9 +51,7 @@ def check(similarity, call) -> None:
     scale = max(1.0, expected[finite].abs().max().item() if finite.any() else 1.0)
     assert ((ours.double() - expected)[finite].abs() <= RELATIVE_ERROR[dtype] * scale).all()
     if finite.all():
-        check_topk(
-            values, indices, expected, RELATIVE_ERROR[torch.float64 if dtype == torch.float64 else torch.float32]
-        )
+        check_topk(values, indices, expected, RELATIVE_ERROR[accumulation_dtype(dtype)])
     else:
         assert torch.equal(values.isnan(), expected.gather(1, indices).isnan())
         ranked = values.nan_to_num(float("-inf"), float("inf"), float("-inf"))

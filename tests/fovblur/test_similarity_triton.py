@@ -61,15 +61,11 @@ def test_keys_keep_every_score_and_its_order():
 
 
 def test_tf32_is_used_only_if_pytorch_allows_it():
-    before = torch.get_float32_matmul_precision()
-    try:
-        for setting, precision in (("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")):
-            torch.set_float32_matmul_precision(setting)
-            for kept in (0, 16):
-                assert triton_backend.launch_configuration(torch.float32, 90, 1000, kept)["PRECISION"] == precision
-                assert triton_backend.launch_configuration(torch.float16, 90, 1000, kept)["PRECISION"] == "ieee"
-    finally:
-        torch.set_float32_matmul_precision(before)
+    for setting, precision in (("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")):
+        torch.set_float32_matmul_precision(setting)
+        for kept in (0, 16):
+            assert triton_backend.launch_configuration(torch.float32, 90, 1000, kept)["PRECISION"] == precision
+            assert triton_backend.launch_configuration(torch.float16, 90, 1000, kept)["PRECISION"] == "ieee"
 
 
 @pytest.mark.parametrize("row_tiles", [1, 3, 16, 128, 130, 133, 264, 1000])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import cuda_on_host
 import pytest
@@ -17,6 +18,7 @@ from fovblur import backends
 from fovblur.enhanced_similarity import native as native_similarity
 from fovblur.foveated_blur import native
 
+T = TypeVar("T")
 ON_GPU = torch.cuda.is_available()
 IMAGE_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CPU_VARIANTS = [f"cpu-{name}" for name in backends.load_native("cpu").variants()]
@@ -98,6 +100,16 @@ def run_cuda_on_host(monkeypatch, tmp_path_factory, thread_order: int = 1) -> No
         "unavailable_reason_for",
         lambda name, _, dtype: unavailable_reason_for(name, torch.device("cuda"), dtype),
     )
+
+
+def in_both_orders(call: Callable[[], T], monkeypatch, tmp_path_factory) -> list[T]:
+    """Return the results of a call in both orders of the threads of a block; a race makes them differ."""
+    results = []
+    for order in (-1, 1):
+        if not ON_GPU:
+            run_cuda_on_host(monkeypatch, tmp_path_factory, order)
+        results.append(call())
+    return results
 
 
 def exact(images: Tensor, *args, **kwargs) -> Tensor:

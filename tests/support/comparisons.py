@@ -14,6 +14,16 @@ def random_images(shape, dtype: torch.dtype) -> torch.Tensor:
     return (images * 255).round().to(torch.uint8) if dtype == torch.uint8 else images.to(dtype)
 
 
+LAYOUTS = {  # of images (B, C, H, W) with at least two samples and channels
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "sliced": lambda x: x[::2, 1:, 3:20, ::3],
+    "expanded": lambda x: x[:1, :1].expand(3, 3, -1, -1),
+    "transposed": lambda x: x.transpose(2, 3),
+    "offset": lambda x: x[..., 1:81],  # rows that are not aligned for wide loads
+    "flipped-storage": lambda x: x.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
+}
+
+
 def relative_error(ours: torch.Tensor, expected: torch.Tensor) -> float:
     if expected.numel() == 0:
         return 0.0

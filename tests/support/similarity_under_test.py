@@ -37,6 +37,15 @@ def similarity(request, monkeypatch, tmp_path_factory):
         yield chosen
 
 
+LAYOUTS = {  # of embeddings; what lies beside them is NaN
+    "contiguous": lambda x: x,
+    "transposed": lambda x: x.T.contiguous().T,
+    "strided": lambda x: torch.stack([torch.full_like(x, torch.nan), x], 2)[:, :, 1],
+    "offset": lambda x: torch.cat([x.new_full((len(x), 1), torch.nan), x], 1)[:, 1:],
+    "padded": lambda x: torch.cat([x, x.new_full((len(x), 16 - x.shape[1] % 8), torch.nan)], 1)[:, : x.shape[1]],
+}
+
+
 def random_embeddings(n: int, m: int, d: int, e: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
     """Return brain_image, image, brain_text and text with rows of about unit length."""
     scaled = lambda rows, columns: (torch.randn(rows, columns) / max(columns, 1) ** 0.5).to(dtype)  # noqa: E731
