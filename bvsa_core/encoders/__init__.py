@@ -52,11 +52,12 @@ def register_encoder(name: str, options: type = NoOptions) -> Callable[[Build], 
     (recordings, subjects); subjects (B,) int64 are -1 for unknown ones. A run on disk holds only the name, so register
     the encoder before you load one.
 
-    >>> @register_encoder("flat")
-    ... def flat(shape, options):
-    ...     return nn.Sequential(nn.Flatten(), nn.Linear(shape.channels * shape.time, shape.embedding))
-    >>> build("flat", InputSpec(channels=17, time=100, embedding=64))(torch.zeros(2, 17, 100)).shape
-    torch.Size([2, 64])
+    Examples:
+        >>> @register_encoder("flat")
+        ... def flat(shape, options):
+        ...     return nn.Sequential(nn.Flatten(), nn.Linear(shape.channels * shape.time, shape.embedding))
+        >>> build("flat", InputSpec(channels=17, time=100, embedding=64))(torch.zeros(2, 17, 100)).shape
+        torch.Size([2, 64])
 
     Args:
         name: of the encoder.

@@ -30,12 +30,13 @@ def register_method(name: str) -> Callable[[OwnMethod], OwnMethod]:
     A run on disk holds only the name, so register the method before you load one. Registering a name again, as in a
     notebook, replaces the class.
 
-    >>> from bvsa_core.methods.vanilla import Vanilla
-    >>> @register_method("plain")
-    ... class Plain(Vanilla):
-    ...     TABLE_NOTE = "Vanilla by another name."
-    >>> method_class("plain").TABLE_NOTE
-    'Vanilla by another name.'
+    Examples:
+        >>> from bvsa_core.methods.vanilla import Vanilla
+        >>> @register_method("plain")
+        ... class Plain(Vanilla):
+        ...     TABLE_NOTE = "Vanilla by another name."
+        >>> method_class("plain").TABLE_NOTE
+        'Vanilla by another name.'
 
     Raises:
         UserError: the name is taken or not a name, or the class is not a complete Method.

@@ -133,9 +133,10 @@ class RunConfig(RunDataConfig):
     def of(cls, method: str, **changes: Any) -> RunConfig:
         """Return a method's published training, encoder included, as `bvsa train --method` has it, with changes.
 
-        >>> config = RunConfig.of("nice", epochs=3)
-        >>> config.encoder, config.batch_size, config.epochs
-        ('tsconv', 1000, 3)
+        Examples:
+            >>> config = RunConfig.of("nice", epochs=3)
+            >>> config.encoder, config.batch_size, config.epochs
+            ('tsconv', 1000, 3)
         """
         try:
             return cls(**{**training_of(method), **changes, "method": method})
