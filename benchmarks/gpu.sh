@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can show, in one run of less than nine minutes and without network: benchmarks/gpu.sh OUTDIR
+# Run all checks that need a GPU, in less than nine minutes and without network: benchmarks/gpu.sh OUTDIR
 #
-# Builds in place, runs the tests of blur and similarity on both GPU backends (those marked gpu and large among them),
-# compute-sanitizer on the tests marked sanitize, the CUDA benchmarks, and BVSA's decoupling step at batch 1024 under 10 GB. What
-# it measured is in OUTDIR. What compilers alone can tell is left to the tests in CI.
-# Takes the packages of the extra `test` as they are; those that are missing have to be installed before, from wheels.
+# Builds in place, runs the tests of blur and similarity on both GPU backends (including those marked gpu and large),
+# compute-sanitizer on the tests marked sanitize, the CUDA benchmarks, and BVSA's training step at batch 1024 under 10 GB,
+# and writes the results to OUTDIR. Checks of compiled code alone are left to CI.
+# Needs the packages of the extra `test`; install missing ones from wheels beforehand.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(mkdir -p "${1:?usage: benchmarks/gpu.sh OUTDIR}" && cd "$1" && pwd)

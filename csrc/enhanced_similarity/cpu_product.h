@@ -17,7 +17,7 @@ namespace FOVBLUR_VARIANT {
 constexpr int kBlock = 64;       // recordings of a block
 constexpr int kTile = 48;        // images of a tile
 constexpr int kItems = 6;        // images of a step; kItems x kVecs accumulators
-constexpr int64_t kDepth = 256;  // columns of a step: its part of a block stays in the second cache, a lane group's in the first
+constexpr int64_t kDepth = 256;  // columns of a step: a block's part fits the L2 cache, a lane group's the L1
 #if FOVBLUR_VECTOR_BYTES == 64
 constexpr int kVecs = 4;  // 24 accumulators of 32 registers
 #else

@@ -1,9 +1,9 @@
 // A tile of one plane filtered in both directions, direct form: exact in float32, any radius.
 //
-// A block makes 32 kSubRuns x kThreads / 4 outputs. It walks down the rows the outputs reach, kChunk at a time: a
-// chunk is staged in shared memory, filtered along its rows (a thread makes eight neighbours), and added to the vertical
-// sums, which stay in registers until the tile is done. So shared memory does not grow with the radius, and nothing but
-// the result is written to device memory.
+// A block computes 32 kSubRuns x kThreads / 4 outputs. It walks down the rows that the outputs reach, kChunk at a time: a
+// chunk is staged in shared memory, filtered along its rows (eight neighbours per thread), and added to the vertical sums,
+// which stay in registers until the tile is done. Shared memory does not grow with the radius, and only the result is
+// written to device memory.
 #pragma once
 
 #include "blur_math.h"
@@ -26,7 +26,7 @@ struct Shape {
   static constexpr int kFilteredStride = kColumns + 4;
 };
 
-// kKernels is 1, or 2 where the derivative is filtered with as well.
+// kKernels is 1, or 2 if the derivative is a second filter.
 template <int kThreads, int kKernels>
 struct FilterMemory {
   alignas(16) float staged[kChunk * Shape<kThreads>::kStagedStride];
@@ -35,7 +35,7 @@ struct FilterMemory {
   float partial[2][kThreads];
 };
 
-// Puts taps, and with kKernels 2 their slopes, into shared memory, with zero margins.
+// Writes taps, and with kKernels 2 their slopes, to shared memory, with zero margins.
 template <int kThreads, int kKernels>
 __device__ void hold_taps(const Taps& taps, FilterMemory<kThreads, kKernels>& shared) {
   for (int k = int(threadIdx.x); k < kTapsHeld; k += kThreads) {
@@ -46,8 +46,8 @@ __device__ void hold_taps(const Taps& taps, FilterMemory<kThreads, kKernels>& sh
   }
 }
 
-// Adds kRun rows to the sums of a run of rows. `weights` are those of the first row for the run's last output and on.
-// Multiplies by the zero margins too, which is only right while every filtered value is finite.
+// Adds kRun rows to the sums of a run of rows. `weights` starts with that of the first row for the run's last output. The
+// zero margins are multiplied too, which is right only if every filtered value is finite.
 template <int kStride>
 __device__ void add_rows(const float* weights, const float* filtered, float (&sums)[kRun]) {
   float w[2 * kRun - 1];
@@ -171,8 +171,8 @@ __device__ void filter_tile(const Load& load, const Taps& taps, int height, int 
   }
 }
 
-// The sums pass through shared memory, so that what follows the blur, with every falloff and type, is compiled once:
-// each(i, j, sum) for every pixel of the tile inside the image.
+// Calls each(i, j, sum) for every pixel of the tile inside the image. The sums pass through shared memory, so that the code
+// after the blur, with every falloff and type, is compiled once.
 template <int kThreads, int kSubRuns, class Each>
 __device__ void for_each_output(const float (&sums)[kSubRuns][kRun], int height, int width, int first_row, int first_column,
                                 float* memory, const Each& each) {

@@ -14,7 +14,7 @@
 
 namespace fovblur {
 
-constexpr int kVector = 8;  // pixels read or written at a time where they lie side by side
+constexpr int kVector = 8;  // contiguous pixels read or written at a time
 
 __device__ inline float load_element(const Images& images, int64_t offset) {
   switch (images.dtype) {
@@ -45,8 +45,7 @@ __device__ inline void store_element(const Images& images, int64_t offset, float
   }
 }
 
-// Eight elements side by side as one or two loads bring them: unpacked where they are used, so that no load is waited for
-// before.
+// Eight contiguous elements as one or two loads return them; unpacked at their use, so that no thread waits for a load earlier.
 template <class Element>
 struct alignas(sizeof(Element) * kVector < 16 ? sizeof(Element) * kVector : 16) Eight {
   static constexpr int kAWord = 4 / int(sizeof(Element)), kBits = 8 * int(sizeof(Element));
@@ -88,7 +87,7 @@ struct Plane {
   __device__ float load(int i, int j) const { return load_element(images, at(i, j)); }
   __device__ void store(int i, int j, float y) const { store_element(images, at(i, j), y); }
 
-  // Pixels (i, j..j+7) for j a multiple of eight, with the border reflected; Element is that of the images.
+  // Returns pixels (i, j..j+7) for j a multiple of eight, with the border reflected; Element is the images' type.
   template <class Element>
   __device__ Eight<Element> load_eight(int i, int j, int height, int width) const {
     const Element* row = static_cast<const Element*>(images.data) + offset + reflect(i, height) * images.strides[2];
@@ -100,7 +99,7 @@ struct Plane {
     return eight;
   }
 
-  // Those of (i, j..j+7) that lie inside the image, for j a multiple of eight.
+  // Stores the pixels of (i, j..j+7) inside the image, for j a multiple of eight.
   __device__ void store_eight(int i, int j, int width, const float (&y)[kVector]) const {
     if (vectors && j + kVector <= width) {
       switch (images.dtype) {
@@ -120,7 +119,7 @@ struct Plane {
   }
 };
 
-// Within 2 ulp on the device, where the correctly rounded root takes ten times as long.
+// Square root, within 2 ulp on the device; the correctly rounded one takes ten times as long.
 __device__ inline float square_root(float x) {
 #ifdef __CUDA_ARCH__
   float root;
@@ -144,7 +143,7 @@ struct Weight {
   __device__ float acuity(int i, int j) const { return falloff(kind, decay, eccentricity_of(i, j)); }
   __device__ float at(int i, int j) const { return gain * acuity(i, j); }
 
-  // The weights of (i, j..j+7), the border reflected. What is rare shares one copy of its code.
+  // Computes the weights of (i, j..j+7), the border reflected. Rare cases share one copy of their code.
   __device__ void of_eight(int i, int j, int width, float (&weights)[kVector]) const {
     if (kind == Falloff::exp && j >= 0 && j + kVector <= width) {
 #pragma unroll
@@ -178,7 +177,7 @@ struct Normalisation {
   }
 };
 
-// How often a pixel counts: under REFLECT_101 the blur is symmetric once border pixels count half, A^T = E A E^-1.
+// Diagonal of E: under REFLECT_101 the blur is symmetric once border pixels count half, A^T = E A E^-1.
 __device__ inline float share(int i, int j, int height, int width) {
   return (i == 0 || i == height - 1 ? 0.5f : 1.0f) * (j == 0 || j == width - 1 ? 0.5f : 1.0f);
 }
@@ -186,9 +185,9 @@ __device__ inline float inverse_share(int i, int j, int height, int width) {
   return (i == 0 || i == height - 1 ? 2.0f : 1.0f) * (j == 0 || j == width - 1 ? 2.0f : 1.0f);
 }
 
-// What is filtered and what follows, for the blur itself: y = w x + (1 - w) blurred, normalised.
+// The input of the filter and the steps after it, for the blur: y = w x + (1 - w) blurred, normalised.
 struct Forward {
-  static constexpr bool kPrepares = false;  // filters the source as it is
+  static constexpr bool kPrepares = false;  // filters the unchanged source
   Plane source, target;
   Weight weight;
   Normalisation normalisation;

@@ -44,8 +44,8 @@ struct Strip {
   int height, width, first_row, end_row, first_column;
 };
 
-// Writes the sample's taps, rounded to the operand's type, with zeros around; returns 1 / the square of their sum, which
-// both passes leave in the result.
+// Writes the sample's taps, rounded to the operand's type and padded with zeros; returns 1 / the square of their sum, by
+// which the result of both passes must be multiplied.
 template <class Operand>
 __device__ float stage_taps(const Taps& taps, ProductMemory<Operand>& shared) {
   auto tap = [&](int offset) {
@@ -62,7 +62,7 @@ __device__ float stage_taps(const Taps& taps, ProductMemory<Operand>& shared) {
   return 1.0f / (shared.partial[0][0] * shared.partial[0][0]);
 }
 
-// The pixels that a chunk of 16 rows needs, from device memory through registers to shared memory.
+// The pixels of a chunk of 16 rows, on their way from device memory through registers to shared memory.
 template <class Operand, class Source, int D>
 struct Chunk {
   static constexpr int kRowGroups = (kStripColumns + 2 * kTile * D) / kVector;
@@ -86,7 +86,7 @@ struct Chunk {
     });
   }
 
-  // Returns whether the operands hold all of the thread's pixels; infinities and NaN they do not.
+  // Returns whether the operand type holds all of the thread's pixels; it holds no infinity and no NaN.
   template <class Pass>
   __device__ bool commit(const Pass& pass, const Strip& strip, int row, typename Operand::Element* staged) {
     bool held = true;
@@ -109,7 +109,7 @@ struct Chunk {
   }
 };
 
-// Puts a warp's 16 x 16 sums in rows, and finishes and stores each lane's eight outputs of row i from column j on.
+// Rearranges a warp's 16 x 16 sums into rows; finishes and stores each lane's eight outputs of row i from column j on.
 template <class Pass, class Source>
 __device__ void finish_tile(const Pass& pass, const Strip& strip, const float (&sums)[2][4], float scale, int i, int j,
                             bool inside, const Eight<Source>& sharp, float* memory) {
@@ -133,8 +133,8 @@ __device__ void finish_tile(const Pass& pass, const Strip& strip, const float (&
   pass.target.store_eight(i, j, strip.width, y);
 }
 
-// Filters a strip with taps that reach 16 D pixels. Returns whether the operands held all pixels: a product spreads an
-// infinity over its whole tile, so that the caller has to filter the strip again in another way.
+// Filters a strip with taps that reach 16 D pixels. Returns whether the operands held all pixels; if not, a product
+// has spread an infinity over its tile, and the caller must filter the strip in the direct form.
 template <class Operand, class Source, int D, class Pass>
 __device__ bool filter_strip(const Pass& pass, const Strip& strip, float scale, ProductMemory<Operand>& shared) {
   using Pair = typename Operand::Pair;
@@ -142,7 +142,7 @@ __device__ bool filter_strip(const Pass& pass, const Strip& strip, float scale, 
   const int own_column = strip.first_column + warp * kTile;
 
   const Pair* middle = shared.taps + kMiddle + 2 * t - g;
-  constexpr bool kHeld = D < kMostReach;  // whether there are registers for the taps
+  constexpr bool kHeld = D < kMostReach;  // whether the registers hold the taps
   Pair v[kHeld ? 4 * D + 3 : 1];
   if constexpr (kHeld)
 #pragma unroll

@@ -27,7 +27,7 @@ def gradients(grad: Tensor, inputs: Inputs, needs: Sequence[bool]) -> tuple[Tens
     real = accumulation_dtype(brain_image.dtype)
     with torch.autocast(brain_image.device.type, enabled=False):
         grad = grad.to(real)
-        of_image = of_text = of_gates = grad  # each takes its value where it is needed
+        of_image = of_text = of_gates = grad  # overwritten below if needed
         if any(needs[:2]):
             of_image = grad * (1 + _gated(_product(brain_text, text), row_gate, column_gate))
         if any(needs[2:]):

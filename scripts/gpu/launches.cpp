@@ -1,5 +1,5 @@
-// Calls the CUDA ops for every type they serve and prints what they launch, a JSON object a line: the launch code itself says
-// which kernel, how many threads and how much dynamic shared memory. Stands in for the CUDA runtime, which would want a GPU.
+// Calls the CUDA ops for every type that they serve and prints their launches, one JSON object per line: kernel, threads and
+// dynamic shared memory, from the launch code itself. Replaces the CUDA runtime, which would need a GPU.
 
 #include <cuda_runtime_api.h>
 

@@ -1,4 +1,4 @@
-"""The CUDA module, compiled for the CPU: the same .cu and binding sources, with threads of a block taking turns."""
+"""The CUDA module compiled for the CPU: the same .cu and binding sources; the threads of a block take turns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CSRC = HERE.parents[2] / "csrc"
 
 @functools.cache
 def build(directory: Path) -> ModuleType:
-    """fovblur._cuda for the CPU, compiled into the directory."""
+    """Compile fovblur._cuda for the CPU into the directory, and import it."""
     import pybind11
 
     target = directory / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"

@@ -1,5 +1,5 @@
-// The functions of csrc/common/async_copy.cuh, for cuda_runtime.h. A copy runs at once in one order of threads and only when it
-// is waited for in the other: a kernel that does not wait, or overwrites what is still read, gives two results.
+// The functions of csrc/common/async_copy.cuh, for cuda_runtime.h. A copy runs at once in one order of threads and only at its
+// wait in the other: a kernel that does not wait, or overwrites data that is still read, gives two results.
 #pragma once
 
 #include <cstring>

@@ -1,4 +1,4 @@
-// Runs .cu files on the CPU, for tests: the C++ compiler finds this header in place of CUDA's.
+// Runs .cu files on the CPU, for tests: this header replaces CUDA's.
 //
 // A block's threads are fibers that take turns between barriers, those of the block and those of a warp.
 // `fovblur_thread_order` sets the order of the turns: a kernel whose result depends on it has a race.
@@ -71,7 +71,7 @@ constexpr int kSharedBytes = 99 * 1024;  // of a block, as on sm_86
 inline size_t shared_bytes = 0;
 alignas(16) inline unsigned char shared_memory[kSharedBytes];
 
-// A copy to shared memory that runs on its own, of one of the thread's groups.
+// An asynchronous copy to shared memory, in one of the thread's groups.
 struct Copy {
   void* target;
   const void* source;
@@ -80,7 +80,7 @@ struct Copy {
 };
 
 struct Fiber {
-  ucontext_t context;  // to begin with; from then on switches are jumps, which ask nothing of the kernel
+  ucontext_t context;  // for the start; later switches are jumps, which need no system call
   jmp_buf place;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   dim3 index;
@@ -97,8 +97,8 @@ inline void (*body)(void*) = nullptr;
 inline void* body_argument = nullptr;
 inline int votes = 0, last_votes = 0;
 
-// What the lanes of a warp tell one another: eight words each, in turn in one of two places, so that a lane may go on
-// before the others have read.
+// Words that the lanes of a warp exchange, eight each, alternating between two places, so that a lane may go on before the
+// others have read.
 struct Exchange {
   uint64_t words[32][8];
 };
@@ -141,7 +141,7 @@ inline void warp_barrier() {
 
 inline unsigned flat_thread() { return threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z); }
 
-// Lets a warp's threads run until all of them are done or wait for the block.
+// Runs a warp's threads until all of them are done or wait for the block.
 inline void run_warp(int first, int last) {
   for (bool waiting = true; waiting;) {
     for (int turn = 0; turn < last - first; ++turn) {

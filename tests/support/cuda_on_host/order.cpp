@@ -1,4 +1,4 @@
-// Lets a test choose the order in which the threads of a block take turns.
+// Sets the order in which the threads of a block take turns, for tests.
 #include "cuda_runtime.h"
 
 extern "C" void set_fovblur_thread_order(int order) { fovblur_thread_order = order; }

@@ -1,4 +1,4 @@
-// What the 32 lanes of a warp do together, for cuda_runtime.h: barriers, and the functions of csrc/common/mma.cuh.
+// Operations of the 32 lanes of a warp, for cuda_runtime.h: barriers, and the functions of csrc/common/mma.cuh.
 #pragma once
 
 #include <algorithm>
@@ -56,7 +56,7 @@ void mma16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   multiply<16>(c, all, of_a, of_b);
 }
 
-// The 13 low bits that tf32 has not are ignored.
+// Ignores the 13 low bits, which tf32 does not have.
 inline float tf32_of(uint64_t word) { return fovblur::bit_cast<float>(uint32_t(word) & 0xffffe000u); }
 
 }  // namespace cuda_on_host
