@@ -171,15 +171,9 @@ def _format(value: object) -> str:
 
 def _summary(folder: RunFolder, result: RunResult) -> RunSummary:
     finished = datetime.fromtimestamp((folder.path / "result.json").stat().st_mtime).astimezone()
+    settings, curve = to_dict(folder.config()), (result.statistics or {}).get("repetitions")
     return RunSummary(
-        folder=str(folder.path),
-        subject=result.subject,
-        seed=result.seed,
-        ranks=result.ranks,
-        metrics=folder.metrics(),
-        settings=to_dict(folder.config()),
-        finished=finished.isoformat(timespec="minutes"),
-        repetition_curve=(result.statistics or {}).get("repetitions"),
+        str(folder.path), result, folder.metrics(), settings, finished.isoformat(timespec="minutes"), curve
     )
 
 
@@ -257,7 +251,7 @@ def _retrieval(row: ReportRow, run: RunSummary, cache: ThumbnailCache) -> Retrie
     folder = RunFolder(run.folder)
     result = folder.result()
     scores = similarity(folder.embeddings(), row.result.protocol.scoring(result.reliability))
-    if scores.shape != (len(run.ranks), len(result.images)):
+    if scores.shape != (len(run.result.ranks), len(result.images)):
         problem = "result.json and embeddings.safetensors are not of the same run"
         raise UserError(f"{folder.path}: {problem}; train it again")
     indices = [cache.index_of(run.settings["data"], image) for image in result.images]
@@ -268,10 +262,10 @@ def _retrieval(row: ReportRow, run: RunSummary, cache: ThumbnailCache) -> Retrie
     return RetrievalExample(
         label=row.label,
         data=row.comparison.data,
-        subject=run.subject,
-        seed=run.seed,
+        subject=run.result.subject,
+        seed=run.result.seed,
         targets=targets,
-        ranks=run.ranks[:QUERIES],
+        ranks=run.result.ranks[:QUERIES],
         top=top,
         scores=ordered.values[:, :TOP].tolist(),
         similarity=scores.numpy(),

@@ -9,6 +9,7 @@ import numpy as np
 
 from bvsa_core.report.comparison_table import ComparisonRow
 from bvsa_core.report.tables import MethodResult
+from bvsa_core.retrieval.result import RunResult
 
 
 @dataclass(frozen=True)
@@ -16,9 +17,7 @@ class RunSummary:
     """One training run, scored in one way."""
 
     folder: str
-    subject: str
-    seed: int
-    ranks: list[int]  # (queries,) rank of the correct image, from 1
+    result: RunResult
     metrics: list[dict]  # one per epoch
     settings: dict  # from run.yaml
     finished: str  # ISO 8601

@@ -77,8 +77,8 @@ def subject_bars(row: ReportRow, k: int) -> dict[str, tuple[float, float, float]
     With several subjects, their mean comes first.
     """
     ranks: dict[str, list] = {}
-    for run in sorted(row.runs, key=lambda run: (run.subject, run.seed)):
-        ranks.setdefault(run.subject, []).append(run.ranks)
+    for result in sorted((run.result for run in row.runs), key=lambda result: (result.subject, result.seed)):
+        ranks.setdefault(result.subject, []).append(result.ranks)
     bars = {}
     if len(ranks) > 1:
         mean, (low, high) = (getattr(row.result, f"top{k}{suffix}") for suffix in ("", "_interval"))

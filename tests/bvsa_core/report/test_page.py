@@ -60,7 +60,7 @@ def report_row(system: str = "bvsa", published=None, **protocol) -> ReportRow:
         "finished": "2026-01-01",
         "repetition_curve": [{"averaged": n, "top1": n / 9, **spread} for n in (1, 2, 4)],
     }
-    runs = [RunSummary(each.subject, each.subject, each.seed, each.ranks, **details) for each in results]
+    runs = [RunSummary(each.subject, each, **details) for each in results]
     comparison = ComparisonRow("eeg", "intra", system, "eeg_project", row, cells=2, published=published)
     return ReportRow(system, system, comparison, runs)
 
