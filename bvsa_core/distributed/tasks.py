@@ -56,10 +56,8 @@ class Workers:
                 raise UserError(f"--{name} is {value}; it must be at least 1")
         if self.scheduler is not None and self.workers > 1:
             raise UserError("--workers is for this machine and --scheduler for a cluster; give one of them")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError(
-                "started by torchrun, of whose processes each would do all tasks; use --workers or --scheduler"
-            )
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise UserError("each process of torchrun would do all tasks; use --workers or --scheduler instead")
 
 
 class TaskPool(Generic[Context]):
@@ -78,11 +76,6 @@ class TaskPool(Generic[Context]):
         self.options, self.context, self.make_context = options, context, make_context
         self._name = uuid.uuid4().hex  # tells this pool's context from others in workers that outlive it
         self._client: Any = None
-
-    @property
-    def serial(self) -> bool:
-        """Return whether tasks run in this process."""
-        return self.options.workers == 1 and self.options.scheduler is None
 
     def __enter__(self) -> TaskPool[Context]:
         if self.options.scheduler is not None:
@@ -113,20 +106,14 @@ class TaskPool(Generic[Context]):
             return self._run_in_processes(function, items)
         return self._run_here(function, items, progress)
 
-    @contextlib.contextmanager
-    def threads(self) -> Iterator[None]:
-        """Inside, this process computes with as many threads as a task."""
+    def _run_here(self, function: Callable, items: Sequence[Item], progress: Progress) -> Iterator:
         before = torch.get_num_threads()
         torch.set_num_threads(self.options.threads or before)
         try:
-            yield
-        finally:
-            torch.set_num_threads(before)
-
-    def _run_here(self, function: Callable, items: Sequence[Item], progress: Progress) -> Iterator:
-        with self.threads():
             for item in items:
                 yield item, _error_of(function, self.context, item, progress)
+        finally:
+            torch.set_num_threads(before)
 
     def _run_in_processes(self, function: Callable, items: Sequence[Item]) -> Iterator:
         import joblib
@@ -145,15 +132,10 @@ class TaskPool(Generic[Context]):
                     yield call(self._name, self.make_context, threads, function, number, tasks[number])
 
             # Two workers even for one task: with one, joblib would run it in this process.
-            parallel = joblib.Parallel(
-                n_jobs=self.options.workers if queue is waiting else 2,
-                backend="loky",
-                return_as="generator_unordered",
-                batch_size=1,
-                pre_dispatch="n_jobs",
-            )
+            workers = self.options.workers if queue is waiting else 2
+            settings = {"return_as": "generator_unordered", "batch_size": 1, "pre_dispatch": "n_jobs"}
             try:
-                with _wait_for_workers_at_sigint(), _closing(parallel(calls())) as results:
+                with _stoppable(joblib.Parallel(workers, "loky", **settings)(calls())) as results:
                     for number, error in results:
                         yield tasks.pop(number), error
             except BrokenProcessPool:  # whichever task it was: each that was at work is tried again by itself
@@ -176,15 +158,16 @@ class TaskPool(Generic[Context]):
                 busy = {address for address, _, _ in running.values()}
                 for address in sorted(workers.keys() - busy)[: len(waiting)]:
                     item, lost = waiting.popleft()
-                    peers = sorted(other for other in workers if _host(other) == _host(address))
+                    peers = sorted(other for other in workers if other.rpartition(":")[0] == address.rpartition(":")[0])
                     place = self.options.threads or workers[address], peers.index(address), folder
                     task = self._name, self.make_context, *place, function, item
                     future = self._client.submit(_run_on_cluster_worker, *task, workers=[address], pure=False)
                     running[future] = address, item, lost
+                if not running:
+                    time.sleep(POLL_S)
+                    continue
                 with contextlib.suppress(asyncio.TimeoutError):
-                    wait(list(running), timeout=POLL_S, return_when="FIRST_COMPLETED") if running else time.sleep(
-                        POLL_S
-                    )
+                    wait(list(running), timeout=POLL_S, return_when="FIRST_COMPLETED")
                 for future in list(running):
                     address, item, lost = running[future]
                     if future.status == "pending" and address in workers:
@@ -205,11 +188,6 @@ class TaskPool(Generic[Context]):
         finally:
             if running:
                 self._client.cancel(list(running))
-
-
-def _host(address: str) -> str:
-    """Return the address of a worker without its port."""
-    return address.rpartition(":")[0]
 
 
 def _connect(address: str) -> Any:
@@ -289,11 +267,8 @@ def exit_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _wait_for_workers_at_sigint() -> Iterator[None]:
-    """Inside, Ctrl-C gives workers, which the terminal sends it too, time to save before joblib kills them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _stoppable(results: Any) -> Iterator[Any]:
+    """Stop the tasks of joblib's generator at the end; at Ctrl-C, which they hear too, let them save first."""
 
     def wait(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -304,19 +279,11 @@ def _wait_for_workers_at_sigint() -> Iterator[None]:
 
     before = signal.signal(signal.SIGINT, wait)
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def _closing(results: Any) -> Iterator[Any]:
-    """Stop tasks that nobody waits for any more; joblib would warn of it."""
-    try:
         yield results
     finally:
+        signal.signal(signal.SIGINT, before)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore")  # joblib's, about results that nobody took
             results.close()
 
 

@@ -54,16 +54,14 @@ def fill_bank(
         UserError: an image is missing or damaged.
     """
     bank = run_data.bank(images)
-    if pool.serial:
-        with pool.threads():
-            bank.fill(levels, progress)
-        return
     missing = bank.missing(levels)
-    total = len(missing) * len(images)
-    for _, error in pool.run(_compute_shard, [(run_data.config, task) for task in bank.tasks(missing)]):
+    done, total = bank.done_count(missing), len(missing) * len(images)
+    part = lambda name, computed, _: progress(name, done + computed, total)  # noqa: E731
+    for _, error in pool.run(_compute_shard, [(run_data.config, task) for task in bank.tasks(missing)], part):
         if error:
             raise UserError(error)
-        progress("features", bank.done_count(missing), total)
+        done = bank.done_count(missing)
+        progress("features", done, total)
     bank.merge(levels)
 
 
@@ -81,26 +79,30 @@ def fill_banks(cells: Iterable[Cell], pool: TaskPool[RunDataCache]) -> None:
         UserError: a device that is not there, or no data folder.
     """
     images_of = functools.cache(_images)
-    wanted: dict[str, tuple[RunData, dict]] = {}
+    groups: dict[str, list[Cell]] = {}
     for cell in cells:
-        config = cell.config
-        plain = replace(config, channels="all", window=None, average=True)  # none of these shapes a feature
-        shaping = {field.name: getattr(plain, field.name) for field in fields(RunDataConfig)}
-        key = json.dumps(to_dict(RunDataConfig(**shaping)), sort_keys=True)
-        if key not in wanted:
-            wanted[key] = (pool.context.run_data(plain), {})
-        run_data, levels_by_images = wanted[key]
-        levels = [*levels_of(config.method, config.method_options), *(Level(*each) for each in config.target_levels)]
-        for split, subjects in (("train", run_data.training_subjects(config)), ("test", [config.subject])):
-            with suppress(UserError):
-                shown = dict(pair for subject in subjects for pair in images_of(run_data.dataset, subject, split))
-                levels_by_images.setdefault(tuple(shown.items()), {}).update(dict.fromkeys(levels))
-    for run_data, levels_by_images in wanted.values():
-        for shown, levels in levels_by_images.items():
-            images, concepts = zip(*shown)
+        # Channels, window and averaging shape no feature.
+        shaping = {**to_dict(cell.config), "channels": "all", "window": None, "average": True}
+        key = json.dumps([shaping[field.name] for field in fields(RunDataConfig)])
+        groups.setdefault(key, []).append(cell)
+    for group in groups.values():
+        plain = replace(group[0].config, channels="all", window=None, average=True)
+        run_data = pool.context.run_data(plain)
+        levels_by_images: dict[tuple, dict[Level, None]] = {}
+        for config in (cell.config for cell in group):
+            levels = [
+                *levels_of(config.method, config.method_options),
+                *(Level(*each) for each in config.target_levels),
+            ]
+            for split, subjects in (("train", run_data.training_subjects(config)), ("test", [config.subject])):
+                with suppress(UserError):
+                    shown = dict(pair for subject in subjects for pair in images_of(run_data.dataset, subject, split))
+                    levels_by_images.setdefault(tuple(shown.items()), {}).update(dict.fromkeys(levels))
+        for pairs, needed in levels_by_images.items():
+            images, concepts = zip(*pairs)
             with suppress(UserError):
                 if run_data.config.views == "banked":
-                    fill_bank(run_data, images, list(levels), pool, run_data.progress)
+                    fill_bank(run_data, images, list(needed), pool, run_data.progress)
                 run_data.texts(images, concepts)
 
 

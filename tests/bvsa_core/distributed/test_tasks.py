@@ -163,7 +163,7 @@ def test_options_that_do_not_fit_are_refused(monkeypatch):
         with pytest.raises(UserError, match=message):
             Workers(**options)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="started by torchrun.*use --workers or --scheduler"):
+    with pytest.raises(UserError, match="each process of torchrun.*use --workers or --scheduler"):
         Workers()
     monkeypatch.setitem(sys.modules, "distributed", None)
     monkeypatch.delenv("WORLD_SIZE")

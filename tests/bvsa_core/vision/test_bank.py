@@ -61,6 +61,14 @@ def alone(few, tmp_path_factory) -> dict[str, bytes]:
     return content
 
 
+@pytest.fixture
+def filled(alone, few, tmp_path, clip) -> FeatureBank:
+    bank = FeatureBank(tmp_path / "bank", clip, few)
+    for name, content in alone.items():
+        (bank.folder / name).write_bytes(content)
+    return bank
+
+
 @pytest.mark.parametrize("world", [2, 4])
 def test_any_number_of_processes_leaves_the_same_bytes(alone, few, tmp_path, world):
     counts = [tmp_path / f"counted{rank}" for rank in range(world)]
@@ -99,12 +107,9 @@ def test_after_a_kill_only_unfinished_shards_are_computed_again(
         assert not computed
 
 
-def test_a_kill_after_all_was_done_leaves_nothing_behind(alone, few, tmp_path, clip, small_shards, computed):
-    bank = FeatureBank(tmp_path / "bank", clip, few)
-    for name, content in alone.items():
-        (bank.folder / name).write_bytes(content)
-    (bank.folder / "k51_gain0.00003-of-00008.safetensors").write_bytes(b"a shard that was not deleted yet")
-    bank.fill(LEVELS)
+def test_a_kill_after_all_was_done_leaves_nothing_behind(alone, small_shards, filled, tmp_path, computed):
+    (filled.folder / "k51_gain0.00003-of-00008.safetensors").write_bytes(b"a shard that was not deleted yet")
+    filled.fill(LEVELS)
     assert files(tmp_path / "bank") == alone and not computed
 
 
@@ -137,14 +142,6 @@ def test_levels_that_differ_have_files_that_differ(filled):
     assert len(set(names)) == len(gains) and names[1] == "k51_gain0.5.safetensors"
 
 
-@pytest.fixture
-def filled(alone, few, tmp_path, clip) -> FeatureBank:
-    bank = FeatureBank(tmp_path / "bank", clip, few)
-    for name, content in alone.items():
-        (bank.folder / name).write_bytes(content)
-    return bank
-
-
 def flip_a_byte(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -172,14 +169,11 @@ DAMAGE = {
 @pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_or_foreign_file_is_refused(filled, clip, damage, message):
     file = filled.folder / NAMES[0]
-    assert (
-        filled.load(LEVELS).shape == (2, COUNT, 128) and filled.files(LEVELS)[0] == file
-    )  # so that its checksum is known
+    assert filled.load(LEVELS).shape == (2, COUNT, 128) and filled.files(LEVELS)[0] == file  # its checksum is known
     damage(file)
+    pattern = f"{re.escape(str(file))}: .*{re.escape(message)}.*; delete it, and the same command"
     for read in (lambda: filled.load(LEVELS), lambda: level_files(filled.folder, LEVELS, clip)):
-        with pytest.raises(
-            UserError, match=re.escape(f"{file}: ") + ".*" + re.escape(message) + ".*; delete it, and the same command"
-        ):
+        with pytest.raises(UserError, match=pattern):
             read()
     file.unlink()
     with pytest.raises(UserError, match="no such file; fill the bank with 'bvsa features'"):
@@ -205,10 +199,8 @@ def test_the_folder_of_one_bank_is_that_bank_or_refused(filled, few, clip, compu
     same.fill(LEVELS)
     assert same.folder == filled.folder and not computed
     listed = sorted(filled.folder.iterdir())
-    with pytest.raises(
-        UserError,
-        match=r"features of something else than asked for \(falloff is .*3.0.*, not .*2.0.*\); name the folder",
-    ):
+    falloffs = r"features of something else than asked for \(falloff is .*3.0.*, not .*2.0.*\); name the folder"
+    with pytest.raises(UserError, match=falloffs):
         FeatureBank(filled.folder, clip, few, Falloff(decay=2.0))
     with pytest.raises(UserError, match=r"\(pictures is 22, not 21, pictures_sha256 is \w{8}, not \w{8}\)"):
         FeatureBank(filled.folder, clip, few[1:])
@@ -220,24 +212,20 @@ def test_the_folder_of_one_bank_is_that_bank_or_refused(filled, few, clip, compu
 def test_an_about_that_is_of_another_version_altered_or_damaged_is_refused(filled, few, clip):
     about = filled.folder / ABOUT
     kept = json.loads(about.read_text())
-    for name, value, message in (
-        ("format", 1, r"\(format is 1, not 2\)"),
-        ("mean", None, r"\(mean is unknown, not \[0\."),
-    ):
+    open_bank = lambda: FeatureBank(filled.folder.parent, clip, few)  # noqa: E731
+    open_levels = lambda: level_files(filled.folder, LEVELS, clip)  # noqa: E731
+    for name, value, message in (("format", 1, r"format is 1, not 2"), ("mean", None, r"mean is unknown, not \[0\.")):
         about.write_text(json.dumps({**kept, name: value}))
-        for open_it in (
-            lambda: FeatureBank(filled.folder.parent, clip, few),
-            lambda: level_files(filled.folder, LEVELS, clip),
-        ):
-            with pytest.raises(UserError, match=message):
+        for open_it in (open_bank, open_levels):
+            with pytest.raises(UserError, match=rf"\({message}"):
                 open_it()
     about.write_text(json.dumps({**kept, "pictures": 21}))
     with pytest.raises(UserError, match=f"is {NAMES[0]} of bank {filled.key}, not"):
-        level_files(filled.folder, LEVELS, clip)
+        open_levels()
     for damaged in ('{"format', "[]"):
         about.write_text(damaged)
         with pytest.raises(UserError, match=r"about.json: (damaged|holds list).*; delete the folder"):
-            FeatureBank(filled.folder.parent, clip, few)
+            open_bank()
 
 
 def test_what_a_format_stands_for(tmp_path):
