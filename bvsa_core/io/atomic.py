@@ -110,7 +110,7 @@ def lock(folder: Path, name: str | None = None, *, blocking: bool = False, activ
         UserError: the folder cannot be written to.
     """
     path = folder / (f".{name}{LOCK}" if name else LOCK)
-    held = FileLock(path, timeout=-1 if blocking else 0)
+    held = FileLock(path, timeout=-1 if blocking else 0, fallback_to_soft=False)  # a soft lock outlives its process
     with os_errors_to_user_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -110,3 +112,12 @@ def append_in_lock(folder: Path) -> None:
         for line in ("first", "second"):
             append_line(folder / "lines", line)
             time.sleep(0.01)
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UserError, match=r"cannot be written \(Function not implemented\)"), lock(tmp_path):
+        pass
