@@ -80,15 +80,9 @@ def ubp(root: Path, planted: Planted, **changes: object) -> None:
         data = planted.whole[split][..., ONSET:]
         repeat = lambda values, n=data.shape[1]: np.tile(np.array(values)[:, None], (1, n))  # noqa: E731
         images = [image.replace("training_images", "train_images") for image in planted.images(split)]
-        content = {
-            "eeg": data,
-            "label": repeat(np.arange(len(data))),
-            "img": repeat(images),
-            "text": repeat(planted.concepts(split)),
-            "session": planted.sessions[split] - 1.0,
-            "ch_names": list(CHANNELS),
-            "times": TIMES,
-        }
+        content = {"eeg": data, "label": repeat(np.arange(len(data))), "img": repeat(images)}
+        content |= {"text": repeat(planted.concepts(split)), "session": planted.sessions[split] - 1.0}
+        content |= {"ch_names": list(CHANNELS), "times": TIMES}
         kept = {key: value for key, value in (content | changes).items() if value is not None}
         torch.save(kept, place / f"{split}.pt", pickle_protocol=5)
 

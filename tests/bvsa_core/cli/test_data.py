@@ -65,10 +65,7 @@ WRONG = [
     ("eeg {t}/cut {t}/out", "{t}/cut/sub-1/preprocessed_eeg_training.npy: damaged or incomplete"),
     ("eeg {t}/osf {t}/file", "{t}/file"),
     ("eeg {t}/osf {t}/out --whitening nun", "whitening"),
-    (
-        "eeg {t}/osf {t}/out --whitening none",
-        "whitening is none, but fixed in the layout osf_preprocessed; leave it out",
-    ),
+    ("eeg {t}/osf {t}/out --whitening none", "whitening is none, but fixed in the layout osf_preprocessed; leave"),
     ("eeg {t}/osf {t}/out --subjects sub-07", "no subject sub-07; there are sub-01"),
     ("eeg {t}/osf {t}/out --images {t}/empty", "--images {t}/empty: neither image_metadata.npy nor"),
     ("eeg {t}/arrays {t}/out --whole_epoch true", "has no samples before image onset"),

@@ -24,10 +24,7 @@ def test_arrays_of_other_channels_need_their_names(subject, refused):
     refused(f"{unnamed}; put info.json with ch_names and times beside the subjects")
     info.write_text(json.dumps({"ch_names": list("abc"), "times": [0.0]}))
     refused("train.npy: 17 channels, and 3 names")
-    for content, message in (
-        ("[]", "holds list"),
-        ("{}", "damaged, or without lists ch_names and times; fetch or make"),
-    ):
+    for content, message in (("[]", "holds list"), ("{}", "damaged, or without lists ch_names and times; fetch")):
         info.write_text(content)
         refused(f"info.json: {message}")
 

@@ -88,9 +88,7 @@ def test_folders_of_no_or_several_layouts_are_reported(planted, tmp_path, refuse
     refused(r"none of the published EEG layouts \(arrays: sub-XX/train.npy .*ubp: sub-XX/train.pt")
     fake_eeg.ubp(tmp_path / "source", planted)
     fake_eeg.arrays(tmp_path / "source", planted)
-    with pytest.raises(
-        UserError, match="sub-01: looks like one subject's folder; give its parent, and choose by --subjects"
-    ):
+    with pytest.raises(UserError, match="sub-01: looks like one subject's folder; give its parent, and choose by"):
         recognise(tmp_path / "source" / "preprocessed_eeg" / "sub-01", "EEG")
     refused("several layouts at once .arrays, ubp.; give the folder of one of them")
     assert [source.layout for source in recognise(tmp_path / "source" / "preprocessed_eeg", "EEG")] == ["arrays"]

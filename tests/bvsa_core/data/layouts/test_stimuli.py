@@ -81,8 +81,6 @@ def test_a_damaged_list_of_images_is_reported(changes, message, source):
         conditions(source, ConversionOptions(), "train")
 
 
-@pytest.mark.parametrize(
-    "image", ["train_images/00001_x/a.jpg", "/data/Image_set/training_images/00001_x/a.jpg", "00001_x/a.jpg"]
-)
-def test_paths_have_one_spelling(image):
-    assert canonical(image, "train") == "training_images/00001_x/a.jpg"
+def test_paths_have_one_spelling():
+    for folder in ("train_images/", "/data/Image_set/training_images/", ""):
+        assert canonical(f"{folder}00001_x/a.jpg", "train") == "training_images/00001_x/a.jpg"

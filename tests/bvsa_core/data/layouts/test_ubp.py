@@ -83,11 +83,7 @@ def test_two_exports_into_one_folder_are_refused(planted, tmp_path, converted):
     dataset = Dataset(converted())
     with pytest.raises(UserError, match="store: holds the recordings to export; give another folder"):
         export(dataset, tmp_path / "store")
-    (tmp_path / "out").mkdir()
-    with (
-        lock(tmp_path / "out"),
-        pytest.raises(UserError, match="out: an export is going on there .*; wait for its end"),
-    ):
+    with lock(tmp_path / "out"), pytest.raises(UserError, match="out: an export is going on there .*; wait for"):
         export(dataset, tmp_path / "out")
 
 

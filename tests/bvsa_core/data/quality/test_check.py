@@ -81,7 +81,10 @@ def two(tmp_path):
     return tmp_path
 
 
-def test_a_new_store_has_no_problems(two):
+def test_a_new_store_has_no_problems_and_an_empty_folder_is_no_data_set(two):
+    (two / "empty").mkdir()
+    with pytest.raises(UserError, match="no recordings inside"):
+        check_dataset(two / "empty")
     report = check_dataset(two)
     assert report.problems == [] and report.summary[-1] == "5 images named"
 
@@ -166,9 +169,7 @@ def test_a_data_set_of_a_published_name_must_have_its_shape(tmp_path):
     make(tmp_path)
     (tmp_path / "dataset.json").write_text('{"name": "THINGS-EEG2", "modality": "EEG"}')
     lines = problems(tmp_path)
-    check_each_once(
-        lines, ["3 conditions, and THINGS-EEG2 has 16540", "2 conditions", "4 repetitions, and THINGS-EEG2"]
-    )
+    check_each_once(lines, ["3 conditions, and THINGS-EEG2 has 16540", "2 conditions", "4 repetitions, and THINGS"])
     assert sum("THINGS-EEG2's channel(s) Fp1, Fp2" in line for line in lines) == 2
     assert sum("repetitions" in line for line in lines) == 1 and len(things_eeg.CHANNELS) == 63
     (tmp_path / "dataset.json").write_text('{"name": ')
@@ -183,9 +184,8 @@ def test_images_and_recordings_are_compared_both_ways(two):
     images[1].write_bytes(images[1].read_bytes()[:300])
     report = check_dataset(two)
     assert len(report.problems) == 1 and f"{images[1]} cannot be read" in report.problems[0]
-    assert report.summary[-1].startswith("7 images that no recording names: ") and report.summary[-1].endswith(
-        "and 2 more"
-    )
+    spare = report.summary[-1]
+    assert spare.startswith("7 images that no recording names: ") and spare.endswith("and 2 more")
 
 
 def test_a_killed_conversion_is_reported(tmp_path, capsys):
@@ -234,8 +234,3 @@ def test_bad_samples_of_published_folders_are_named(tmp_path):
     flat, bad = problems(tmp_path / "source")
     assert "sub-01 train: flat in channels Fp1 (24 of 24 trials)" in flat
     assert "sub-01 test: NaN, or too large for float16, in channels O2 (1 of 24 trials)" in bad
-
-
-def test_an_empty_folder_is_no_data_set(tmp_path):
-    with pytest.raises(UserError, match="no recordings inside"):
-        check_dataset(tmp_path)
