@@ -10,8 +10,6 @@ The command `bvsa` is made of the names below, which __init__.pyi lists. Each is
     print(bvsa_core.evaluate(trained, config, run_data).scores.top1)
 """
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

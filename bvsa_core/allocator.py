@@ -1,7 +1,5 @@
 """Keep freed memory in the process: fetching fresh pages for every batch can cost a third of an epoch on a CPU."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import platform

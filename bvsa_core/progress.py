@@ -1,7 +1,5 @@
 """Progress of long work: one protocol for terminal bars, logs and tests."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 

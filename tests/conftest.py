@@ -1,7 +1,5 @@
 """Fixtures of all tests. Without a GPU, Triton runs in its interpreter; random tests print their seed."""
 
-from __future__ import annotations
-
 import os
 import random
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The benchmark entries run and write what they promise; no time is asserted."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """What `pip install` builds from the published archive, and the errors where nvcc fails or is given wrong settings."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """The site builds without a warning, names the whole public surface, and the examples in docstrings are right."""
 
-from __future__ import annotations
-
 import doctest
 import importlib
 import os

@@ -1,7 +1,5 @@
 """The examples run and print what they promise."""
 
-from __future__ import annotations
-
 import re
 import runpy
 from pathlib import Path

@@ -3,8 +3,6 @@
 `EXPECTTEST_ACCEPT=1 pytest tests/test_public_surface.py` rewrites the lists.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import inspect

@@ -1,7 +1,5 @@
 """README and pages say what runs have measured, their examples run, and their links lead somewhere."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 from pathlib import Path

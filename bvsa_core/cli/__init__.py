@@ -1,7 +1,5 @@
 """The command `bvsa`: one module per command, each with `add_arguments(parser, arguments)` and `run(parsed)`."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import os

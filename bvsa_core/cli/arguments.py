@@ -1,7 +1,5 @@
 """Arguments that commands share: dataclasses as flags, read by jsonargparse, and errors of one line."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import re

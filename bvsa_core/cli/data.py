@@ -1,7 +1,5 @@
 """Make, convert or check a data set: bvsa data synthetic|eeg|meg|export|check."""
 
-from __future__ import annotations
-
 import functools
 from collections import Counter
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The embedded default end to end: synthetic data, features, methods trained with several seeds, a table, a page."""
 
-from __future__ import annotations
-
 import json
 import time
 from dataclasses import dataclass, field, fields, replace

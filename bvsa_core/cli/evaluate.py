@@ -1,7 +1,5 @@
 """Score a run, or embeddings in files: row i of every file belongs together, FILE:KEY picks an entry of a file."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

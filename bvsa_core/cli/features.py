@@ -4,8 +4,6 @@ Shards of the images are shared by --workers of this machine, or by the workers 
 of its own. What is finished stays: the same command continues after a stop.
 """
 
-from __future__ import annotations
-
 import re
 
 import jsonargparse

@@ -1,7 +1,5 @@
 """Provenance of a report: command, code version, package versions, machine and date."""
 
-from __future__ import annotations
-
 import platform
 import subprocess
 from datetime import datetime

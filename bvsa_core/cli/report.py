@@ -4,8 +4,6 @@ RUN is the folder of a run, or any folder that contains runs, such as that of 'b
 differ only in subject and seed become one row of the table.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -6,8 +6,6 @@ side by side), demo (the grid of 'bvsa demo'), or a YAML file like those in bvsa
 same command continues a grid that was stopped.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from dataclasses import fields, replace

@@ -1,7 +1,5 @@
 """Find the best images of a gallery for recordings, by a trained run. Processes of torchrun share the gallery."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ The same command continues a run that was stopped or killed. Under torchrun the 
 its rows of every batch; see docs/several_machines.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal

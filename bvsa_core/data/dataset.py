@@ -6,8 +6,6 @@ ROOT/Image_set_Resize/training_images/00001_aardvark/aardvark_01b.jpg     (or Im
 ROOT/Image_set_Resize/test_images/00001_aircraft_carrier/aircraft_carrier_06s.jpg
 """
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -6,8 +6,6 @@
 Published recordings are converted by `bvsa data eeg` and `bvsa data meg`.
 """
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

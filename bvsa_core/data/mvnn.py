@@ -5,8 +5,6 @@ over time, shrunk after Ledoit and Wolf (2004), and averaged over epochs. As in 
 shrinkage acts on channels of unit variance, so that units do not matter.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

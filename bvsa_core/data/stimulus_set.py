@@ -10,8 +10,6 @@ already are copied byte for byte. Grey images become RGB. A file gets the modifi
 run that was interrupted knows what is done.
 """
 
-from __future__ import annotations
-
 import calendar
 import functools
 import hashlib

@@ -10,8 +10,6 @@ A subject's folder is filled under a temporary name and renamed when it is compl
 unfinished folder survives a kill: the same conversion resumes with the arrays in it, another one starts again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib

@@ -1,7 +1,5 @@
 """Facts of THINGS-EEG2 (Gifford et al., NeuroImage 2022)."""
 
-from __future__ import annotations
-
 CHANNELS = tuple(
     "Fp1 Fp2 AF7 AF3 AFz AF4 AF8 F7 F5 F3 F1 F2 F4 F6 F8 FT9 FT7 FC5 FC3 FC1 FCz FC2 FC4 FC6 FT8 FT10 "
     "T7 C5 C3 C1 Cz C2 C4 C6 T8 TP9 TP7 CP5 CP3 CP1 CPz CP2 CP4 CP6 TP8 TP10 "

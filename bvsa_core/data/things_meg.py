@@ -1,7 +1,5 @@
 """Facts of THINGS-MEG (Hebart et al., eLife 2023)."""
 
-from __future__ import annotations
-
 SENSORS = 271
 CHANNELS = tuple(f"channel {i + 1}" for i in range(SENSORS))  # the published files have no names
 SAMPLING_RATE = 200  # Hz, after preprocessing

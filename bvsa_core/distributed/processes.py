@@ -4,8 +4,6 @@ Every process has all samples and encodes its rows of each batch. Embeddings are
 state of every sample and the random numbers outside the encoders are those of the global batch, in every process.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import warnings

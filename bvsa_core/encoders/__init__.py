@@ -3,8 +3,6 @@
 Encoders from elsewhere are available by name too, once `register_encoder` has been called.
 """
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Any class of braindecode.models as an encoder, by its name (optional dependency)."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import inspect

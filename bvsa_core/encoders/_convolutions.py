@@ -1,7 +1,5 @@
 """Shared by encoders made of convolutions."""
 
-from __future__ import annotations
-
 
 def steps_after(time: int, *stages: tuple[int, int]) -> int:
     """Return how many of `time` points are left after stages of (kernel, stride), without padding.

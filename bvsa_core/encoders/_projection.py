@@ -1,7 +1,5 @@
 """The projection head of UBP's encoders, and the options of those with one dropout rate."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor, nn

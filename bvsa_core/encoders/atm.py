@@ -5,8 +5,6 @@ there are electrodes, from the front, and so loses the last electrode. Here the 
 attention, and every electrode is kept.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

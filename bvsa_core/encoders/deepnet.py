@@ -1,7 +1,5 @@
 """DeepNet: four convolutions, each with max pooling (Schirrmeister et al., 2017), with UBP's head."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from bvsa_core.encoders import InputSpec

@@ -1,7 +1,5 @@
 """EEGProject: one projection of the flattened recording (UBP, CVPR 2025)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import nn

@@ -3,8 +3,6 @@
 UBP's variant convolves densely where the original is depthwise and separable, and pools once.
 """
 
-from __future__ import annotations
-
 from torch import nn
 
 from bvsa_core.encoders import InputSpec

@@ -3,8 +3,6 @@
 UBP's variant pools the ELU of the maps, where the original pools their squares and takes the logarithm.
 """
 
-from __future__ import annotations
-
 from torch import nn
 
 from bvsa_core.encoders import InputSpec

@@ -1,7 +1,5 @@
 """TSConv: temporal, then spatial convolution (NICE, ICLR 2024)."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn.functional import conv1d, linear
 

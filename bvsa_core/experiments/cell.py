@@ -4,8 +4,6 @@ CELL/...            the run, see training.checkpoint
 CELL/scores.json    figures and statistics of every scoring; the cell is complete when both are there
 """
 
-from __future__ import annotations
-
 import functools
 import json
 from dataclasses import asdict, fields, replace

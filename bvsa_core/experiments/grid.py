@@ -4,8 +4,6 @@ A cell is one training: one method on one subject with one seed. Its embeddings 
 which is a row of the table.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import re

@@ -1,7 +1,5 @@
 """Scores that papers report, read from published_results.json, to be compared with those of runs."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 from typing import Any

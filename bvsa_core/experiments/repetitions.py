@@ -1,7 +1,5 @@
 """Accuracy as a function of the number of test repetitions that are averaged."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The content of a report, from the folders of finished runs."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from collections.abc import Callable, Iterable, Sequence

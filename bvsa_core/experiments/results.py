@@ -1,7 +1,5 @@
 """From cells on disk to the files of a grid: table.md, table.csv, table.tex and statistics.json."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """The cells of a grid, and the features they look up, as independent tasks."""
 
-from __future__ import annotations
-
 import functools
 import json
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """Images for a report: read from the data folders of its runs, and shrunk to JPEG thumbnails."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterable
 from pathlib import Path

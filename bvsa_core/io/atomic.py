@@ -3,8 +3,6 @@
 Ours, because no library that torch brings writes atomically; locks are filelock's.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import socket

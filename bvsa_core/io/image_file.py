@@ -1,7 +1,5 @@
 """Decode images from outside as one of a few formats, none of which starts another program."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib

@@ -1,7 +1,5 @@
 """Memory maps behind arrays: find them, and give the pages that were read back to the system."""
 
-from __future__ import annotations
-
 import mmap
 from typing import Any
 

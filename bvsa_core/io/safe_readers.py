@@ -3,8 +3,6 @@
 A .pt file is a zip archive around a pickle, and .npy files of THINGS-EEG2 hold pickled dicts; `safe_pickle` reads both.
 """
 
-from __future__ import annotations
-
 import math
 import pickle
 import struct

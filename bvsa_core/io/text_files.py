@@ -1,7 +1,5 @@
 """Read JSON and YAML files as data; a damaged file is a one-line error."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 Methods from elsewhere are available by name too, once `register_method` has been called.
 """
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import pkgutil

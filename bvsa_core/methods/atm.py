@@ -4,8 +4,6 @@ The loss contrasts recordings with images and, with a small weight, with texts. 
 bvsa_core.encoders.atm; the published system trains on single trials.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The interface of methods, between encoders and the training loop."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable

@@ -19,8 +19,6 @@ learn in the same step as the rest, where the released code alternates, and one 
 for each batch, where the code takes the mean of all six.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import math
 import warnings

@@ -18,8 +18,6 @@ on rows, and a gallery of three views side by side. `corrected`: the code's two 
 gallery view, and no gate, because both published gates read which text belongs to which test recording.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -10,8 +10,6 @@ Our choices: the shape of the adapters; the cosine term, 1 - cos of brain with i
 weight, a fifth; balancing the gradients of the adapters; a, the factor and its linear decay.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

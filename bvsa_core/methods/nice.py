@@ -4,8 +4,6 @@ Its training is part of the published system: the encoder TSConv, Adam, weights 
 images, whose loss selected the published weights. `selection` in the protocol of a score says what selected ours.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from bvsa_core.encoders import InputSpec, NoOptions

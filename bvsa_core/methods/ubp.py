@@ -8,8 +8,6 @@ scale softplus(s). The code also updates the similarity state while it validates
 read the test set before the final score.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

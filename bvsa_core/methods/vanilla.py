@@ -1,7 +1,5 @@
 """Vanilla: the symmetric contrastive loss between recordings and sharp images."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from bvsa_core.encoders import NoOptions

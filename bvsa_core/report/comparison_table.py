@@ -1,7 +1,5 @@
 """The table of a grid: our scores beside published ones, and footnotes on how their protocols differ."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Iterable, Sequence

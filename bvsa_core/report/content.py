@@ -1,7 +1,5 @@
 """The content of a report as plain data: what its page and figures are made of."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Figures that show images: under every blur level, as retrieved, and their similarity to all recordings."""
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 The template escapes all text that comes from files, and a content security policy admits no script but the page's own.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Figures of the quality of recordings: evoked responses, reliability, noise covariance and number of trials."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

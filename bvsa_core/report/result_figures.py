@@ -1,7 +1,5 @@
 """Figures of results: accuracy, training curves, blur levels and test repetitions; and all figures of a report."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Iterable, Sequence

@@ -4,8 +4,6 @@ The palette is Okabe and Ito's, which is readable with any colour vision. Dashes
 one of its eight colours.
 """
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """Results of methods as tables: means with intervals, and the protocol beside every number."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Galleries on disk: embeddings of images and their texts, memory-mapped and read in chunks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

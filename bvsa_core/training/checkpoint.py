@@ -8,8 +8,6 @@ RUN/result.json            the scores; a run is complete when it is there
 RUN/resume.pt              the training state of a run that is not complete; see training.resume
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Embeddings of a split by a trained method, for retrieval."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Evaluation of a trained method on the test set, with the protocol of its scores."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 

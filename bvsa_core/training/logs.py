@@ -1,7 +1,5 @@
 """Logging of the metrics of every epoch to TensorBoard or Weights & Biases."""
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import os

@@ -1,7 +1,5 @@
 """One run, from its configuration to its result."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """Recordings, images and features that many runs share, each loaded once."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -9,8 +9,6 @@
   An upper bound, out of reach without the answers.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 
 import torch

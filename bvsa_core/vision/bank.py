@@ -9,8 +9,6 @@ another key. Every file carries the key and a checksum, which are verified when 
 also of several machines, may fill a bank at once, and any of them may be killed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator, Sequence

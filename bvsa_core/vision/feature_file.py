@@ -1,7 +1,5 @@
 """Features in a safetensors file; its header holds their name, the key of the bank, and the SHA-256 of their bytes."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Read images as uint8 tensors of one size."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Sequence

@@ -4,8 +4,6 @@
 fixed levels; a view is the encoder's output and some of its layers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -6,8 +6,6 @@ Shards do not depend on who computes them, and are written atomically: processes
 same bytes. A process that dies takes with it the shard it was at; all that are finished stay.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ It knows the images of :mod:`bvsa_core.synthetic.openmoji` only. ``scripts/train
 ``tiny_clip_training.json`` is the log.
 """
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

@@ -1,7 +1,5 @@
 """Views: features of images, each under a foveated blur of its own, either computed or looked up in a bank."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol

@@ -1,7 +1,5 @@
 """Small synthetic data sets, made once per session."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The public names of bvsa_core, and methods and encoders that users register."""
 
-from __future__ import annotations
-
 import importlib
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The choice of a backend by argument, by environment and automatically, and the reasons why one cannot run."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Resources and instructions that ptxas reports for the CUDA kernels on the architectures they ship for."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """The CUDA kernels' matrix products: half, bfloat16 and tf32 operands, their limits, and when they are used."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from backends_under_test import exact, in_both_orders

@@ -1,7 +1,5 @@
 """The similarity of every backend against the formula in float64."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from similarity_under_test import DTYPES, LAYOUTS, exact, random_embeddings, random_gates

@@ -1,7 +1,5 @@
 """Top-k of every backend: exact, ordered, ties to the lower index, for any tiles and threads."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from similarity_under_test import DTYPES, check_topk, exact, random_embeddings, random_gates

@@ -1,7 +1,5 @@
 """Wrong arguments of the blur: every error names the argument, its value and what is allowed."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Every backend against the float64 reference and against OpenCV's 8-bit rule."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 import pytest

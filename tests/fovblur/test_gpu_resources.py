@@ -1,7 +1,5 @@
 """The kept table of GPU resources is what the compilers make of the sources, and its occupancy is NVIDIA's."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import subprocess

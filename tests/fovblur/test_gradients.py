@@ -1,7 +1,5 @@
 """Gradients of every backend against autograd through the float64 reference."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from backends_under_test import IMAGE_DTYPES, ON_GPU

@@ -1,7 +1,5 @@
 """Offsets beyond 32 bits."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from backends_under_test import ON_GPU

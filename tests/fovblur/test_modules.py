@@ -1,7 +1,5 @@
 """Modules, transforms, and the adapters for users of torchvision and kornia."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 

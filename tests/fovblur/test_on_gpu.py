@@ -1,7 +1,5 @@
 """The blur on a GPU: graphs, streams, devices, compilation, memory."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from gpu_streams import captured, on_late_inputs

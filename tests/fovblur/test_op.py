@@ -1,7 +1,5 @@
 """The op in PyTorch: schema, fake, autograd, torch.compile, calls from several threads and processes."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from backends_under_test import IMAGE_DTYPES

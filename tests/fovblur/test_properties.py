@@ -1,7 +1,5 @@
 """Random calls: shapes, types, strides, sigmas, fixations, gains and non-finite pixels, against the reference."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from backends_under_test import IMAGE_DTYPES, ON_GPU, Implementation, exact, run_cuda_on_host

@@ -1,7 +1,5 @@
 """The reference against SciPy, OpenCV and closed forms."""
 
-from __future__ import annotations
-
 import math
 
 import cv2

@@ -1,7 +1,5 @@
 """The CUDA similarity alone: tf32, slices of the gallery, wide and strided loads, races."""
 
-from __future__ import annotations
-
 import cuda_on_host
 import pytest
 import torch

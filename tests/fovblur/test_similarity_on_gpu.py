@@ -1,7 +1,5 @@
 """The similarity on a GPU: graphs, streams, devices, memory, sizes."""
 
-from __future__ import annotations
-
 import functools
 
 import pytest

@@ -1,7 +1,5 @@
 """The similarity's ops in PyTorch: schema, fakes, autograd, torch.compile, calls from several threads."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest

@@ -1,7 +1,5 @@
 """Random calls: shapes, types, strides, gates and non-finite embeddings, against the float64 formula."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from backends_under_test import run_cuda_on_host

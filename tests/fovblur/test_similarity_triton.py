@@ -1,7 +1,5 @@
 """The Triton similarity alone: independence of tiles and slices, large k, precision, limits, offsets."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from backends_under_test import ON_GPU

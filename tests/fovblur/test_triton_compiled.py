@@ -1,7 +1,5 @@
 """Resources of the Triton kernels, compiled for the GPUs they ship for, in every tile that is launched there."""
 
-from __future__ import annotations
-
 from gpu_kernels import assert_fits, of
 
 

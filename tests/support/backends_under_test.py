@@ -1,7 +1,5 @@
 """Every implementation of the blur as a pytest parameter."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import functools

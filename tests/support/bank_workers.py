@@ -1,7 +1,5 @@
 """Processes that fill a bank, forked from one that has imported everything and computed nothing."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os

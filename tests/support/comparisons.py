@@ -1,7 +1,5 @@
 """Random images, exact gradients, and errors relative to them."""
 
-from __future__ import annotations
-
 import torch
 
 import fovblur

@@ -1,7 +1,5 @@
 """A Dask scheduler and workers as processes of this machine."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """Trainings of small problems by one process or several, which tests of distributed training compare."""
 
-from __future__ import annotations
-
 import json
 import random
 import warnings

@@ -1,7 +1,5 @@
 """A small data set of known samples, and writers of it in every published EEG layout."""
 
-from __future__ import annotations
-
 import json
 import pickle
 from dataclasses import dataclass

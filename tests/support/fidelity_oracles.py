@@ -4,8 +4,6 @@
 features; row i of all belongs to sample `samples[i]`. A state holds the per-sample arrays.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from statistics import NormalDist
 

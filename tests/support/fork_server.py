@@ -3,8 +3,6 @@
 As a program it reads calls from standard input, one a line, and writes the exit codes and outputs of their processes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import json

@@ -1,7 +1,5 @@
 """Read thousands of damaged files in forked children with bounded time and memory, and report what reading does."""
 
-from __future__ import annotations
-
 import faulthandler
 import json
 import mmap

@@ -1,7 +1,5 @@
 """The resources of the GPU kernels, compiled once for all tests."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Calls in a CUDA graph, and on a stream whose inputs arrive late."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 

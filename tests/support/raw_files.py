@@ -1,7 +1,5 @@
 """Small raw recordings as THINGS-EEG2 publishes them, and their epochs cut by plain numpy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Results of runs and their protocol, with common values where a test does not care."""
 
-from __future__ import annotations
-
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.scoring import Protocol
 

@@ -1,7 +1,5 @@
 """Every implementation of the similarity as a pytest parameter, random embeddings, and the float64 oracle."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from backends_under_test import IMPLEMENTATIONS, Implementation, running

@@ -1,7 +1,5 @@
 """What tests give to a pool of tasks, in a module that workers can import."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -1,7 +1,5 @@
 """Short trainings of synthetic data sets."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Triton's interpreter with a matrix product that rounds alike in every place of a tile, on every processor."""
 
-from __future__ import annotations
-
 import numpy as np
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 

@@ -7,8 +7,6 @@ A layout's module has three constants and two functions; `convert.convert` does 
     read(source, split, context: ReadContext) -> Epochs     one split of a subject
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import pkgutil

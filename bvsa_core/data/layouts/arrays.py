@@ -4,8 +4,6 @@ Training data are (1654, 10, 4, 63, 250), concepts x images x repetitions x chan
 in one; test data (200, 1, 80, 63, 250). info.json has channels and times; older files hold a dict of the three instead.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

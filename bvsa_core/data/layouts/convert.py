@@ -1,7 +1,5 @@
 """Convert published recordings into the store: recognise the layout, then read, crop, check and write every split."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

@@ -1,7 +1,5 @@
 """Open and check the files of a layout."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator

@@ -5,8 +5,6 @@ trial's sensors by their baseline and decimated to 200 Hz. UBP and ATM take the 
 further scaling or whitening, and so does this module.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 import struct

@@ -5,8 +5,6 @@ are complete. The other source is the tables of the THINGS images, image_paths.c
 line n is the image of event n. If there are several, they must agree.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 from collections import Counter

@@ -3,8 +3,6 @@
 The files are pickled dicts, by np.save or by pickle itself. Repetitions are shuffled, so their sessions are unknown.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from bvsa_core.data.layouts import stimuli

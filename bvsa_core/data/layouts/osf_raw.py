@@ -6,8 +6,6 @@
 Each of four sessions shows half of the training images twice and every test image twenty times, some a few times more.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import math

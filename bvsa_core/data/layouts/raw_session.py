@@ -1,7 +1,5 @@
 """Cut one file of raw THINGS-EEG2 recordings into epochs by MNE-Python, with the settings of Gifford et al. (2022)."""
 
-from __future__ import annotations
-
 import functools
 import math
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a layout's `find` and `read` take and return."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field

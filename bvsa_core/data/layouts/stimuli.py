@@ -1,7 +1,5 @@
 """The image of each condition: number i is image i of image_metadata.npy, or of the sorted image folder."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

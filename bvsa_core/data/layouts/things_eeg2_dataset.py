@@ -1,7 +1,5 @@
 """Output of the package things_eeg2_dataset, by session: processed/sub-01/preprocessed_eeg_training_sub-01.npy."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The files of UBP and BVSA: sub-01/train.pt and test.pt."""
 
-from __future__ import annotations
-
 import functools
 import json
 from pathlib import Path

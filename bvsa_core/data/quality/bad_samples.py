@@ -1,7 +1,5 @@
 """Count NaN, infinite and constant samples by channel, block by block so that recordings of any size fit."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

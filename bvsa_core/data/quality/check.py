@@ -1,7 +1,5 @@
 """Everything that is missing or wrong in a data set, for `bvsa data check`."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 from collections import Counter

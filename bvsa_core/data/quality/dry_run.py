@@ -1,7 +1,5 @@
 """A dry run of a conversion: it converts a published subject, checks the results and keeps none of them."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable
 from pathlib import Path

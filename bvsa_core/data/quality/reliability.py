@@ -3,8 +3,6 @@
 One pass over the data in blocks of conditions: sums only, so recordings of any size fit.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The command line: what each command does, and one clear line with exit code 2 for what is wrong."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import shutil

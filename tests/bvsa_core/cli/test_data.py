@@ -1,7 +1,5 @@
 """bvsa data eeg, meg and export, and training on what they make."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

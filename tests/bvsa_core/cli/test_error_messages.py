@@ -1,7 +1,5 @@
 """Mistakes in the use of the command, each with its whole message: one line, exit code 2, nothing written."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

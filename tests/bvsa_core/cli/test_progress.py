@@ -1,7 +1,5 @@
 """Progress bars: rate and remaining time on a terminal, nothing elsewhere."""
 
-from __future__ import annotations
-
 import io
 
 import pytest

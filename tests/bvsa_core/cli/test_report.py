@@ -1,7 +1,5 @@
 """bvsa report on trained runs, and its page in a browser."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """bvsa reproduce: a tiny grid, stopped, damaged, continued or shared by workers, gives the same bytes."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -1,7 +1,5 @@
 """bvsa retrieve: every kind of recordings and gallery against the run's own embeddings, and errors in one line."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

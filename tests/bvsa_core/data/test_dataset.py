@@ -1,7 +1,5 @@
 """The layout of UBP and BVSA, and the differences between published files."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

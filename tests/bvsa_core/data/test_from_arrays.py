@@ -1,7 +1,5 @@
 """Arrays in memory become a subject of the store."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Recordings as MNE epochs: values, units, positions, and selection by concept and image."""
 
-from __future__ import annotations
-
 import sys
 
 import mne

@@ -1,7 +1,5 @@
 """Noise normalisation against scikit-learn's covariances, one at a time, and scipy's matrix power."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import scipy.linalg

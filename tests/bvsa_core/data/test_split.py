@@ -1,7 +1,5 @@
 """Subjects and images of samples, and concepts held out for validation."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The stimuli: resized like `read_images` does, from folders and archives, with every problem listed."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """The store survives kills, full disks, two processes at once, and files altered or cut off."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

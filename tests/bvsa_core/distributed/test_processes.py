@@ -1,7 +1,5 @@
 """Training in several processes beside one process with the same global batch."""
 
-from __future__ import annotations
-
 import json
 import signal
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Independent tasks: here, on joblib's workers and on a Dask cluster; lost workers, stopped commands."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

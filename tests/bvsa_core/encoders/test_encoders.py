@@ -1,7 +1,5 @@
 """Parameter counts of methods.md, tokens of ATM, and errors for impossible shapes."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from functools import partial

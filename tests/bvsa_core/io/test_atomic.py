@@ -1,7 +1,5 @@
 """Files that are written whole or not at all, and the lock of a folder."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os

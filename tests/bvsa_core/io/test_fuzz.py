@@ -3,8 +3,6 @@
 FOVBLUR_FUZZ is the number of damaged versions of each kind of file.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

@@ -1,7 +1,5 @@
 """Images from outside are decoded, or a UserError that names the file."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from PIL import Image

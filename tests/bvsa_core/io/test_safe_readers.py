@@ -1,7 +1,5 @@
 """Safe readers: everything published is read, nothing runs, damage is reported in one line."""
 
-from __future__ import annotations
-
 import mmap
 import os
 import pickle

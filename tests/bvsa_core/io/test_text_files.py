@@ -1,7 +1,5 @@
 """JSON and YAML: read as data, or refused in one line that ends with the remedy."""
 
-from __future__ import annotations
-
 import pytest
 
 from bvsa_core.errors import UserError

@@ -1,7 +1,5 @@
 """A small problem with a known answer: recordings are a noisy linear map of image features."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

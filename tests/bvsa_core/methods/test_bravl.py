@@ -1,7 +1,5 @@
 """The terms of BraVL's loss against numpy and scipy, and its classifier."""
 
-from __future__ import annotations
-
 import itertools
 from functools import partial
 

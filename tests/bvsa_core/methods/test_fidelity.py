@@ -13,8 +13,6 @@ All for the presets paper, code and corrected, which are equal for most methods.
 in test_methods.py, the gates in ../retrieval/test_retrieval.py.
 """
 
-from __future__ import annotations
-
 import functools
 
 import fidelity_oracles as oracle

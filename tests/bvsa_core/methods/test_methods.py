@@ -1,7 +1,5 @@
 """Random numbers, switches and errors of methods. Their formulas are checked in test_fidelity.py."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest

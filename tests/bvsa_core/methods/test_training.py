@@ -1,7 +1,5 @@
 """Every method learns, with every encoder, and repeats."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest

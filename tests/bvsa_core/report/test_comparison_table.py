@@ -1,7 +1,5 @@
 """The table of a grid, from rows made by hand: footnotes, escapes, and absent values."""
 
-from __future__ import annotations
-
 import csv
 import re
 from dataclasses import replace

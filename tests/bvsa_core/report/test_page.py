@@ -1,7 +1,5 @@
 """The page and its figures, from content made by hand: escaping, completeness and messages about missing parts."""
 
-from __future__ import annotations
-
 import io
 import json
 import re

@@ -1,7 +1,5 @@
 """Figures of recordings: every figure is drawn and saved, and missing parts are reported."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import replace
 

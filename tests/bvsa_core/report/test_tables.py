@@ -1,7 +1,5 @@
 """Tables: results are joined into rows, and every number has its protocol on a terminal of 80 columns."""
 
-from __future__ import annotations
-
 import io
 
 import pytest

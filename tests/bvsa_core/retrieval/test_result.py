@@ -1,7 +1,5 @@
 """RunResult and its JSON: round trips, files of earlier releases, damaged files, and rescoring."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Ranks, scores, gates and intervals against plain numpy, and the properties that make a number honest."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Search of galleries on disk against the full matrix: chunks, processes, and candidates of an index."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

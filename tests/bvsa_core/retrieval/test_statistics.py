@@ -1,7 +1,5 @@
 """Statistics of rankings against scipy, counting and sampling."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

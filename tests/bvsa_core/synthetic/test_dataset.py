@@ -1,7 +1,5 @@
 """The synthetic data set: layout, sizes, seeds, and the signal in it."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Rendered images: enough concepts, varied images, the same bytes for the same seed."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Data that the trainings of a file share."""
 
-from __future__ import annotations
-
 import pytest
 
 from bvsa_core.training.config import RunDataConfig

@@ -1,7 +1,5 @@
 """Training and evaluating step by step gives the result of a run."""
 
-from __future__ import annotations
-
 import torch
 
 from bvsa_core.retrieval.scoring import Scoring, ranks, similarity

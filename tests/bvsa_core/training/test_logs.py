@@ -1,7 +1,5 @@
 """Logging of metrics to TensorBoard and Weights & Biases."""
 
-from __future__ import annotations
-
 import importlib.machinery
 import importlib.util
 import sys

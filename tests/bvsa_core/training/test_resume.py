@@ -1,7 +1,5 @@
 """Runs that are stopped or killed, or meet a full disk, continue to the bytes of an undisturbed one."""
 
-from __future__ import annotations
-
 import errno
 import io
 import math

@@ -1,7 +1,5 @@
 """Whole runs: their files, that they repeat, and that they learn from pairs of recordings and images alone."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

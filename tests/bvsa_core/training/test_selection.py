@@ -1,7 +1,5 @@
 """Which epoch's weights are kept, and that only an oracle sees the test set before."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import numpy as np

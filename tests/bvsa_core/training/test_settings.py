@@ -1,7 +1,5 @@
 """Training and test subjects, EEG and MEG, test repetitions."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

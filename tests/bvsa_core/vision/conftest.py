@@ -1,7 +1,5 @@
 """An encoder, images of the small data set, and a bank for them."""
 
-from __future__ import annotations
-
 import pytest
 
 from bvsa_core.data.dataset import Dataset

@@ -1,7 +1,5 @@
 """The bank: filled by several processes and continued after a kill; damaged and foreign files are refused."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Fused targets, and layers of the image encoder."""
 
-from __future__ import annotations
-
 import numpy as np
 import open_clip
 import pytest

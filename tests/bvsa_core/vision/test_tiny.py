@@ -1,7 +1,5 @@
 """The tiny CLIP: its size, and its accuracy on unseen images, sharp and blurred, as in its log."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

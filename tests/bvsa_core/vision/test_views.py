@@ -1,7 +1,5 @@
 """Views: online and banked ones agree, and the bank is never stale."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 

@@ -1,7 +1,5 @@
 """The CUDA module compiled for the CPU: the same .cu and binding sources; the threads of a block take turns."""
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import subprocess

@@ -1,7 +1,5 @@
 """The planted data set, and ways to convert it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import fake_eeg

@@ -1,7 +1,5 @@
 """Errors in plain arrays."""
 
-from __future__ import annotations
-
 import json
 
 import fake_eeg

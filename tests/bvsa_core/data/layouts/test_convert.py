@@ -1,7 +1,5 @@
 """Errors in epochs are reported by file; tested on a layout of arrays in memory."""
 
-from __future__ import annotations
-
 import mmap
 import pickle
 from types import SimpleNamespace

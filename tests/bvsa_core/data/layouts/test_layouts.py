@@ -1,7 +1,5 @@
 """All layouts of the same recordings convert into the same store."""
 
-from __future__ import annotations
-
 import functools
 import json
 

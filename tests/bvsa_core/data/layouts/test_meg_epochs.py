@@ -1,7 +1,5 @@
 """THINGS-MEG epochs, made by MNE at a small size: five concepts, two of them of the test set, four sensors."""
 
-from __future__ import annotations
-
 import csv
 import functools
 import shutil

@@ -1,7 +1,5 @@
 """The two layouts of THINGS-MEG convert into the same store if they hold the same recordings."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Errors in the authors' own preprocessed files."""
 
-from __future__ import annotations
-
 import fake_eeg
 import numpy as np
 import pytest

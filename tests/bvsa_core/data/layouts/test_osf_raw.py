@@ -1,7 +1,5 @@
 """Raw sessions in the store: order, whitening, and resuming after a kill."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

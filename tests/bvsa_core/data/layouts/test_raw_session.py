@@ -1,7 +1,5 @@
 """One raw file cut into epochs: against plain numpy, known signals, and errors."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from raw_files import NAMES, RESPONSE, by_hand, recording, response

@@ -1,7 +1,5 @@
 """The images shown: where they are looked for, and errors."""
 
-from __future__ import annotations
-
 import fake_eeg
 import numpy as np
 import pytest

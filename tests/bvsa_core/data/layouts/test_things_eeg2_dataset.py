@@ -1,7 +1,5 @@
 """Errors in the sessions of things_eeg2_dataset."""
 
-from __future__ import annotations
-
 import fake_eeg
 import numpy as np
 import pytest

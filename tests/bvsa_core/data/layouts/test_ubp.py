@@ -1,7 +1,5 @@
 """UBP's files: errors, MEG, and export."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import fake_eeg

@@ -1,7 +1,5 @@
 """bvsa data check reports everything that is wrong with a store or a published folder, and the remedy."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Reliability, covariance and evoked responses against closed forms and numpy."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
