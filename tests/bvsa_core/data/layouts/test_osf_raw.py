@@ -13,6 +13,7 @@ from bvsa_core.data.dataset import Dataset
 from bvsa_core.data.layouts import convert as conversion
 from bvsa_core.data.layouts.raw_session import TARGET, RawSession
 from bvsa_core.data.layouts.source import ConversionOptions
+from bvsa_core.data.quality.check import check_dataset
 from bvsa_core.data.store import open_array, read_header
 
 RATE = 250.0  # no resampling here, see test_raw_session
@@ -201,6 +202,12 @@ def test_a_flat_channel_is_named(source, tmp_path, contents, refused):
     flat[content["ch_names"].index("Cz")] = 0.1
     replace(folder, "ses-02/raw_eeg_training.npy", {**content, "raw_eeg_data": flat})
     refused(r"ses-02: cannot be whitened, .*flat channels: Cz.; give --whitening none", source=folder)
+
+
+def test_a_dry_run_reads_raw_sessions(source):
+    report = check_dataset(source)
+    shapes = [f"sub-0{k} {shape}" for k in (1, 2) for shape in ("train: 12 x 4 x 63 x 250", "test: 3 x 80 x 63 x 250")]
+    assert report.summary == [f"{source} {shape}, layout osf_raw" for shape in shapes] and report.problems == []
 
 
 def test_impossible_options_are_refused(source, refused):
