@@ -1,9 +1,5 @@
 """Progress bars on a terminal; nothing elsewhere."""
 
-from __future__ import annotations
-
-from types import TracebackType
-
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -46,11 +42,9 @@ class Display:
             self._tasks[task] = self._bars.add_task(task, total=total, completed=int(done))
         self._bars.update(self._tasks[task], completed=done, total=total)
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> "Display":
         self._bars.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bars.stop()
