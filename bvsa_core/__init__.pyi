@@ -27,7 +27,6 @@ from .retrieval.search import TopK as TopK
 from .retrieval.search import search as search
 from .synthetic.dataset import SyntheticConfig as SyntheticConfig
 from .synthetic.dataset import make_dataset as make_dataset
-from .training.checkpoint import RunFolder as RunFolder
 from .training.config import RunConfig as RunConfig
 from .training.config import RunDataConfig as RunDataConfig
 from .training.evaluation import Evaluation as Evaluation
@@ -37,6 +36,7 @@ from .training.run import load_method as load_method
 from .training.run import run as run
 from .training.run import train as train
 from .training.run_data import RunData as RunData
+from .training.run_folder import RunFolder as RunFolder
 from .vision.views import Level as Level
 
 __version__: str

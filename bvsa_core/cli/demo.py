@@ -22,8 +22,8 @@ from bvsa_core.io.atomic import lock, write_atomically
 from bvsa_core.methods import method_class
 from bvsa_core.report.tables import method_results, to_markdown, to_rich
 from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
-from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig
+from bvsa_core.training.run_folder import RunFolder
 
 DEMO, _SYSTEMS = read_grid("demo")
 

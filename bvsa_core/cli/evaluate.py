@@ -24,8 +24,8 @@ from bvsa_core.retrieval.gates import INFORMATION, Reliability
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.scoring import Embeddings, Protocol, Scores, Scoring, ranks, score, similarity
 from bvsa_core.retrieval.statistics import statistics_of
-from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.run_data import RunData
+from bvsa_core.training.run_folder import RunFolder
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:

@@ -27,10 +27,10 @@ from bvsa_core.retrieval.gallery import EmbeddingMatrix, Gallery, first_invalid_
 from bvsa_core.retrieval.index import Index, recall, search_candidates
 from bvsa_core.retrieval.scoring import Scoring
 from bvsa_core.retrieval.search import Queries, TopK, search
-from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.run import load_method
 from bvsa_core.training.run_data import RunData
+from bvsa_core.training.run_folder import RunFolder
 from bvsa_core.vision.bank import ABOUT, level_files
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")

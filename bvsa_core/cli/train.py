@@ -16,11 +16,11 @@ from bvsa_core.cli.progress import Display
 from bvsa_core.distributed.processes import ProcessGroup, init_processes
 from bvsa_core.errors import UserError
 from bvsa_core.report.tables import method_results, to_rich
-from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.logs import logger
 from bvsa_core.training.run import run as run_one
 from bvsa_core.training.run_data import RunData
+from bvsa_core.training.run_folder import RunFolder
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:

@@ -1,6 +1,6 @@
 """One cell of a grid: trained, scored in every way the grid asks for, and left on disk.
 
-CELL/...            the run, see training.checkpoint
+CELL/...            the run, see training.run_folder
 CELL/scores.json    figures and statistics of every scoring; the cell is complete when both are there
 """
 
@@ -18,10 +18,10 @@ from bvsa_core.io.text_files import read_json, read_yaml
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.scoring import Scoring
-from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunDataConfig, to_dict
 from bvsa_core.training.run import run
 from bvsa_core.training.run_data import RunData
+from bvsa_core.training.run_folder import RunFolder
 from bvsa_core.vision.views import Level
 
 SCORES = "scores.json"

@@ -9,10 +9,10 @@ import torch
 from bvsa_core.data.dataset import Recordings
 from bvsa_core.data.split import make_split
 from bvsa_core.retrieval.scoring import Scores, Scoring, ranks, score, similarity
-from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.embedding import compute_embeddings
 from bvsa_core.training.run import load_method
 from bvsa_core.training.run_data import RunData
+from bvsa_core.training.run_folder import RunFolder
 
 
 def averaged(recordings: Recordings, draws: np.ndarray) -> Iterator[Recordings]:

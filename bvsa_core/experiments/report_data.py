@@ -25,9 +25,9 @@ from bvsa_core.report.content import BlurExample, Report, ReportRow, RetrievalEx
 from bvsa_core.report.tables import method_results, scoring_text
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.scoring import similarity
-from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig, to_dict
 from bvsa_core.training.run_data import RunData
+from bvsa_core.training.run_folder import RunFolder
 from bvsa_core.vision.clip import image_size_of
 from bvsa_core.vision.views import SHARP
 

@@ -1,133 +1,182 @@
-"""The folder of a run.
+"""The training state, saved in RUN/resume.pt so that a run that was stopped or killed continues to the same numbers.
 
-RUN/run.yaml               the configuration, which 'bvsa train --config' takes
-RUN/metrics.jsonl          one line an epoch
-RUN/weights.safetensors    encoder, scale, weights of fused targets, per-sample state
-RUN/embeddings.safetensors what retrieval compares: recordings, images and texts of the test set
-RUN/result.json            the scores; a run is complete when it is there
-RUN/resume.pt              the training state of a run that is not complete; see training.resume
+It holds parameters, per-sample state, the optimiser's state, the best epoch's weights so far and the states of the
+random number generators, as torch.load(weights_only=True) reads them.
 """
 
-import json
+from __future__ import annotations
+
+import io
+import pickle
+import random
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
-import yaml
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor
 
+from bvsa_core.distributed.processes import ProcessGroup
 from bvsa_core.errors import UserError
-from bvsa_core.io.atomic import append_line, clean_stale, is_temporary, lock, write_atomically
-from bvsa_core.io.safe_readers import read_arrays
-from bvsa_core.io.text_files import parse_json, read_json, read_yaml
-from bvsa_core.retrieval.result import RunResult
-from bvsa_core.retrieval.scoring import Embeddings
-from bvsa_core.training.config import RunConfig, from_dict, to_dict
+from bvsa_core.io.atomic import write_atomically
+from bvsa_core.methods.base import Method
+from bvsa_core.progress import Progress, no_progress
+from bvsa_core.training.run_folder import RunFolder
+from bvsa_core.training.selection import Best
 
-ACTIVITY = "a run"  # what other processes report while the folder is locked
-REMEDY = "train the run again"
-NO_RUN = "train one with 'bvsa train --out'"
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+SAVE_EVERY_S = 30.0
+MAX_WRITE_SHARE = 1 / 20  # of the time may go into writing
+VERSION = 2  # 1 was resume.safetensors
+# What torch.load and load_state_dict raise for damaged content, besides arithmetic and assertion errors.
+UNREADABLE = (pickle.UnpicklingError, EOFError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)
 
 
-class RunFolder:
-    """A folder that holds one run.
+class Stopped(KeyboardInterrupt):
+    """Raised after Ctrl-C, once the training state is saved; the message says where training stopped."""
 
-    Methods raise UserError if files are missing, damaged, of another run or version, or cannot be written.
+
+class TrainingState:
+    """Everything that training continues from.
+
+    Args:
+        total: () sum of the losses of the epoch so far.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, method: Method, optimiser: torch.optim.Optimizer, best: Best, total: Tensor, fabric: Fabric):
+        self.method, self.optimiser, self.best, self.total = method, optimiser, best, total
+        self.precision, self.device = fabric.strategy.precision, total.device
+        self.epoch, self.batch = 0, 0  # the next ones
 
-    @property
-    def settings(self) -> Path:
-        """The file of the configuration."""
-        return self.path / "run.yaml"
+    def to_bytes(self) -> bytes:
+        """Serialise the state, and the random number generators of this process, by torch.save."""
+        numpy: Any = np.random.get_state(legacy=False)
+        numpy["state"]["key"] = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        stream = io.BytesIO()
+        content = {
+            "version": VERSION,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "total": self.total,
+            "method": self.method.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "best": vars(self.best),
+            "precision": self.precision.state_dict(),
+            "random": {"torch": torch.get_rng_state(), "cuda": cuda, "python": random.getstate(), "numpy": numpy},
+        }
+        torch.save(content, stream)
+        return stream.getvalue()
 
-    @property
-    def resume(self) -> Path:
-        """The file of the training state."""
-        return self.path / "resume.pt"
+    def load(self, content: bytes) -> None:
+        """Restore what `to_bytes` saved.
 
-    def is_complete(self, config: RunConfig) -> bool:
-        """Return whether the folder holds the complete run of a configuration."""
-        if not self.settings.exists():
-            if self.path.exists() and any(not is_temporary(path) for path in self.path.iterdir()):
-                raise UserError(f"{self.path}: not empty and not a run; choose another folder with --out")
-            return False
-        if read_yaml(self.settings, f"delete the folder, and {REMEDY}") != to_dict(config):
-            problem = "holds a run with other settings (see run.yaml)"
-            raise UserError(f"{self.path}: {problem}; choose another folder with --out")
-        if (old := self.path / "resume.safetensors").exists():
-            raise UserError(f"{old}: the state of an earlier version; delete it, and the run starts again")
-        return (self.path / "result.json").exists() and not self.resume.exists()
+        Raises:
+            Exception: the content is damaged, or belongs to another run.
+        """
+        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if saved["version"] != VERSION:
+            raise ValueError(f"version {saved['version']}, and this program reads {VERSION}")
+        self.method.load_state_dict(saved["method"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        vars(self.best).update(saved["best"])
+        if self.best.state is not None:
+            self.best.state = {name: value.to(self.device) for name, value in self.best.state.items()}
+        self.precision.load_state_dict(saved["precision"])
+        self.total.copy_(saved["total"])
+        self.epoch, self.batch = saved["epoch"], saved["batch"]
+        generators = saved["random"]
+        random.setstate(generators["python"])
+        numpy = generators["numpy"]
+        numpy["state"]["key"] = numpy["state"]["key"].numpy().astype(np.uint32)
+        np.random.set_state(numpy)
+        torch.set_rng_state(generators["torch"])
+        if self.device.type == "cuda":
+            if generators["cuda"] is None:
+                raise ValueError("saved by a training on the CPU")
+            torch.cuda.set_rng_state(generators["cuda"], self.device)
 
-    def finished_result(self, config: RunConfig) -> RunResult | None:
-        """Return the result of the run of a configuration, or None if it is not complete."""
-        if not self.is_complete(config):
-            return None
-        clean_stale(self.path, activity=ACTIVITY)
-        return self.result()
+
+class Checkpointer:
+    """Saves the training state in a run's folder, from time to time and when Ctrl-C stops the training.
+
+    Args:
+        folder: None saves nothing.
+        processes: those that train together; the first writes.
+        progress: reports (epochs done, epochs in all) after batches, a few times a second.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder | None = None,
+        processes: ProcessGroup = ProcessGroup(),
+        progress: Progress = no_progress,
+    ):
+        self.folder, self.processes, self.progress = folder, processes, progress
+        self.stopping = False
+        self.save_interval, self.last_saved, self.last_reported = SAVE_EVERY_S, time.monotonic(), 0.0
+
+    def resume(self, state: TrainingState) -> None:
+        """Restore the state of a training that was stopped, if there is one.
+
+        Raises:
+            UserError: the file is damaged, or of another run or version.
+        """
+        if self.folder is None:
+            return
+        path = self.folder.resume
+        content = self.processes.broadcast(lambda: path.read_bytes() if path.exists() else None)
+        if content is not None:
+            try:
+                state.load(content)
+            except (*UNREADABLE, ArithmeticError, AssertionError) as error:
+                detail = str(error).splitlines()[-1].strip() if str(error) else type(error).__name__
+                problem = f"not the state of this run ({detail})"
+                raise UserError(f"{path}: {problem}; delete it, and the run starts again") from error
+        if self.processes.rank == 0 and not self.folder.truncate_metrics(state.epoch):
+            lines = f"{self.folder.path}/metrics.jsonl: lines are missing"
+            raise UserError(f"{lines}; delete {path.name}, and the run starts again")
+
+    def on_step_end(self, state: TrainingState, epochs: int, batches: int) -> None:
+        """Report and save the state if it is time to; called after every batch and every epoch.
+
+        Raises:
+            Stopped: after Ctrl-C.
+        """
+        now = time.monotonic()
+        if now - self.last_reported > 0.25:
+            self.last_reported = now
+            self.progress("epochs", state.epoch + state.batch / batches, epochs)
+        due = self.stopping or now - self.last_saved >= self.save_interval
+        if self.folder is None or self.processes.rank > 0 or not due:
+            return
+        write_atomically(self.folder.resume, state.to_bytes())
+        self.last_saved = time.monotonic()
+        self.save_interval = max(SAVE_EVERY_S, (self.last_saved - now) / MAX_WRITE_SHARE)
+        if self.stopping:
+            raise Stopped(f"{self.folder.path}: stopped in epoch {min(state.epoch + 1, epochs)} of {epochs}")
 
     @contextmanager
-    def locked(self, config: RunConfig) -> Iterator[None]:
-        """Lock the folder for a run of a configuration, which is written to run.yaml."""
-        with lock(self.path, activity=ACTIVITY):
-            write_atomically(self.settings, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+    def catch_sigint(self) -> Iterator[None]:
+        """Let the batch at hand end at Ctrl-C; a second Ctrl-C, in a single process, ends at once."""
+        if self.folder is None or threading.current_thread() is not threading.main_thread():
             yield
+            return
 
-    def add_metrics(self, metrics: dict) -> None:
-        """Append the metrics of an epoch."""
-        append_line(self.path / "metrics.jsonl", json.dumps(metrics))
+        def stop(number: int, frame: FrameType | None) -> None:
+            if self.stopping and self.processes.size == 1:
+                raise KeyboardInterrupt
+            self.stopping = True  # torchrun repeats the terminal's signal
 
-    def truncate_metrics(self, epochs: int) -> bool:
-        """Drop the lines after the first `epochs`, and return whether that many are there."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_bytes().splitlines(keepends=True)[:epochs] if epochs and path.exists() else []
-        write_atomically(path, b"".join(lines))
-        return len(lines) == epochs
-
-    def finish(self, module: nn.Module, embeddings: Embeddings, result: RunResult) -> None:
-        """Write weights, embeddings and the result, which makes the run complete."""
-        features = {name: value.float().clone() for name, value in vars(embeddings).items()}
-        for name, tensors in (("weights", module.state_dict()), ("embeddings", features)):
-            tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-            write_atomically(self.path / f"{name}.safetensors", safetensors.torch.save(tensors))
-        write_atomically(self.path / "result.json", json.dumps(result.to_json(), indent=2).encode() + b"\n")
-        self.resume.unlink(missing_ok=True)
-
-    def result(self) -> RunResult:
-        """Read the result of a complete run."""
-        path = self.path / "result.json"
-        if not path.is_file():
-            raise UserError(f"{self.path}: no finished run there (result.json is missing); {NO_RUN}")
-        return RunResult.from_json(read_json(path, REMEDY), path)
-
-    def metrics(self) -> list[dict]:
-        """Read the metrics of every epoch; none if there is no metrics.jsonl."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-        return [parse_json(line, f"{path}: line {number}", REMEDY) for number, line in enumerate(lines, start=1)]
-
-    def config(self) -> RunConfig:
-        """Read the configuration of the run."""
-        if not self.settings.is_file():
-            raise UserError(f"{self.path}: no run there (run.yaml is missing); {NO_RUN}")
-        settings = read_yaml(self.settings, f"delete the folder, and {REMEDY}")
+        before = signal.signal(signal.SIGINT, stop)
         try:
-            return from_dict(settings)
-        except UserError as error:
-            raise UserError(f"{self.settings}: {error}") from error
-
-    def load_weights(self, module: nn.Module) -> None:
-        """Load the trained weights and per-sample state into a module."""
-        path = self.path / "weights.safetensors"
-        try:
-            module.load_state_dict(read_arrays(path))
-        except RuntimeError as error:
-            detail = str(error).splitlines()[-1].strip()
-            raise UserError(f"{path}: not the weights of this run ({detail}); train it again") from error
-
-    def embeddings(self) -> Embeddings:
-        """Read the embeddings of the test set."""
-        return Embeddings(**read_arrays(self.path / "embeddings.safetensors"))
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)

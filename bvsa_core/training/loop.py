@@ -13,9 +13,9 @@ from bvsa_core.data.split import Split
 from bvsa_core.distributed.processes import ProcessGroup
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Batch, Method
+from bvsa_core.training.checkpoint import Checkpointer, TrainingState
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.embedding import features_at
-from bvsa_core.training.resume import Checkpointer, TrainingState
 from bvsa_core.training.selection import Best
 from bvsa_core.vision.views import Views
 

@@ -13,12 +13,12 @@ from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Method
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.retrieval.result import RunResult
-from bvsa_core.training.checkpoint import RunFolder
+from bvsa_core.training.checkpoint import Checkpointer
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.evaluation import Trained, evaluate, oracle
 from bvsa_core.training.loop import fit, make_fabric
-from bvsa_core.training.resume import Checkpointer
 from bvsa_core.training.run_data import RunData
+from bvsa_core.training.run_folder import RunFolder
 from bvsa_core.training.selection import one_sample_per_concept_batches, validation_top1
 
 

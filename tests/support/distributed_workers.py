@@ -14,9 +14,9 @@ from torch.nn.functional import normalize
 from bvsa_core import encoders, methods
 from bvsa_core.data.split import Split
 from bvsa_core.distributed.processes import ProcessGroup, init_processes
+from bvsa_core.training.checkpoint import Checkpointer
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.loop import fit, make_batch, make_fabric
-from bvsa_core.training.resume import Checkpointer
 from bvsa_core.vision.multilevel import Fusion, MultiLevelViews
 from bvsa_core.vision.views import Level
 

@@ -68,9 +68,9 @@ class Forks:
 
 def command(arguments: list[str]) -> int:
     from bvsa_core.cli import main
-    from bvsa_core.training import resume
+    from bvsa_core.training import checkpoint
 
-    resume.SAVE_EVERY_S, resume.MAX_WRITE_SHARE = 0.0, math.inf
+    checkpoint.SAVE_EVERY_S, checkpoint.MAX_WRITE_SHARE = 0.0, math.inf
     return main(arguments)
 
 

@@ -4,10 +4,10 @@ import dataclasses
 from pathlib import Path
 
 from bvsa_core.retrieval.result import RunResult
-from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig, RunDataConfig
 from bvsa_core.training.run import run
 from bvsa_core.training.run_data import RunData
+from bvsa_core.training.run_folder import RunFolder
 
 
 def make_config(run_data: RunData, **changes) -> RunConfig:

@@ -15,7 +15,7 @@ from bvsa_core.cli import main
 from bvsa_core.cli.provenance import commit_of
 from bvsa_core.experiments import report_data, thumbnails
 from bvsa_core.experiments.report_data import build_report, find_runs, group_runs
-from bvsa_core.training.checkpoint import RunFolder
+from bvsa_core.training.run_folder import RunFolder
 
 ARTIFACTS = Path(os.environ.get("CI_ARTIFACTS", Path(__file__).parents[3] / "build" / "artifacts"))
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

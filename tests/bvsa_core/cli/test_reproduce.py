@@ -17,8 +17,8 @@ from bvsa_core.experiments import results
 from bvsa_core.experiments.grid import BUILT_IN, cells, read_grid
 from bvsa_core.experiments.repetitions import averaged, repetition_curves, steps
 from bvsa_core.retrieval.scoring import Scoring
-from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.run_data import RunData
+from bvsa_core.training.run_folder import RunFolder
 
 FILES = ("table.md", "table.csv", "table.tex", "statistics.json")
 GRID = """

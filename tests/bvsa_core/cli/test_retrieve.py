@@ -14,8 +14,8 @@ from bvsa_core.cli.retrieve import read_queries
 from bvsa_core.data.dataset import Dataset
 from bvsa_core.data.split import load_split
 from bvsa_core.retrieval.scoring import Scoring, similarity
-from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.run_data import RunData
+from bvsa_core.training.run_folder import RunFolder
 
 
 @pytest.fixture

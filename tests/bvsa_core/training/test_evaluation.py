@@ -3,11 +3,11 @@
 import torch
 
 from bvsa_core.retrieval.scoring import Scoring, ranks, similarity
-from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.evaluation import evaluate
 from bvsa_core.training.run import run, train
 from bvsa_core.training.run_data import RunData
+from bvsa_core.training.run_folder import RunFolder
 
 
 def test_the_steps_of_a_run_give_its_result(small_data, tmp_path):

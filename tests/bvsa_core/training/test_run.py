@@ -14,10 +14,10 @@ from bvsa_core import methods
 from bvsa_core.errors import UserError
 from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
 from bvsa_core.training import loop
-from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunDataConfig
 from bvsa_core.training.run import run
 from bvsa_core.training.run_data import RunData, choose_device
+from bvsa_core.training.run_folder import RunFolder
 
 METHODS = ("vanilla", "ubp", "bvsa")
 PRESETS = ("corrected", "paper", "code")

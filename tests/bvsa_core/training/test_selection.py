@@ -14,10 +14,10 @@ from bvsa_core.data.split import Split
 from bvsa_core.errors import UserError
 from bvsa_core.retrieval.scoring import Embeddings
 from bvsa_core.training import run as run_module
-from bvsa_core.training.checkpoint import RunFolder
 from bvsa_core.training.config import RunDataConfig
 from bvsa_core.training.run import split_off_validation
 from bvsa_core.training.run_data import RunData
+from bvsa_core.training.run_folder import RunFolder
 from bvsa_core.training.selection import Best, one_sample_per_concept_batches, validation_top1
 from bvsa_core.vision.views import SHARP
 

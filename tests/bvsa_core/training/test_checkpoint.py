@@ -21,13 +21,13 @@ from bvsa_core.data.split import Split
 from bvsa_core.errors import UserError
 from bvsa_core.io import atomic
 from bvsa_core.io.atomic import lock
-from bvsa_core.training import resume
-from bvsa_core.training.checkpoint import RunFolder
+from bvsa_core.training import checkpoint
+from bvsa_core.training.checkpoint import Checkpointer, Stopped
 from bvsa_core.training.config import RunConfig, RunDataConfig
 from bvsa_core.training.loop import fit
-from bvsa_core.training.resume import Checkpointer, Stopped
 from bvsa_core.training.run import run
 from bvsa_core.training.run_data import RunData
+from bvsa_core.training.run_folder import RunFolder
 
 KILLS = {"data": 7, "train": 8, "grid": 6}
 TRAINED = ("--method", "bvsa", "--selection", "validation", "--validation", 6, "--batch_size", 8)
@@ -132,8 +132,8 @@ def run_data(tiny_data) -> RunData:
 
 @pytest.fixture
 def every_batch(monkeypatch) -> None:
-    monkeypatch.setattr(resume, "SAVE_EVERY_S", 0.0)
-    monkeypatch.setattr(resume, "MAX_WRITE_SHARE", math.inf)
+    monkeypatch.setattr(checkpoint, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(checkpoint, "MAX_WRITE_SHARE", math.inf)
 
 
 def config(run_data: RunData) -> RunConfig:
@@ -208,7 +208,7 @@ def test_states_that_are_damaged_or_of_another_run_or_version_are_refused(run_da
     folder = RunFolder(tmp_path)
     states = []
     monkeypatch.setattr(RunFolder, "resume", tmp_path / "resume.pt")
-    monkeypatch.setattr(resume, "write_atomically", lambda path, content: states.append(content))
+    monkeypatch.setattr(checkpoint, "write_atomically", lambda path, content: states.append(content))
     expected = run(config(run_data), run_data, folder)
     (tmp_path / "result.json").unlink()
     other = io.BytesIO()
