@@ -2,14 +2,17 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from dask_cluster import kill_in_the_middle
+from dask_cluster import REPOSITORY, kill_in_the_middle, wait_for
 
 from bvsa_core.cli import main
 from bvsa_core.data.dataset import Dataset
@@ -87,6 +90,19 @@ def test_a_cluster_that_loses_a_worker_gives_the_same_bytes(grid, done, small_da
     killed.join()
     assert lost.wait() == -signal.SIGKILL and content(out) == content(done)
     assert not list(out.rglob(".lock")) and len(written(out)) == 4
+
+
+def test_ctrl_c_saves_every_training(grid, small_data, tmp_path):
+    command = (sys.executable, "-m", "bvsa_core.cli", "reproduce", grid, "--eeg", small_data, "--out", tmp_path)
+    command = (*command, "--epochs", 100_000, "--threads", 1, "--workers", 2)
+    process = subprocess.Popen(
+        [str(word) for word in command], cwd=REPOSITORY, start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+    begun = lambda: [path for path in tmp_path.rglob("metrics.jsonl") if path.stat().st_size]  # noqa: E731
+    wait_for(lambda: len(begun()) == 2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.wait(60) == 130 and process.stderr.read() == "bvsa: stopped; the same command continues\n"
+    assert {path.parent for path in tmp_path.rglob("resume.pt")} == {path.parent for path in begun()}
 
 
 def test_the_table_marks_our_results_and_differences(done):
