@@ -9,6 +9,7 @@ ROOT/Image_set_Resize/test_images/00001_aircraft_carrier/aircraft_carrier_06s.jp
 import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,10 +116,11 @@ class Dataset:
             UserError: there is no such subject, or no other.
         """
         self._check(subject)
-        if len(self.subjects) == 1:
+        others = [name for name in self.subjects if name != subject]
+        if not others:
             reason = f"{subject} is the only subject, with nobody else to train on; use --setting intra"
             raise UserError(f"{self.recordings_folder}: {reason}")
-        return [name for name in self.subjects if name != subject]
+        return others
 
     def _check(self, subject: str) -> None:
         if subject not in self.subjects:
@@ -135,11 +137,10 @@ class Dataset:
             raise UserError(f"{self.recordings_folder}: the image name {image!r} points outside the image folders")
         names = [image]
         if parts and parts[0] in _TRAINING_NAMES:
-            names = [str(Path(training, *parts[1:])) for training in (parts[0], *_TRAINING_NAMES)]
-        for folder in self.image_folders:
-            for name in names:
-                if (folder / name).is_file():
-                    return folder / name
+            names += [str(Path(training, *parts[1:])) for training in _TRAINING_NAMES]
+        for path in (folder / name for folder in self.image_folders for name in names):
+            if path.is_file():
+                return path
         folders = " and ".join(map(str, self.image_folders)) or f"{' or '.join(IMAGE_FOLDERS)}, which do not exist,"
         where = f"not in {folders} for {self.recordings_folder}"
         raise UserError(f"image {image} is missing: {where}; copy the image set there")
@@ -203,16 +204,11 @@ def write_recordings(path: Path, recordings: Recordings, labels: np.ndarray, ses
         labels: (conditions,) concept numbers.
         sessions: (conditions, repetitions) session numbers from 0, or None to leave them out of the file.
     """
-    repetitions = recordings.data.shape[1]
-    repeat = lambda values: np.repeat(np.asarray(values)[:, None], repetitions, axis=1)  # noqa: E731
-    content = {
-        "eeg": np.asarray(recordings.data).astype(np.float16, copy=False),  # a memory map would be pickled as one
-        "label": repeat(labels),
-        "img": repeat(recordings.images),
-        "text": repeat(recordings.concepts),
-        "ch_names": list(recordings.channels),
-        "times": recordings.times,
-    }
+    data = np.asarray(recordings.data).astype(np.float16, copy=False)  # a memory map would be pickled as one
+    content: dict[str, Any] = {"eeg": data}
+    for key, values in (("label", labels), ("img", recordings.images), ("text", recordings.concepts)):
+        content[key] = np.repeat(np.asarray(values)[:, None], data.shape[1], axis=1)
+    content |= {"ch_names": list(recordings.channels), "times": recordings.times}
     if sessions is not None:
         content["session"] = sessions
     try:
@@ -241,4 +237,4 @@ def _per_condition(path: Path, key: str, values: object, conditions: int) -> lis
     if values.dtype.kind != "U" or values.ndim not in (1, 2) or len(values) != conditions:
         expected = f"it must have a name for each of {conditions} conditions"
         raise UserError(f"{path}: {key!r} has shape {values.shape}; {expected}")
-    return [str(value) for value in (values[:, 0] if values.ndim == 2 else values)]
+    return (values[:, 0] if values.ndim == 2 else values).tolist()

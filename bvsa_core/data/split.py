@@ -15,6 +15,8 @@ from bvsa_core.data.dataset import Dataset, Recordings
 from bvsa_core.data.things_eeg import OCCIPITAL_CHANNELS
 from bvsa_core.errors import UserError
 
+_TENSORS = ("recordings", "image_of", "subject_of")  # the fields of a split with a row for each sample
+
 
 @dataclass(frozen=True)
 class Split:
@@ -35,14 +37,11 @@ class Split:
 
     def to(self, device: torch.device) -> Split:
         """Move the tensors to a device."""
-        moved = {name: getattr(self, name).to(device) for name in ("recordings", "image_of", "subject_of")}
-        return replace(self, **moved)
+        return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
 
     def take(self, samples: Tensor) -> Split:
         """Select samples, by number or mask; the lists stay as they are."""
-        return replace(
-            self, **{name: getattr(self, name)[samples] for name in ("recordings", "image_of", "subject_of")}
-        )
+        return replace(self, **{name: getattr(self, name)[samples] for name in _TENSORS})
 
     def subject_indices(self, subjects: list[str]) -> Tensor:
         """Return the index (samples,) int64 of each sample's subject in `subjects`, or -1."""
@@ -60,8 +59,8 @@ def hold_out(split: Split, images: int, seed: int) -> tuple[Split, Split]:
     order = np.random.default_rng(seed).permutation(sorted(counts)).tolist()
     drawn = int(np.searchsorted(np.cumsum([counts[concept] for concept in order]), images)) + 1
     if drawn >= len(order):
-        left = f"none of {len(split.images)} training images"
-        raise UserError(f"validation is {images}; that leaves {left}, hold out fewer")
+        count = len(split.images)
+        raise UserError(f"validation is {images}; that leaves none of {count} training images, hold out fewer")
     chosen = set(order[:drawn])
     held = torch.tensor([concept in chosen for concept in split.concepts], device=split.image_of.device)[split.image_of]
     return split.take(~held), split.take(held)
@@ -91,7 +90,7 @@ def load_split(
         UserError: a subject, channel, time or repetition is missing, or subjects do not fit together.
     """
     parts = ((dataset.path(subject, split), dataset.load(subject, split)) for subject in subjects)  # one at a time
-    return make_split(parts, list(subjects), channels, window, average, repetitions)
+    return make_split(parts, subjects, channels, window, average, repetitions)
 
 
 def make_split(
@@ -103,44 +102,35 @@ def make_split(
     repetitions: int | None = None,
 ) -> Split:
     """Make a split from the paths (for messages) and contents of recordings files, one a subject; see load_split."""
-    samples, images_of, paths = [], [], []
-    subject_of: list[np.ndarray] = []
+    samples, image_of, subject_of = [], [], []
+    paths: list[Path] = []
     index_of: dict[str, int] = {}
-    concept: dict[str, str] = {}
+    concept_of: dict[str, str] = {}
     for path, part in parts:
-        selected = part.data[:, :repetitions, _channel_indices(part, channels, path)]
-        selected = selected[..., _time_slice(part, window, path)]
-        conditions, taken = selected.shape[:2]
+        kept = _channel_indices(part, channels, path)
+        trials = part.data[:, :repetitions, kept][..., _time_slice(part, window, path)]
+        taken = trials.shape[1]
         if repetitions is not None and taken < repetitions:
             raise UserError(f"{path}: an image is shown {taken} times, not {repetitions}; ask for fewer repetitions")
-        index = np.array([index_of.setdefault(image, len(index_of)) for image in part.images])
-        concept |= zip(part.images, part.concepts)
-        if average:
-            samples.append(selected.mean(axis=1, dtype=np.float32))
-        else:
-            samples.append(selected.reshape(conditions * taken, *selected.shape[2:]).astype(np.float32))
-            index = np.repeat(index, taken)
-        images_of.append(index)
-        subject_of.append(np.full(len(index), len(subject_of)))
+        samples.append(trials.mean(1, np.float32) if average else np.concatenate(trials, dtype=np.float32))
+        index = [index_of.setdefault(image, len(index_of)) for image in part.images]
+        concept_of |= zip(part.images, part.concepts)
+        image_of.append(np.repeat(index, 1 if average else taken))
+        subject_of.append(np.full(len(samples[-1]), len(paths)))
         paths.append(path)
         if samples[-1].shape[1:] != samples[0].shape[1:]:
             shapes = f"{samples[-1].shape[1:]} and those of {paths[0]} {samples[0].shape[1:]}"
             raise UserError(f"{path}: recordings are {shapes}")
+    recordings, images, owners = (torch.from_numpy(np.concatenate(each)) for each in (samples, image_of, subject_of))
+    concepts = [concept_of[image] for image in index_of]
+    names = [part.channels[i] for i in kept]
+    repetitions = taken if average else 1
     return Split(
-        recordings=torch.from_numpy(np.concatenate(samples)),
-        image_of=torch.from_numpy(np.concatenate(images_of)),
-        images=list(index_of),
-        concepts=[concept[image] for image in index_of],
-        channels=[part.channels[i] for i in _channel_indices(part, channels, path)],
-        repetitions=taken if average else 1,
-        subject_of=torch.from_numpy(np.concatenate(subject_of)),
-        subjects=list(subjects),
-        modality=part.modality,
+        recordings, images, list(index_of), concepts, names, repetitions, owners, list(subjects), part.modality
     )
 
 
 def _channel_indices(part: Recordings, channels: str | list[str], path: object) -> list[int]:
-    """Return the indices of the selected channels."""
     if channels == "all" or (channels == "standard" and part.modality == "MEG"):
         return list(range(len(part.channels)))
     if isinstance(channels, str):
@@ -152,7 +142,6 @@ def _channel_indices(part: Recordings, channels: str | list[str], path: object) 
 
 
 def _time_slice(part: Recordings, window: tuple[float, float] | None, path: object) -> slice:
-    """Return the samples within the window."""
     if window is None:
         return slice(None)
     tolerance = 1e-6

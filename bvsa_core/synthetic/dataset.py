@@ -16,14 +16,16 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import scipy.fft
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
@@ -35,9 +37,6 @@ from bvsa_core.errors import UserError, unknown_name
 from bvsa_core.io.atomic import clean_stale, is_temporary, lock, make_folder, remove_temporary, write_atomically
 from bvsa_core.io.text_files import read_json
 from bvsa_core.progress import Progress, no_progress
-
-if TYPE_CHECKING:
-    from bvsa_core.synthetic.openmoji import Concept
 
 IMAGE_SIZE = 224  # pixels
 SCALES = ((2.0, 2, 16), (5.0, 4, 10), (10.0, 8, 6))  # (sigma in pixels, stride in pixels, side of the grid)
@@ -117,42 +116,29 @@ def make_dataset(root: str | Path, config: SyntheticConfig, progress: Progress =
     root = Path(root)
     description = {"name": "synthetic", "modality": config.modality.upper(), "config": asdict(config)}
     path, remedy = root / DESCRIPTION, "choose another folder or delete it"
+    images, recordings = root / IMAGE_FOLDERS[0], root / RECORDINGS_FOLDER
+    subjects = {number: recordings / f"sub-{number:02d}" for number in range(1, config.subjects + 1)}
     if path.exists():
         if read_json(path, f"{root}: {remedy}") != description:
             raise UserError(f"{root}: holds a synthetic data set made with other settings; {remedy}")
     elif root.exists() and any(not is_temporary(child) for child in root.iterdir()):
         raise UserError(f"{root}: not empty and not a synthetic data set; choose another folder")
-    if not path.exists() or not (root / IMAGE_FOLDERS[0]).exists() or _missing(root, config):
-        plan = plan_images(config)
-        with lock(root, activity="the making of data"):
-            write_atomically(path, (json.dumps(description, indent=2) + "\n").encode())
-            _make(root, plan, config, progress)
-    else:
+    if all(made.exists() for made in (path, images, *subjects.values())):
         clean_stale(root, activity="the making of data")
-
-
-def _make(root: Path, plan: Plan, config: SyntheticConfig, progress: Progress) -> None:
-    images = root / IMAGE_FOLDERS[0]
-    make_folder(images, lambda folder: _write_images(folder, plan, config.seed, progress))
-    missing = _missing(root, config)
-    if missing:
-        remove_temporary(root / RECORDINGS_FOLDER)
-        drive = {split: _drive_of_images(images, plan[split], config.seed, progress) for split in plan}
-        standardise_units(drive)
-    for done, number in enumerate(missing):
-        progress("recordings", done, len(missing))
-        make_folder(_subject_folder(root, number), lambda folder: _write_subject(folder, number, drive, plan, config))  # noqa: B023
-    if missing:
-        progress("recordings", len(missing), len(missing))
-
-
-def _missing(root: Path, config: SyntheticConfig) -> list[int]:
-    """Numbers of the subjects that are not made yet."""
-    return [number for number in range(1, config.subjects + 1) if not _subject_folder(root, number).exists()]
-
-
-def _subject_folder(root: Path, number: int) -> Path:
-    return root / RECORDINGS_FOLDER / f"sub-{number:02d}"
+        return
+    plan = plan_images(config)
+    with lock(root, activity="the making of data"):
+        write_atomically(path, (json.dumps(description, indent=2) + "\n").encode())
+        make_folder(images, lambda folder: _write_images(folder, plan, config.seed, progress))
+        missing = {number: folder for number, folder in subjects.items() if not folder.exists()}
+        if not missing:
+            return
+        remove_temporary(recordings)
+        drive = _drive_of_units(images, plan, config.seed, progress)
+        progress("recordings", 0, len(missing))
+        for done, (number, target) in enumerate(missing.items(), start=1):
+            make_folder(target, partial(_write_subject, number=number, drive=drive, plan=plan, config=config))
+            progress("recordings", done, len(missing))
 
 
 @dataclass(frozen=True)
@@ -163,6 +149,7 @@ class ImageSpec:
     concept: str
     concept_number: int  # within the split
     drawing: int  # index into openmoji.concepts()
+    svg: str  # its file
     take: int  # number of the image within the concept
 
 
@@ -183,62 +170,56 @@ def plan_images(config: SyntheticConfig) -> Plan:
     order = np.random.default_rng([config.seed, _IMAGES]).permutation(len(concepts))
     test, train = np.split(order[: config.test_concepts + config.train_concepts], [config.test_concepts])
     plan: Plan = {"train": [], "test": []}
-    for split, chosen, takes in (("train", train, config.images_per_concept), ("test", test, 1)):
-        prefix, suffix = ("training", "b") if split == "train" else ("test", "s")
-        by_name = sorted(chosen, key=lambda index: concepts[index].name)
-        for number, index in enumerate(by_name):
-            name = concepts[index].name
+    splits = (("train", "training", "b", train, config.images_per_concept), ("test", "test", "s", test, 1))
+    for split, prefix, suffix, chosen, takes in splits:
+        for number, index in enumerate(sorted(chosen.tolist(), key=lambda index: concepts[index].name)):
+            name, svg = concepts[index].name, concepts[index].svg
             for take in range(takes):
                 path = f"{prefix}_images/{number + 1:05d}_{name}/{name}_{take + 1:02d}{suffix}.jpg"
-                plan[split].append(ImageSpec(path, name, number, int(index), take))
+                plan[split].append(ImageSpec(path, name, number, index, svg, take))
     return plan
 
 
 def _write_images(folder: Path, plan: Plan, seed: int, progress: Progress) -> None:
-    from bvsa_core.synthetic import openmoji
-
-    concepts = openmoji.concepts()
-    jobs = [(folder, image, concepts[image.drawing], seed) for split in plan.values() for image in split]
-    jobs.sort(key=lambda job: job[1].drawing)  # so that a worker rasterises each drawing once
-    for path in {folder / image.path for _, image, _, _ in jobs}:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    if len(jobs) <= MAX_SERIAL_IMAGES:
-        for done, job in enumerate(jobs, start=1):
-            _write_image(job)
-            progress("images", done, len(jobs))
+    images = sorted(itertools.chain(*plan.values()), key=lambda image: image.drawing)  # a worker draws each once
+    for image in images:
+        (folder / image.path).parent.mkdir(parents=True, exist_ok=True)
+    write_image = partial(_write_image, folder=folder, seed=seed)
+    if len(images) <= MAX_SERIAL_IMAGES:
+        for done, image in enumerate(images, start=1):
+            write_image(image)
+            progress("images", done, len(images))
         return
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), initializer=exit_with_parent) as pool:
         try:
-            for done, _ in enumerate(pool.map(_write_image, jobs, chunksize=40), start=1):
-                progress("images", done, len(jobs))
+            for done, _ in enumerate(pool.map(write_image, images, chunksize=40), start=1):
+                progress("images", done, len(images))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _write_image(job: tuple[Path, ImageSpec, Concept, int]) -> None:
-    from PIL import Image
-
+def _write_image(spec: ImageSpec, folder: Path, seed: int) -> None:
     from bvsa_core.synthetic import openmoji
 
-    folder, spec, concept, seed = job
     rng = np.random.default_rng([seed, _IMAGES, spec.drawing, spec.take])
-    image = openmoji.render(concept, rng, IMAGE_SIZE)
+    image = openmoji.render(openmoji.Concept(spec.concept, spec.svg), rng, IMAGE_SIZE)
     Image.fromarray(image).save(folder / spec.path, quality=95)
 
 
-def _drive_of_images(folder: Path, images: list[ImageSpec], seed: int, progress: Progress) -> np.ndarray:
-    """Return the input of the units (images, units), not standardised."""
-    from PIL import Image
-
-    weights = _cortex(seed)
-    drives = []
-    for start in range(0, len(images), 64):
-        progress("responses", start, len(images))
-        batch = np.stack([np.asarray(Image.open(folder / image.path)) for image in images[start : start + 64]])
-        drives.append(visual_drive(torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous(), weights))
-    progress("responses", len(images), len(images))
-    return np.concatenate(drives)
+def _drive_of_units(folder: Path, plan: Plan, seed: int, progress: Progress) -> dict[str, np.ndarray]:
+    """Return the input (images, units) of the units by split, standardised over the training images and saturated."""
+    weights, drive = _cortex(seed), {}
+    for split, images in plan.items():
+        parts = []
+        for start in range(0, len(images), 64):
+            progress("responses", start, len(images))
+            batch = np.stack([np.asarray(Image.open(folder / image.path)) for image in images[start : start + 64]])
+            parts.append(visual_drive(torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous(), weights))
+        progress("responses", len(images), len(images))
+        drive[split] = np.concatenate(parts)
+    mean, std = drive["train"].mean(0), drive["train"].std(0)
+    return {split: np.tanh((values - mean) / std) for split, values in drive.items()}
 
 
 def _cortex(seed: int) -> list[Tensor]:
@@ -267,13 +248,6 @@ def visual_drive(images: Tensor, weights: list[Tensor]) -> np.ndarray:
         opponents = torch.stack([luminance, red - green, blue - (red + green) / 2, contrast], dim=1)
         drives.append(adaptive_avg_pool2d(opponents, grid).flatten(1) @ weight)
     return torch.cat(drives, dim=1).numpy()
-
-
-def standardise_units(drive: dict[str, np.ndarray]) -> None:
-    """Standardise the input of every unit over the training images and saturate it, in place."""
-    mean, std = drive["train"].mean(0), drive["train"].std(0)
-    for split in drive:
-        drive[split] = np.tanh((drive[split] - mean) / std)
 
 
 @dataclass(frozen=True)
@@ -347,12 +321,12 @@ def _write_subject(
     folder: Path, number: int, drive: dict[str, np.ndarray], plan: Plan, config: SyntheticConfig
 ) -> None:
     subject = make_subject(number, drive["train"], config)
-    for stream, split in enumerate(("train", "test")):
-        repetitions = config.train_repetitions if split == "train" else config.test_repetitions
+    times = np.arange(config.samples) / subject.sampling_rate
+    repetitions_of = {"train": config.train_repetitions, "test": config.test_repetitions}
+    for stream, (split, repetitions) in enumerate(repetitions_of.items()):
         seed = (config.seed, _TRIALS, number, stream)
         seeds = (np.random.SeedSequence([*seed, chunk]) for chunk in itertools.count())
         images, concepts = [image.path for image in plan[split]], [image.concept for image in plan[split]]
-        times = np.arange(config.samples) / subject.sampling_rate
         data = record(subject, drive[split], repetitions, seeds)
         recordings = Recordings(data, images, concepts, subject.channels, times)
         labels = np.array([image.concept_number for image in plan[split]])
