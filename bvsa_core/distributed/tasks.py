@@ -44,11 +44,11 @@ class Workers:
     """Where independent tasks run."""
 
     workers: int = 1
-    """Processes of this machine that tasks are dealt to."""
+    """Number of processes on this machine that share the tasks."""
     scheduler: str | None = None
-    """Address of a Dask scheduler, such as tcp://HOST:8786, whose workers do the tasks."""
+    """Address of a Dask scheduler, such as tcp://HOST:8786, whose workers share the tasks."""
     threads: int | None = None
-    """CPU threads of a task; default: an equal share of the cores. The same threads give the same bytes."""
+    """CPU threads of a task; default: an equal share. The same number of threads gives the same bytes."""
 
     def __post_init__(self) -> None:
         for name, value in (("workers", self.workers), ("threads", self.threads)):
@@ -61,7 +61,7 @@ class Workers:
 
 
 class TaskPool(Generic[Context]):
-    """Runs functions `function(context, item, progress)`. Use it as a context manager.
+    """Run functions `function(context, item, progress)`. Use it as a context manager.
 
     Args:
         options: where tasks run.
@@ -268,7 +268,7 @@ def exit_with_parent() -> None:
 
 @contextlib.contextmanager
 def _stoppable(results: Any) -> Iterator[Any]:
-    """Stop the tasks of joblib's generator at the end; at Ctrl-C, which they hear too, let them save first."""
+    """Stop the tasks of joblib's generator at the end; at Ctrl-C, which workers receive too, let them save first."""
 
     def wait(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
