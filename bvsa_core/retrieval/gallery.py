@@ -38,7 +38,10 @@ class EmbeddingMatrix:
         if not self.path.is_file():
             raise UserError(f"{path}: no such file")
         try:
-            self.data = _map_npy(self.path) if self.path.suffix == ".npy" else _map_safetensors(self.path, key)
+            if self.path.suffix == ".npy":  # copy on write: torch needs writable memory, and the file must not change
+                self.data = torch.from_numpy(np.load(self.path, mmap_mode="c", allow_pickle=False))
+            else:
+                self.data = _map_safetensors(self.path, key)
         except UserError:
             raise
         except READ_ERRORS as error:
@@ -121,19 +124,13 @@ class Gallery:
         return self._text_embeddings(self.texts.read(rows).to(self.device))
 
 
-def _map_npy(path: Path) -> Tensor:
-    # Copy on write: torch needs writable memory, and the file must not change.
-    return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
-
-
 def _map_safetensors(path: Path, key: str) -> Tensor:
     import safetensors
 
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             names = list(file.keys())
-            if not key and len(names) == 1:
-                key = names[0]
+            key = key or names[0] if len(names) == 1 else key
             if key not in names:
                 raise UserError(f"{path}: holds {', '.join(names) or 'nothing'}; pick an entry with {path}:KEY")
             return file.get_tensor(key)

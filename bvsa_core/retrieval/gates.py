@@ -73,9 +73,7 @@ def gates(
         return None, None
     if name == "label_free":
         if reliability is None:
-            raise UserError(
-                "gate 'label_free' needs the reliability learnt on training recordings, such as margin:0.05"
-            )
+            raise UserError("gate label_free needs the reliability learnt on training recordings, such as margin:0.05")
         return (reliabilities(brain_text, text)[reliability.kind] >= reliability.threshold).to(brain_text.dtype), None
     if rows != columns:
         counts = f"{rows} recordings and {columns} texts"
@@ -99,11 +97,17 @@ def top2_text_similarities(brain_text: Tensor, text: Tensor) -> Tensor:
     return fovblur.enhanced_topk(brain_text, distinct, brain_text, distinct, min(2, len(distinct)), row_gate=closed)[0]
 
 
+def two_largest(values: Tensor) -> Tensor:
+    """Return the two largest distinct values (N, 2) of each row (N, m); equal similarities are of the same text."""
+    largest = values.amax(1, keepdim=True)
+    others = values.masked_fill(values == largest, -1)  # the smallest cosine
+    return torch.cat([largest, others.amax(1, keepdim=True)], dim=1)
+
+
 def reliability_from_top2(best: Tensor) -> dict[str, Tensor]:
-    """Return the reliability (N,) for each of KINDS from the largest similarities; equal ones are of the same text."""
-    largest = best.amax(1)
-    others = best.masked_fill(best == largest[:, None], -1)  # the smallest cosine
-    return {"margin": largest - others.amax(1), "max": largest}
+    """Return the reliability (N,) for each of KINDS from the largest similarities (N, m)."""
+    largest, second = two_largest(best).T
+    return {"margin": largest - second, "max": largest}
 
 
 def learn_reliability(examples: Iterable[tuple[Tensor, Tensor, dict[str, Tensor]]]) -> Reliability:

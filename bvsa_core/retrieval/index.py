@@ -36,8 +36,7 @@ class Index:
         try:
             import faiss
         except ImportError as error:
-            message = "an approximate index needs FAISS; install it with: pip install 'fovblur[faiss]'"
-            raise UserError(message) from error
+            raise UserError("an approximate index needs FAISS; install it: pip install 'fovblur[faiss]'") from error
         self.faiss, self.gallery, self.path = faiss, gallery, path
         faiss.omp_set_num_threads(torch.get_num_threads())
         self.index = self._read() if path.exists() else self._build(kind or default_kind(len(gallery)), progress)
@@ -118,9 +117,8 @@ def search_candidates(
             continue
         image, brain_text, text = compared(queries, gallery, scoring, rows)
         count, one = min(k, len(rows)), slice(i, i + 1)
-        values, places = fovblur.enhanced_topk(
-            queries.brain_image[one], image, brain_text[one], text, count, row_gate=None if gate is None else gate[one]
-        )
+        inputs = queries.brain_image[one], image, brain_text[one], text
+        values, places = fovblur.enhanced_topk(*inputs, count, row_gate=None if gate is None else gate[one])
         best.values[i, :count], best.rows[i, :count] = values[0].cpu(), rows[places[0].cpu()]
     return best
 

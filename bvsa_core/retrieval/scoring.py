@@ -106,10 +106,8 @@ def similarity(embeddings: Embeddings, scoring: Scoring) -> Tensor:
     brain_image, image, brain_text, text = (each.float() for each in vars(embeddings).values())
     if scoring.shuffle_texts:
         text = text[another_text(text)]
-    row_gate, column_gate = gates.gates(scoring.gate, brain_text, text, scoring.reliability)
-    scores = fovblur.enhanced_similarity(
-        brain_image, image, brain_text, text, row_gate=row_gate, column_gate=column_gate
-    )
+    rows, columns = gates.gates(scoring.gate, brain_text, text, scoring.reliability)
+    scores = fovblur.enhanced_similarity(brain_image, image, brain_text, text, row_gate=rows, column_gate=columns)
     return rescoring.rescore(scoring.rescoring, scores)
 
 

@@ -16,7 +16,7 @@ from bvsa_core.distributed.processes import ProcessGroup
 from bvsa_core.errors import UserError
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.retrieval.gallery import Gallery, first_invalid_row
-from bvsa_core.retrieval.gates import INDUCTIVE, reliability_from_top2, top2_text_similarities
+from bvsa_core.retrieval.gates import INDUCTIVE, gates, reliability_from_top2, top2_text_similarities, two_largest
 from bvsa_core.retrieval.scoring import Scoring
 
 CHUNK_BYTES = 64 * 2**20  # of float32 embeddings that a process reads at a time
@@ -78,7 +78,7 @@ def check(queries: Queries, gallery: Gallery, k: int, scoring: Scoring) -> None:
     """Raise the errors of `search`."""
     if scoring.information != INDUCTIVE or scoring.shuffle_texts:
         name = "shuffle_texts" if scoring.shuffle_texts else scoring.gate
-        name = scoring.rescoring if scoring.rescoring != "none" else name
+        name = name if scoring.rescoring == "none" else scoring.rescoring
         alone = "a search scores each recording alone, without knowing its image"
         raise UserError(f"{alone}; {name} belongs to 'bvsa evaluate'")
     if not 1 <= k <= len(gallery):
@@ -86,8 +86,8 @@ def check(queries: Queries, gallery: Gallery, k: int, scoring: Scoring) -> None:
     pairs = [(queries.brain_image, gallery.image, gallery.images[0])]
     if scoring.gate != "none":
         if gallery.texts is None:
-            needs = f"gate {scoring.gate!r} compares recordings with texts"
-            raise UserError(f"{needs}; the gallery has none (--gallery_text)")
+            remedy = "the gallery has none (--gallery_text)"
+            raise UserError(f"gate {scoring.gate!r} compares recordings with texts; {remedy}")
         pairs.append((queries.brain_text, gallery.text, gallery.texts))
     for brain, embeddings, features in pairs:
         if (row := first_invalid_row(brain)) is not None:
@@ -115,17 +115,15 @@ def row_gate(
     group: dist.ProcessGroup | None = None,
 ) -> Tensor | None:
     """Return the gates (N,) of an inductive scoring, None if all are 1. `label_free` reads all texts of the gallery."""
-    if scoring.gate == "none":
-        return queries.brain_image.new_zeros(len(queries.brain_image))
-    if scoring.gate == "always":
-        return None
+    if scoring.gate != "label_free":
+        return gates(scoring.gate, queries.brain_image, queries.brain_image)[0]
     if scoring.reliability is None:
         raise UserError("gate 'label_free' needs the reliability that a run learns; train it again")
     best = torch.full((len(queries.brain_text), 1), -1.0)
     for chunk in _processes(group).shard(_chunks(gallery)) if shard is None else shard:
         of_chunk = top2_text_similarities(queries.brain_text, gallery.text(chunk))
-        best = _two_largest(torch.cat([best, of_chunk.cpu()], dim=1))
-    best = _two_largest(torch.cat(_gather(best, group), dim=1))
+        best = two_largest(torch.cat([best, of_chunk.cpu()], dim=1))
+    best = torch.cat(_gather(best, group), dim=1)
     open_rows = reliability_from_top2(best)[scoring.reliability.kind] >= scoring.reliability.threshold
     return open_rows.to(queries.brain_image)
 
@@ -137,12 +135,6 @@ def merge_topk(parts: list[TopK], k: int) -> TopK:
     by_value = values.gather(1, by_row).argsort(dim=1, descending=True, stable=True)[:, :k]
     order = by_row.gather(1, by_value)
     return TopK(values.gather(1, order), rows.gather(1, order))
-
-
-def _two_largest(values: Tensor) -> Tensor:
-    """Return the two largest distinct values (N, 2) of each row (N, m); equal values are of the same text."""
-    largest = values.amax(1, keepdim=True)
-    return torch.cat([largest, values.masked_fill(values == largest, -1).amax(1, keepdim=True)], dim=1)
 
 
 def _chunks(gallery: Gallery, chunk_rows: int | None = None) -> list[slice]:

@@ -70,11 +70,8 @@ def small_gallery(ranks: ArrayLike, images: int, size: int, k: int) -> float:
 
 def small_galleries(ranks: ArrayLike, images: int) -> list[dict]:
     """Return the expected Top-1 and Top-5 accuracies for each size of GALLERIES up to the number of images."""
-    return [
-        {"size": size, "top1": small_gallery(ranks, images, size, 1), "top5": small_gallery(ranks, images, size, 5)}
-        for size in GALLERIES
-        if size <= images
-    ]
+    accuracy = lambda size: {f"top{k}": small_gallery(ranks, images, size, k) for k in (1, 5)}  # noqa: E731
+    return [{"size": size, **accuracy(size)} for size in GALLERIES if size <= images]
 
 
 def wilcoxon(first: ArrayLike, second: ArrayLike) -> float:
@@ -110,12 +107,10 @@ def holm(p: Sequence[float]) -> list[float]:
     >>> holm([0.01, 0.5, 0.02])
     [0.03, 0.5, 0.04]
     """
-    adjusted = [0.0] * len(p)
-    largest = 0.0
-    for place, test in enumerate(sorted(range(len(p)), key=p.__getitem__)):
-        largest = max(largest, min(1.0, (len(p) - place) * p[test]))
-        adjusted[test] = largest
-    return adjusted
+    order, places = np.argsort(p), np.arange(len(p), 0, -1)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.maximum.accumulate(np.sort(p) * places).clip(max=1)
+    return adjusted.tolist()
 
 
 @dataclass(frozen=True)
