@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from bvsa_core.report.tables import MethodResult, markdown_table, rich_table, score_cells, scoring_text
-from bvsa_core.retrieval.result import RunResult
+from bvsa_core.retrieval.result import RunResult, ranks_by_subject
 from bvsa_core.retrieval.statistics import Comparison
 
 # Subjects, channels and test repetitions of THINGS-EEG2 and THINGS-MEG as the field reports them, and the gallery.
@@ -129,7 +130,11 @@ def cells(rows: Sequence[ComparisonRow]) -> tuple[list[tuple[str, ...]], list[st
         own = notes(row)
         footnotes += [note for note in dict.fromkeys(own) if note not in footnotes]
         marks = " ".join(str(number) for number in sorted(footnotes.index(note) + 1 for note in own))
-        table.append((row.data, row.system, *_our_cells(row), *_paper_cells(row.published), marks))
+        paper = row.published
+        published = (
+            (f"{paper.method} {paper.year}", f"{paper.top1:.1f}", f"{paper.top5:.1f}") if paper else [ABSENT] * 3
+        )
+        table.append((row.data, row.system, *_our_cells(row), *published, marks))
     return table, footnotes
 
 
@@ -139,12 +144,6 @@ def _our_cells(row: ComparisonRow) -> tuple[str, ...]:
         missing = f"{row.missing} of {row.cells} cells missing" if row.cells else ABSENT
         return (row.encoder or ABSENT, ABSENT, missing, *[ABSENT] * 4)
     return row.encoder, scoring_text(result.protocol), *score_cells(result), f"{result.subjects} x {result.seeds}"
-
-
-def _paper_cells(paper: PaperResult | None) -> tuple[str, ...]:
-    if paper is None:
-        return (ABSENT,) * 3
-    return f"{paper.method} {paper.year}", f"{paper.top1:.1f}", f"{paper.top5:.1f}"
 
 
 def caption(title: str, rows: Sequence[ComparisonRow]) -> str:
@@ -175,26 +174,22 @@ def to_csv(rows: Sequence[ComparisonRow]) -> str:
 def _record(row: ComparisonRow) -> dict[str, object]:
     result, paper = row.result, row.published
     protocol = result.protocol if result else None
-    conditions = {name: getattr(protocol, name, None) for name in ("selection", "information")}
-    sizes = {name: getattr(protocol, name, None) for name in ("gallery", "channels", "repetitions")}
+    known = lambda part, *names: {name: getattr(part, name, None) for name in names}  # noqa: E731
     values = (result.top1, *result.top1_interval, result.top5, *result.top5_interval, result.map) if result else ()
     names = ("top1", "top1_low", "top1_high", "top5", "top5_low", "top5_high", "map")
     percents: dict[str, object] = {name: round(100 * value, 4) for name, value in zip(names, values)}
     return {
         "data": getattr(protocol, "dataset", None),
-        "modality": row.modality,
-        "setting": row.setting,
-        "system": row.system,
-        "method": getattr(result, "method", None),
+        **known(row, "modality", "setting", "system"),
+        **known(result, "method"),
         "brain_encoder": row.encoder,
         "image_encoder": getattr(protocol, "encoder", None),
-        **conditions,
+        **known(protocol, "selection", "information"),
         "gate": scoring_text(protocol) if protocol else None,
-        **sizes,
-        "subjects": getattr(result, "subjects", None),
-        "seeds": getattr(result, "seeds", None),
+        **known(protocol, "gallery", "channels", "repetitions"),
+        **known(result, "subjects", "seeds"),
         **(percents or dict.fromkeys(names)),
-        "median_rank": getattr(result, "median_rank", None),
+        **known(result, "median_rank"),
         **{f"published_{key}": getattr(paper, key, None) for key in ("method", "year", "top1", "top5", "selection")},
         "notes": "; ".join(notes(row)),
     }
@@ -215,10 +210,8 @@ def to_latex(title: str, rows: Sequence[ComparisonRow]) -> str:
     """Return a table for the package booktabs, with a rule between data sets and settings."""
     table, footnotes = cells(rows)
     line = lambda texts: " & ".join(map(escape, texts)) + r" \\"  # noqa: E731
-    body = []
-    for before, texts in zip([None, *table], table):
-        body += [r"\midrule"] if before is None or before[0] != texts[0] else []
-        body.append(line(texts))
+    groups = itertools.groupby(table, key=lambda texts: texts[0])
+    body = [part for _, group in groups for part in (r"\midrule", *map(line, group))]
     numbered = [rf"\textsuperscript{{{number}}} {escape(note)}.\\" for number, note in enumerate(footnotes, start=1)]
     head = ["% needs \\usepackage{booktabs}", r"\begin{table*}", r"\centering\scriptsize"]
     head += [rf"\caption{{{escape(caption(title, rows))}.}}", rf"\begin{{tabular}}{{{'l' * 4 + 'r' * 5 + 'lrrl'}}}"]
@@ -239,11 +232,8 @@ def to_rich(title: str, rows: Sequence[ComparisonRow]) -> Table:
 
 def subject_rows(results: Sequence[RunResult]) -> dict[str, tuple[float, float]]:
     """Return Top-1 and Top-5 accuracy of every subject, mean over seeds and images."""
-    ranks: dict[str, list] = {}
-    for result in results:
-        ranks.setdefault(result.subject, []).append(result.ranks)
-    accuracy = lambda name, k: float((np.array(ranks[name]) <= k).mean())  # noqa: E731
-    return {name: (accuracy(name, 1), accuracy(name, 5)) for name in sorted(ranks)}
+    accuracy = lambda ranks, k: float((ranks <= k).mean())  # noqa: E731
+    return {name: (accuracy(each, 1), accuracy(each, 5)) for name, each in ranks_by_subject(results).items()}
 
 
 def mean_statistics(results: Sequence[RunResult]) -> dict:

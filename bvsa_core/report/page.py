@@ -14,31 +14,21 @@ from markupsafe import Markup
 
 from bvsa_core.io.text_files import flatten
 from bvsa_core.report.comparison_table import ABSENT, caveats, notes
-from bvsa_core.report.content import BlurExample, Report, ReportRow
+from bvsa_core.report.content import Report, ReportRow
 from bvsa_core.report.result_figures import report_figures, subject_bars
 from bvsa_core.report.style import to_svg
 from bvsa_core.report.tables import interval, scoring_text
 from bvsa_core.retrieval.scoring import Protocol
 
 SECTIONS = {
-    "results": "Results",
-    "training": "Training",
-    "blur": "Blur",
-    "retrieved": "Retrieved images",
-    "similarity": "Similarity",
-    "repetitions": "Repetitions",
-    "origin": "Provenance",
-}
+    "results": "Results", "training": "Training", "blur": "Blur", "retrieved": "Retrieved images",
+    "similarity": "Similarity", "repetitions": "Repetitions", "origin": "Provenance",
+}  # fmt: skip
 # Parts of the protocol that are named once above the table where all rows share them.
 _TAGS = {
-    "dataset": "{} data",
-    "modality": "{}",
-    "setting": "{}",
-    "gallery": "{}-way",
-    "channels": "{} channels",
-    "repetitions": "{} repetitions averaged",
-    "encoder": "images by {}",
-}
+    "dataset": "{} data", "modality": "{}", "setting": "{}", "gallery": "{}-way", "channels": "{} channels",
+    "repetitions": "{} repetitions averaged", "encoder": "images by {}",
+}  # fmt: skip
 
 
 def to_html(report: Report) -> str:
@@ -52,11 +42,14 @@ def to_html(report: Report) -> str:
         title=report.title,
         style=Markup(style),
         script=Markup(script),
+        absent_value=ABSENT,
+        interval=interval,
+        data_uri=data_uri,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         sections=SECTIONS,
         table=results_table(report.rows),
         figures={name: [(each, Markup(to_svg(each))) for each in figures if each.section == name] for name in SECTIONS},
-        blur_examples=[_blur_table(each) for each in report.blur_examples],
+        blur_examples=report.blur_examples,
         data=_retrieval_data(report),
         subjects=[(data, _subject_table(rows)) for data, rows in report.rows_by_data.items()],
         missing=report.missing,
@@ -78,21 +71,11 @@ def results_table(rows: Sequence[ReportRow]) -> dict:
         comparison, result = row.comparison, row.comparison.result
         remarks = notes(comparison) if with_papers else list(caveats(result)) if result else []
         footnotes += [note for note in dict.fromkeys(remarks) if note not in footnotes]
-        missing = f"{comparison.missing} of {comparison.cells} cells missing"
         others = [(text, False) for text in own.values() if text not in shared]
-        cells.append(
-            {
-                "system": comparison.system,
-                "ours": _figures(row) if result else None,
-                "absent": missing if comparison.cells and not result else ABSENT,
-                "data": comparison.data,
-                "tags": [*_protocol_tags(result.protocol), *others] if result else [],
-                "published": comparison.published,
-                "notes": sorted({footnotes.index(note) + 1 for note in remarks}),
-            }
-        )
-    chance = _chance([row.comparison.result.protocol for row in rows if row.comparison.result])
-    return {"rows": cells, "shared": shared, "footnotes": footnotes, "with_papers": with_papers, "chance": chance}
+        tags_shown = [*_protocol_tags(result.protocol), *others] if result else []
+        cells.append((comparison, tags_shown, sorted({footnotes.index(note) + 1 for note in remarks})))
+    sizes = sorted({row.result.protocol.gallery for row in rows if row.comparison.result})
+    return {"rows": cells, "shared": shared, "footnotes": footnotes, "with_papers": with_papers, "galleries": sizes}
 
 
 def _tags(row: ReportRow) -> dict[str, str]:
@@ -114,43 +97,15 @@ def _protocol_tags(protocol: Protocol) -> list[tuple[str, bool]]:
     ]
 
 
-def _chance(protocols: Sequence[Protocol]) -> str:
-    sizes = sorted({protocol.gallery for protocol in protocols})
-    chances = [(f"{100 / size:.3g}", f"{100 * min(1, 5 / size):.3g}", size) for size in sizes]
-    return "; ".join(f"Top-1 {top1} %, Top-5 {top5} % in {size} images" for top1, top5, size in chances)
-
-
-def _figures(row: ReportRow) -> dict:
-    result = row.result
-    percent = lambda value, bounds: (interval(value, bounds, "{}"), interval(value, bounds, "{1} to {2}"))  # noqa: E731
-    return {
-        "top1": percent(result.top1, result.top1_interval),
-        "top5": percent(result.top5, result.top5_interval),
-        "map": f"{100 * result.map:.1f}",
-        "median_rank": f"{result.median_rank:g}",
-        "cells": f"{result.subjects} × {result.seeds}",  # noqa: RUF001
-    }
-
-
 def _subject_table(rows: Sequence[ReportRow]) -> dict:
     """Return Top-1 and Top-5 of every subject (column) in every row."""
     bars = [(row.label, subject_bars(row, 1), subject_bars(row, 5)) for row in rows]
-    subjects = list(dict.fromkeys(name for _, top1, _ in bars for name in top1))
-    cell = lambda values, name: f"{values[name][0]:.1f}" if name in values else ABSENT  # noqa: E731
-    table = [(label, [(cell(top1, name), cell(top5, name)) for name in subjects]) for label, top1, top5 in bars]
-    return {"subjects": subjects, "rows": table}
+    return {"subjects": list(dict.fromkeys(name for _, top1, _ in bars for name in top1)), "rows": bars}
 
 
 def data_uri(jpeg: bytes) -> str:
     """Return a JPEG file as a data URI."""
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
-
-
-def _blur_table(example: BlurExample) -> dict:
-    shares = ["", *("" if share is None else f"{100 * share:.1f} %" for share in example.shares)]
-    rows = [(concept, [*map(data_uri, images)]) for concept, images in zip(example.concepts, example.thumbnails)]
-    levels = list(zip(["not blurred", *example.levels], shares))
-    return {"label": example.label, "falloff": example.falloff, "levels": levels, "rows": rows}
 
 
 def _retrieval_data(report: Report) -> dict:

@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from bvsa_core.report.content import Report, ReportRow, RunSummary
 from bvsa_core.report.image_figures import MAX_MATRICES, blur_figure, retrieval_figure, similarity_figure
 from bvsa_core.report.style import INK, PALETTE, QUIET, FigureSpec, curve_style, slug, subplots
+from bvsa_core.retrieval.result import ranks_by_subject
 from bvsa_core.retrieval.statistics import crossed_bootstrap
 
 MAX_BARS = 32  # on one pair of axes; with more, every row gets axes of its own
@@ -74,15 +75,13 @@ def subject_bars(row: ReportRow, k: int) -> dict[str, tuple[float, float, float]
 
     With several subjects, their mean comes first.
     """
-    ranks: dict[str, list] = {}
-    for result in sorted((run.result for run in row.runs), key=lambda result: (result.subject, result.seed)):
-        ranks.setdefault(result.subject, []).append(result.ranks)
+    ranks = ranks_by_subject(run.result for run in row.runs)
     bars = {}
     if len(ranks) > 1:
         mean, (low, high) = (getattr(row.result, f"top{k}{suffix}") for suffix in ("", "_interval"))
         bars["mean"] = (100 * mean, 100 * low, 100 * high)
     for subject, each in ranks.items():
-        hits = np.array(each) <= k  # (seeds, queries)
+        hits = each <= k
         low, high = crossed_bootstrap(hits[None], resamples=2000)
         bars[subject] = (100 * float(hits.mean()), 100 * low, 100 * high)
     return bars

@@ -9,7 +9,7 @@ import torch
 from rich import box
 from rich.table import Table
 
-from bvsa_core.retrieval.result import RunResult
+from bvsa_core.retrieval.result import RunResult, ranks_by_subject
 from bvsa_core.retrieval.scoring import Protocol, score
 from bvsa_core.retrieval.statistics import crossed_bootstrap
 
@@ -41,9 +41,7 @@ def method_results(results: Sequence[RunResult]) -> list[MethodResult]:
 
 def _join(group: list[RunResult]) -> MethodResult:
     first = group[0]
-    subjects, seeds = sorted({result.subject for result in group}), sorted({result.seed for result in group})
-    by_cell = {(result.subject, result.seed): result.ranks for result in group}
-    ranks = np.array([[by_cell[subject, seed] for seed in seeds] for subject in subjects])  # (subjects, seeds, images)
+    ranks = np.stack(list(ranks_by_subject(group).values()))  # (subjects, seeds, images)
     scores = score(torch.from_numpy(ranks.ravel()))
     return MethodResult(
         method=f"{first.method} ({first.preset})",
@@ -53,8 +51,8 @@ def _join(group: list[RunResult]) -> MethodResult:
         top5_interval=crossed_bootstrap(ranks <= 5),
         map=scores.map,
         median_rank=scores.median_rank,
-        subjects=len(subjects),
-        seeds=len(seeds),
+        subjects=ranks.shape[0],
+        seeds=ranks.shape[1],
         protocol=first.protocol,
         note=first.note,
     )

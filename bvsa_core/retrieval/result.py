@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+import numpy as np
 import torch
 
 from bvsa_core.encoders import InputSpec
@@ -79,6 +82,13 @@ class RunResult:
         if not result.ranks or min(result.ranks) < 1:
             raise UserError(f"{source}: ranks must be {_KINDS[list[int]]}; train the run again")
         return result
+
+
+def ranks_by_subject(results: Iterable[RunResult]) -> dict[str, np.ndarray]:
+    """Return the ranks (seeds, images) of every subject; subjects and seeds are sorted."""
+    ordered = sorted(results, key=lambda result: (result.subject, result.seed))
+    groups = itertools.groupby(ordered, lambda result: result.subject)
+    return {subject: np.array([result.ranks for result in group]) for subject, group in groups}
 
 
 def _build(kind: type[Built], content: dict[str, Any], source: object) -> Built:
