@@ -60,8 +60,7 @@ def device_of_rank(requested: str, processes: ProcessGroup) -> str:
         problem = f"--device {requested} is one device for {processes.size} processes"
         raise UserError(f"{problem}; omit the flag, and each process takes its own GPU")
     if requested == "cuda" and processes.device is None:
-        raise UserError(
-            f"--device cuda: process {processes.rank} has no GPU of its own; start as many a machine as it has GPUs"
-        )
+        problem = f"process {processes.rank} has no GPU of its own"
+        raise UserError(f"--device cuda: {problem}; start as many a machine as it has GPUs")
     everyone = processes.gather(processes.device)
     return processes.device if processes.device and None not in everyone else "cpu"

@@ -99,10 +99,7 @@ def build(name: str, shape: InputSpec, options: object | None = None) -> nn.Modu
 def encode(encoder: nn.Module, recordings: Tensor, subjects: Tensor | None = None) -> Tensor:
     """Return embeddings (B, embedding) of recordings (B, channels, time).
 
-    Args:
-        encoder: from `build`.
-        recordings: (B, channels, time).
-        subjects: (B,) int64 for encoders with `uses_subject_ids`; -1 is an unknown subject.
+    Encoders with `uses_subject_ids` also get the subjects (B,) int64; -1 is an unknown one.
     """
     return encoder(recordings, subjects) if getattr(encoder, "uses_subject_ids", False) else encoder(recordings)
 

@@ -37,23 +37,15 @@ class ATM(nn.Module):
     def __init__(self, shape: InputSpec, options: Options):
         super().__init__()
         width = shape.time
-        self.convolution = tsconv.build(
-            InputSpec(shape.channels, width, shape.embedding), tsconv.Options(options.convolution_dropout)
-        )
+        self.convolution = tsconv.build(shape, tsconv.Options(options.convolution_dropout))
         self.token = nn.Linear(shape.time, width)
-        self.subject_tokens = nn.Parameter(
-            torch.randn(shape.subjects if options.subject_token == "subject" else 1, width)
-        )
+        tokens = shape.subjects if options.subject_token == "subject" else 1
+        self.subject_tokens = nn.Parameter(torch.randn(tokens, width))
         self.dropout = nn.Dropout(options.dropout)
         self.attention = Attention(width, HEADS, options.dropout)
         self.after_attention = nn.LayerNorm(width)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(width, HIDDEN),
-            nn.GELU(),
-            nn.Dropout(options.dropout),
-            nn.Linear(HIDDEN, width),
-            nn.Dropout(options.dropout),
-        )
+        hidden = [nn.Linear(width, HIDDEN), nn.GELU(), nn.Dropout(options.dropout)]
+        self.feed_forward = nn.Sequential(*hidden, nn.Linear(HIDDEN, width), nn.Dropout(options.dropout))
         self.after_feed_forward = nn.LayerNorm(width)
         self.norm = nn.LayerNorm(width)
 
@@ -91,6 +83,4 @@ class Attention(nn.Module):
         return self.output(mixed.transpose(1, 2).flatten(2))
 
 
-def build(shape: InputSpec, options: Options) -> nn.Module:
-    """Build the encoder."""
-    return ATM(shape, options)
+build = ATM

@@ -12,7 +12,6 @@ from typing import TypeVar
 from bvsa_core.errors import UserError, unknown_name, validate_plugin_name
 from bvsa_core.methods.base import Method
 
-_NOT_METHODS = ("base",)
 _registered: dict[str, type[Method]] = {}  # in this process
 OwnMethod = TypeVar("OwnMethod", bound=type[Method])
 
@@ -63,4 +62,4 @@ def method_class(name: str) -> type[Method]:
 
 
 def _builtin() -> list[str]:
-    return [module.name for module in pkgutil.iter_modules(__path__) if module.name not in _NOT_METHODS]
+    return [module.name for module in pkgutil.iter_modules(__path__) if module.name != "base"]

@@ -39,12 +39,10 @@ class Method(nn.Module, ABC):
     """
 
     Options: ClassVar[type]
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"corrected": {}}
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}  # options of paper, code and corrected other than the defaults
     TRAINING: ClassVar[dict[str, Any]] = {}  # the authors' training: fields of RunConfig, which flags and YAML override
     TABLE_NOTE: ClassVar[str] = ""  # a caveat about its scores, printed in every table
-    transductive_classifier: ClassVar[bool] = (
-        False  # it scores by a classifier of the test images, and can search no others
-    )
+    transductive_classifier: ClassVar[bool] = False  # fitted on the test images; it can search no others
     default_gate: str = "none"  # of the texts at retrieval
 
     def __init__(self, options: Any, build_encoder: Callable[[InputSpec], nn.Module], samples: int, shape: InputSpec):
@@ -165,23 +163,17 @@ class OutlierGate(nn.Module):
     @torch.no_grad()
     def forward(self, samples: Tensor, similarity: Tensor) -> Tensor:
         """Return the outlier sign (B,) int64 of similarities (B,): -1 below the interval, +1 above it, 0 inside."""
-        similarity, mean, std = self._fit(samples, similarity)
-        reach = self.z * std
-        return (similarity > mean + reach).long() - (similarity < mean - reach).long()
+        position = self.position(samples, similarity)
+        return (position > 1).long() - (position < -1).long()
 
     @torch.no_grad()
     def position(self, samples: Tensor, similarity: Tensor) -> Tensor:
         """Return positions (B,) of similarities (B,): 0 in the middle of the interval, -1 and 1 at its ends."""
-        similarity, mean, std = self._fit(samples, similarity)
-        return ((similarity - mean) / (self.z * std).clamp(min=torch.finfo(torch.float32).tiny)).nan_to_num()
-
-    def _fit(self, samples: Tensor, similarity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return similarities, and the mean and standard deviation of the smoothed ones, which are updated."""
-        similarity = similarity.detach().float()
-        fitted = similarity
+        similarity = fitted = similarity.detach().float()
         if self.gamma is not None:
             fitted = self.gamma * similarity + (1 - self.gamma) * self.smoothed[samples]
             self.smoothed[samples] = fitted
         if len(fitted) < 2:  # no spread
-            return similarity, similarity, torch.zeros_like(similarity)
-        return similarity, fitted.mean(), fitted.std()
+            return torch.zeros_like(similarity)
+        reach = (self.z * fitted.std()).clamp(min=torch.finfo(torch.float32).tiny)
+        return ((similarity - fitted.mean()) / reach).nan_to_num()

@@ -3,8 +3,7 @@
 1. Text-guided decoupling (`decouple`): the image of a sample whose similarity to its text is above the confidence
    interval gets a sharper centre in the next epoch, below it a uniform blur. Gain = 0.5 + c, 0.5 or 0.5 - c.
 2. Dynamic alignment (`dynamic`): the image of a sample whose similarity to it is above the interval gets a smaller
-kernel
-   in the next epoch, below it a larger one.
+   kernel in the next epoch, below it a larger one.
 3. Similarity modulation (`enhancement`): retrieval by M_bv * (1 + gate * M_bt); for the gates see retrieval.gates.
 
 Without the first two, images are sharp and BVSA is the vanilla method.
@@ -70,7 +69,6 @@ class BVSA(Contrastive):
 
     Options = BVSAOptions
     PRESETS = {
-        "corrected": {},
         "paper": {"heads": 1, "gamma": None, "enhancement": "paper"},
         "code": {"gallery_views": 3, "enhancement": "code"},
     }

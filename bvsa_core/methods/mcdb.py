@@ -88,14 +88,14 @@ class MCDB(Contrastive):
         image_loss, brain_image = symmetric_contrastive(brain, image, scale)
         text_loss, brain_text = symmetric_contrastive(brain, text, scale)
         if self.training:
-            self.factors.copy_(self.balance(brain_image, brain_image.T, brain_text, brain_text.T))
+            self.factors.copy_(self.balance(brain_image, brain_text))
         alignment = 1 - ((brain * image).sum(-1) + (brain * text).sum(-1)).mean() / 2
         return 2 * (image_loss + text_loss) / 5 + self.options.cosine * alignment
 
     @torch.no_grad()
-    def balance(self, brain_image: Tensor, image_brain: Tensor, brain_text: Tensor, text_brain: Tensor) -> Tensor:
-        """Return factors (3,) for the gradients of brain, image and text, from logits (B, B) with queries in rows."""
-        image_share, text_share = true_pair_probability(image_brain), true_pair_probability(text_brain)
+    def balance(self, brain_image: Tensor, brain_text: Tensor) -> Tensor:
+        """Return factors (3,) for the gradients of brain, image and text, from logits (B, B) with brains in rows."""
+        image_share, text_share = true_pair_probability(brain_image.T), true_pair_probability(brain_text.T)
         brain_share = (true_pair_probability(brain_image) + true_pair_probability(brain_text)) / 2
         shares = torch.stack([brain_share, image_share, text_share])
         rho = shares / ((shares.sum() - shares) / 2)

@@ -4,16 +4,13 @@ Its training is part of the published system: the encoder TSConv, Adam, weights 
 images, whose loss selected the published weights. `selection` in the protocol of a score says what selected ours.
 """
 
-from torch import Tensor
-
 from bvsa_core.encoders import InputSpec, NoOptions
-from bvsa_core.methods.base import Batch, Contrastive, symmetric_contrastive
+from bvsa_core.methods.vanilla import Vanilla
 
 
-class NICE(Contrastive):
-    """No blur, no state, and a scale of 1 / 0.07 throughout."""
+class NICE(Vanilla):
+    """Vanilla with a scale of 1 / 0.07 throughout."""
 
-    Options = NoOptions
     TRAINING = {
         "encoder": "tsconv",
         "optimiser": "adam",
@@ -29,12 +26,6 @@ class NICE(Contrastive):
     def __init__(self, options: NoOptions, build_encoder, samples: int, shape: InputSpec):
         super().__init__(options, build_encoder, samples, shape)
         self.logit_scale.requires_grad_(False)
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Return the loss of a batch."""
-        brain, _ = self.embed(batch.recordings, batch.subjects)
-        loss, _ = symmetric_contrastive(brain, batch.images, self.logit_scale.exp())
-        return loss
 
 
 METHOD = NICE

@@ -41,11 +41,7 @@ class UBP(Contrastive):
     """One head; per sample a kernel size."""
 
     Options = UBPOptions
-    PRESETS = {
-        "corrected": {},
-        "paper": {},
-        "code": {"kernel_sizes": (45, 45, 51), "unit_norm": False, "scale": "softplus"},
-    }
+    PRESETS = {"code": {"kernel_sizes": (45, 45, 51), "unit_norm": False, "scale": "softplus"}}
     kernel_size: Tensor  # (samples,)
     level_sizes: Tensor  # (3,)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,13 +158,9 @@ def method_options(method: str, preset: str, **changes: Any) -> Any:
     return kind.Options(**{**kind.PRESETS.get(preset, {}), **changes})
 
 
-def to_dict(config: Any) -> Any:
+def to_dict(config: RunConfig) -> dict[str, Any]:
     """Return a config as plain data for run.yaml: paths as text, tuples as lists."""
-    if dataclasses.is_dataclass(config):
-        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
-    if isinstance(config, Path):
-        return str(config)
-    return list(map(to_dict, config)) if isinstance(config, (list, tuple)) else config
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig:
@@ -172,8 +169,6 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
     try:
         values["method_options"] = method_options(values["method"], values["preset"], **values["method_options"])
         values["encoder_options"] = encoders.options_class(values["encoder"])(**values["encoder_options"])
-        for name in ("data", "cache_dir", "bank"):
-            values[name] = Path(values[name]) if values[name] is not None else None
         values["window"] = tuple(values["window"]) if values["window"] else None
         return RunConfig(**values)
     except (KeyError, TypeError) as error:

@@ -12,7 +12,7 @@ from bvsa_core.methods.base import Method
 from bvsa_core.retrieval.gates import Reliability, learn_reliability, reliabilities
 from bvsa_core.retrieval.scoring import Embeddings, Protocol, Scores, Scoring, ranks, score, similarity
 from bvsa_core.training.config import SELECTIONS, SETTINGS, RunConfig
-from bvsa_core.training.embedding import compute_embeddings, embed
+from bvsa_core.training.embedding import embed
 from bvsa_core.training.run_data import RunData
 
 
@@ -71,9 +71,8 @@ def evaluate(trained: Trained, config: RunConfig, run_data: RunData, scoring: Sc
     method = trained.method
     test = run_data.split(config.subject, "test", config.repetitions)
     embeddings = embed(method, test, run_data, trained.split.subjects)
-    reliability = (
-        None if method.transductive_classifier else trained.learn_gate(run_data, len(test.images), config.seed)
-    )
+    learns = not method.transductive_classifier
+    reliability = trained.learn_gate(run_data, len(test.images), config.seed) if learns else None
     scoring = scoring or Scoring(method.default_gate)
     if scoring.reliability is None:
         scoring = replace(scoring, reliability=reliability)
@@ -99,16 +98,13 @@ def protocol_of(config: RunConfig, run_data: RunData, test: Split, scoring: Scor
 
 def oracle(trained: Trained, run_data: RunData, config: RunConfig) -> Callable[[], dict[str, float]]:
     """Return a function that scores the test set, as the result would report it."""
-    method, test = trained.method, run_data.split(config.subject, "test", config.repetitions)
-    views = run_data.views(test.images, method.gallery_feature_levels())
-    texts = run_data.texts(test.images, test.concepts)
+    test, gate = run_data.split(config.subject, "test", config.repetitions), trained.method.default_gate
 
     def test_metrics() -> dict[str, float]:
-        embeddings = compute_embeddings(method, test, views, texts, trained.split.subjects)
-        reliability = (
-            trained.learn_gate(run_data, len(test.images), config.seed) if method.default_gate == "label_free" else None
-        )
-        scores = score(ranks(similarity(embeddings, Scoring(method.default_gate, reliability))))
+        embeddings = embed(trained.method, test, run_data, trained.split.subjects)
+        learns = gate == "label_free"
+        reliability = trained.learn_gate(run_data, len(test.images), config.seed) if learns else None
+        scores = score(ranks(similarity(embeddings, Scoring(gate, reliability))))
         return {"test_top1": scores.top1, "test_map": scores.map}
 
     return test_metrics

@@ -18,9 +18,8 @@ def logger(kind: str, folder: Path) -> Iterator[Log]:
     """Yield a function that logs metrics, a dict with their epoch.
 
     Args:
-        kind: tensorboard (files in the folder), wandb (a run with the folder's name, stored in the folder, and uploaded
-        if
-            there is a key) or none.
+        kind: tensorboard (files in the folder), wandb (a run with the folder's name, uploaded if there is a key) or
+            none.
         folder: the folder of the run.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -160,9 +160,5 @@ def blur_level_counts(method: Method, samples: int) -> dict[str, dict[str, int]]
     gain, kernel_size = method.blur(torch.arange(samples, device=next(method.parameters()).device))
     if kernel_size.is_floating_point():
         gain, kernel_size = (gain * 10).round() / 10, kernel_size.round()
-    (sizes, of_size), (gains, of_gain) = (
-        each.float().cpu().unique(return_inverse=True) for each in (kernel_size, gain)
-    )
-    counts = torch.bincount(of_size * len(gains) + of_gain, minlength=len(sizes) * len(gains)).tolist()
-    pairs = itertools.product(sizes.tolist(), gains.tolist())
-    return {"blur": {f"k{int(k)} gain {g:g}": n for (k, g), n in zip(pairs, counts) if n}}
+    counts = Counter(zip(kernel_size.tolist(), gain.tolist()))
+    return {"blur": {f"k{int(k)} gain {g:g}": count for (k, g), count in sorted(counts.items())}}

@@ -128,9 +128,8 @@ def split_off_validation(split: Split, config: RunConfig) -> tuple[Split, Split 
         return split, None
     split, held_out = hold_out(split, images, config.seed)
     if config.selection == "validation" and not one_sample_per_concept_batches(held_out):
-        raise UserError(
-            f"validation is {images}; that holds one concept out, and selection takes two: hold out more images"
-        )
+        problem = f"validation is {images}; that holds one concept out, and selection takes two"
+        raise UserError(f"{problem}: hold out more images")
     return split, held_out
 
 

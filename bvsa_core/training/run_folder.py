@@ -38,16 +38,8 @@ class RunFolder:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-
-    @property
-    def settings(self) -> Path:
-        """The file of the configuration."""
-        return self.path / "run.yaml"
-
-    @property
-    def resume(self) -> Path:
-        """The file of the training state."""
-        return self.path / "resume.pt"
+        self.settings = self.path / "run.yaml"
+        self.resume = self.path / "resume.pt"  # the training state
 
     def is_complete(self, config: RunConfig) -> bool:
         """Return whether the folder holds the complete run of a configuration."""

@@ -207,7 +207,6 @@ def test_a_folder_takes_one_run_at_a_time_and_a_dead_one_does_not_count(run_data
 def test_states_that_are_damaged_or_of_another_run_or_version_are_refused(run_data, tmp_path, every_batch, monkeypatch):
     folder = RunFolder(tmp_path)
     states = []
-    monkeypatch.setattr(RunFolder, "resume", tmp_path / "resume.pt")
     monkeypatch.setattr(checkpoint, "write_atomically", lambda path, content: states.append(content))
     expected = run(config(run_data), run_data, folder)
     (tmp_path / "result.json").unlink()
