@@ -29,9 +29,7 @@ def read_image(path: Path) -> Image.Image:
             return image
     except FileNotFoundError as error:
         raise UserError(f"image {path} is missing; copy the image set there") from error
-    except Image.UnidentifiedImageError as error:
-        reason = f"no {', '.join(FORMATS)} file"
-        raise UserError(f"image {path} cannot be read ({reason}); fetch or make it again") from error
     except DECODE_ERRORS as error:
-        reason = " ".join(str(error).split())
+        unknown = isinstance(error, Image.UnidentifiedImageError)
+        reason = f"no {', '.join(FORMATS)} file" if unknown else " ".join(str(error).split())
         raise UserError(f"image {path} cannot be read ({reason}); fetch or make it again") from error

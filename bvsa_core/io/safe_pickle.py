@@ -39,7 +39,8 @@ def load(stream: IO[bytes], path: Path, archive: zipfile.ZipFile | None = None, 
         Exception: any of `safe_readers.READ_ERRORS`, if it is damaged.
     """
     source = stream if archive is not None else _MappedStream(stream)
-    return _PlainBuilder().build(_Unpickler(source, path, archive, folder).load())
+    value, _ = _PlainBuilder().build(_Unpickler(source, path, archive, folder).load())
+    return value
 
 
 class _MappedStream:
@@ -156,11 +157,9 @@ def _object_array(items: list, shape: tuple[int, ...]) -> Any:
         if len(items) * max(map(len, items)) > _MAX_ITEMS * 4:
             raise ValueError("an object array holds text too long for a table")
         return np.array(items, dtype=str).reshape(shape)
-    if len(shape) == 0:
-        return items[0]
-    if len(shape) == 1:
-        return items
-    raise ValueError("an object array of several axes holds something other than text")
+    if len(shape) > 1:
+        raise ValueError("an object array of several axes holds something other than text")
+    return items if shape else items[0]
 
 
 def _array_from_buffer(data: Any, dtype: _DType, shape: tuple, order: Literal["C", "F"]) -> np.ndarray:
@@ -238,12 +237,10 @@ class _PlainBuilder:
     """
 
     def __init__(self) -> None:
-        self._built: dict[int, tuple[Any, int]] = {}  # by identity: the value, and its number of items if written out
+        self._built: dict[int, tuple[Any, int]] = {}  # by identity
 
-    def build(self, value: Any) -> Any:
-        return self._sized(value, 0)[0]
-
-    def _sized(self, value: Any, depth: int) -> tuple[Any, int]:
+    def build(self, value: Any, depth: int = 0) -> tuple[Any, int]:
+        """Return the plain value, and its number of items if written out."""
         if depth > 16:
             raise ValueError("nested too deeply")
         if value is None or isinstance(value, (str, bytes, int, float, bool, np.ndarray, np.generic, Tensor)):
@@ -256,11 +253,11 @@ class _PlainBuilder:
         if isinstance(value, _Array):
             if value.value is None:
                 raise ValueError("an array without contents")
-            return self._sized(value.value, depth)
+            return self.build(value.value, depth)
         if isinstance(value, dict):
-            items = [self._sized(item, depth) for pair in value.items() for item in pair]
+            items = [self.build(item, depth) for pair in value.items() for item in pair]
         elif isinstance(value, (list, tuple)):
-            items = [self._sized(item, depth) for item in value]
+            items = [self.build(item, depth) for item in value]
         else:
             raise ValueError(f"holds a {type(value).__name__}, which is not data")
         size = 1 + sum(size for _, size in items)

@@ -8,18 +8,20 @@ import pickle
 import struct
 import tokenize
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from torch import Tensor
+import safetensors.torch
 
 from bvsa_core.errors import UserError
 from bvsa_core.io import safe_pickle
 
-READ_ERRORS = (  # what numpy, zipfile, pickle and torch raise for damaged files
+READ_ERRORS = (  # what numpy, zipfile, pickle, torch and safetensors raise for damaged files
     OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, OverflowError, MemoryError, RuntimeError,
     SyntaxError, zipfile.BadZipFile, pickle.UnpicklingError, struct.error, tokenize.TokenError,
+    safetensors.SafetensorError,
 )  # fmt: skip
 
 
@@ -40,7 +42,8 @@ def read_arrays(path: str | Path) -> Any:
         UserError: the file is missing, damaged, of another kind, or holds anything but plain data.
     """
     path = Path(path)
-    readers = {".pt": _read_pt, ".pth": _read_pt, ".npy": _read_npy, ".npz": _read_npz, ".safetensors": _read_tensors}
+    readers: dict[str, Callable[[Path], Any]] = {".pt": _read_pt, ".pth": _read_pt, ".npy": _read_npy}
+    readers |= {".npz": _read_npz, ".safetensors": safetensors.torch.load_file}
     if path.suffix not in readers:
         raise UserError(f"{path}: unknown kind of file; give one of {', '.join(readers)}")
     if not path.is_file():
@@ -73,11 +76,11 @@ def _read_npy(path: Path) -> Any:
 
 
 def _npy_header(stream: IO[bytes]) -> tuple[np.dtype, tuple[int, ...]]:
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     version = np.lib.format.read_magic(stream)
-    if version not in ((1, 0), (2, 0)):
+    if version not in headers:
         raise ValueError(f"version {version} of the format; it must be 1.0 or 2.0")
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(stream)
+    shape, _, dtype = headers[version](stream)
     if any(n < 0 for n in shape):
         raise ValueError(f"impossible shape {shape}")
     return dtype, shape
@@ -94,15 +97,6 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
                     raise ValueError(f"{part.filename} does not have the size that its header needs")
     with np.load(path, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    import safetensors.torch
-
-    try:
-        return safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise ValueError(error) from error
 
 
 def _read_pt(path: Path) -> Any:

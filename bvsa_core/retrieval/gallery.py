@@ -127,12 +127,9 @@ class Gallery:
 def _map_safetensors(path: Path, key: str) -> Tensor:
     import safetensors
 
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            key = key or names[0] if len(names) == 1 else key
-            if key not in names:
-                raise UserError(f"{path}: holds {', '.join(names) or 'nothing'}; pick an entry with {path}:KEY")
-            return file.get_tensor(key)
-    except safetensors.SafetensorError as error:
-        raise ValueError(error) from error
+    with safetensors.safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        key = key or names[0] if len(names) == 1 else key
+        if key not in names:
+            raise UserError(f"{path}: holds {', '.join(names) or 'nothing'}; pick an entry with {path}:KEY")
+        return file.get_tensor(key)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,21 +57,18 @@ class Clip:
 
     @torch.no_grad()
     def _encode(self, images: Tensor) -> list[Tensor]:
-        outputs: dict[int, Tensor] = {}
+        outputs: dict[nn.Module, Tensor] = {}
 
-        def keep(layer: int, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            outputs[layer] = output
+        def keep(module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            # Of a transformer (B, tokens, width), of a ResNet (B, width, height, width).
+            outputs[module] = output.mean(1 if output.ndim == 3 else (2, 3))
 
-        blocks = stages(self.model.visual) if self.layers else []
-        hooks = [blocks[layer].register_forward_hook(partial(keep, layer)) for layer in self.layers]
-        try:
+        blocks = [stages(self.model.visual)[layer] for layer in self.layers]
+        with ExitStack() as hooks:
+            for block in blocks:
+                hooks.callback(block.register_forward_hook(keep).remove)
             parts = [self.model.encode_image(images)]
-        finally:
-            for hook in hooks:
-                hook.remove()
-        for layer in self.layers:  # of a transformer (B, tokens, width), of a ResNet (B, width, height, width)
-            parts.append(outputs[layer].mean(1 if outputs[layer].ndim == 3 else (2, 3)))
-        return [normalize(part.float(), dim=-1) for part in parts]
+        return [normalize(part.float(), dim=-1) for part in (*parts, *(outputs[block] for block in blocks))]
 
     def with_layers(self, layers: Sequence[int]) -> Clip:
         """Return the same encoder with features of some stages appended to its output: 0 is the first, -1 the last.
@@ -152,8 +149,7 @@ def load_clip(
     if name == TINY:
         from bvsa_core.vision.tiny import load_tiny
 
-        model, tokenize = load_tiny()
-        full_name = TINY
+        full_name, (model, tokenize) = TINY, load_tiny()
     else:
         model, full_name = _load_open_clip(open_clip, name, weights, cache_dir)
         tokenize = open_clip.get_tokenizer(name)
@@ -179,15 +175,15 @@ def _load_open_clip(open_clip, name: str, weights: str | None, cache_dir: str | 
         model = open_clip.create_model(name, pretrained=tag, cache_dir=cache_dir, weights_only=True)
     except Exception as error:  # open_clip does not wrap the errors of its downloaders
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        remedy = "give a local file with --weights, or a folder that has them with --cache_dir"
-        remedy = "give another file" if is_file else remedy
+        online = "give a local file with --weights, or a folder that has them with --cache_dir"
+        remedy = "give another file" if is_file else online
         raise UserError(f"weights {tag!r} of {name} cannot be loaded ({detail}); {remedy}") from error
     return model, f"{name}/{Path(tag).name}"
 
 
 def _unknown_encoder(name: str) -> UserError:
-    known = [TINY, *PRETRAINED]
-    return UserError(f"{unknown_name('vision encoder', name, known)}, or any other model of open_clip")
+    message = unknown_name("vision encoder", name, [TINY, *PRETRAINED])
+    return UserError(f"{message}, or any other model of open_clip")
 
 
 def fingerprint(name: str, model: nn.Module) -> str:

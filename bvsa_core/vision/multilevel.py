@@ -36,10 +36,9 @@ class Fusion(nn.Module):
         weights = self.weights.flatten().softmax(0).view_as(self.weights)
         fused = weights.new_zeros(())
         for features, view_weights in zip(views, weights):
-            output, *layers = (normalize(part, dim=-1) for part in features.split(self.widths, dim=-1))
-            parts = [output, *(linear(layer) for linear, layer in zip(self.maps, layers))]
-            for weight, part in zip(view_weights, parts):
-                fused = fused + weight * part
+            parts = (normalize(part, dim=-1) for part in features.split(self.widths, dim=-1))
+            for weight, to_output, part in zip(view_weights, (nn.Identity(), *self.maps), parts):
+                fused = fused + weight * to_output(part)
         return normalize(fused, dim=-1)
 
 

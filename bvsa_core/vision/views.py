@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -53,7 +53,9 @@ class OnlineViews:
     """
 
     def __init__(self, clip: Clip, images: Tensor, falloff: Falloff = Falloff(), encode_batch: int = 256):
-        self.clip, self.images, self.falloff, self.encode_batch = clip, images, falloff, encode_batch
+        self.clip, self.images, self.encode_batch = clip, images, encode_batch
+        self._options: dict[str, Any] = {"decay": falloff.decay, "falloff": falloff.curve}
+        self._options |= {"mean": clip.mean, "std": clip.std}
 
     def __call__(self, indices: Tensor, gain: Tensor, kernel_size: Tensor) -> Tensor:
         """Return unit-norm features (B, D); see `Views`."""
@@ -63,16 +65,7 @@ class OnlineViews:
         if kernel_size.is_floating_point():
             sigma = fovblur.sigma_from_kernel_size(kernel_size)
             kernel_size = 2 * ((kernel_size - 1) / 2).ceil().int() + 1
-        blurred = fovblur.foveated_blur(
-            images,
-            sigma,
-            kernel_size=kernel_size,
-            gain=gain.to(device),
-            decay=self.falloff.decay,
-            falloff=self.falloff.curve,
-            mean=self.clip.mean,
-            std=self.clip.std,
-        )
+        blurred = fovblur.foveated_blur(images, sigma, kernel_size=kernel_size, gain=gain.to(device), **self._options)
         return torch.cat([self.clip.encode_images(part) for part in blurred.split(self.encode_batch)])
 
 
@@ -85,11 +78,9 @@ class BankedViews:
     """
 
     def __init__(self, features: Tensor, levels: Sequence[Level]):
-        self.features = features
-        self.levels = list(levels)
-        device = features.device
-        self._kernel_sizes = torch.tensor([level.kernel_size for level in levels], device=device)
-        self._gains = torch.tensor([level.gain for level in levels], device=device)
+        self.features, self.levels = features, list(levels)
+        self._kernel_sizes = torch.tensor([level.kernel_size for level in levels], device=features.device)
+        self._gains = torch.tensor([level.gain for level in levels], device=features.device)
 
     def __call__(self, indices: Tensor, gain: Tensor, kernel_size: Tensor) -> Tensor:
         """Return unit-norm features (B, D); floating-point kernel sizes are interpolated, others must be held."""
