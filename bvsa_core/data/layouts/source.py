@@ -87,7 +87,7 @@ class Epochs:
     images: list[str]  # (conditions,)
     concepts: list[str]  # (conditions,)
     channels: Any  # names, as the file has them
-    times: Any  # seconds, as the file has them: (time,), or of a longer epoch whose last samples the file keeps
+    times: Any  # seconds, one per sample; if there are more, the last ones are used
     units: str
     processing: list[str]  # steps so far
     sessions: list[list[int]] | None = None  # (conditions, repetitions) from 1

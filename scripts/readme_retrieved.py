@@ -1,4 +1,4 @@
-"""Draw docs/retrieved.jpg for the README, what a run of the demo retrieves: python scripts/gallery.py [RUN]"""
+"""Draw docs/retrieved.jpg for the README, what a run of the demo retrieves: python scripts/readme_retrieved.py [RUN]"""
 
 from __future__ import annotations
 
