@@ -21,8 +21,9 @@ import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from PIL import Image
 
@@ -48,18 +49,6 @@ _EXPECTED = {
 }
 _MAX_BYTES, _MAX_PIXELS = 2**26, 2**26  # of one image; those of THINGS are far below either
 _DAMAGE = (*DECODE_ERRORS, zipfile.BadZipFile)
-
-
-@dataclass(frozen=True)
-class IndexEntry:
-    """One image in images.json."""
-
-    name: str  # such as training_images/00001_aardvark/aardvark_01b.jpg
-    concept: str
-    things_id: str  # such as aardvark_01b
-    width: int  # pixels; the height is the same
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -102,13 +91,10 @@ def import_images(
         raise UserError(f"{source}: no images inside; {remedy}")
     chosen = _match(images, _required_names(store), source, store, report)
     checksums = _open_index(folder, size, quality)
-
-    def import_one(name: str) -> IndexEntry | str:
-        return _import_one(chosen[name], folder, name, checksums.get(name), size, quality)
-
-    entries: list[IndexEntry] = []
+    import_one = functools.partial(_import_one, folder, size, quality)
+    entries: list[dict[str, Any]] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, result in enumerate(pool.map(import_one, chosen)):
+        for done, result in enumerate(pool.map(import_one, chosen, chosen.values(), map(checksums.get, chosen))):
             progress("images", done, len(chosen))
             if isinstance(result, str):
                 report.problems.append(result)
@@ -116,11 +102,11 @@ def import_images(
                 entries.append(result)
     progress("images", len(chosen), len(chosen))
     shape = "as they were" if size == 0 else f"{size} x {size}"
-    counts = Counter(entry.name.partition("/")[0] for entry in entries)
+    counts = Counter(entry["name"].partition("/")[0] for entry in entries)
     report.summary += [f"{folder / split}: {count} images, {shape}" for split, count in counts.items()]
     names_by_checksum: defaultdict[str, list[str]] = defaultdict(list)
     for entry in entries:
-        names_by_checksum[entry.sha256].append(entry.name)
+        names_by_checksum[entry["sha256"]].append(entry["name"])
     equal = [names for names in names_by_checksum.values() if len(names) > 1]
     report.summary += [f"the same image under several names: {', '.join(names)}" for names in equal]
     if not report.problems:
@@ -144,14 +130,11 @@ def _source_images(source: Path, report: CheckReport) -> Iterator[_SourceImage]:
 
 
 def _images_in_folder(root: Path) -> Iterator[_SourceImage]:
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not _hidden(name))
-        for name in sorted(names):
-            path = Path(folder, name)
-            if path.suffix.lower() in _SUFFIXES and not _hidden(name) and path.is_file():
-                stat = path.stat()
-                parts = path.relative_to(root).parts
-                yield _SourceImage(str(path), parts, stat.st_size, stat.st_mtime_ns, path.read_bytes)
+    for path in sorted(root.rglob("*")):
+        parts = path.relative_to(root).parts
+        if path.suffix.lower() in _SUFFIXES and not any(map(_hidden, parts)) and path.is_file():
+            stat = path.stat()
+            yield _SourceImage(str(path), parts, stat.st_size, stat.st_mtime_ns, path.read_bytes)
 
 
 def _images_in_zip(path: Path, report: CheckReport) -> Iterator[_SourceImage]:
@@ -185,16 +168,14 @@ def _hidden(name: str) -> bool:
 
 def _required_names(store: Path) -> list[str]:
     """Names of images in the store's recordings; empty if there are none."""
-    names: dict[str, None] = {}
-    for path in sorted(store.glob(f"sub-*/{HEADER}")):
-        for split in read_header(path.parent).splits.values():
-            names |= dict.fromkeys(split.images)
+    headers = [read_header(path.parent) for path in sorted(store.glob(f"sub-*/{HEADER}"))]
+    names = list(dict.fromkeys(name for header in headers for split in header.splits.values() for name in split.images))
     for name in names:
         parts = PurePosixPath(name).parts
         if len(parts) != 3 or parts[0] not in _SPLITS or ".." in parts or "\\" in name:
             remedy = f"which should be like {_EXAMPLE}; make them again by bvsa data"
             raise UserError(f"{store}: recordings name the image {name!r}, {remedy}")
-    return list(names)
+    return names
 
 
 def _match(
@@ -257,11 +238,7 @@ def _name_in_store(parts: tuple[str, ...]) -> str | None:
 
 
 def _open_index(folder: Path, size: int, quality: int) -> dict[str, str]:
-    """Make the folder or continue with it, and return the checksums of finished images by name.
-
-    Raises:
-        UserError: the folder was made with other settings, or by another program.
-    """
+    """Make the folder or continue with it, and return the checksums of finished images by name."""
     path = folder / INDEX
     if not folder.exists() or all(_hidden(child.name) for child in folder.iterdir()):
         folder.mkdir(parents=True, exist_ok=True)
@@ -283,9 +260,9 @@ def _open_index(folder: Path, size: int, quality: int) -> dict[str, str]:
 
 
 def _import_one(
-    image: _SourceImage, folder: Path, name: str, checksum: str | None, size: int, quality: int
-) -> IndexEntry | str:
-    """Check one image and write it, unless that is done. Returns its entry, or a problem."""
+    folder: Path, size: int, quality: int, name: str, image: _SourceImage, checksum: str | None
+) -> dict[str, Any] | str:
+    """Check one image and write it, unless that is done. Returns its entry in images.json, or a problem."""
     target = folder / name
     try:
         if target.exists() and target.stat().st_mtime_ns == image.mtime and checksum in (None, sha256_of(target)):
@@ -303,8 +280,8 @@ def _import_one(
         write_atomically(target, content)
         if image.mtime is not None:
             os.utime(target, ns=(image.mtime, image.mtime))
-    sha256 = hashlib.sha256(content).hexdigest()
-    return IndexEntry(name, concept_of(name), PurePosixPath(name).stem, width, len(content), sha256)
+    entry = {"name": name, "concept": concept_of(name), "things_id": PurePosixPath(name).stem, "width": width}
+    return {**entry, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _resize(content: bytes, suffix: str, size: int, quality: int) -> bytes:
@@ -319,10 +296,7 @@ def _resize(content: bytes, suffix: str, size: int, quality: int) -> bytes:
             return content
         resized = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
     stream = io.BytesIO()
-    if suffix == ".png":
-        resized.save(stream, "PNG")
-    else:
-        resized.save(stream, "JPEG", quality=quality, subsampling=0)
+    resized.save(stream, "PNG" if suffix == ".png" else "JPEG", quality=quality, subsampling=0)  # PNG ignores both
     return stream.getvalue()
 
 
@@ -333,8 +307,7 @@ def _open(content: bytes) -> Image.Image:
         raise ValueError("no JPEG or PNG file") from error
 
 
-def _write_index(folder: Path, size: int, quality: int, entries: list[IndexEntry] | None) -> None:
+def _write_index(folder: Path, size: int, quality: int, images: list[dict[str, Any]] | None) -> None:
     """Write images.json; its images are null until all of them are there."""
-    images = None if entries is None else [asdict(entry) for entry in entries]
     content = {"size": size, "quality": quality, "images": images}
     write_atomically(folder / INDEX, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
