@@ -101,10 +101,9 @@ def score_files(parsed: jsonargparse.Namespace) -> tuple[Scores, Protocol, dict 
     text, brain_text = (read("text"), brain) if parsed.text else (image, image)
     brain_text = read("brain_text") if parsed.brain_text else brain_text
     for flag, (one, other) in {"image": (brain, image), "text": (brain_text, text)}.items():
-        widths = one.shape[1], other.shape[1]
-        if widths[0] != widths[1]:
-            message = f"--{flag} has {widths[1]} dimensions and the brain embeddings {widths[0]}; they must agree"
-            raise UserError(message)
+        expected, width = one.shape[1], other.shape[1]
+        if width != expected:
+            raise UserError(f"--{flag} has {width} dimensions and the brain embeddings {expected}; they must agree")
     counts = {"brain": len(brain), "image": len(image), "text": len(text), "brain_text": len(brain_text)}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"--{flag} {count}" for flag, count in counts.items())
@@ -117,22 +116,27 @@ def score_files(parsed: jsonargparse.Namespace) -> tuple[Scores, Protocol, dict 
 
 def read_embeddings(flag: str, where: str) -> Tensor:
     """Read unit-norm float32 embeddings (N, D) from FILE or FILE:KEY."""
+    tensor = read_array(flag, where, 2, "embeddings are a matrix (rows, dimensions)")
+    if (row := first_invalid_row(tensor)) is not None:
+        raise UserError(f"--{flag} {where}: row {row} has NaN or infinite values")
+    return normalize(tensor, dim=1)
+
+
+def read_array(flag: str, where: str, ndim: int, expected: str) -> Tensor:
+    """Read a float32 array from FILE or FILE:KEY; `expected` describes its dimensions in error messages."""
     path, key = file_and_key(where)
     content = read_arrays(path)
     if isinstance(content, dict):
         content = _entry(flag, path, key, content)
     elif key:
         raise UserError(f"--{flag} {where}: {path} holds a single array, without the entry {key!r}")
-    if not isinstance(content, (np.ndarray, Tensor)) or content.ndim != 2 or 0 in content.shape:
-        described = tuple(content.shape) if hasattr(content, "shape") else type(content).__name__
-        raise UserError(f"--{flag} {where}: is {described}; embeddings are a matrix (rows, dimensions)")
+    if not isinstance(content, (np.ndarray, Tensor)) or content.ndim != ndim or 0 in content.shape:
+        described = tuple(content.shape) if hasattr(content, "shape") else f"a {type(content).__name__}"
+        raise UserError(f"--{flag} {where}: is {described}; {expected}")
     tensor = torch.as_tensor(content)
     if tensor.is_complex() or tensor.dtype == torch.bool:
-        raise UserError(f"--{flag} {where}: holds {tensor.dtype}; embeddings are real numbers")
-    tensor = tensor.float()
-    if (row := first_invalid_row(tensor)) is not None:
-        raise UserError(f"--{flag} {where}: row {row} has NaN or infinite values")
-    return normalize(tensor, dim=1)
+        raise UserError(f"--{flag} {where}: holds {tensor.dtype}; values must be real numbers")
+    return tensor.float()
 
 
 def _entry(flag: str, path: str, key: str, content: dict) -> np.ndarray | Tensor:

@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
-import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
 
 from bvsa_core.cli.arguments import Parser
+from bvsa_core.cli.evaluate import read_array
 from bvsa_core.cli.progress import Display
 from bvsa_core.data.dataset import concept_of, read_recordings
 from bvsa_core.data.split import make_split
 from bvsa_core.distributed.processes import init_processes
 from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import write_atomically
-from bvsa_core.io.safe_readers import read_arrays
 from bvsa_core.methods.base import Method
 from bvsa_core.report.tables import rich_table
 from bvsa_core.retrieval.gallery import EmbeddingMatrix, Gallery, first_invalid_row
@@ -133,7 +132,8 @@ def read_queries(
         names, recordings = [split.images[i] for i in split.image_of.tolist()], split.recordings
         subjects = split.subject_indices(run_data.training_subjects(config)).to(run_data.device)
     else:
-        recordings, subjects = read_array(path), None
+        expected = "it must be one array (N, channels, time)"
+        recordings, subjects = read_array("recordings", str(path), 3, expected), None
         names = [str(i) for i in range(len(recordings))]
     if recordings.shape[1:] != (shape.channels, shape.time):
         given = f"{recordings.shape[1]} channels x {recordings.shape[2]} samples"
@@ -141,17 +141,6 @@ def read_queries(
     if (row := first_invalid_row(recordings)) is not None:
         raise UserError(f"--recordings {path}: recording {row} has NaN or infinite samples")
     return names, recordings, subjects
-
-
-def read_array(path: Path) -> Tensor:
-    """Read one array (N, channels, time) from a file."""
-    content = read_arrays(path)
-    if isinstance(content, dict) and len(content) == 1:
-        content = next(iter(content.values()))
-    if not isinstance(content, (np.ndarray, Tensor)) or content.ndim != 3 or 0 in content.shape:
-        described = tuple(content.shape) if hasattr(content, "shape") else f"a {type(content).__name__}"
-        raise UserError(f"--recordings {path}: is {described}; it must be one array (N, channels, time)")
-    return torch.as_tensor(content).float()
 
 
 def open_gallery(
@@ -173,8 +162,8 @@ def open_gallery(
         paths = level_files(Path(where), levels, run_data.clip, run_data.falloff)
         return Gallery([EmbeddingMatrix(path) for path in paths], given_texts, **shared)
     if given_texts:
-        names_suffice = "the texts of images are made from their names"
-        raise UserError(f"--gallery_text belongs to a gallery of features; {names_suffice}")
+        reason = "the texts of images are made from their names"
+        raise UserError(f"--gallery_text belongs to a gallery of features; {reason}")
     if where is None:
         test = run_data.split(config.subject, "test", config.repetitions)
         names, concepts, bank = test.images, test.concepts, run_data.bank(test.images)
@@ -193,29 +182,23 @@ def print_ranking(
     parsed: jsonargparse.Namespace, best: TopK, names: list[str], gallery: Gallery, conditions: dict
 ) -> None:
     """Write the ranked images to a file and print the first of them."""
-    ranked = [
-        [
-            {"rank": place, "row": row, "image": gallery.names[row], "score": score}
-            for place, (row, score) in enumerate(zip(rows, scores), start=1)
-            if row >= 0
-        ]
-        for rows, scores in zip(best.rows.tolist(), best.values.tolist())
-    ]
+    queries: list[dict[str, Any]] = []
+    table = rich_table(("recording", "rank", "image", "score"), ("recording", "image"), overflow="fold")
+    for name, rows, scores in zip(names, best.rows.tolist(), best.values.tolist()):
+        images = []
+        best_images = [(row, score) for row, score in zip(rows, scores) if row >= 0]
+        for rank, (row, score) in enumerate(best_images, start=1):
+            image = gallery.names[row]
+            images.append({"rank": rank, "row": row, "image": image, "score": score})
+            if len(queries) < SHOWN:
+                table.add_row(Path(name).name if rank == 1 else "", str(rank), Path(image).name, f"{score:.4f}")
+        table.add_section()
+        queries.append({"recording": name, "images": images})
     protocol = {key: value for key, value in conditions.items() if value is not None}
-    content = {
-        "run": str(parsed.run),
-        "gallery": str(parsed.gallery or "test images"),
-        "protocol": protocol,
-        "queries": [{"recording": name, "images": images} for name, images in zip(names, ranked)],
-    }
+    about = {"run": str(parsed.run), "gallery": str(parsed.gallery or "test images")}
+    content = {**about, "protocol": protocol, "queries": queries}
     out = parsed.out or parsed.run / "retrieved.json"
     write_atomically(out, json.dumps(content, indent=1).encode() + b"\n")
-    table = rich_table(("recording", "rank", "image", "score"), ("recording", "image"), overflow="fold")
-    for name, images in list(zip(names, ranked))[:SHOWN]:
-        for image in images:
-            shown = Path(name).name if image["rank"] == 1 else ""
-            score = f"{image['score']:.4f}"
-            table.add_row(shown, str(image["rank"]), Path(image["image"]).name, score, end_section=image is images[-1])
     Console().print(table)
     if len(names) > SHOWN:
         print(f"and {len(names) - SHOWN} recordings more")

@@ -8,17 +8,10 @@ from bvsa_core.errors import UserError, unknown_name
 from bvsa_core.io.text_files import read_json
 from bvsa_core.report.comparison_table import PaperResult
 
-# Rows scored with BVSA's published gate, which reads the text of the recording's own image.
-_GATED = (
-    "BVSA",
-    "bvsa_ablation_eeg_intra/+ enhancement",
-    *(f"bvsa_c_sweep_eeg_intra/{c}" for c in (0.1, 0.2, 0.3, 0.5)),
-)
-
 
 @functools.cache
 def content() -> dict[str, Any]:
-    """Return the content of the file."""
+    """Return the content of the file; rows named in "uses_labels" are scored with BVSA's published gate."""
     return read_json(Path(__file__).with_name("published_results.json"), "install fovblur again")
 
 
@@ -49,17 +42,9 @@ def find(reference: str, modality: str, setting: str) -> PaperResult | None:
         accuracies = content()[table][name] if table.endswith(place) else None
     if accuracies is None:
         return None
-    return PaperResult(
-        method=f"{method} ({name})" if name else method,
-        year=row["year"],
-        top1=accuracies[0],
-        top5=accuracies[1],
-        selection=row["selection"],
-        encoder=row.get("encoder"),
-        gallery=row.get("gallery"),
-        caveat=row.get("caveat"),
-        uses_labels=reference in _GATED,
-    )
+    about = {key: row[key] for key in ("year", "selection", "encoder", "gallery", "caveat") if key in row}
+    about |= {"top1": accuracies[0], "top5": accuracies[1], "uses_labels": reference in content()["uses_labels"]}
+    return PaperResult(f"{method} ({name})" if name else method, **about)
 
 
 def others(modality: str, setting: str, listed: set[str]) -> list[PaperResult]:

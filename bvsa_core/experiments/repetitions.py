@@ -34,8 +34,7 @@ def steps(repetitions: int) -> list[int]:
     >>> steps(12)
     [1, 2, 4, 8, 12]
     """
-    doubled = [2**power for power in range(repetitions.bit_length()) if 2**power < repetitions]
-    return [*doubled, repetitions]
+    return [*(2**power for power in range((repetitions - 1).bit_length())), repetitions]
 
 
 def repetition_curves(

@@ -77,8 +77,7 @@ def group_runs(folders: Sequence[RunFolder]) -> list[ReportRow]:
     groups: dict[str, list[tuple[RunFolder, RunConfig, RunResult]]] = {}
     for folder in folders:
         config = folder.config()
-        settings = flatten(to_dict(config))
-        settings = {name: value for name, value in settings.items() if name.split(".")[0] not in _NOT_A_SETTING}
+        settings = flatten({name: value for name, value in to_dict(config).items() if name not in _NOT_A_SETTING})
         for result in _results(folder):
             key = json.dumps([settings, result.protocol.to_json()], sort_keys=True)
             groups.setdefault(key, []).append((folder, config, result))
@@ -170,9 +169,8 @@ def _format(value: object) -> str:
 def _summary(folder: RunFolder, result: RunResult) -> RunSummary:
     finished = datetime.fromtimestamp((folder.path / "result.json").stat().st_mtime).astimezone()
     settings, curve = to_dict(folder.config()), (result.statistics or {}).get("repetitions")
-    return RunSummary(
-        str(folder.path), result, folder.metrics(), settings, finished.isoformat(timespec="minutes"), curve
-    )
+    when = finished.isoformat(timespec="minutes")
+    return RunSummary(str(folder.path), result, folder.metrics(), settings, when, curve)
 
 
 def with_curves(
@@ -216,10 +214,9 @@ def build_report(
     chosen = _round_robin([row for row in rows if row.runs], RETRIEVALS)
     cache = ThumbnailCache(data)
     retrievals = []
-    for done, (row, run) in enumerate(chosen):
-        progress("retrieved images", done, len(chosen))
+    for done, (row, run) in enumerate(chosen, start=1):
         retrievals.append(_retrieval(row, run, cache))
-    progress("retrieved images", len(chosen), len(chosen))
+        progress("retrieved images", done, len(chosen))
     messages = []
     if (runs := sum(len(row.runs) for row in rows)) > len(chosen):
         messages.append(f"{len(chosen)} of {runs} runs are shown, the first of every row; 'bvsa report RUN' shows any.")
@@ -273,9 +270,7 @@ def _retrieval(row: ReportRow, run: RunSummary, cache: ThumbnailCache) -> Retrie
 def _blur_examples(rows: Sequence[ReportRow], cache: ThumbnailCache) -> list[BlurExample]:
     """Blur a few test images as each training does: one example for every method and its options."""
     examples: dict[str, BlurExample] = {}
-    for row in rows:
-        if not row.runs:
-            continue
+    for row in (row for row in rows if row.runs):
         folder = RunFolder(row.runs[0].folder)
         config = folder.config()
         levels = [level for level in levels_of(config.method, config.method_options) if level != SHARP]
@@ -289,17 +284,21 @@ def _blur_examples(rows: Sequence[ReportRow], cache: ThumbnailCache) -> list[Blu
         if any(image is None for image in originals):
             continue
         blurred = _blur(np.stack([image for image in originals if image is not None]), levels, config)
-        exp = config.falloff == "exp"
         counts = [run.metrics[-1].get("blur", {}) for run in row.runs if run.metrics]
         level_names = [f"k{level.kernel_size} gain {level.gain:g}" for level in levels]
+        shares: list[float | None] = [None] * len(levels)
+        if counts and all(counts):
+            shares = [
+                float(np.mean([each.get(name, 0) / sum(each.values()) for each in counts])) for name in level_names
+            ]
         examples[key] = BlurExample(
             label=row.training_label,
             levels=level_names,
-            shares=[_mean_share(counts, name) if counts and all(counts) else None for name in level_names],
+            shares=shares,
             concepts=[concept_of(name).replace("_", " ") for name in names],
             images=blurred,
             thumbnails=[[jpeg(image, BLURRED, 80) for image in row_of_images] for row_of_images in blurred],
-            falloff=f"falloff {config.falloff}{f', decay {config.decay:g}' if exp else ''}",
+            falloff=f"falloff {config.falloff}{f', decay {config.decay:g}' if config.falloff == 'exp' else ''}",
         )
     return list(examples.values())
 
@@ -312,8 +311,3 @@ def _blur(images: np.ndarray, levels: Sequence[Any], config: RunConfig) -> np.nd
     batch = fovblur.foveated_blur(batch, kernel_size=sizes, gain=gains, decay=config.decay, falloff=config.falloff)
     both = torch.cat([originals[:, None], batch.unflatten(0, (len(images), len(levels)))], dim=1)
     return both.permute(0, 1, 3, 4, 2).contiguous().numpy()
-
-
-def _mean_share(counts: Sequence[dict[str, int]], level: str) -> float:
-    """Return the share of training samples at a level, mean over runs."""
-    return float(np.mean([each.get(level, 0) / sum(each.values()) for each in counts]))

@@ -11,15 +11,8 @@ from bvsa_core.experiments import paper_results
 from bvsa_core.experiments.cell import is_complete, load_scores
 from bvsa_core.experiments.grid import Cell, Grid
 from bvsa_core.io.atomic import write_atomically
-from bvsa_core.report.comparison_table import (
-    ComparisonRow,
-    comparisons_text,
-    mean_statistics,
-    subject_rows,
-    to_csv,
-    to_latex,
-    to_markdown,
-)
+from bvsa_core.report import comparison_table
+from bvsa_core.report.comparison_table import ComparisonRow, mean_statistics, subject_rows
 from bvsa_core.report.tables import MethodResult, markdown_table, method_results, scoring_text, statistics_lines
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.statistics import Comparison, compare
@@ -33,11 +26,15 @@ class GridRow(NamedTuple):
     folders: list[Path] = []  # of the results, in the folder of the grid
 
     @property
+    def joined(self) -> MethodResult:
+        """The joined result of a row that has results."""
+        assert self.comparison.result is not None
+        return self.comparison.result
+
+    @property
     def label(self) -> str:
         """Name of the row in statistics and comparisons."""
-        row = self.comparison
-        assert row.result is not None
-        protocol = row.result.protocol
+        row, protocol = self.comparison, self.joined.protocol
         return f"{row.system}, gate {scoring_text(protocol)} ({row.encoder}, images by {protocol.encoder})"
 
 
@@ -77,25 +74,23 @@ def write(grid: Grid, cells: Sequence[Cell], left_out: Sequence[str], root: Path
     with_results = [row for row in rows if row.comparison.result]
     tests = comparisons(with_results, grid.baseline)
     sections = [
-        to_markdown(grid.title, table),
+        comparison_table.to_markdown(grid.title, table),
         *(f"{sentence}.\n" for sentence in left_out),
         _subjects(with_results),
         _statistics(with_results),
-        *(f"## Comparisons, {data}\n\n{comparisons_text(results)}\n" for data, results in tests.items()),
-    ]
-    content = {
-        "rows": [_described(row) for row in with_results],
-        "comparisons": {
-            data: results if isinstance(results, str) else [asdict(each) for each in results]
+        *(
+            f"## Comparisons, {data}\n\n{comparison_table.comparisons_text(results)}\n"
             for data, results in tests.items()
-        },
-        "left_out": list(left_out),
-    }
+        ),
+    ]
+    plain = {data: part if isinstance(part, str) else [asdict(each) for each in part] for data, part in tests.items()}
+    described = [_described(row) for row in with_results]
+    content = {"rows": described, "comparisons": plain, "left_out": list(left_out)}
     root.mkdir(parents=True, exist_ok=True)
     files = {
         "table.md": "\n".join(sections),
-        "table.csv": to_csv(table),
-        "table.tex": to_latex(grid.title, table),
+        "table.csv": comparison_table.to_csv(table),
+        "table.tex": comparison_table.to_latex(grid.title, table),
         "statistics.json": json.dumps(content, indent=1) + "\n",
     }
     for name, text in files.items():
@@ -117,19 +112,16 @@ def comparisons(rows: Sequence[GridRow], baseline: str | None) -> dict[str, list
 
 def _described(row: GridRow) -> dict:
     """Return a row of statistics.json."""
-    result = row.comparison.result
-    assert result is not None
-    about = {"data": row.comparison.data, "row": row.label, "method": result.method}
-    statistics = mean_statistics(row.results)
-    return {**about, "protocol": result.protocol.to_json(), "subjects": subject_rows(row.results), **statistics}
+    about = {"data": row.comparison.data, "row": row.label, "method": row.joined.method}
+    protocol, subjects = row.joined.protocol.to_json(), subject_rows(row.results)
+    return {**about, "protocol": protocol, "subjects": subjects, **mean_statistics(row.results)}
 
 
 def _subjects(rows: Sequence[GridRow]) -> str:
     table = []
     for row in rows:
-        result = row.comparison.result
-        assert result is not None
-        for who, (top1, top5) in (*subject_rows(row.results).items(), ("mean", (result.top1, result.top5))):
+        mean = {"mean": (row.joined.top1, row.joined.top5)}
+        for who, (top1, top5) in (subject_rows(row.results) | mean).items():
             table.append((row.comparison.data, row.label, who, f"{100 * top1:.1f}", f"{100 * top5:.1f}"))
     columns = ("data", "row", "subject", "Top-1 %", "Top-5 %")
     return f"## Subjects, mean over seeds\n\n{markdown_table(columns, table)}\n"
