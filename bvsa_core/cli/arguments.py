@@ -87,10 +87,5 @@ def _read_ahead(arguments: list[str], defaults: dict[str, str]) -> dict[str, str
 
 def to_dataclass(config_class: type[Config], parsed: jsonargparse.Namespace) -> Config:
     """Build a dataclass from parsed flags; flags of other classes are ignored."""
-    values = parsed.as_dict()
-    if isinstance(values.get("method_options"), dict):
-        values["method_options"] = method_options(values["method"], values["preset"], **values["method_options"])
-    if isinstance(values.get("encoder_options"), dict):
-        values["encoder_options"] = encoders.options_class(values["encoder"])(**values["encoder_options"])
     names = {field.name for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
-    return config_class(**{name: value for name, value in values.items() if name in names})
+    return config_class(**{name: value for name, value in parsed.as_dict().items() if name in names})

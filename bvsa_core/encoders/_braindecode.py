@@ -38,14 +38,12 @@ def encoder(class_name: str) -> SimpleNamespace:
         raise UserError(unknown_name("class of braindecode.models", class_name, known))
 
     def build(shape: InputSpec, options: Options) -> nn.Module:
-        sizes: dict[str, Any] = {"n_chans": shape.channels, "n_times": shape.time, "n_outputs": shape.embedding}
-        sizes["sfreq"] = options.sampling_rate
+        sizes = {"n_chans": shape.channels, "n_times": shape.time, "n_outputs": shape.embedding}
         try:
-            return getattr(models, class_name)(**{**sizes, **options.arguments})
+            return getattr(models, class_name)(**{**sizes, "sfreq": options.sampling_rate, **options.arguments})
         except Exception as error:  # each class has its own errors
             detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-            given = f"{shape.channels} channels, {shape.time} time points"
-            given += f", encoder_options.arguments {options.arguments}"
-            raise ValueError(f"{detail} (built for {given})") from error
+            size, given = f"{shape.channels} channels, {shape.time} time points", options.arguments
+            raise ValueError(f"{detail} (built for {size}, encoder_options.arguments {given})") from error
 
     return SimpleNamespace(Options=Options, build=build)

@@ -3,9 +3,8 @@
 from torch import nn
 
 from bvsa_core.encoders import InputSpec
-from bvsa_core.encoders._convolutions import steps_after
-from bvsa_core.encoders._projection import DropoutOptions as Options
-from bvsa_core.encoders._projection import ResidualProjection
+from bvsa_core.encoders._shared import DropoutOptions as Options
+from bvsa_core.encoders._shared import ResidualProjection, steps_after
 
 FILTERS, KERNEL, POOL = (25, 50, 100, 200), 10, 2
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from bvsa_core.encoders import InputSpec
-from bvsa_core.encoders._projection import ResidualProjection
+from bvsa_core.encoders._shared import ResidualProjection
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ UBP's variant convolves densely where the original is depthwise and separable, a
 from torch import nn
 
 from bvsa_core.encoders import InputSpec
-from bvsa_core.encoders._convolutions import steps_after
-from bvsa_core.encoders._projection import DropoutOptions as Options
-from bvsa_core.encoders._projection import ResidualProjection
+from bvsa_core.encoders._shared import DropoutOptions as Options
+from bvsa_core.encoders._shared import ResidualProjection, steps_after
 
 TEMPORAL, SPATIAL, KERNEL, POOL, LAST_KERNEL = 8, 16, 64, 2, 16
 

@@ -4,9 +4,8 @@ from torch import Tensor, nn
 from torch.nn.functional import conv1d, linear
 
 from bvsa_core.encoders import InputSpec
-from bvsa_core.encoders._convolutions import steps_after
-from bvsa_core.encoders._projection import DropoutOptions as Options
-from bvsa_core.encoders._projection import ResidualProjection
+from bvsa_core.encoders._shared import DropoutOptions as Options
+from bvsa_core.encoders._shared import ResidualProjection, steps_after
 
 FILTERS, KERNEL, POOL, STRIDE = 40, 25, 51, 5
 

@@ -83,9 +83,7 @@ class BraVL(Method):
     text_mean: Tensor
     scales: Tensor  # (modalities,) standard deviations
 
-    def __init__(
-        self, options: BraVLOptions, build_encoder: Callable[[InputSpec], nn.Module], samples: int, shape: InputSpec
-    ):
+    def __init__(self, options: BraVLOptions, build_encoder, samples: int, shape: InputSpec):
         super().__init__(options, build_encoder, samples, replace(shape, embedding=options.hidden))
         width, hidden = shape.embedding, options.hidden
         components = min(options.components, width)
@@ -147,12 +145,10 @@ class BraVL(Method):
     def _bound_of_negatives(self, x: list[Tensor], mean: Tensor, log_variance: Tensor) -> Tensor:
         """Return the CUBO of log p(x) for samples with one or two modalities of another sample."""
         replaced = SUBSETS[int(torch.randint(6, ()))]
-        shifts = torch.randint(1, len(mean[0]), (len(replaced),)).tolist()
-        x, means, log_variances = list(x), list(mean), list(log_variance)
-        for modality, shift in zip(replaced, shifts):
-            for parts in (x, means, log_variances):
+        x, mean, log_variance = list(x), mean.clone(), log_variance.clone()
+        for modality, shift in zip(replaced, torch.randint(1, len(mean[0]), (len(replaced),)).tolist()):
+            for parts in (x, mean, log_variance):
                 parts[modality] = parts[modality].roll(shift, dims=0)
-        mean, log_variance = torch.stack(means), torch.stack(log_variances)
         centre, spread = draw_components(subset_products(mean, log_variance))
         z = centre + spread * torch.randn(self.options.draws, *spread.shape, device=spread.device, dtype=spread.dtype)
         weight = gaussian(z, torch.zeros_like(centre), torch.zeros_like(centre)) - gaussian(z, centre, 2 * spread.log())

@@ -78,7 +78,7 @@ class RunConfig(RunDataConfig):
     """vanilla, nice, atm, bravl, ubp, mcdb or bvsa; each defaults to its authors' training."""
     preset: str = "corrected"
     """Version of the method: 'corrected', 'paper' or 'code'."""
-    method_options: Any = None
+    method_options: Any = None  # a dict or a dataclass
     encoder: str = "eeg_project"
     """Brain encoder: eeg_project, tsconv, atm, shallownet, deepnet, eegnet, or braindecode:CLASS."""
     encoder_options: Any = None
@@ -111,22 +111,22 @@ class RunConfig(RunDataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.method_options = self.method_options or method_options(self.method, self.preset)
-        self.encoder_options = self.encoder_options or encoders.options_class(self.encoder)()
+        if self.method_options is None or isinstance(self.method_options, dict):
+            self.method_options = method_options(self.method, self.preset, **(self.method_options or {}))
+        if self.encoder_options is None or isinstance(self.encoder_options, dict):
+            self.encoder_options = encoders.options_class(self.encoder)(**(self.encoder_options or {}))
         for name, known in (("setting", SETTINGS), ("selection", SELECTIONS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise UserError(unknown_name(name, getattr(self, name), known))
         self.lr = LEARNING_RATES[self.setting] if self.lr is None else self.lr
-        for name in ("epochs", "batch_size", "repetitions"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        least = {"epochs": 1, "batch_size": 1, "repetitions": 1, "validation": 0, "weight_decay": 0, "initial_std": 0}
+        for name, minimum in least.items():
+            if getattr(self, name) is not None and not getattr(self, name) >= minimum:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {minimum}")
         if not self.lr > 0:
             raise UserError(f"lr is {self.lr}; it must be positive")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas are {self.betas}; each must be at least 0 and below 1")
-        for name in ("validation", "weight_decay", "initial_std"):
-            if getattr(self, name) is not None and not getattr(self, name) >= 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; it must be at least 0 and below 2**32")
 
@@ -165,11 +165,7 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 def from_dict(values: dict[str, Any]) -> RunConfig:
     """Return the config that `to_dict` turned into plain data."""
-    values = dict(values)
     try:
-        values["method_options"] = method_options(values["method"], values["preset"], **values["method_options"])
-        values["encoder_options"] = encoders.options_class(values["encoder"])(**values["encoder_options"])
-        values["window"] = tuple(values["window"]) if values["window"] else None
-        return RunConfig(**values)
+        return RunConfig(**{**values, "window": tuple(values["window"]) if values["window"] else None})
     except (KeyError, TypeError) as error:
         raise UserError(f"settings of another version ({error}); train the run again") from error

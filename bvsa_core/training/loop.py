@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,7 +66,7 @@ def fit(
     for epoch in range(state.epoch, config.epochs):
         module.train()
         method.epoch = epoch
-        order = list(batches(len(train), config.batch_size, config.seed, epoch, train.recordings.device))
+        order = batches(len(train), config.batch_size, config.seed, epoch, train.recordings.device)
         for samples in order[state.batch :]:
             loss = module(make_batch(method, train, samples, views, texts))
             fabric.backward(loss)
@@ -149,10 +149,10 @@ def validate(
     return total / len(split)
 
 
-def batches(count: int, size: int, seed: int, epoch: int, device: torch.device) -> Iterator[Tensor]:
-    """Yield the sample numbers of every batch of an epoch; their order depends on seed and epoch alone."""
+def batches(count: int, size: int, seed: int, epoch: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Return the sample numbers of every batch of an epoch; their order depends on seed and epoch alone."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return iter(torch.randperm(count, generator=generator).to(device).split(size))
+    return torch.randperm(count, generator=generator).to(device).split(size)
 
 
 def blur_level_counts(method: Method, samples: int) -> dict[str, dict[str, int]]:

@@ -59,7 +59,7 @@ class RunData:
         self._split_of_one = functools.cache(self._split)
         self._split_of_several = functools.lru_cache(maxsize=1)(self._split)  # takes the most memory
         self._sealed = False
-        self._bank_of = functools.cache(self._make_bank)
+        self._bank_of = functools.cache(lambda images: self.bank_for_paths(self._paths(images)))
         self._online = functools.cache(self._make_online)
 
     @functools.cached_property
@@ -149,14 +149,13 @@ class RunData:
         """Return the feature bank of the data set's images."""
         return self._bank_of(tuple(images))
 
-    def _make_bank(self, images: tuple[str, ...]) -> FeatureBank:
-        return self.bank_for_paths([self.dataset.image_path(image) for image in images])
-
     def bank_for_paths(self, paths: Sequence[Path]) -> FeatureBank:
         """Return the feature bank of any images."""
         return FeatureBank(self.config.bank or self.config.data / "Image_feature", self.clip, paths, self.falloff)
 
-    def _make_online(self, names: tuple[str, ...]) -> OnlineViews:
-        paths = [self.dataset.image_path(image) for image in names]
-        images = read_images(paths, self.clip.image_size, self.progress)
-        return OnlineViews(self.clip, images, self.falloff)
+    def _paths(self, images: Sequence[str]) -> list[Path]:
+        return [self.dataset.image_path(image) for image in images]
+
+    def _make_online(self, images: tuple[str, ...]) -> OnlineViews:
+        pixels = read_images(self._paths(images), self.clip.image_size, self.progress)
+        return OnlineViews(self.clip, pixels, self.falloff)
