@@ -83,7 +83,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
             queries = Queries(*method.query_embeddings(recordings.to(run_data.device), subjects))
         gallery = open_gallery(parsed, method, config, run_data, display)
         if parsed.index is None:
-            best, measured = search(queries, gallery, parsed.top, scoring, progress=display), None
+            best, measured = search(queries, gallery, parsed.top, scoring, None, display, processes), None
         else:
             best, measured = search_by_index(parsed, queries, gallery, scoring, display)
     if processes.rank == 0:

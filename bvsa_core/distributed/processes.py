@@ -39,12 +39,12 @@ class ProcessGroup:
         """Return the items of this process."""
         return items[self.rank :: self.size]
 
-    def gather(self, value: Item, group: dist.ProcessGroup | None = None) -> list[Item]:
-        """Return the values of all processes, by rank; `group` is needed if they are not all of torch.distributed."""
+    def gather(self, value: Item) -> list[Item]:
+        """Return the values of all processes, by rank."""
         if self.size == 1:
             return [value]
         values: list = [None] * self.size
-        dist.all_gather_object(values, value, group)
+        dist.all_gather_object(values, value)
         return values
 
     def broadcast(self, compute: Callable[[], Item]) -> Item:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 import fovblur
+from bvsa_core.distributed.processes import ProcessGroup
 from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import temporary_path
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.retrieval.gallery import Gallery
 from bvsa_core.retrieval.scoring import Scoring
-from bvsa_core.retrieval.search import Queries, TopK, check, compared, row_gate
+from bvsa_core.retrieval.search import Queries, TopK, check, chunks, compared, row_gate
 
 ROWS_AT_ONCE = 65_536
 TRAINING_ROWS_PER_CELL = 64  # FAISS asks for 39 to 256
@@ -103,13 +104,10 @@ def search_candidates(
 ) -> TopK:
     """Return the k best of the candidate rows (N, c) of every recording, by the scores of `retrieval.search.search`.
 
-    If there are fewer candidates, the rest has value -inf and row -1.
-
-    Raises:
-        UserError: as for `retrieval.search.search`.
+    If there are fewer candidates, the rest has value -inf and row -1. Errors are those of `search`.
     """
     check(queries, gallery, k, scoring)
-    gate = row_gate(queries, gallery, scoring)
+    gate = row_gate(queries, gallery, scoring, chunks(gallery), ProcessGroup())
     best = TopK(torch.full((len(candidates), k), -math.inf), torch.full((len(candidates), k), -1))
     for i, proposed in enumerate(candidates):
         rows = proposed[proposed >= 0]

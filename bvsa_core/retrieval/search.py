@@ -1,4 +1,4 @@
-"""Exact search of a gallery on disk, in chunks that the processes of torch.distributed share.
+"""Exact search of a gallery on disk, in chunks that several processes share.
 
 Chunks do not depend on the number of processes, every score is computed by one process, and equal scores are ordered by
 row: any number of processes gives the same result to the bit.
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 import fovblur
@@ -43,7 +42,7 @@ def search(
     scoring: Scoring = Scoring(),
     chunk_rows: int | None = None,
     progress: Progress = no_progress,
-    group: dist.ProcessGroup | None = None,
+    processes: ProcessGroup = ProcessGroup(),
 ) -> TopK:
     """Return the k best images of a gallery for every recording.
 
@@ -54,24 +53,23 @@ def search(
         scoring: an inductive one.
         chunk_rows: rows of the gallery that are read at a time; default: CHUNK_BYTES of them.
         progress: called after every chunk.
-        group: processes that share the gallery; default: all of torch.distributed if initialised. All pass
-            the same arguments and get the whole result.
+        processes: those that share the gallery. All pass the same arguments and get the whole result.
 
     Raises:
         UserError: the embeddings do not fit, the gallery has fewer than k images, or the scoring is not inductive.
     """
     check(queries, gallery, k, scoring)
-    shard = _processes(group).shard(_chunks(gallery, chunk_rows))
-    gate = row_gate(queries, gallery, scoring, shard, group)
+    shard = processes.shard(chunks(gallery, chunk_rows))
+    gate = row_gate(queries, gallery, scoring, shard, processes)
     count = len(queries.brain_image)
-    best = TopK(queries.brain_image.new_empty(count, 0), torch.empty(count, 0, dtype=torch.int64))
+    best = TopK(torch.empty(count, 0), torch.empty(count, 0, dtype=torch.int64))
     for chunk in shard:
         image, brain_text, text = compared(queries, gallery, scoring, chunk)
         inputs = queries.brain_image, image, brain_text, text
         values, rows = fovblur.enhanced_topk(*inputs, min(k, len(image)), row_gate=gate)
         best = merge_topk([best, TopK(values, rows.cpu() + chunk.start)], k)
         progress("rows searched", chunk.stop, shard[-1].stop)
-    return merge_topk([TopK(*parts) for parts in zip(_gather(best.values, group), _gather(best.rows, group))], k)
+    return merge_topk(processes.gather(best), k)
 
 
 def check(queries: Queries, gallery: Gallery, k: int, scoring: Scoring) -> None:
@@ -108,23 +106,22 @@ def compared(
 
 
 def row_gate(
-    queries: Queries,
-    gallery: Gallery,
-    scoring: Scoring,
-    shard: Sequence[slice] | None = None,
-    group: dist.ProcessGroup | None = None,
+    queries: Queries, gallery: Gallery, scoring: Scoring, shard: Sequence[slice], processes: ProcessGroup
 ) -> Tensor | None:
-    """Return the gates (N,) of an inductive scoring, None if all are 1. `label_free` reads all texts of the gallery."""
+    """Return the gates (N,) of an inductive scoring, None if all are 1.
+
+    `label_free` reads the texts of this process's `shard` of the gallery and gathers the largest similarities.
+    """
     if scoring.gate != "label_free":
         return gates(scoring.gate, queries.brain_image, queries.brain_image)[0]
     if scoring.reliability is None:
         raise UserError("gate 'label_free' needs the reliability that a run learns; train it again")
     best = torch.full((len(queries.brain_text), 1), -1.0)
-    for chunk in _processes(group).shard(_chunks(gallery)) if shard is None else shard:
+    for chunk in shard:
         of_chunk = top2_text_similarities(queries.brain_text, gallery.text(chunk))
         best = two_largest(torch.cat([best, of_chunk.cpu()], dim=1))
-    best = torch.cat(_gather(best, group), dim=1)
-    open_rows = reliability_from_top2(best)[scoring.reliability.kind] >= scoring.reliability.threshold
+    measured = reliability_from_top2(torch.cat(processes.gather(best), dim=1))
+    open_rows = measured[scoring.reliability.kind] >= scoring.reliability.threshold
     return open_rows.to(queries.brain_image)
 
 
@@ -137,18 +134,8 @@ def merge_topk(parts: list[TopK], k: int) -> TopK:
     return TopK(values.gather(1, order), rows.gather(1, order))
 
 
-def _chunks(gallery: Gallery, chunk_rows: int | None = None) -> list[slice]:
+def chunks(gallery: Gallery, chunk_rows: int | None = None) -> list[slice]:
     """Return the chunks of a gallery, in the order of the file."""
     width = sum(part.width for part in (*gallery.images, *([gallery.texts] if gallery.texts else [])))
     step = chunk_rows or max(1, CHUNK_BYTES // (4 * width))
     return [slice(start, min(start + step, len(gallery))) for start in range(0, len(gallery), step)]
-
-
-def _processes(group: dist.ProcessGroup | None) -> ProcessGroup:
-    """Return the processes of a group; one process if torch.distributed is not initialized."""
-    return ProcessGroup(dist.get_rank(group), dist.get_world_size(group)) if dist.is_initialized() else ProcessGroup()
-
-
-def _gather(tensor: Tensor, group: dist.ProcessGroup | None) -> list[Tensor]:
-    """Return the tensors (N, any) of all processes by rank, on the CPU."""
-    return [torch.from_numpy(part) for part in _processes(group).gather(tensor.cpu().numpy(), group)]

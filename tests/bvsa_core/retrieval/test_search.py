@@ -65,25 +65,24 @@ def test_the_whole_gallery_can_be_ranked(queries, gallery):
 
 PROCESS = """
 import sys, torch, torch.distributed as dist
+from bvsa_core.distributed.processes import ProcessGroup
 from bvsa_core.retrieval.scoring import Scoring
 from bvsa_core.retrieval.gallery import Gallery, EmbeddingMatrix
 from bvsa_core.retrieval.gates import Reliability
 from bvsa_core.retrieval.search import Queries, search
 
 folder, rank = sys.argv[1], int(sys.argv[2])
-dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=4)
 queries = Queries(*torch.load(folder + "/queries.pt", weights_only=True))
 gallery = Gallery([EmbeddingMatrix(folder + "/image.npy")], EmbeddingMatrix(folder + "/text.safetensors:text"))
-for group in [dist.new_group(list(range(size))) for size in (1, 2, 4)]:
-    if rank >= dist.get_world_size(group) or dist.get_rank(group) < 0:
-        continue
+for size in (size for size in (1, 2, 4) if rank < size):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet_{size}", rank=rank, world_size=size)
     results = [
-        search(queries, gallery, k, scoring, chunk_rows, group=group)
+        search(queries, gallery, k, scoring, chunk_rows, processes=ProcessGroup(rank, size))
         for scoring in (Scoring(), Scoring("label_free", Reliability("margin", 0.05)))
         for k, chunk_rows in ((10, 64), (10, 300), (500, 300))  # fewer chunks than processes, and than k rows
     ]
-    torch.save([tuple(one) for one in results], f"{folder}/{rank}_of_{dist.get_world_size(group)}.pt")
-dist.destroy_process_group()
+    torch.save([tuple(one) for one in results], f"{folder}/{rank}_of_{size}.pt")
+    dist.destroy_process_group()
 """
 
 
