@@ -125,9 +125,7 @@ def make_split(
     concepts = [concept_of[image] for image in index_of]
     names = [part.channels[i] for i in kept]
     repetitions = taken if average else 1
-    return Split(
-        recordings, images, list(index_of), concepts, names, repetitions, owners, list(subjects), part.modality
-    )
+    return Split(recordings, images, list(index_of), concepts, names, repetitions, owners, subjects, part.modality)
 
 
 def _channel_indices(part: Recordings, channels: str | list[str], path: object) -> list[int]:

@@ -136,9 +136,8 @@ def test_split_refuses_unknown_names_and_times(root):
 
 def test_sessions_are_numbered_from_1_and_other_values_are_dropped(tmp_path):
     first = np.array([[0, 3], [1, 1], [2, 2]])
-    for given, expected in [(first, (first + 1).tolist()), (np.full((3, 2), 2.0), [[2, 2]] * 3)]:
+    wrong = (None, np.zeros(3), np.full((3, 2), 0.5), np.full((3, 2), np.nan), np.full((3, 2), "a"))
+    cases = [(first, (first + 1).tolist()), (np.full((3, 2), 2.0), [[2, 2]] * 3), *((given, None) for given in wrong)]
+    for given, expected in cases:
         torch.save(published(session=given), tmp_path / "train.pt")
         assert read_recordings(tmp_path / "train.pt").sessions == expected
-    for given in (None, np.zeros(3), np.full((3, 2), 0.5), np.full((3, 2), np.nan), np.full((3, 2), "a")):
-        torch.save(published(session=given), tmp_path / "train.pt")
-        assert read_recordings(tmp_path / "train.pt").sessions is None

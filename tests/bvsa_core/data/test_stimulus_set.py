@@ -111,9 +111,8 @@ def test_images_of_things_are_matched_by_file_name(source, store, tmp_path):
         shutil.copy2(source / name, target)
     image(9).save(things / "bat1" / "bat1_99s.jpg")
     report = import_images(things, store, SIZE)
-    assert (
-        report.problems == [] and report.summary[0] == f"{things}: 1 more images, which no recording names, left alone"
-    )
+    assert report.problems == []
+    assert report.summary[0] == f"{things}: 1 more images, which no recording names, left alone"
     assert Dataset(store).image_path(TEST[0]).is_file()
 
 
@@ -138,10 +137,8 @@ def test_the_same_command_again_changes_nothing_and_repairs_altered_images(sourc
 
 def test_an_interrupted_run_continues(source, store, monkeypatch):
     resize = Mock(side_effect=stimulus_set._resize)
-    outcomes = iter([resize, resize, resize])
-    monkeypatch.setattr(
-        stimulus_set, "_resize", lambda *arguments: next(outcomes, Mock(side_effect=KeyboardInterrupt))(*arguments)
-    )
+    outcomes, interrupt = iter([resize] * 3), Mock(side_effect=KeyboardInterrupt)
+    monkeypatch.setattr(stimulus_set, "_resize", lambda *arguments: next(outcomes, interrupt)(*arguments))
     with pytest.raises(KeyboardInterrupt):
         import_images(source, store, SIZE)
     folder = store / "Image_set_Resize"

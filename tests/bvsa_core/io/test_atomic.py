@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -45,7 +46,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(read_only):
 def test_a_file_is_replaced_whole_or_stays(tmp_path, monkeypatch):
     path = tmp_path / "file"
     write_atomically(path, b"first")
-    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    monkeypatch.setattr(Path, "replace", Mock(side_effect=OSError(5, "Input/output error")))
     with pytest.raises(UserError, match="file: cannot be written"):
         write_atomically(path, b"second")
     assert path.read_bytes() == b"first" and os.listdir(tmp_path) == ["file"]
@@ -76,11 +77,9 @@ def test_a_lock_ends_with_its_owner_however_that_ends(tmp_path):
     folder = tmp_path / "run"
     owner = subprocess.Popen([sys.executable, "-c", OWNER, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert owner.stdout.readline() == b"locked\n"
-    with pytest.raises(
-        UserError, match=rf"run: a run is going on there \(process {owner.pid} on .*\); wait for its end, or choose"
-    ):
-        with lock(folder, activity="a run"):
-            pass
+    busy = rf"run: a run is going on there \(process {owner.pid} on .*\); wait for its end, or choose"
+    with pytest.raises(UserError, match=busy), lock(folder, activity="a run"):
+        pass
     assert (folder / ".half.partial").exists()  # of the living nothing is cleared away
     owner.kill()
     owner.communicate()
@@ -113,9 +112,6 @@ def append_in_lock(folder: Path) -> None:
 
 
 def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
-    def flock(*_):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))))
     with pytest.raises(UserError, match=r"cannot be written \(Function not implemented\)"), lock(tmp_path):
         pass

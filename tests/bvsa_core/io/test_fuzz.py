@@ -40,6 +40,7 @@ VERSIONS = int(os.environ.get("FOVBLUR_FUZZ", 80))
 DATA = np.random.default_rng(0).standard_normal((3, 2, 4, 5))
 IMAGES = [f"training_images/{i + 1:05d}_thing{i}/thing{i}_01b.jpg" for i in range(3)]
 CHANNELS, TIMES = ["O1", "Oz", "O2", "Pz"], [0.0, 0.004, 0.008, 0.012, 0.016]
+PROGRESSIVE = {"progressive": True, "exif": b"Exif\0\0II*\0" + bytes(30)}
 
 
 def stored(folder: Path) -> Path:
@@ -89,11 +90,7 @@ def session_layout(folder: Path) -> Path:
 
 def images(folder: Path) -> Path:
     content = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
-    for name, options in (
-        ("a.jpg", {}),
-        ("b.png", {}),
-        ("c.jpg", {"progressive": True, "exif": b"Exif\0\0II*\0" + bytes(30)}),
-    ):
+    for name, options in (("a.jpg", {}), ("b.png", {}), ("c.jpg", PROGRESSIVE)):
         Image.fromarray(content).save(folder / name, **options)
     with zipfile.ZipFile(folder / "training_images.zip", "w") as archive:
         for i, name in enumerate(IMAGES):
@@ -129,6 +126,7 @@ def all_kinds(root: Path) -> list[Kind]:
     (tables / "image_concept_index.csv").write_text("1\n2\n")
     (tables / "settings.yaml").write_text("method: bvsa\ndata: {window: [0.0, 1.0], subjects: [sub-01]}\nepochs: 20\n")
     conditions = sessions / "sub-01" / "img_conditions_test_sub-01.npy"
+    lists = tables / "image_paths.csv", tables / "image_concept_index.csv"
     return [
         Kind("recordings .pt", train, read_arrays, exact=True),
         Kind("recordings", train, lambda path: _plain(read_recordings(path)), exact=True),
@@ -146,13 +144,11 @@ def all_kinds(root: Path) -> list[Kind]:
         Kind("info.json", arrays / "info.json", lambda path: _check(arrays)),
         Kind("meta.json", sessions / "sub-01" / "meta_sub-01.json", lambda path: _check(sessions)),
         Kind("img_conditions", conditions, lambda path: _check(sessions)),
-        *(Kind(name, stills / name, _decode) for name in ("a.jpg", "b.png", "c.jpg")),
+        *(Kind(name, stills / name, read_image) for name in ("a.jpg", "b.png", "c.jpg")),
         Kind("zip of images", stills / "training_images.zip", lambda path: _import(path, root / "images")),
         Kind("attributes", tables / "a.csv", meg_trials.read_attributes),
-        Kind("image_paths.csv", tables / "image_paths.csv", lambda path: _images(tables)),
-        Kind("image_concept_index.csv", tables / "image_concept_index.csv", lambda path: _images(tables)),
-        Kind("gallery .npy", npy / "rows.npy", lambda path: EmbeddingMatrix(path).read(slice(0, 2))),
-        Kind("gallery .safetensors", npy / "rows.safetensors", lambda path: EmbeddingMatrix(path).read(slice(0, 2))),
+        *(Kind(table.name, table, lambda path: meg_trials.read_images(*lists)) for table in lists),
+        *(Kind(f"gallery {rows.suffix}", rows, _first_rows) for rows in sorted(npy.glob("rows.*"))),
         Kind("settings.yaml", tables / "settings.yaml", lambda path: read_yaml(path, "make it again")),
         Kind("description", arrays / "info.json", read_description),
     ]
@@ -174,17 +170,13 @@ def _check(folder: Path) -> None:
     assert all("\n" not in line for line in problems), problems
 
 
-def _decode(path: Path) -> None:
-    read_image(path)
+def _first_rows(path: Path) -> object:
+    return EmbeddingMatrix(path).read(slice(0, 2))
 
 
 def _import(path: Path, target: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     import_images(path, target, 8)
-
-
-def _images(folder: Path) -> object:
-    return meg_trials.read_images(folder / "image_paths.csv", folder / "image_concept_index.csv")
 
 
 @pytest.fixture(scope="module")

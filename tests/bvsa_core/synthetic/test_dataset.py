@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import shutil
 from pathlib import Path
 
@@ -17,14 +16,8 @@ from bvsa_core.errors import UserError
 from bvsa_core.io.safe_readers import read_arrays
 from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset, make_subject, plan_images, record
 
-SIZES = {
-    "train_concepts": 4,
-    "images_per_concept": 2,
-    "train_repetitions": 2,
-    "test_concepts": 3,
-    "test_repetitions": 4,
-}
-TINY = SyntheticConfig(subjects=1, samples=60, **SIZES)
+FEW = {"train_concepts": 4, "images_per_concept": 2, "train_repetitions": 2, "test_concepts": 3, "test_repetitions": 4}
+TINY = SyntheticConfig(subjects=1, samples=60, **FEW)
 RECORDINGS = "Preprocessed_data_250Hz_whiten"
 
 
@@ -85,17 +78,20 @@ def test_an_interrupted_call_continues_and_other_folders_are_refused(tmp_path):
         make_dataset(tmp_path / "data", TINY)
 
 
-def test_impossible_settings_are_refused(tmp_path):
-    for changes, message in [
-        ({"subjects": 0}, "subjects is 0; it must be at least 1"),
-        ({"samples": 10}, "samples is 10"),
-        ({"signal_to_noise": -1.0}, "signal_to_noise is -1.0; it must be positive"),
-        ({"channels": "some"}, "channels is 'some'"),
-        ({"modality": "fmri"}, "unknown modality 'fmri'; choose one of eeg, meg"),
-        ({"train_concepts": 5000}, "5000 training and 3 test concepts are requested; there are 8"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            make_dataset(tmp_path / "data", dataclasses.replace(TINY, **changes))
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("subjects", 0, "subjects is 0; it must be at least 1"),
+        ("samples", 10, "samples is 10"),
+        ("signal_to_noise", -1.0, "signal_to_noise is -1.0; it must be positive"),
+        ("channels", "some", "channels is 'some'"),
+        ("modality", "fmri", "unknown modality 'fmri'; choose one of eeg, meg"),
+        ("train_concepts", 5000, "5000 training and 3 test concepts are requested; there are 8"),
+    ],
+)
+def test_impossible_settings_are_refused(tmp_path, name, value, message):
+    with pytest.raises(UserError, match=message):
+        make_dataset(tmp_path / "data", dataclasses.replace(TINY, **{name: value}))
 
 
 def test_trials_have_unit_noise_and_the_stated_signal():
@@ -117,12 +113,9 @@ def test_subjects_differ_but_see_the_same_images(small_data):
     assert torch.corrcoef(torch.stack(similarities))[0, 1] > 0.3
 
 
-def test_check_reports_no_problem_here(small_data):
+def test_check_reports_every_problem(small_data, tmp_path):
     report = check_dataset(small_data)
     assert report.problems == [] and len(report.summary) == 5
-
-
-def test_check_reports_every_problem(small_data, tmp_path):
     copy = shutil.copytree(small_data, tmp_path / "data")
     images = sorted((copy / "Image_set_Resize").rglob("*.jpg"))
     images[0].unlink()
@@ -139,13 +132,12 @@ def test_check_reports_every_problem(small_data, tmp_path):
 
 def test_check_reports_test_concepts_in_the_training_set(small_data, tmp_path):
     copy = shutil.copytree(small_data, tmp_path / "data")
-    for subject in ("sub-01", "sub-02"):
-        folder = copy / RECORDINGS / subject
-        shutil.copy(folder / "train.pt", folder / "test.pt")
+    for train in copy.rglob("train.pt"):
+        shutil.copy(train, train.with_name("test.pt"))
     assert any("retrieval is not zero-shot" in problem for problem in check_dataset(copy).problems)
 
 
 def test_dataset_json_describes_the_data_set(small_data):
-    assert Dataset(small_data).name == "synthetic"
-    description = json.loads((small_data / "dataset.json").read_text())
-    assert description["config"]["train_concepts"] == 30 and description["modality"] == "EEG"
+    description = Dataset(small_data).description
+    assert description["name"] == "synthetic" and description["modality"] == "EEG"
+    assert description["config"]["train_concepts"] == 30

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -123,10 +124,8 @@ def test_another_process_may_write_first(tmp_path, monkeypatch):
         target.write_bytes((tmp_path / "kept").read_bytes())
         raise UserError("no such file")
 
-    for function, write in (
-        ("map_features", lambda: few.merge(target)),
-        ("write_features", lambda: few.add(target, 0, torch.ones(3, 2))),
-    ):
+    add = partial(few.add, target, 0, torch.ones(3, 2))
+    for function, write in (("map_features", partial(few.merge, target)), ("write_features", add)):
         with monkeypatch.context() as patched:
             patched.setattr(shards, function, written_by_another)
             write()
@@ -140,25 +139,18 @@ def test_levels_that_differ_have_files_that_differ(filled):
     assert len(set(names)) == len(gains) and names[1] == "k51_gain0.5.safetensors"
 
 
-def flip_a_byte(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
-
-
-def declare_other_rows(file: Path) -> None:
-    content = file.read_bytes()
-    file.write_bytes(content.replace(b"[22, 128]", b"[11, 256]"))
+def flip_the_last_bit(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
 
 
 DAMAGE = {
-    "truncated": (lambda file: file.write_bytes(file.read_bytes()[:1000]), "damaged or incomplete"),
-    "empty": (lambda file: file.write_bytes(b""), "damaged or incomplete"),
-    "altered": (flip_a_byte, "altered since it was written (its checksum differs)"),
-    "another shape": (declare_other_rows, "is torch.float32 (11, 256), not float32 of 22 rows"),
-    "another level": (lambda file: shutil.copy(file.with_name(NAMES[1]), file), f"is {NAMES[1]} of bank"),
+    "truncated": (lambda data: data[:1000], "damaged or incomplete"),
+    "empty": (lambda data: b"", "damaged or incomplete"),
+    "altered": (flip_the_last_bit, "altered since it was written (its checksum differs)"),
+    "other rows": (lambda data: data.replace(b"[22, 128]", b"[11, 256]"), "float32 (11, 256), not float32 of 22 rows"),
+    "another level": (None, f"is {NAMES[1]} of bank"),
     "no bank's": (
-        lambda file: safetensors.torch.save_file({"features": torch.ones(22, 128)}, file),
+        lambda _: safetensors.torch.save({"features": torch.ones(22, 128)}),
         "a file that no bank has written",
     ),
 }
@@ -168,7 +160,8 @@ DAMAGE = {
 def test_a_damaged_or_foreign_file_is_refused(filled, clip, damage, message):
     file = filled.folder / NAMES[0]
     assert filled.load(LEVELS).shape == (2, COUNT, 128) and filled.files(LEVELS)[0] == file  # its checksum is known
-    damage(file)
+    damaged = damage(file.read_bytes()) if damage else file.with_name(NAMES[1]).read_bytes()
+    file.write_bytes(damaged)
     pattern = f"{re.escape(str(file))}: .*{re.escape(message)}.*; delete it, and the same command"
     for read in (lambda: filled.load(LEVELS), lambda: level_files(filled.folder, LEVELS, clip)):
         with pytest.raises(UserError, match=pattern):
@@ -187,7 +180,7 @@ def test_a_level_of_another_bank_is_refused(filled, few, tmp_path, clip):
 
 def test_altered_texts_are_refused(filled):
     path = filled.texts_path(["A photo of a banana."])
-    flip_a_byte(path)
+    path.write_bytes(flip_the_last_bit(path.read_bytes()))
     with pytest.raises(UserError, match=f"{path.name}: altered since"):
         filled.texts(["A photo of a banana."])
 
@@ -231,9 +224,8 @@ def test_what_a_format_stands_for(tmp_path):
     y, x = np.mgrid[:300, :400]
     image = np.stack([x * 255 // 399, y * 255 // 299, (x // 8 + y // 8) % 2 * 255], axis=-1).astype(np.uint8)
     Image.fromarray(image).save(tmp_path / "image.png")
-    seen = OnlineViews(_Identity(), read_images([tmp_path / "image.png"], 96))(
-        torch.tensor([0]), torch.tensor([0.5]), torch.tensor([51])
-    )
+    views = OnlineViews(_Identity(), read_images([tmp_path / "image.png"], 96))
+    seen = views(torch.tensor([0]), torch.tensor([0.5]), torch.tensor([51]))
     assert bank_module.FORMAT == 2
     torch.testing.assert_close(seen[0, :, [0, 48, 90], [0, 50, 7]].T, FORMAT_2, rtol=0, atol=2e-5)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -93,9 +94,8 @@ def test_a_level_that_the_bank_lacks_is_refused(bank):
     banked = BankedViews(bank.load([SHARP]), [SHARP])
     one = torch.zeros(1, dtype=torch.int64)
     assert banked(one, torch.tensor([0.3]), torch.tensor([1])).shape == (1, 128)  # one pixel is sharp at any gain
-    with pytest.raises(
-        UserError, match="the feature bank holds k=1 gain=0, but not the requested blur level; use --views online"
-    ):
+    message = "the feature bank holds k=1 gain=0, but not the requested blur level; use --views online"
+    with pytest.raises(UserError, match=message):
         banked(one, torch.tensor([0.5]), torch.tensor([51]))
 
 
@@ -121,7 +121,7 @@ def test_only_missing_levels_are_computed_and_nothing_unfinished_is_kept(clip, p
     bank.fill([SHARP, Level(51, 0.5)], lambda _, done, total: reports.append((done, total)))
     assert reports[-1] == (40, 40)
     assert {name: (bank.folder / name).stat().st_mtime_ns for name in before} == before
-    monkeypatch.setattr(OnlineViews, "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(OnlineViews, "__call__", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         bank.fill([Level(57, 0.5)])
     assert bank.missing([SHARP, Level(51, 0.5), Level(57, 0.5)]) == [Level(57, 0.5)]
