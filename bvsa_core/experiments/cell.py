@@ -95,11 +95,7 @@ def is_complete(cell: Cell, root: Path) -> bool:
 
 
 def load_scores(folder: Path) -> list[RunResult]:
-    """Read the results of a complete cell, one for each way its training is scored.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """Read the results of a complete cell, one for each way its training is scored."""
     path = folder / SCORES
     remedy = "remove it, and 'bvsa reproduce' makes it again"
     rows = read_json(path, remedy).get("rows")

@@ -168,11 +168,7 @@ def _checked(kind: type, values: Any, source: str, skip: Iterable[str] = ()) -> 
 
 
 def systems_named(systems: Sequence[System], names: Sequence[str]) -> list[System]:
-    """Return the systems whose label or method is in `names`.
-
-    Raises:
-        UserError: a name fits no system.
-    """
+    """Return the systems whose label or method is in `names`; a name that fits none is a UserError."""
     known = sorted({name for system in systems for name in (system.label, system.method)})
     for name in names:
         if name not in known:

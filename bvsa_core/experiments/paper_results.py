@@ -16,11 +16,7 @@ def content() -> dict[str, Any]:
 
 
 def check(reference: str) -> None:
-    """Check that a published row is known.
-
-    Raises:
-        UserError: it is not.
-    """
+    """Raise a UserError unless a published row is known."""
     if reference not in known():
         raise UserError(unknown_name("published row", reference, known()))
 

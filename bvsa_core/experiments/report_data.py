@@ -179,11 +179,7 @@ def with_curves(
     resamples: int,
     progress: Progress = no_progress,
 ) -> list[ReportRow]:
-    """Compute the curve over test repetitions of the first run of every row without one; 0 resamples: change nothing.
-
-    Raises:
-        UserError: the data of a run cannot be read.
-    """
+    """Compute the curve over test repetitions of the first run of every row without one, unless resamples is 0."""
     results = []
     for done, row in enumerate(rows, start=1):
         if resamples and row.runs and not any(run.repetition_curve for run in row.runs):
@@ -206,9 +202,6 @@ def build_report(
     """Build a report of rows, with the images that their runs retrieve and examples of their blur.
 
     Images are read from the folder `data`; default: the data folder named by each run.
-
-    Raises:
-        UserError: a file of a run is damaged.
     """
     missing: dict[str, str] = {}
     chosen = _round_robin([row for row in rows if row.runs], RETRIEVALS)
@@ -222,7 +215,8 @@ def build_report(
         messages.append(f"{len(chosen)} of {runs} runs are shown, the first of every row; 'bvsa report RUN' shows any.")
     if (longest := max((len(each.similarity) for each in retrievals), default=0)) > QUERIES:
         messages.append(f"Of up to {longest} recordings of a run the first {QUERIES} are shown.")
-    missing |= {"retrieved": " ".join(messages)} if messages else {}
+    if messages:
+        missing["retrieved"] = " ".join(messages)
     blur_examples = _blur_examples(rows, cache)
     images = cache.images(progress)
     if cache.unreadable:

@@ -60,11 +60,7 @@ class EmbeddingMatrix:
         return self.data.shape[1]
 
     def read(self, rows: slice | Tensor) -> Tensor:
-        """Return unit-norm float32 rows, by slice or by number.
-
-        Raises:
-            UserError: a row has NaN or infinite values.
-        """
+        """Return unit-norm float32 rows, by slice or by number; NaN or infinite values are a UserError."""
         values = self.data[rows].float()
         if (first := first_invalid_row(values)) is not None:
             row = (rows.start or 0) + first if isinstance(rows, slice) else int(rows[first])
@@ -114,11 +110,7 @@ class Gallery:
 
     @torch.no_grad()
     def text(self, rows: slice | Tensor) -> Tensor:
-        """Return embeddings of the texts of images, by slice or by number.
-
-        Raises:
-            UserError: the gallery has no texts.
-        """
+        """Return embeddings of the texts of images, by slice or by number, if the gallery has texts."""
         if self.texts is None:
             raise UserError("the gallery has no texts; give them with --gallery_text")
         return self._text_embeddings(self.texts.read(rows).to(self.device))

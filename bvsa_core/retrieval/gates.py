@@ -36,11 +36,7 @@ class Reliability:
 
     @classmethod
     def parse(cls, text: str) -> Reliability:
-        """Parse KIND:THRESHOLD.
-
-        Raises:
-            UserError: the text has another form.
-        """
+        """Parse KIND:THRESHOLD, or raise a UserError."""
         kind, _, threshold = text.partition(":")
         try:
             if kind in KINDS and math.isfinite(float(threshold)):

@@ -9,17 +9,8 @@ import results
 
 from bvsa_core.errors import UserError
 from bvsa_core.experiments import paper_results
-from bvsa_core.report.comparison_table import (
-    ComparisonRow,
-    cells,
-    escape,
-    mean_statistics,
-    notes,
-    subject_rows,
-    to_csv,
-    to_latex,
-    to_markdown,
-)
+from bvsa_core.report import comparison_table
+from bvsa_core.report.comparison_table import ComparisonRow, cells, notes
 from bvsa_core.report.tables import MethodResult
 
 PUBLISHED = paper_results.find("NICE", "eeg", "inter")
@@ -62,10 +53,10 @@ def test_footnotes_are_numbered_by_appearance():
 def test_published_scores_stay_in_their_columns():
     absent = ComparisonRow("meg", "inter", "SAMGA", published=paper_results.find("SAMGA", "meg", "inter"))
     failed = ComparisonRow("eeg", "intra", "ubp", "eeg_project", missing=2, cells=6)
-    records = list(csv.DictReader(to_csv([absent, failed, entry()]).splitlines()))
+    records = list(csv.DictReader(comparison_table.to_csv([absent, failed, entry()]).splitlines()))
     assert (records[0]["top1"], records[0]["published_top1"], records[0]["published_top5"]) == ("", "6.1", "16.6")
     assert (records[1]["top1"], records[1]["published_top1"]) == ("", "") and records[2]["top1_high"] == "30.0"
-    text = to_markdown("A | B", [absent, failed, entry(system="a|b")])
+    text = comparison_table.to_markdown("A | B", [absent, failed, entry(system="a|b")])
     assert "2 of 6 cells missing" in text and "a&#124;b" in text and "| 25.0 [20.0, 30.0] | 50.0 [40.0, 60.0] |" in text
     assert paper_results.find("SAMGA", "meg", "intra") and paper_results.find("NICE", "meg", "intra") is None
     with pytest.raises(UserError, match="unknown published row 'SAMBA'; choose one of BraVL"):
@@ -73,10 +64,10 @@ def test_published_scores_stay_in_their_columns():
 
 
 def test_latex_prints_every_character():
-    assert escape(r"50 % & $1_2 {x}^# ~ \n") == (
+    assert comparison_table.escape(r"50 % & $1_2 {x}^# ~ \n") == (
         r"50 \% \& \$1\_2 \{x\}\textasciicircum{}\# \textasciitilde{} \textbackslash{}n"
     )  # fmt: skip
-    text = to_latex("Every & all", [entry(system="a_b & c%"), entry(setting="intra")])
+    text = comparison_table.to_latex("Every & all", [entry(system="a_b & c%"), entry(setting="intra")])
     rules = [text.count(rf"\{name}rule") for name in ("top", "mid", "bottom")]
     assert r"a\_b \& c\%" in text and rules == [1, 2, 1]
     columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", text)[1]
@@ -91,5 +82,8 @@ def test_subjects_and_statistics_are_means_over_seeds():
         results.run_result([1, 1], statistics=statistics(1.0)),
         results.run_result([2, 6], statistics=statistics(0.0)),
     ]
-    assert subject_rows(of_runs) == {"sub-01": (0.5, 0.75), "sub-02": (0.5, 0.5)}
-    assert mean_statistics(of_runs) == {"hubness": {"k": 10, "skewness": 0.5}, "galleries": [{"size": 2, "top1": 0.5}]}
+    assert comparison_table.subject_rows(of_runs) == {"sub-01": (0.5, 0.75), "sub-02": (0.5, 0.5)}
+    assert comparison_table.mean_statistics(of_runs) == {
+        "hubness": {"k": 10, "skewness": 0.5},
+        "galleries": [{"size": 2, "top1": 0.5}],
+    }

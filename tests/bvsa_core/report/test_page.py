@@ -38,9 +38,6 @@ class ElementParser(HTMLParser):
         if tag not in VOID:
             self._open.append(tag)
 
-    def handle_startendtag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-
     def handle_endtag(self, tag):
         assert self._open.pop() == tag
 
@@ -69,9 +66,7 @@ def report() -> Report:
     file = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(file, "JPEG")
     image = file.getvalue()
-    gallery = [
-        GalleryImage(f"test_images/{i}_{name}/a.jpg", name, image) for i, name in enumerate(("dog", EVIL, "cat"))
-    ]
+    gallery = [GalleryImage(f"test_images/{name}/a.jpg", name, image) for name in ("dog", EVIL, "cat")]
     published = paper_results.find("BVSA", "eeg", "intra")
     rows = [report_row(EVIL, published), report_row("gated", gate="paper", information="uses labels")]
     data, top, scores = rows[0].comparison.data, [[0, 1, 2], [2, 1, 0], [2, 0, 1]], [[0.5, 0.25, 0.1]] * 3

@@ -42,14 +42,11 @@ def test_invalid_scores_are_refused():
 def test_gates_follow_their_formulas(seed):
     brain_text, text = torch.randn(40, 9), torch.randn(40, 9)
     diagonal = (brain_text @ text.T).diagonal().numpy()
-    rows, columns = gates("paper", brain_text, text)
-    expected = diagonal >= diagonal.mean() - 1.6448536 * diagonal.std(ddof=1)
-    np.testing.assert_array_equal(rows.numpy().astype(bool), expected)
-    assert torch.equal(rows, columns)
-    rows, columns = gates("code", brain_text, text)
-    expected = diagonal >= diagonal.mean() - 1.96 * diagonal.std(ddof=1) / np.sqrt(40)
-    np.testing.assert_array_equal(rows.numpy().astype(bool), expected)
-    assert columns is None
+    for gate, reach in (("paper", 1.6448536), ("code", 1.96 / np.sqrt(40))):
+        rows, columns = gates(gate, brain_text, text)
+        expected = diagonal >= diagonal.mean() - reach * diagonal.std(ddof=1)
+        np.testing.assert_array_equal(rows.numpy().astype(bool), expected)
+        assert columns is None if gate == "code" else torch.equal(rows, columns)
 
 
 @pytest.mark.parametrize("kind", ["margin", "max"])
