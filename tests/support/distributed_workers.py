@@ -61,13 +61,9 @@ class Problem:
 
     def train(self) -> dict:
         lines: list[dict] = []
-        common = self.method, self.split, self.views, self.texts, self.config, self.fabric
-        fit(
-            *common,
-            lines.append,
-            held_out=(self.split, self.views),
-            checkpointer=Checkpointer(processes=self.processes),
-        )
+        data, checkpointer = (self.split, self.views), Checkpointer(processes=self.processes)
+        common = self.texts, self.config, self.fabric, lines.append
+        fit(self.method, *data, *common, held_out=data, checkpointer=checkpointer)
         assert self.method.encoder.spare.item() == 1
         buffers = {key: value.tolist() for key, value in self.method.named_buffers() if "num_batches" not in key}
         fused = self.method.fusion.weights.tolist() if self.method.fusion else []
@@ -107,10 +103,9 @@ def gradients(path: str, method: str, seed: int) -> None:
     """Write the gradients of one batch without dropout."""
     with init_processes() as processes:
         problem = Problem(method, "eeg_project", processes, seed, dropout=False)
+        batch = make_batch(problem.method, problem.split, torch.arange(7), problem.views, problem.texts)
         module = problem.fabric.setup(problem.method)
-        problem.fabric.backward(
-            module(make_batch(problem.method, problem.split, torch.arange(7), problem.views, problem.texts))
-        )
+        problem.fabric.backward(module(batch))
         values = [value.grad.tolist() for value in problem.method.parameters() if value.grad is not None]
         assert all(each == values for each in processes.gather(values))
     if processes.rank == 0:

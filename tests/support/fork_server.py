@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+IMPORTED = """bvsa_core.cli.demo bvsa_core.cli.data bvsa_core.cli.train bvsa_core.cli.reproduce bvsa_core.report.page
+bvsa_core.synthetic.openmoji bvsa_core.vision.tiny lightning_fabric open_clip sklearn.svm scipy.stats
+torch.distributed.nn.functional"""
 
 
 @dataclass(frozen=True)
@@ -38,23 +41,15 @@ class Forks:
         command = [sys.executable, __file__]
         self.program = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
 
-    def run(
-        self,
-        function: str,
-        *args: object,
-        processes: int = 1,
-        after: float | Path | None = None,
-        by: int = signal.SIGKILL,
-    ) -> list[Ended]:
+    def run(self, function: str, *args: object, processes: int = 1, **how: object) -> list[Ended]:
         """Call a function in several processes, as torchrun would start them.
 
         Args:
-            after: seconds, or a file that must appear, before they get the signal `by`; default: they get none.
+            how: `after`, seconds or a file that must appear before they get a signal, and `by`, which one; default:
+                none and SIGKILL.
         """
-        after = str(after) if isinstance(after, Path) else after
-        call = {"function": function, "args": args, "processes": processes, "after": after, "by": by}
-        call["folder"] = str(self.folder)
-        print(json.dumps(call), file=self.program.stdin, flush=True)
+        call = {"function": function, "args": args, "processes": processes, "folder": self.folder, **how}
+        print(json.dumps(call, default=str), file=self.program.stdin, flush=True)
         return [Ended(**each) for each in json.loads(self.program.stdout.readline())]
 
     def bvsa(self, *arguments: object, **how: object) -> list[Ended]:
@@ -78,18 +73,7 @@ def serve() -> None:
     import torch
 
     torch.set_num_threads(1)
-    for name in ("demo", "data", "train", "reproduce"):
-        importlib.import_module(f"bvsa_core.cli.{name}")
-    for name in (
-        "bvsa_core.synthetic.openmoji",
-        "bvsa_core.vision.tiny",
-        "bvsa_core.report.page",
-        "lightning_fabric",
-        "open_clip",
-        "sklearn.svm",
-        "scipy.stats",
-        "torch.distributed.nn.functional",
-    ):
+    for name in IMPORTED.split():
         importlib.import_module(name)
     for line in sys.stdin:
         call = json.loads(line)
@@ -99,18 +83,16 @@ def serve() -> None:
         started = time.monotonic()
         store = keep_store(port) if call["processes"] > 1 else None
         children = [start(call, rank, port) for rank in range(call["processes"])]
-        if call["after"] is not None:
-            if isinstance(call["after"], str):
-                while (
-                    not Path(call["after"]).exists()
-                    and os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-                ):
+        if (after := call.get("after")) is not None:
+            if isinstance(after, str):
+                state = os.WEXITED | os.WNOHANG | os.WNOWAIT
+                while not Path(after).exists() and os.waitid(os.P_ALL, 0, state) is None:
                     time.sleep(0.01)
             else:
-                time.sleep(call["after"])
+                time.sleep(after)
             for child in children:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(child, call["by"])
+                    os.kill(child, call.get("by", signal.SIGKILL))
         ended = []
         for rank, child in enumerate(children):
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -144,13 +126,9 @@ def start(call: dict, rank: int, port: int) -> int:
         for number, stream in ((1, "out"), (2, "err")):
             os.dup2(os.open(Path(call["folder"], f"{stream}{rank}"), os.O_WRONLY | os.O_TRUNC | os.O_CREAT), number)
         if call["processes"] > 1:
-            world = {
-                "RANK": rank,
-                "LOCAL_RANK": rank,
-                "WORLD_SIZE": call["processes"],
-                "LOCAL_WORLD_SIZE": call["processes"],
-            }
-            world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
+            world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
+            world |= dict.fromkeys(("RANK", "LOCAL_RANK"), rank)
+            world |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), call["processes"])
             os.environ |= {name: str(value) for name, value in world.items()}
         module, _, function = call["function"].partition(":")
         code = getattr(importlib.import_module(module), function)(*call["args"]) or 0

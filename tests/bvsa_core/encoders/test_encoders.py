@@ -12,12 +12,7 @@ from bvsa_core import encoders
 from bvsa_core.encoders import InputSpec
 from bvsa_core.errors import UserError
 
-
-def count(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-OPTIONS = {"atm": encoders.options_class("atm")(subject_token="subject")}
+TOKENS = encoders.options_class("atm")(subject_token="subject")
 
 
 def projection(features: int) -> int:
@@ -26,48 +21,43 @@ def projection(features: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("module", "parameters"),
+    ("name", "shape", "options", "parameters"),
     [
         # 56,830,977 with the scale of a method; those of methods are in ../methods/test_fidelity.py
-        (lambda: encoders.build("eeg_project", InputSpec(271, 201, 1024)), 56_830_976),
-        (lambda: encoders.build("tsconv", InputSpec(63, 250, 768)), 1_802_496),
+        ("eeg_project", InputSpec(271, 201, 1024), None, 56_830_976),
+        ("tsconv", InputSpec(63, 250, 768), None, 1_802_496),
         # attention of 4 heads of 250 // 4, tokens of ten subjects; methods.md says "about 3.08M"
-        (lambda: encoders.build("atm", InputSpec(63, 250, 1024, 10), OPTIONS["atm"]), 3_075_162),
+        ("atm", InputSpec(63, 250, 1024, 10), TOKENS, 3_075_162),
         # (convolutions with biases) + (batch norms) + projection of 40 * 36, 200 * 7 and 16 * 78 features;
         # DeepNet: 275 + 10,650 + 12,550 + 50,100 + 200,200 and 750
-        (lambda: encoders.build("shallownet", InputSpec(17, 250, 1024)), 1040 + 27_240 + 80 + projection(1440)),
-        (lambda: encoders.build("deepnet", InputSpec(17, 250, 1024)), 274_525 + projection(1400)),
-        (lambda: encoders.build("eegnet", InputSpec(17, 250, 1024)), 520 + 2_192 + 4_112 + 80 + projection(1248)),
+        ("shallownet", InputSpec(17, 250, 1024), None, 1040 + 27_240 + 80 + projection(1440)),
+        ("deepnet", InputSpec(17, 250, 1024), None, 274_525 + projection(1400)),
+        ("eegnet", InputSpec(17, 250, 1024), None, 520 + 2_192 + 4_112 + 80 + projection(1248)),
     ],
-    ids=["EEGProject MEG", "TSConv", "ATM-S", "ShallowNet", "DeepNet", "EEGNet"],
 )
-def test_parameter_counts_are_the_published_ones(module, parameters):
-    assert count(module()) == parameters
+def test_parameter_counts_are_the_published_ones(name, shape, options, parameters):
+    encoder = encoders.build(name, shape, options)
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == parameters
 
 
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", encoders.names())
-def test_every_encoder_maps_recordings_to_embeddings_with_gradients(name):
-    encoder = encoders.build(name, InputSpec(5, 151, 16))
-    embedding = encoder(torch.randn(4, 5, 151))
-    assert embedding.shape == (4, 16)
-    embedding.square().sum().backward()
-    assert all(parameter.grad is not None for parameter in encoder.parameters())
-
-
-@pytest.mark.parametrize("name", encoders.names())
-def test_every_encoder_reads_every_channel(name, seed):
+def test_every_encoder_reads_every_channel_and_has_gradients(name, training, seed):
     """The released ATM does not: its prepended token pushes the last electrode out."""
-    encoder = encoders.build(name, InputSpec(5, 151, 16)).eval()
-    recordings = torch.randn(2, 5, 151, requires_grad=True)
-    (encoder(recordings) * torch.randn(2, 16)).sum().backward()
+    encoder = encoders.build(name, InputSpec(5, 151, 16)).train(training)
+    recordings = torch.randn(4, 5, 151, requires_grad=True)
+    embedding = encoder(recordings)
+    assert embedding.shape == (4, 16)
+    (embedding * torch.randn(4, 16)).sum().backward()
     assert (recordings.grad.abs().amax(dim=(0, 2)) > 0).all()
+    assert all(parameter.grad is not None for parameter in encoder.parameters())
 
 
 def test_atm_has_a_token_per_subject_and_their_mean_for_unknown_ones(seed):
     shape = InputSpec(3, 80, 8, subjects=2)
     recordings = torch.randn(1, 3, 80, dtype=torch.float64).expand(4, -1, -1)
     subjects = torch.tensor([0, 1, -1, 7])
-    encoder = encoders.build("atm", shape, OPTIONS["atm"]).eval().double()
+    encoder = encoders.build("atm", shape, TOKENS).eval().double()
     first, second, unknown, other = encoders.encode(encoder, recordings, subjects)
     close = partial(torch.testing.assert_close, rtol=0, atol=1e-10)  # float64, where an untrained token changes 1e-3
     close(unknown, other)
@@ -139,11 +129,12 @@ def test_classes_of_braindecode_are_encoders_by_name(monkeypatch):
     options = encoders.options_class("braindecode:FakeNet")(sampling_rate=200.0, arguments={"drop_prob": 0.1})
     encoder = encoders.build("braindecode:FakeNet", InputSpec(5, 120, 16), options)
     assert encoder(torch.randn(4, 5, 120)).shape == (4, 16) and (encoder.sfreq, encoder.drop_prob) == (200.0, 0.1)
-    message = r"encoder braindecode:FakeNet: n_times is too small \(built for 5 channels, 50 time points"
-    with pytest.raises(UserError, match=message):
-        encoders.build("braindecode:FakeNet", InputSpec(5, 50, 16))
-    with pytest.raises(UserError, match="unknown class of braindecode.models 'NoNet'.* choose one of FakeNet"):
-        encoders.build("braindecode:NoNet", InputSpec(5, 120, 16))
+    for name, message in {
+        "FakeNet": r"encoder braindecode:FakeNet: n_times is too small \(built for 5 channels, 50 time points",
+        "NoNet": "unknown class of braindecode.models 'NoNet'.* choose one of FakeNet",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            encoders.build(f"braindecode:{name}", InputSpec(5, 50, 16))
 
 
 def test_without_braindecode_the_extra_is_named(monkeypatch):

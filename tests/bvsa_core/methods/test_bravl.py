@@ -1,34 +1,28 @@
 """The terms of BraVL's loss against numpy and scipy, and its classifier."""
 
+import functools
 import itertools
-from functools import partial
 
+import method_inputs
 import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
 import torch
+from method_inputs import BATCH, make_method
 from sklearn.svm import SVC
 
-from bvsa_core import encoders
-from bvsa_core.encoders import InputSpec
 from bvsa_core.errors import UserError
 from bvsa_core.methods import bravl
 from bvsa_core.methods.base import Batch
 from bvsa_core.retrieval.scoring import Scoring, similarity
 
-BATCH, CHANNELS, TIME, WIDTH, LATENT = 12, 3, 10, 16, 4
+LATENT = 4
+random_batch = functools.partial(method_inputs.random_batch, torch.float64)
 
 
 def make(**changes) -> bravl.BraVL:
-    options = bravl.BraVLOptions(**{"latent": LATENT, "hidden": 8, "components": 5, **changes})
-    method = bravl.BraVL(options, partial(encoders.build, "eeg_project"), BATCH, InputSpec(CHANNELS, TIME, WIDTH))
-    return method.double().eval()  # without dropout
-
-
-def random_batch() -> Batch:
-    unit = lambda: torch.nn.functional.normalize(torch.randn(BATCH, WIDTH, dtype=torch.float64), dim=1)  # noqa: E731
-    return Batch(torch.arange(BATCH), torch.randn(BATCH, CHANNELS, TIME, dtype=torch.float64), unit(), unit())
+    return make_method("bravl", latent=LATENT, hidden=8, components=5, **changes).double().eval()
 
 
 def numbers(*tensors: torch.Tensor) -> list[np.ndarray]:
@@ -118,9 +112,8 @@ def test_scores_are_the_classifiers_and_independent_of_other_queries(seed):
     latents, _ = fuse(mean[1:], variance[1:])
     classifier = SVC(C=1.0, gamma=1e-3).fit(latents, range(BATCH))
     np.testing.assert_allclose(scores.detach().numpy(), classifier.decision_function(mean[0]), rtol=1e-5)
-    torch.testing.assert_close(
-        similarity(embeddings, Scoring("always")), scores
-    )  # texts are part of the classes already
+    always = similarity(embeddings, Scoring("always"))
+    torch.testing.assert_close(always, scores)  # texts are part of the classes already
     order = torch.randperm(BATCH)[:5]
     fewer = method.retrieval_embeddings(batch.recordings[order], batch.images[None], batch.texts)
     torch.testing.assert_close(similarity(fewer, Scoring()), scores[order])

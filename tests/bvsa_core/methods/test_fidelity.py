@@ -16,18 +16,20 @@ in test_methods.py, the gates in ../retrieval/test_retrieval.py.
 import functools
 
 import fidelity_oracles as oracle
+import method_inputs
 import numpy as np
 import pytest
 import torch
+from method_inputs import SAMPLES, make_method
 
 from bvsa_core import encoders, methods
 from bvsa_core.encoders import InputSpec
-from bvsa_core.methods.base import Batch, Method
+from bvsa_core.methods.base import Method
 from bvsa_core.retrieval.scoring import Scoring, similarity
 from bvsa_core.training.config import PRESETS, RunConfig, method_options, training_of
 from bvsa_core.vision.views import SHARP, Level
 
-SAMPLES, BATCH, CHANNELS, TIME, WIDTH = 40, 24, 3, 10, 16
+random_batch = functools.partial(method_inputs.random_batch, torch.float64)
 EVERY = [(name, preset) for name in methods.names() for preset in PRESETS]
 CONTRASTED = [(name, preset) for name, preset in EVERY if name != "bravl"]
 GAINS, SIZES = (0.0, 0.5, 1.0), (45, 51, 57)
@@ -51,20 +53,12 @@ def of(table: dict, name: str, preset: str, otherwise: object) -> object:
 
 def make(name: str, preset: str, **changes) -> Method:
     """Make a method in float64, without dropout, and with adapters that are not the identity."""
-    build = lambda shape: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(CHANNELS * TIME, shape.embedding))  # noqa: E731
-    options, shape = method_options(name, preset, **changes), InputSpec(CHANNELS, TIME, WIDTH)
-    method = methods.method_class(name)(options, build, SAMPLES, shape)
+    method = make_method(name, preset, **changes)
     for adapter in getattr(method, "adapters", {}).values():
         torch.nn.init.normal_(adapter.branch[-1].weight)
     for parameter in method.parameters():
         parameter.data = parameter.data.double()
     return method.double() if name == "bravl" else method  # the state of others stays float32
-
-
-def random_batch() -> Batch:
-    unit = lambda: torch.nn.functional.normalize(torch.randn(BATCH, WIDTH, dtype=torch.float64), dim=1)  # noqa: E731
-    recordings = torch.randn(BATCH, CHANNELS, TIME, dtype=torch.float64)
-    return Batch(torch.randperm(SAMPLES)[:BATCH], recordings, unit(), unit())
 
 
 def heads(method: Method, recordings: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -107,9 +101,8 @@ def test_losses_and_state_of_four_batches(name, preset, changes, seed):
         np.testing.assert_allclose(gain.numpy(), state.gains, atol=2e-5)
         np.testing.assert_allclose(kernel_size.numpy(), state.sizes, atol=2e-4)
         chosen |= set(zip(state.gains.tolist(), state.sizes.tolist()))
-    assert name not in ("ubp", "bvsa") or len(chosen) > 1, (
-        "no sample was outside the interval: the rule is not exercised"
-    )
+    exercised = name not in ("ubp", "bvsa") or len(chosen) > 1
+    assert exercised, "no sample was outside the interval"
     assert kernel_size.is_floating_point() == bool(changes)
 
 

@@ -4,27 +4,14 @@ import dataclasses
 
 import pytest
 import torch
+from method_inputs import CHANNELS, SAMPLES, TIME, WIDTH, make_method, random_batch
 
 from bvsa_core import methods
-from bvsa_core.encoders import InputSpec
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Batch, OutlierGate
 from bvsa_core.training.config import method_options
 from bvsa_core.vision.multilevel import Fusion
 from bvsa_core.vision.views import SHARP, Level
-
-SAMPLES, BATCH, CHANNELS, TIME, WIDTH = 40, 24, 3, 10, 16
-
-
-def make(name: str, preset: str = "corrected", **changes):
-    build = lambda shape: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(CHANNELS * TIME, shape.embedding))  # noqa: E731
-    shape = InputSpec(CHANNELS, TIME, WIDTH)
-    return methods.method_class(name)(method_options(name, preset, **changes), build, SAMPLES, shape)
-
-
-def random_batch() -> Batch:
-    unit = lambda: torch.nn.functional.normalize(torch.randn(BATCH, WIDTH), dim=1)  # noqa: E731
-    return Batch(torch.randperm(SAMPLES)[:BATCH], torch.randn(BATCH, CHANNELS, TIME), unit(), unit())
 
 
 @pytest.mark.parametrize(
@@ -37,7 +24,7 @@ def random_batch() -> Batch:
     ],
 )
 def test_the_parts_of_bvsa_are_switches(decouple, dynamic, levels, seed):
-    method = make("bvsa", decouple=decouple, dynamic=dynamic)
+    method = make_method("bvsa", decouple=decouple, dynamic=dynamic)
     for _ in range(6):
         method(random_batch())
         gain, kernel_size = method.blur(torch.arange(SAMPLES))
@@ -45,7 +32,7 @@ def test_the_parts_of_bvsa_are_switches(decouple, dynamic, levels, seed):
         assert {level.kernel_size for level in requested} <= {level.kernel_size for level in levels}
         assert requested <= levels or levels == {SHARP}
     assert set(method.training_levels()) == levels and set(method.gallery_levels()) <= levels
-    finer = make("bvsa", decouple=decouple, dynamic=dynamic, continuous=True)
+    finer = make_method("bvsa", decouple=decouple, dynamic=dynamic, continuous=True)
     finer(random_batch())
     gain, kernel_size = finer.blur(torch.arange(SAMPLES))
     assert levels <= set(finer.training_levels())
@@ -60,11 +47,11 @@ def test_a_batch_of_one_or_of_equals_stays_in_the_middle():
 
 
 def test_mcdb_scales_the_gradients_of_a_dominating_modality(seed):
-    method, batch = make("mcdb", balance=0.7, noise=0.0), random_batch()
+    method, batch = make_method("mcdb", balance=0.7, noise=0.0), random_batch()
     method(batch).backward()
     scaled = {name: method.adapters[name].branch[-1].weight.grad for name in ("brain", "image", "text")}
     method.zero_grad()
-    free = make("mcdb", balance=0.0, noise=0.0)
+    free = make_method("mcdb", balance=0.0, noise=0.0)
     free.load_state_dict(method.state_dict())
     free(batch).backward()
     for (name, gradient), factor in zip(scaled.items(), method.factors):
@@ -74,7 +61,7 @@ def test_mcdb_scales_the_gradients_of_a_dominating_modality(seed):
 
 
 def test_mcdb_perturbs_less_and_less(seed):
-    method = make("mcdb", noise=0.5)
+    method = make_method("mcdb", noise=0.5)
     gradient, method.epochs = torch.randn(400, 100), 4
     for epoch, strength in enumerate((0.5, 0.375, 0.25, 0.125)):
         method.epoch = epoch
@@ -87,14 +74,14 @@ def test_mcdb_perturbs_less_and_less(seed):
 
 
 def test_a_batch_of_one_changes_no_level(seed):
-    method, batch = make("bvsa"), random_batch()
+    method, batch = make_method("bvsa"), random_batch()
     method(Batch(batch.samples[:1], batch.recordings[:1], batch.images[:1], batch.texts[:1]))
     gain, kernel_size = method.blur(torch.arange(SAMPLES))
     assert (gain == 0.5).all() and (kernel_size == 51).all()
 
 
 def test_targets_are_fused_at_retrieval_too(seed):
-    method = make("bvsa", "code")
+    method = make_method("bvsa", "code")
     method.fusion = Fusion([WIDTH, 3], [SHARP])
     torch.nn.init.normal_(method.fusion.maps[0].weight)
     assert method.gallery_feature_levels() == [*method.gallery_levels(), SHARP]

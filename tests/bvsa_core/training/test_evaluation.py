@@ -17,13 +17,9 @@ def test_the_steps_of_a_run_give_its_result(small_data, tmp_path):
     evaluation = evaluate(trained, config, run_data)
     result = run(config, run_data, RunFolder(tmp_path / "run"))
     assert evaluation.ranks.tolist() == result.ranks and evaluation.images == result.images
-    assert (evaluation.scores, evaluation.protocol, evaluation.reliability) == (
-        result.scores,
-        result.protocol,
-        result.reliability,
-    )
+    for name in ("scores", "protocol", "reliability"):
+        assert getattr(evaluation, name) == getattr(result, name)
     gated = evaluate(trained, config, run_data, Scoring("label_free"))
     assert gated.protocol.gate == "label_free" and gated.reliability == evaluation.reliability is not None
-    assert torch.equal(
-        gated.ranks, ranks(similarity(evaluation.embeddings, Scoring("label_free", evaluation.reliability)))
-    )
+    scores = similarity(evaluation.embeddings, Scoring("label_free", evaluation.reliability))
+    assert torch.equal(gated.ranks, ranks(scores))

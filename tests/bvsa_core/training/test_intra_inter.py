@@ -53,13 +53,11 @@ def test_every_fold_starts_fresh_and_learns_from_the_others_alone(run_data, smal
 def test_inter_subject_needs_the_subject_and_another_one(run_data, small_data, tmp_path):
     with pytest.raises(UserError, match="no subject 'sub-09'; there are sub-01, sub-02"):
         train_run(tmp_path / "a", run_data, subject="sub-09", setting="inter")
-    lonely = tmp_path / "data"
-    shutil.copytree(small_data, lonely)
+    lonely = shutil.copytree(small_data, tmp_path / "data")
     shutil.rmtree(lonely / "Preprocessed_data_250Hz_whiten" / "sub-02")
-    lonely = RunData(RunDataConfig(data=lonely))
     message = "sub-01 is the only subject, with nobody else to train on; use --setting intra"
     with pytest.raises(UserError, match=message):
-        train_run(tmp_path / "b", lonely, setting="inter")
+        train_run(tmp_path / "b", RunData(RunDataConfig(data=lonely)), setting="inter")
 
 
 def test_the_learning_rate_follows_the_setting_unless_it_is_given():

@@ -12,6 +12,7 @@ from trainings import losses, make_config, train_run
 
 from bvsa_core import methods
 from bvsa_core.errors import UserError
+from bvsa_core.io import atomic
 from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
 from bvsa_core.training import loop
 from bvsa_core.training.config import RunDataConfig
@@ -74,10 +75,9 @@ def test_comparison_methods_run_with_their_published_training(run_data, small_da
 
 def test_holding_out_for_validation_changes_nothing_but_the_samples(run_data, tmp_path, monkeypatch):
     """The loss of held-out samples draws no random number of training and leaves no trace in the state."""
-    for name, changed in (("validated", False), ("not", True)):
-        if changed:
-            monkeypatch.setattr(loop, "validate", lambda *_: 0.0)
-        train_run(tmp_path / name, run_data, method="bvsa", validation=6)
+    train_run(tmp_path / "validated", run_data, method="bvsa", validation=6)
+    monkeypatch.setattr(loop, "validate", lambda *_: 0.0)
+    train_run(tmp_path / "not", run_data, method="bvsa", validation=6)
     weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("validated", "not")]
     assert weights[0] == weights[1]
 
@@ -130,11 +130,13 @@ def test_blur_follows_the_similarities(run_data, tmp_path):
     assert state["gain"].unique().tolist() == [0.0, 0.5, 1.0] and set(state["kernel_size"].tolist()) <= {45, 51, 57}
 
 
-def test_a_complete_run_is_not_repeated_and_an_interrupted_one_is(run_data, tmp_path):
+def test_a_complete_run_is_not_repeated_and_an_interrupted_one_is(run_data, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     first = train_run(folder, run_data, method="ubp")
     written = (folder / "weights.safetensors").stat().st_mtime_ns
-    assert train_run(folder, run_data, method="ubp") == first
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "FileLock", lambda *how: pytest.fail("a complete run is locked"))
+        assert train_run(folder, run_data, method="ubp") == first
     assert (folder / "weights.safetensors").stat().st_mtime_ns == written
     (folder / "result.json").unlink()
     assert train_run(folder, run_data, method="ubp") == first
@@ -181,17 +183,16 @@ def test_retrieval_is_above_chance_and_at_chance_with_shuffled_pairs(many_concep
 
 
 def test_settings_that_cannot_run_are_refused(run_data, tmp_path):
-    with pytest.raises(UserError, match=r"no subject 'sub-09'; there are sub-01, sub-02"):
-        train_run(tmp_path / "a", run_data, subject="sub-09")
-    with pytest.raises(UserError, match="lower the learning rate"):
-        train_run(tmp_path / "b", run_data, method="vanilla", lr=1e30)
-    with pytest.raises(UserError, match="needs at least 75 time points, not 25; choose a longer window"):
-        short = RunData(RunDataConfig(data=run_data.config.data, window=(0.0, 0.096)))
-        train_run(tmp_path / "c", short, encoder="tsconv")
-    with pytest.raises(UserError, match="unknown precision 'bf16'; choose one of 32-true, bf16-mixed"):
-        make_config(run_data, precision="bf16")
-    with pytest.raises(UserError, match="precision 16-mixed is for GPUs; take bf16-mixed on the CPU"):
-        train_run(tmp_path / "d", run_data, precision="16-mixed")
+    short = RunData(RunDataConfig(data=run_data.config.data, window=(0.0, 0.096)))
+    for data, changes, message in (
+        (run_data, {"subject": "sub-09"}, "no subject 'sub-09'; there are sub-01, sub-02"),
+        (run_data, {"method": "vanilla", "lr": 1e30}, "lower the learning rate"),
+        (short, {"encoder": "tsconv"}, "needs at least 75 time points, not 25; choose a longer window"),
+        (run_data, {"precision": "bf16"}, "unknown precision 'bf16'; choose one of 32-true, bf16-mixed"),
+        (run_data, {"precision": "16-mixed"}, "precision 16-mixed is for GPUs; take bf16-mixed on the CPU"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train_run(tmp_path / message, data, **changes)
     with pytest.raises(UserError, match="unknown device 'gpu0'"):
         choose_device("gpu0")
     if not torch.cuda.is_available():
@@ -200,10 +201,8 @@ def test_settings_that_cannot_run_are_refused(run_data, tmp_path):
 
 
 def test_a_missing_image_is_named(small_data, tmp_path):
-    copy = tmp_path / "data"
-    shutil.copytree(small_data, copy)
+    copy = shutil.copytree(small_data, tmp_path / "data")
     image = next((copy / "Image_set_Resize").rglob("*_02b.jpg"))
     image.unlink()
-    broken = RunData(RunDataConfig(data=copy))
     with pytest.raises(UserError, match=f"{image.name} is missing"):
-        train_run(tmp_path / "run", broken)
+        train_run(tmp_path / "run", RunData(RunDataConfig(data=copy)))
