@@ -31,11 +31,9 @@ def commit_of(folder: Path) -> str | None:
     """Return the commit of a git checkout, marked if tracked files have changed; None if it is no checkout."""
     if not (folder / ".git").exists():
         return None
-    git = lambda *words: subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True)  # noqa: E731
+    describe = ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty= with changes"]
     try:
-        head, changed = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+        described = subprocess.run(["git", "-C", str(folder), *describe], capture_output=True, text=True)
     except OSError:
         return None
-    if head.returncode or changed.returncode:
-        return None
-    return head.stdout.strip() + (" with changes" if changed.stdout.strip() else "")
+    return described.stdout.strip() or None

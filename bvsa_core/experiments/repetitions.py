@@ -8,7 +8,7 @@ import torch
 
 from bvsa_core.data.dataset import Recordings
 from bvsa_core.data.split import make_split
-from bvsa_core.retrieval.scoring import Scores, Scoring, ranks, score, similarity
+from bvsa_core.retrieval.scoring import Scoring, ranks, score, similarity
 from bvsa_core.training.embedding import compute_embeddings
 from bvsa_core.training.run import load_method
 from bvsa_core.training.run_data import RunData
@@ -65,20 +65,18 @@ def repetition_curves(
     rng = np.random.default_rng(seed)
     curves: list[list[dict[str, float]]] = [[] for _ in scorings]
     for n in steps(repetitions):
-        drawn: list[list[Scores]] = [[] for _ in scorings]
+        accuracies = []  # (draws, scorings, 2)
         everything = np.tile(np.arange(repetitions), (conditions, 1))
         count = resamples if n < repetitions else 1
         draws = [np.sort(rng.permuted(everything, axis=1)[:, :n], axis=1) for _ in range(count)]
         for part in averaged(recordings, np.stack(draws)):
             test = make_split([(path, part)], [config.subject], config.channels, config.window).to(run_data.device)
             embeddings = compute_embeddings(method, test, views, texts, trained)
-            for scores, scoring in zip(drawn, scorings):
-                scores.append(score(ranks(similarity(embeddings, scoring))))
-        for curve, scores in zip(curves, drawn):
-            point: dict[str, float] = {"averaged": n, "resamples": count}
-            for name in ("top1", "top5"):
-                values = [getattr(each, name) for each in scores]
-                spread = float(np.std(values, ddof=1)) if count > 1 else 0.0
-                point |= {name: float(np.mean(values)), f"{name}_std": spread}
-            curve.append(point)
+            scores = [score(ranks(similarity(embeddings, scoring))) for scoring in scorings]
+            accuracies.append([(each.top1, each.top5) for each in scores])
+        means = np.mean(accuracies, axis=0)
+        spreads = np.std(accuracies, axis=0, ddof=1) if count > 1 else np.zeros_like(means)
+        for curve, (top1, top5), (std1, std5) in zip(curves, means.tolist(), spreads.tolist()):
+            drawn = {"averaged": n, "resamples": count}
+            curve.append({**drawn, "top1": top1, "top1_std": std1, "top5": top5, "top5_std": std5})
     return curves

@@ -39,7 +39,7 @@ def to_html(report: Report) -> str:
     options: Any = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
     page = jinja2.Environment(**options).from_string(template)
     return page.render(
-        title=report.title,
+        report=report,
         style=Markup(style),
         script=Markup(script),
         absent_value=ABSENT,
@@ -49,12 +49,8 @@ def to_html(report: Report) -> str:
         sections=SECTIONS,
         table=results_table(report.rows),
         figures={name: [(each, Markup(to_svg(each))) for each in figures if each.section == name] for name in SECTIONS},
-        blur_examples=report.blur_examples,
         data=_retrieval_data(report),
         subjects=[(data, _subject_table(rows)) for data, rows in report.rows_by_data.items()],
-        missing=report.missing,
-        provenance=report.provenance,
-        runs=[(row, run) for row in report.rows for run in row.runs],
         settings=_settings(report),
     )
 
