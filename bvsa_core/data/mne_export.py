@@ -44,20 +44,20 @@ def to_mne(
     if wrong := [row for row in rows.tolist() if not 0 <= row < len(recordings)]:
         known = f"there are 0 to {len(recordings) - 1}"
         raise UserError(f"{dataset.path(subject, split)}: no condition {wrong[0]}; {known}")
-    header = read_header(dataset.recordings_folder / subject) if dataset.in_store(subject) else None
-    units = header.units if header else "unknown, most likely whitened"
-    by_trial = header.splits[split].sessions if header else None
-    repetitions = recordings.data.shape[1]
-    sessions = np.repeat(0, len(rows) * repetitions) if by_trial is None else np.array(by_trial)[rows].ravel()
-    data = recordings.data[rows].reshape(-1, *recordings.data.shape[2:]).astype(np.float64)
+    units, rate, sessions = "unknown, most likely whitened", 1 / np.diff(recordings.times).mean(), None
+    if dataset.in_store(subject):
+        header = read_header(dataset.recordings_folder / subject)
+        units, rate, sessions = header.units, header.sampling_rate, recordings.sessions
+    data = np.concatenate(recordings.data[rows], dtype=np.float64)
     data *= _SCALE.get(units, 1)
-    rate = header.sampling_rate if header else 1 / np.diff(recordings.times).mean()
+    repetitions = recordings.data.shape[1]
     info = mne.create_info(recordings.channels, rate, "mag" if recordings.modality == "MEG" else "eeg", verbose="ERROR")
     info["description"] = f"{dataset.name}, {subject}, {split}; units: {units}"
     if recordings.modality == "EEG":
         info.set_montage("easycap-M1", on_missing="ignore", verbose="ERROR")
     codes = np.repeat(rows + 1, repetitions)
-    events = np.stack([np.arange(len(codes)) * data.shape[-1], sessions, codes], axis=1)
+    by_trial = np.zeros_like(codes) if sessions is None else np.array(sessions)[rows].ravel()
+    events = np.stack([np.arange(len(codes)) * data.shape[-1], by_trial, codes], axis=1)
     names = {}
     for row in sorted(set(rows.tolist())):
         name = f"{recordings.concepts[row]}/{Path(recordings.images[row]).stem}"

@@ -104,7 +104,6 @@ def image_size_of(name: str) -> int:
     if name == TINY:
         from bvsa_core.vision import tiny
 
-        open_clip.add_model_config(tiny.CONFIG)
         name = tiny.CONFIG.stem
     config = open_clip.get_model_config(name)
     if config is None:
@@ -147,11 +146,11 @@ def load_clip(
     import open_clip
 
     if name == TINY:
-        from bvsa_core.vision.tiny import load_tiny
+        from bvsa_core.vision import tiny
 
-        full_name, (model, tokenize) = TINY, load_tiny()
+        full_name, model, tokenize = TINY, tiny.create_tiny(tiny.WEIGHTS), tiny.tiny_tokenizer()
     else:
-        model, full_name = _load_open_clip(open_clip, name, weights, cache_dir)
+        model, full_name = _load_open_clip(name, weights, cache_dir)
         tokenize = open_clip.get_tokenizer(name)
     model = model.eval().requires_grad_(False).to(device)
     size, mean, std = model.visual.image_size, tuple(model.visual.image_mean), tuple(model.visual.image_std)
@@ -159,7 +158,9 @@ def load_clip(
     return Clip(full_name, model, tokenize, size, mean, std, fingerprint(full_name, model))
 
 
-def _load_open_clip(open_clip, name: str, weights: str | None, cache_dir: str | Path | None) -> tuple[nn.Module, str]:
+def _load_open_clip(name: str, weights: str | None, cache_dir: str | Path | None) -> tuple[nn.Module, str]:
+    import open_clip
+
     if name not in open_clip.list_models():
         raise _unknown_encoder(name)
     tags = open_clip.list_pretrained_tags_by_model(name)

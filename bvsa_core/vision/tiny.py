@@ -17,23 +17,16 @@ from open_clip.tokenizer import SimpleTokenizer, default_bpe
 CONFIG = Path(__file__).with_name("tiny_clip.json")
 WEIGHTS = Path(__file__).with_name("tiny_clip.safetensors")
 LOG = Path(__file__).with_name("tiny_clip_training.json")
+open_clip.add_model_config(CONFIG)
 
 
-def load_tiny() -> tuple[open_clip.CLIP, SimpleTokenizer]:
-    """Return the trained model, in float32 and evaluation mode and without gradients, and its tokenizer.
+def create_tiny(weights: Path | None = None) -> open_clip.CLIP:
+    """Return the model of ``tiny_clip.json`` with the weights of a file, or with random ones.
 
     The model takes (B, 3, 224, 224) images normalised by ``model.visual.image_mean`` and ``image_std``, and (B, 20)
     tokens.
     """
-    open_clip.add_model_config(CONFIG)
-    model = open_clip.create_model(CONFIG.stem, pretrained=str(WEIGHTS))
-    return model.eval().requires_grad_(False), tiny_tokenizer()
-
-
-def create_tiny() -> open_clip.CLIP:
-    """Return the model of ``tiny_clip.json`` with random weights."""
-    open_clip.add_model_config(CONFIG)
-    return open_clip.create_model(CONFIG.stem)
+    return open_clip.create_model(CONFIG.stem, pretrained=weights and str(weights))
 
 
 @lru_cache(maxsize=1)
