@@ -61,6 +61,12 @@ class _SourceImage:
     mtime: int | None  # nanoseconds
     read: Callable[[], bytes]
 
+    @property
+    def name(self) -> str | None:
+        """Its name in the store, or None if it is not in the folder of a split."""
+        *_, split, concept, file = ("", "", *self.parts)
+        return f"{_SPLITS[split]}/{concept}/{file}" if split in _SPLITS else None
+
 
 def import_images(
     source: Path, store: Path, size: int = 224, quality: int = 95, progress: Progress = no_progress
@@ -81,8 +87,8 @@ def import_images(
     if size < 0 or not 1 <= quality <= 100:
         raise UserError(f"size is {size} and quality {quality}; size must be 0 or more pixels, quality 1 to 100")
     report, folder = CheckReport(), store / IMAGE_FOLDERS[0]
-    one, other = source.resolve(), folder.resolve()
-    if one == other or one in other.parents or other in one.parents:
+    given, made = source.resolve(), folder.resolve()
+    if given.is_relative_to(made) or made.is_relative_to(given):
         remedy = "give a folder outside, or another one for the recordings"
         raise UserError(f"{source}: images of {folder} cannot be made there; {remedy}")
     images = list(_source_images(source, report))
@@ -185,12 +191,10 @@ def _match(
     by_name: dict[str, _SourceImage] = {}
     by_file: defaultdict[str, list[_SourceImage]] = defaultdict(list)
     for image in images:
-        name = _name_in_store(image.parts)
-        if name and name in by_name:
-            report.problems.append(f"{image.path}: the same place as {by_name[name].path}; keep one of them")
-        elif name:
-            by_name[name] = image
         by_file[image.parts[-1]].append(image)
+        first = by_name.setdefault(image.name, image) if image.name else image
+        if first is not image:
+            report.problems.append(f"{image.path}: the same place as {first.path}; keep one of them")
     if not required:
         return _match_all(by_name, images, source, store, report)
     chosen = {}
@@ -219,7 +223,7 @@ def _match_all(
     if not named:
         reason = f"no recordings in {store} to say which are needed; bring those first"
         raise UserError(f"{source}: no image named like {_EXAMPLE}, and {reason}")
-    others = [image.path for image in images if not _NAME.fullmatch(_name_in_store(image.parts) or "")]
+    others = [image.path for image in images if not _NAME.fullmatch(image.name or "")]
     report.problems += [f"{path}: not named like {_EXAMPLE}; rename or remove it" for path in others]
     counts = Counter(name.partition("/")[0] for name in named)
     for split, numbers in _EXPECTED.items():
@@ -228,13 +232,6 @@ def _match_all(
             remedy = "fetch them all, or bring the recordings first if they need no more"
             report.problems.append(f"{source}: {problem}; {remedy}")
     return dict(sorted(named.items()))
-
-
-def _name_in_store(parts: tuple[str, ...]) -> str | None:
-    """Return an image's name in the store, or None if it is not in the folder of a split."""
-    if len(parts) < 3 or parts[-3] not in _SPLITS:
-        return None
-    return "/".join((_SPLITS[parts[-3]], *parts[-2:]))
 
 
 def _open_index(folder: Path, size: int, quality: int) -> dict[str, str]:

@@ -14,10 +14,6 @@ from bvsa_core.vision.views import SHARP, BankedViews, Level
 WIDTHS, IMAGES = [6, 4, 3], 9
 
 
-def unit(x: np.ndarray) -> np.ndarray:
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
-
-
 @pytest.fixture
 def features(seed) -> torch.Tensor:
     """Features (levels, images, sum of widths)."""
@@ -40,7 +36,8 @@ def test_fusion_is_a_weighted_sum(features):
         parts = np.split(view, np.cumsum(WIDTHS)[:-1], axis=1)
         maps = [np.eye(6), *(linear.weight.detach().double().numpy() for linear in fusion.maps)]
         expected = expected + sum(weight * part @ matrix.T for weight, part, matrix in zip(view_weights, parts, maps))
-    np.testing.assert_allclose(fusion(features.unbind()).detach().numpy(), unit(expected), atol=1e-5)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(fusion(features.unbind()).detach().numpy(), expected, atol=1e-5)
 
 
 def test_the_requested_view_is_fused_with_views_at_fixed_levels(features):
