@@ -6,22 +6,19 @@ tried again, and a command that was stopped continues.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
+import functools
 import logging
-import multiprocessing
 import os
 import signal
 import threading
 import time
 import traceback
 import uuid
-import warnings
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -73,18 +70,21 @@ class TaskPool(Generic[Context]):
     """
 
     def __init__(self, options: Workers, context: Context, make_context: Callable[[str | None], Context]):
-        self.options, self.context, self.make_context = options, context, make_context
-        self._name = uuid.uuid4().hex  # tells this pool's context from others in workers that outlive it
-        self._client: Any = None
+        self.options, self.context = options, context
+        task = functools.partial(_run_task, functools.partial(_context, uuid.uuid4().hex, make_context))
+        self._workers: _Processes | _Cluster | None = None
+        if options.scheduler is not None:
+            self._workers = _Cluster(options.scheduler, options.threads, task)
+        elif options.workers > 1:
+            threads = options.threads or max(1, torch.get_num_threads() // options.workers)
+            self._workers = _Processes(options.workers, threads, task)
 
     def __enter__(self) -> TaskPool[Context]:
-        if self.options.scheduler is not None:
-            self._client = _connect(self.options.scheduler)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._client is not None:
-            self._client.close()
+        if self._workers is not None:
+            self._workers.close()
 
     def run(
         self,
@@ -100,13 +100,9 @@ class TaskPool(Generic[Context]):
         Raises:
             KeyboardInterrupt: Ctrl-C; a training has been saved, and the same tasks continue it.
         """
-        if self._client is not None:
-            return self._run_on_cluster(function, items)
-        if self.options.workers > 1:
-            return self._run_in_processes(function, items)
-        return self._run_here(function, items, progress)
-
-    def _run_here(self, function: Callable, items: Sequence[Item], progress: Progress) -> Iterator:
+        if self._workers is not None:
+            yield from _run_in_workers(self._workers, function, items)
+            return
         before = torch.get_num_threads()
         torch.set_num_threads(self.options.threads or before)
         try:
@@ -115,79 +111,106 @@ class TaskPool(Generic[Context]):
         finally:
             torch.set_num_threads(before)
 
-    def _run_in_processes(self, function: Callable, items: Sequence[Item]) -> Iterator:
-        import joblib
 
-        threads = self.options.threads or max(1, torch.get_num_threads() // self.options.workers)
-        call = joblib.delayed(_run_in_worker)
-        tasks, lost = dict(enumerate(items)), Counter[int]()
-        waiting, alone = deque(tasks), deque[int]()
-        while waiting or alone:
-            queue = deque([alone.popleft()]) if alone else waiting
-            started = list[int]()
-
-            def calls(queue: deque[int] = queue, started: list[int] = started) -> Iterator:
-                while queue:
-                    started.append(number := queue.popleft())
-                    yield call(self._name, self.make_context, threads, function, number, tasks[number])
-
-            # Two workers even for one task: with one, joblib would run it in this process.
-            workers = self.options.workers if queue is waiting else 2
-            settings = {"return_as": "generator_unordered", "batch_size": 1, "pre_dispatch": "n_jobs"}
-            try:
-                with _stoppable(joblib.Parallel(workers, "loky", **settings)(calls())) as results:
-                    for number, error in results:
-                        yield tasks.pop(number), error
-            except BrokenProcessPool:  # whichever task it was: each that was at work is tried again by itself
-                lost.update(started)
-                for number in tasks.keys() & set(started):
-                    if lost[number] < TRIES:
-                        alone.append(number)
-                    else:
-                        yield tasks.pop(number), LOST
-
-    def _run_on_cluster(self, function: Callable, items: Sequence[Item]) -> Iterator:
-        """Give every worker one task at a time, whatever its number of threads: these are the threads of the task."""
-        from distributed import wait
-
-        folder = os.getcwd()
-        waiting, running = deque((item, 0) for item in items), dict[Any, tuple[str, Item, int]]()
-        try:
-            while waiting or running:
-                workers = self._client.nthreads()
-                busy = {address for address, _, _ in running.values()}
-                for address in sorted(workers.keys() - busy)[: len(waiting)]:
-                    item, lost = waiting.popleft()
-                    peers = sorted(other for other in workers if other.rpartition(":")[0] == address.rpartition(":")[0])
-                    place = self.options.threads or workers[address], peers.index(address), folder
-                    task = self._name, self.make_context, *place, function, item
-                    future = self._client.submit(_run_on_cluster_worker, *task, workers=[address], pure=False)
-                    running[future] = address, item, lost
-                if not running:
-                    time.sleep(POLL_S)
+def _run_in_workers(
+    workers: _Processes | _Cluster, function: Callable, items: Sequence[Item]
+) -> Iterator[tuple[Item, str | None]]:
+    """Give every worker a task, and the next one when it ends; tasks whose worker is lost are tried again."""
+    waiting, running = deque((item, 0) for item in items), dict[Future, tuple[Any, Item, int]]()
+    try:
+        while waiting or running:
+            available, busy = workers.available(), {worker for worker, *_ in running.values()}
+            free: list[Any] = [worker for worker in available if worker not in busy]
+            for worker in free[: len(waiting)]:
+                item, losses = waiting.popleft()
+                running[workers.submit(worker, function, item)] = worker, item, losses
+            if not running:
+                time.sleep(POLL_S)
+            done, _ = wait(running, POLL_S, FIRST_COMPLETED)
+            for task in [task for task, (worker, *_) in running.items() if task in done or worker not in available]:
+                worker, item, losses = running.pop(task)
+                if not _is_lost(task):
+                    error = task.exception()
+                    yield item, f"{type(error).__name__}: {error}" if error else task.result()
                     continue
-                with contextlib.suppress(asyncio.TimeoutError):
-                    wait(list(running), timeout=POLL_S, return_when="FIRST_COMPLETED")
-                for future in list(running):
-                    address, item, lost = running[future]
-                    if future.status == "pending" and address in workers:
-                        continue
-                    del running[future]
-                    if future.status == "finished":
-                        yield item, future.result()
-                    elif future.status == "error" and type(error := future.exception()).__name__ != "KilledWorker":
-                        yield item, f"{type(error).__name__}: {error}"
-                    else:  # the worker is lost
-                        self._client.cancel([future])
-                        if lost + 1 < TRIES:
-                            waiting.append((item, lost + 1))
-                        else:
-                            yield item, LOST
+                workers.stop(worker, task)
+                if losses + 1 < TRIES:
+                    waiting.append((item, losses + 1))
+                else:
+                    yield item, LOST
+    except KeyboardInterrupt:  # processes of this machine have received it too, and save their training
+        for task in running:
+            task.cancel()
+        wait(running, STOP_S)
+        raise
+    finally:
+        for task, (worker, *_) in running.items():
+            workers.stop(worker, task)
+
+
+def _is_lost(task: Future) -> bool:
+    """Return whether a task, which has ended or whose worker is gone, has no result because its worker died."""
+    if not task.done() or task.cancelled():
+        return True
+    error = task.exception()
+    return isinstance(error, BrokenProcessPool) or type(error).__name__ == "KilledWorker"  # loky's, and Dask's
+
+
+class _Processes:
+    """Processes of this machine. Each has an executor of its own, so that one that dies breaks no other."""
+
+    def __init__(self, count: int, threads: int, task: Callable):
+        self._count, self._threads, self._task = count, threads, task
+        self._executors: dict[int, Any] = {}
+
+    def available(self) -> range:
+        return range(self._count)
+
+    def submit(self, worker: int, function: Callable, item: Any) -> Future[str | None]:
+        from joblib.externals.loky import ProcessPoolExecutor
+
+        task = self._task, self._threads, worker, function, item
+        try:
+            return self._executors[worker].submit(*task)
+        except (KeyError, BrokenProcessPool):  # not started yet, or killed since
+            libraries = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+            settings = {"initializer": exit_with_parent, "env": dict.fromkeys(libraries, str(self._threads))}
+            self._executors[worker] = ProcessPoolExecutor(1, **settings)
+            return self._executors[worker].submit(*task)
+
+    def stop(self, worker: int, task: Future) -> None:
+        self._executors.pop(worker).shutdown(kill_workers=True)
+
+    def close(self) -> None:
+        for executor in self._executors.values():
+            executor.shutdown(kill_workers=True)
+
+
+class _Cluster:
+    """Workers of a Dask cluster: one task at a time each, whose threads are those of the worker."""
+
+    def __init__(self, scheduler: str, threads: int | None, task: Callable):
+        self._scheduler, self._threads, self._client = scheduler, threads, _connect(scheduler)
+        self._task = functools.partial(_run_on_cluster, os.getcwd(), task)
+        self._workers: dict[str, int] = {}  # threads by address
+
+    def available(self) -> dict[str, int]:
+        try:
+            self._workers = self._client.nthreads()
         except OSError as error:
-            raise UserError(f"--scheduler {self.options.scheduler}: {error}; the same command continues") from error
-        finally:
-            if running:
-                self._client.cancel(list(running))
+            raise UserError(f"--scheduler {self._scheduler}: {error}; the same command continues") from error
+        return self._workers
+
+    def submit(self, worker: str, function: Callable, item: Any) -> Future[str | None]:
+        peers = [other for other in self._workers if other.rpartition(":")[0] == worker.rpartition(":")[0]]
+        task = self._task, self._threads or self._workers[worker], sorted(peers).index(worker), function, item
+        return self._client.get_executor(workers=[worker], pure=False).submit(*task)
+
+    def stop(self, worker: str, task: Future) -> None:
+        task.cancel()
+
+    def close(self) -> None:
+        self._client.close()
 
 
 def _connect(address: str) -> Any:
@@ -226,31 +249,20 @@ def _error_of(function: Callable, context: Any, item: Any, progress: Progress) -
     return None
 
 
-_contexts: dict[str, Any] = {}  # of this worker process, by the name of the pool: one at most
+@functools.lru_cache(maxsize=1)
+def _context(pool: str, make_context: Callable[[str | None], Any], device: str | None) -> Any:
+    """Return the context of a pool in this worker, which may outlive the pool."""
+    tune_allocator()
+    return make_context(device)
 
 
-def _context(pool: str, make_context: Callable[[str | None], Any], number: int) -> Any:
-    """Return the context of a pool in this worker, which is the `number`th of its machine."""
-    if pool not in _contexts:
-        tune_allocator()
-        _contexts.clear()
-        gpus = torch.cuda.device_count()
-        _contexts[pool] = make_context(f"cuda:{number % gpus}" if gpus else None)
-    return _contexts[pool]
-
-
-def _run_in_worker(
-    pool: str, make_context: Callable, threads: int, function: Callable, number: int, item: Any
-) -> tuple[int, str | None]:
-    """Run a task in a process of joblib's."""
-    if not _contexts:
-        exit_with_parent()
+def _run_task(
+    context: Callable, threads: int, number: int, function: Callable, item: Any, progress: Progress = no_progress
+) -> str | None:
+    """Run a task in a worker, which is the `number`th of its machine."""
     torch.set_num_threads(threads)
-    worker = int(multiprocessing.current_process().name.rpartition("-")[2])  # LokyProcess-N
-    try:
-        return number, _error_of(function, _context(pool, make_context, worker), item, no_progress)
-    except KeyboardInterrupt:  # the training is saved
-        os._exit(130)
+    gpus = torch.cuda.device_count()
+    return _error_of(function, context(f"cuda:{number % gpus}" if gpus else None), item, progress)
 
 
 def exit_with_parent() -> None:
@@ -266,27 +278,6 @@ def exit_with_parent() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-@contextlib.contextmanager
-def _stoppable(results: Any) -> Iterator[Any]:
-    """Stop the tasks of joblib's generator at the end; at Ctrl-C, which workers receive too, let them save first."""
-
-    def wait(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        end = time.monotonic() + STOP_S
-        for worker in multiprocessing.active_children():
-            worker.join(max(0, end - time.monotonic()))
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, wait)
-    try:
-        yield results
-    finally:
-        signal.signal(signal.SIGINT, before)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # joblib's, about results that nobody took
-            results.close()
-
-
 class _Cancelled(BaseException):
     """The command that asked for a task has been stopped."""
 
@@ -294,9 +285,7 @@ class _Cancelled(BaseException):
 _one_at_a_time = threading.Lock()  # random numbers and the number of threads are those of a process
 
 
-def _run_on_cluster_worker(
-    pool: str, make_context: Callable, threads: int, number: int, folder: str, function: Callable, item: Any
-) -> str | None:
+def _run_on_cluster(folder: str, run_task: Callable, *task: Any) -> str | None:
     """Run a task in a worker of a Dask cluster, in the folder of the command, so that relative paths hold."""
     from distributed import get_worker
 
@@ -304,8 +293,7 @@ def _run_on_cluster_worker(
     key = worker.get_current_task()
 
     def stop_if_cancelled(*_: object) -> None:
-        task = worker.state.tasks.get(key)
-        if task is None or task.state != "executing":
+        if key not in worker.state.tasks or worker.state.tasks[key].state != "executing":
             raise _Cancelled
 
     with _one_at_a_time:
@@ -314,5 +302,4 @@ def _run_on_cluster_worker(
             os.chdir(folder)
         except OSError as error:
             return f"{folder}: {error.strerror} on {worker.address}; all machines must see the folder by this path"
-        torch.set_num_threads(threads)
-        return _error_of(function, _context(pool, make_context, number), item, stop_if_cancelled)
+        return run_task(*task, stop_if_cancelled)
