@@ -1,7 +1,7 @@
 """Errors that a user can fix."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 
@@ -23,6 +23,11 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1)
     suggestion = f"; did you mean {close[0]!r}?" if close else ";"
     return f"unknown {kind} {name!r}{suggestion} choose one of {', '.join(known)}"
+
+
+def first_few(names: Sequence[str], most: int = 5) -> str:
+    """Join the first names, and say how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def validate_plugin_name(kind: str, name: str, shipped: Iterable[str]) -> None:

@@ -23,12 +23,8 @@ class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
     """Omit empty defaults: the help texts of such flags say what happens without them."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        text = super()._get_help_string(action)
-        return (
-            re.sub(r" \(default: %\(default\)s\)|, default: %\(default\)s", "", text)
-            if action.default in (None, "", [])
-            else text
-        )
+        text, default = super()._get_help_string(action), r" \(default: %\(default\)s\)|, default: %\(default\)s"
+        return re.sub(default, "", text) if action.default in (None, "", []) else text
 
 
 class Parser(jsonargparse.ArgumentParser):

@@ -90,11 +90,6 @@ def demo_cells(demo: DemoConfig, base: RunConfig) -> list[Cell]:
     systems = [System(name, preset=base.preset, scorings=[ScoringSpec()]) for name in demo.methods]
     flags = {each.name: getattr(base, each.name) for each in fields(RunConfig) if each.name not in SET_BY_GRID}
     planned, _ = cells(grid, systems, {"eeg": demo.data}, {**flags, "encoder": base.encoder})
-    return [
-        replace(
-            cell,
-            config=replace(cell.config, seed=base.seed + cell.config.seed),
-            resamples=0 if cell.config.seed else demo.resamples,
-        )
-        for cell in planned
-    ]
+    configs = [replace(cell.config, seed=base.seed + cell.config.seed) for cell in planned]
+    resamples = [0 if cell.config.seed else demo.resamples for cell in planned]
+    return [replace(cell, config=config, resamples=draws) for cell, config, draws in zip(planned, configs, resamples)]

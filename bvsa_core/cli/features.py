@@ -31,10 +31,8 @@ def run(parsed: jsonargparse.Namespace) -> None:
     """Fill the banks of the training and the test images."""
     config = to_dataclass(RunDataConfig, parsed)
     levels = levels_of_all_methods() if parsed.levels is None else [parse_level(text) for text in parsed.levels]
-    with (
-        Display() as display,
-        TaskPool(to_dataclass(Workers, parsed), RunDataCache(None, display), RunDataCache) as pool,
-    ):
+    workers = to_dataclass(Workers, parsed)
+    with Display() as display, TaskPool(workers, RunDataCache(None, display), RunDataCache) as pool:
         run_data = pool.context.run_data(config)
         for split in ("train", "test"):
             recordings = run_data.dataset.load(run_data.dataset.subjects[0], split)

@@ -1,24 +1,14 @@
 """Progress bars on a terminal; nothing elsewhere."""
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
 
-class Rate(ProgressColumn):
+class Rate(progress.ProgressColumn):
     """Items per second, or seconds per item for slow tasks."""
 
-    def render(self, task: Task) -> Text:
+    def render(self, task: progress.Task) -> Text:
         """Return the rate as text, empty while it is unknown."""
         speed = task.finished_speed or task.speed
         if not speed:
@@ -26,25 +16,18 @@ class Rate(ProgressColumn):
         return Text(f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each")
 
 
-class Display:
+class Display(progress.Progress):
     """Progress bars on standard error, one per task: a `bvsa_core.progress.Progress` and a context manager."""
 
     def __init__(self, quiet: bool = False) -> None:
         console = Console(stderr=True)
-        columns = (BarColumn(), MofNCompleteColumn(), Rate(), TimeElapsedColumn(), TimeRemainingColumn())
-        disable = quiet or not console.is_terminal
-        self._bars = Progress(TextColumn("{task.description:<28}"), *columns, console=console, disable=disable)
-        self._tasks: dict[str, TaskID] = {}
+        done = progress.TextColumn("{task.description:<28}"), progress.BarColumn(), progress.MofNCompleteColumn()
+        times = progress.TimeElapsedColumn(), progress.TimeRemainingColumn()
+        super().__init__(*done, Rate(), *times, console=console, disable=quiet or not console.is_terminal)
+        self._ids: dict[str, progress.TaskID] = {}
 
     def __call__(self, task: str, done: float, total: int, /) -> None:
         """Show that `done` of `total` items of `task` are finished."""
-        if task not in self._tasks:  # items done before the first report do not count towards the rate
-            self._tasks[task] = self._bars.add_task(task, total=total, completed=int(done))
-        self._bars.update(self._tasks[task], completed=done, total=total)
-
-    def __enter__(self) -> "Display":
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        if task not in self._ids:  # items done before the first report do not count towards the rate
+            self._ids[task] = self.add_task(task, total=total, completed=int(done))
+        self.update(self._ids[task], completed=done, total=total)

@@ -80,15 +80,21 @@ def run(parsed: jsonargparse.Namespace) -> None:
         data = data_folders(parsed, grid, display)
         todo, left_out = cells(grid, systems, data, flags)
         with lock(root, activity="a grid"):
-            failures = run_all(todo, root, pool, display)
+            missing = []
+            for cell in todo:
+                if is_complete(cell, root):
+                    clean_stale(root / cell.folder, activity="a run")
+                else:
+                    missing.append(cell)
+            fill_banks(missing, pool)
+            failures = run_cells(todo, root, pool, display)
             report = finish(grid, todo, left_out, failures, root, parsed.command_line, display)
     write_page(report, root / PAGE)
     seconds = time.perf_counter() - started
     print(f"{seconds:.0f} s; table.md, table.csv, table.tex, statistics.json and all runs are in {root}")
     if failures:
-        raise UserError(
-            f"{len(failures)} of {len(todo)} cells failed, as said above; the same command tries them again"
-        )
+        count = f"{len(failures)} of {len(todo)} cells"
+        raise UserError(f"{count} failed, as said above; the same command tries them again")
 
 
 def data_folders(parsed: jsonargparse.Namespace, grid: Grid, display: Display) -> dict[str, Path]:
@@ -106,18 +112,6 @@ def data_folders(parsed: jsonargparse.Namespace, grid: Grid, display: Display) -
         folders[modality] = DEMO if as_demo else DEMO.with_name(f"synthetic_{modality}_{flags['subjects']}_subjects")
         make_dataset(folders[modality], SyntheticConfig(**{**flags, "modality": modality}), display)
     return folders
-
-
-def run_all(todo: list[Cell], root: Path, pool: TaskPool[RunDataCache], display: Display) -> dict[str, str]:
-    """Fill the feature banks, then run every cell. Returns what went wrong with those that failed."""
-    missing = []
-    for cell in todo:
-        if is_complete(cell, root):
-            clean_stale(root / cell.folder, activity="a run")
-        else:
-            missing.append(cell)
-    fill_banks(missing, pool)
-    return run_cells(todo, root, pool, display)
 
 
 def finish(

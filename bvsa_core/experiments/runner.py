@@ -88,10 +88,7 @@ def fill_banks(cells: Iterable[Cell], pool: TaskPool[RunDataCache]) -> None:
         run_data = pool.context.run_data(plain)
         levels_by_images: dict[tuple, dict[Level, None]] = {}
         for config in (cell.config for cell in group):
-            levels = [
-                *levels_of(config.method, config.method_options),
-                *(Level(*each) for each in config.target_levels),
-            ]
+            levels = levels_of(config.method, config.method_options) + [Level(*each) for each in config.target_levels]
             for split, subjects in (("train", run_data.training_subjects(config)), ("test", [config.subject])):
                 with suppress(UserError):
                     shown = dict(pair for subject in subjects for pair in images_of(run_data.dataset, subject, split))

@@ -136,9 +136,8 @@ class FeatureBank:
         for task in self.tasks(missing):
             if task.number % processes.size == processes.rank:
                 before = self.done_count(missing)
-                task.run(
-                    self.clip, lambda name, done, _, before=before: progress(name, before + done, total), batch_size
-                )
+                report = lambda name, done, _, before=before: progress(name, before + done, total)  # noqa: E731
+                task.run(self.clip, report, batch_size)
         processes.barrier()
         if processes.rank == 0:
             self.merge(levels)
@@ -174,16 +173,12 @@ class FeatureBank:
         """
         path = self.folder / f"texts_{_key(list(texts))}.safetensors"
         if not path.exists():
-            features = self._encode(texts)
+            number = {text: i for i, text in enumerate(dict.fromkeys(texts))}  # each is encoded once
+            with _full_precision():
+                features = self.clip.encode_texts(list(number))[[number[text] for text in texts]].cpu()
             write_shared(path, lambda: write_features(path, [features], len(texts), self.key))
         map_features(path, len(texts), self.key)
         return path
-
-    def _encode(self, texts: Sequence[str]) -> Tensor:
-        """Encode every distinct text once."""
-        number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        with _full_precision():
-            return self.clip.encode_texts(list(number))[[number[text] for text in texts]].cpu()
 
     def path(self, level: Level) -> Path:
         """Return the file of a level."""
@@ -231,10 +226,8 @@ def check_matches(folder: Path, expected: dict[str, Any], remedy: str) -> dict[s
     differing = [name for name in expected if about.get(name) != expected[name]]
     if differing:
         differing = ["format"] if "format" in differing else differing  # a bank of an earlier version
-        differences = ", ".join(
-            f"{name} is {_short(about.get(name))}, not {_short(expected[name])}" for name in differing
-        )
-        raise UserError(f"{folder}: features of something else than asked for ({differences}); {remedy}")
+        values = (f"{name} is {_short(about.get(name))}, not {_short(expected[name])}" for name in differing)
+        raise UserError(f"{folder}: features of something else than asked for ({', '.join(values)}); {remedy}")
     return about
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ _REMEDY = "fetch or make it again"
 def existing(paths: Iterable[Path]) -> list[Path]:
     """Return the paths that exist."""
     return [path for path in paths if path.exists()]
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """Return the names that are there twice or more."""
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def blocks_of(

@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 
 from bvsa_core.data import things_meg
-from bvsa_core.errors import UserError
+from bvsa_core.errors import UserError, first_few
 
 CATCH = 999999  # event of catch trials, which show no object and ask for a button press
 FOLDERS = {"train": "training_images", "test": "test_images"}
 _SPLIT_OF = {"exp": "train", "test": "test", "catch": None}  # by trial_type
 _NEEDED = ("trial_type", "things_image_nr", "things_category_nr", "image_path", "session_nr")
-_NAMED = 5  # images in a message
 
 
 @dataclass(frozen=True)
@@ -161,9 +160,7 @@ def read_images(paths: Path, index: Path) -> tuple[list[str], list[int]]:
 
 def _expect(counts: Mapping[str, int], expected: int, message: str) -> None:
     if wrong := [f"{name} {count}" for name, count in counts.items() if count != expected]:
-        more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
-        others = f"{', '.join(wrong[:_NAMED])}{more}"
-        raise UserError(f"{message}, but there are {others}; fetch all parts of the recordings again")
+        raise UserError(f"{message}, but there are {first_few(wrong)}; fetch all parts of the recordings again")
 
 
 def _file(path: Any, where: object, line: int) -> str:

@@ -55,7 +55,10 @@ def read(source: SubjectSource, split: str, context: ReadContext) -> Epochs:
     """Cut all sessions into epochs, fit the whitening, and open one split of the whitened epochs."""
     options = context.options
     files = _session_files(source)
-    _check(options)
+    if options.whitening not in WHITENING:
+        raise UserError(f"whitening is {options.whitening!r}; choose one of {', '.join(WHITENING)}")
+    if not 10 <= options.sampling_rate < math.inf:
+        raise UserError(f"sampling_rate is {options.sampling_rate:g}; give 10 Hz or more")
     shown = {name: stimuli.conditions(source, options, name) for name in SPLITS}
     open_session = functools.partial(_open, context, files, {name: len(shown[name][0]) for name in SPLITS})
     about = {}
@@ -113,13 +116,6 @@ def _open(
         shown = f"shows image {last}, and the image set has {images[split]}"
         raise UserError(f"{files[key]}: {shown}; give the complete one by --images")
     return about, context.cached(f"{split}-{session}", raw.epochs)
-
-
-def _check(options: ConversionOptions) -> None:
-    if options.whitening not in WHITENING:
-        raise UserError(f"whitening is {options.whitening!r}; choose one of {', '.join(WHITENING)}")
-    if not 10 <= options.sampling_rate < math.inf:
-        raise UserError(f"sampling_rate is {options.sampling_rate:g}; give 10 Hz or more")
 
 
 def _covariance(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from bvsa_core.data.dataset import concept_of
+from bvsa_core.data.layouts.files import repeated
 from bvsa_core.data.layouts.source import ConversionOptions, SubjectSource
 from bvsa_core.errors import UserError
 from bvsa_core.io.safe_readers import read_arrays
@@ -28,9 +29,8 @@ def conditions(
     place = _find(source, options)
     names = _of_metadata(place, split) if place.is_file() else _of_folder(place, split)
     images = [f"{FOLDERS[split][0]}/{folder}/{file}" for folder, file in names]
-    if len(set(images)) != len(images):
-        twice = next(image for image in images if images.count(image) > 1)
-        raise UserError(f"{place}: names {twice} twice; fetch it again")
+    if twice := repeated(images):
+        raise UserError(f"{place}: names {twice[0]} twice; fetch it again")
     if expected is not None and len(images) != expected:
         counts = f"{source.subject} has {expected} {split} conditions and {place} {len(images)} {split} images"
         raise UserError(f"{source.root}: {counts}; give the complete image set or {METADATA} by --images")

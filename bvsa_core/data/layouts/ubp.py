@@ -9,7 +9,7 @@ import numpy as np
 from bvsa_core.data import things_eeg
 from bvsa_core.data.dataset import DESCRIPTION, Dataset, read_recordings, write_recordings
 from bvsa_core.data.layouts import stimuli
-from bvsa_core.data.layouts.files import blocks_of, existing
+from bvsa_core.data.layouts.files import blocks_of, existing, repeated
 from bvsa_core.data.layouts.source import Epochs, ReadContext, SubjectSource
 from bvsa_core.data.store import SPLITS
 from bvsa_core.errors import UserError
@@ -41,28 +41,19 @@ def read(source: SubjectSource, split: str, context: ReadContext) -> Epochs:
     if np.array_equal(recordings.times, np.arange(len(recordings.times))):
         raise UserError(f"{path}: has no times of its samples; add 'times', in seconds after image onset")
     images = [stimuli.canonical(image, split) for image in recordings.images]
-    if len(set(images)) != len(images):
-        twice = next(image for image in images if images.count(image) > 1)
-        raise UserError(f"{path}: image {twice} is in two conditions; make the file again")
+    if twice := repeated(images):
+        raise UserError(f"{path}: image {twice[0]} is in two conditions; make the file again")
     order = sorted(range(len(images)), key=lambda i: Path(images[i]).parts)
     sessions = None if recordings.sessions is None else [recordings.sessions[i] for i in order]
     whitened = "whiten" in source.root.resolve().name
     processing = ["Epochs, resampling and baseline by the preprocessing of UBP (CVPR 2025)."]
     if whitened:
         processing.append("MVNN of every session with the covariance of its training data.")
-    data = recordings.data
-    return Epochs(
-        path,
-        data.shape,
-        blocks_of(lambda part: data[order[part]], data.shape, data.itemsize),
-        [images[i] for i in order],
-        [recordings.concepts[i] for i in order],
-        recordings.channels,
-        recordings.times,
-        "whitened" if whitened else "as in the source",
-        processing,
-        sessions,
-    )
+    data, channels, times = recordings.data, recordings.channels, recordings.times
+    blocks = blocks_of(lambda part: data[order[part]], data.shape, data.itemsize)
+    images, concepts = [images[i] for i in order], [recordings.concepts[i] for i in order]
+    units = "whitened" if whitened else "as in the source"
+    return Epochs(path, data.shape, blocks, images, concepts, channels, times, units, processing, sessions)
 
 
 def export(dataset: Dataset, target: Path, progress: Progress = no_progress) -> list[str]:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from bvsa_core.errors import first_few
 from bvsa_core.io.memmap import drop_pages
 
 _BLOCK = 2**24  # samples checked at once
-_NAMED = 5  # of many
 
 
 class BadSampleCounter:
@@ -49,15 +49,7 @@ class BadSampleCounter:
         return lines
 
     def _worst(self, channels: list[str], counts: np.ndarray) -> str:
-        affected = np.flatnonzero(counts)
-        named = [f"{channels[i]} ({counts[i]} of {self.trials} trials)" for i in affected[:_NAMED]]
-        return first_few(named, len(affected))
-
-
-def first_few(named: list[str], count: int | None = None) -> str:
-    """Join the first five, and say how many more there are."""
-    count = len(named) if count is None else count
-    return ", ".join(named[:_NAMED]) + (f" and {count - _NAMED} more" if count > _NAMED else "")
+        return first_few([f"{channels[i]} ({counts[i]} of {self.trials} trials)" for i in np.flatnonzero(counts)])
 
 
 def count_bad_samples(data: np.ndarray, progress: Callable[[int, int], None] = lambda *_: None) -> BadSampleCounter:

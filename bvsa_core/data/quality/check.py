@@ -12,10 +12,11 @@ import numpy as np
 from bvsa_core.data import store, things_eeg, things_meg
 from bvsa_core.data.dataset import Dataset, Recordings, read_recordings, read_stored
 from bvsa_core.data.layouts import recognise
-from bvsa_core.data.quality.bad_samples import count_bad_samples, first_few
+from bvsa_core.data.layouts.files import repeated
+from bvsa_core.data.quality.bad_samples import count_bad_samples
 from bvsa_core.data.quality.dry_run import dry_run
 from bvsa_core.data.store import SPLITS, Header
-from bvsa_core.errors import UserError
+from bvsa_core.errors import UserError, first_few
 from bvsa_core.io.atomic import Locked, lock
 from bvsa_core.io.image_file import read_image
 from bvsa_core.io.text_files import read_json
@@ -141,7 +142,7 @@ def _recordings(
     conditions, repetitions, channels, samples = recordings.data.shape
     shape = f"{conditions} conditions x {repetitions} repetitions x {channels} channels x {samples} samples"
     report.summary.append(f"{path}: {shape}, {recordings.times[0]:g} to {recordings.times[-1]:g} s")
-    if twice := _twice(recordings.images):
+    if twice := repeated(recordings.images):
         several = f"{len(twice)} image(s) in two conditions or more ({first_few(twice)})"
         problems.append(f"{path}: {several}; make the file again")
     problems += _as_published(path, recordings, split, dataset)
@@ -171,7 +172,7 @@ def _header(path: Path, header: Header, dataset: Dataset) -> list[str]:
         problems.append(f"{path}: times that do not increase{again}")
     elif len(steps) and abs(np.mean(steps) * rate - 1) > 0.01:
         problems.append(f"{path}: {rate:g} Hz, and times {np.mean(steps):g} s apart{again}")
-    if twice := _twice(header.channels):
+    if twice := repeated(header.channels):
         problems.append(f"{path}: channels named twice: {first_few(twice)}{again}")
     return problems
 
@@ -232,10 +233,9 @@ def _differences(subjects: list[_SplitSummary]) -> list[str]:
 
 def _leaks(folder: Path, about: dict[tuple[str, str], _SplitSummary]) -> list[str]:
     """Report test concepts that are trained on."""
-    concepts: dict[str, set[str]] = {split: set() for split in SPLITS}
-    for (_, split), summary in about.items():
-        concepts[split].update(summary.concepts)
-    if shared := sorted(concepts["train"] & concepts["test"]):
+    of_split = lambda name: (summary.concepts for (_, split), summary in about.items() if split == name)  # noqa: E731
+    train, test = (set().union(*of_split(name)) for name in SPLITS)
+    if shared := sorted(train & test):
         leak = f"{len(shared)} test concept(s) are trained on too ({first_few(shared)})"
         return [f"{folder}: {leak}; retrieval is not zero-shot"]
     return []
@@ -264,7 +264,3 @@ def _images(dataset: Dataset, named: Iterable[str], progress: Progress, report: 
     files = (path for folder in dataset.image_folders for path in sorted(folder.rglob("*")) if path not in used)
     if spare := [str(path) for path in files if path.suffix.lower() in _SUFFIXES and path.name[0] != "."]:
         report.summary.append(f"{len(spare)} images that no recording names: {first_few(spare)}")
-
-
-def _twice(names: list[str]) -> list[str]:
-    return [name for name, count in Counter(names).items() if count > 1]

@@ -4,22 +4,24 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.progress import Task
 
-from bvsa_core.cli import progress
+from bvsa_core.cli.progress import Display, Rate
 
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_bars_show_rate_and_remaining_time_only_on_a_terminal(monkeypatch, terminal):
     output, now = io.StringIO(), [0.0]
-    monkeypatch.setattr(progress, "Console", lambda stderr: Console(file=output, force_terminal=terminal, width=120))
-    display = progress.Display()
-    display._bars.get_time = lambda: now[0]
+    console = Console(file=output, force_terminal=terminal, width=120)
+    monkeypatch.setattr("bvsa_core.cli.progress.Console", lambda stderr: console)
+    display = Display()
+    display.get_time = lambda: now[0]
     with display:
         display("epochs", 40, 100)  # a resumed run
         for done, at in ((44, 10.0), (48, 20.0)):
             now[0] = at
             display("epochs", done, 100)
-        display._bars.refresh()
+        display.refresh()
     if not terminal:
         assert not output.getvalue()
         return
@@ -28,6 +30,6 @@ def test_bars_show_rate_and_remaining_time_only_on_a_terminal(monkeypatch, termi
 
 
 def test_rates_of_fast_tasks_are_per_second():
-    task = progress.Task(0, "images", 100, 50, _get_time=lambda: 0.0)
+    task = Task(0, "images", 100, 50, _get_time=lambda: 0.0)
     task.finished_speed = 12.34
-    assert progress.Rate().render(task).plain == "12.3/s"
+    assert Rate().render(task).plain == "12.3/s"
