@@ -51,11 +51,7 @@ def levels_of_all_methods() -> list[Level]:
 
 
 def parse_level(text: str) -> Level:
-    """Read a level written as KERNEL:GAIN.
-
-    Raises:
-        UserError: it is written in another way, or out of range.
-    """
+    """Read a level written as KERNEL:GAIN, an odd kernel size and a gain in [0, 1]."""
     match = re.fullmatch(r"(\d+):(\d*\.?\d+)", text)
     if not match or int(match[1]) % 2 == 0 or not 0 <= float(match[2]) <= 1:
         raise UserError(f"level {text!r}; write an odd kernel size and a gain in [0, 1], such as 51:0.5")

@@ -190,7 +190,20 @@ class _Cluster:
     """Workers of a Dask cluster: one task at a time each, whose threads are those of the worker."""
 
     def __init__(self, scheduler: str, threads: int | None, task: Callable):
-        self._scheduler, self._threads, self._client = scheduler, threads, _connect(scheduler)
+        try:
+            from distributed import Client
+        except ImportError as error:
+            raise UserError(f"--scheduler needs Dask ({error}); pip install 'fovblur[cluster]'") from error
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # its failures are reported in one line
+        try:
+            client = Client(scheduler, timeout=CONNECT_S)
+        except (OSError, ValueError) as error:
+            remedy = "start one with 'dask scheduler', and workers with 'dask worker ADDRESS'"
+            raise UserError(f"--scheduler {scheduler}: no Dask scheduler answers there ({error}); {remedy}") from error
+        if not client.nthreads():
+            log = logging.getLogger(__name__)
+            log.warning("%s has no workers yet; start some with 'dask worker %s'", scheduler, scheduler)
+        self._scheduler, self._threads, self._client = scheduler, threads, client
         self._task = functools.partial(_run_on_cluster, os.getcwd(), task)
         self._workers: dict[str, int] = {}  # threads by address
 
@@ -211,29 +224,6 @@ class _Cluster:
 
     def close(self) -> None:
         self._client.close()
-
-
-def _connect(address: str) -> Any:
-    """Return a client of a Dask scheduler.
-
-    Raises:
-        UserError: it cannot be reached.
-    """
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise UserError(f"--scheduler needs Dask ({error}); pip install 'fovblur[cluster]'") from error
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # its failures are reported in one line
-    try:
-        client = Client(address, timeout=CONNECT_S)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--scheduler {address}: no Dask scheduler answers there ({error}); start one with 'dask scheduler', "
-            "and workers with 'dask worker ADDRESS'"
-        ) from error
-    if not client.nthreads():
-        logging.getLogger(__name__).warning("%s has no workers yet; start some with 'dask worker %s'", address, address)
-    return client
 
 
 def _error_of(function: Callable, context: Any, item: Any, progress: Progress) -> str | None:

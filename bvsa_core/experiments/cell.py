@@ -54,11 +54,7 @@ class RunDataCache:
 
 
 def run_cell(cell: Cell, root: Path, cache: RunDataCache, progress: Progress = no_progress) -> None:
-    """Train and score a cell, unless it is done.
-
-    Raises:
-        UserError: data, options or the folder do not fit.
-    """
+    """Train and score a cell, unless it is done."""
     if is_complete(cell, root):
         return
     folder = RunFolder(root / cell.folder)

@@ -46,11 +46,7 @@ def fill_bank(
     pool: TaskPool[RunDataCache],
     progress: Progress = no_progress,
 ) -> None:
-    """Compute the features of images that their bank does not have at these levels.
-
-    Raises:
-        UserError: an image is missing or damaged.
-    """
+    """Compute the features of images that their bank does not have at these levels."""
     bank = run_data.bank(images)
     missing = bank.missing(levels)
     done, total = bank.done_count(missing), len(missing) * len(images)
@@ -72,9 +68,6 @@ def fill_banks(cells: Iterable[Cell], pool: TaskPool[RunDataCache]) -> None:
     """Compute every feature that cells will look up, so that no two of them compute the same.
 
     Data that are missing or damaged are passed over: the cells that need them report it.
-
-    Raises:
-        UserError: a device that is not there, or no data folder.
     """
     images_of = functools.cache(_images)
     groups: dict[str, list[Cell]] = {}

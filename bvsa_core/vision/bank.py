@@ -51,9 +51,6 @@ class ShardTask:
 
         Args:
             batch_size: default: 256 on a GPU, and 32 on the CPU, whose results an allocator can still reuse.
-
-        Raises:
-            UserError: an image is missing or damaged.
         """
         missing = self.shards.missing(self.number, self.targets)
         if not missing:
@@ -127,9 +124,6 @@ class FeatureBank:
         Args:
             batch_size: as `ShardTask.run`.
             processes: those that call this together; each computes some of the shards.
-
-        Raises:
-            UserError: an image is missing or damaged.
         """
         missing = self.missing(levels)
         total = len(missing) * len(self.paths)
@@ -146,19 +140,11 @@ class FeatureBank:
             progress("features", total, total)
 
     def load(self, levels: Sequence[Level]) -> Tensor:
-        """Return features (levels, images, D) float32.
-
-        Raises:
-            UserError: as `files`.
-        """
+        """Return features (levels, images, D) float32."""
         return torch.stack([map_features(path, len(self.paths), self.key) for path in self.files(levels)])
 
     def files(self, levels: Sequence[Level]) -> list[Path]:
-        """Return the files of levels, verified.
-
-        Raises:
-            UserError: one of them is missing, damaged, altered or of something else.
-        """
+        """Return the files of levels, verified."""
         return verify_files([self.path(level) for level in levels], len(self.paths), self.key)
 
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -166,11 +152,7 @@ class FeatureBank:
         return map_features(self.texts_path(texts), len(texts), self.key).clone()
 
     def texts_path(self, texts: Sequence[str]) -> Path:
-        """Return the file of these texts' features, verified; write it if it is missing.
-
-        Raises:
-            UserError: it is damaged, altered or of something else.
-        """
+        """Return the file of these texts' features, verified; write it if it is missing."""
         path = self.folder / f"texts_{_key(list(texts))}.safetensors"
         if not path.exists():
             number = {text: i for i, text in enumerate(dict.fromkeys(texts))}  # each is encoded once
@@ -186,11 +168,7 @@ class FeatureBank:
 
 
 def level_files(folder: Path, levels: Sequence[Level], clip: Clip, falloff: Falloff = Falloff()) -> list[Path]:
-    """Return the files of levels in a bank of any images, verified to be of this encoder and blur.
-
-    Raises:
-        UserError: they are of another encoder or blur, missing or damaged.
-    """
+    """Return the files of levels in a bank of any images, verified to be of this encoder and blur."""
     about = check_matches(folder, fingerprint(clip, falloff), "give a bank made with these settings")
     return verify_files([folder / _file_name(level) for level in levels], about.get("pictures", -1), _key(about))
 
@@ -217,11 +195,7 @@ def fingerprint(clip: Clip, falloff: Falloff) -> dict[str, Any]:
 
 
 def check_matches(folder: Path, expected: dict[str, Any], remedy: str) -> dict[str, Any]:
-    """Return the about.json of a bank, checked to hold what is expected.
-
-    Raises:
-        UserError: it is damaged, or something differs.
-    """
+    """Return the about.json of a bank, checked to hold what is expected."""
     about = read_json(folder / ABOUT, "delete the folder, and its features are computed again")
     differing = [name for name in expected if about.get(name) != expected[name]]
     if differing:

@@ -47,11 +47,3 @@ def wait_in_workers(folder: str) -> None:
     """Run two tasks that wait."""
     with TaskPool(Workers(workers=2, threads=1), context(None), context) as pool:
         list(pool.run(wait, [Path(folder), Path(folder)]))
-
-
-if __name__ == "__main__":
-    import sys
-
-    import task_functions
-
-    task_functions.wait_in_workers(sys.argv[1])

@@ -262,19 +262,6 @@ def test_a_bad_grid_is_refused(text, small_data, tmp_path, fail):
     assert not (tmp_path / "out").exists()
 
 
-FLAGS = {
-    "mian": "grid mian: no such file, nor built in; choose one of main, ablation",
-    "ablation --methods ubp": "unknown method of the grid 'ubp'",
-    "ablation --workers 0": "--workers is 0; it must be at least 1",
-    "ablation --epochs 0": "epochs is 0",
-}
-
-
-@pytest.mark.parametrize("flags", FLAGS)
-def test_bad_flags_are_refused(flags, small_data, tmp_path, fail):
-    fail(FLAGS[flags], "reproduce", *flags.split(), "--eeg", small_data, "--out", tmp_path / "out")
-
-
 def test_between_subjects_needs_two(small_data, tmp_path):
     grid, systems = read_grid("main")
     alone = shutil.copytree(small_data, tmp_path / "alone")

@@ -67,7 +67,7 @@ def test_a_killed_worker_costs_its_task(tmp_path):
 def waiting(tmp_path) -> Iterator[tuple[subprocess.Popen, list[int]]]:
     """A command in a session of its own, as in a terminal, and its two workers, which wait."""
     path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests" / "support")])
-    command = [sys.executable, str(REPOSITORY / "tests/support/task_functions.py"), str(tmp_path)]
+    command = [sys.executable, "-c", f"import task_functions; task_functions.wait_in_workers({str(tmp_path)!r})"]
     environment = {**os.environ, "PYTHONPATH": path}
     process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
