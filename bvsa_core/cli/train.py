@@ -49,11 +49,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
 
 
 def device_of_rank(requested: str, processes: ProcessGroup) -> str:
-    """Return the device of this process when several train together.
-
-    Raises:
-        UserError: the requested device does not serve all of them.
-    """
+    """Return the device of this process when several train together; the request must serve all of them."""
     if processes.size == 1 or requested == "cpu":
         return requested
     if requested not in ("auto", "cuda"):

@@ -24,11 +24,7 @@ class Options:
 
 
 def encoder(class_name: str) -> SimpleNamespace:
-    """Return Options and build, as in an encoder's file, for a class of braindecode.models.
-
-    Raises:
-        UserError: braindecode is not installed, or has no such class.
-    """
+    """Return Options and build, as in an encoder's file, for a class of braindecode.models."""
     if importlib.util.find_spec("braindecode") is None:
         raise UserError(f"encoder braindecode:{class_name} needs braindecode; pip install 'fovblur[braindecode]'")
     models = importlib.import_module("braindecode.models")

@@ -29,10 +29,7 @@ class _Residual(nn.Module):
 
 
 def steps_after(time: int, *stages: tuple[int, int]) -> int:
-    """Return how many of `time` points are left after stages of (kernel, stride), without padding.
-
-    Raises:
-        ValueError: none is left.
+    """Return how many of `time` points are left after stages of (kernel, stride), without padding; at least one.
 
     >>> steps_after(250, (25, 1), (51, 5))
     36

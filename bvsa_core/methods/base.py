@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, softplus
+from torch.nn.functional import normalize
 
 from bvsa_core.encoders import InputSpec, encode
 from bvsa_core.retrieval.scoring import Embeddings
@@ -138,11 +138,6 @@ def symmetric_contrastive(brain: Tensor, other: Tensor, scale: Tensor) -> tuple[
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # half types lose the sum's digits
     of_all = logits.logsumexp(dim=1) + logits.logsumexp(dim=0)
     return of_all.mean() / 2 - logits.diagonal().mean(), logits
-
-
-def positive_scale(raw: Tensor, kind: str) -> Tensor:
-    """Return the factor of the logits: exp(raw), as in CLIP, or softplus(raw), as in UBP's code."""
-    return softplus(raw) if kind == "softplus" else raw.exp()
 
 
 class OutlierGate(nn.Module):

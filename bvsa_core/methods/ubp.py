@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, softplus
 
 from bvsa_core.encoders import InputSpec, encode
-from bvsa_core.methods.base import Batch, Contrastive, OutlierGate, positive_scale, symmetric_contrastive
+from bvsa_core.methods.base import Batch, Contrastive, OutlierGate, symmetric_contrastive
 from bvsa_core.vision.views import Level
 
 
@@ -69,7 +69,8 @@ class UBP(Contrastive):
         brain = encode(self.encoder, batch.recordings, batch.subjects)
         if self.options.unit_norm:
             brain = normalize(brain, dim=-1)
-        loss, logits = symmetric_contrastive(brain, batch.images, positive_scale(self.logit_scale, self.options.scale))
+        scale = softplus(self.logit_scale) if self.options.scale == "softplus" else self.logit_scale.exp()
+        loss, logits = symmetric_contrastive(brain, batch.images, scale)
         if self.training:
             outlier_sign = self.interval(batch.samples, logits.diagonal())
             self.kernel_size[batch.samples] = self.level_sizes[1 - outlier_sign]

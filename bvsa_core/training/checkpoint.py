@@ -51,8 +51,8 @@ class TrainingState:
     """
 
     def __init__(self, method: Method, optimiser: torch.optim.Optimizer, best: Best, total: Tensor, fabric: Fabric):
-        self.method, self.optimiser, self.best, self.total = method, optimiser, best, total
-        self.precision, self.device = fabric.strategy.precision, total.device
+        self.parts: dict[str, Any] = {"method": method, "optimiser": optimiser, "precision": fabric.strategy.precision}
+        self.best, self.total, self.device = best, total, total.device
         self.epoch, self.batch = 0, 0  # the next ones
 
     def to_bytes(self) -> bytes:
@@ -60,36 +60,23 @@ class TrainingState:
         numpy: Any = np.random.get_state(legacy=False)
         numpy["state"]["key"] = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        generators = {"torch": torch.get_rng_state(), "cuda": cuda, "python": random.getstate(), "numpy": numpy}
+        own = {"version": VERSION, "epoch": self.epoch, "batch": self.batch, "total": self.total}
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
         stream = io.BytesIO()
-        content = {
-            "version": VERSION,
-            "epoch": self.epoch,
-            "batch": self.batch,
-            "total": self.total,
-            "method": self.method.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "best": vars(self.best),
-            "precision": self.precision.state_dict(),
-            "random": {"torch": torch.get_rng_state(), "cuda": cuda, "python": random.getstate(), "numpy": numpy},
-        }
-        torch.save(content, stream)
+        torch.save({**own, **parts, "best": vars(self.best), "random": generators}, stream)
         return stream.getvalue()
 
     def load(self, content: bytes) -> None:
-        """Restore what `to_bytes` saved.
-
-        Raises:
-            Exception: the content is damaged, or belongs to another run.
-        """
+        """Restore what `to_bytes` saved; damaged content, or another run's, raises various exceptions."""
         saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if saved["version"] != VERSION:
             raise ValueError(f"version {saved['version']}, and this program reads {VERSION}")
-        self.method.load_state_dict(saved["method"])
-        self.optimiser.load_state_dict(saved["optimiser"])
+        for name, part in self.parts.items():
+            part.load_state_dict(saved[name])
         vars(self.best).update(saved["best"])
         if self.best.state is not None:
             self.best.state = {name: value.to(self.device) for name, value in self.best.state.items()}
-        self.precision.load_state_dict(saved["precision"])
         self.total.copy_(saved["total"])
         self.epoch, self.batch = saved["epoch"], saved["batch"]
         generators = saved["random"]

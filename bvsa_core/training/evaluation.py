@@ -77,13 +77,7 @@ def evaluate(trained: Trained, config: RunConfig, run_data: RunData, scoring: Sc
     if scoring.reliability is None:
         scoring = replace(scoring, reliability=reliability)
     rank = ranks(similarity(embeddings, scoring))
-    protocol = protocol_of(config, run_data, test, scoring)
-    return Evaluation(score(rank), protocol, rank, test.images, embeddings, reliability)
-
-
-def protocol_of(config: RunConfig, run_data: RunData, test: Split, scoring: Scoring) -> Protocol:
-    """Return the protocol of a run's scores."""
-    return Protocol(
+    protocol = Protocol(
         dataset=run_data.dataset.name,
         selection=SELECTIONS[config.selection],
         gallery=len(test.images),
@@ -94,6 +88,7 @@ def protocol_of(config: RunConfig, run_data: RunData, test: Split, scoring: Scor
         modality=test.modality,
         **scoring.protocol(),
     )
+    return Evaluation(score(rank), protocol, rank, test.images, embeddings, reliability)
 
 
 def oracle(trained: Trained, run_data: RunData, config: RunConfig) -> Callable[[], dict[str, float]]:

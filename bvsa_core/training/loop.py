@@ -95,11 +95,7 @@ def fit(
 
 
 def make_fabric(device: torch.device, processes: ProcessGroup, precision: Any) -> Fabric:
-    """Return the Fabric that runs a training on a device: alone, or by DDP with other processes.
-
-    Raises:
-        UserError: a precision that the device does not have.
-    """
+    """Return the Fabric that runs a training on a device: alone, or by DDP with other processes."""
     if precision == "16-mixed" and device.type == "cpu":
         raise UserError("precision 16-mixed is for GPUs; take bf16-mixed on the CPU")
     from lightning_fabric import Fabric  # takes a second to import

@@ -116,11 +116,7 @@ def train(
 
 
 def split_off_validation(split: Split, config: RunConfig) -> tuple[Split, Split | None]:
-    """Split the training data of a run into samples to train on and held-out ones, if any.
-
-    Raises:
-        UserError: too few samples are left to train on, or held out to select by.
-    """
+    """Split the training data of a run into samples to train on and held-out ones, if any."""
     images = config.validation
     if config.selection == "validation":
         images = images or math.ceil(len(split.images) / 20)

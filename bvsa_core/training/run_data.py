@@ -22,11 +22,7 @@ from bvsa_core.vision.views import BankedViews, Falloff, Level, OnlineViews, Vie
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of a run.
-
-    Raises:
-        UserError: an unknown device, or a GPU that is not there.
-    """
+    """Return the device of a run, which must exist."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -120,11 +116,7 @@ class RunData:
         return load_split(self.dataset, list(subjects), split, *chosen).to(self.device)
 
     def training_subjects(self, config: RunConfig) -> list[str]:
-        """Return the subjects a run trains on.
-
-        Raises:
-            UserError: there are no other subjects to train on.
-        """
+        """Return the subjects a run trains on; the setting inter needs others than the tested one."""
         return [config.subject] if config.setting == "intra" else self.dataset.others(config.subject)
 
     def views(self, images: Sequence[str], levels: Sequence[Level], fusion: Fusion | None = None) -> Views:

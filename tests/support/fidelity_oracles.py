@@ -4,7 +4,6 @@
 features; row i of all belongs to sample `samples[i]`. A state holds the per-sample arrays.
 """
 
-from dataclasses import dataclass, field
 from statistics import NormalDist
 
 import numpy as np
@@ -12,21 +11,12 @@ import numpy as np
 SCALE = 1 / 0.07  # initially
 
 
-@dataclass
 class State:
     """Smoothed similarities of samples, and the blur of their next epoch."""
 
-    samples: int
-    size: float = 51
-    to_image: np.ndarray = field(init=False)
-    to_text: np.ndarray = field(init=False)
-    gains: np.ndarray = field(init=False)
-    sizes: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.to_image, self.to_text = np.ones((2, self.samples))
-        self.gains = np.full(self.samples, 0.5)
-        self.sizes = np.full(self.samples, float(self.size))
+    def __init__(self, samples: int, size: float):
+        self.to_image, self.to_text = np.ones((2, samples))
+        self.gains, self.sizes = np.full(samples, 0.5), np.full(samples, float(size))
 
 
 def unit(x: np.ndarray) -> np.ndarray:
