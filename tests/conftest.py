@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +11,43 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+# Test files, or tests by the start of their names, that `pytest -m "not slow"` leaves to CI; with them all tests of GPU
+# kernels, which run on the CPU.
+SLOW = (
+    "bvsa_core/cli/test_cli.py::test_a_run_repeats",
+    "bvsa_core/cli/test_cli.py::test_demo_with_online",
+    "bvsa_core/cli/test_cli.py::test_flags_and_files_override",
+    "bvsa_core/cli/test_data.py::test_training_on_the_store",
+    "bvsa_core/cli/test_report.py",
+    "bvsa_core/cli/test_reproduce.py",
+    "bvsa_core/cli/test_retrieve.py::test_a_run_with_fused",
+    "bvsa_core/data/layouts/test_osf_raw.py",
+    "bvsa_core/data/test_store.py::test_a_conversion_killed",
+    "bvsa_core/distributed/",
+    "bvsa_core/io/test_fuzz.py",
+    "bvsa_core/retrieval/test_search.py",
+    "bvsa_core/training/test_resume.py",
+    "bvsa_core/training/test_run.py",
+    "bvsa_core/vision/test_bank.py",
+    "bvsa_core/vision/test_tiny.py",
+    "fovblur/test_cuda_compiled.py",
+    "fovblur/test_gpu_resources.py",
+    "fovblur/test_gradients.py",
+    "fovblur/test_large.py",
+    "fovblur/test_similarity_triton.py",
+    "fovblur/test_triton_compiled.py",
+    "test_benchmarks.py",
+    "test_build.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        name = item.nodeid.removeprefix("tests/")
+        if name.startswith(SLOW) or re.search(r"[\[-](cuda|triton)[\]-]", name):
+            item.add_marker("slow")
 
 
 @pytest.fixture

@@ -15,12 +15,9 @@ import fovblur
 from bvsa_core.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
-SOURCES = [path.relative_to(ROOT) for name in ("fovblur", "bvsa_core") for path in sorted((ROOT / name).rglob("*.py"))]
-WITH_EXAMPLES = [
-    ".".join(path.with_suffix("").parts).removesuffix(".__init__")
-    for path in SOURCES
-    if ">>> " in (ROOT / path).read_text()
-]
+SOURCES = [path for name in ("fovblur", "bvsa_core") for path in sorted((ROOT / name).rglob("*.py"))]
+SOURCES = [path.relative_to(ROOT) for path in SOURCES if ">>> " in path.read_text()]
+WITH_EXAMPLES = [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in SOURCES]
 
 
 def build(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
@@ -48,10 +45,8 @@ def test_links_lead_somewhere_and_nothing_is_fetched(site):
 
 
 def test_the_reference_shows_functions_and_examples_as_code(site):
-    for page, anchor in (
-        ("op", "fovblur.foveated_blur.api.foveated_blur"),
-        ("library", "bvsa_core.training.run.train"),
-    ):
+    anchors = {"op": "fovblur.foveated_blur.api.foveated_blur", "library": "bvsa_core.training.run.train"}
+    for page, anchor in anchors.items():
         text = (site / page / "index.html").read_text()
         assert f'id="{anchor}"' in text and "<blockquote>" not in text
     text = (site / "cli" / "index.html").read_text()

@@ -22,10 +22,13 @@ def wrapped(line: str) -> list[str]:
     return textwrap.wrap(line, 120, subsequent_indent="    ", break_on_hyphens=False)
 
 
-def test_functions():
+def test_library():
     signatures = [f"{name}{inspect.signature(getattr(fovblur, name))}" for name in sorted(fovblur.__all__)]
+    names = (bvsa_core.__all__, methods.names(), encoders.names())
+    ops = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fovblur::"))
+    lines = [*signatures, *map(" ".join, (*names, ops))]
     assert_expected_inline(
-        "\n".join(line for signature in signatures for line in wrapped(signature)),
+        "\n".join(line for long in lines for line in wrapped(long)),
         """\
 available_backends() -> 'dict[str, str | None]'
 enhanced_similarity(brain_image: 'Tensor', image: 'Tensor', brain_text: 'Tensor', text: 'Tensor', *, row_gate: 'Tensor |
@@ -40,39 +43,14 @@ foveated_blur(images: 'Tensor', sigma: 'float | Tensor | None' = None, *, kernel
 gaussian_blur(images: 'Tensor', sigma: 'float | Tensor | None' = None, *, kernel_size: 'int | Tensor | None' = None,
     backend: 'str | None' = None) -> 'Tensor'
 kernel_size_from_sigma(sigma)
-sigma_from_kernel_size(k)""",
-    )
-
-
-def test_names_of_bvsa_core():
-    assert_expected_inline(
-        "\n".join(wrapped(" ".join(bvsa_core.__all__))),
-        """\
+sigma_from_kernel_size(k)
 Batch Contrastive Dataset EmbeddingMatrix Embeddings Evaluation Gallery InputSpec Level Method Protocol Queries
     Recordings RunConfig RunData RunDataConfig RunFolder RunResult Scores Scoring Split SyntheticConfig TopK Trained
     UserError evaluate load_method load_split make_dataset ranks register_encoder register_method run score search
-    similarity symmetric_contrastive to_mne train write_subject""",
-    )
-
-
-def test_ops():
-    known = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fovblur::"))
-    assert_expected_inline(
-        "\n".join(known),
-        """\
-fovblur::enhanced_similarity
-fovblur::enhanced_topk
-fovblur::foveated_blur
-fovblur::foveated_blur_backward""",
-    )
-
-
-def test_methods_and_encoders():
-    assert_expected_inline(
-        f"{' '.join(methods.names())}\n{' '.join(encoders.names())}",
-        """\
+    similarity symmetric_contrastive to_mne train write_subject
 atm bravl bvsa mcdb nice ubp vanilla
-atm deepnet eeg_project eegnet shallownet tsconv""",
+atm deepnet eeg_project eegnet shallownet tsconv
+fovblur::enhanced_similarity fovblur::enhanced_topk fovblur::foveated_blur fovblur::foveated_blur_backward""",
     )
 
 

@@ -1,25 +1,17 @@
 """README and pages say what runs have measured, their examples run, and their links lead somewhere."""
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+import update_docs
 
 ROOT = Path(__file__).parents[1]
 PAGES = [Path(name) for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
 PAGES += sorted(path.relative_to(ROOT) for path in (ROOT / "docs").glob("*.md"))
 
 
-def load_script(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_tables_are_those_of_the_kept_runs():
-    update_docs = load_script("update_docs")
     for page in update_docs.PAGES:
         assert update_docs.updated(page) == (ROOT / page).read_text(), "run: python scripts/update_docs.py"
 

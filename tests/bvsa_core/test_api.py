@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import bvsa_core
-from bvsa_core import encoders, methods
+from bvsa_core import encoders, methods, register_encoder, register_method
 from bvsa_core.cli.arguments import Parser, add_run_arguments, to_dataclass
 from bvsa_core.data.store import read_header
 from bvsa_core.errors import UserError
@@ -63,7 +63,7 @@ class Options:
 
 
 def test_a_registered_encoder_is_built_by_name_and_survives_run_yaml(registries):
-    @bvsa_core.register_encoder("mine", Options)
+    @register_encoder("mine", Options)
     def mine(shape, options):
         linear = torch.nn.Linear(shape.channels * shape.time, shape.embedding)
         return torch.nn.Sequential(torch.nn.Flatten(), linear, *[torch.nn.Identity()] * options.width)
@@ -83,18 +83,12 @@ def test_a_registered_encoder_is_built_by_name_and_survives_run_yaml(registries)
 
 
 REFUSED = {
-    "method 'bvsa' is shipped": lambda: bvsa_core.register_method("bvsa"),
-    "method 'a/b': give a name of letters": lambda: bvsa_core.register_method("a/b"),
-    "encoder 'tsconv' is shipped with bvsa_core; register yours under another name": lambda: bvsa_core.register_encoder(
-        "tsconv"
-    ),
-    "encoder 'mine': options is .*; give a dataclass": lambda: bvsa_core.register_encoder("mine", dict),
-    "method 'mine': register a subclass of bvsa_core.Method": lambda: bvsa_core.register_method("mine")(
-        torch.nn.Linear
-    ),
-    "method 'mine': Half lacks forward and Options, a dataclass": lambda: bvsa_core.register_method("mine")(
-        type("Half", (Method,), {})
-    ),
+    "method 'bvsa' is shipped": lambda: register_method("bvsa"),
+    "method 'a/b': give a name of letters": lambda: register_method("a/b"),
+    "encoder 'tsconv' is shipped .*; register yours under another name": lambda: register_encoder("tsconv"),
+    "encoder 'mine': options is .*; give a dataclass": lambda: register_encoder("mine", dict),
+    "method 'mine': register a subclass of bvsa_core.Method": lambda: register_method("mine")(torch.nn.Linear),
+    "'mine': Half lacks forward and Options, a dataclass": lambda: register_method("mine")(type("Half", (Method,), {})),
 }
 
 

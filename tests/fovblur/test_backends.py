@@ -101,30 +101,18 @@ def test_info_reports_the_build_and_the_backends():
     assert "CUDA tensors would be served by" in printed
 
 
-BLOCKED_IMPORT = """
-import sys, torch
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name in {blocked!r} or name.split(".")[0] in {blocked!r}:
-            raise ImportError(f"{{name}} is blocked")
-sys.meta_path.insert(0, Block())
-import fovblur
-{then}
-"""
-
-
 @pytest.mark.parametrize(
     ("blocked", "then"),
     [
         (["triton", "fovblur._cuda"], "assert fovblur.gaussian_blur(torch.rand(1, 1, 8, 8), 1.0).shape[2:] == (8, 8)"),
-        (["triton"], "assert 'triton is blocked' in fovblur.available_backends()['triton']"),
+        (["triton"], "assert 'import of triton halted' in fovblur.available_backends()['triton']"),
         (["fovblur._cuda"], "assert 'not built' in fovblur.available_backends()['cuda']"),
         (["scipy", "torchvision", "lightning_fabric", "jsonargparse", "cv2"], "fovblur.available_backends()"),
     ],
     ids=str,
 )
 def test_imports_and_runs_without(blocked, then):
-    code = BLOCKED_IMPORT.format(blocked=blocked, then=then)
+    code = f"import sys, torch; sys.modules |= dict.fromkeys({blocked}); import fovblur; {then}"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

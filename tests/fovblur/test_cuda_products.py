@@ -7,7 +7,7 @@ from comparisons import LAYOUTS, assert_close, exact_gradients, gradients, rando
 
 import fovblur
 
-KERNEL_SIZES = (1, 3, 45, 51, 57, 101, 129)  # 129 reaches 64 pixels, the most that products serve
+KERNEL_SIZES = (1, 3, 45, 51, 57, 101, 129, 131, 201)  # 129 reaches 64 pixels, the most that products serve
 TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
 # Relative rounding of an operand; tf32 for float32.
 ROUNDING = {torch.uint8: 2**-11, torch.float16: 2**-11, torch.bfloat16: 2**-8, torch.float32: 2**-11}
@@ -39,15 +39,6 @@ def test_products_agree_with_the_float64_reference(implementation, dtype, shape,
     for one, other in zip(ours, expected):
         assert_rounded_four_times(one, other, images.max().item())
     assert torch.equal(ours[0], images[0])  # a kernel of one pixel
-
-
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_radii_beyond_the_products_in_one_batch_with_others(implementation, dtype, seed):
-    images = random_images((3, 1, 75, 70), dtype)
-    kernel_size = torch.tensor([131, 9, 201])
-    ours = implementation.gaussian_blur(images, kernel_size=kernel_size)
-    for one, other in zip(ours, exact(images, kernel_size=kernel_size, gain=0.0)):
-        assert_rounded_four_times(one, other, images.max().item())
 
 
 def test_many_planes_are_not_cut_into_short_strips(implementation, seed):
@@ -142,12 +133,9 @@ def test_uint8_is_exact_in_float32_and_rounded_in_half_precision(implementation,
     images = random_images((3, 1, 40, 70), torch.uint8)
     options = {"kernel_size": torch.tensor([3, 51, 129]), "mean": 0.5, "std": 0.25}
     expected = exact(images.double() / 255, **options)
-    results = {
-        kind: implementation.foveated_blur(images, out_dtype=kind, **options) for kind in (torch.float32, torch.float16)
-    }
-    assert relative_error(results[torch.float32], expected) < 1e-5
-    rounded_once = relative_error(expected.half(), expected)
-    assert rounded_once < relative_error(results[torch.float16], expected) < 2e-3
+    single, half = (implementation.foveated_blur(images, out_dtype=t, **options) for t in (torch.float32, torch.half))
+    assert relative_error(single, expected) < 1e-5
+    assert relative_error(expected.half(), expected) < relative_error(half, expected) < 2e-3
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)

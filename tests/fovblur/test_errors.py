@@ -17,10 +17,7 @@ CASES = {
         (dict(sigma=True), "sigma is True"),
         (dict(sigma=torch.tensor([True, False])), "sigma is a tensor of torch.bool"),
         (dict(kernel_size=51.0), "kernel_size is 51.0 \\(float\\); it must be an int"),
-        (
-            dict(kernel_size=torch.tensor([51.0, 45.0])),
-            "kernel_size is a tensor of torch.float32; it must hold integers",
-        ),
+        (dict(kernel_size=torch.tensor([51.0, 45.0])), "kernel_size is a tensor of torch.float32; it must hold int"),
         (dict(decay="fast"), "decay is a str"),
         (dict(fixation=3), r"fixation is 3; it must be two numbers \(y, x\)"),
         (dict(fixation=(1.0, 2.0, 3.0)), "fixation is"),

@@ -1,58 +1,25 @@
 """The kept table of GPU resources is what the compilers make of the sources, and its occupancy is NVIDIA's."""
 
-import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import gpu_resources as script
 import pytest
 from gpu_kernels import HAS_NVCC, SCRIPT, WITHOUT_NVCC
 
 REGISTERS = (16, 32, 33, 64, 72, 80, 81, 96, 112, 128, 153, 168, 169, 224, 255)
 SHARED = (0, 1, 1024, 16_000, 22_784, 32_000, 33_024, 49_152, 67_584, 101_376, 101_377, 232_448)
 THREADS = (32, 64, 96, 128, 160, 256, 384, 1024)
-ORACLE = r"""
-#include <cuda_occupancy.h>
-#include <cstdio>
-int main() {
-  int major, minor, threads_of_sm, threads, registers;
-  size_t shared_of_sm, shared_of_block, shared;
-  while (std::scanf("%d%d%d%zu%zu", &major, &minor, &threads_of_sm, &shared_of_sm, &shared_of_block) == 5 &&
-         std::scanf("%d%d%zu", &threads, &registers, &shared) == 3) {
-    cudaOccDeviceProp device;
-    device.computeMajor = major, device.computeMinor = minor, device.warpSize = 32, device.numSms = 1;
-    device.maxThreadsPerBlock = 1024, device.maxThreadsPerMultiprocessor = threads_of_sm;
-    device.regsPerBlock = device.regsPerMultiprocessor = 65536;
-    device.sharedMemPerBlock = 49152, device.sharedMemPerMultiprocessor = shared_of_sm;
-    device.sharedMemPerBlockOptin = shared_of_block, device.reservedSharedMemPerBlock = 1024;
-    cudaOccFuncAttributes kernel = {};
-    kernel.maxThreadsPerBlock = 1024, kernel.numRegs = registers;
-    kernel.shmemLimitConfig = FUNC_SHMEM_LIMIT_OPTIN, kernel.maxDynamicSharedSizeBytes = shared_of_block;
-    cudaOccDeviceState state = {};
-    cudaOccResult result;
-    const int error = cudaOccMaxActiveBlocksPerMultiprocessor(&result, &device, &kernel, &state, threads, shared);
-    std::printf("%d\n", error ? 0 : result.activeBlocksPerMultiprocessor);
-  }
-}
-"""
 
 
 @pytest.fixture
-def script(monkeypatch):
-    """scripts/gpu_resources.py as a module."""
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    spec = importlib.util.spec_from_file_location("gpu_resources", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def kept(script) -> dict:
+def kept() -> dict:
     return json.loads(script.KEPT.read_text())
 
 
-def test_the_table_shows_the_kept_rows(script, kept):
+def test_the_table_shows_the_kept_rows(kept):
     assert script.TABLE.read_text() == script.markdown(kept), "run: python scripts/gpu_resources.py"
     assert kept["estimates"] == [script.roofline.described(estimate) for estimate in script.roofline.ESTIMATES]
     assert script.FIGURE.read_bytes()[:4] == b"\x89PNG"
@@ -72,9 +39,9 @@ def test_the_kept_rows_are_what_the_compilers_make(gpu_resources, kept, backend,
 
 
 @pytest.mark.skipif(not HAS_NVCC, reason=WITHOUT_NVCC)
-def test_occupancy_is_that_of_nvidias_calculator(script, tmp_path):
-    (tmp_path / "oracle.cpp").write_text(ORACLE)
-    subprocess.run(["nvcc", "-o", str(tmp_path / "oracle"), str(tmp_path / "oracle.cpp")], check=True)
+def test_occupancy_is_that_of_nvidias_calculator(tmp_path):
+    source = Path(__file__).parents[1] / "support" / "occupancy_oracle.cpp"
+    subprocess.run(["nvcc", "-o", tmp_path / "oracle", source], check=True)
     cases = [(sm, t, r, s) for sm in script.MULTIPROCESSORS for t in THREADS for r in REGISTERS for s in SHARED]
     lines = []
     for sm, threads, registers, shared in cases:
@@ -95,7 +62,7 @@ def test_occupancy_is_that_of_nvidias_calculator(script, tmp_path):
         (["--json", "absent/file.json"], "--json: absent is no folder; make it first"),
     ],
 )
-def test_mistakes_are_one_clear_error(script, options, message, tmp_path, monkeypatch, capsys):
+def test_mistakes_are_one_clear_error(options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options])
     with pytest.raises(SystemExit):

@@ -1,17 +1,13 @@
-"""The blur on a GPU: graphs, streams, devices, compilation, memory."""
+"""On a GPU: graphs and streams of both functions; devices, compilation and memory of the blur."""
 
 import pytest
 import torch
-from gpu_streams import captured, on_late_inputs
+from gpu_streams import GPU_ONLY, TWO_GPUS_ONLY, captured, on_late_inputs, scores_and_topk
+from similarity_under_test import random_embeddings
 
 import fovblur
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-
-
-@pytest.fixture(params=["cuda", "triton"])
-def backend(request) -> str:
-    return request.param
+pytestmark = GPU_ONLY
 
 
 def batch(device: str = "cuda", count: int = 16, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, dict]:
@@ -20,15 +16,36 @@ def batch(device: str = "cuda", count: int = 16, dtype: torch.dtype = torch.floa
     return images, {"kernel_size": kernel_size, "gain": torch.rand(count, device=device)}
 
 
-def test_a_graph_replays_on_changed_input(backend, seed):
-    images, parameters = batch()
-    graph, out = captured(lambda: fovblur.foveated_blur(images, **parameters, backend=backend))
-    images.copy_(torch.rand_like(images))
-    parameters["kernel_size"].copy_(torch.randint(0, 40, (16,), device="cuda") * 2 + 1)
-    parameters["gain"].copy_(torch.rand(16, device="cuda"))
+def blur_and_gradients(images, sigma, gain, backend: str) -> tuple[torch.Tensor, ...]:
+    leaves = [x.detach().requires_grad_() for x in (images, sigma, gain)]
+    options = {"kernel_size": 2 * (4 * sigma).int() + 1, "backend": backend}
+    out = fovblur.foveated_blur(leaves[0], leaves[1], gain=leaves[2], **options)
+    return (out.detach(), *torch.autograd.grad(out.square().sum(), leaves))
+
+
+CALLS = [
+    (blur_and_gradients, lambda: (torch.rand(4, 3, 70, 96), 1 + 5 * torch.rand(4), torch.rand(4))),
+    (scores_and_topk, lambda: random_embeddings(70, 500, 64, 40)),
+]
+
+
+@pytest.mark.parametrize(("function", "random_inputs"), CALLS)
+def test_a_graph_replays_on_changed_input(backend, function, random_inputs, seed):
+    inputs = [x.cuda() for x in random_inputs()]
+    graph, results = captured(lambda: function(*inputs, backend=backend))
+    for old, new in zip(inputs, random_inputs()):
+        old.copy_(new)
     graph.replay()
-    expected = fovblur.foveated_blur(images, **parameters, backend="reference")
-    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-3)
+    assert all(torch.equal(one, other) for one, other in zip(results, function(*inputs, backend=backend)))
+
+
+@pytest.mark.parametrize(("function", "random_inputs"), CALLS)
+def test_work_is_queued_on_the_current_stream(backend, function, random_inputs, seed):
+    inputs = [x.cuda() for x in random_inputs()]
+    expected = function(*inputs, backend=backend)
+    late = [torch.ones_like(x) for x in inputs]
+    results = on_late_inputs(lambda *x: function(*x, backend=backend), late, inputs)
+    assert all(torch.equal(one, other) for one, other in zip(results, expected))
 
 
 def test_a_constant_may_be_new_inside_a_graph_capture(backend):
@@ -42,45 +59,7 @@ def test_a_constant_may_be_new_inside_a_graph_capture(backend):
     assert torch.equal(out, expected)
 
 
-def result_and_gradients(
-    images: torch.Tensor, sigma: torch.Tensor, gain: torch.Tensor, backend: str
-) -> tuple[torch.Tensor, ...]:
-    leaves = [x.detach().requires_grad_() for x in (images, sigma, gain)]
-    out = fovblur.foveated_blur(leaves[0], leaves[1], kernel_size=25, gain=leaves[2], backend=backend)
-    return (out.detach(), *torch.autograd.grad(out.square().sum(), leaves))
-
-
-def random_arguments(device: str = "cuda") -> list[torch.Tensor]:
-    """Images, sigma and gain."""
-    return [torch.rand(4, 3, 70, 96, device=device), 1 + 5 * torch.rand(4, device=device), torch.rand(4, device=device)]
-
-
-def test_a_graph_replays_the_gradients(backend, seed):
-    arguments = random_arguments()
-    graph, results = captured(lambda: result_and_gradients(*arguments, backend))
-    for old, new in zip(arguments, random_arguments()):
-        old.copy_(new)
-    graph.replay()
-    assert all(torch.equal(one, other) for one, other in zip(results, result_and_gradients(*arguments, backend)))
-
-
-def test_gradients_are_queued_on_the_stream_of_their_forward_pass(backend, seed):
-    arguments = random_arguments()
-    expected = result_and_gradients(*arguments, backend)
-    late = [torch.zeros_like(x) for x in arguments]
-    late[1].fill_(1)  # a valid sigma
-    results = on_late_inputs(lambda *x: result_and_gradients(*x, backend), late, arguments)
-    assert all(torch.equal(one, other) for one, other in zip(results, expected))
-
-
-def test_work_is_queued_on_the_current_stream(backend, seed):
-    images, parameters = batch()
-    expected = fovblur.foveated_blur(images, **parameters, backend=backend)
-    call = lambda x: fovblur.foveated_blur(x, **parameters, backend=backend)  # noqa: E731
-    assert torch.equal(on_late_inputs(call, [torch.empty_like(images)], [images]), expected)
-
-
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second CUDA device")
+@TWO_GPUS_ONLY
 def test_the_second_device_serves_while_the_first_is_current(backend, seed):
     images, parameters = batch("cuda:1")
     with torch.cuda.device(0):

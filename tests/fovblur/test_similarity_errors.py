@@ -10,14 +10,8 @@ GOOD = dict(zip(("brain_image", "image", "brain_text", "text"), map(torch.rand, 
 CASES = {
     TypeError: [
         (dict(image=np.zeros((3, 4))), r"image is a ndarray; pass a torch.Tensor of shape \(M, D\)"),
-        (
-            dict(brain_image=torch.zeros(2, 4, dtype=torch.int32)),
-            "brain_image is torch.int32; it must be one of float16",
-        ),
-        (
-            dict(text=torch.rand(3, 5).double()),
-            "text is torch.float64 and brain_image torch.float32; all must be of one",
-        ),
+        (dict(brain_image=torch.zeros(2, 4).int()), "brain_image is torch.int32; it must be one of float16"),
+        (dict(text=torch.rand(3, 5).double()), "text is torch.float64 and brain_image torch.float32; all must be"),
         (dict(image=torch.rand(3, 4).to_sparse()), "image must be a dense tensor"),
         (dict(row_gate=1.0), r"row_gate is a float; pass None or a torch.Tensor of shape \(2,\)"),
         (dict(column_gate=torch.ones(3) * 1j), "real numbers or booleans"),
@@ -57,12 +51,9 @@ def test_wrong_arguments(error, case):
         fovblur.enhanced_topk(**GOOD | change, k=1)
 
 
-@pytest.mark.parametrize(("k", "error", "message"), CASES_OF_K, ids=lambda case: str(case)[:20])
-def test_wrong_k(k, error, message):
-    with pytest.raises(error, match=message):
-        fovblur.enhanced_topk(**GOOD, k=k)
-
-
-def test_an_empty_gallery_has_no_best():
+def test_wrong_k():
+    for k, error, message in CASES_OF_K:
+        with pytest.raises(error, match=message):
+            fovblur.enhanced_topk(**GOOD, k=k)
     with pytest.raises(ValueError, match="k is 1; it must be from 1 to 0"):
-        fovblur.enhanced_topk(torch.rand(2, 4), torch.rand(0, 4), torch.rand(2, 4), torch.rand(0, 4), 1)
+        fovblur.enhanced_topk(**GOOD | {"image": torch.rand(0, 4), "text": torch.rand(0, 5)}, k=1)

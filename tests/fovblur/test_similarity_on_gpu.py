@@ -1,54 +1,27 @@
-"""The similarity on a GPU: graphs, streams, devices, memory, sizes."""
+"""The similarity on a GPU: devices, memory, sizes."""
 
 import functools
 
 import pytest
 import torch
-from gpu_streams import captured, on_late_inputs
+from gpu_streams import GPU_ONLY, TWO_GPUS_ONLY, scores_and_topk
 from similarity_under_test import check_topk, exact, random_embeddings, random_gates
 
 import fovblur
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = GPU_ONLY
 TYPES = (torch.float16, torch.bfloat16, torch.float32)
-
-
-@pytest.fixture(params=["cuda", "triton"])
-def backend(request) -> str:
-    return request.param
-
-
-def call(backend: str, embeddings, k: int = 10, **gates) -> tuple[torch.Tensor, ...]:
-    matrix = fovblur.enhanced_similarity(*embeddings, **gates, backend=backend)
-    return (matrix, *fovblur.enhanced_topk(*embeddings, k, **gates, backend=backend))
 
 
 def on_gpu(*tensors: torch.Tensor, device: str = "cuda") -> list[torch.Tensor]:
     return [tensor.to(device) for tensor in tensors]
 
 
-def test_a_graph_replays_on_changed_input(backend, seed):
-    embeddings = on_gpu(*random_embeddings(70, 500, 64, 40))
-    graph, results = captured(lambda: call(backend, embeddings))
-    for old, new in zip(embeddings, random_embeddings(70, 500, 64, 40)):
-        old.copy_(new)
-    graph.replay()
-    assert all(torch.equal(one, other) for one, other in zip(results, call(backend, embeddings)))
-
-
-def test_work_is_queued_on_the_current_stream(backend, seed):
-    embeddings = on_gpu(*random_embeddings(70, 500, 64, 40))
-    expected = call(backend, embeddings)
-    late = [torch.empty_like(x) for x in embeddings]
-    results = on_late_inputs(lambda *x: call(backend, x), late, embeddings)
-    assert all(torch.equal(one, other) for one, other in zip(results, expected))
-
-
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second CUDA device")
+@TWO_GPUS_ONLY
 def test_the_second_device_serves_while_the_first_is_current(backend, seed):
     embeddings = on_gpu(*random_embeddings(70, 500, 64, 40), device="cuda:1")
     with torch.cuda.device(0):
-        matrix, values, indices = call(backend, embeddings)
+        matrix, values, indices = scores_and_topk(*embeddings, backend=backend)
     assert matrix.device == values.device == indices.device == torch.device("cuda:1")
     check_topk(values.cpu(), indices.cpu(), exact(*embeddings).cpu(), 2e-6)
 
@@ -61,7 +34,7 @@ def test_inductor_compiles_it_whole(backend, seed):
 
     for n, m in ((40, 60), (70, 90)):
         embeddings = on_gpu(*random_embeddings(n, m, 32, 24))
-        matrix, values, indices = call(backend, [embeddings[0] * 2, *embeddings[1:]], 3)
+        matrix, values, indices = scores_and_topk(embeddings[0] * 2, *embeddings[1:], backend=backend, k=3)
         for one, other in zip(retrieve(*embeddings), (matrix.relu(), values, indices)):
             torch.testing.assert_close(one, other)
 
@@ -121,7 +94,7 @@ def test_every_kernel_on_awkward_shapes(backend, dtype, seed):
         embeddings, gates = random_embeddings(n, m, d, e, dtype), random_gates(n, m)
         expected = exact(*embeddings, **gates)
         gates = dict(zip(gates, on_gpu(*gates.values())))
-        matrix, values, indices = call(backend, on_gpu(*embeddings), k, **gates)
+        matrix, values, indices = scores_and_topk(*on_gpu(*embeddings), backend=backend, k=k, **gates)
         scale = expected.abs().clamp(min=1)
         assert ((matrix.cpu().double() - expected).abs() <= tolerance * scale).all()
         assert ((values.cpu().double() - expected.gather(1, indices.cpu())).abs() <= tolerance * scale.max()).all()

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from backends_under_test import ON_GPU
-from similarity_under_test import Similarity, exact, random_embeddings
+from backends_under_test import ON_GPU, Implementation
+from similarity_under_test import exact, random_embeddings
 
 from fovblur.enhanced_similarity import chunked_topk
 from fovblur.enhanced_similarity import triton as triton_backend
 from fovblur.enhanced_similarity.params import Inputs
 
-similarity = Similarity("triton")
+implementation = Implementation("triton")
 
 
 def ranked(scores: torch.Tensor, k: int) -> list[list[int]]:
@@ -27,7 +27,7 @@ def test_ties_across_tiles_and_slices(slices, monkeypatch, seed):
     monkeypatch.setattr(triton_backend, "slices_of", lambda rows, columns, programs: slices)
     embeddings = integers(2, 300)
     for k in (1, 17):
-        values, indices = similarity.topk(*embeddings, k)
+        values, indices = implementation.topk(*embeddings, k)
         scores = exact(*embeddings)
         assert indices.tolist() == ranked(scores, k)
         assert torch.equal(values.double(), scores.gather(1, indices))
@@ -41,8 +41,9 @@ def test_k_above_the_fused_limit(dtype, monkeypatch, seed):
     k = triton_backend.LARGEST_FUSED_K + 1
     brain_image, image, brain_text, text = integers(3, 200, dtype)
     brain_image[:, 0] = 2049 / 1024  # its products have more digits than a half
-    values, indices = similarity.topk(brain_image, image, brain_text, text, k, row_gate=torch.tensor([1.0, 0.0, 0.5]))
-    scores = exact(brain_image, image, brain_text, text, row_gate=torch.tensor([1.0, 0.0, 0.5]))
+    embeddings, gate = (brain_image, image, brain_text, text), torch.tensor([1.0, 0.0, 0.5])
+    values, indices = implementation.topk(*embeddings, k, row_gate=gate)
+    scores = exact(*embeddings, row_gate=gate)
     assert indices.tolist() == ranked(scores, k)
     assert torch.equal(values.double(), scores.gather(1, indices))
 
@@ -72,13 +73,6 @@ def test_slices_keep_the_multiprocessors_busy(row_tiles):
     waves = -(-row_tiles * slices // 132)
     assert row_tiles * slices > 0.89 * 132 * waves or slices == 8 or row_tiles * (slices + 1) > 132
     assert triton_backend.slices_of(row_tiles, 2, 132) <= 2
-
-
-def test_a_gallery_beyond_the_keys_is_refused():
-    one = torch.ones(1, 1, dtype=torch.float16)
-    gallery = one.expand(2**32 + 1, 1)
-    with pytest.raises(ValueError, match="image has 4,294,967,297 rows; backend 'triton' ranks at most 4,294,967,296"):
-        similarity.topk(one, gallery, one, gallery, 3)
 
 
 @pytest.mark.skipif(ON_GPU, reason="takes addresses, not memory, on a CPU only")

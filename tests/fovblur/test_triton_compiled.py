@@ -20,16 +20,11 @@ def test_blur_kernels_do_not_spill_and_two_blocks_share_a_multiprocessor(gpu_res
             assert {"HMMA", "HGMMA"} & row["instructions"].keys() and row["instructions"]["LDG.128"] > 0, row
 
 
-def test_similarity_kernels_do_not_spill_and_use_the_matrix_units(gpu_resources):
+def test_similarity_kernels_do_not_spill_and_use_the_matrix_units_and_wide_copies(gpu_resources):
     """float32 that must stay exact has no such units; on sm_90 whole warp groups multiply."""
     for name in ("similarity", "topk"):
         for row in of(gpu_resources, "triton", name):
             assert_fits(row, blocks=1)
             unit = "FFMA" if row["kernel"].endswith("fp32") else "HGMMA" if row["architecture"] == 90 else "HMMA"
             assert row["instructions"].get(unit, 0) > 0, row
-
-
-def test_embeddings_are_copied_to_shared_memory_16_bytes_at_a_time(gpu_resources):
-    for name in ("similarity", "topk"):
-        for row in of(gpu_resources, "triton", name):
             assert row["instructions"]["LDGSTS.128"] > 0, row

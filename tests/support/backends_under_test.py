@@ -1,6 +1,5 @@
-"""Every implementation of the blur as a pytest parameter."""
+"""Every implementation of the functions as a pytest parameter."""
 
-import contextlib
 import ctypes
 import functools
 from collections.abc import Callable, Iterator
@@ -28,7 +27,6 @@ class Implementation:
     """The public functions on one backend; tensors are moved to its device and back."""
 
     def __init__(self, name: str):
-        self.name = name
         self.backend, _, self.variant = name.partition("-")
         self.device = torch.device("cuda" if ON_GPU and self.backend in GPU_IMPLEMENTATIONS else "cpu")
 
@@ -41,42 +39,26 @@ class Implementation:
         """Return whether the backend serves a dtype."""
         return dtype != torch.float64 or self.backend in ("reference", "cpu")
 
-    def __call__(self, function, images: Tensor, *args, **kwargs) -> Tensor:
+    def _call(self, function: Callable, *args, **kwargs):
         move = lambda value: value.to(self.device) if isinstance(value, Tensor) else value  # noqa: E731
         kwargs = {key: move(value) for key, value in kwargs.items()}
-        return function(move(images), *map(move, args), backend=self.backend, **kwargs).cpu()
+        results = function(*map(move, args), backend=self.backend, **kwargs)
+        return results.cpu() if isinstance(results, Tensor) else tuple(result.cpu() for result in results)
 
-    def foveated_blur(self, images: Tensor, *args, **kwargs) -> Tensor:
-        return self(fovblur.foveated_blur, images, *args, **kwargs)
-
-    def gaussian_blur(self, images: Tensor, *args, **kwargs) -> Tensor:
-        return self(fovblur.gaussian_blur, images, *args, **kwargs)
+    foveated_blur = functools.partialmethod(_call, fovblur.foveated_blur)
+    gaussian_blur = functools.partialmethod(_call, fovblur.gaussian_blur)
+    matrix = functools.partialmethod(_call, fovblur.enhanced_similarity)
+    topk = functools.partialmethod(_call, fovblur.enhanced_topk)
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
-def implementation(request, monkeypatch, tmp_path_factory):
+def implementation(request, monkeypatch, tmp_path_factory) -> Iterator[Implementation]:
     """Every implementation. Without a GPU the CUDA sources run on the CPU, see cuda_on_host."""
-    with running(Implementation(request.param), monkeypatch, tmp_path_factory) as chosen:
-        yield chosen
-
-
-@pytest.fixture
-def served_dtype(implementation, dtype) -> torch.dtype:
-    """The test's `dtype`, or float32 if the backend refuses it."""
-    if implementation.serves(dtype):
-        return dtype
-    with pytest.raises(RuntimeError, match="float64"):
-        implementation.foveated_blur(torch.rand(1, 1, 4, 4, dtype=dtype), 1.0)
-    return torch.float32
-
-
-@contextlib.contextmanager
-def running(chosen: Implementation, monkeypatch, tmp_path_factory) -> Iterator[Implementation]:
-    """Select the CPU variant, or run CUDA on the host where there is no GPU."""
+    chosen = Implementation(request.param)
     cpu = backends.load_native("cpu")
     before = cpu.variant()
     cpu.use_variant(chosen.variant or before)
-    if chosen.backend == "cuda" and not ON_GPU:
+    if chosen.backend == "cuda" and chosen.emulated:
         run_cuda_on_host(monkeypatch, tmp_path_factory)
     yield chosen
     cpu.use_variant(before)

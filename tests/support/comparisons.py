@@ -28,14 +28,12 @@ def relative_error(ours: torch.Tensor, expected: torch.Tensor) -> float:
     return ((ours.double() - expected).abs().max() / expected.abs().max()).item()
 
 
-def exact_gradients(images, sigma, kernel_size, gain, grad, **options):
+def exact_gradients(images, sigma, kernel_size, gain, grad, std: float = 1.0):
     """Return the gradients by autograd through the reference's formula in float64."""
     leaves = [x.detach().double().requires_grad_() for x in (images, sigma, gain)]
     batch, channels, height, width = images.shape
     fixation = torch.tensor([[height // 2, width // 2]], dtype=torch.float64).expand(batch, 2)
-    mean, std = (
-        torch.full((channels,), options.get(*default), dtype=torch.float64) for default in (("mean", 0.0), ("std", 1.0))
-    )
+    mean, std = torch.zeros(channels).double(), torch.full((channels,), std).double()
     params = BlurParams(leaves[1], kernel_size, leaves[2], fixation, mean, std, "exp", 3.0)
     y = reference.foveated_blur(leaves[0], params, torch.float64)
     return torch.autograd.grad(y, leaves, grad.double(), allow_unused=True, materialize_grads=True)

@@ -1,11 +1,26 @@
-"""Calls in a CUDA graph, and on a stream whose inputs arrive late."""
+"""What tests on a GPU share: their marks and backends, calls in a CUDA graph, and streams whose inputs arrive late."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import pytest
 import torch
 
+import fovblur
+
 T = TypeVar("T")
+GPU_ONLY = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+TWO_GPUS_ONLY = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second CUDA device")
+
+
+@pytest.fixture(params=["cuda", "triton"])
+def backend(request) -> str:
+    return request.param
+
+
+def scores_and_topk(*embeddings, backend: str, k: int = 10, **gates: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    matrix = fovblur.enhanced_similarity(*embeddings, **gates, backend=backend)
+    return (matrix, *fovblur.enhanced_topk(*embeddings, k, **gates, backend=backend))
 
 
 def captured(function: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:

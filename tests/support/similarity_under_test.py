@@ -1,38 +1,11 @@
-"""Every implementation of the similarity as a pytest parameter, random embeddings, and the float64 oracle."""
+"""Random embeddings for the similarity, and its float64 oracle."""
 
-import pytest
 import torch
-from backends_under_test import IMPLEMENTATIONS, Implementation, running
 from torch import Tensor
 
-import fovblur
 from fovblur.enhanced_similarity.validation import EMBEDDING_DTYPES
 
 DTYPES = EMBEDDING_DTYPES
-
-
-class Similarity(Implementation):
-    """The public functions on one backend; tensors are moved to its device and back."""
-
-    def matrix(self, *embeddings: Tensor, **gates: Tensor | None) -> Tensor:
-        return fovblur.enhanced_similarity(*self.move(embeddings), backend=self.backend, **self.move_all(gates)).cpu()
-
-    def topk(self, *arguments: Tensor | int, **gates: Tensor | None) -> tuple[Tensor, Tensor]:
-        values, indices = fovblur.enhanced_topk(*self.move(arguments), backend=self.backend, **self.move_all(gates))
-        return values.cpu(), indices.cpu()
-
-    def move(self, values):
-        return [value.to(self.device) if isinstance(value, Tensor) else value for value in values]
-
-    def move_all(self, values: dict) -> dict:
-        return dict(zip(values, self.move(values.values())))
-
-
-@pytest.fixture(params=IMPLEMENTATIONS)
-def similarity(request, monkeypatch, tmp_path_factory):
-    """Every implementation. Without a GPU the CUDA sources run on the CPU, see cuda_on_host."""
-    with running(Similarity(request.param), monkeypatch, tmp_path_factory) as chosen:
-        yield chosen
 
 
 LAYOUTS = {  # of embeddings; what lies beside them is NaN
