@@ -36,6 +36,7 @@ SLOW = (
     "fovblur/test_gpu_resources.py",
     "fovblur/test_gradients.py",
     "fovblur/test_large.py",
+    "fovblur/test_properties.py",
     "fovblur/test_similarity_triton.py",
     "fovblur/test_triton_compiled.py",
     "test_benchmarks.py",
