@@ -1,4 +1,4 @@
-"""Trainings of small problems by one process or several, which tests of distributed training compare."""
+"""Trainings and searches by one process or several, which tests of distributed computing compare."""
 
 import json
 import random
@@ -14,6 +14,10 @@ from torch.nn.functional import normalize
 from bvsa_core import encoders, methods
 from bvsa_core.data.split import Split
 from bvsa_core.distributed.processes import ProcessGroup, init_processes
+from bvsa_core.retrieval.gallery import EmbeddingMatrix, Gallery
+from bvsa_core.retrieval.gates import Reliability
+from bvsa_core.retrieval.scoring import Scoring
+from bvsa_core.retrieval.search import Queries, search
 from bvsa_core.training.checkpoint import Checkpointer
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.loop import fit, make_batch, make_fabric
@@ -122,6 +126,19 @@ def random_rows(path: str, seed: int) -> None:
         assert all(each == result for each in processes.gather(result))
     if processes.rank == 0:
         Path(path).write_text(json.dumps(result))
+
+
+def searches(folder: str) -> None:
+    """Search the gallery of test_search.py, and write what this process gets."""
+    queries = Queries(*torch.load(f"{folder}/queries.pt", weights_only=True))
+    gallery = Gallery([EmbeddingMatrix(f"{folder}/image.npy")], EmbeddingMatrix(f"{folder}/text.safetensors:text"))
+    with init_processes() as processes:
+        results = [
+            tuple(search(queries, gallery, k, scoring, chunk_rows, processes=processes))
+            for scoring in (Scoring(), Scoring("label_free", Reliability("margin", 0.05)))
+            for k, chunk_rows in ((10, 64), (10, 300), (500, 300))  # fewer chunks than processes, and than k rows
+        ]
+    torch.save(results, f"{folder}/{processes.rank}_of_{processes.size}.pt")
 
 
 def second_fails(path: str) -> None:

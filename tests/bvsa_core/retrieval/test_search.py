@@ -1,6 +1,5 @@
 """Search of galleries on disk against the full matrix: chunks, processes, and candidates of an index."""
 
-import subprocess
 import sys
 
 import numpy as np
@@ -63,36 +62,11 @@ def test_the_whole_gallery_can_be_ranked(queries, gallery):
     assert torch.equal(result.rows.sort(1).values, torch.arange(ROWS).expand(9, -1))
 
 
-PROCESS = """
-import sys, torch, torch.distributed as dist
-from bvsa_core.distributed.processes import ProcessGroup
-from bvsa_core.retrieval.scoring import Scoring
-from bvsa_core.retrieval.gallery import Gallery, EmbeddingMatrix
-from bvsa_core.retrieval.gates import Reliability
-from bvsa_core.retrieval.search import Queries, search
-
-folder, rank = sys.argv[1], int(sys.argv[2])
-queries = Queries(*torch.load(folder + "/queries.pt", weights_only=True))
-gallery = Gallery([EmbeddingMatrix(folder + "/image.npy")], EmbeddingMatrix(folder + "/text.safetensors:text"))
-for size in (size for size in (1, 2, 4) if rank < size):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet_{size}", rank=rank, world_size=size)
-    results = [
-        search(queries, gallery, k, scoring, chunk_rows, processes=ProcessGroup(rank, size))
-        for scoring in (Scoring(), Scoring("label_free", Reliability("margin", 0.05)))
-        for k, chunk_rows in ((10, 64), (10, 300), (500, 300))  # fewer chunks than processes, and than k rows
-    ]
-    torch.save([tuple(one) for one in results], f"{folder}/{rank}_of_{size}.pt")
-    dist.destroy_process_group()
-"""
-
-
-def test_one_two_and_four_processes_find_the_same(queries, gallery, tmp_path):
+def test_one_two_and_four_processes_find_the_same(queries, gallery, tmp_path, fork_server):
     torch.save(tuple(queries), tmp_path / "queries.pt")
-    command = [sys.executable, "-c", PROCESS, str(tmp_path)]
-    processes = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(4)]
-    for process in processes:
-        _, error = process.communicate(timeout=300)
-        assert process.returncode == 0, error
+    for processes in (1, 2, 4):
+        ended = fork_server.run("distributed_workers:searches", tmp_path, processes=processes)
+        assert not any(each.code for each in ended), ended
     alone = torch.load(tmp_path / "0_of_1.pt", weights_only=True)
     for name in ("0_of_2", "1_of_2", "0_of_4", "1_of_4", "2_of_4", "3_of_4"):
         for one, other in zip(alone, torch.load(tmp_path / f"{name}.pt", weights_only=True)):
