@@ -111,21 +111,18 @@ def _with_labels(rows: Sequence[tuple[ComparisonRow, list[RunSummary]]]) -> list
 
     Rows that score the same runs share a training.
     """
-    labels: dict[int, str] = {}
-    training_labels: dict[int, str] = {}
+    labels: dict[int, tuple[str, str]] = {}
     for data in dict.fromkeys(comparison.data for comparison, runs in rows if runs):
-        own = [(i, comparison) for i, (comparison, runs) in enumerate(rows) if runs and comparison.data == data]
-        names = {i: _name_parts(comparison) for i, comparison in own}
-        labels |= zip(names, distinct(list(names.values())))
-        folders = {i: tuple(run.folder for run in rows[i][1]) for i in names}
-        first = {folders[i]: i for i in reversed(names)}
-        trainings = [(system, *encoders) for system, _, *encoders in (names[i] for i in first.values())]
-        label_of = dict(zip(first, distinct(trainings)))
-        training_labels |= {i: label_of[folders[i]] for i in names}
-    return [
-        ReportRow(labels.get(i, comparison.system), training_labels.get(i, comparison.system), comparison, runs)
-        for i, (comparison, runs) in enumerate(rows)
-    ]
+        own = [i for i, (comparison, runs) in enumerate(rows) if runs and comparison.data == data]
+        names = [_name_parts(rows[i][0]) for i in own]
+        folders = [tuple(run.folder for run in rows[i][1]) for i in own]
+        trainings: dict[tuple, tuple] = {}
+        for run_folders, (system, _, *encoders) in zip(folders, names):
+            trainings.setdefault(run_folders, (system, *encoders))
+        training_labels = dict(zip(trainings, distinct(list(trainings.values()))))
+        labels |= zip(own, zip(distinct(names), map(training_labels.__getitem__, folders)))
+    unlabelled = [(comparison.system,) * 2 for comparison, _ in rows]
+    return [ReportRow(*labels.get(i, unlabelled[i]), *row) for i, row in enumerate(rows)]
 
 
 def _name_parts(comparison: ComparisonRow) -> tuple[str, ...]:

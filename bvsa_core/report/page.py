@@ -18,7 +18,6 @@ from bvsa_core.report.content import Report, ReportRow
 from bvsa_core.report.result_figures import report_figures, subject_bars
 from bvsa_core.report.style import to_svg
 from bvsa_core.report.tables import interval, scoring_text
-from bvsa_core.retrieval.scoring import Protocol
 
 SECTIONS = {
     "results": "Results", "training": "Training", "blur": "Blur", "retrieved": "Retrieved images",
@@ -44,6 +43,7 @@ def to_html(report: Report) -> str:
         script=Markup(script),
         absent_value=ABSENT,
         interval=interval,
+        scoring_text=scoring_text,
         data_uri=data_uri,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         sections=SECTIONS,
@@ -67,9 +67,8 @@ def results_table(rows: Sequence[ReportRow]) -> dict:
         comparison, result = row.comparison, row.comparison.result
         remarks = notes(comparison) if with_papers else list(caveats(result)) if result else []
         footnotes += [note for note in dict.fromkeys(remarks) if note not in footnotes]
-        others = [(text, False) for text in own.values() if text not in shared]
-        tags_shown = [*_protocol_tags(result.protocol), *others] if result else []
-        cells.append((comparison, tags_shown, sorted({footnotes.index(note) + 1 for note in remarks})))
+        others = [text for text in own.values() if text not in shared]
+        cells.append((comparison, others, sorted({footnotes.index(note) + 1 for note in remarks})))
     sizes = sorted({row.result.protocol.gallery for row in rows if row.comparison.result})
     return {"rows": cells, "shared": shared, "footnotes": footnotes, "with_papers": with_papers, "galleries": sizes}
 
@@ -81,16 +80,6 @@ def _tags(row: ReportRow) -> dict[str, str]:
     known = row.result.protocol.to_json()
     tags = {name: text.format(known[name]) for name, text in _TAGS.items() if name in known}
     return {**tags, "brain": f"brain encoder {row.comparison.encoder}"}
-
-
-def _protocol_tags(protocol: Protocol) -> list[tuple[str, bool]]:
-    """Return selection, information and gate, and whether each needs a warning colour."""
-    selection, information = protocol.selection, protocol.information
-    return [
-        (f"selection {selection}", selection.startswith("oracle")),
-        (information, information != "inductive"),
-        (f"gate {scoring_text(protocol)}", False),
-    ]
 
 
 def _subject_table(rows: Sequence[ReportRow]) -> dict:
@@ -123,10 +112,9 @@ def _retrieval_data(report: Report) -> dict:
 
 def _settings(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
     """Return the settings that all trainings share, then those of each training that differ."""
-    trainings = {label: flatten(runs[0].settings) for label, runs in report.trainings().items()}
-    for settings in trainings.values():
-        for name in ("subject", "seed"):
-            settings.pop(name, None)
+    trainings = {}
+    for label, runs in report.trainings().items():
+        trainings[label] = flatten({k: v for k, v in runs[0].settings.items() if k not in ("subject", "seed")})
     first = next(iter(trainings.values()), {})
     shared = {k: value for k, value in first.items() if all(each.get(k) == value for each in trainings.values())}
     tables = [("all runs" if len(trainings) > 1 else next(iter(trainings), ""), shared)]

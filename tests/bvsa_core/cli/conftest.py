@@ -30,11 +30,12 @@ def succeed(capsys):
 
 @pytest.fixture
 def fail(capsys):
-    """Return a function that runs a command, which must fail with one line that contains the message."""
+    """Return a function that runs a command, which must fail with one line that has all parts of "PART ... PART"."""
 
     def run(message: str, *arguments: object) -> None:
         assert main([str(argument) for argument in arguments]) == 2
         error = capsys.readouterr().err
-        assert message in error and error.count("\n") == 1 and error.startswith("bvsa: error: ")
+        assert all(part in error for part in message.split(" ... "))
+        assert error.count("\n") == 1 and error.startswith("bvsa: error: ")
 
     return run
