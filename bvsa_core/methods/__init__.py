@@ -1,6 +1,7 @@
 """Methods, one file each, named after the file: options, loss, per-sample state and embeddings for retrieval.
 
-Methods from elsewhere are available by name too, once `register_method` has been called.
+`METHOD` in a file is its class. Methods from elsewhere are available by name too, once `register_method` has been
+called.
 """
 
 import importlib
