@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -185,18 +186,14 @@ def _write_images(folder: Path, plan: Plan, seed: int, progress: Progress) -> No
     for image in images:
         (folder / image.path).parent.mkdir(parents=True, exist_ok=True)
     write_image = partial(_write_image, folder=folder, seed=seed)
-    if len(images) <= MAX_SERIAL_IMAGES:
-        for done, image in enumerate(images, start=1):
-            write_image(image)
+    with ExitStack() as stack:
+        written: Iterator[None] = map(write_image, images)
+        if len(images) > MAX_SERIAL_IMAGES:
+            pool = stack.enter_context(ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), exit_with_parent))
+            stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # so that Ctrl-C waits for no other image
+            written = pool.map(write_image, images, chunksize=40)
+        for done, _ in enumerate(written, start=1):
             progress("images", done, len(images))
-        return
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), initializer=exit_with_parent) as pool:
-        try:
-            for done, _ in enumerate(pool.map(write_image, images, chunksize=40), start=1):
-                progress("images", done, len(images))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _write_image(spec: ImageSpec, folder: Path, seed: int) -> None:
