@@ -59,9 +59,7 @@ def read_arrays(path: str | Path) -> Any:
 
 def _read_npy(path: Path) -> Any:
     with path.open("rb") as stream:
-        start = stream.read(len(np.lib.format.MAGIC_PREFIX))
-        stream.seek(0)
-        if start[:1] == pickle.PROTO:  # a pickle by this name, as in THINGS-EEG2
+        if stream.peek(1)[:1] == pickle.PROTO:  # a pickle by this name, as in THINGS-EEG2
             return safe_pickle.load(stream, path)
         dtype, shape = _npy_header(stream)
         if dtype.hasobject:

@@ -167,17 +167,17 @@ def _finding(kind: Kind, original: Any) -> str:
 
 def _watch(watched: list[str], folder: Path) -> None:
     """Append forbidden actions of this process to `watched`; files may change inside `folder` and the temporary one."""
-    inside = str(folder.resolve()), tempfile.gettempdir()
+    inside, libraries = (str(folder.resolve()), tempfile.gettempdir()), ("<frozen", *_LIBRARIES)
 
     def hook(event: str, arguments: tuple) -> None:
         if event.startswith(_FORBIDDEN):
             watched.append(f"did {event} {arguments!r:.200}")
         elif event == "exec":
-            file = getattr(arguments[0], "co_filename", "")
-            if not file.startswith(("<frozen", *_LIBRARIES, str(Path(__file__).parents[2]))) and file != "<string>":
-                watched.append(f"executed code of {file}")
-            elif file == "<string>" and not _by_library():
+            file, caller = getattr(arguments[0], "co_filename", ""), sys._getframe(1).f_code.co_filename
+            if file == "<string>" and not caller.startswith(libraries):  # which namedtuple and dataclass do
                 watched.append("executed a string")
+            elif file != "<string>" and not file.startswith((*libraries, str(Path(__file__).parents[2]))):
+                watched.append(f"executed code of {file}")
         elif not arguments or isinstance(arguments[0], int):
             return
         elif event == "open" and _writes(arguments[1], arguments[2]):
@@ -188,12 +188,6 @@ def _watch(watched: list[str], folder: Path) -> None:
                 watched.append(f"did {event} {arguments!r:.200}")
 
     sys.addaudithook(hook)
-
-
-def _by_library() -> bool:
-    """Return whether a library executes a string of its own, as namedtuple and dataclass do."""
-    frame = sys._getframe(2)
-    return bool(frame) and frame.f_code.co_filename.startswith(("<frozen", *_LIBRARIES))
 
 
 def _writes(mode: Any, flags: Any) -> bool:
