@@ -87,9 +87,9 @@ def build(name: str, shape: InputSpec, options: object | None = None) -> nn.Modu
         UserError: there is no such encoder, or it cannot take recordings of this shape.
     """
     module = _module(name)
-    for field in ("channels", "time", "embedding", "subjects"):
-        if getattr(shape, field) < 1:
-            raise UserError(f"encoder {name}: {field} is {getattr(shape, field)}; it must be at least 1")
+    for field, value in vars(shape).items():
+        if value < 1:
+            raise UserError(f"encoder {name}: {field} is {value}; it must be at least 1")
     try:
         return module.build(shape, options or module.Options())
     except ValueError as error:

@@ -94,11 +94,10 @@ class BVSA(Contrastive):
         if not self._blurs:
             return [SHARP]
         c, size, shift = self.options.c, self.options.kernel_size, self.options.shift
-        gains = [0.5 - c, 0.5, 0.5 + c]
-        sizes = [size - shift, size, size + shift]
+        gains, sizes = [0.5 - c, 0.5, 0.5 + c], [size - shift, size, size + shift]
         if self.options.continuous:
             gains = [0.5 + c * part / 2 for part in range(-2, 3)]
-            sizes = [*range(size - shift, size, 2), *range(size, size + shift + 1, 2)]
+            sizes = [*range(size - shift, size + shift + 1, 2)]
         gains = gains if self.options.decouple else [0.5]
         sizes = sizes if self.options.dynamic else [size]
         return [Level(k, gain) for k in sizes for gain in gains]

@@ -13,6 +13,10 @@ from bvsa_core.io.text_files import flatten
 Log = Callable[[dict], None]
 
 
+def no_log(metrics: dict) -> None:
+    """Ignore metrics; the default of functions that take a `Log`."""
+
+
 @contextmanager
 def logger(kind: str, folder: Path) -> Iterator[Log]:
     """Yield a function that logs metrics, a dict with their epoch.
@@ -26,7 +30,7 @@ def logger(kind: str, folder: Path) -> Iterator[Log]:
         UserError: the package is not installed.
     """
     if kind == "none":
-        yield lambda metrics: None
+        yield no_log
         return
     if importlib.util.find_spec(kind) is None:
         raise UserError(f"--log {kind} needs {kind}; pip install 'fovblur[{kind}]'")

@@ -16,6 +16,7 @@ from bvsa_core.methods.base import Batch, Method
 from bvsa_core.training.checkpoint import Checkpointer, TrainingState
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.embedding import features_at
+from bvsa_core.training.logs import Log, no_log
 from bvsa_core.training.selection import Best
 from bvsa_core.vision.views import Views
 
@@ -30,7 +31,7 @@ def fit(
     texts: Tensor,
     config: RunConfig,
     fabric: Fabric,
-    report: Callable[[dict], None] = lambda metrics: None,
+    report: Log = no_log,
     held_out: tuple[Split, Views] | None = None,
     extra_metrics: Callable[[], dict[str, float]] | None = None,
     checkpointer: Checkpointer | None = None,

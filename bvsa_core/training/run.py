@@ -1,7 +1,6 @@
 """One run, from its configuration to its result."""
 
 import math
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -16,6 +15,7 @@ from bvsa_core.retrieval.result import RunResult
 from bvsa_core.training.checkpoint import Checkpointer
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.evaluation import Trained, evaluate, oracle
+from bvsa_core.training.logs import Log, no_log
 from bvsa_core.training.loop import fit, make_fabric
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.run_folder import RunFolder
@@ -23,11 +23,7 @@ from bvsa_core.training.selection import one_sample_per_concept_batches, validat
 
 
 def run(
-    config: RunConfig,
-    run_data: RunData,
-    folder: RunFolder,
-    progress: Progress = no_progress,
-    log: Callable[[dict], None] = lambda metrics: None,
+    config: RunConfig, run_data: RunData, folder: RunFolder, progress: Progress = no_progress, log: Log = no_log
 ) -> RunResult:
     """Train, embed the test set and score it; return the result, which is also written to the folder.
 
@@ -74,10 +70,7 @@ def run(
 
 
 def train(
-    config: RunConfig,
-    run_data: RunData,
-    report: Callable[[dict], None] = lambda metrics: None,
-    checkpointer: Checkpointer | None = None,
+    config: RunConfig, run_data: RunData, report: Log = no_log, checkpointer: Checkpointer | None = None
 ) -> Trained:
     """Train a method, from a saved state if there is one, and keep the weights that config.selection chooses.
 
