@@ -124,8 +124,8 @@ def read_grid(name: str) -> tuple[Grid, list[System]]:
     slugs = [_slug(label) for label in labels]
     if equal := [label for label, slug in zip(labels, slugs) if slugs.count(slug) > 1]:
         raise UserError(f"{path}: {' and '.join(equal)} have the same name; give each a name of its own")
-    _checked(RunConfig, grid.run, f"{path}: run", SET_BY_GRID)
-    for encoder in grid.encoders:
+    grid.run = _checked(RunConfig, grid.run, f"{path}: run", SET_BY_GRID)
+    for encoder in itertools.chain(grid.encoders, *(system.encoders for system in systems)):
         encoders.options_class(encoder)
     return grid, systems
 
@@ -145,8 +145,6 @@ def _system(values: Any, source: str) -> System:
             paper_results.check(published)
         specs.append(replace(spec, published=published))
     system.scorings = specs
-    for encoder in system.encoders:
-        encoders.options_class(encoder)
     return system
 
 
@@ -182,8 +180,7 @@ def cells(
     """Return the cells of a grid in the order of its table, and sentences about what is skipped.
 
     Args:
-        grid: the grid.
-        systems: its systems, or some of them.
+        systems: those of the grid, or some of them.
         data: data folder of each modality.
         flags: settings of every run; they override those of the grid and its methods.
 
@@ -191,7 +188,6 @@ def cells(
         UserError: an option, subject or encoder does not fit, or no cell remains.
     """
     result, skipped = [], []
-    shared = _checked(RunConfig, grid.run, "run", SET_BY_GRID)
     for modality in grid.modalities:
         if modality not in data:
             skipped.append(f"{modality.upper()} is skipped: no folder was given with --{modality}")
@@ -206,14 +202,13 @@ def cells(
                 skipped.append(f"{modality.upper()} inter-subject is skipped: {data[modality]} has one subject")
                 continue
             for system, vision in itertools.product(systems, grid.vision):
-                values = {**training_of(system.method), **shared, **system.run, **flags}
+                values = {**training_of(system.method), **grid.run, **system.run, **flags}
                 own = values.pop("encoder", RunConfig.encoder)
                 values |= {"data": data[modality], "vision": vision, "setting": setting, "method": system.method}
                 options = method_options(system.method, system.preset, **system.options)
                 values |= {"preset": system.preset, "method_options": options}
-                for encoder, subject, seed in itertools.product(
-                    system.encoders or grid.encoders or [own], subjects, range(grid.seeds)
-                ):
+                brain_encoders = system.encoders or grid.encoders or [own]
+                for encoder, subject, seed in itertools.product(brain_encoders, subjects, range(grid.seeds)):
                     config = RunConfig(**values, encoder=encoder, subject=subject, seed=seed)
                     result.append(Cell(config, modality, system.label, tuple(system.scorings), grid.resamples))
     if not result:

@@ -45,11 +45,7 @@ def repetition_curves(
     Subsets are drawn without replacement, for every image its own; all repetitions are one subset, without spread.
 
     Args:
-        folder: a complete run.
-        run_data: its data.
-        scorings: ways to score the run.
         resamples: number of subsets for each point.
-        seed: of the draws.
 
     Raises:
         UserError: the folder holds no complete run, or its data have moved.

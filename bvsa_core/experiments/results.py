@@ -73,26 +73,16 @@ def write(grid: Grid, cells: Sequence[Cell], left_out: Sequence[str], root: Path
     table = [row.comparison for row in rows]
     with_results = [row for row in rows if row.comparison.result]
     tests = comparisons(with_results, grid.baseline)
-    sections = [
-        comparison_table.to_markdown(grid.title, table),
-        *(f"{sentence}.\n" for sentence in left_out),
-        _subjects(with_results),
-        _statistics(with_results),
-        *(
-            f"## Comparisons, {data}\n\n{comparison_table.comparisons_text(results)}\n"
-            for data, results in tests.items()
-        ),
-    ]
+    sections = [comparison_table.to_markdown(grid.title, table), *(f"{sentence}.\n" for sentence in left_out)]
+    sections += [_subjects(with_results), _statistics(with_results)]
+    for data, part in tests.items():
+        sections.append(f"## Comparisons, {data}\n\n{comparison_table.comparisons_text(part)}\n")
     plain = {data: part if isinstance(part, str) else [asdict(each) for each in part] for data, part in tests.items()}
     described = [_described(row) for row in with_results]
     content = {"rows": described, "comparisons": plain, "left_out": list(left_out)}
     root.mkdir(parents=True, exist_ok=True)
-    files = {
-        "table.md": "\n".join(sections),
-        "table.csv": comparison_table.to_csv(table),
-        "table.tex": comparison_table.to_latex(grid.title, table),
-        "statistics.json": json.dumps(content, indent=1) + "\n",
-    }
+    files = {"table.md": "\n".join(sections), "statistics.json": json.dumps(content, indent=1) + "\n"}
+    files |= {"table.csv": comparison_table.to_csv(table), "table.tex": comparison_table.to_latex(grid.title, table)}
     for name, text in files.items():
         write_atomically(root / name, text.encode())
     return rows

@@ -39,6 +39,7 @@ class Index:
         except ImportError as error:
             raise UserError("an approximate index needs FAISS; install it: pip install 'fovblur[faiss]'") from error
         self.faiss, self.gallery, self.path = faiss, gallery, path
+        self.width = gallery.image(slice(0, 1)).shape[1]
         faiss.omp_set_num_threads(torch.get_num_threads())
         self.index = self._read() if path.exists() else self._build(kind or default_kind(len(gallery)), progress)
 
@@ -55,17 +56,16 @@ class Index:
     def _read(self):
         with _faiss_errors(f"{self.path}: not a FAISS index, or damaged; delete it, and it is built again"):
             index = self.faiss.read_index(str(self.path))
-        width = self.gallery.image(slice(0, 1)).shape[1]
-        if (index.ntotal, index.d) != (len(self.gallery), width):
-            has = f"an index of {index.ntotal} x {index.d} embeddings, the gallery has {len(self.gallery)} x {width}"
+        shape, expected = (index.ntotal, index.d), (len(self.gallery), self.width)
+        if shape != expected:
+            has = "an index of {} x {} embeddings, the gallery has {} x {}".format(*shape, *expected)
             raise UserError(f"{self.path}: {has}; delete it, and it is built again, or name another file")
         return index
 
     def _build(self, kind: str, progress: Progress):
         rows = len(self.gallery)
-        width = self.gallery.image(slice(0, 1)).shape[1]
         with _faiss_errors(f"index kind {kind!r} is not one that FAISS makes, such as IVF4096,SQ8 or HNSW32"):
-            index = self.faiss.index_factory(width, kind, self.faiss.METRIC_INNER_PRODUCT)
+            index = self.faiss.index_factory(self.width, kind, self.faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
             wanted = TRAINING_ROWS_PER_CELL * getattr(index, "nlist", 256)
             chosen = torch.randperm(rows, generator=torch.Generator().manual_seed(0))[:wanted].sort().values

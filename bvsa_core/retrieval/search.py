@@ -47,9 +47,6 @@ def search(
     """Return the k best images of a gallery for every recording.
 
     Args:
-        queries: recordings.
-        gallery: images.
-        k: number of images.
         scoring: an inductive one.
         chunk_rows: rows of the gallery that are read at a time; default: CHUNK_BYTES of them.
         progress: called after every chunk.
