@@ -111,11 +111,7 @@ class Checkpointer:
         self.save_interval, self.last_saved, self.last_reported = SAVE_EVERY_S, time.monotonic(), 0.0
 
     def resume(self, state: TrainingState) -> None:
-        """Restore the state of a training that was stopped, if there is one.
-
-        Raises:
-            UserError: the file is damaged, or of another run or version.
-        """
+        """Restore the state of a training that was stopped, if there is one."""
         if self.folder is None:
             return
         path = self.folder.resume
@@ -132,11 +128,7 @@ class Checkpointer:
             raise UserError(f"{lines}; delete {path.name}, and the run starts again")
 
     def on_step_end(self, state: TrainingState, epochs: int, batches: int) -> None:
-        """Report and save the state if it is time to; called after every batch and every epoch.
-
-        Raises:
-            Stopped: after Ctrl-C.
-        """
+        """Report, and save the state if it is time to, after every batch and epoch; raise Stopped after Ctrl-C."""
         now = time.monotonic()
         if now - self.last_reported > 0.25:
             self.last_reported = now

@@ -22,12 +22,8 @@ def logger(kind: str, folder: Path) -> Iterator[Log]:
     """Yield a function that logs metrics, a dict with their epoch.
 
     Args:
-        kind: tensorboard (files in the folder), wandb (a run with the folder's name, uploaded if there is a key) or
-            none.
-        folder: the folder of the run.
-
-    Raises:
-        UserError: the package is not installed.
+        kind: none, tensorboard (files in the folder) or wandb (a run of the folder's name, uploaded if there is a key).
+        folder: of the run.
     """
     if kind == "none":
         yield no_log

@@ -22,11 +22,7 @@ from bvsa_core.vision.views import Views
 
 
 class Best:
-    """The weights of the best epoch so far, in memory.
-
-    Args:
-        selection: last, validation or oracle, as above.
-    """
+    """The weights of the best epoch so far, in memory; `selection` is last, validation or oracle, as above."""
 
     def __init__(self, selection: str):
         self.selection = selection
