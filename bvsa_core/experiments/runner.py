@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
@@ -47,16 +47,14 @@ def fill_bank(
     progress: Progress = no_progress,
 ) -> None:
     """Compute the features of images that their bank does not have at these levels."""
-    bank = run_data.bank(images)
-    missing = bank.missing(levels)
-    done, total = bank.done_count(missing), len(missing) * len(images)
-    part = lambda name, computed, _: progress(name, done + computed, total)  # noqa: E731
-    for _, error in pool.run(_compute_shard, [(run_data.config, task) for task in bank.tasks(missing)], part):
-        if error:
-            raise UserError(error)
-        done = bank.done_count(missing)
-        progress("features", done, total)
-    bank.merge(levels)
+
+    def run(tasks: list[ShardTask], report: Progress) -> Iterator[None]:
+        for _, error in pool.run(_compute_shard, [(run_data.config, task) for task in tasks], report):
+            if error:
+                raise UserError(error)
+            yield
+
+    run_data.bank(images).fill(levels, progress, run=run)
 
 
 def _compute_shard(cache: RunDataCache, item: tuple[RunDataConfig, ShardTask], progress: Progress) -> None:

@@ -11,10 +11,11 @@ also of several machines, may fill a bank at once, and any of them may be killed
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +47,12 @@ class ShardTask:
     targets: dict[Path, Level]
     falloff: Falloff
 
-    def run(self, clip: Clip, progress: Progress = no_progress, batch_size: int | None = None) -> None:
-        """Compute what is missing of the shard, and report the batches.
-
-        Args:
-            batch_size: default: 256 on a GPU, and 32 on the CPU, whose results an allocator can still reuse.
-        """
+    def run(self, clip: Clip, progress: Progress = no_progress) -> None:
+        """Compute what is missing of the shard, and report the batches."""
         missing = self.shards.missing(self.number, self.targets)
         if not missing:
             return
-        batch_size = batch_size or (32 if clip.device.type == "cpu" else 256)
+        batch_size = 32 if clip.device.type == "cpu" else 256  # on the CPU, an allocator can still reuse the results
         views = OnlineViews(clip, read_images(self.paths, clip.image_size), self.falloff)
         done, total = 0, len(missing) * len(self.paths)
         with _full_precision():
@@ -96,45 +93,39 @@ class FeatureBank:
         """Return the levels that are not computed yet."""
         return [level for level in dict.fromkeys(levels) if not self.path(level).exists()]
 
-    def tasks(self, levels: Sequence[Level]) -> list[ShardTask]:
-        """Return the shards that are missing of some level; when they are done, `merge` must follow."""
-        targets = {self.path(level): level for level in self.missing(levels)}
+    def _tasks(self, levels: Sequence[Level]) -> list[ShardTask]:
+        """Return the shards that are missing of some level."""
+        targets = {self.path(level): level for level in levels}
         parts = ((number, self.paths[part]) for number, part in enumerate(self._shards.slices))
         tasks = [ShardTask(self._shards, number, paths, targets, self.falloff) for number, paths in parts]
         return [task for task in tasks if self._shards.missing(task.number, targets)]
-
-    def done_count(self, levels: Sequence[Level]) -> int:
-        """Return how many features of the levels are on disk, in shards or merged."""
-        return self._shards.done_count([self.path(level) for level in levels])
-
-    def merge(self, levels: Sequence[Level]) -> None:
-        """Make one file a level of its shards, which are all there."""
-        for level in dict.fromkeys(levels):
-            self._shards.merge(self.path(level))
 
     def fill(
         self,
         levels: Sequence[Level],
         progress: Progress = no_progress,
-        batch_size: int | None = None,
         processes: ProcessGroup = ProcessGroup(),
+        run: Callable[[list[ShardTask], Progress], Iterable] | None = None,
     ) -> None:
         """Compute the levels that are missing.
 
         Args:
-            batch_size: as `ShardTask.run`.
             processes: those that call this together; each computes some of the shards.
+            run: yields when a task is done; default: run the tasks one by one in this process.
         """
         missing = self.missing(levels)
-        total = len(missing) * len(self.paths)
-        for task in self.tasks(missing):
-            if task.number % processes.size == processes.rank:
-                before = self.done_count(missing)
-                report = lambda name, done, _, before=before: progress(name, before + done, total)  # noqa: E731
-                task.run(self.clip, report, batch_size)
+        targets, total = [self.path(level) for level in missing], len(missing) * len(self.paths)
+        tasks = [task for task in self._tasks(missing) if task.number % processes.size == processes.rank]
+        done = self._shards.done_count(targets)
+        report = lambda name, computed, _: progress(name, done + computed, total)  # noqa: E731
+        here = partial(ShardTask.run, clip=self.clip, progress=report)
+        for _ in run(tasks, report) if run else map(here, tasks):
+            done = self._shards.done_count(targets)
+            progress("features", done, total)
         processes.barrier()
         if processes.rank == 0:
-            self.merge(levels)
+            for level in dict.fromkeys(levels):
+                self._shards.merge(self.path(level))
         processes.barrier()
         if missing:
             progress("features", total, total)

@@ -21,7 +21,7 @@ LEVELS = [SHARP, Level(45, 0.0), Level(51, 0.5), Level(57, 1.0)]
 
 def test_online_and_banked_views_agree(clip, paths, bank):
     online = OnlineViews(clip, read_images(paths, clip.image_size), encode_batch=7)
-    bank.fill(LEVELS, batch_size=16)
+    bank.fill(LEVELS)
     banked = BankedViews(bank.load(LEVELS), LEVELS)
     rng = torch.Generator().manual_seed(0)
     indices = torch.randint(40, (100,), generator=rng)
