@@ -76,10 +76,8 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG, ids=[message[-25:] for _, message in WRONG])
-def test_errors_are_one_line(arguments, message, folders, capsys):
-    assert main(["data", *arguments.format(t=folders).split()]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and error.startswith("bvsa: error: ") and message.format(t=folders) in error
+def test_errors_are_one_line(arguments, message, folders, fail):
+    fail(message.format(t=folders), "data", *arguments.format(t=folders).split())
     assert not list(folders.glob("out/sub-*"))
 
 
