@@ -32,10 +32,9 @@ class Shards:
         self.folder, self.bank, self.count = folder, bank, count
         self.slices = [slice(start, min(start + IMAGES, count)) for start in range(0, count, IMAGES)]
 
-    def path(self, target: Path, number: int | str) -> Path:
+    def path(self, target: Path, number: int) -> Path:
         """Return the file of a shard of `target`."""
-        number = number if isinstance(number, str) else f"{number:05d}"
-        return target.with_name(f"{target.stem}.{number}-of-{len(self.slices):05d}{target.suffix}")
+        return target.with_name(f"{target.stem}.{number:05d}-of-{len(self.slices):05d}{target.suffix}")
 
     def missing(self, number: int, targets: Iterable[Path]) -> list[Path]:
         """Return the targets of which a shard is still to be computed."""
@@ -67,7 +66,7 @@ class Shards:
 
         if not target.exists():
             write_shared(target, write)
-        any_shard = self.path(target, "[0-9]" * 5).name
+        any_shard = f"{target.stem}.?????-of-{len(self.slices):05d}{target.suffix}"
         for path in [*self.folder.glob(any_shard), *self.folder.glob(f".{any_shard}.*{PARTIAL}")]:
             path.unlink(missing_ok=True)
 

@@ -2,21 +2,15 @@
 
 import importlib.util
 import json
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 import yaml
 
 from bvsa_core import encoders, methods
 from bvsa_core.cli import COMMANDS, main
-from bvsa_core.io.safe_readers import read_arrays
 
-SUBJECT = Path("Preprocessed_data_250Hz_whiten", "sub-01")
 QUICK = ("--epochs", 2, "--batch_size", 64)
 
 
@@ -168,58 +162,6 @@ print("imported:", *sorted(slow & set(sys.modules)))
 def test_help_and_a_typo_import_nothing_slow():
     done = subprocess.run([sys.executable, "-c", IMPORTED_BY_HELP], capture_output=True, text=True)
     assert done.stdout.endswith("imported:\n"), done.stdout + done.stderr
-
-
-@pytest.fixture
-def broken(small_data, tmp_path) -> Path:
-    """A data set with a train.pt cut short for sub-01, and a NaN in the test.pt of sub-02."""
-    folder = tmp_path / "broken"
-    shutil.copytree(small_data, folder)
-    train = folder / SUBJECT / "train.pt"
-    train.write_bytes(train.read_bytes()[:-5000])
-    test = folder / SUBJECT.with_name("sub-02") / "test.pt"
-    content = read_arrays(test)
-    content["eeg"][7, 2, 3, 4] = np.nan
-    torch.save(content, test)
-    next((folder / "Image_set_Resize" / "training_images").rglob("*_01b.jpg")).unlink()
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "list.yaml").write_text("- 1\n")
-    (tmp_path / "unknown.yaml").write_text("epochz: 3\n")
-    (tmp_path / "noise.bin").write_bytes(bytes(range(256)))
-    return folder
-
-
-WRONG = {
-    "train --data {t}/empty": "no recordings inside; expected Preprocessed_data_250Hz_whiten/sub-XX/train.pt",
-    "train --data {d}": "sub-01/train.pt: damaged or incomplete",
-    "train --data {d} --subject sub-02 --method vanilla": "_01b.jpg is missing",
-    "data check {d}": "{d}: 3 problem(s), listed above",
-    "data check {t}/nowhere": "{t}/nowhere: no such folder",
-    "data synthetic {d}/..": "not empty and not a synthetic data set",
-    "train --data {s} --vision RN50 --weights {t}/noise.bin": "weights '{t}/noise.bin' of RN50 cannot be loaded",
-    "train --data {s} --vision RN50 --weights opanai": "weights 'opanai' of RN50: neither a file nor one of openai",
-    "train --data {d} --device cuda:99": "device 'cuda:99' is not there",
-    "train --config {t}/nothing.yaml": "{t}/nothing.yaml: no such file; give another file with --config",
-    "train --config {t}/list.yaml": "must hold settings as 'name: value'",
-    "train --config {t}/unknown.yaml": "epochz",
-    "demo --data {d}": "holds a synthetic data set made with other settings",
-    "demo --data {d}/Image_set_Resize": "not empty and not a synthetic data set",
-}
-
-
-@pytest.mark.parametrize("arguments", WRONG)
-def test_bad_input_is_one_line_and_an_exit_code(small_data, broken, tmp_path, arguments, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    code = main([word.format(t=tmp_path, d=broken, s=small_data) for word in arguments.split()])
-    assert code == (1 if arguments == "data check {d}" else 2)
-    message = capsys.readouterr().err
-    assert WRONG[arguments].format(t=tmp_path, d=broken) in message
-    assert message.count("\n") == 1 and message.startswith("bvsa: error: ") and "Traceback" not in message
-
-
-def test_a_nan_recording_is_named(broken, capsys):
-    assert main(["data", "check", str(broken)]) == 1
-    assert "sub-02/test.pt: condition 7" in capsys.readouterr().out
 
 
 def test_the_command_runs_as_a_program_and_names_a_missing_extra(monkeypatch, capsys):

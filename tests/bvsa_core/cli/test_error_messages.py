@@ -12,8 +12,10 @@ import torch
 
 from bvsa_core import synthetic
 from bvsa_core.cli import COMMANDS, main
+from bvsa_core.io.safe_readers import read_arrays
 
 SHARED = Path("Preprocessed_data_250Hz_whiten")
+MISSING = "training_images/00019_penguin/penguin_01b.jpg"
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="says how many GPUs there are")
 VISION = (
     "choose one of tiny, RN50, RN101, ViT-B-16, ViT-B-32, ViT-L-14, ViT-H-14, ViT-g-14, ViT-bigG-14,"
@@ -34,7 +36,8 @@ TRAIN = "train one with 'bvsa train --out'"
 LEVEL = "write an odd kernel size and a gain in [0, 1], such as 51:0.5"
 RELIABILITY = "write margin:THRESHOLD or max:THRESHOLD, such as margin:0.05"
 
-# {t} is a folder of damaged and misplaced files, {d} a good data set, {r} a good run on it, {s} the recordings' folder.
+# {t} is a folder of damaged and misplaced files, {d} a good data set, {b} a bad one, {r} a good run on it, {s} the
+# recordings' folder. Dots stand for what a library says.
 MISTAKES = {
     # names
     "Train": f"unknown command 'Train'; did you mean 'train'? choose one of {', '.join(COMMANDS)}",
@@ -67,6 +70,7 @@ MISTAKES = {
     "train --learning_rate 1": "unrecognized arguments: --learning_rate 1 (see --help)",
     "train --method vanilla --method_options.gain 1": "unrecognized arguments: --method_options.gain 1 (see --help)",
     "train --encoder_options.depth 3": "unrecognized arguments: --encoder_options.depth 3 (see --help)",
+    "train --config {t}/unknown.yaml": "Option 'epochz' is not accepted (see --help)",
     "train --config {t}/options.yaml": "Group 'method_options' does not accept option 'gian' (see --help)",
     "train --config {t}/open.yaml": "{t}/open.yaml: not a YAML file (while parsing a flow sequence); give another file"
     " with --config",
@@ -164,7 +168,24 @@ MISTAKES = {
     "data eeg {t}/nowhere {t}/new": "{t}/nowhere: no such folder",
     "data images {t}/nowhere {d}": "{t}/nowhere: no such folder or zip file",
     "data export {t}/nowhere {t}/new": f"{{t}}/nowhere: no such folder; {MAKE} {{t}}/nowhere'",
+    "data check {t}/nowhere": f"{{t}}/nowhere: no such folder; {MAKE} {{t}}/nowhere'",
+    "data synthetic {t}/notes": "{t}/notes: not empty and not a synthetic data set; choose another folder",
+    "demo --data {t}/notes": "{t}/notes: not empty and not a synthetic data set; choose another folder",
+    "demo --data {b}": "{b}: holds a synthetic data set made with other settings; choose another folder or delete it",
+    "train --data {t}/notes": "{t}/notes: no recordings inside; expected {s}/sub-XX/train.pt as UBP and BVSA publish"
+    " it, or sub-XX/header.json as 'bvsa data' makes it; convert other layouts by 'bvsa data eeg' or 'meg'",
+    "train --data {b}": "{b}/{s}/sub-01/train.pt: damaged or incomplete (not a zip archive, as torch.save has written"
+    " since version 1.6); fetch or make it again",
+    "train --data {b} --subject sub-02 --method vanilla": f"image {MISSING} is missing: not in"
+    " {b}/Image_set_Resize for {b}/{s}; copy the image set there",
+    "train --data {d} --vision RN50 --weights {t}/noise.bin": "weights '{t}/noise.bin' of RN50 cannot be loaded (...",
+    "train --data {d} --vision RN50 --weights opanai": "weights 'opanai' of RN50: neither a file nor one of openai,"
+    " yfcc15m, cc12m, random",
+    "train --config {t}/nothing.yaml": "{t}/nothing.yaml: no such file; give another file with --config",
+    "train --config {t}/list.yaml": "{t}/list.yaml: must hold settings as 'name: value'; give another file with"
+    " --config",
     # devices
+    "train --data {d} --device cuda:99": "device 'cuda:99' is not there (...",
     "train --data {d} --device gpu": "unknown device 'gpu'; choose auto, cpu, cuda or cuda:N",
     "train --data {d} --device cuda": "device 'cuda' is not there (0 GPUs are visible); use --device cpu",
     "features --data {d} --device cuda:1": "device 'cuda:1' is not there (0 GPUs are visible); use --device cpu",
@@ -189,23 +210,46 @@ def wrong(finished, tmp_path_factory) -> Path:
     (folder / "cut.npy").write_bytes((folder / "matrix.npy").read_bytes()[:-9])
     (folder / "notes").mkdir()
     settings = {"method": "method: bsva", "options": "method_options: {gian: 1}", "many": "epochs: many"}
-    for name, text in {**settings, "open": "a: [1", "grid": "methods: [vanilla]"}.items():
+    settings |= {"open": "a: [1", "grid": "methods: [vanilla]", "list": "- 1", "unknown": "epochz: 3"}
+    for name, text in settings.items():
         (folder / f"{name}.yaml").write_text(text)
     for name in ("file", "notes/a.txt"):
         (folder / name).touch()
+    (folder / "noise.bin").write_bytes(bytes(range(256)))
     return folder
+
+
+@pytest.fixture(scope="module")
+def broken(small_data, tmp_path_factory) -> Path:
+    """A data set with a train.pt cut short for sub-01, a NaN in the test.pt of sub-02, and without an image."""
+    folder = shutil.copytree(small_data, tmp_path_factory.mktemp("wrong") / "broken")
+    train, test = folder / SHARED / "sub-01" / "train.pt", folder / SHARED / "sub-02" / "test.pt"
+    train.write_bytes(train.read_bytes()[:-5000])
+    content = read_arrays(test)
+    content["eeg"][7, 2, 3, 4] = np.nan
+    torch.save(content, test)
+    (folder / "Image_set_Resize" / MISSING).unlink()
+    return folder
+
+
+def test_a_check_that_finds_problems_names_them_and_ends_with_1(broken, capsys):
+    assert main(["data", "check", str(broken)]) == 1
+    shown = capsys.readouterr()
+    assert "sub-02/test.pt: condition 7" in shown.out
+    assert shown.err == f"bvsa: error: {broken}: 3 problem(s), listed above\n"
 
 
 LINES = [pytest.param(line, marks=[NO_GPU] if "0 GPUs" in message else []) for line, message in MISTAKES.items()]
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_a_mistake_is_reported_in_one_line(line, wrong, finished, small_data, tmp_path, monkeypatch, capsys):
+def test_a_mistake_is_reported_in_one_line(line, wrong, broken, finished, small_data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # the default of --out is below it
-    places = {"t": wrong, "d": small_data, "r": finished, "s": SHARED}
+    places = {"t": wrong, "b": broken, "d": small_data, "r": finished, "s": SHARED}
     assert main([word.format(**places) for word in line.split()]) == 2
     message = MISTAKES[line].format(**places).replace("(see --", f"(see bvsa {line.split()[0]} --")
-    assert capsys.readouterr().err == f"bvsa: error: {message}\n"
+    error, (start, dots, _) = capsys.readouterr().err, f"bvsa: error: {message}\n".partition("...")
+    assert error == start or (dots and error.startswith(start) and error.count("\n") == 1)
     assert not list(tmp_path.rglob("metrics.jsonl"))
     assert json.loads((finished / "result.json").read_text())["seed"] == 0
 
