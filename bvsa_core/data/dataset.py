@@ -110,11 +110,7 @@ class Dataset:
         return replace(recordings, modality=self.description.get("modality", recordings.modality))
 
     def others(self, subject: str) -> list[str]:
-        """Return all other subjects.
-
-        Raises:
-            UserError: there is no such subject, or no other.
-        """
+        """Return all other subjects; having none is a UserError."""
         self._check(subject)
         others = [name for name in self.subjects if name != subject]
         if not others:
@@ -147,11 +143,7 @@ class Dataset:
 
 
 def read_stored(folder: Path, split: str) -> Recordings:
-    """Open one split in a subject's folder of the store; its data are memory-mapped.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
+    """Open one split in a subject's folder of the store; its data are memory-mapped."""
     header = store.read_header(folder)
     data, info = store.open_array(folder, header, split), header.splits[split]
     times = np.array(header.times)

@@ -44,21 +44,13 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line to a file; a failure may leave part of it there.
-
-    Raises:
-        UserError: the disk is full, or the folder cannot be written to.
-    """
+    """Append a line to a file; a failure may leave part of it there."""
     with os_errors_to_user_errors(path), open(path, "ab") as file:
         file.write(line.encode() + b"\n")
 
 
 def make_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a folder under a temporary name and rename it, unless it exists.
-
-    Raises:
-        UserError: the disk is full, or the folder above cannot be written to.
-    """
+    """Fill a folder under a temporary name and rename it, unless it exists."""
     if target.exists():
         return
     partial = temporary_path(target)

@@ -17,11 +17,7 @@ DECODE_ERRORS = (  # what Pillow raises for damaged images
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read and decode an image.
-
-    Raises:
-        UserError: the file is missing, damaged, or of another format.
-    """
+    """Read and decode an image of one of the FORMATS."""
     try:
         content = io.BytesIO(path.read_bytes())  # from a file, Pillow would reserve as many bytes as a chunk claims
         with Image.open(content, formats=FORMATS) as image:

@@ -13,20 +13,12 @@ _YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, Recursi
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """Read the object in a JSON file; an error message ends with `remedy`, which says what the user can do.
-
-    Raises:
-        UserError: the file is missing, damaged, or holds no object.
-    """
+    """Read the object in a JSON file; an error message ends with `remedy`, which says what the user can do."""
     return parse_json(_read_text(path, remedy), path, remedy)
 
 
 def parse_json(text: str, source: object, remedy: str) -> dict[str, Any]:
-    """Read a JSON object from text; `source` is where the text comes from, for messages.
-
-    Raises:
-        UserError: the text is damaged, or holds no object.
-    """
+    """Read a JSON object from text; `source` is where the text comes from, for messages."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -37,11 +29,7 @@ def parse_json(text: str, source: object, remedy: str) -> dict[str, Any]:
 
 
 def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
-    """Read the settings ('name: value') in a YAML file.
-
-    Raises:
-        UserError: the file is missing, damaged, or holds something else.
-    """
+    """Read the settings ('name: value') in a YAML file."""
     text = _read_text(path, remedy)
     try:
         content = yaml.safe_load(text)

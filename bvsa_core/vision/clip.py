@@ -94,11 +94,7 @@ class Clip:
 
 
 def image_size_of(name: str) -> int:
-    """Return the width of an encoder's images in pixels, without loading it.
-
-    Raises:
-        UserError: the name is unknown.
-    """
+    """Return the width of an encoder's images in pixels, without loading it."""
     import open_clip
 
     if name == TINY:

@@ -19,11 +19,7 @@ RESIZING = Image.Resampling.BILINEAR
 
 
 def read_images(paths: Sequence[Path], size: int, progress: Progress = no_progress) -> Tensor:
-    """Decode images to (N, 3, size, size) uint8; other sizes are resized to size x size, as in UBP.
-
-    Raises:
-        UserError: an image is missing or damaged.
-    """
+    """Decode images to (N, 3, size, size) uint8; other sizes are resized to size x size, as in UBP."""
     images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
 
     def read_into(index: int) -> None:
@@ -38,11 +34,7 @@ def read_images(paths: Sequence[Path], size: int, progress: Progress = no_progre
 
 
 def hash_files(paths: Sequence[Path]) -> str:
-    """Return the SHA-256 of the contents of files, in order.
-
-    Raises:
-        UserError: a file is missing.
-    """
+    """Return the SHA-256 of the contents of files, in order."""
     digest = hashlib.sha256()
     for path in paths:
         try:
