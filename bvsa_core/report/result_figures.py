@@ -216,20 +216,15 @@ def _blur_strength(level: str) -> tuple[float, float]:
 def _levels(name: str, levels: list[str], shares: np.ndarray, merged: bool) -> FigureSpec:
     def draw() -> Figure:
         figure, ((axes,),) = subplots(1, 1, 2.7)
-        epochs = np.arange(1, shares.shape[1] + 1)
+        epochs = shares.shape[1]
         colours = matplotlib.colormaps["viridis"](np.linspace(0.95, 0.05, len(levels)))
-        bands: list[Any]
-        if len(epochs) == 1:
-            starts = shares.cumsum(0) - shares
-            stack = zip(100 * shares, 100 * starts, colours)
-            bands = [axes.bar(epochs, share, 0.5, start, color=colour) for share, start, colour in stack]
-        else:
-            bands = axes.stackplot(epochs, 100 * shares, colors=colours, lw=0)
-            axes.set_xlim(1, len(epochs))
+        x = np.arange(1, epochs + 1) if epochs > 1 else np.array([0.75, 1.25])  # a bar for a single epoch
+        bands = axes.stackplot(x, 100 * np.broadcast_to(shares, (len(levels), len(x))), colors=colours, lw=0)
+        axes.margins(x=0 if epochs > 1 else 0.05)
         axes.set(ylim=(0, 100), ylabel="training samples / %")
-        _epoch_axis(axes, len(epochs))
+        _epoch_axis(axes, epochs)
         place: Any = {"loc": "outside right upper", "title": "blur level", "alignment": "left"}
-        figure.legend(list(bands)[::-1], levels[::-1], handlelength=1, **place)
+        figure.legend(bands[::-1], levels[::-1], handlelength=1, **place)
         return figure
 
     level = "kernel size in pixels (gains merged)" if merged else "kernel size in pixels and gain at the fixation"

@@ -54,11 +54,6 @@ class EmbeddingMatrix:
     def __len__(self) -> int:
         return len(self.data)
 
-    @property
-    def width(self) -> int:
-        """Dimensions of an embedding."""
-        return self.data.shape[1]
-
     def read(self, rows: slice | Tensor) -> Tensor:
         """Return unit-norm float32 rows, by slice or by number; NaN or infinite values are a UserError."""
         values = self.data[rows].float()
