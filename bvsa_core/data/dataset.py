@@ -98,11 +98,7 @@ class Dataset:
         return self.recordings_folder / subject / (f"{split}.npy" if self.in_store(subject) else f"{split}.pt")
 
     def load(self, subject: str, split: str) -> Recordings:
-        """Read and check the recordings of one split of a subject.
-
-        Raises:
-            UserError: there is no such subject, or the file is missing or damaged.
-        """
+        """Read and check the recordings of one split of a subject."""
         self._check(subject)
         if self.in_store(subject):
             return read_stored(self.recordings_folder / subject, split)
@@ -151,11 +147,7 @@ def read_stored(folder: Path, split: str) -> Recordings:
 
 
 def read_recordings(path: Path, finite: bool = True) -> Recordings:
-    """Read a train.pt or test.pt; with `finite`, refuse NaN and infinite samples.
-
-    Raises:
-        UserError: the file is missing, damaged, or its parts do not fit together.
-    """
+    """Read a train.pt or test.pt, whose parts must fit together; with `finite`, refuse NaN and infinite samples."""
     content = read_arrays(path)
     if not isinstance(content, dict) or not {"eeg", "img"} <= content.keys():
         raise UserError(f"{path}: not a recordings file; it must hold at least 'eeg' and 'img'")

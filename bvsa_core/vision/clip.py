@@ -71,11 +71,7 @@ class Clip:
         return [normalize(part.float(), dim=-1) for part in (*parts, *(outputs[block] for block in blocks))]
 
     def with_layers(self, layers: Sequence[int]) -> Clip:
-        """Return the same encoder with features of some stages appended to its output: 0 is the first, -1 the last.
-
-        Raises:
-            UserError: there is no such stage.
-        """
+        """Return the same encoder with features of some stages appended to its output: 0 is the first, -1 the last."""
         count = len(stages(self.model.visual))
         for layer in layers:
             if not -count <= layer < count:
@@ -109,11 +105,7 @@ def image_size_of(name: str) -> int:
 
 
 def stages(visual: Any) -> list[nn.Module]:
-    """Return the blocks of an image encoder, first to last.
-
-    Raises:
-        UserError: it is neither a transformer nor a ResNet of open_clip.
-    """
+    """Return the blocks of an image encoder, a transformer or a ResNet of open_clip, first to last."""
     if hasattr(visual, "transformer"):
         return list(visual.transformer.resblocks)
     if hasattr(visual, "layer4"):
