@@ -163,11 +163,7 @@ class SubjectWriter(contextlib.AbstractContextManager["SubjectWriter"]):
         return data
 
     def commit(self, header: Header) -> Header:
-        """Check the arrays, write the header and rename the folder. Returns the complete header.
-
-        Raises:
-            UserError: samples that are not finite in float16, or a header that does not fit the arrays.
-        """
+        """Check the arrays, write the header and rename the folder. Returns the complete header."""
         splits = {}
         for split, about in header.splits.items():
             path = self.folder / f"{split}.npy"

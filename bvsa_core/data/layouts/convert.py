@@ -30,9 +30,6 @@ def convert(
     """Convert every subject of a published folder. Returns one line per subject.
 
     Subjects that are there already stay as they are; a conversion that was killed is resumed.
-
-    Raises:
-        UserError: what is missing or wrong, by file; subjects already converted stay.
     """
     messages = []
     sources = {each.subject: each for each in recognise(source, modality)}
