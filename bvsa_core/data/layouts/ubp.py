@@ -57,7 +57,7 @@ def read(source: SubjectSource, split: str, context: ReadContext) -> Epochs:
 
 
 def export(dataset: Dataset, target: Path, progress: Progress = no_progress) -> list[str]:
-    """Write a data set's recordings in this layout. Returns one line per subject; subjects that are there already stay."""
+    """Write recordings in this layout. Returns one line per subject; subjects that are there already stay."""
     if target.resolve() == dataset.recordings_folder.resolve():
         raise UserError(f"{target}: holds the recordings to export; give another folder")
     messages = []
