@@ -158,17 +158,21 @@ class OutlierGate(nn.Module):
     @torch.no_grad()
     def forward(self, samples: Tensor, similarity: Tensor) -> Tensor:
         """Return the outlier sign (B,) int64 of similarities (B,): -1 below the interval, +1 above it, 0 inside."""
-        position = self.position(samples, similarity)
-        return (position > 1).long() - (position < -1).long()
+        similarity, mean, reach = self._fit(samples, similarity)
+        return (similarity > mean + reach).long() - (similarity < mean - reach).long()
 
     @torch.no_grad()
     def position(self, samples: Tensor, similarity: Tensor) -> Tensor:
         """Return positions (B,) of similarities (B,): 0 in the middle of the interval, -1 and 1 at its ends."""
+        similarity, mean, reach = self._fit(samples, similarity)
+        return ((similarity - mean) / reach.clamp(min=torch.finfo(torch.float32).tiny)).nan_to_num()
+
+    def _fit(self, samples: Tensor, similarity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the similarities, and the middle and half the width of their interval."""
         similarity = fitted = similarity.detach().float()
         if self.gamma is not None:
             fitted = self.gamma * similarity + (1 - self.gamma) * self.smoothed[samples]
             self.smoothed[samples] = fitted
         if len(fitted) < 2:  # no spread
-            return torch.zeros_like(similarity)
-        reach = (self.z * fitted.std()).clamp(min=torch.finfo(torch.float32).tiny)
-        return ((similarity - fitted.mean()) / reach).nan_to_num()
+            return similarity, similarity, torch.zeros_like(similarity)
+        return similarity, fitted.mean(), self.z * fitted.std()

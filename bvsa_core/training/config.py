@@ -166,6 +166,7 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 def from_dict(values: dict[str, Any]) -> RunConfig:
     """Return the config that `to_dict` turned into plain data."""
     try:
-        return RunConfig(**{**values, "window": tuple(values["window"]) if values["window"] else None})
+        required = {name: values[name] for name in ("data", "bank", "cache_dir", "method_options", "encoder_options")}
+        return RunConfig(**{**values, **required, "window": tuple(values["window"]) if values["window"] else None})
     except (KeyError, TypeError) as error:
         raise UserError(f"settings of another version ({error}); train the run again") from error
