@@ -176,18 +176,22 @@ def _place(channels, row_tiles, column_tiles, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _sample_parameters(sigma_of, kernel_size_of, gain_of, fixation_of, sample,
-                       sigma_b, kernel_size_b, gain_b, fixation_b, height, width):  # fmt: skip
-    """Return sigma, gain, the fixation's y and x, and the radius: of the sample, along y, and along x."""
+def _gaussian(sigma_of, kernel_size_of, sample, sigma_b, kernel_size_b, height, width):
+    """Return a sample's sigma and its radius: of the kernel, along y, and along x."""
     sigma = tl.load(sigma_of + sample * sigma_b)
-    gain = tl.load(gain_of + sample * gain_b)
-    cy, cx = tl.load(fixation_of + sample * fixation_b), tl.load(fixation_of + sample * fixation_b + 1)
     # A negative or NaN sigma, which is not checked on a GPU, becomes NaN taps at a radius of 1.
     radius = tl.where(sigma > 0.0, tl.load(kernel_size_of + sample * kernel_size_b) // 2, tl.where(sigma == 0.0, 0, 1))
     sigma = tl.where(sigma > 0.0, sigma, tl.where(sigma == 0.0, 1.0, float("nan")))
     radius_h = tl.where(height == 1, 0, radius)  # along a side of one pixel the blur is the identity
     radius_w = tl.where(width == 1, 0, radius)
-    return sigma, gain, cy, cx, radius, radius_h, radius_w
+    return sigma, radius, radius_h, radius_w
+
+
+@triton.jit
+def _fovea(gain_of, fixation_of, sample, gain_b, fixation_b):
+    """Return a sample's gain and the y and x of its fixation."""
+    fixation = fixation_of + sample * fixation_b
+    return tl.load(gain_of + sample * gain_b), tl.load(fixation), tl.load(fixation + 1)
 
 
 @triton.jit
@@ -203,19 +207,9 @@ def _blur_kernel(
     source += sample * in_b + channel * in_c
     target += sample * out_b + channel * out_c
 
-    sigma, gain, cy, cx, radius, radius_h, radius_w = _sample_parameters(
-        sigma_of,
-        kernel_size_of,
-        gain_of,
-        fixation_of,
-        sample,
-        sigma_b,
-        kernel_size_b,
-        gain_b,
-        fixation_b,
-        height,
-        width,
-    )
+    sigma, radius, radius_h, radius_w = _gaussian(sigma_of, kernel_size_of, sample, sigma_b, kernel_size_b,
+                                                  height, width)  # fmt: skip
+    gain, cy, cx = _fovea(gain_of, fixation_of, sample, gain_b, fixation_b)
     sum_h, _ = _sums(sigma, radius_h, OPERAND)
     sum_w, _ = _sums(sigma, radius_w, OPERAND)
     p_first, p_end = tl.maximum(first_row - radius_h, 0), tl.minimum(first_row + BLOCK + radius_h, height)
@@ -274,19 +268,8 @@ def _parameter_gradient_kernel(
     images += sample * in_b + channel * in_c
     grad += sample * grad_b + channel * grad_c
 
-    sigma, gain, cy, cx, radius, radius_h, radius_w = _sample_parameters(
-        sigma_of,
-        kernel_size_of,
-        gain_of,
-        fixation_of,
-        sample,
-        sigma_b,
-        kernel_size_b,
-        gain_b,
-        fixation_b,
-        height,
-        width,
-    )
+    sigma, _, radius_h, radius_w = _gaussian(sigma_of, kernel_size_of, sample, sigma_b, kernel_size_b,
+                                             height, width)  # fmt: skip
     sum_h, moment_h = _sums(sigma, radius_h, OPERAND)
     sum_w, moment_w = _sums(sigma, radius_w, OPERAND)
     moment_h /= sum_h
@@ -317,12 +300,15 @@ def _parameter_gradient_kernel(
         slope = tl.dot(down_slope, along, slope, input_precision=PRECISION)
         slope = tl.dot(down, along_slope, slope, input_precision=PRECISION)
 
+    # The products need no gain, fixation or radius of the kernel, so no register holds them meanwhile.
+    gain, cy, cx = _fovea(gain_of, fixation_of, sample, gain_b, fixation_b)
     g = _load(grad, i, j, grad_h, grad_w, height, width)
     if NORMALISE:
         g = g * scale / tl.load(std_of + channel)
     acuity = _acuity(i, j, cy, cx, height, width, decay, FALLOFF)
     x = _load(images, i, j, in_h, in_w, height, width)
-    inside = (i < height)[:, None] & (j < width)[None, :] & (radius > 0)
+    is_blurred = (radius_h > 0) | (radius_w > 0) | (sigma != sigma)
+    inside = (i < height)[:, None] & (j < width)[None, :] & is_blurred
     tl.store(of_sigma + tile, tl.sum(tl.where(inside, g * (1.0 - gain * acuity) * slope / sum_h, 0.0)))
     tl.store(of_gain + tile, tl.sum(tl.where(inside, g * acuity * (x - y / sum_h), 0.0)))
 
