@@ -42,7 +42,7 @@ def _product(left, right, zero, rows, columns, width, left_row, left_column, rig
              OPERAND: tl.constexpr, PRECISION: tl.constexpr,
              BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
     """Return left @ right.T in float32 for the rows from the two pointers on; rows that do not exist count as 0."""
-    n, m, d = zero + tl.arange(0, BLOCK_N), zero + tl.arange(0, BLOCK_M), tl.arange(0, DEPTH)
+    n, m, d = zero + tl.arange(0, BLOCK_N), zero + tl.arange(0, BLOCK_M), zero + tl.arange(0, DEPTH)
     left += n.to(tl.int64)[:, None] * left_row + d.to(tl.int64)[None, :] * left_column
     right += m.to(tl.int64)[None, :] * right_row + d.to(tl.int64)[:, None] * right_column
     step = tl.full((), DEPTH, tl.int64)
@@ -145,7 +145,8 @@ def _topk_kernel(
     first_tile = slice_index * slice_tiles
     for tile in range(first_tile, tl.minimum(first_tile + slice_tiles, column_tiles)):
         column = tl.full((), BLOCK_M, tl.int64) * tile
-        zero = tl.minimum(tile, 0).to(tl.int32)  # opaque to the compiler, which keeps no addresses in registers
+        # 0, opaque to the compiler, which keeps no addresses in registers; a multiple lets it copy 16 bytes at a time.
+        zero = tl.multiple_of(tl.minimum(tile, 0).to(tl.int32), 128)
         m = zero + tl.arange(0, BLOCK_M)
         columns = tl.minimum(images - column, BLOCK_M).to(tl.int32)
         c = _gate(column_gate, column, column_gate_m, columns, COLUMN_GATED, BLOCK_M)
