@@ -162,8 +162,7 @@ def open_gallery(
         paths = level_files(Path(where), levels, run_data.clip, run_data.falloff)
         return Gallery([EmbeddingMatrix(path) for path in paths], given_texts, **shared)
     if given_texts:
-        reason = "the texts of images are made from their names"
-        raise UserError(f"--gallery_text belongs to a gallery of features; {reason}")
+        raise UserError("--gallery_text belongs to a gallery of features; texts of images are made from their names")
     if where is None:
         test = run_data.split(config.subject, "test", config.repetitions)
         names, concepts, bank = test.images, test.concepts, run_data.bank(test.images)

@@ -73,6 +73,6 @@ def repetition_curves(
         means = np.mean(accuracies, axis=0)
         spreads = np.std(accuracies, axis=0, ddof=1) if count > 1 else np.zeros_like(means)
         for curve, (top1, top5), (std1, std5) in zip(curves, means.tolist(), spreads.tolist()):
-            drawn = {"averaged": n, "resamples": count}
-            curve.append({**drawn, "top1": top1, "top1_std": std1, "top5": top5, "top5_std": std5})
+            accuracy = {"top1": top1, "top1_std": std1, "top5": top5, "top5_std": std5}
+            curve.append({"averaged": n, "resamples": count, **accuracy})
     return curves

@@ -200,7 +200,6 @@ def build_report(
 
     Images are read from the folder `data`; default: the data folder named by each run.
     """
-    missing: dict[str, str] = {}
     chosen = _round_robin([row for row in rows if row.runs], RETRIEVALS)
     cache = ThumbnailCache(data)
     retrievals = []
@@ -212,8 +211,7 @@ def build_report(
         messages.append(f"{len(chosen)} of {runs} runs are shown, the first of every row; 'bvsa report RUN' shows any.")
     if (longest := max((len(each.similarity) for each in retrievals), default=0)) > QUERIES:
         messages.append(f"Of up to {longest} recordings of a run the first {QUERIES} are shown.")
-    if messages:
-        missing["retrieved"] = " ".join(messages)
+    missing = {"retrieved": " ".join(messages)} if messages else {}
     blur_examples = _blur_examples(rows, cache)
     images = cache.images(progress)
     if cache.unreadable:

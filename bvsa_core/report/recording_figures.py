@@ -44,9 +44,8 @@ def recording_figures(subjects: Mapping[str, RecordingQuality]) -> tuple[list[Fi
         else:
             messages.append(f"{subject}: one repetition, so no reliability and no noise ceiling")
         figures.append(_covariance(subject, recording))
-    ceilings = {subject: recording.quality.ceiling for subject, recording in subjects.items()}
-    if known := {subject: ceiling for subject, ceiling in ceilings.items() if ceiling is not None}:
-        figures.append(_ceilings(known))
+    if ceilings := {name: each.quality.ceiling for name, each in subjects.items() if each.quality.ceiling is not None}:
+        figures.append(_ceilings(ceilings))
     figures += [_trials(subjects)] if subjects else []
     return figures, list(dict.fromkeys(messages))
 
