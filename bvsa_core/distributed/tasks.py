@@ -122,6 +122,8 @@ def _run_in_workers(
             available, busy = workers.available(), {worker for worker, *_ in running.values()}
             free: list[Any] = [worker for worker in available if worker not in busy]
             for worker in free[: len(waiting)]:
+                if running and waiting[0][1] and isinstance(workers, _Processes):
+                    break  # on this machine it is tried again by itself, with all the memory
                 item, losses = waiting.popleft()
                 running[workers.submit(worker, function, item)] = worker, item, losses
             if not running:
