@@ -20,7 +20,7 @@ from bvsa_core.io import safe_pickle
 
 READ_ERRORS = (  # what numpy, zipfile, pickle, torch and safetensors raise for damaged files
     OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, OverflowError, MemoryError, RuntimeError,
-    SyntaxError, zipfile.BadZipFile, pickle.UnpicklingError, struct.error, tokenize.TokenError,
+    SyntaxError, SystemError, zipfile.BadZipFile, pickle.UnpicklingError, struct.error, tokenize.TokenError,
     safetensors.SafetensorError,
 )  # fmt: skip
 

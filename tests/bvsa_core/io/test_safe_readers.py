@@ -5,6 +5,7 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -211,6 +212,14 @@ def test_damaged_headers_and_wrong_sizes_are_refused(tmp_path):
         with pytest.raises(UserError, match=rf"{name}: damaged or incomplete \({message}"):
             read_arrays(tmp_path / name)
     assert zipfile.ZipFile(tmp_path / "nothing.npz").namelist() == []
+
+
+@pytest.mark.parametrize("error", [MemoryError(), SystemError("AST constructor recursion depth mismatch")])
+def test_a_header_that_the_parser_runs_out_of_memory_on_is_refused(tmp_path, monkeypatch, error):
+    np.save(tmp_path / "x.npy", np.eye(4))
+    monkeypatch.setattr("ast.literal_eval", Mock(side_effect=error))
+    with pytest.raises(UserError, match=rf"x.npy: damaged or incomplete \({str(error) or 'MemoryError'}\)"):
+        read_arrays(tmp_path / "x.npy")
 
 
 def test_a_pickle_that_ends_early_is_refused(tmp_path):
