@@ -13,19 +13,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from bvsa_core.encoders._shared import InputSpec
 from bvsa_core.errors import UserError, unknown_name, validate_plugin_name
 
 BRAINDECODE = "braindecode:"  # prefix of a class of braindecode.models
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """Shapes of an encoder's input and output."""
-
-    channels: int
-    time: int  # samples
-    embedding: int
-    subjects: int = 1  # trained on
 
 
 @dataclass(frozen=True)

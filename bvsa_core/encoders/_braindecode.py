@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from bvsa_core.encoders import InputSpec
+from bvsa_core.encoders._shared import InputSpec
 from bvsa_core.errors import UserError, unknown_name
 
 

@@ -1,8 +1,18 @@
-"""Shared by encoders: the projection head of UBP, options with one dropout rate, and lengths after convolutions."""
+"""Shared by encoders: shapes, the projection head of UBP, options with one dropout rate, lengths after convolutions."""
 
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """Shapes of an encoder's input and output."""
+
+    channels: int
+    time: int  # samples
+    embedding: int
+    subjects: int = 1  # trained on
 
 
 @dataclass(frozen=True)
