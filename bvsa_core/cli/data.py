@@ -1,4 +1,4 @@
-"""Make, convert or check a data set: bvsa data synthetic|eeg|meg|export|check."""
+"""Make, convert or check a data set."""
 
 import functools
 from collections import Counter

@@ -73,7 +73,7 @@ class Dataset:
     @functools.cached_property
     def description(self) -> dict:
         """Content of dataset.json; empty if there is none, as in published folders."""
-        path, remedy = self.root / DESCRIPTION, "delete it, or write {} into it"
+        path, remedy = self.root / DESCRIPTION, "it names the data set; fetch it or make the data again"
         content = read_json(path, remedy) if path.exists() else {}
         if not all(isinstance(content.get(key, ""), str) for key in ("name", "modality")):
             raise UserError(f"{path}: damaged (name and modality must be text); {remedy}")

@@ -77,10 +77,10 @@ class RunResult:
         """
         if (version := content.get("version", VERSION)) != VERSION:
             mismatch = f"version {version!r} of a result, where this release reads {VERSION}"
-            raise UserError(f"{source}: {mismatch}; update fovblur, or train the run again")
+            raise UserError(f"{source}: {mismatch}; update fovblur, or delete it and train the run again")
         result = _build(cls, content, source)
         if not result.ranks or min(result.ranks) < 1:
-            raise UserError(f"{source}: ranks must be {_KINDS[list[int]]}; train the run again")
+            raise UserError(f"{source}: ranks must be {_KINDS[list[int]]}; delete it, and train the run again")
         return result
 
 
@@ -111,5 +111,5 @@ def _value(hint: Any, value: Any, source: str) -> Any:
     plain = dict if nested else get_origin(hint) or hint
     fits = isinstance(value, (int, float) if plain is float else plain)
     if not fits or (plain is list and not all(isinstance(each, get_args(hint)) for each in value)):
-        raise UserError(f"{source} must be {_KINDS.get(hint, 'an object')}; train the run again")
+        raise UserError(f"{source} must be {_KINDS.get(hint, 'an object')}; delete it, and train the run again")
     return _build(hint, value, source) if nested else value

@@ -26,7 +26,7 @@ from bvsa_core.retrieval.scoring import Embeddings
 from bvsa_core.training.config import RunConfig, from_dict, to_dict
 
 ACTIVITY = "a run"  # what other processes report while the folder is locked
-REMEDY = "train the run again"
+REMEDY = "delete it, and train the run again"
 NO_RUN = "train one with 'bvsa train --out'"
 
 
@@ -47,7 +47,7 @@ class RunFolder:
             if self.path.exists() and any(not is_temporary(path) for path in self.path.iterdir()):
                 raise UserError(f"{self.path}: not empty and not a run; choose another folder with --out")
             return False
-        if read_yaml(self.settings, f"delete the folder, and {REMEDY}") != to_dict(config):
+        if read_yaml(self.settings, "delete the folder, and train the run again") != to_dict(config):
             problem = "holds a run with other settings (see run.yaml)"
             raise UserError(f"{self.path}: {problem}; choose another folder with --out")
         if (old := self.path / "resume.safetensors").exists():
@@ -99,13 +99,17 @@ class RunFolder:
         """Read the metrics of every epoch; none if there is no metrics.jsonl."""
         path = self.path / "metrics.jsonl"
         lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-        return [parse_json(line, f"{path}: line {number}", REMEDY) for number, line in enumerate(lines, start=1)]
+        epochs = [parse_json(line, f"{path}: line {number}", REMEDY) for number, line in enumerate(lines, start=1)]
+        for number, epoch in enumerate(epochs, start=1):
+            if not {"epoch", "loss"} <= epoch.keys():
+                raise UserError(f"{path}: line {number} has no epoch and loss; {REMEDY}")
+        return epochs
 
     def config(self) -> RunConfig:
         """Read the configuration of the run."""
         if not self.settings.is_file():
             raise UserError(f"{self.path}: no run there (run.yaml is missing); {NO_RUN}")
-        settings = read_yaml(self.settings, f"delete the folder, and {REMEDY}")
+        settings = read_yaml(self.settings, "delete the folder, and train the run again")
         try:
             return from_dict(settings)
         except UserError as error:

@@ -171,7 +171,7 @@ def test_runs_that_differ_in_a_setting_are_separate_rows(runs, tmp_path, monkeyp
 @pytest.fixture
 def broken(runs, tmp_path) -> Path:
     """Copies of a run, each damaged in another way."""
-    for name in ("truncated", "odd", "old", "unfinished", "twice", "epochs", "uneven"):
+    for name in ("truncated", "odd", "old", "unfinished", "twice", "epochs", "fields", "uneven"):
         shutil.copytree(runs / "vanilla", tmp_path / name / "run")
     result = tmp_path / "truncated" / "run" / "result.json"
     result.write_bytes(result.read_bytes()[:200])
@@ -182,6 +182,7 @@ def broken(runs, tmp_path) -> Path:
     (tmp_path / "unfinished" / "run" / "result.json").unlink()
     shutil.copytree(runs / "vanilla", tmp_path / "twice" / "again")
     (tmp_path / "epochs" / "run" / "metrics.jsonl").write_text('{"epoch": 1}\n{"epo')
+    (tmp_path / "fields" / "run" / "metrics.jsonl").write_text("{}\n")
     copy_with(runs / "vanilla", tmp_path / "uneven" / "other", subject="sub-02", seed=7)
     (tmp_path / "empty").mkdir()
     return tmp_path
@@ -191,12 +192,13 @@ ERRORS = [
     ("{b}/truncatd", "{b}/truncatd: no such folder; did you mean {b}/truncated?"),
     ("{b}/empty", "{b}/empty: no run inside (no run.yaml); give folders that 'bvsa train', 'demo' or 'reproduce' made"),
     ("{b}/unfinished", "{b}/unfinished: no finished run there (result.json is missing)"),
-    ("{b}/truncated", "truncated/run/result.json: damaged or incomplete ( ... ); train the run again"),
+    ("{b}/truncated", "truncated/run/result.json: damaged or incomplete ( ... ); delete it, and train the run again"),
     ("{b}/odd", "odd/run/result.json: ranks must be a list of whole numbers from 1"),
     ("{b}/old", "old/run/result.json: images missing; a run of an earlier version, train it again"),
     ("{b}/twice", "the same run twice (sub-01, seed 0); name one of them"),
     ("{b}/uneven", "there is no run with seed"),
     ("{b}/epochs", "epochs/run/metrics.jsonl: line 2: damaged or incomplete"),
+    ("{b}/fields", "fields/run/metrics.jsonl: line 1 has no epoch and loss; delete it, and train the run again"),
     ("{r} --out {b}", "--out {b}: is a folder; name a file"),
     ("{r} --resamples -1", "--resamples is -1; it must be at least 0"),
     ("{r} --figurs 1", "figurs"),

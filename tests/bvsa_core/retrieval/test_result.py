@@ -43,7 +43,7 @@ def test_files_of_earlier_releases_are_read():
     ("changes", "message"),
     [
         ({"version": 2}, "r.json: version 2 of a result, where this release reads 1; update fovblur"),
-        ({"ranks": None}, "r.json: ranks must be a list of whole numbers from 1; train the run again"),
+        ({"ranks": None}, "r.json: ranks must be a list of whole numbers from 1; delete it, and train the run again"),
         ({"ranks": [1, 0]}, "r.json: ranks must be a list of whole numbers from 1"),
         ({"seed": "1"}, "r.json: seed must be a whole number"),
         ({"protocol": []}, "r.json: protocol must be an object"),

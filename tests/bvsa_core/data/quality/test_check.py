@@ -171,7 +171,9 @@ def test_a_data_set_of_a_published_name_must_have_its_shape(tmp_path):
     assert sum("THINGS-EEG2's channel(s) Fp1, Fp2" in line for line in lines) == 2
     assert sum("repetitions" in line for line in lines) == 1 and len(things_eeg.CHANNELS) == 63
     (tmp_path / "dataset.json").write_text('{"name": ')
-    with pytest.raises(UserError, match=r"dataset.json: damaged .*; delete it"):
+    with pytest.raises(
+        UserError, match=r"dataset.json: damaged .*; it names the data set; fetch it or make the data again"
+    ):
         check_dataset(tmp_path)
 
 
