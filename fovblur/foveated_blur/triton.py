@@ -154,7 +154,7 @@ def _count_of_sign(plane, i, j, p_first, p_end, q_first, q_end, stride_h, stride
 @triton.jit
 def _spread_non_finite(y, plane, i, j, p_first, p_end, q_first, q_end, stride_h, stride_w, height, width,
                        radius_h, radius_w, BLOCK: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
-    """Overwrite y with NaN or infinity where the support holds such pixels, which the products left out."""
+    """Overwrite y with NaN or infinity where the support holds such pixels, which the products skip."""
     above = _count_of_sign(plane, i, j, p_first, p_end, q_first, q_end, stride_h, stride_w, height, width,
                            radius_h, radius_w, False, BLOCK, ROWS, DEPTH) > 0  # fmt: skip
     below = _count_of_sign(plane, i, j, p_first, p_end, q_first, q_end, stride_h, stride_w, height, width,
