@@ -70,8 +70,9 @@ def foveated_blur(
 
     Args:
         images: (B, C, H, W) uint8, float16, bfloat16, float32 or float64, in any memory format, which is kept.
-        sigma: standard deviation of the Gaussian in pixels, a number or (B,); 0 is the identity. Default: computed from
-            ``kernel_size`` by :func:`sigma_from_kernel_size`.
+        sigma: standard deviation of the Gaussian in pixels, a number or (B,), at most 9830.7, or 8191 without a
+            ``kernel_size``; 0 is the identity. Default: computed from ``kernel_size`` by
+            :func:`sigma_from_kernel_size`.
         kernel_size: odd width of the Gaussian in pixels, an int or an integer tensor (B,), at most 65535. Default:
             computed from ``sigma`` by :func:`kernel_size_from_sigma`. At least one of the two is needed.
         gain: weight of the sharp image at the fixation, in [0, 1], a number or (B,). 0 blurs uniformly.

@@ -16,18 +16,22 @@ from fovblur.foveated_blur.params import BlurParams
 # In the order of csrc/foveated_blur/blur_math.h's enum Falloff, which is passed by index.
 FALLOFFS = ("exp", "linear", "quadratic", "log", "brachistochrone")
 LARGEST_KERNEL_SIZE = 65535
-LARGEST_SIGMA = (LARGEST_KERNEL_SIZE - 1) / 8 - 1
+LARGEST_SIGMA = 9830.7  # just above sigma_from_kernel_size(LARGEST_KERNEL_SIZE)
+SMALLEST_STD = torch.finfo(torch.float32).tiny  # 1 / std of anything smaller would be infinite
 
 _RANGES = {
     "sigma": (f"a finite number of pixels, from 0 to {LARGEST_SIGMA:g}", lambda v: (v >= 0) & (v <= LARGEST_SIGMA)),
     "kernel_size": (
-        f"odd, from 1 to {LARGEST_KERNEL_SIZE}",
+        f"odd, from 1 to {LARGEST_KERNEL_SIZE}; without one, sigma can be at most 8191",
         lambda v: (v >= 1) & (v <= LARGEST_KERNEL_SIZE) & (v % 2 == 1),
     ),
     "gain": ("within [0, 1]", lambda v: (v >= 0) & (v <= 1)),
     "fixation": ("finite (y, x) pixels", lambda v: abs(v) <= 1e9),
     "mean": ("finite", lambda v: abs(v) <= 3e38),
-    "std": ("finite and not 0", lambda v: (abs(v) <= 3e38) & (v != 0)),
+    "std": (
+        f"finite and at least {SMALLEST_STD:.2g} in size",
+        lambda v: (abs(v) <= 3e38) & (abs(v) >= SMALLEST_STD),
+    ),
 }
 _constants: dict[tuple, Tensor] = {}
 

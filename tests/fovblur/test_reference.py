@@ -31,6 +31,16 @@ def test_kernel_size_is_opencvs(kernel_size, seed):
     np.testing.assert_allclose(ours[0, 0].numpy(), expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize("kernel_size", [54603, 65535])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_the_largest_kernels_average_the_reflected_image(backend, kernel_size, seed):
+    """A Gaussian much wider than the image weighs every pixel of the reflection's period alike."""
+    image = torch.rand(1, 1, 1, 6)
+    weights = torch.tensor([1.0, 2.0, 2.0, 2.0, 2.0, 1.0]) / 10
+    ours = fovblur.gaussian_blur(image, kernel_size=kernel_size, backend=backend)
+    torch.testing.assert_close(ours, (image * weights).sum().expand_as(ours), rtol=2e-4, atol=0)
+
+
 def test_sigma_and_kernel_size_follow_from_each_other():
     assert [fovblur.sigma_from_kernel_size(k) for k in (45, 51, 57)] == pytest.approx([7.1, 8.0, 8.9])
     for k in (3, 9, 45, 51, 57, 101):

@@ -121,7 +121,7 @@ if (runs.length) {
     q.value = params.get("q") ?? "";
     show.value = Object.keys(FILTERS).find((name) => name && params.has(name)) ?? "";
     sort.value = ["rank", "worst", "name"].find((name) => name === params.get("sort")) ?? "";
-    run.value = runs[params.get("run")] ? params.get("run") : "0";
+    run.value = Object.keys(runs).includes(params.get("run")) ? params.get("run") : "0";
     return true;
   };
 

@@ -109,6 +109,13 @@ def test_filters_work_by_address_and_by_typing(page, tmp_path):
 
 
 @needs_browser
+@pytest.mark.parametrize("run", ["constructor", "9"])
+def test_an_address_that_names_no_run_shows_the_first(page, run):
+    html = browse(page, "--dump-dom", fragment=f"#run={run}")
+    assert len(re.findall(r'data-concept="', html)) == len(data_of(page)["runs"][0]["targets"])
+
+
+@needs_browser
 def test_an_injected_script_does_not_run(page, tmp_path):
     injected = tmp_path / "injected.html"
     injected.write_text(page.read_text() + "<script>document.title = 'injected';</script>")
