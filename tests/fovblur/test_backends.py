@@ -7,6 +7,8 @@ import sys
 import pytest
 import torch
 from backends_under_test import ON_GPU
+from comparisons import LAYOUTS
+from gpu_streams import to_device
 
 import fovblur
 from fovblur import backends, info
@@ -84,6 +86,15 @@ def test_a_device_that_the_build_does_not_serve_is_left_to_triton(monkeypatch, c
         assert backends.unavailable_reason("cuda") is None and chosen == "cuda"
     else:
         assert re.search(reason, backends.unavailable_reason("cuda")) and chosen == "triton"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tests_on_a_gpu_keep_the_layout_of_their_inputs(layout):
+    images = LAYOUTS[layout](torch.rand(4, 3, 26, 30))
+    moved = to_device(images, torch.device("cuda" if ON_GPU else "meta"))
+    assert moved.device.type != "cpu" and moved.untyped_storage().nbytes() == images.untyped_storage().nbytes()
+    placed = lambda x: (x.shape, x.stride(), x.storage_offset())  # noqa: E731
+    assert placed(moved) == placed(images) and (not ON_GPU or torch.equal(moved.cpu(), images))
 
 
 def test_available_backends_lists_all_with_reasons():

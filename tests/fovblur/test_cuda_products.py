@@ -144,7 +144,7 @@ def test_threads_may_take_turns_in_any_order(implementation, monkeypatch, tmp_pa
     options = {"kernel_size": torch.tensor([45, 3, 129]), "gain": 0.4}
 
     def call() -> list[torch.Tensor]:
-        leaf = images.clone().requires_grad_(dtype.is_floating_point)
+        leaf = images.to(implementation.device, copy=True).requires_grad_(dtype.is_floating_point)
         out = fovblur.foveated_blur(leaf, **options, backend="cuda")
         return [out, *(torch.autograd.grad(out.sum(), leaf) if leaf.requires_grad else ())]
 

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from backends_under_test import GPU_IMPLEMENTATIONS, IMAGE_DTYPES, ON_GPU, exact, in_both_orders
+from backends_under_test import GPU_IMPLEMENTATIONS, IMAGE_DTYPES, ON_GPU, Implementation, exact, in_both_orders
 from comparisons import LAYOUTS, random_images, relative_error
 
 import fovblur
@@ -203,5 +203,5 @@ def test_one_call_serves_more_samples_than_a_grid_dimension_holds(implementation
 
 def test_threads_of_a_block_may_take_turns_in_any_order(monkeypatch, tmp_path_factory, seed):
     images, kernel_size = random_images((2, 1, 70, 90), torch.float32), torch.tensor([45, 3])
-    call = lambda: fovblur.foveated_blur(images, kernel_size=kernel_size, backend="cuda")  # noqa: E731
+    call = lambda: Implementation("cuda").foveated_blur(images, kernel_size=kernel_size)  # noqa: E731
     assert torch.equal(*in_both_orders(call, monkeypatch, tmp_path_factory))

@@ -9,7 +9,7 @@ import fovblur
 
 
 def test_planes_may_lie_more_than_two_to_the_31_elements_apart(implementation, seed):
-    """Only the pages that are touched, of 6 GiB of addresses, become memory."""
+    """On a CPU only the pages that are touched, of 6 GiB of addresses, become memory."""
     images = torch.randint(0, 256, (3, 2, 9, 12), dtype=torch.uint8)
     far = 2**31 + 12_345
     held = torch.empty(2 * far + far // 2 + 1000, dtype=torch.uint8)

@@ -70,7 +70,8 @@ def check(implementation, call) -> None:
 
 
 def test_any_call(implementation):
-    examples = {"cuda": 60, "triton": 12}[implementation.backend] if implementation.emulated else 150
+    # Few where kernels are emulated, interpreted, or compiled for many of the calls.
+    examples = {"cuda": 60, "triton": 12}.get(implementation.backend, 150)
 
     @settings(deadline=None, max_examples=examples, print_blob=True)
     @given(call=calls(largest_side={"cuda": 90, "triton": 20}.get(implementation.backend, 40)))

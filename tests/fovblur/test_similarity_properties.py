@@ -1,6 +1,7 @@
 """Random calls: shapes, types, strides, gates and non-finite embeddings, against the float64 formula."""
 
 import torch
+from backends_under_test import GPU_IMPLEMENTATIONS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from similarity_under_test import DTYPES, LAYOUTS, check_topk, exact, random_embeddings
@@ -48,7 +49,7 @@ def check(implementation, call) -> None:
 
 
 def test_any_call(implementation):
-    @settings(deadline=None, max_examples=15 if implementation.emulated else 150, print_blob=True)
+    @settings(deadline=None, max_examples=15 if implementation.backend in GPU_IMPLEMENTATIONS else 150, print_blob=True)
     @given(call=calls(largest=20 if implementation.emulated else 80))
     def run(call):
         check(implementation, call)

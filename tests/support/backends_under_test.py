@@ -8,6 +8,7 @@ from typing import TypeVar
 import cuda_on_host
 import pytest
 import torch
+from gpu_streams import to_device
 from torch import Tensor
 
 import fovblur
@@ -24,7 +25,7 @@ GPU_IMPLEMENTATIONS = ("triton", "cuda")
 
 
 class Implementation:
-    """The public functions on one backend; tensors are moved to its device and back."""
+    """The public functions on one backend; tensors are copied to its device in their layout, and back."""
 
     def __init__(self, name: str):
         self.backend, _, self.variant = name.partition("-")
@@ -40,7 +41,7 @@ class Implementation:
         return dtype != torch.float64 or self.backend in ("reference", "cpu")
 
     def _call(self, function: Callable, *args, **kwargs):
-        move = lambda value: value.to(self.device) if isinstance(value, Tensor) else value  # noqa: E731
+        move = lambda value: to_device(value, self.device) if isinstance(value, Tensor) else value  # noqa: E731
         kwargs = {key: move(value) for key, value in kwargs.items()}
         results = function(*map(move, args), backend=self.backend, **kwargs)
         return results.cpu() if isinstance(results, Tensor) else tuple(result.cpu() for result in results)

@@ -1,6 +1,7 @@
 """Random images, exact gradients, and errors relative to them."""
 
 import torch
+from gpu_streams import to_device
 
 import fovblur
 from fovblur.foveated_blur import reference
@@ -44,7 +45,7 @@ def gradients(implementation, images, sigma, kernel_size, gain, grad, **options)
     leaves = [x.detach().to(device).requires_grad_() for x in (images, sigma, gain)]
     options |= {"kernel_size": kernel_size.to(device), "backend": implementation.backend}
     y = fovblur.foveated_blur(leaves[0], leaves[1], gain=leaves[2], **options)
-    return tuple(x.cpu() for x in torch.autograd.grad(y, leaves, grad.to(device, y.dtype)))
+    return tuple(x.cpu() for x in torch.autograd.grad(y, leaves, to_device(grad.to(y.dtype), device)))
 
 
 def assert_close(ours, expected, tolerance, grad):

@@ -1,4 +1,4 @@
-"""What tests on a GPU share: their marks and backends, calls in a CUDA graph, and streams whose inputs arrive late."""
+"""What tests on a GPU share: marks, backends, inputs of any layout, CUDA graphs, streams whose inputs arrive late."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -16,6 +16,14 @@ TWO_GPUS_ONLY = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs 
 @pytest.fixture(params=["cuda", "triton"])
 def backend(request) -> str:
     return request.param
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor with its strides, its offset and what lies beside it in memory; `Tensor.to` makes some dense."""
+    if tensor.device == device:
+        return tensor
+    storage = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
+    return storage.to(device).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 def scores_and_topk(*embeddings, backend: str, k: int = 10, **gates: torch.Tensor) -> tuple[torch.Tensor, ...]:
