@@ -6,6 +6,7 @@ A test fails where a page says anything else. The sources are kept by the runs t
     tiny             bvsa_core/vision/tiny_clip_training.json, by scripts/train_tiny_clip.py
     headline, speed  benchmarks/results/{blur,similarity,training}_cpu.json, by python -m benchmarks
     features         benchmarks/results/features_cpu.json, likewise
+    presets          what the methods in bvsa_core/methods declare
 """
 
 from __future__ import annotations
@@ -107,11 +108,27 @@ def speed_summary() -> str:
     return speed_of(RESULTS / "blur_cpu.json", *TIMED["blur"], cases=SUMMARY["blur"])
 
 
+def presets() -> str:
+    from bvsa_core import methods
+
+    text = lambda values: ", ".join(f"{key} {json.dumps(value)}" for key, value in values.items())  # noqa: E731
+    lines = ["| method | preset | options | training |", "|---|---|---|---|"]
+    deviations = ["In every preset a run deviates from the released code in what no setting changes:", ""]
+    for name in methods.names():
+        kind = methods.method_class(name)
+        for preset, content in kind.PRESETS.items():
+            training = kind.TRAINING | content.training
+            lines.append(f"| `{name}` | `{preset}` | {text(content.options)} | {text(training)} |")
+        deviations += [f"- `{name}`: {deviation}" for deviation in kind.DEVIATIONS]
+    return "\n".join([*lines, "", *deviations])
+
+
 PAGES = {
     "README.md": {"headline": headline, "speed": speed_summary},
     "docs/benchmarks.md": {"speed": speed, "features": features},
     "docs/command.md": {"demo": demo},
     "docs/data.md": {"tiny": tiny},
+    "docs/methods.md": {"presets": presets},
 }
 
 

@@ -95,9 +95,10 @@ train --average --bank --batch_size --betas --cache_dir --channels --config --da
     --encoder_options --encoder_options.dropout --epochs --falloff --initial_std --log --lr --method --method_options
     --method_options.alpha --method_options.c --method_options.continuous --method_options.decouple
     --method_options.dynamic --method_options.enhancement --method_options.gallery_views --method_options.gamma
-    --method_options.heads --method_options.kernel_size --method_options.shift --optimiser --out --precision --preset
-    --prompt --repetitions --seed --selection --setting --shuffle_pairs --subject --target_layers --target_levels
-    --validation --views --vision --weight_decay --weights --window
+    --method_options.heads --method_options.kernel_size --method_options.scale --method_options.shift
+    --method_options.unit_norm --optimiser --out --precision --preset --prompt --repetitions --seed --selection
+    --setting --shuffle_pairs --subject --target_layers --target_levels --validation --views --vision --weight_decay
+    --weights --window
 evaluate --brain --brain-text --brain_text --data --device --full --gate --image --json --reliability --rescoring
     --shuffle-texts --shuffle_texts --text RUN
 reproduce --average --bank --batch_size --betas --cache_dir --channels --config --decay --device --eeg --encoders

@@ -56,15 +56,11 @@ def add_run_arguments(parser: Parser, arguments: list[str], skip: Set[str] = fro
     config = "YAML file with any of these settings, such as a run's run.yaml"
     parser.add_argument("--config", action="config", help=config)
     parser.add_class_arguments(RunConfig, skip={"method_options", "encoder_options", *skip})
-    method = _read_ahead(arguments, {"method": RunConfig.method})["method"]
-    training = training_of(method)
+    method, preset = _read_ahead(arguments, {"method": RunConfig.method, "preset": RunConfig.preset}).values()
+    training = training_of(method, preset)
     parser.set_defaults({name: value for name, value in training.items() if name not in skip})
-    defaults = {"preset": RunConfig.preset, "encoder": training.get("encoder", RunConfig.encoder)}
-    chosen = _read_ahead(arguments, defaults)
-    options = {
-        "method_options": method_options(method, chosen["preset"]),
-        "encoder_options": encoders.options_class(chosen["encoder"])(),
-    }
+    encoder = _read_ahead(arguments, {"encoder": training.get("encoder", RunConfig.encoder)})["encoder"]
+    options = {"method_options": method_options(method, preset), "encoder_options": encoders.options_class(encoder)()}
     for group, values in options.items():
         parser.add_class_arguments(type(values), group)
         names = [field.name for field in dataclasses.fields(values)]

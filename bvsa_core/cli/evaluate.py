@@ -73,7 +73,7 @@ def score_run(parsed: jsonargparse.Namespace) -> RunResult:
     """Return the result of a run, scored as the flags say."""
     folder = RunFolder(parsed.run)
     saved = folder.result()
-    scoring = scoring_of(parsed, saved.protocol.gate, saved.reliability)
+    scoring = replace(scoring_of(parsed, saved.protocol.gate, saved.reliability), alpha=saved.alpha)
     curve = None
     if parsed.full:
         moved = {"data": parsed.data} if parsed.data else {}

@@ -61,7 +61,7 @@ def run_cell(cell: Cell, root: Path, cache: RunDataCache, progress: Progress = n
     run_data = cache.run_data(cell.config)
     result = run(cell.config, run_data, folder, progress)
     gates = [row.gate or result.protocol.gate for row in cell.rows]
-    options = [(result.reliability, row.rescoring, row.shuffle_texts) for row in cell.rows]
+    options = [(result.reliability, row.rescoring, row.shuffle_texts, result.alpha) for row in cell.rows]
     scorings = [Scoring(gate, *each) for gate, each in zip(gates, options)]
     curves = repetition_curves(folder, run_data, scorings, cell.resamples) if cell.resamples else [None] * len(scorings)
     embeddings, result = folder.embeddings(), replace(result, images=[])  # result.json lists the images

@@ -38,7 +38,7 @@ def find(reference: str, modality: str, setting: str) -> PaperResult | None:
         accuracies = content()[table][name] if table.endswith(place) else None
     if accuracies is None:
         return None
-    about = {key: row[key] for key in ("year", "selection", "encoder", "gallery", "caveat") if key in row}
+    about = {key: row[key] for key in ("year", "selection", "encoder", "channels", "gallery", "caveat") if key in row}
     about |= {"top1": accuracies[0], "top5": accuracies[1], "uses_labels": reference in content()["uses_labels"]}
     return PaperResult(f"{method} ({name})" if name else method, **about)
 

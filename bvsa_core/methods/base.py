@@ -2,16 +2,18 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, softplus
 
 from bvsa_core.encoders import InputSpec, encode
+from bvsa_core.errors import UserError, unknown_name
+from bvsa_core.retrieval.gates import GATE_ALPHA
 from bvsa_core.retrieval.scoring import Embeddings
 from bvsa_core.vision.multilevel import Fusion
 from bvsa_core.vision.views import SHARP, Level
@@ -28,6 +30,14 @@ class Batch:  # not frozen: Lightning casts its tensors to the precision of a ru
     subjects: Tensor | None = None  # (B,) int64, subjects of the recordings; -1 for one not trained on
 
 
+@dataclass(frozen=True)
+class Preset:
+    """A version of a method: what it sets other than the defaults."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)  # fields of the method's Options
+    training: Mapping[str, Any] = field(default_factory=dict)  # fields of RunConfig, over the method's TRAINING
+
+
 class Method(nn.Module, ABC):
     """A brain encoder with its loss, its per-sample state and its embeddings for retrieval.
 
@@ -39,11 +49,13 @@ class Method(nn.Module, ABC):
     """
 
     Options: ClassVar[type]
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}  # options of paper, code and corrected other than the defaults
+    PRESETS: ClassVar[Mapping[str, Preset]] = {"corrected": Preset()}  # also "paper" and "code", the released code
     TRAINING: ClassVar[dict[str, Any]] = {}  # the authors' training: fields of RunConfig, which flags and YAML override
+    DEVIATIONS: ClassVar[tuple[str, ...]] = ()  # from the released code in every preset; footnotes of tables
     TABLE_NOTE: ClassVar[str] = ""  # a caveat about its scores, printed in every table
     transductive_classifier: ClassVar[bool] = False  # fitted on the test images; it can search no others
     default_gate: str = "none"  # of the texts at retrieval
+    gate_alpha: float = GATE_ALPHA
 
     def __init__(self, options: Any, build_encoder: Callable[[InputSpec], nn.Module], samples: int, shape: InputSpec):
         super().__init__()
@@ -92,7 +104,7 @@ class Method(nn.Module, ABC):
         """Return embeddings of test recordings (N, channels, time), to compare with those of images and of texts."""
         levels = len(self.gallery_levels())
         brain_image, brain_text = self.embed(recordings, subjects)
-        return brain_image.repeat(1, levels), brain_text.repeat(1, levels)
+        return brain_image.repeat(1, levels) / math.sqrt(levels), brain_text
 
     def fuse(self, features: Tensor) -> Tensor:
         """Return features (gallery levels, M, D) of images, from those at `gallery_feature_levels`."""
@@ -102,12 +114,13 @@ class Method(nn.Module, ABC):
         return torch.stack([self.fusion([view, *features[own:]]) for view in features[:own]])
 
     def image_embeddings(self, features: Tensor) -> Tensor:
-        """Return embeddings of images from features at `gallery_feature_levels`, with the levels side by side."""
-        return self.embed_images(self.fuse(features)).transpose(0, 1).flatten(1)
+        """Return embeddings of images from features at `gallery_feature_levels`: the levels side by side, unit-norm."""
+        levels = self.embed_images(self.fuse(features))
+        return levels.transpose(0, 1).flatten(1) / math.sqrt(len(levels))
 
     def text_embeddings(self, features: Tensor) -> Tensor:
-        """Return embeddings of texts from features (M, D), repeated for every gallery level."""
-        return self.embed_texts(features).repeat(1, len(self.gallery_levels()))
+        """Return embeddings of texts from features (M, D)."""
+        return self.embed_texts(features)
 
     def retrieval_embeddings(
         self, recordings: Tensor, images: Tensor, texts: Tensor, subjects: Tensor | None = None
@@ -124,12 +137,43 @@ class Method(nn.Module, ABC):
         return Embeddings(brain_image, self.image_embeddings(images), brain_text, self.text_embeddings(texts))
 
 
+@dataclass(frozen=True)
+class LogitOptions:
+    """Options of the logits that a contrastive loss compares."""
+
+    unit_norm: bool = True
+    """Normalise brain embeddings in the loss; retrieval always does."""
+    scale: str = "exp"
+    """Scale of the logits: exp(s), softplus(s) or, for identity, s, with s learnt from ln(1 / 0.07) on."""
+
+    def __post_init__(self) -> None:
+        if self.scale not in SCALES:
+            raise UserError(unknown_name("scale", self.scale, SCALES))
+
+
+SCALES: dict[str, Callable[[Tensor], Tensor]] = {"exp": torch.exp, "softplus": softplus, "identity": torch.clone}
+AS_RELEASED = {"unit_norm": False, "scale": "softplus"}  # LogitOptions of UBP's and BVSA's code
+EARLY_STOP = (
+    "trains all epochs; the released code stops after 5 without progress: of the training loss, or inter-subject of "
+    "Top-1 on the test images as the training subjects saw them"
+)
+
+
 class Contrastive(Method):
-    """A method with logits that are cosines times a learnable scale."""
+    """A method with logits that are products of embeddings times a learnable scale."""
 
     def __init__(self, options: Any, build_encoder: Callable[[InputSpec], nn.Module], samples: int, shape: InputSpec):
         super().__init__(options, build_encoder, samples, shape)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def scale_of_logits(self) -> Tensor:
+        """Return the scale (), as LogitOptions say."""
+        return SCALES[self.options.scale](self.logit_scale)
+
+    def embed_for_loss(self, encoder: nn.Module, recordings: Tensor, subjects: Tensor | None) -> Tensor:
+        """Return embeddings (B, D) of recordings by one of the brain encoders, as LogitOptions say."""
+        brain = encode(encoder, recordings, subjects)
+        return normalize(brain, dim=-1) if self.options.unit_norm else brain
 
 
 def symmetric_contrastive(brain: Tensor, other: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,10 @@ Beyond the paper: `continuous` moves gain and kernel size smoothly instead of in
 similarity's position between the middle (0) and the ends (-1, 1) of the interval.
 
 Presets. `paper`: one brain head, trained on brain-image pairs, normal fits of the current batch, gate m m^T. `code`:
-two brain heads, one for images and one for texts, the mean of four cross-entropies, UBP's smoothed similarities, a gate
-on rows, and a gallery of three views side by side. `corrected`: the code's two heads and smoothing, the paper's single
-gallery view, and no gate, because both published gates read which text belongs to which test recording.
+two brain heads, one for images and one for texts, the mean of four cross-entropies of heads that are not normalised,
+with scale softplus(s), UBP's smoothed similarities, a gate on rows, and a gallery of three views side by side.
+`corrected`: the code's two heads and smoothing, unit-norm heads with scale exp(s), the paper's single gallery view, and
+no gate, because both published gates read which text belongs to which test recording.
 """
 
 from dataclasses import dataclass
@@ -25,12 +26,21 @@ from torch.nn.functional import normalize
 
 from bvsa_core.encoders import InputSpec, encode
 from bvsa_core.errors import UserError
-from bvsa_core.methods.base import Batch, Contrastive, OutlierGate, symmetric_contrastive
+from bvsa_core.methods.base import (
+    AS_RELEASED,
+    EARLY_STOP,
+    Batch,
+    Contrastive,
+    LogitOptions,
+    OutlierGate,
+    Preset,
+    symmetric_contrastive,
+)
 from bvsa_core.vision.views import SHARP, Level
 
 
 @dataclass(frozen=True)
-class BVSAOptions:
+class BVSAOptions(LogitOptions):
     """Options of BVSA."""
 
     decouple: bool = True
@@ -50,13 +60,14 @@ class BVSAOptions:
     shift: int = 6
     """How far the kernel size moves, in pixels."""
     alpha: float = 0.10
-    """Significance level of the intervals."""
+    """Significance level of the intervals, and of the gate paper."""
     gamma: float | None = 0.3
     """Weight of the newest similarity in the smoothed one; None fits the current batch."""
     gallery_views: int = 1
     """1: images to retrieve have gain 0.5; 3: gains 0.5 - c, 0.5 and 0.5 + c, side by side."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.c <= 0.5:
             raise UserError(f"c is {self.c}; it must be within [0, 0.5]")
         if self.kernel_size % 2 == 0 or self.shift % 2 or not 0 <= self.shift < self.kernel_size:
@@ -69,16 +80,27 @@ class BVSA(Contrastive):
 
     Options = BVSAOptions
     PRESETS = {
-        "paper": {"heads": 1, "gamma": None, "enhancement": "paper"},
-        "code": {"gallery_views": 3, "enhancement": "code"},
+        "corrected": Preset(),
+        "paper": Preset({"heads": 1, "gamma": None, "enhancement": "paper"}),
+        "code": Preset(
+            {"gallery_views": 3, "enhancement": "code", **AS_RELEASED},
+            {"epochs": 50, "batch_size": 1024, "lr": 1e-4, "prompt": "A photo of a {concept}."},  # lr in both settings
+        ),
     }
+    DEVIATIONS = (
+        EARLY_STOP,
+        "keeps the weights of one epoch; the released code keeps those best on the test set, inter-subject on the test "
+        "images as the training subjects saw them, for Top-1 and for Top-5",
+        "MEG: prompts have the concept's name; the released code cuts its first word off (aardvark is empty, aircraft "
+        "carrier is carrier)",
+    )
     gain: Tensor  # (samples,)
     kernel_size: Tensor  # (samples,)
 
     def __init__(self, options: BVSAOptions, build_encoder, samples: int, shape: InputSpec):
         super().__init__(options, build_encoder, samples, shape)
         self.text_encoder = build_encoder(shape) if options.heads == 2 else None
-        self.default_gate = options.enhancement
+        self.default_gate, self.gate_alpha = options.enhancement, options.alpha
         self.text_interval = OutlierGate(samples, options.alpha, options.gamma)
         self.image_interval = OutlierGate(samples, options.alpha, options.gamma)
         self.register_buffer("gain", torch.full((samples,), 0.5))
@@ -123,8 +145,10 @@ class BVSA(Contrastive):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the loss of a batch."""
-        for_images, for_texts = self.embed(batch.recordings, batch.subjects)
-        scale = self.logit_scale.exp()
+        for_images = for_texts = self.embed_for_loss(self.encoder, batch.recordings, batch.subjects)
+        if self.text_encoder is not None:
+            for_texts = self.embed_for_loss(self.text_encoder, batch.recordings, batch.subjects)
+        scale = self.scale_of_logits()
         loss, image_logits = symmetric_contrastive(for_images, batch.images, scale)
         text_loss, text_logits = symmetric_contrastive(for_texts, batch.texts, scale)
         if self.text_encoder is not None:

@@ -2,25 +2,33 @@
 
 An image whose similarity is above the confidence interval is sharper in the next epoch, one below it blurrier.
 
-Presets. `corrected` and `paper` follow the paper: kernel sizes 45, 51, 57, unit-norm embeddings. `code` follows the
-released code: the shift accumulates (45, 45, 51), and the brain embedding enters the loss without normalisation, with
-scale softplus(s). The code also updates the similarity state while it validates on the test set; this package does not
-read the test set before the final score.
+Presets. `paper` follows the paper: kernel sizes 45, 51, 57, unit-norm embeddings, an image that is sharp at its centre
+(gain 1) and scale softplus(s). `code` follows the released code: the shift accumulates (45, 45, 51), gain 0.5, and the
+brain embedding enters the loss without normalisation. `corrected`: the paper's kernel sizes and unit-norm embeddings,
+the code's gain and scale exp(s), which CLIP uses for unit-norm embeddings.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, softplus
 
-from bvsa_core.encoders import InputSpec, encode
-from bvsa_core.methods.base import Batch, Contrastive, OutlierGate, symmetric_contrastive
+from bvsa_core.encoders import InputSpec
+from bvsa_core.methods.base import (
+    AS_RELEASED,
+    EARLY_STOP,
+    Batch,
+    Contrastive,
+    LogitOptions,
+    OutlierGate,
+    Preset,
+    symmetric_contrastive,
+)
 from bvsa_core.vision.views import Level
 
 
 @dataclass(frozen=True)
-class UBPOptions:
+class UBPOptions(LogitOptions):
     """Options of UBP."""
 
     kernel_sizes: tuple[int, int, int] = (45, 51, 57)
@@ -31,17 +39,22 @@ class UBPOptions:
     """Significance level of the confidence interval."""
     gamma: float = 0.3
     """Weight of the newest similarity in the smoothed one."""
-    unit_norm: bool = True
-    """Normalise the brain embedding in the loss."""
-    scale: str = "exp"
-    """exp or softplus: makes the learnable scale positive."""
 
 
 class UBP(Contrastive):
     """One head; per sample a kernel size."""
 
     Options = UBPOptions
-    PRESETS = {"code": {"kernel_sizes": (45, 45, 51), "unit_norm": False, "scale": "softplus"}}
+    PRESETS = {
+        "corrected": Preset(),
+        "paper": Preset({"gain": 1.0, "scale": "softplus"}),
+        "code": Preset({"kernel_sizes": (45, 45, 51), **AS_RELEASED}, {"epochs": 50, "batch_size": 1024}),
+    }
+    DEVIATIONS = (
+        EARLY_STOP,
+        "smooths similarities of training samples; the released code also enters those of the test images, on which it "
+        "validates, as if they were of the first training samples",
+    )
     kernel_size: Tensor  # (samples,)
     level_sizes: Tensor  # (3,)
 
@@ -66,11 +79,8 @@ class UBP(Contrastive):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the loss of a batch."""
-        brain = encode(self.encoder, batch.recordings, batch.subjects)
-        if self.options.unit_norm:
-            brain = normalize(brain, dim=-1)
-        scale = softplus(self.logit_scale) if self.options.scale == "softplus" else self.logit_scale.exp()
-        loss, logits = symmetric_contrastive(brain, batch.images, scale)
+        brain = self.embed_for_loss(self.encoder, batch.recordings, batch.subjects)
+        loss, logits = symmetric_contrastive(brain, batch.images, self.scale_of_logits())
         if self.training:
             outlier_sign = self.interval(batch.samples, logits.diagonal())
             self.kernel_size[batch.samples] = self.level_sizes[1 - outlier_sign]

@@ -31,6 +31,7 @@ class PaperResult:
     top5: float
     selection: str
     encoder: str | None = None  # of the images
+    channels: int | None = None  # default: as usual
     gallery: str | None = None  # default: one image per concept
     caveat: str | None = None
     uses_labels: bool = False
@@ -59,7 +60,10 @@ class ComparisonRow:
 def notes(row: ComparisonRow) -> list[str]:
     """Return footnotes: caveats of our result and of the published one, and how their protocols differ."""
     result = row.result
-    own = [*caveats(result), *_deviations(result, *USUAL[row.modality])] if result else []
+    subjects, channels, repetitions = USUAL[row.modality]
+    if result and row.published and row.published.channels:
+        channels = result.protocol.channels  # compared with the published ones instead
+    own = [*caveats(result), *_deviations(result, subjects, channels, repetitions)] if result else []
     return [*own, *(_differences(row.published, result) if row.published else [])]
 
 
@@ -73,6 +77,7 @@ def caveats(result: MethodResult) -> Iterable[str]:
         )
     if result.note:
         yield f"{result.method}: {result.note}"
+    yield from (f"{result.method}: {deviation}" for deviation in result.deviations)
     if protocol.information == "uses labels":
         yield f"gate {protocol.gate} uses labels: it reads which text belongs to which test recording"
     elif protocol.information != "inductive":
@@ -84,7 +89,7 @@ def caveats(result: MethodResult) -> Iterable[str]:
         yield f"selection: {OURS} {long.get(protocol.selection, protocol.selection)}"
 
 
-def _deviations(result: MethodResult, subjects: int, channels: int, repetitions: int) -> Iterable[str]:
+def _deviations(result: MethodResult, subjects: int, channels: int | None, repetitions: int) -> Iterable[str]:
     """Yield how our result deviates from the usual protocol of its data set."""
     protocol = result.protocol
     if protocol.channels not in (None, channels):
@@ -107,6 +112,8 @@ def _differences(paper: PaperResult, result: MethodResult | None) -> Iterable[st
     if not paper.selection.startswith(protocol.selection.split()[0]):
         epoch = " epoch" if protocol.selection == "last" else ""
         yield f"selection: {OURS} {protocol.selection}{epoch}, {PAPER} {paper.selection}"
+    if paper.channels and protocol.channels not in (None, paper.channels):
+        yield f"channels: {OURS} {protocol.channels}, {PAPER} {paper.channels}"
     if paper.gallery or protocol.gallery != USUAL_GALLERY:
         yield f"gallery: {OURS} {protocol.gallery} images, {PAPER} {paper.gallery or f'{USUAL_GALLERY} images'}"
     if protocol.encoder != paper.encoder:

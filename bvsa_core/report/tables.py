@@ -29,6 +29,7 @@ class MethodResult:
     seeds: int
     protocol: Protocol
     note: str = ""  # on the method, for readers of its scores
+    deviations: Sequence[str] = ()  # from the released code of the method
 
 
 def method_results(results: Sequence[RunResult]) -> list[MethodResult]:
@@ -55,6 +56,7 @@ def _join(group: list[RunResult]) -> MethodResult:
         seeds=ranks.shape[1],
         protocol=first.protocol,
         note=first.note,
+        deviations=first.deviations,
     )
 
 
@@ -80,8 +82,9 @@ def cells(result: MethodResult) -> tuple[str, ...]:
 
 def scoring_text(protocol: Protocol) -> str:
     """Return the gate and whatever else turned embeddings into scores, as text."""
+    alpha = f", alpha {protocol.alpha:g}" if protocol.alpha is not None else ""
     rescoring = f" + {protocol.rescoring}" if protocol.rescoring else ""
-    return f"{protocol.gate}{rescoring}{', texts shuffled' if protocol.texts == 'shuffled' else ''}"
+    return f"{protocol.gate}{alpha}{rescoring}{', texts shuffled' if protocol.texts == 'shuffled' else ''}"
 
 
 def caption(table: Sequence[MethodResult]) -> str:

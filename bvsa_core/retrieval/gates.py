@@ -25,6 +25,7 @@ INFORMATION = {
     "none": INDUCTIVE, "always": INDUCTIVE, "label_free": INDUCTIVE, "paper": USES_LABELS, "code": USES_LABELS,
 }  # fmt: skip
 KINDS = ("margin", "max")
+GATE_ALPHA = 0.10  # significance level of the gate paper
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Reliability:
 
 
 def gates(
-    name: str, brain_text: Tensor, text: Tensor, reliability: Reliability | None = None, alpha: float = 0.10
+    name: str, brain_text: Tensor, text: Tensor, reliability: Reliability | None = None, alpha: float = GATE_ALPHA
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return row gates (N,) and column gates (M,) for recordings (N, E) and texts (M, E); None: all are 1.
 
@@ -55,7 +56,7 @@ def gates(
     - always: 1.
     - label_free: rows only, 1 if the recording's reliability reaches the threshold learnt on training recordings.
     - paper: m m^T with m_i = 1 if M_bt[i, i] >= mean - z(1 - alpha / 2) * std (BVSA, CVPR 2026).
-    - code: rows only, with the threshold mean - 1.96 * std / sqrt(n) (its released code).
+    - code: rows only, 1 above the threshold mean - z(0.975) * std / sqrt(n) (its released code).
 
     Raises:
         UserError: the name is unknown, label_free has no reliability, or the gate needs a square M_bt.
@@ -76,9 +77,12 @@ def gates(
         raise UserError(f"gate {name!r} pairs each recording with one text; there are {counts}")
     true_pairs = (brain_text * text).sum(1)
     spread = true_pairs.std() if rows > 1 else true_pairs.new_zeros(())
-    reach = NormalDist().inv_cdf(1 - alpha / 2) if name == "paper" else 1.96 / math.sqrt(rows)
-    open_rows = (true_pairs >= true_pairs.mean() - reach * spread).to(brain_text.dtype)
-    return open_rows, open_rows if name == "paper" else None
+    if name == "code":
+        above = true_pairs > true_pairs.mean() - NormalDist().inv_cdf(0.975) * spread / math.sqrt(rows)
+        return above.to(brain_text.dtype), None
+    reach = NormalDist().inv_cdf(1 - alpha / 2) * spread
+    opened = (true_pairs >= true_pairs.mean() - reach).to(brain_text.dtype)
+    return opened, opened
 
 
 def reliabilities(brain_text: Tensor, text: Tensor) -> dict[str, Tensor]:

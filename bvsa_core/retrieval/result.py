@@ -13,7 +13,7 @@ import torch
 
 from bvsa_core.encoders import InputSpec
 from bvsa_core.errors import UserError
-from bvsa_core.retrieval.gates import Reliability
+from bvsa_core.retrieval.gates import GATE_ALPHA, Reliability
 from bvsa_core.retrieval.scoring import Embeddings, Protocol, Scores, Scoring, ranks, score, similarity
 from bvsa_core.retrieval.statistics import statistics_of
 
@@ -36,8 +36,10 @@ class RunResult:
     protocol: Protocol
     ranks: list[int]  # (N,) from 1, of the right image of every test recording
     note: str = ""  # about the method, for tables
+    deviations: list[str] = field(default_factory=list)  # from the released code of the method, for tables
     epoch: int = 0  # whose weights are kept, from 1
     reliability: Reliability | None = None  # of the gate label_free
+    alpha: float = GATE_ALPHA  # of the gate paper
     samples: int = 0  # trained on
     held_out: int = 0  # samples
     shape: InputSpec | None = None

@@ -35,6 +35,7 @@ class Protocol:
     rescoring: str | None = None
     texts: str | None = None  # "shuffled" in the control condition
     channels: int | None = None
+    alpha: float | None = None  # significance level of the gate paper
     repetitions: int | None = None  # averaged into a test recording
     encoder: str | None = None  # of the images
     setting: str | None = None  # intra-subject, or inter-subject: the test subject is not trained on
@@ -49,7 +50,8 @@ class Protocol:
 
     def scoring(self, reliability: gates.Reliability | None = None) -> Scoring:
         """Return the scoring that these conditions name; `reliability` belongs to the gate label_free."""
-        return Scoring(self.gate, reliability, self.rescoring or "none", self.texts == "shuffled")
+        alpha = gates.GATE_ALPHA if self.alpha is None else self.alpha
+        return Scoring(self.gate, reliability, self.rescoring or "none", self.texts == "shuffled", alpha)
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Scoring:
     reliability: gates.Reliability | None = None  # of the gate label_free
     rescoring: str = "none"
     shuffle_texts: bool = False  # control: every image gets the text of another one
+    alpha: float = gates.GATE_ALPHA  # significance level of the gate paper
 
     def __post_init__(self) -> None:
         for kind, known in (("gate", gates.INFORMATION), ("rescoring", rescoring.INFORMATION)):
@@ -96,6 +99,7 @@ class Scoring:
         return {
             "information": self.information,
             "gate": self.gate,
+            "alpha": self.alpha if self.gate == "paper" and self.alpha != gates.GATE_ALPHA else None,
             "rescoring": None if self.rescoring == "none" else self.rescoring,
             "texts": "shuffled" if self.shuffle_texts else None,
         }
@@ -106,7 +110,7 @@ def similarity(embeddings: Embeddings, scoring: Scoring) -> Tensor:
     brain_image, image, brain_text, text = (each.float() for each in vars(embeddings).values())
     if scoring.shuffle_texts:
         text = text[another_text(text)]
-    rows, columns = gates.gates(scoring.gate, brain_text, text, scoring.reliability)
+    rows, columns = gates.gates(scoring.gate, brain_text, text, scoring.reliability, scoring.alpha)
     scores = fovblur.enhanced_similarity(brain_image, image, brain_text, text, row_gate=rows, column_gate=columns)
     return rescoring.rescore(scoring.rescoring, scores)
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-from dataclasses import dataclass, field
+import re
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from bvsa_core import encoders, methods
 from bvsa_core.errors import UserError, unknown_name
+from bvsa_core.methods.base import Preset
 
-PRESETS = ("corrected", "paper", "code")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 SETTINGS = {"intra": "intra-subject", "inter": "inter-subject"}  # names in tables
 SELECTIONS = {"last": "last", "validation": "validation", "oracle": "oracle (upper bound, selected on test)"}
@@ -50,7 +50,7 @@ class RunDataConfig:
     target_layers: list[int] = field(default_factory=list)
     """Layers of the image encoder whose features are fused as well; 0 is the first, -1 the last."""
     prompt: str = "A photo of a {object}."
-    """Text that names an image; {object} is replaced by its concept."""
+    """Text that names an image; {object} is replaced by its concept, {concept} by the concept with _ for spaces."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
@@ -58,8 +58,8 @@ class RunDataConfig:
         self.data = Path(self.data)
         for name in ("bank", "cache_dir"):
             setattr(self, name, Path(getattr(self, name)) if getattr(self, name) is not None else None)
-        if "{object}" not in self.prompt:
-            raise UserError(f"prompt is {self.prompt!r}; it must contain {{object}}")
+        if set(re.findall(r"{[^}]*}?", self.prompt)) not in ({"{object}"}, {"{concept}"}):
+            raise UserError(f"prompt is {self.prompt!r}; it must contain {{object}} or {{concept}}, and no other field")
         if not 0 <= self.decay < math.inf:
             raise UserError(f"decay is {self.decay}; it must be finite and at least 0")
         if self.vision == "tiny" and self.weights is not None:
@@ -77,7 +77,7 @@ class RunConfig(RunDataConfig):
     method: str = "bvsa"
     """vanilla, nice, atm, bravl, ubp, mcdb or bvsa; each defaults to its authors' training."""
     preset: str = "corrected"
-    """Version of the method: 'corrected', 'paper' or 'code'."""
+    """Version of the method: 'corrected', 'paper' or 'code', as far as it has them."""
     method_options: Any = None  # a dict or a dataclass
     encoder: str = "eeg_project"
     """Brain encoder: eeg_project, tsconv, atm, shallownet, deepnet, eegnet, or braindecode:CLASS."""
@@ -140,27 +140,46 @@ class RunConfig(RunDataConfig):
             ('tsconv', 1000, 3)
         """
         try:
-            return cls(**{**training_of(method), **changes, "method": method})
+            return cls(**{**training_of(method, changes.get("preset", cls.preset)), **changes, "method": method})
         except TypeError as error:
             raise UserError(f"RunConfig: {error}") from error
 
 
-def training_of(method: str) -> dict[str, Any]:
+def preset_of(method: str, name: str) -> Preset:
+    """Return a preset of a method."""
+    presets = methods.method_class(method).PRESETS
+    if name not in presets:
+        raise UserError(f"method {method} has no preset {name!r}; choose one of {', '.join(presets)}")
+    return presets[name]
+
+
+def training_of(method: str, preset: str = RunConfig.preset) -> dict[str, Any]:
     """Return the training that a method's authors chose, as fields of RunConfig."""
-    return dict(methods.method_class(method).TRAINING)
+    return {**methods.method_class(method).TRAINING, **preset_of(method, preset).training}
 
 
 def method_options(method: str, preset: str, **changes: Any) -> Any:
     """Return the options of a method under a preset, with changes."""
-    kind = methods.method_class(method)
-    if preset not in PRESETS:
-        raise UserError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
-    return kind.Options(**{**kind.PRESETS.get(preset, {}), **changes})
+    return methods.method_class(method).Options(**{**preset_of(method, preset).options, **changes})
+
+
+def deviations(config: RunConfig) -> list[str]:
+    """Return how a run deviates from the released code of its method: in settings, then in what is no setting."""
+    kind = methods.method_class(config.method)
+    if "code" not in kind.PRESETS:
+        return list(kind.DEVIATIONS)
+    released = training_of(config.method, "code") | asdict(method_options(config.method, "code"))
+    ours = vars(config) | asdict(config.method_options)
+    text = lambda value: json.dumps(value).replace('"', "")  # noqa: E731
+    pairs = {name: (text(ours[name]), text(value)) for name, value in released.items()}
+    differing = [f"{name} {own} ({code})" for name, (own, code) in pairs.items() if own != code]
+    settings = [f"settings, the released code's in brackets: {', '.join(differing)}"] if differing else []
+    return [*settings, *kind.DEVIATIONS]
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """Return a config as plain data for run.yaml: paths as text, tuples as lists."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return json.loads(json.dumps(asdict(config), default=str))
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig:

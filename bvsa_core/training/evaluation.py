@@ -73,7 +73,7 @@ def evaluate(trained: Trained, config: RunConfig, run_data: RunData, scoring: Sc
     embeddings = embed(method, test, run_data, trained.split.subjects)
     learns = not method.transductive_classifier
     reliability = trained.learn_gate(run_data, len(test.images), config.seed) if learns else None
-    scoring = scoring or Scoring(method.default_gate)
+    scoring = scoring or Scoring(method.default_gate, alpha=method.gate_alpha)
     if scoring.reliability is None:
         scoring = replace(scoring, reliability=reliability)
     rank = ranks(similarity(embeddings, scoring))
@@ -99,7 +99,8 @@ def oracle(trained: Trained, run_data: RunData, config: RunConfig) -> Callable[[
         embeddings = embed(trained.method, test, run_data, trained.split.subjects)
         learns = gate == "label_free"
         reliability = trained.learn_gate(run_data, len(test.images), config.seed) if learns else None
-        scores = score(ranks(similarity(embeddings, Scoring(gate, reliability))))
+        scoring = Scoring(gate, reliability, alpha=trained.method.gate_alpha)
+        scores = score(ranks(similarity(embeddings, scoring)))
         return {"test_top1": scores.top1, "test_map": scores.map}
 
     return test_metrics

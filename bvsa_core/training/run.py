@@ -13,7 +13,7 @@ from bvsa_core.methods.base import Method
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.training.checkpoint import Checkpointer
-from bvsa_core.training.config import RunConfig
+from bvsa_core.training.config import RunConfig, deviations
 from bvsa_core.training.evaluation import Trained, evaluate, oracle
 from bvsa_core.training.logs import Log, no_log
 from bvsa_core.training.loop import fit, make_fabric
@@ -52,6 +52,8 @@ def run(
             method=config.method,
             preset=config.preset,
             note=trained.method.TABLE_NOTE,
+            deviations=deviations(config),
+            alpha=trained.method.gate_alpha,
             subject=config.subject,
             seed=config.seed,
             epoch=trained.epoch,

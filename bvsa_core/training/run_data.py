@@ -135,7 +135,8 @@ class RunData:
 
     def prompts(self, concepts: Sequence[str]) -> list[str]:
         """Return the prompts of concepts."""
-        return [self.config.prompt.format(object=name.replace("_", " ")) for name in concepts]
+        text = self.config.prompt
+        return [text.replace("{object}", name.replace("_", " ")).replace("{concept}", name) for name in concepts]
 
     def bank(self, images: Sequence[str]) -> FeatureBank:
         """Return the feature bank of the data set's images."""

@@ -8,7 +8,9 @@ from statistics import NormalDist
 
 import numpy as np
 
-SCALE = 1 / 0.07  # initially
+LEARNT = np.log(1 / 0.07)  # initially
+SCALE = np.exp(LEARNT)
+SOFTPLUS = np.log1p(np.exp(LEARNT))
 
 
 class State:
@@ -47,17 +49,23 @@ def steps(position: np.ndarray) -> np.ndarray:
     return np.where(position > 1, 1, np.where(position < -1, -1, 0))
 
 
-def vanilla(state, samples, brain, brain_text, images, texts) -> float:
+def vanilla(state, samples, brain, brain_text, images, texts, preset: str) -> float:
+    return contrastive(SOFTPLUS * brain @ images.T if preset == "code" else SCALE * unit(brain) @ images.T)
+
+
+def nice(state, samples, brain, brain_text, images, texts, preset: str) -> float:
     return contrastive(SCALE * unit(brain) @ images.T)
 
 
-def atm(state, samples, brain, brain_text, images, texts) -> float:
-    return 0.99 * contrastive(SCALE * unit(brain) @ images.T) + 0.01 * contrastive(SCALE * unit(brain) @ texts.T)
+def atm(state, samples, brain, brain_text, images, texts, preset: str) -> float:
+    brain = LEARNT * brain if preset == "code" else SCALE * unit(brain)
+    return 0.99 * contrastive(brain @ images.T) + 0.01 * contrastive(brain @ texts.T)
 
 
-def ubp(state, samples, brain, brain_text, images, texts, code: bool = False) -> float:
-    logits = np.log1p(np.exp(np.log(SCALE))) * brain @ images.T if code else SCALE * unit(brain) @ images.T
-    low, medium, high = (45, 45, 51) if code else (45, 51, 57)
+def ubp(state, samples, brain, brain_text, images, texts, preset: str) -> float:
+    scaled = {"code": SOFTPLUS * brain, "paper": SOFTPLUS * unit(brain), "corrected": SCALE * unit(brain)}[preset]
+    logits = scaled @ images.T
+    low, medium, high = (45, 45, 51) if preset == "code" else (45, 51, 57)
     raw = np.diag(logits)
     outlier_sign = steps(position(raw, smooth(state.to_image, samples, raw), 0.05))
     state.sizes[samples] = np.select([outlier_sign > 0, outlier_sign < 0], [low, high], medium)
@@ -65,10 +73,11 @@ def ubp(state, samples, brain, brain_text, images, texts, code: bool = False) ->
 
 
 def bvsa(
-    state, samples, brain, brain_text, images, texts, paper: bool = False, c: float = 0.5, continuous: bool = False
+    state, samples, brain, brain_text, images, texts, preset: str, c: float = 0.5, continuous: bool = False
 ) -> float:
-    to_image, to_text = SCALE * unit(brain) @ images.T, SCALE * unit(brain_text) @ texts.T
-    change = np.tanh if continuous else steps
+    scaled = [SOFTPLUS * head if preset == "code" else SCALE * unit(head) for head in (brain, brain_text)]
+    to_image, to_text = scaled[0] @ images.T, scaled[1] @ texts.T
+    change, paper = np.tanh if continuous else steps, preset == "paper"
     for logits, smoothed, follow in ((to_image, state.to_image, "size"), (to_text, state.to_text, "gain")):
         raw = np.diag(logits)
         moved = change(position(raw, raw if paper else smooth(smoothed, samples, raw), 0.10))
@@ -100,12 +109,12 @@ def mcdb(brain: np.ndarray, images: np.ndarray, texts: np.ndarray, a: float) -> 
 
 
 def scores(brain: np.ndarray, brain_text: np.ndarray, views: np.ndarray, texts: np.ndarray, gate: str) -> np.ndarray:
-    """Return M_bv modulated by the gate, for unit-norm embeddings; features (views, M, D) are side by side."""
-    to_image, to_text = sum(brain @ view.T for view in views), len(views) * brain_text @ texts.T
+    """Return M_bv modulated by the gate, for unit-norm embeddings; features (views, M, D) are normalised as one."""
+    to_image, to_text = sum(brain @ view.T for view in views) / len(views), brain_text @ texts.T
     if gate == "none":
         return to_image
     pairs = np.diag(to_text)
-    reach = NormalDist().inv_cdf(0.95) if gate == "paper" else 1.96 / np.sqrt(len(pairs))
+    reach = NormalDist().inv_cdf(0.95) if gate == "paper" else NormalDist().inv_cdf(0.975) / np.sqrt(len(pairs))
     opened = (pairs >= pairs.mean() - reach * pairs.std(ddof=1)).astype(float)
     return to_image * (1 + np.outer(opened, opened if gate == "paper" else np.ones_like(opened)) * to_text)
 

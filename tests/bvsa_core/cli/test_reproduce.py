@@ -232,11 +232,12 @@ WRONG = {
     "[ubp]": "mine.yaml: must hold settings as 'name: value'",
     "methods: []": "mine.yaml: methods is empty",
     "methods: [ubq]": "unknown method 'ubq'; did you mean 'ubp'?",
-    "methods: [{method: ubp, preset: papr}]": "unknown preset 'papr'",
+    "methods: [{method: ubp, preset: papr}]": "method ubp has no preset 'papr'",
+    "methods: [{method: mcdb, preset: code}]": "method mcdb has no preset 'code'; choose one of corrected",
     "methods: [{method: ubp, options: {gains: 1}}]": "methods[0]: options: unknown key 'gains'; did you mean 'gain'?",
     "methods: [{method: ubp, options: {gain: much}}]": 'methods[0]: options: Parser key "gain": Expected'
     " a <class 'float'>",
-    "methods: [{method: vanilla, options: {gain: 1}}]": "methods[0]: options: 'gain', where no key is known",
+    "methods: [{method: vanilla, options: {gain: 1}}]": "methods[0]: options: unknown key 'gain'; choose one of",
     "methods: [{method: ubp, published: UPB}]": "unknown published row 'UPB'",
     "methods: [{method: ubp, scorings: [{gate: papr}]}]": "unknown gate 'papr'",
     "methods: [{method: ubp, scorings: [{gait: none}]}]": "methods[0]: scorings[0]: unknown key 'gait';"

@@ -9,8 +9,8 @@
 | nothing learnt from evaluation                | yes     | yes  | yes | yes | yes  | yes  | yes               |
 | number of parameters                          | yes     | yes  | yes | yes | yes  | yes  | yes               |
 
-All for the presets paper, code and corrected, which are equal for most methods. Random numbers and switches are checked
-in test_methods.py, the gates in ../retrieval/test_retrieval.py.
+All for every preset that a method has. Whole trainings under `code` are compared with the released rules in
+test_lock_step.py, random numbers and switches in test_methods.py, the gates in ../retrieval/test_retrieval.py.
 """
 
 import functools
@@ -26,20 +26,22 @@ from bvsa_core import encoders, methods
 from bvsa_core.encoders import InputSpec
 from bvsa_core.methods.base import Method
 from bvsa_core.retrieval.scoring import Scoring, similarity
-from bvsa_core.training.config import PRESETS, RunConfig, method_options, training_of
+from bvsa_core.training.config import RunConfig, method_options, training_of
 from bvsa_core.vision.views import SHARP, Level
 
 random_batch = functools.partial(method_inputs.random_batch, torch.float64)
-EVERY = [(name, preset) for name in methods.names() for preset in PRESETS]
+EVERY = [(name, preset) for name in methods.names() for preset in methods.method_class(name).PRESETS]
 CONTRASTED = [(name, preset) for name, preset in EVERY if name != "bravl"]
 GAINS, SIZES = (0.0, 0.5, 1.0), (45, 51, 57)
 BLURRED = {
     ("ubp", "code"): {(45, 0.5), (51, 0.5)},
+    ("ubp", "paper"): {(size, 1.0) for size in SIZES},
     "ubp": {(size, 0.5) for size in SIZES},
     "bvsa": {(size, gain) for size in SIZES for gain in GAINS},
 }
 GALLERY = {
     ("ubp", "code"): [(45, 0.5)],
+    ("ubp", "paper"): [(51, 1.0)],
     "ubp": [(51, 0.5)],
     ("bvsa", "code"): [(51, gain) for gain in GAINS],
     "bvsa": [(51, 0.5)],
@@ -75,14 +77,14 @@ def adapted(method: Method, which: str, x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("name", "preset", "changes"),
-    [(*each, {}) for each in CONTRASTED] + [("bvsa", preset, {"continuous": True, "c": 0.3}) for preset in PRESETS],
+    [(*each, {}) for each in CONTRASTED]
+    + [(*each, {"continuous": True, "c": 0.3}) for each in CONTRASTED if each[0] == "bvsa"],
 )
 def test_losses_and_state_of_four_batches(name, preset, changes, seed):
     method = make(name, preset, **changes)
     medium = of(GALLERY, name, preset, [SHARP])[0][0]
     state = oracle.State(SAMPLES, medium)
-    state.gains[:] = SHARP.gain if medium == 1 else 0.5
-    own = {"ubp": {"code": preset == "code"}, "bvsa": {"paper": preset == "paper", **changes}}.get(name, {})
+    state.gains[:] = of(GALLERY, name, preset, [SHARP])[0][1] if name != "bvsa" else 0.5
     chosen = set()
     for _ in range(4):
         batch = random_batch()
@@ -91,8 +93,8 @@ def test_losses_and_state_of_four_batches(name, preset, changes, seed):
             inputs = {"brain": oracle.unit(brain), "image": images, "text": texts}
             expected, factors = oracle.mcdb(*(adapted(method, *each) for each in inputs.items()), a=0.5)
         else:
-            rule = getattr(oracle, "vanilla" if name == "nice" else name)
-            expected = rule(state, batch.samples.numpy(), brain, brain_text, images, texts, **own)
+            rule = getattr(oracle, name)
+            expected = rule(state, batch.samples.numpy(), brain, brain_text, images, texts, preset, **changes)
         assert method(batch).item() == pytest.approx(expected, rel=1e-6)  # the scale starts as a float32
         if name == "mcdb":
             np.testing.assert_allclose(method.factors.numpy(), factors, rtol=1e-5)  # float32
@@ -172,7 +174,14 @@ def test_published_numbers():
     nice = {"encoder": "tsconv", "optimiser": "adam", "lr": 2e-4, "betas": (0.5, 0.999), "batch_size": 1000}
     nice |= {"epochs": 200, "validation": 740, "initial_std": 0.02}
     assert nice.items() <= training_of("nice").items()
+    assert training_of("nice", "code") == {**training_of("nice"), "channels": "all", "selection": "validation"}
     atm = {"encoder": "atm", "optimiser": "adamw", "lr": 3e-4, "batch_size": 64, "epochs": 40, "average": False}
     assert atm.items() <= training_of("atm").items()
+    atm |= {"weight_decay": 0.01, "channels": "all", "prompt": "This picture is {concept}"}
+    assert training_of("atm", "code") == atm
     bravl = {"window": (0.07, 0.39), "weight_decay": 0.0}
-    assert bravl.items() <= training_of("bravl").items() and method_options("bravl", "paper").components == 100
+    assert bravl.items() <= training_of("bravl").items() and method_options("bravl", "corrected").components == 100
+    rates = {(name, setting): RunConfig.of(name, preset="code", setting=setting).lr
+             for name in ("vanilla", "ubp", "bvsa") for setting in ("intra", "inter")}  # fmt: skip
+    assert rates == {each: 1e-5 if each in (("vanilla", "inter"), ("ubp", "inter")) else 1e-4 for each in rates}
+    assert RunConfig.of("bvsa", preset="code").prompt == "A photo of a {concept}."

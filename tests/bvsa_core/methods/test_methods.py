@@ -9,7 +9,7 @@ from method_inputs import CHANNELS, SAMPLES, TIME, WIDTH, make_method, random_ba
 from bvsa_core import methods
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Batch, OutlierGate
-from bvsa_core.training.config import method_options
+from bvsa_core.training.config import RunConfig, method_options
 from bvsa_core.vision.multilevel import Fusion
 from bvsa_core.vision.views import SHARP, Level
 
@@ -88,7 +88,7 @@ def test_targets_are_fused_at_retrieval_too(seed):
     recordings, images, texts = torch.randn(5, CHANNELS, TIME), torch.randn(4, 5, WIDTH + 3), torch.randn(5, WIDTH)
     embeddings = method.eval().retrieval_embeddings(recordings, images, texts)
     brain, _ = method.embed(recordings)
-    expected = sum(brain @ method.fusion([view, images[3]]).T for view in images[:3])
+    expected = sum(brain @ method.fusion([view, images[3]]).T for view in images[:3]) / 3
     torch.testing.assert_close(embeddings.brain_image @ embeddings.image.T, expected)
 
 
@@ -96,5 +96,23 @@ def test_unknown_names_are_reported():
     message = "unknown method 'UBPP'; did you mean 'ubp'. choose one of atm, bravl, bvsa, mcdb, nice, ubp"
     with pytest.raises(UserError, match=message):
         methods.method_class("UBPP")
-    with pytest.raises(UserError, match="unknown preset 'mine'; choose one of corrected, paper, code"):
+    with pytest.raises(UserError, match="method ubp has no preset 'mine'; choose one of corrected, paper, code"):
         method_options("ubp", "mine")
+    with pytest.raises(UserError, match="unknown scale 'raw'; choose one of exp, softplus, identity"):
+        method_options("vanilla", "corrected", scale="raw")
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "known"),
+    [
+        ("vanilla", "paper", "corrected, code"),
+        ("nice", "paper", "corrected, code"),
+        ("atm", "paper", "corrected, code"),
+        ("mcdb", "code", "corrected"),
+        ("mcdb", "paper", "corrected"),
+    ],
+)
+def test_a_preset_that_a_method_does_not_have_is_refused(name, preset, known):
+    for use in (lambda: method_options(name, preset), lambda: RunConfig.of(name, preset=preset)):
+        with pytest.raises(UserError, match=f"method {name} has no preset '{preset}'; choose one of {known}$"):
+            use()

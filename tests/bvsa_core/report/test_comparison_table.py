@@ -28,6 +28,7 @@ def test_notes_list_the_differences_only():
     assert notes(usual) == [] and notes(entry(paper=None)) == []
     assert notes(entry(selection="validation")) == [
         "selection: ours the best epoch on concepts held out of the training data",
+        "channels: ours 17, published 63",
         "gallery: ours 200 images, published class centres",
         "images by: ours RN50, published not stated",
     ]
@@ -45,9 +46,24 @@ def test_notes_list_the_differences_only():
     assert "information: ours inductive, published uses labels" in notes(row_with("BVSA"))
 
 
+@pytest.mark.parametrize("method", ["NICE", "ATM-S"])
+def test_channels_are_compared_with_those_of_the_published_system(method):
+    paper = paper_results.find(method, "eeg", "intra")
+    about = lambda channels: [note for note in notes(entry(paper=paper, channels=channels)) if "channels" in note]  # noqa: E731
+    assert about(17) == ["channels: ours 17, published 63"] and about(63) == []
+
+
+def test_deviations_from_the_released_code_are_footnotes():
+    row = entry(paper=None)
+    row = replace(row, result=replace(row.result, deviations=["trains all epochs", "settings: epochs 3 (50)"]))
+    assert notes(row) == ["nice (corrected): trains all epochs", "nice (corrected): settings: epochs 3 (50)"]
+    assert row.result.deviations[0] in comparison_table.to_csv([row])
+
+
 def test_footnotes_are_numbered_by_appearance():
-    table, footnotes = cells([entry(), entry(channels=63), entry()])
-    assert [row[-1] for row in table] == ["1 2 3", "1 2 3 4", "1 2 3"] and len(footnotes) == len(set(footnotes)) == 4
+    table, footnotes = cells([entry(), entry(repetitions=40), entry()])
+    assert [row[-1] for row in table] == ["1 2 3 4", "1 2 3 4 5", "1 2 3 4"]
+    assert len(footnotes) == len(set(footnotes)) == 5
 
 
 def test_published_scores_stay_in_their_columns():

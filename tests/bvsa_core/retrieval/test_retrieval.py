@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import results
 import torch
 
 from bvsa_core.errors import UserError
@@ -42,11 +43,22 @@ def test_invalid_scores_are_refused():
 def test_gates_follow_their_formulas(seed):
     brain_text, text = torch.randn(40, 9), torch.randn(40, 9)
     diagonal = (brain_text @ text.T).diagonal().numpy()
-    for gate, reach in (("paper", 1.6448536), ("code", 1.96 / np.sqrt(40))):
-        rows, columns = gates(gate, brain_text, text)
+    for gate, alpha, reach in (
+        ("paper", 0.10, 1.6448536), ("paper", 0.5, 0.6744898), ("code", 0.5, 1.9599640 / np.sqrt(40)),
+    ):  # fmt: skip
+        rows, columns = gates(gate, brain_text, text, alpha=alpha)
         expected = diagonal >= diagonal.mean() - reach * diagonal.std(ddof=1)
         np.testing.assert_array_equal(rows.numpy().astype(bool), expected)
         assert columns is None if gate == "code" else torch.equal(rows, columns)
+    same = torch.ones(4, 1)  # the threshold is the similarity itself: paper opens at it, code above it
+    assert gates("paper", same, same)[0].all() and not gates("code", same, same)[0].any()
+
+
+def test_the_protocol_has_an_unusual_alpha_of_the_gate_paper():
+    alphas = [Scoring(gate, alpha=alpha).protocol()["alpha"] for gate in ("paper", "code") for alpha in (0.5, 0.10)]
+    assert alphas == [0.5, None, None, None]
+    assert results.protocol(gate="paper", alpha=0.5).scoring() == Scoring("paper", alpha=0.5)
+    assert results.protocol(gate="paper").scoring() == Scoring("paper")
 
 
 @pytest.mark.parametrize("kind", ["margin", "max"])

@@ -1,9 +1,13 @@
-"""Training and evaluating step by step gives the result of a run."""
+"""Training and evaluating step by step gives the result of a run; what a result says about its method."""
+
+import json
 
 import torch
 
+from bvsa_core import methods
+from bvsa_core.cli import main
 from bvsa_core.retrieval.scoring import Scoring, ranks, similarity
-from bvsa_core.training.config import RunConfig
+from bvsa_core.training.config import RunConfig, RunDataConfig, deviations
 from bvsa_core.training.evaluation import evaluate
 from bvsa_core.training.run import run, train
 from bvsa_core.training.run_data import RunData
@@ -23,3 +27,40 @@ def test_the_steps_of_a_run_give_its_result(small_data, tmp_path):
     assert gated.protocol.gate == "label_free" and gated.reliability == evaluation.reliability is not None
     scores = similarity(evaluation.embeddings, Scoring("label_free", evaluation.reliability))
     assert torch.equal(gated.ranks, ranks(scores))
+
+
+def test_the_gate_paper_takes_the_alpha_of_the_run(small_data, tmp_path, capsys):
+    options = {"preset": "paper", "method_options": {"alpha": 0.5}}
+    config = RunConfig.of("bvsa", **options, data=small_data, epochs=1, batch_size=32)
+    result = run(config, RunData(config), RunFolder(tmp_path / "run"))
+    assert result.alpha == result.protocol.alpha == 0.5
+    embeddings = RunFolder(tmp_path / "run").embeddings()
+    assert result.ranks == ranks(similarity(embeddings, Scoring("paper", alpha=0.5))).tolist()
+    assert main(["evaluate", str(tmp_path / "run"), "--gate", "paper", "--json", str(tmp_path / "out.json")]) == 0
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["ranks"] == result.ranks and written["protocol"]["alpha"] == 0.5
+    assert "alpha 0.5" in capsys.readouterr().out
+
+
+def test_a_result_lists_the_deviations_from_the_released_code(small_data, tmp_path):
+    config = RunConfig.of("vanilla", data=small_data, epochs=1, batch_size=1024)
+    result = run(config, RunData(config), RunFolder(tmp_path / "run"))
+    settings, *others = result.deviations
+    assert settings == (
+        "settings, the released code's in brackets: epochs 1 (50), unit_norm true (false), scale exp (softplus)"
+    )
+    assert RunFolder(tmp_path / "run").result().deviations == result.deviations == deviations(config)
+    assert len(others) == 1 and "the released code stops after 5" in others[0]
+
+
+def test_under_code_only_what_is_no_setting_deviates():
+    for name, kind in ((name, methods.method_class(name)) for name in methods.names()):
+        if "code" in kind.PRESETS:
+            assert deviations(RunConfig.of(name, preset="code")) == list(kind.DEVIATIONS) != []
+            assert deviations(RunConfig.of(name))[0].startswith("settings, the released code's in brackets: ")
+
+
+def test_prompts_name_the_concept_with_or_without_underscores():
+    prompts = lambda text: RunData(RunDataConfig(prompt=text)).prompts(["aircraft_carrier", "{object}"])  # noqa: E731
+    assert prompts("A photo of a {object}.") == ["A photo of a aircraft carrier.", "A photo of a {object}."]
+    assert prompts("{concept}, {concept}")[0] == "aircraft_carrier, aircraft_carrier"

@@ -21,13 +21,12 @@ from bvsa_core.training.run_data import RunData, choose_device
 from bvsa_core.training.run_folder import RunFolder
 
 METHODS = ("vanilla", "ubp", "bvsa")
-PRESETS = ("corrected", "paper", "code")
+PRESETS = [(name, preset) for name in METHODS for preset in methods.method_class(name).PRESETS]
 FEW_DRAWS = methods.method_class("bravl").Options(draws=2)
 
 
 @pytest.mark.parametrize("encoder", ["eeg_project", "tsconv"])
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "preset"), PRESETS)
 def test_every_method_runs_from_recordings_to_scores(run_data, tmp_path, method, preset, encoder):
     folder, reports = tmp_path / "run", []
     config = make_config(run_data, method=method, preset=preset, encoder=encoder)
