@@ -60,10 +60,7 @@ class ComparisonRow:
 def notes(row: ComparisonRow) -> list[str]:
     """Return footnotes: caveats of our result and of the published one, and how their protocols differ."""
     result = row.result
-    subjects, channels, repetitions = USUAL[row.modality]
-    if result and row.published and row.published.channels:
-        channels = result.protocol.channels  # compared with the published ones instead
-    own = [*caveats(result), *_deviations(result, subjects, channels, repetitions)] if result else []
+    own = [*caveats(result), *_deviations(result, row.published, *USUAL[row.modality])] if result else []
     return [*own, *(_differences(row.published, result) if row.published else [])]
 
 
@@ -89,10 +86,12 @@ def caveats(result: MethodResult) -> Iterable[str]:
         yield f"selection: {OURS} {long.get(protocol.selection, protocol.selection)}"
 
 
-def _deviations(result: MethodResult, subjects: int, channels: int | None, repetitions: int) -> Iterable[str]:
+def _deviations(
+    result: MethodResult, paper: PaperResult | None, subjects: int, channels: int, repetitions: int
+) -> Iterable[str]:
     """Yield how our result deviates from the usual protocol of its data set."""
     protocol = result.protocol
-    if protocol.channels not in (None, channels):
+    if protocol.channels not in (None, channels) and not (paper and paper.channels):  # which `_differences` compares
         yield f"{OURS}: {protocol.channels} channels; usual are {channels}"
     if protocol.repetitions not in (None, repetitions):
         yield f"{OURS}: {protocol.repetitions} test repetitions averaged; usual are {repetitions}"
