@@ -49,7 +49,7 @@ Batch Contrastive Dataset EmbeddingMatrix Embeddings Evaluation Gallery InputSpe
     UserError evaluate load_method load_split make_dataset ranks register_encoder register_method run score search
     similarity symmetric_contrastive to_mne train write_subject
 atm bravl bvsa mcdb nice ubp vanilla
-atm deepnet eeg_project eegnet shallownet tsconv
+atm deepnet eeg_project eegnet perceptron shallownet tsconv tsconv_ubp
 fovblur::enhanced_similarity fovblur::enhanced_topk fovblur::foveated_blur fovblur::foveated_blur_backward""",
     )
 

@@ -1,6 +1,7 @@
-"""Shared by encoders: shapes, the projection head of UBP, options with one dropout rate, lengths after convolutions."""
+"""Shared by encoders: shapes, layers, options with one dropout rate, lengths after convolutions."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -36,6 +37,11 @@ class _Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.branch(x)
+
+
+def hidden_layers(*widths: int) -> list[nn.Module]:
+    """Return linear layers from each width to the next, a ReLU after each."""
+    return [layer for before, after in pairwise(widths) for layer in (nn.Linear(before, after), nn.ReLU())]
 
 
 def steps_after(time: int, *stages: tuple[int, int]) -> int:

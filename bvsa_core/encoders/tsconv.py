@@ -31,8 +31,8 @@ def pooled(kernel: Tensor, width: int) -> Tensor:
     return conv1d(kernel[:, None], kernel.new_full((1, 1, width), 1 / width), padding=width - 1)[:, 0]
 
 
-def build(shape: InputSpec, options: Options) -> nn.Module:
-    """Build the encoder."""
+def build(shape: InputSpec, options: Options, pointwise: bool = True) -> nn.Module:
+    """Build the encoder, with or without the 1 x 1 convolution."""
     steps = steps_after(shape.time, (KERNEL, 1), (POOL, STRIDE))
     return TSConv(
         nn.Unflatten(1, (1, shape.channels)),  # (B, 1, channels, time)
@@ -44,7 +44,7 @@ def build(shape: InputSpec, options: Options) -> nn.Module:
         nn.BatchNorm2d(FILTERS),
         nn.ELU(),
         nn.Dropout(options.dropout),
-        nn.Conv2d(FILTERS, FILTERS, (1, 1)),  # (B, filters, 1, steps)
+        *([nn.Conv2d(FILTERS, FILTERS, (1, 1))] if pointwise else []),  # (B, filters, 1, steps)
         nn.Flatten(),
         *ResidualProjection(FILTERS * steps, shape.embedding, options.dropout),
     )

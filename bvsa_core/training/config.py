@@ -80,7 +80,8 @@ class RunConfig(RunDataConfig):
     """Version of the method: 'corrected', 'paper' or 'code', as far as it has them."""
     method_options: Any = None  # a dict or a dataclass
     encoder: str = "eeg_project"
-    """Brain encoder: eeg_project, tsconv, atm, shallownet, deepnet, eegnet, or braindecode:CLASS."""
+    """Brain encoder: eeg_project, tsconv (NICE's), tsconv_ubp, atm, shallownet, deepnet, eegnet, perceptron, or
+    braindecode:CLASS."""
     encoder_options: Any = None
     subject: str = "sub-01"
     """The tested subject."""

@@ -22,7 +22,8 @@ VISION = (
     " or any other model of open_clip"
 )
 BRAIN = (
-    "choose one of atm, deepnet, eeg_project, eegnet, shallownet, tsconv, braindecode:CLASS, or register your own first"
+    "choose one of atm, deepnet, eeg_project, eegnet, perceptron, shallownet, tsconv, tsconv_ubp, braindecode:CLASS, "
+    "or register your own first"
 )
 METHODS = "choose one of atm, bravl, bvsa, mcdb, nice, ubp, vanilla, or register your own first"
 GATES = "choose one of none, always, label_free, paper, code"

@@ -26,6 +26,8 @@ def projection(features: int) -> int:
         # 56,830,977 with the scale of a method; those of methods are in ../methods/test_fidelity.py
         ("eeg_project", InputSpec(271, 201, 1024), None, 56_830_976),
         ("tsconv", InputSpec(63, 250, 768), None, 1_802_496),
+        ("tsconv_ubp", InputSpec(17, 250, 1024), None, 2_555_672),
+        ("perceptron", InputSpec(17, 33, 256), None, (17 * 33 + 1) * 256 + 257 * 256),
         # attention of 4 heads of 250 // 4, tokens of ten subjects; methods.md says "about 3.08M"
         ("atm", InputSpec(63, 250, 1024, 10), TOKENS, 3_075_162),
         # (convolutions with biases) + (batch norms) + projection of 40 * 36, 200 * 7 and 16 * 78 features;
@@ -73,9 +75,10 @@ def test_atm_has_a_token_per_subject_and_their_mean_for_unknown_ones(seed):
     close(encoders.encode(joint, recordings, subjects), joint(recordings))
 
 
-def test_tsconv_equals_its_published_layers(seed):
+@pytest.mark.parametrize("name", ["tsconv", "tsconv_ubp"])
+def test_tsconv_equals_its_published_layers(name, seed):
     """Convolution and pooling are computed as one, in another order of sums: float64 agrees to rounding."""
-    encoder = encoders.build("tsconv", InputSpec(3, 91, 8)).double().eval()
+    encoder = encoders.build(name, InputSpec(3, 91, 8)).double().eval()
     recordings = torch.randn(4, 3, 91, dtype=torch.float64, requires_grad=True)
     results = []
     for forward in (encoder, partial(torch.nn.Sequential.forward, encoder)):
@@ -96,16 +99,19 @@ def test_weights_are_drawn_from_a_given_normal(seed):
 
 
 def test_unknown_names_and_impossible_shapes_are_reported():
-    known = "atm, deepnet, eeg_project, eegnet, shallownet, tsconv, braindecode:CLASS"
+    known = "atm, deepnet, eeg_project, eegnet, perceptron, shallownet, tsconv, tsconv_ubp, braindecode:CLASS"
     with pytest.raises(UserError, match=f"unknown encoder 'TS-Conv'; did you mean 'tsconv'. choose one of {known}"):
         encoders.build("TS-Conv", InputSpec(17, 250, 8))
-    for name, least in {"atm": 75, "tsconv": 75, "shallownet": 75, "deepnet": 151, "eegnet": 95}.items():
+    needed = {"atm": 75, "tsconv": 75, "tsconv_ubp": 75, "shallownet": 75, "deepnet": 151, "eegnet": 95}
+    for name, least in needed.items():
         encoders.build(name, InputSpec(1, least, 8))
         message = f"encoder {name}: needs at least {least} time points, not {least - 1}; choose a longer window"
         with pytest.raises(UserError, match=message):
             encoders.build(name, InputSpec(17, least - 1, 8))
     with pytest.raises(UserError, match="encoder eeg_project: channels is 0; it must be at least 1"):
         encoders.build("eeg_project", InputSpec(0, 250, 8))
+    with pytest.raises(UserError, match="layers is 0; it must be at least 1"):
+        encoders.options_class("perceptron")(layers=0)
 
 
 class FakeNet(torch.nn.Module):
