@@ -1,6 +1,6 @@
 # What developers run; `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-fast lint format docs bench
+.PHONY: help setup test test-fast lint format docs bench carried
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+: *##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+): *## */\1\t/' | expand -t 12
@@ -32,3 +32,12 @@ bench:  ## Time every suite on this CPU, and write the tables of the docs
 		python -m benchmarks --suite $$suite --device cpu --json benchmarks/results/$${suite}_cpu.json || exit 1; \
 	done
 	python scripts/update_docs.py
+
+PYTHON_VERSION ?= 3.12
+WHEELS = kornia kornia_rs open_clip_torch ftfy wcwidth jsonargparse docstring-parser typeshed-client
+carried:  ## Gather what benchmarks/gpu.sh may lack on a machine without network
+	rm -rf carried
+	pip download -d carried/wheels --no-deps --only-binary=:all: --implementation cp --python-version $(PYTHON_VERSION) \
+		$(foreach n,17 27 28,--platform manylinux_2_$(n)_x86_64) --platform manylinux2014_x86_64 $(WHEELS)
+	bvsa data synthetic carried/eeg --subjects 1 --train_concepts 150 --images_per_concept 4 --train_repetitions 1 \
+		--test_concepts 100 --test_repetitions 10

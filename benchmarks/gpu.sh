@@ -1,38 +1,142 @@
 #!/usr/bin/env bash
-# Run all checks that need a GPU, in less than nine minutes and without network: benchmarks/gpu.sh OUTDIR
+# Check and measure on a GPU, without network: benchmarks/gpu.sh OUTDIR [STEP...]
 #
-# Builds in place, runs the tests of blur and similarity on both GPU backends (including those marked gpu and large),
-# compute-sanitizer on the tests marked sanitize, the CUDA benchmarks, and BVSA's training step at batch 1024 under 10 GB,
-# and writes the results to OUTDIR. Checks of compiled code alone are left to CI.
-# Needs the packages of the extra `test`; install missing ones from wheels beforehand.
+# STEP is `first` (the default) or `second`, which are many steps in about five minutes, or one step by its name. Each
+# step has a limit of time and ends with a verdict (PASS, FAIL, TIMEOUT or MISSING, and seconds) and the end of its
+# output; then the next one goes on. OUTDIR gets verdicts.txt, rows.jsonl and logs.tar.gz. docs/benchmarks.md says what
+# to carry to a machine without network, and how to read the results.
 set -uo pipefail
-cd "$(dirname "$0")/.."
-out=$(mkdir -p "${1:?usage: benchmarks/gpu.sh OUTDIR}" && cd "$1" && pwd)
-failed=0
+out=$(mkdir -p "${1:?usage: benchmarks/gpu.sh OUTDIR [STEP...]}" && cd "$1" && pwd) || exit
+shift
+cd "$(dirname "$0")/.." || exit
+budget=${BUDGET:-300} # seconds of all steps
+work=$(mktemp -d) && logs=$work/logs && mkdir "$logs" || exit
+capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>"$logs/capability.log" | head -n 1)
+export capability PYTHONPATH="$work/site:$PWD" PYTHONUNBUFFERED=1
 
-step() {  # step NAME SECONDS COMMAND...: its output goes to OUTDIR/NAME.log and its last lines to the screen
-  local name=$1 limit=$2
-  shift 2
-  echo "== $name"
-  if timeout "$limit" "$@" >"$out/$name.log" 2>&1; then tail -n 3 "$out/$name.log"; else
-    echo "failed ($?)"
-    tail -n 30 "$out/$name.log"
-    failed=1
-  fi
+first() {
+  build & native & wait # both compile, and neither needs the GPU
+  keep
+  blur-cuda # alone on the GPU
+  similarity-cuda
+  peers
+  keep
+  tests-cuda & tests-triton & memcheck & racecheck & initcheck & wait
+  keep
+  blur-triton
+  similarity-triton
 }
 
-step build 110 python3 -m pip install --no-build-isolation --no-deps -e .
-step info 15 python3 -m fovblur.info
-chosen="(gpu or cuda or triton or large) and not compiled and not gpu_resources"
-step tests 110 python3 -m pytest -q tests/fovblur -k "$chosen" --maxfail 20 --no-header -p no:cacheprovider
-on_gpu="tests/fovblur/test_on_gpu.py tests/fovblur/test_similarity_on_gpu.py"
-for tool in memcheck racecheck; do
-  step "$tool" 50 compute-sanitizer --tool "$tool" --error-exitcode 1 python3 -m pytest -q $on_gpu -m sanitize -k cuda -p no:cacheprovider
+second() {
+  build & native & wait
+  ncu
+  variants
+  pipeline
+  ablation
+}
+
+wheels() {
+  step wheels 30 python3 -m pip install -q --no-index --no-deps --no-compile --target "$work/site" carried/wheels/*.whl
+}
+device() { step device 20 nvidia-smi; }
+build() { step build 110 bash -c load_or_compile; }
+native() {
+  local options=(-std=c++17 -O2 -lineinfo "-arch=sm_${capability/./}" -Icsrc)
+  step native 110 nvcc "${options[@]}" -o "$work/native" benchmarks/gpu_native/*.cu csrc/*/cuda.cu
+}
+blur-cuda() { rows 60; }
+blur-triton() { rows 100; } # which compiles
+similarity-cuda() { rows 60; }
+similarity-triton() { rows 60; }
+peers() { rows 60; }
+tests-cuda() { tests 8 "(cuda or on_gpu or large) and not triton"; }
+tests-triton() { tests 6 triton; }
+memcheck() { sanitize --leak-check full; }
+racecheck() { sanitize; }
+initcheck() { sanitize; }
+ncu() { # four kernels, each once
+  local sections=(SpeedOfLight MemoryWorkloadAnalysis Occupancy LaunchStats WarpStateStats InstructionStats)
+  local options=(--profile-from-start off --clock-control none --export "$logs/ncu" "${sections[@]/#/--section=}")
+  step ncu 100 ncu "${options[@]}" python3 -m benchmarks.gpu_times --profile
+  step ncu-rows 20 ncu --import "$logs/ncu.ncu-rep" --page details --csv
+}
+variants() { # the CUDA kernels as they are, then with each NAME=VALUE of $VARIANTS in the environment
+  local each
+  for each in BASELINE=1 ${VARIANTS:-}; do
+    step "variant-$each" 60 env "$each" python3 -m benchmarks.gpu_times blur-cuda similarity-cuda --json "$logs/$each.jsonl"
+  done
+}
+pipeline() { step pipeline 60 python3 -m benchmarks.pipeline --vision RN50 --memory-gb 10 --json "$out/rows.jsonl"; }
+ablation() {
+  step ablation 90 python3 -c "from bvsa_core.cli import main; raise SystemExit(main())" \
+    reproduce ablation --eeg carried/eeg --out "$logs/ablation" --resamples 0
+}
+
+rows() { # rows SECONDS: of the group of benchmarks/gpu_times.py that is named as the step
+  step "${FUNCNAME[1]}" "$1" python3 -m benchmarks.gpu_times "${FUNCNAME[1]}" --json "$out/rows.jsonl"
+}
+
+tests() { # tests WORKERS EXPRESSION: with a fixed seed; one process where pytest-xdist is not installed
+  local workers=() options=(-v -rfE --no-header -p no:cacheprovider --hypothesis-seed=0)
+  python3 -c "import xdist" 2>"$logs/xdist.log" && workers=(-n "$1")
+  # test_modules.py is about wrappers of the CPU kernels
+  step "${FUNCNAME[1]}" 120 env FOVBLUR_TEST_SEED=0 OMP_NUM_THREADS=1 python3 -m pytest "${options[@]}" "${workers[@]}" \
+    tests/fovblur --ignore tests/fovblur/test_modules.py -k "$2 and not compiled and not gpu_resources and not ptx"
+}
+
+sanitize() { # sanitize OPTION...: the native program, whose buffers are exactly as large as what they hold
+  step "${FUNCNAME[1]}" 100 compute-sanitizer --tool "${FUNCNAME[1]}" --error-exitcode 1 "$@" "$work/native"
+}
+
+load_or_compile() { # the module for this card alone, unless one that serves it is there
+  local loads='import sys; from fovblur import backends; sys.exit(backends.unavailable_reason("cuda"))'
+  python3 -c "$loads" || TORCH_CUDA_ARCH_LIST=$capability FOVBLUR_BUILD_CUDA=1 python3 setup.py -q build_ext --inplace
+  python3 -m fovblur.info
+  python3 -c "$loads"
+}
+export -f load_or_compile
+
+step() { # step NAME SECONDS COMMAND...: NAME.log keeps the whole output; a call's last steps have what time is left
+  local name=$1 limit=$2 start=$SECONDS left=$((budget - SECONDS)) log=$logs/$1.log code lines=30 verdict
+  shift 2
+  limit=$((limit < left ? limit : left))
+  if ((limit < 1)); then
+    echo "no time was left of $budget s" >"$log"
+    code=124
+  else # an interrupt lets pytest sum up; commands in the background ignore it by default
+    timeout --signal=INT --kill-after=5 "$limit" env --default-signal=INT "$@" >"$log" 2>&1
+    code=$?
+  fi
+  case $code in
+    0) verdict=PASS lines=8 ;;
+    124 | 137) verdict=TIMEOUT ;;
+    127) verdict=MISSING ;;
+    *) verdict=FAIL ;;
+  esac
+  verdict="$verdict $name $((SECONDS - start)) s"
+  echo "$verdict" >>"$out/verdicts.txt"
+  printf '%s\n' "== $verdict" "$(tail -n $lines "$log" | cut -c 1-200)"
+}
+
+keep() { tar -czf "$work/logs.tar.gz" -C "$work" logs && mv "$work/logs.tar.gz" "$out/logs.tar.gz"; }
+
+finish() {
+  keep
+  rm -rf "$work"
+  printf '\n== verdicts\n'
+  cat "$out/verdicts.txt"
+  ! grep -qv ^PASS "$out/verdicts.txt"
+}
+
+: >"$out/verdicts.txt"
+for each in "${@:-first}"; do
+  if ! declare -F "$each" >/dev/null; then
+    echo "benchmarks/gpu.sh: no step $each" >&2
+    exit 2
+  fi
 done
-step benchmarks 90 python3 -m benchmarks --device cuda --suite blur --json "$out/blur_cuda.json"
-step similarity 45 python3 -m benchmarks --device cuda --suite similarity --select "not compile" --json "$out/similarity_cuda.json"
-step training 30 python3 -m benchmarks --device cuda --suite training --select "z256 or z1024" --json "$out/training_cuda.json"
-step pipeline 40 python3 -m benchmarks.pipeline --device cuda --vision RN50 --memory-gb 10 --json "$out/pipeline_cuda.json"
-nvidia-smi --query-gpu=name,driver_version --format=csv,noheader >"$out/gpu.txt"
-git rev-parse HEAD >"$out/commit.txt" 2>/dev/null
-exit $failed
+trap 'exit 143' TERM
+trap 'finish && exit 0; exit 1' EXIT
+device
+if compgen -G "carried/wheels/*.whl" >/dev/null; then wheels; fi
+for each in "${@:-first}"; do "$each"; done

@@ -1,8 +1,10 @@
-"""A whole training step of BVSA with online views: blur every image with its own parameters, encode it, train.
+"""A whole training step of BVSA, with views made online and with views from a bank.
 
     python -m benchmarks.pipeline --device cuda --vision RN50 --memory-gb 10 --json FILE
 
-Random weights are enough for time and memory. --memory-gb limits the GPU memory of the process.
+Online, every image is blurred with its own parameters and encoded; a bank has the features of all levels. Random
+weights are enough for time and memory. --memory-gb limits the GPU memory of the process. Each of the two is appended to
+FILE as a line of JSON.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from bvsa_core import encoders, methods
 from bvsa_core.methods.base import Batch
 from bvsa_core.training.config import method_options
 from bvsa_core.vision.clip import load_clip
-from bvsa_core.vision.views import OnlineViews
+from bvsa_core.vision.views import BankedViews, OnlineViews
 
 CHANNELS, SAMPLES = 17, 250
 
@@ -30,10 +32,11 @@ CHANNELS, SAMPLES = 17, 250
 class StepTiming:
     """Time and memory of one pipeline on one machine."""
 
+    views: str  # "online" or "banked"
     vision: str
     batch: int
     step_s: float  # median of a whole training step
-    blur_s: float  # the blur alone on the same images
+    blur_s: float | None  # the blur alone on the same images
     peak_bytes: int
     memory_cap_bytes: int | None
     machine: dict
@@ -50,22 +53,23 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     cap = None
-    if args.memory_gb is not None:
+    if args.memory_gb is not None and args.device.type == "cuda":
         cap = int(args.memory_gb * 1e9)
         total = torch.cuda.get_device_properties(args.device).total_memory
         torch.cuda.set_per_process_memory_fraction(cap / total, args.device)
-    text = json.dumps(asdict(measure(args.device, args.vision, args.batch, args.steps, cap)), indent=1)
-    print(text)
-    if args.json:
-        args.json.write_text(text + "\n")
+    for timing in measure(args.device, args.vision, args.batch, args.steps, cap):
+        line = json.dumps(asdict(timing))
+        print(line, flush=True)
+        if args.json:
+            with args.json.open("a") as file:
+                print(line, file=file)
 
 
-def measure(device: torch.device, vision: str, batch: int, steps: int, cap: int | None = None) -> StepTiming:
-    """Time the training steps of a batch whose images all have their own blur."""
+def measure(device: torch.device, vision: str, batch: int, steps: int, cap: int | None) -> Iterator[StepTiming]:
+    """Time the training steps of a batch whose images all have their own blur, then those with features of a bank."""
     torch.manual_seed(0)
     clip = load_clip(vision, None if vision == "tiny" else "random", device=device)
     images = torch.randint(0, 256, (batch, 3, clip.image_size, clip.image_size), dtype=torch.uint8, device=device)
-    views = OnlineViews(clip, images)
     texts = clip.encode_texts(["A photo of a banana."]).expand(batch, -1)
     shape = encoders.InputSpec(CHANNELS, SAMPLES, texts.shape[1])
     build_encoder = functools.partial(encoders.build, "eeg_project")
@@ -75,7 +79,7 @@ def measure(device: torch.device, vision: str, batch: int, steps: int, cap: int 
     gain = torch.rand(batch, device=device)
     kernel_size = torch.randint(22, 29, (batch,), device=device) * 2 + 1
 
-    def step() -> None:
+    def step(views: OnlineViews | BankedViews, gain: torch.Tensor, kernel_size: torch.Tensor) -> None:
         loss = method(Batch(samples, recordings, views(samples, gain, kernel_size), texts))
         loss.backward()
         optimiser.step()
@@ -83,9 +87,15 @@ def measure(device: torch.device, vision: str, batch: int, steps: int, cap: int 
 
     blurs_only = OnlineViews(clip, images)
     blurs_only.clip = _BlursOnly(clip)
-    whole = _median(step, steps, device)
     blur = _median(lambda: blurs_only(samples, gain, kernel_size), steps, device)
-    return StepTiming(clip.name, batch, whole, blur, peak_bytes(step, device), cap, machine(device), versions())
+    levels = method.training_levels()
+    features = torch.nn.functional.normalize(torch.randn(len(levels), *texts.shape, device=device), dim=-1)
+    of_level = torch.tensor([(level.gain, level.kernel_size) for level in levels], device=device)[samples % len(levels)]
+    made_online = functools.partial(step, OnlineViews(clip, images), gain, kernel_size)
+    banked = functools.partial(step, BankedViews(features, levels), of_level[:, 0], of_level[:, 1].long())
+    for name, one_step, blur_s in (("online", made_online, blur), ("banked", banked, None)):
+        whole, peak = _median(one_step, steps, device), peak_bytes(one_step, device)
+        yield StepTiming(name, clip.name, batch, whole, blur_s, peak, cap, machine(device), versions())
 
 
 class _BlursOnly:

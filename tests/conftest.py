@@ -46,6 +46,7 @@ SLOW = (
     "fovblur/test_triton_compiled.py",
     "test_benchmarks.py",
     "test_build.py",
+    "test_gpu_run.py",
 )
 
 

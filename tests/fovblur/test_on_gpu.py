@@ -102,10 +102,8 @@ def test_autocast_leaves_the_dtype_alone(backend):
         assert fovblur.foveated_blur(images, **parameters, backend=backend).dtype == torch.float32
 
 
-@pytest.mark.sanitize
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float32, "tf32"], ids=str)
 def test_every_kernel_on_awkward_shapes(backend, dtype, seed):
-    """For compute-sanitizer, which is slow: few and small calls, each kernel once."""
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     dtype = torch.float32 if dtype == "tf32" else dtype
     for height, width, kernel_size in ((7, 5, 21), (33, 65, 9), (40, 48, 301)):

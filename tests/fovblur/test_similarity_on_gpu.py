@@ -84,10 +84,8 @@ def test_more_than_two_to_the_31_scores_and_more_tiles_than_a_grid_is_high(backe
         assert (expected.gather(1, indices[rows])[:, 0] >= expected.max(1).values - 2e-6 * expected.abs().max()).all()
 
 
-@pytest.mark.sanitize
 @pytest.mark.parametrize("dtype", [*TYPES, "tf32"], ids=str)
 def test_every_kernel_on_awkward_shapes(backend, dtype, seed):
-    """For compute-sanitizer, which is slow: few and small calls, each kernel once."""
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     dtype, tolerance = (torch.float32, 2e-3) if dtype == "tf32" else (dtype, {torch.bfloat16: 2**-7}.get(dtype, 2**-10))
     for n, m, d, e, k in ((3, 131, 37, 5, 131), (130, 200, 40, 24, 10), (1, 1, 1, 0, 1), (5, 9, 0, 3, 2)):
