@@ -52,6 +52,7 @@ PYBIND11_MODULE(_cuda, m) {
       },
       py::arg("params"), py::arg("best"), py::arg("keys"), py::arg("slices"), py::arg("stream"),
       "Launch on a cudaStream_t of the current device; keys is a buffer [N, slices, k].");
-  m.def("topk_slices", &fovblur::topk_slices, py::arg("params"), "Slices of the images that suit the current device.");
+  m.def("multiprocessors", &fovblur::multiprocessors, "Blocks of enhanced_topk that the current device runs at once.");
+  m.attr("SCORE_TILE") = fovblur::score_tile();
   m.attr("MOST_FUSED") = fovblur::most_fused();
 }

@@ -13,29 +13,52 @@ int64_t tiles(int64_t rows) { return (rows + kScoreTile - 1) / kScoreTile; }
 
 // ---- tiles and slices of the matrix ----
 
-// A block takes 128 recordings and a slice of the images. Blocks that run side by side share the slices of eight tiles of
+// Pairs of 128 recordings and a slice of the images. Pairs that run side by side share the slices of eight tiles of
 // recordings, which the L2 cache then holds.
 struct Slices {
-  int64_t row_tiles, column_tiles, slices;
+  int row_tiles, slices;
+  int tiles_of_slice, longer_slices;  // the first slices have one more
 
+  // A matrix whose pairs number more than 2^31 does not fit into memory.
   Slices(const SimilarityParams& p, int64_t slices)
-      : row_tiles(tiles(p.recordings)), column_tiles(tiles(p.images)), slices(slices) {}
+      : row_tiles(int(tiles(p.recordings))),
+        slices(int(slices)),
+        tiles_of_slice(int(tiles(p.images) / slices)),
+        longer_slices(int(tiles(p.images) % slices)) {}
 
-  int64_t blocks() const { return row_tiles * slices; }
+  FOVBLUR_HD int pairs() const { return row_tiles * slices; }
+  __device__ int first_tile(int slice) const { return slice * tiles_of_slice + min(slice, longer_slices); }
+};
 
-  // Calls each(row_tile, slice) for those of this block.
-  template <class Each>
-  __device__ void for_own(const Each& each) const {
-    constexpr int64_t kGroup = 8;
-    for (int64_t block = blockIdx.x; block < row_tiles * slices; block += gridDim.x) {
-      const int64_t first = block / (kGroup * slices) * kGroup, group = min(row_tiles - first, kGroup);
-      const int64_t within = block - first * slices;
-      each(first + within % group, within / group);
-      __syncthreads();
-    }
+// The tiles of a block, one after the other.
+class Walk {
+ public:
+  __device__ explicit Walk(const Slices& slices) : slices_(slices), pair_(int(blockIdx.x)) { begin_slice(); }
+
+  __device__ const ScoreTile& tile() const { return tile_; }
+
+  // Goes on to the next tile; returns whether there is one.
+  __device__ bool next() {
+    tile_.first_of_slice = false;
+    if (++tile_.column_tile < end_) return true;
+    if (slices_.pairs() - pair_ <= int(gridDim.x)) return false;
+    pair_ += int(gridDim.x);
+    begin_slice();
+    return true;
   }
 
-  __device__ int64_t first_tile(int64_t slice) const { return slice * column_tiles / slices; }
+ private:
+  __device__ void begin_slice() {
+    constexpr int kGroup = 8;
+    const int first = pair_ / (kGroup * slices_.slices) * kGroup, group = min(slices_.row_tiles - first, kGroup);
+    const int within = pair_ - first * slices_.slices, slice = within / group;
+    tile_ = {first + within % group, slices_.first_tile(slice), slice, true};
+    end_ = slices_.first_tile(slice + 1);
+  }
+
+  const Slices& slices_;
+  int pair_, end_;
+  ScoreTile tile_;
 };
 
 // ---- outputs of the scores ----
@@ -45,38 +68,38 @@ struct Matrix {
   void* data;
   DType dtype;
 
-  __device__ void clear(const ScoreTile&, int64_t, ScoreMemory&) const {}
-
   template <class Element>
-  __device__ void take(const SimilarityParams& p, const ScoreTile& tile, int64_t, const Sums& scores,
-                       ScoreMemory& shared) const {
-    __syncthreads();
-    hold_scores(scores, shared);
+  __device__ void take(const SimilarityParams& p, const ScoreTile& tile, const Sums& scores, ScoreMemory&) const {
     if (dtype == DType::float32)
-      store<float>(p.images, tile, shared.scores);
+      store<float>(p, tile, scores);
     else
-      store<Element>(p.images, tile, shared.scores);
+      store<Element>(p, tile, scores);
   }
 
  private:
   template <class Out>
-  __device__ void store(int64_t images, const ScoreTile& tile, const float* scores) const {
-    constexpr int kWidth = Chunk16<Out>::kWidth, kRowChunks = kScoreTile / kWidth;
-    const bool aligned = reinterpret_cast<uintptr_t>(data) % 16 == 0 && images % kWidth == 0;
-    for (int i = int(threadIdx.x); i < tile.rows * kRowChunks; i += kScoreThreads) {
-      const int row = i / kRowChunks, column = i % kRowChunks * kWidth, count = min(tile.columns - column, kWidth);
-      if (count <= 0) continue;
-      Out* target = static_cast<Out*>(data) + (tile.first_row + row) * images + tile.first_column + column;
-      const float* source = scores + place_of_score(row, column);
-      Chunk16<Out> chunk;
+  __device__ void store(const SimilarityParams& p, const ScoreTile& tile, const Sums& scores) const {
+    constexpr int kWidth = Chunk16<Out>::kWidth;
+    const bool aligned = reinterpret_cast<uintptr_t>(data) % 16 == 0 && p.images % kWidth == 0;
+    const int row = row_of_lane(), column = column_of_lane();
+    const int rows = tile.rows(p) - row, columns = tile.columns(p) - column;
+    Out* target = static_cast<Out*>(data) + (tile.first_row() + row) * p.images + tile.first_column() + column;
 #pragma unroll
-      for (int j = 0; j < kWidth; ++j) chunk.at[j] = Convert<Out>::from(source[j]);
-      if (aligned && count == kWidth) {
-        *reinterpret_cast<Chunk16<Out>*>(target) = chunk;
-      } else {
+    for (int i = 0; i < kWarpRows / 8; ++i, target += 8 * p.images) {
+      if (8 * i >= rows) break;
+#pragma unroll
+      for (int first = 0; first < kLaneColumns; first += kWidth) {
+        Chunk16<Out> chunk;
 #pragma unroll
         for (int j = 0; j < kWidth; ++j)
-          if (j < count) target[j] = chunk.at[j];
+          chunk.at[j] = Convert<Out>::from(scores[i / 2][(first + j) / 2][i % 2 * 2 + j % 2]);
+        if (aligned && first + kWidth <= columns) {
+          *reinterpret_cast<Chunk16<Out>*>(target + first) = chunk;
+        } else {
+#pragma unroll
+          for (int j = 0; j < kWidth; ++j)
+            if (first + j < columns) target[first + j] = chunk.at[j];
+        }
       }
     }
   }
@@ -84,19 +107,30 @@ struct Matrix {
 
 // ---- kernels ----
 
-template <class Products, class Destination>
+// A block makes the scores of its tiles; the first steps of a tile are fetched before the scores of the one before are taken.
+template <class Products, bool kWide, class Destination>
 __global__ void __launch_bounds__(kScoreThreads, 1)
     similarity_scores(const SimilarityParams p, const Destination destination, const Slices slices) {
+  using Element = typename Products::Element;
   ScoreMemory& shared = *reinterpret_cast<ScoreMemory*>(dynamic_shared);
-  slices.for_own([&](int64_t row_tile, int64_t slice) {
-    destination.clear(ScoreTile(p, row_tile, 0), slice, shared);
-    for (int64_t column_tile = slices.first_tile(slice); column_tile < slices.first_tile(slice + 1); ++column_tile) {
-      const ScoreTile tile(p, row_tile, column_tile);
-      Sums scores;
-      score_tile<Products>(p, tile, shared, scores);
-      destination.template take<typename Products::Element>(p, tile, slice, scores, shared);
-    }
-  });
+  Fetcher<Element, kWide> fetcher;
+  Walk walk(slices);
+  ScoreTile made = {};
+  Sums scores;
+  float gate = gate_of_thread(p, walk.tile());
+  bool more = true;
+  unsigned stage = 0;
+#pragma unroll 1
+  for (int round = 0;; ++round) {
+    float(&gates)[2][kScoreTile] = shared.gates[round % 2];
+    if (more) begin_scores(p, walk.tile(), hold_gates(gate, gates), stage, shared, fetcher);
+    if (round > 0) destination.template take<Element>(p, made, scores, shared);
+    if (!more) return;
+    made = walk.tile();
+    more = walk.next();
+    if (more) gate = gate_of_thread(p, walk.tile());
+    make_scores<Products>(p, made, gates, stage, shared, fetcher, scores);
+  }
 }
 
 constexpr int kMergeThreads = 128;
@@ -123,26 +157,37 @@ __global__ void __launch_bounds__(kMergeThreads) merge_slices(const SliceBest be
 
 // ---- launches ----
 
-template <class Products, class Destination>
+template <class Products, bool kWide, class Destination>
 cudaError_t launch_scores(const SimilarityParams& p, const Destination& destination, int64_t slices, void* stream) {
   static_assert(sizeof(ScoreMemory) <= 99 * 1024, "a block of sm_86 has no more shared memory");
-  const auto kernel = similarity_scores<Products, Destination>;
+  const auto kernel = similarity_scores<Products, kWide, Destination>;
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(sizeof(ScoreMemory)));
   if (error != cudaSuccess) return error;
   const Slices cut(p, slices);
-  return launch(kernel, kScoreThreads, cut.blocks(), sizeof(ScoreMemory), stream, p, destination, cut);
+  const int64_t blocks = cut.pairs() < multiprocessors() ? cut.pairs() : multiprocessors();
+  return launch(kernel, kScoreThreads, blocks, sizeof(ScoreMemory), stream, p, destination, cut);
+}
+
+// Rows that can be copied by 16 bytes are; others are read element by element.
+template <class Products, class Destination>
+cudaError_t score_rows(const SimilarityParams& p, const Destination& destination, int64_t slices, void* stream) {
+  using Element = typename Products::Element;
+  const bool wide = has_wide_rows<Element>(p.brain_image, p.image_width) && has_wide_rows<Element>(p.image, p.image_width) &&
+                    has_wide_rows<Element>(p.brain_text, p.text_width) && has_wide_rows<Element>(p.text, p.text_width);
+  return wide ? launch_scores<Products, true>(p, destination, slices, stream)
+              : launch_scores<Products, false>(p, destination, slices, stream);
 }
 
 template <class Destination>
 cudaError_t score(const SimilarityParams& p, const Destination& destination, int64_t slices, void* stream) {
   switch (p.dtype) {
     case DType::float16:
-      return launch_scores<MatrixProducts<Half>>(p, destination, slices, stream);
+      return score_rows<MatrixProducts<Half>>(p, destination, slices, stream);
     case DType::bfloat16:
-      return launch_scores<MatrixProducts<BFloat16>>(p, destination, slices, stream);
+      return score_rows<MatrixProducts<BFloat16>>(p, destination, slices, stream);
     default:
-      return p.allow_tf32 ? launch_scores<MatrixProducts<float>>(p, destination, slices, stream)
-                          : launch_scores<ExactProducts>(p, destination, slices, stream);
+      return p.allow_tf32 ? score_rows<MatrixProducts<float>>(p, destination, slices, stream)
+                          : score_rows<ExactProducts>(p, destination, slices, stream);
   }
 }
 
@@ -165,15 +210,13 @@ const char* enhanced_topk_cuda(const SimilarityParams& p, const TopK& out, uint6
 
 int64_t most_fused() { return kMostFused; }
 
-int64_t topk_slices(const SimilarityParams& p) {
-  int device = 0, multiprocessors = 1;
+int64_t score_tile() { return kScoreTile; }
+
+int64_t multiprocessors() {
+  int device = 0, count = 1;
   cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  for (int64_t slices = 1; slices < tiles(p.images); ++slices) {
-    const int64_t blocks = tiles(p.recordings) * slices, rounds = (blocks + multiprocessors - 1) / multiprocessors;
-    if (10 * blocks >= 9 * rounds * multiprocessors) return slices;
-  }
-  return tiles(p.images);
+  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  return count;
 }
 
 }  // namespace fovblur

@@ -88,42 +88,86 @@ struct SliceBest {
 
   __device__ uint64_t* of(int64_t recording, int64_t slice) const { return keys + (recording * slices + slice) * k; }
 
-  __device__ void clear(const ScoreTile& tile, int64_t slice, ScoreMemory& shared) const {
-    for (int i = int(threadIdx.x); i < tile.rows * k; i += kScoreThreads) of(tile.first_row + i / k, slice)[i % k] = 0;
-    if (int(threadIdx.x) < kScoreTile) shared.worst[threadIdx.x] = 0;
+  // Merges scores better than a recording's k-th best. Recordings without one cost a comparison of each score.
+  template <class>
+  __device__ void take(const SimilarityParams& p, const ScoreTile& tile, const Sums& scores, ScoreMemory& shared) const {
+    const int warp = int(threadIdx.x) / 32, half = warp / 4;
+    if (tile.first_of_slice) clear(tile, tile.rows(p), shared);
+    const bool found = find_candidates(tile.rows(p), scores, shared);
+#pragma unroll 1
+    for (int i = 0; i < 2; ++i) {
+      if (!__syncthreads_or(found && half == i)) continue;
+      if (half == i) hold_scores(scores, shared);
+      __syncthreads();
+      const uint32_t* of_columns = shared.candidates[i][warp];
+      const uint32_t lanes = of_columns[0] | of_columns[1] | of_columns[2] | of_columns[3];
+#pragma unroll 1
+      for (int row = 0; row < 8; ++row)
+        if (lanes >> (4 * row) & 15) merge_row(tile, i, 8 * warp + row, tile.columns(p), shared);
+      __syncthreads();
+    }
+  }
+
+ private:
+  __device__ void clear(const ScoreTile& tile, int rows, ScoreMemory& shared) const {
+    for (int i = int(threadIdx.x); i < rows * k; i += kScoreThreads) of(tile.first_row() + i / k, tile.slice)[i % k] = 0;
+    if (int(threadIdx.x) < kScoreTile) shared.threshold[threadIdx.x] = NAN;
     __syncthreads();
   }
 
-  // Merges scores better than a recording's k-th best; if there are none, the scores stay in registers.
-  template <class>
-  __device__ void take(const SimilarityParams&, const ScoreTile& tile, int64_t slice, const Sums& scores,
-                       ScoreMemory& shared) const {
+  // Marks the lanes with scores that may be better than the k-th best: indices ascend within a slice, so an equal one is not.
+  // Columns beyond the last image are copies of it.
+  __device__ bool find_candidates(int rows, const Sums& scores, ScoreMemory& shared) const {
+    const int warp = int(threadIdx.x) / 32, first_row = row_of_lane();
     bool any = false;
-    for_each_sum([&](int m, int n, int e, int row, int column) {
-      if (row < tile.rows && column < tile.columns) any |= order_of(scores[m][n][e]) >= shared.worst[row] >> 32;
-    });
-    if (!__syncthreads_or(any)) return;
-    hold_scores(scores, shared);
-    const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
-    for (int row = warp; row < tile.rows; row += kScoreThreads / 32) {
-      uint64_t* list = of(tile.first_row + row, slice);
-      uint64_t worst = shared.worst[row];
-      WarpBest best(k);
-      bool loaded = false;
-      for (int column = lane; column < kScoreTile; column += 32) {
-        const float score = shared.scores[place_of_score(row, column)];
-        const uint64_t key = column < tile.columns ? key_of(score, tile.first_column + column) : 0;
-        if (!__any_sync(0xffffffffu, key > worst)) continue;
-        if (!loaded) best.load(list);
-        loaded = true;
-        best.offer(key > worst ? key : 0);
-        worst = best.worst();
-      }
-      if (!loaded) continue;
-      best.store(list);
-      if (lane == 0) shared.worst[row] = worst;
+#pragma unroll
+    for (int i = 0; i < kWarpRows / 8; ++i) {
+      const float threshold = shared.threshold[first_row + 8 * i];
+      bool found = false;
+#pragma unroll
+      for (int j = 0; j < kLaneColumns; ++j) found |= !(scores[i / 2][j / 2][i % 2 * 2 + j % 2] <= threshold);
+      found &= first_row + 8 * i < rows;
+      any |= found;
+      const uint32_t lanes = __ballot_sync(0xffffffffu, found);
+      if (threadIdx.x % 32 == 0) shared.candidates[warp / 4][i][warp % 4] = lanes;
     }
+    return any;
   }
+
+  // Writes the scores of a warp's rows to shared memory.
+  __device__ void hold_scores(const Sums& scores, ScoreMemory& shared) const {
+    const int first_row = row_of_lane() % kWarpRows, column = column_of_lane();
+#pragma unroll
+    for (int i = 0; i < kWarpRows / 8; ++i)
+#pragma unroll
+      for (int j = 0; j < kLaneColumns; j += 4) {
+        const int m = i / 2, e = i % 2 * 2, n = j / 2;
+        float4& four = *reinterpret_cast<float4*>(shared.scores + place_of_score(first_row + 8 * i, column + j));
+        four = make_float4(scores[m][n][e], scores[m][n][e + 1], scores[m][n + 1][e], scores[m][n + 1][e + 1]);
+      }
+  }
+
+  // A warp merges the scores of a row of a half of the tile.
+  __device__ void merge_row(const ScoreTile& tile, int half, int row, int columns, ScoreMemory& shared) const {
+    const int lane = int(threadIdx.x) % 32, row_of_tile = half * kWarpRows + row;
+    uint64_t* list = of(tile.first_row() + row_of_tile, tile.slice);
+    WarpBest best(k);
+    best.load(list);
+    uint64_t worst = best.worst();
+#pragma unroll 1
+    for (int column = lane; column < kScoreTile; column += 32) {
+      const float score = shared.scores[place_of_score(row, column)];
+      const uint64_t key = column < columns ? key_of(score, tile.first_column() + column) : 0;
+      if (!__any_sync(0xffffffffu, key > worst)) continue;
+      best.offer(key > worst ? key : 0);
+      worst = best.worst();
+    }
+    best.store(list);
+    if (lane == 0) shared.threshold[row_of_tile] = score_of<float>(uint32_t(worst >> 32));
+  }
+
+  // The place of a score; threads that write four columns of each of two rows, and those that read a row, use different banks.
+  static __device__ int place_of_score(int row, int column) { return row * kScoreTile + (column ^ (row % 2 * 4)); }
 };
 
 }  // namespace fovblur

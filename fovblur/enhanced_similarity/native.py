@@ -12,6 +12,7 @@ from fovblur import backends
 from fovblur.dtypes import DTYPES
 from fovblur.enhanced_similarity import chunked_topk
 from fovblur.enhanced_similarity.params import Inputs
+from fovblur.enhanced_similarity.slices import slices_of
 
 MOST_IMAGES = 2**32 - 2  # of a top-k on CUDA, whose keys have 32 bits for an index
 
@@ -57,7 +58,8 @@ def launch_topk(module: ModuleType, stream: int, values: Tensor, indices: Tensor
         chunked_topk.topk(functools.partial(launch_similarity, module, stream), values, indices, inputs)
         return
     params = similarity_params(module, inputs)
-    keys = indices.new_empty(recordings, module.topk_slices(params), k)
+    row_tiles, column_tiles = (-(-rows // module.SCORE_TILE) for rows in (recordings, images))
+    keys = indices.new_empty(recordings, slices_of(row_tiles, column_tiles, module.multiprocessors()), k)
     best = module.TopK(k, values.data_ptr(), indices.data_ptr())
     module.enhanced_topk(params, best, keys.data_ptr(), keys.shape[1], stream)
 

@@ -14,13 +14,12 @@ from torch import Tensor
 
 from fovblur.enhanced_similarity import chunked_topk
 from fovblur.enhanced_similarity.params import Inputs
+from fovblur.enhanced_similarity.slices import slices_of
 
 LARGEST_FUSED_K = 128  # beyond it the kept keys leave no registers for the products
 _LARGEST_GALLERY = 2**32  # an index takes half a key
 _LARGEST_GRID = 2**31 - 1
 _GROUP = 8  # rows of tiles that run together, so that they share the gallery in the L2 cache
-_IDLE = 0.1  # largest idle share of the last wave of programs
-_SLICES = 8  # most slices of the gallery when the recordings alone fill the GPU
 _INTERPRETED_PROGRAMS = 4  # under the interpreter: enough for several slices
 # The lowest key stands for no image; those just above it are free places, all different.
 _NOBODY, _UNBEATEN = tl.constexpr(-(2**63)), tl.constexpr(2**63 - 1)
@@ -238,14 +237,6 @@ def triton_topk(values: Tensor, indices: Tensor, inputs: Inputs) -> None:
             *_strides(inputs), **_gated(inputs), **configuration,
         )  # fmt: skip
     chunked_topk.decode(keys.view(n, slices * k).topk(k).values, values, indices)
-
-
-def slices_of(row_tiles: int, column_tiles: int, programs: int) -> int:
-    """Return the fewest slices of the gallery that keep `programs` concurrent programs busy; few slices insert less."""
-    if row_tiles <= programs:
-        return min(column_tiles, programs // row_tiles)
-    idle = lambda slices: -row_tiles * slices % programs / (row_tiles * slices)  # noqa: E731
-    return min(column_tiles, next((slices for slices in range(1, _SLICES) if idle(slices) <= _IDLE), _SLICES))
 
 
 def _programs(tensor: Tensor) -> int:

@@ -95,17 +95,17 @@ void blur(int source, int result, int64_t rows, bool tf32) {
   check(fovblur::foveated_blur_backward_cuda(p, gradients, nullptr));
 }
 
-void similarity(int type, bool tf32) {
-  const fovblur::Embeddings rows = {kData, 1024, 1};
+void similarity(int type, bool tf32, bool strided) {
+  const fovblur::Embeddings rows = {kData, 1024, strided ? 2 : 1};
   const fovblur::Gate open = {nullptr, 0};
   const fovblur::SimilarityParams p = {1000, 4096, 1024, 1024, DType(type), rows, rows, rows, rows, open, open, tf32};
-  const std::string types = std::string(kTypes[type]) + (tf32 ? ", tf32" : "");
+  const std::string types = std::string(kTypes[type]) + (tf32 ? ", tf32" : "") + (strided ? ", strided" : "");
   call = "similarity, " + types;
   check(fovblur::enhanced_similarity_cuda(p, kData, DType(type), nullptr));
   check(fovblur::enhanced_similarity_cuda(p, kData, DType::float32, nullptr));
   call = "top-k, " + types;
   const fovblur::TopK best = {fovblur::most_fused(), kData, static_cast<int64_t*>(kData)};
-  check(fovblur::enhanced_topk_cuda(p, best, static_cast<uint64_t*>(kData), fovblur::topk_slices(p), nullptr));
+  check(fovblur::enhanced_topk_cuda(p, best, static_cast<uint64_t*>(kData), 8, nullptr));
 }
 
 }  // namespace
@@ -116,6 +116,7 @@ int main() {
       for (int result = 0; result < 4; ++result)
         if (result != 0 || source == 0)
           for (int64_t rows : {32, 224}) blur(source, result, rows, tf32);
-    for (int type = 1; type < 4; ++type) similarity(type, tf32);
+    for (int type = 1; type < 4; ++type)
+      for (int strided = 0; strided < 2; ++strided) similarity(type, tf32, strided);
   }
 }

@@ -24,16 +24,20 @@ pytestmark = pytest.mark.skipif(not HAS_NVCC, reason=WITHOUT_NVCC)
 
 def test_kernels_do_not_spill_and_share_a_multiprocessor(gpu_resources):
     rows = of(gpu_resources, "cuda")
-    assert len(rows) == len(ARCHITECTURES) * (4 + 7 + 1 + 8 + 1)
+    assert len(rows) == len(ARCHITECTURES) * (4 + 7 + 1 + 16 + 1)
     for row in rows:
         (blocks,) = (blocks for name, blocks in RESIDENT.items() if row["kernel"].startswith(name))
         assert_fits(row, blocks)
 
 
 def test_shared_memory_is_what_a_launch_asks_for(gpu_resources):
-    """The similarity holds four stages of two tiles of 128 rows of 64 bytes, the gates, and the worst keys kept."""
+    """The similarity holds four stages of two tiles of 128 rows of 64 bytes, and half a tile of scores.
+
+    Besides, the gates of two tiles, a threshold for each recording, and which lanes have scores above it.
+    """
+    similarity = 4 * 2 * 128 * 64 + 64 * 128 * 4 + 2 * 2 * 128 * 4 + 128 * 4 + 2 * 8 * 4 * 4
     for row in of(gpu_resources, "cuda", "similarity_scores"):
-        assert (row["static_shared"], row["dynamic_shared"]) == (0, 4 * 2 * 128 * 64 + 2 * 128 * 4 + 128 * 8), row
+        assert (row["static_shared"], row["dynamic_shared"]) == (0, similarity), row
     for row in of(gpu_resources, "cuda", "blur"):
         assert row["dynamic_shared"] == 0 < row["static_shared"] <= DEFAULT_SHARED, row
 
@@ -44,8 +48,9 @@ def test_calls_launch_the_form_that_is_exact_enough(gpu_resources):
     assert "blur, float32 to float32" in direct and "blur, float32 to float32, tf32" in products
     assert "blur, uint8 to float32" in direct
     assert "blur, uint8 to float16" in launched["blur_products<unsigned char, Images>"]
-    assert launched["similarity_scores<ExactProducts, Matrix>"] == {"similarity, float32"}
-    assert launched["similarity_scores<MatrixProducts<float>, SliceBest>"] == {"top-k, float32, tf32"}
+    assert launched["similarity_scores<ExactProducts, true, Matrix>"] == {"similarity, float32"}
+    assert launched["similarity_scores<ExactProducts, false, Matrix>"] == {"similarity, float32, strided"}
+    assert launched["similarity_scores<MatrixProducts<float>, true, SliceBest>"] == {"top-k, float32, tf32"}
 
 
 def test_the_blur_uses_tensor_cores_and_wide_loads(gpu_resources):
@@ -63,10 +68,10 @@ def test_the_blur_uses_tensor_cores_and_wide_loads(gpu_resources):
 
 def test_the_similarity_uses_tensor_cores_and_wide_copies(gpu_resources):
     rows = of(gpu_resources, "cuda", "similarity_scores")
-    assert len(rows) == len(ARCHITECTURES) * 2 * 4  # stored, and ranked
+    assert len(rows) == len(ARCHITECTURES) * 2 * 2 * 4  # of whole or other rows, stored and ranked
     for row in rows:
         used = row["instructions"]
-        assert used["LDGSTS.128"] > 0, row
+        assert ("LDGSTS.128" in used) == ("true" in row["kernel"]), row
         if "Exact" in row["kernel"]:
             # four steps of depth for 64 sums
             assert "HMMA" not in used and used["FFMA"] >= 4 * 64 and used["LDS.128"] > 0, row

@@ -67,14 +67,6 @@ def test_tf32_is_used_only_if_pytorch_allows_it():
             assert triton_backend.launch_configuration(torch.float16, 90, 1000, kept)["PRECISION"] == "ieee"
 
 
-@pytest.mark.parametrize("row_tiles", [1, 3, 16, 128, 130, 133, 264, 1000])
-def test_slices_keep_the_multiprocessors_busy(row_tiles):
-    slices = triton_backend.slices_of(row_tiles, 10_000, 132)
-    waves = -(-row_tiles * slices // 132)
-    assert row_tiles * slices > 0.89 * 132 * waves or slices == 8 or row_tiles * (slices + 1) > 132
-    assert triton_backend.slices_of(row_tiles, 2, 132) <= 2
-
-
 @pytest.mark.skipif(ON_GPU, reason="takes addresses, not memory, on a CPU only")
 @pytest.mark.parametrize("which", ["rows", "columns", "out"])
 def test_offsets_beyond_32_bits(which, seed):

@@ -68,6 +68,12 @@ inline uint64_t __shfl_sync(uint32_t, uint64_t value, int source) {
 inline uint64_t __shfl_xor_sync(uint32_t, uint64_t value, int distance) {
   return cuda_on_host::exchange({value}).words[cuda_on_host::lane() ^ unsigned(distance)][0];
 }
+inline uint32_t __ballot_sync(uint32_t, int vote) {
+  const cuda_on_host::Exchange& all = cuda_on_host::exchange({uint64_t(vote != 0)});
+  uint32_t votes = 0;
+  for (int lane = 0; lane < 32; ++lane) votes |= uint32_t(all.words[lane][0]) << lane;
+  return votes;
+}
 inline int __any_sync(uint32_t, int vote) {
   const cuda_on_host::Exchange& all = cuda_on_host::exchange({uint64_t(vote != 0)});
   return std::any_of(all.words, all.words + 32, [](const uint64_t(&words)[8]) { return words[0] != 0; });
