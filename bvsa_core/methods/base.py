@@ -51,7 +51,7 @@ class Method(nn.Module, ABC):
     Options: ClassVar[type]
     PRESETS: ClassVar[Mapping[str, Preset]] = {"corrected": Preset()}  # also "paper" and "code", the released code
     TRAINING: ClassVar[dict[str, Any]] = {}  # the authors' training: fields of RunConfig, which flags and YAML override
-    DEVIATIONS: ClassVar[tuple[str, ...]] = ()  # from the released code in every preset; footnotes of tables
+    DEVIATIONS: ClassVar[tuple[str, ...]] = ()  # of every preset from the released code; footnotes of tables
     TABLE_NOTE: ClassVar[str] = ""  # a caveat about its scores, printed in every table
     transductive_classifier: ClassVar[bool] = False  # fitted on the test images; it can search no others
     default_gate: str = "none"  # of the texts at retrieval

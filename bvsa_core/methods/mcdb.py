@@ -2,12 +2,17 @@
 
 From the paper: frozen features of images and texts, and the brain embedding, each pass a residual bottleneck into a
 shared space. The loss is a fifth of the four cross-entropies brain-image, image-brain, brain-text and text-brain, plus
-a cosine term. Balance: a modality's share s of a batch is the mean softmax probability of its true pairs, rho = s /
-mean of the others', and the gradient of a dominating modality (rho > 1) is scaled by 1 - tanh(a * rho). Perturbation:
-Gaussian noise with the scaled gradient's standard deviation, times a factor that decays over training, is added to it.
+a cosine term. Balance: with a modality's share s of a batch, rho = s / mean of the others', and the gradient of a
+dominating modality (rho > 1) is scaled by 1 - tanh(a * rho). Perturbation: Gaussian noise with the scaled gradient's
+standard deviation, times a factor that decays over training, is added to it.
 
-Our choices: the shape of the adapters; the cosine term, 1 - cos of brain with image and with text, averaged, and its
-weight, a fifth; balancing the gradients of the adapters; a, the factor and its linear decay.
+Presets. `corrected`: s is the mean softmax probability of the modality's true pairs, and the cosine term weighs a
+fifth, as each cross-entropy does. `paper`: s is the size of the modality's gradient, as the abstract says, and the
+cosine term weighs 1, as a public review gives the loss.
+
+Our choices: the shape of the adapters; the cosine term, 1 - cos of brain with image and with text, averaged; balancing
+the gradients of the adapters; the gradient whose size counts, that of the adapted embeddings; a, the factor and its
+linear decay.
 """
 
 from dataclasses import dataclass
@@ -17,9 +22,11 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from bvsa_core.encoders import InputSpec, encode
-from bvsa_core.methods.base import Batch, Contrastive, symmetric_contrastive
+from bvsa_core.errors import UserError, unknown_name
+from bvsa_core.methods.base import Batch, Contrastive, Preset, symmetric_contrastive
 
 MODALITIES = ("brain", "image", "text")
+SHARES = ("probability", "gradient")
 
 
 @dataclass(frozen=True)
@@ -30,10 +37,16 @@ class MCDBOptions:
     """Width of an adapter divided by the width of its middle."""
     cosine: float = 0.2
     """Weight of the cosine term."""
+    share: str = "probability"
+    """A modality's share: the mean softmax probability of its true pairs, or the size of its gradient."""
     balance: float = 0.5
     """a of the balance; 0 leaves a dominating modality its gradient."""
     noise: float = 0.1
     """Initial standard deviation of the perturbation, relative to the gradient's; 0 is none."""
+
+    def __post_init__(self) -> None:
+        if self.share not in SHARES:
+            raise UserError(unknown_name("share", self.share, SHARES))
 
 
 class Adapter(nn.Module):
@@ -56,7 +69,12 @@ class MCDB(Contrastive):
     """No blur; an adapter a modality, whose gradients are balanced and perturbed."""
 
     Options = MCDBOptions
+    PRESETS = {"corrected": Preset(), "paper": Preset({"share": "gradient", "cosine": 1.0})}
     TABLE_NOTE = "reconstruction"
+    DEVIATIONS = (
+        "reconstructed without the paper's full text: the share by gradient is from its abstract, the weight 1 of the "
+        "cosine term from a public review",
+    )
     factors: Tensor  # (modalities,)
 
     def __init__(self, options: MCDBOptions, build_encoder, samples: int, shape: InputSpec):
@@ -87,17 +105,19 @@ class MCDB(Contrastive):
         scale = self.logit_scale.exp()
         image_loss, brain_image = symmetric_contrastive(brain, image, scale)
         text_loss, brain_text = symmetric_contrastive(brain, text, scale)
-        if self.training:
-            self.factors.copy_(self.balance(brain_image, brain_text))
         alignment = 1 - ((brain * image).sum(-1) + (brain * text).sum(-1)).mean() / 2
-        return 2 * (image_loss + text_loss) / 5 + self.options.cosine * alignment
+        loss = 2 * (image_loss + text_loss) / 5 + self.options.cosine * alignment
+        if self.training:
+            if self.options.share == "gradient":
+                gradients = torch.autograd.grad(loss, [brain, image, text], retain_graph=True)
+                shares = torch.stack([gradient.norm() for gradient in gradients])
+            else:
+                shares = true_pair_shares(brain_image, brain_text)
+            self.factors.copy_(self.balance(shares))
+        return loss
 
-    @torch.no_grad()
-    def balance(self, brain_image: Tensor, brain_text: Tensor) -> Tensor:
-        """Return factors (3,) for the gradients of brain, image and text, from logits (B, B) with brains in rows."""
-        image_share, text_share = true_pair_probability(brain_image.T), true_pair_probability(brain_text.T)
-        brain_share = (true_pair_probability(brain_image) + true_pair_probability(brain_text)) / 2
-        shares = torch.stack([brain_share, image_share, text_share])
+    def balance(self, shares: Tensor) -> Tensor:
+        """Return factors (3,) for the gradients of brain, image and text from their shares."""
         rho = shares / ((shares.sum() - shares) / 2)
         return torch.where(rho > 1, 1 - torch.tanh(self.options.balance * rho), 1.0)
 
@@ -106,6 +126,14 @@ class MCDB(Contrastive):
         gradient = gradient * self.factors[modality]
         strength = self.options.noise * (1 - self.epoch / self.epochs)
         return gradient + strength * gradient.std(correction=0) * torch.randn_like(gradient)
+
+
+@torch.no_grad()
+def true_pair_shares(brain_image: Tensor, brain_text: Tensor) -> Tensor:
+    """Return the shares (3,) of brain, image and text by probability, from logits (B, B) with brains in rows."""
+    image_share, text_share = true_pair_probability(brain_image.T), true_pair_probability(brain_text.T)
+    brain_share = (true_pair_probability(brain_image) + true_pair_probability(brain_text)) / 2
+    return torch.stack([brain_share, image_share, text_share])
 
 
 def true_pair_probability(logits: Tensor) -> Tensor:

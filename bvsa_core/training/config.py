@@ -165,16 +165,21 @@ def method_options(method: str, preset: str, **changes: Any) -> Any:
 
 
 def deviations(config: RunConfig) -> list[str]:
-    """Return how a run deviates from the released code of its method: in settings, then in what is no setting."""
+    """Return how a run deviates from the released code of its method, or from the paper if there is none.
+
+    First the settings, then what is no setting.
+    """
     kind = methods.method_class(config.method)
-    if "code" not in kind.PRESETS:
+    source = next((preset for preset in ("code", "paper") if preset in kind.PRESETS), None)
+    if source is None:
         return list(kind.DEVIATIONS)
-    released = training_of(config.method, "code") | asdict(method_options(config.method, "code"))
+    published = training_of(config.method, source) | asdict(method_options(config.method, source))
     ours = vars(config) | asdict(config.method_options)
     text = lambda value: json.dumps(value).replace('"', "")  # noqa: E731
-    pairs = {name: (text(ours[name]), text(value)) for name, value in released.items()}
-    differing = [f"{name} {own} ({code})" for name, (own, code) in pairs.items() if own != code]
-    settings = [f"settings, the released code's in brackets: {', '.join(differing)}"] if differing else []
+    pairs = {name: (text(ours[name]), text(value)) for name, value in published.items()}
+    differing = [f"{name} {own} ({theirs})" for name, (own, theirs) in pairs.items() if own != theirs]
+    whose = "the released code's" if source == "code" else "the paper's"
+    settings = [f"settings, {whose} in brackets: {', '.join(differing)}"] if differing else []
     return [*settings, *kind.DEVIATIONS]
 
 

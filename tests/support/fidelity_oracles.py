@@ -97,14 +97,25 @@ def adapter(x: np.ndarray, normalise, down, rise) -> np.ndarray:
     return unit(x + gelu @ rise[0].T + rise[1])
 
 
-def mcdb(brain: np.ndarray, images: np.ndarray, texts: np.ndarray, a: float) -> tuple[float, np.ndarray]:
+def mcdb(brain: np.ndarray, images: np.ndarray, texts: np.ndarray, a: float, preset: str) -> tuple[float, np.ndarray]:
     """Return the loss of adapted embeddings, and factors for the gradients of brain, image and text."""
     to_image, to_text = SCALE * brain @ images.T, SCALE * brain @ texts.T
     cosine = 1 - (np.diag(brain @ images.T) + np.diag(brain @ texts.T)).mean() / 2
-    share = lambda logits, axis: np.diag(softmax(logits, axis)).mean()  # noqa: E731
-    shares = np.array([(share(to_image, 1) + share(to_text, 1)) / 2, share(to_image, 0), share(to_text, 0)])
+    weight = 1 if preset == "paper" else 0.2
+    if preset == "paper":  # sizes of the gradients of 0.4 (contrastive + contrastive) + weight * cosine
+        slope = lambda logits: 0.4 * SCALE * (softmax(logits, 0) + softmax(logits, 1) - 2 * np.eye(len(logits)))  # noqa: E731
+        of_image, of_text = slope(to_image), slope(to_text)
+        gradients = [
+            of_image @ images + of_text @ texts - weight * (images + texts),
+            of_image.T @ brain - weight * brain,
+            of_text.T @ brain - weight * brain,
+        ]  # times 2 B, as the slopes are
+        shares = np.array([np.sqrt((gradient**2).sum()) for gradient in gradients])
+    else:
+        share = lambda logits, axis: np.diag(softmax(logits, axis)).mean()  # noqa: E731
+        shares = np.array([(share(to_image, 1) + share(to_text, 1)) / 2, share(to_image, 0), share(to_text, 0)])
     rho = 2 * shares / (shares.sum() - shares)
-    loss = 2 * (contrastive(to_image) + contrastive(to_text)) / 5 + 0.2 * cosine
+    loss = 2 * (contrastive(to_image) + contrastive(to_text)) / 5 + weight * cosine
     return loss, np.where(rho > 1, 1 - np.tanh(a * rho), 1)
 
 

@@ -233,7 +233,7 @@ WRONG = {
     "methods: []": "mine.yaml: methods is empty",
     "methods: [ubq]": "unknown method 'ubq'; did you mean 'ubp'?",
     "methods: [{method: ubp, preset: papr}]": "method ubp has no preset 'papr'",
-    "methods: [{method: mcdb, preset: code}]": "method mcdb has no preset 'code'; choose one of corrected",
+    "methods: [{method: mcdb, preset: code}]": "method mcdb has no preset 'code'; choose one of corrected, paper",
     "methods: [{method: ubp, options: {gains: 1}}]": "methods[0]: options: unknown key 'gains'; did you mean 'gain'?",
     "methods: [{method: ubp, options: {gain: much}}]": 'methods[0]: options: Parser key "gain": Expected'
     " a <class 'float'>",

@@ -91,7 +91,7 @@ def test_losses_and_state_of_four_batches(name, preset, changes, seed):
         brain, brain_text, images, texts = *heads(method, batch.recordings), batch.images.numpy(), batch.texts.numpy()
         if name == "mcdb":
             inputs = {"brain": oracle.unit(brain), "image": images, "text": texts}
-            expected, factors = oracle.mcdb(*(adapted(method, *each) for each in inputs.items()), a=0.5)
+            expected, factors = oracle.mcdb(*(adapted(method, *each) for each in inputs.items()), 0.5, preset)
         else:
             rule = getattr(oracle, name)
             expected = rule(state, batch.samples.numpy(), brain, brain_text, images, texts, preset, **changes)

@@ -46,8 +46,9 @@ def test_a_batch_of_one_or_of_equals_stays_in_the_middle():
     assert gate.position(torch.arange(3), torch.full((3,), 2.0)).tolist() == [0.0] * 3
 
 
-def test_mcdb_scales_the_gradients_of_a_dominating_modality(seed):
-    method, batch = make_method("mcdb", balance=0.7, noise=0.0), random_batch()
+@pytest.mark.parametrize("share", ["probability", "gradient"])
+def test_mcdb_scales_the_gradients_of_a_dominating_modality(share, seed):
+    method, batch = make_method("mcdb", balance=0.7, noise=0.0, share=share), random_batch()
     method(batch).backward()
     scaled = {name: method.adapters[name].branch[-1].weight.grad for name in ("brain", "image", "text")}
     method.zero_grad()
@@ -100,6 +101,8 @@ def test_unknown_names_are_reported():
         method_options("ubp", "mine")
     with pytest.raises(UserError, match="unknown scale 'raw'; choose one of exp, softplus, identity"):
         method_options("vanilla", "corrected", scale="raw")
+    with pytest.raises(UserError, match="unknown share 'size'; choose one of probability, gradient"):
+        method_options("mcdb", "corrected", share="size")
 
 
 @pytest.mark.parametrize(
@@ -108,8 +111,7 @@ def test_unknown_names_are_reported():
         ("vanilla", "paper", "corrected, code"),
         ("nice", "paper", "corrected, code"),
         ("atm", "paper", "corrected, code"),
-        ("mcdb", "code", "corrected"),
-        ("mcdb", "paper", "corrected"),
+        ("mcdb", "code", "corrected, paper"),
     ],
 )
 def test_a_preset_that_a_method_does_not_have_is_refused(name, preset, known):

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 
 from bvsa_core import methods
@@ -53,11 +54,12 @@ def test_a_result_lists_the_deviations_from_the_released_code(small_data, tmp_pa
     assert len(others) == 1 and "the released code stops after 5" in others[0]
 
 
-def test_under_code_only_what_is_no_setting_deviates():
-    for name, kind in ((name, methods.method_class(name)) for name in methods.names()):
-        if "code" in kind.PRESETS:
-            assert deviations(RunConfig.of(name, preset="code")) == list(kind.DEVIATIONS) != []
-            assert deviations(RunConfig.of(name))[0].startswith("settings, the released code's in brackets: ")
+@pytest.mark.parametrize("name", [name for name in methods.names() if len(methods.method_class(name).PRESETS) > 1])
+def test_as_published_only_what_is_no_setting_deviates(name):
+    kind = methods.method_class(name)
+    source, whose = ("code", "the released code's") if "code" in kind.PRESETS else ("paper", "the paper's")
+    assert deviations(RunConfig.of(name, preset=source)) == list(kind.DEVIATIONS) != []
+    assert deviations(RunConfig.of(name))[0].startswith(f"settings, {whose} in brackets: ")
 
 
 def test_prompts_name_the_concept_with_or_without_underscores():
