@@ -1,0 +1,248 @@
+"""A GPU run by the interpreter: the library's own host code launches its kernels, CPU tensors are device memory."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import importlib.util
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fovblur.enhanced_similarity import native as native_similarity
+from fovblur.foveated_blur import native
+
+from .counts import Counts
+from .interpreter import Interpreter
+from .memory import Buffer
+
+HERE = Path(__file__).parent
+CSRC = HERE.parents[2] / "csrc"
+OPS = ("foveated_blur", "enhanced_similarity")
+ARCHITECTURES = (86, 90)
+OnLaunch = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint), ctypes.POINTER(ctypes.c_uint), ctypes.c_size_t,
+    ctypes.POINTER(ctypes.c_void_p),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Card:
+    """What host code may ask of a card."""
+
+    architecture: int
+    multiprocessors: int
+    shared_of_block: int  # bytes
+    shared: int  # of a multiprocessor
+
+    def attributes(self) -> dict[int, int]:
+        """Return the answers by cudaDeviceAttr."""
+        major, minor = divmod(self.architecture, 10)
+        return {75: major, 76: minor, 16: self.multiprocessors, 97: self.shared_of_block, 81: self.shared}
+
+
+RTX_3080, A100, H100 = Card(86, 68, 101_376, 102_400), Card(80, 108, 166_912, 167_936), Card(90, 132, 232_448, 233_472)
+CARDS = {card.architecture: card for card in (RTX_3080, A100, H100)}
+
+
+@dataclass(frozen=True)
+class Called:
+    """One launch: what the host code passed to the runtime, and what running it counted."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    threads: tuple[int, int, int]
+    dynamic_shared: int
+    counts: Counts | None = None
+
+
+def nvcc() -> str | None:
+    """Return the path of nvcc, if any."""
+    return shutil.which("nvcc")
+
+
+@functools.cache
+def build(directory: Path) -> Path:
+    """Compile fovblur._cuda with a runtime that hands launches over; cuda-OP-SM.ptx is left beside it."""
+    import pybind11
+
+    target = directory / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    include = [f"-I{path}" for path in (CSRC, pybind11.get_include(), sysconfig.get_path("include"))]
+    host = [str(nvcc()), "-std=c++17", "-O3", "-Xcompiler", "-fPIC", *include]
+    virtual = [f"-gencode=arch=compute_{sm},code=compute_{sm}" for sm in ARCHITECTURES]
+    commands = [
+        [*host, "-c", str(source), "-o", str(directory / f"{source.stem}.o")]
+        for source in (CSRC / "bind_cuda.cpp", HERE / "runtime.cpp")
+    ]
+    for op in OPS:
+        (directory / op).mkdir(parents=True)
+        kept = ["-lineinfo", "--keep", "--keep-dir", str(directory / op)]
+        commands.append([*host, *kept, *virtual, "-c", str(CSRC / op / "cuda.cu"), "-o", str(directory / f"{op}.o")])
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(functools.partial(subprocess.run, check=True), commands))
+    objects = map(str, sorted(directory.glob("*.o")))
+    linked = ["-shared", "-cudart=none", "-Xlinker", "-Bsymbolic", *objects, "-o", str(target)]
+    subprocess.run([str(nvcc()), *linked], check=True)
+    for op in OPS:
+        for sm in ARCHITECTURES:
+            shutil.copy(directory / op / f"cuda.compute_{sm}.ptx", directory / f"cuda-{op}-{sm}.ptx")
+        shutil.rmtree(directory / op)
+    return target
+
+
+@functools.cache
+def load(target: Path) -> ModuleType:
+    """Import the compiled module."""
+    spec = importlib.util.spec_from_file_location("_cuda", target)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@functools.cache
+def interpreters(directory: Path, architecture: int) -> tuple[Interpreter, ...]:
+    return tuple(Interpreter(directory / f"cuda-{op}-{architecture}.ptx") for op in OPS)
+
+
+class Device:
+    """A card that runs launches of the ops in the interpreter."""
+
+    def __init__(self, target: Path, card: Card, ptx: int | None = None, checks: bool = True, traffic: bool = False):
+        """Load a module.
+
+        Args:
+            target: What :func:`build` returned.
+            card: What the host code asks about.
+            ptx: Architecture of the PTX that runs, by default the card's.
+            checks: As in :meth:`Interpreter.run`.
+            traffic: Likewise.
+        """
+        self.module, self.card = load(target), card
+        self.interpreters = interpreters(target.parent, ptx or card.architecture)
+        self.checks, self.traffic = checks, traffic
+        self.choose_blocks: Callable[[Called], Iterable[int] | None] = lambda called: None
+        self.launches: list[Called] = []
+        self.buffers: dict[int, Buffer] = {}
+        self.failure: Exception | None = None
+        self.runtime = ctypes.CDLL(self.module.__file__)
+        self.on_launch = OnLaunch(self._launched)
+
+    # ---- what the library calls ----
+
+    def forward(self, images: Tensor, out: Tensor, params) -> None:
+        with self._memory((images, *_tensors(params)), (out,)):
+            native.launch_forward(self.module, 0, images, out, params)
+
+    def backward(self, grad: Tensor, images: Tensor, grads, params) -> None:
+        with self._memory((grad, images, *_tensors(params)), _tensors(grads)):
+            native.launch_backward(self.module, 0, grad, images, grads, params)
+
+    def similarity(self, out: Tensor, inputs) -> None:
+        with self._memory(_tensors(inputs), (out,)):
+            native_similarity.launch_similarity(self.module, 0, out, inputs)
+
+    def topk(self, values: Tensor, indices: Tensor, inputs) -> None:
+        with self._memory(_tensors(inputs), (values, indices)):
+            native_similarity.launch_topk(self.module, 0, values, indices, inputs)
+
+    def serve(self, monkeypatch) -> None:
+        """Let backend="cuda" serve CPU tensors by this device."""
+        monkeypatch.setattr(native, "cuda_forward", self.forward)
+        monkeypatch.setattr(native, "cuda_backward", self.backward)
+        monkeypatch.setattr(native_similarity, "cuda_similarity", self.similarity)
+        monkeypatch.setattr(native_similarity, "cuda_topk", self.topk)
+
+    # ---- launches and memory ----
+
+    @contextlib.contextmanager
+    def _memory(self, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> Iterator[None]:
+        """Make tensors the device's memory; what PyTorch allocates meanwhile is added."""
+        self.buffers, self.failure = {}, None
+        for tensor in inputs:
+            self.add(tensor, output=False)
+        for tensor in outputs:
+            self.add(tensor, output=True)
+        self.runtime.ptx_on_launch(self.on_launch)
+        for attribute, value in self.card.attributes().items():
+            self.runtime.ptx_set_attribute(attribute, value)
+        try:
+            with _Allocations(self):
+                yield
+        except RuntimeError:
+            if self.failure is None:
+                raise
+        if self.failure is not None:
+            raise self.failure
+
+    def add(self, tensor: Tensor, output: bool) -> None:
+        """Add a tensor's storage. An output has no values; only its elements may be written."""
+        storage = tensor.untyped_storage()
+        if storage.nbytes() == 0:
+            return
+        start = storage.data_ptr()
+        if start not in self.buffers:
+            content = np.ctypeslib.as_array((ctypes.c_uint8 * storage.nbytes()).from_address(start))
+            self.buffers[start] = Buffer(content, start)
+        if output:
+            buffer = self.buffers[start]
+            elements = torch.zeros(storage.nbytes() // tensor.element_size(), dtype=torch.bool)
+            elements.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())[...] = True
+            flags = elements.numpy().repeat(tensor.element_size())
+            flags = np.pad(flags, (0, storage.nbytes() - len(flags)))
+            buffer.writable = flags if buffer.writable is None else buffer.writable | flags
+            buffer.readable = ~flags if buffer.readable is None else buffer.readable & ~flags
+
+    def filled(self, tensor: Tensor) -> None:
+        """Note that PyTorch wrote a tensor."""
+        buffer = self.buffers.get(tensor.untyped_storage().data_ptr())
+        if buffer is not None:
+            buffer.readable = None
+
+    def _launched(self, name: bytes, grid, block, shared: int, arguments) -> int:
+        try:
+            kernel = name.decode()
+            interpreter = next(one for one in self.interpreters if kernel in one.module.kernels)
+            sizes = interpreter.module.kernels[kernel].parameters.values()
+            content = [ctypes.string_at(arguments[i], size) for i, size in enumerate(sizes)]
+            called = Called(kernel, (grid[0], grid[1], grid[2]), (block[0], block[1], block[2]), shared)
+            counts = interpreter.run(
+                kernel, called.grid, called.threads, content, self.buffers.values(), shared, self.choose_blocks(called),
+                self.checks, self.traffic,
+            )  # fmt: skip
+            self.launches.append(replace(called, counts=counts))
+        except Exception as failure:  # ctypes would drop it; `_memory` raises it
+            self.failure = failure
+        return int(self.failure is not None)
+
+
+class _Allocations(TorchDispatchMode):
+    """Adds tensors that are allocated while launches are prepared."""
+
+    def __init__(self, device: Device):
+        super().__init__()
+        self.device = device
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            if "empty" in func.__name__:
+                self.device.add(result, output=True)
+            else:
+                self.device.add(result, output=False)
+        return result
+
+
+def _tensors(values: Iterable[object]) -> list[Tensor]:
+    return [value for value in values if isinstance(value, Tensor)]
