@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 
 import torch
@@ -29,12 +30,12 @@ def report() -> str:
         lines.append(f"cuda:{index}: {torch.cuda.get_device_name(index)}, compute capability {major}.{minor}")
     lines.append("backends:")
     lines += [f"  {name:<10} {reason or 'can run'}" for name, reason in backends.available_backends().items()]
-    for device in ("cpu", "cuda"):
+    for device, op in itertools.product(("cpu", "cuda"), backends.OPS):
         try:
-            serving = backends.resolve(None, torch.device(device), torch.float32)
+            serving = backends.resolve(None, op, torch.device(device), torch.float16)
         except (RuntimeError, ValueError) as error:
             serving = f"nothing: {error}"
-        lines.append(f"{device.upper()} tensors would be served by {serving}")
+        lines.append(f"{op}: float16 {device.upper()} tensors would be served by {serving}")
     return "\n".join(lines)
 
 

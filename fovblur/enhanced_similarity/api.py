@@ -33,8 +33,8 @@ def enhanced_similarity(
         column_gate: (M,): c. Default: 1. Where either gate is 0, M_bt is ignored, even if it is infinite or NaN; if all
             values of one gate are 0, the compiled backends do not compute it.
         backend: ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"`` or ``"auto"``. Default: the environment variable
-            FOVBLUR_BACKEND, else ``"auto"``: cpu for CPU tensors, cuda or triton for CUDA ones, the reference for
-            others and for float64 on a GPU.
+            FOVBLUR_BACKEND, else ``"auto"``: cpu for CPU tensors, cuda or triton for CUDA ones (triton first for half
+            types on compute capability 9), the reference for others and for float64 on a GPU.
 
     Returns:
         (N, M) in the dtype of the embeddings: accumulated and modulated in float32 (float64 for float64), rounded once.

@@ -68,7 +68,7 @@ def _empty_topk(brain_image: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def _functions(backend: str, brain_image: Tensor) -> tuple[Callable[..., None], Callable[..., None]]:
     """Return similarity and top-k of the backend that serves the call. Triton is imported only when it is used."""
-    name = backends.resolve(backend or None, brain_image.device, brain_image.dtype)
+    name = backends.resolve(backend or None, "enhanced_similarity", brain_image.device, brain_image.dtype)
     if name == "triton":
         from fovblur.enhanced_similarity import triton
 

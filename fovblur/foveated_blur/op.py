@@ -29,7 +29,7 @@ def foveated_blur_op(
     """Blur images (B, C, H, W); the parameters are those of BlurParams, and backend "" stands for None."""
     params = BlurParams(sigma, kernel_size, gain, fixation, mean, std, falloff, decay)
     validation.check_values(params)
-    forward, _ = _functions(backends.resolve(backend or None, images.device, images.dtype))
+    forward, _ = _functions(backends.resolve(backend or None, "foveated_blur", images.device, images.dtype))
     out = torch.empty_like(images, dtype=out_dtype)
     if out.numel() > 0:
         forward(images, out, params)
@@ -57,7 +57,7 @@ def foveated_blur_backward_op(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of images, sigma and gain; those that are not needed are empty."""
-    _, backward = _functions(backends.resolve(backend or None, images.device, images.dtype))
+    _, backward = _functions(backends.resolve(backend or None, "foveated_blur", images.device, images.dtype))
     grads = _empty_gradients(images, sigma, gain, needs)
     if images.numel() == 0:
         for each in grads:

@@ -25,22 +25,22 @@ def forget_reasons():
 
 
 def test_auto_serves_cpu_tensors_with_the_compiled_module():
-    assert backends.resolve(None, torch.device("cpu"), torch.float32) == "cpu"
-    assert backends.resolve("auto", torch.device("cpu"), torch.float64) == "cpu"
+    assert backends.resolve(None, "foveated_blur", torch.device("cpu"), torch.float32) == "cpu"
+    assert backends.resolve("auto", "foveated_blur", torch.device("cpu"), torch.float64) == "cpu"
 
 
 def test_auto_prefers_compiled_backends_for_cuda_tensors(monkeypatch):
     monkeypatch.setattr(backends, "unavailable_reason", lambda name: None)
     monkeypatch.setattr(backends, "triton_is_interpreted", lambda: False)
     cuda = torch.device("cuda")
-    assert backends.resolve(None, cuda, torch.float16) in ("cuda", "triton")
-    assert backends.resolve(None, cuda, torch.float64) == "reference"
+    assert backends.resolve(None, "foveated_blur", cuda, torch.float16) in ("cuda", "triton")
+    assert backends.resolve(None, "foveated_blur", cuda, torch.float64) == "reference"
 
 
 def test_environment_variable_chooses_and_the_argument_overrides_it(monkeypatch):
     monkeypatch.setenv("FOVBLUR_BACKEND", "reference")
-    assert backends.resolve(None, torch.device("cpu"), torch.float32) == "reference"
-    assert backends.resolve("cpu", torch.device("cpu"), torch.float32) == "cpu"
+    assert backends.resolve(None, "foveated_blur", torch.device("cpu"), torch.float32) == "reference"
+    assert backends.resolve("cpu", "foveated_blur", torch.device("cpu"), torch.float32) == "cpu"
     monkeypatch.setenv("FOVBLUR_BACKEND", "fast")
     with pytest.raises(ValueError, match="FOVBLUR_BACKEND is 'fast'"):
         fovblur.gaussian_blur(torch.rand(1, 1, 4, 4), 1.0)
@@ -81,11 +81,32 @@ def test_a_device_that_the_build_does_not_serve_is_left_to_triton(monkeypatch, c
     monkeypatch.setattr(backends, "build_info", lambda: facts)
     monkeypatch.setattr(backends, "load_native", lambda name: None)
     monkeypatch.setattr(backends, "_driver_version", lambda: driver)
-    chosen = backends.resolve(None, torch.device("cuda", 0), torch.float32)
+    chosen = backends.resolve(None, "foveated_blur", torch.device("cuda", 0), torch.float32)
     if reason is None:
         assert backends.unavailable_reason("cuda") is None and chosen == "cuda"
     else:
         assert re.search(reason, backends.unavailable_reason("cuda")) and chosen == "triton"
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (9, 0), (12, 0)], ids=str)
+def test_auto_prefers_what_the_table_says(monkeypatch, capability):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(backends, "unavailable_reason_for", lambda name, device, dtype: None)
+    similarity = "triton" if capability == (9, 0) else "cuda"
+    expected = {
+        ("enhanced_similarity", torch.float16): similarity,
+        ("enhanced_similarity", torch.bfloat16): similarity,
+        ("enhanced_similarity", torch.float32): "cuda",
+        ("enhanced_similarity", torch.float64): "reference",
+        ("foveated_blur", torch.float16): "cuda",
+    }
+    for (op, dtype), name in expected.items():
+        assert backends.resolve(None, op, torch.device("cuda", 0), dtype) == name
+        assert backends.resolve("cuda", op, torch.device("cuda", 0), dtype) == "cuda"
+    monkeypatch.setattr(backends, "unavailable_reason_for", lambda name, *_: "broken" if name == similarity else None)
+    other = {"cuda": "triton", "triton": "cuda"}[similarity]
+    assert backends.resolve(None, "enhanced_similarity", torch.device("cuda", 0), torch.float16) == other
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -106,10 +127,15 @@ def test_available_backends_lists_all_with_reasons():
 
 def test_info_reports_the_build_and_the_backends():
     text = info.report()
-    for part in ("compiler:", "CPU module: variants baseline", "CUDA module:", "CPU tensors would be served by cpu"):
+    for part in (
+        "compiler:",
+        "CPU module: variants baseline",
+        "CUDA module:",
+        "foveated_blur: float16 CPU tensors would be served by cpu",
+    ):
         assert part in text
     printed = subprocess.run([sys.executable, "-m", "fovblur.info"], capture_output=True, text=True, check=True).stdout
-    assert "CUDA tensors would be served by" in printed
+    assert "enhanced_similarity: float16 CUDA tensors would be served by" in printed
 
 
 @pytest.mark.parametrize(
