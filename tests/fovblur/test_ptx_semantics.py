@@ -15,17 +15,15 @@ OUTPUT = 1 << 41
 
 
 def run(tmp_path, body: str, inputs: list[np.ndarray], width: int = 8, threads: int = THREADS) -> np.ndarray:
-    """Run `body` with inputs in %a0, %a1, ... (%f0 for floats), and return the bytes that each thread has at %out."""
+    """Run `body` with words in %a0, %a1, ... or floats in %f0, ...; return the bytes of each thread at %out."""
     loads = []
     for i, values in enumerate(inputs):
-        kind = {"f4": "f32", "f8": "f64"}.get(values.dtype.str[1:], f"b{8 * values.dtype.itemsize}")
-        name = {"b16": "h", "b32": "a", "b64": "d", "f32": "f", "f64": "g"}[kind]
-        size = values.dtype.itemsize
+        kind, name = ("f32", "f") if values.dtype == np.float32 else ("b32", "a")
         loads.append(
-            f"mad.wide.u32 %address, %thread, {size}, {INPUTS + i * 65536}; ld.global.{kind} %{name}{i}, [%address];"
+            f"mad.wide.u32 %address, %thread, 4, {INPUTS + i * 65536}; ld.global.{kind} %{name}{i}, [%address];"
         )
     registers = " ".join(f".reg .{kind} %{name}<16>;" for kind, name in [
-    """Run `body` with inputs in %a0, %a1, ... (%f0 for floats); return the bytes that each thread has at %out."""
+        ("b32", "a"), ("f32", "f"), ("b16", "rh"), ("b32", "r"), ("b64", "rd"),
         ("f32", "rf"), ("f64", "rg"), ("pred", "p"),
     ])  # fmt: skip
     text = f"""
