@@ -1,0 +1,180 @@
+"""Planted faults, each of which the PTX interpreter must find; the same code without the fault passes."""
+
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from ptx.interpreter import Interpreter
+from ptx.memory import Buffer, Fault
+
+THREADS = 64
+SOURCE = r"""
+#include <cuda_pipeline_primitives.h>
+#include <cstdint>
+#if WRONG
+#define ORDER(barrier)
+#define ORDERED_VOTE(condition) (condition)
+#define LEFT 1
+#define OFFSET 1
+#else
+#define ORDER(barrier) barrier
+#define ORDERED_VOTE(condition) __any_sync(0xffffffffu, condition)
+#define LEFT 0
+#define OFFSET 0
+#endif
+extern "C" {
+#define KERNEL __global__ void __launch_bounds__(64)
+
+KERNEL other_warp(const float* in, float* out) {
+  __shared__ float held[64];
+  held[threadIdx.x] = in[threadIdx.x];
+  ORDER(__syncthreads());
+  out[threadIdx.x] = held[63 - threadIdx.x];
+}
+KERNEL other_lane(const float* in, float* out) {
+  __shared__ volatile float held[64];
+  held[threadIdx.x] = in[threadIdx.x];
+  ORDER(__syncwarp());
+  out[threadIdx.x] = held[threadIdx.x ^ 1];
+}
+KERNEL reused(const float* in, float* out) {
+  __shared__ float held[64];
+  float sum = 0;
+  for (int i = 0; i < 2; ++i) {
+    held[threadIdx.x] = in[threadIdx.x] * i;
+    __syncthreads();
+    sum += held[63 - threadIdx.x];
+    ORDER(__syncthreads());
+  }
+  out[threadIdx.x] = sum;
+}
+KERNEL voted(const float* in, float* out) {  // a vote uses the values read; what it orders are reads before writes
+  __shared__ float held[2];
+  if (threadIdx.x % 32 == 0) held[threadIdx.x / 32] = 0;
+  __syncwarp();
+  float worst = held[threadIdx.x / 32];
+  bool more = ORDERED_VOTE(in[threadIdx.x] > worst);
+  if (more && threadIdx.x % 32 == 0) held[threadIdx.x / 32] = 1;
+  __syncwarp();
+  out[threadIdx.x] = held[threadIdx.x / 32];
+}
+KERNEL copied(const float* in, float* out) {
+  __shared__ float held[2][64];
+  for (int i = 0; i < 2; ++i) {
+    __pipeline_memcpy_async(&held[i][threadIdx.x], in + threadIdx.x, 4);
+    __pipeline_commit();
+  }
+  __pipeline_wait_prior(LEFT);
+  __syncthreads();
+  out[threadIdx.x] = held[1][63 - threadIdx.x];
+}
+KERNEL beyond(const float* in, float* out) { out[threadIdx.x] = in[threadIdx.x + OFFSET]; }
+KERNEL before(const float* in, float* out) { out[threadIdx.x - OFFSET] = in[threadIdx.x]; }
+KERNEL beyond_shared(const float* in, float* out) {
+  extern __shared__ float wide[];
+  wide[threadIdx.x + OFFSET] = in[threadIdx.x];
+  out[threadIdx.x] = wide[threadIdx.x + OFFSET];
+}
+KERNEL never_written(const float* in, float* out) {
+  __shared__ volatile float held[64];
+  if (threadIdx.x >= OFFSET) held[threadIdx.x] = in[threadIdx.x];
+  out[threadIdx.x] = held[threadIdx.x];
+}
+KERNEL own_output(const float* in, float* out) {
+  if (threadIdx.x >= OFFSET) out[threadIdx.x] = in[threadIdx.x];
+  out[threadIdx.x] = ((volatile float*)out)[threadIdx.x] + 1;
+}
+KERNEL to_input(float* in, float* out) { (OFFSET ? in : out)[threadIdx.x] = 1; }
+KERNEL misaligned(const float* in, float* out) {
+  if (threadIdx.x < 8) *(float4*)(out + 4 * threadIdx.x) = *(const float4*)(in + 4 * threadIdx.x + OFFSET);
+}
+KERNEL misaligned_shared(const float* in, float* out) {
+  __shared__ __align__(16) float held[80];
+  if (threadIdx.x < 16) *(float4*)(held + 4 * threadIdx.x + OFFSET) = make_float4(1, 2, 3, 4);
+  __syncthreads();
+  out[threadIdx.x] = held[threadIdx.x + OFFSET];
+}
+KERNEL parted(const float* in, float* out) {
+  if (in[threadIdx.x] >= OFFSET) __syncthreads();
+  else asm volatile("bar.sync 0;");
+  out[threadIdx.x] = 1;
+}
+KERNEL left_early(const float* in, float* out) {
+  if (in[threadIdx.x] < OFFSET) return;
+  __syncthreads();
+  out[threadIdx.x] = 1;
+}
+KERNEL half_a_warp(const float* in, float* out) {
+  float sum = in[threadIdx.x];
+  if (sum < OFFSET) { out[threadIdx.x] = sum; return; }
+  out[threadIdx.x] = __shfl_xor_sync(0xffffffffu, sum, 1);
+}
+KERNEL one_place(const float* in, float* out) {
+  __shared__ volatile float held[64];
+  held[OFFSET ? threadIdx.x / 2 : threadIdx.x] = in[threadIdx.x];
+  out[threadIdx.x] = 1;
+}
+KERNEL of_all_blocks(const float* in, float* out) {
+  const int block = OFFSET ? 0 : blockIdx.x;
+  out[block * 64 + threadIdx.x] = in[threadIdx.x];
+}
+}
+"""
+FAULTS = {
+    "other_warp": "race: thread .* reads shared memory that thread .* writes",
+    "other_lane": "race: thread 0 reads shared memory that thread 1 writes",
+    "reused": "race: thread .* writes shared memory that warp .* reads",
+    "voted": "race: thread .* writes shared memory that warp .* reads",
+    "copied": "reads shared memory that an asynchronous copy still fills",
+    "beyond": r"device access out of bounds: 4 bytes at .*, 0 bytes after the end of a buffer",
+    "before": "device access out of bounds",
+    "beyond_shared": "shared access out of bounds: 4 bytes at 256 of 256",
+    "never_written": "reads shared memory that has no value",
+    "own_output": "reads device memory that has no value",
+    "to_input": "writes device memory that is not an output's element",
+    "misaligned": "device address .* is not aligned to 16 bytes",
+    "misaligned_shared": "shared address 4 is not aligned to 16 bytes",
+    "parted": "threads wait at different barriers",
+    "left_early": "waits at a barrier that other threads never reach",
+    "half_a_warp": "waits for lanes of its warp that never come",
+    "one_place": "several lanes write one place of shared memory",
+    "of_all_blocks": "writes device memory that another block writes",
+}
+
+pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory) -> dict[str, Interpreter]:
+    folder = tmp_path_factory.mktemp("planted")
+    (folder / "planted.cu").write_text(SOURCE)
+    programs = {}
+    for wrong, name in enumerate(("right", "wrong")):
+        target = folder / f"{name}.ptx"
+        command = ["nvcc", "-ptx", "-arch=compute_86", f"-DWRONG={wrong}", "-o", target, folder / "planted.cu"]
+        subprocess.run(command, check=True)
+        programs[name] = Interpreter(target)
+    return programs
+
+
+def run(interpreter: Interpreter, kernel: str) -> None:
+    values = np.arange(THREADS).astype(np.float32)
+    output = np.zeros(8 * THREADS, np.uint8)
+    buffers = [
+        Buffer(values.view(np.uint8), 4096),
+        Buffer(output, 8192, readable=np.zeros(len(output), bool), writable=np.ones(len(output), bool)),
+    ]
+    arguments = [address.to_bytes(8, "little") for address in (4096, 8192)]
+    interpreter.run(kernel, (2 if kernel == "of_all_blocks" else 1, 1, 1), (THREADS, 1, 1), arguments, buffers, 256)
+
+
+@pytest.mark.parametrize("kernel", FAULTS)
+def test_faults_are_found(planted, kernel):
+    with pytest.raises(Fault, match=FAULTS[kernel]):
+        run(planted["wrong"], kernel)
+
+
+@pytest.mark.parametrize("kernel", [kernel for kernel in FAULTS if kernel not in ("parted", "own_output")])
+def test_the_same_code_without_the_fault_passes(planted, kernel):
+    run(planted["right"], kernel)
