@@ -91,9 +91,9 @@ data check --figures --images FOLDER
 data images --quality --size FOLDER SOURCE
 features --bank --cache_dir --data --decay --device --falloff --levels --prompt --scheduler --target_layers
     --target_levels --threads --vision --weights --workers
-train --average --bank --batch_size --betas --cache_dir --channels --config --data --decay --device --encoder
-    --encoder_options --encoder_options.dropout --epochs --falloff --initial_std --log --lr --method --method_options
-    --method_options.alpha --method_options.c --method_options.continuous --method_options.decouple
+train --allow_leak --average --bank --batch_size --betas --cache_dir --channels --config --data --decay --device
+    --encoder --encoder_options --encoder_options.dropout --epochs --falloff --initial_std --log --lr --method
+    --method_options --method_options.alpha --method_options.c --method_options.continuous --method_options.decouple
     --method_options.dynamic --method_options.enhancement --method_options.gallery_views --method_options.gamma
     --method_options.heads --method_options.kernel_size --method_options.scale --method_options.shift
     --method_options.unit_norm --optimiser --out --precision --preset --prompt --repetitions --seed --selection
@@ -101,13 +101,13 @@ train --average --bank --batch_size --betas --cache_dir --channels --config --da
     --weights --window
 evaluate --brain --brain-text --brain_text --data --device --full --gate --image --json --reliability --rescoring
     --shuffle-texts --shuffle_texts --text RUN
-reproduce --average --bank --batch_size --betas --cache_dir --channels --config --decay --device --eeg --encoders
-    --epochs --falloff --initial_std --lr --meg --methods --optimiser --out --precision --prompt --repetitions
-    --resamples --scheduler --seeds --selection --shuffle_pairs --subjects --synthetic --synthetic.channels
-    --synthetic.images_per_concept --synthetic.samples --synthetic.seed --synthetic.signal_to_noise --synthetic.subjects
-    --synthetic.test_concepts --synthetic.test_repetitions --synthetic.train_concepts --synthetic.train_repetitions
-    --target_layers --target_levels --threads --validation --views --vision --weight_decay --weights --window --workers
-    GRID
+reproduce --allow_leak --average --bank --batch_size --betas --cache_dir --channels --config --decay --device --eeg
+    --encoders --epochs --falloff --initial_std --lr --meg --methods --optimiser --out --precision --prompt
+    --repetitions --resamples --scheduler --seeds --selection --shuffle_pairs --subjects --synthetic
+    --synthetic.channels --synthetic.images_per_concept --synthetic.samples --synthetic.seed --synthetic.signal_to_noise
+    --synthetic.subjects --synthetic.test_concepts --synthetic.test_repetitions --synthetic.train_concepts
+    --synthetic.train_repetitions --target_layers --target_levels --threads --validation --views --vision --weight_decay
+    --weights --window --workers GRID
 retrieve --bank --candidates --data --device --gallery --gallery-text --gallery_text --gate --index --index-type
     --index_type --out --probes --recordings --top RUN
 report --data --device --figures --out --resamples --title RUNS""",

@@ -54,7 +54,17 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     """Add the flags of the command."""
     parser.add_class_arguments(DemoConfig)
     parser.add_class_arguments(SyntheticConfig, "synthetic")
-    skipped = {"data", "method", "method_options", "encoder_options", "subject", "preset", "channels", "window"}
+    skipped = {
+        "data",
+        "method",
+        "method_options",
+        "encoder_options",
+        "subject",
+        "preset",
+        "channels",
+        "window",
+        "allow_leak",
+    }
     parser.add_class_arguments(RunConfig, skip=skipped)
     parser.set_defaults({"synthetic.subjects": 1, **DEMO.run})
 

@@ -23,7 +23,7 @@ from bvsa_core.retrieval.gallery import first_invalid_row
 from bvsa_core.retrieval.gates import INFORMATION, Reliability
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.scoring import Embeddings, Protocol, Scores, Scoring, ranks, score, similarity
-from bvsa_core.retrieval.statistics import statistics_of
+from bvsa_core.retrieval.statistics import Statistics, statistics_of
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.run_folder import RunFolder
 
@@ -72,7 +72,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
 def score_run(parsed: jsonargparse.Namespace) -> RunResult:
     """Return the result of a run, scored as the flags say."""
     folder = RunFolder(parsed.run)
-    saved = folder.result()
+    saved = folder.verify()
     scoring = replace(scoring_of(parsed, saved.protocol.gate, saved.reliability), alpha=saved.alpha)
     curve = None
     if parsed.full:
@@ -89,7 +89,7 @@ def scoring_of(parsed: jsonargparse.Namespace, gate: str, learnt: Reliability | 
     return Scoring(parsed.gate or gate, reliability, parsed.rescoring, parsed.shuffle_texts)
 
 
-def score_files(parsed: jsonargparse.Namespace) -> tuple[Scores, Protocol, dict | None]:
+def score_files(parsed: jsonargparse.Namespace) -> tuple[Scores, Protocol, Statistics | None]:
     """Return scores, protocol and, with --full, statistics of embeddings in files."""
     scoring = scoring_of(parsed, "none")
     if parsed.image is None:

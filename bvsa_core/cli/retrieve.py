@@ -24,6 +24,7 @@ from bvsa_core.methods.base import Method
 from bvsa_core.report.tables import rich_table
 from bvsa_core.retrieval.gallery import EmbeddingMatrix, Gallery, first_invalid_row
 from bvsa_core.retrieval.index import Index, recall, search_candidates
+from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.scoring import Scoring
 from bvsa_core.retrieval.search import Queries, TopK, search
 from bvsa_core.training.config import RunConfig
@@ -66,8 +67,8 @@ def run(parsed: jsonargparse.Namespace) -> None:
         if (value := getattr(parsed, name)) < 1:
             raise UserError(f"--{name} is {value}; it must be at least 1")
     folder = RunFolder(parsed.run)
-    scoring = Scoring(parsed.gate, folder.result().reliability)
-    config = folder.config()
+    saved, config = folder.result(), folder.config()
+    scoring = Scoring(parsed.gate, saved.reliability)
     moved = {name: getattr(parsed, name) for name in ("data", "bank") if getattr(parsed, name) is not None}
     with init_processes() as processes, Display(quiet=processes.rank > 0) as display:
         if parsed.index is not None and processes.size > 1:
@@ -78,10 +79,10 @@ def run(parsed: jsonargparse.Namespace) -> None:
         if method.transductive_classifier:
             reason = f"method {config.method} classifies test images and has no embeddings to search with"
             raise UserError(f"{parsed.run}: {reason}")
-        names, recordings, subjects = read_queries(parsed.recordings, folder, config, run_data)
+        names, recordings, subjects = read_queries(parsed.recordings, saved, config, run_data)
         with torch.no_grad(), one_thread():
             queries = Queries(*method.query_embeddings(recordings.to(run_data.device), subjects))
-        gallery = open_gallery(parsed, method, config, run_data, display)
+        gallery = open_gallery(parsed, method, saved, config, run_data, display)
         if parsed.index is None:
             best, measured = search(queries, gallery, parsed.top, scoring, None, display, processes), None
         else:
@@ -118,17 +119,17 @@ def one_thread() -> Iterator[None]:
 
 
 def read_queries(
-    path: Path | None, folder: RunFolder, config: RunConfig, run_data: RunData
+    path: Path | None, saved: RunResult, config: RunConfig, run_data: RunData
 ) -> tuple[list[str], Tensor, Tensor | None]:
     """Read names, recordings (N, channels, time) and subject indices (N,), None if unknown, of the queries."""
-    shape = folder.result().shape
-    if shape is None:
-        raise UserError(f"{folder.path}: a run of an earlier version; train it again")
+    shape = saved.shape
+    assert shape is not None  # see load_method
     if path is None or path.suffix == ".pt":
         if path is None:
-            split = run_data.split(config.subject, "test", config.repetitions)
+            split = run_data.split(config.subject, "test", config.repetitions, saved.axes)
         else:
-            split = make_split([(path, read_recordings(path))], [path.parent.name], config.channels, config.window)
+            chosen = config.channels, config.window, True, None, saved.axes
+            split = make_split([(path, read_recordings(path))], [path.parent.name], *chosen)
         names, recordings = [split.images[i] for i in split.image_of.tolist()], split.recordings
         subjects = split.subject_indices(run_data.training_subjects(config)).to(run_data.device)
     else:
@@ -144,7 +145,12 @@ def read_queries(
 
 
 def open_gallery(
-    parsed: jsonargparse.Namespace, method: Method, config: RunConfig, run_data: RunData, display: Display
+    parsed: jsonargparse.Namespace,
+    method: Method,
+    saved: RunResult,
+    config: RunConfig,
+    run_data: RunData,
+    display: Display,
 ) -> Gallery:
     """Open the gallery of the flags: test images of the run, a folder of images, a feature bank, or a features file."""
     shared: dict[str, Any] = {"image_embeddings": method.image_embeddings, "text_embeddings": method.text_embeddings}
@@ -164,7 +170,7 @@ def open_gallery(
     if given_texts:
         raise UserError("--gallery_text belongs to a gallery of features; texts of images are made from their names")
     if where is None:
-        test = run_data.split(config.subject, "test", config.repetitions)
+        test = run_data.split(config.subject, "test", config.repetitions, saved.axes)
         names, concepts, bank = test.images, test.concepts, run_data.bank(test.images)
     else:
         paths = sorted(path for path in Path(where).rglob("*") if path.suffix.lower() in IMAGES)

@@ -6,6 +6,8 @@ ROOT/Image_set_Resize/training_images/00001_aardvark/aardvark_01b.jpg     (or Im
 ROOT/Image_set_Resize/test_images/00001_aircraft_carrier/aircraft_carrier_06s.jpg
 """
 
+from __future__ import annotations
+
 import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +29,39 @@ _TRAINING_NAMES = ("training_images", "train_images")
 
 
 @dataclass(frozen=True)
+class RecordingAxes:
+    """Channels and times of recordings. Recordings that a method is tested on need those it was trained on."""
+
+    channels: tuple[str, ...]
+    times: tuple[float, ...]  # seconds after image onset
+
+    def __str__(self) -> str:
+        return f"{len(self.times)} samples from {self.times[0]:g} to {self.times[-1]:g} s"
+
+    @property
+    def step(self) -> float:
+        """Seconds from one sample to the next; 0 if there is only one."""
+        return (self.times[-1] - self.times[0]) / max(1, len(self.times) - 1)
+
+    @property
+    def sampling_rate(self) -> float | None:
+        """Samples per second, to 0.1; None if unknown, as in files that only number their samples."""
+        return round(1 / self.step, 1) if 0 < self.step < 1 else None
+
+    def problem(self) -> str | None:
+        """Return what is wrong with channels or times, with the remedy; None if nothing is."""
+        if twice := sorted({name for name in self.channels if self.channels.count(name) > 1}):
+            return f"channels named twice: {', '.join(twice)}; make the file again"
+        if not (np.isfinite(self.times).all() and (np.diff(self.times) > 0).all()):
+            return "times that do not increase, or are not finite; make the file again"
+        return None
+
+    def same_times(self, other: RecordingAxes) -> bool:
+        """Return whether the times are the same, to a tenth of a sample."""
+        return len(self.times) == len(other.times) and np.allclose(self.times, other.times, rtol=0, atol=self.step / 10)
+
+
+@dataclass(frozen=True)
 class Recordings:
     """One split of one subject. A condition is one image, shown repeatedly."""
 
@@ -37,6 +72,11 @@ class Recordings:
     times: np.ndarray  # (time,) seconds after image onset
     modality: str = "EEG"  # or MEG
     sessions: list[list[int]] | None = None  # (conditions, repetitions) from 1, if the file has them
+
+    @property
+    def axes(self) -> RecordingAxes:
+        """Channels and times."""
+        return RecordingAxes(tuple(self.channels), tuple(np.asarray(self.times, float).tolist()))
 
     def __len__(self) -> int:
         return len(self.data)
@@ -218,7 +258,12 @@ def _sessions(values: object, trials: tuple[int, int]) -> list[list[int]] | None
 
 def _per_condition(path: Path, key: str, values: object, conditions: int) -> list[str]:
     values = np.asarray(values)
-    if values.dtype.kind != "U" or values.ndim not in (1, 2) or len(values) != conditions:
-        expected = f"it must have a name for each of {conditions} conditions"
+    expected = f"it must have a name for each of {conditions} conditions"
+    if values.dtype.kind != "U" or values.ndim not in (1, 2) or len(values) != conditions or not values.size:
         raise UserError(f"{path}: {key!r} has shape {values.shape}; {expected}")
-    return (values[:, 0] if values.ndim == 2 else values).tolist()
+    columns = values.reshape(conditions, -1)
+    if (changes := (columns != columns[:, :1]).any(axis=1)).any():
+        where = int(changes.argmax())
+        names = ", ".join(dict.fromkeys(columns[where].tolist()))
+        raise UserError(f"{path}: {key!r} changes over the repetitions of condition {where} ({names}); {expected}")
+    return columns[:, 0].tolist()

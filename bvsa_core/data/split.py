@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bvsa_core.data.dataset import Dataset, Recordings
+from bvsa_core.data.dataset import Dataset, RecordingAxes, Recordings
 from bvsa_core.data.things_eeg import OCCIPITAL_CHANNELS
 from bvsa_core.errors import UserError
 
@@ -31,6 +31,17 @@ class Split:
     subject_of: Tensor  # (samples,) int64, into subjects
     subjects: list[str]
     modality: str = "EEG"  # or MEG
+    times: list[float] = field(default_factory=list)  # (time,) seconds after image onset
+    repeated: int = 0  # conditions that were averaged into another of the same image
+
+    @property
+    def axes(self) -> RecordingAxes:
+        """Channels and times."""
+        return RecordingAxes(tuple(self.channels), tuple(self.times))
+
+    def shown(self) -> list[tuple[str, str]]:
+        """Return image and concept of everything that a sample shows."""
+        return [(self.images[i], self.concepts[i]) for i in self.image_of.unique().tolist()]
 
     def __len__(self) -> int:
         return len(self.recordings)
@@ -49,6 +60,15 @@ class Split:
         return torch.tensor(index, device=self.subject_of.device)[self.subject_of]
 
 
+def fold_concept(concept: str) -> str:
+    """Return the form in which equal concepts are equal: case and underscores do not count.
+
+    >>> fold_concept("Ice_cream") == fold_concept("ice cream")
+    True
+    """
+    return " ".join(concept.replace("_", " ").casefold().split())
+
+
 def hold_out(split: Split, images: int, seed: int) -> tuple[Split, Split]:
     """Split samples into those to train on and those of held-out concepts, drawn until they have `images` images.
 
@@ -61,8 +81,10 @@ def hold_out(split: Split, images: int, seed: int) -> tuple[Split, Split]:
     if drawn >= len(order):
         count = len(split.images)
         raise UserError(f"validation is {images}; that leaves none of {count} training images, hold out fewer")
-    chosen = set(order[:drawn])
-    held = torch.tensor([concept in chosen for concept in split.concepts], device=split.image_of.device)[split.image_of]
+    chosen = set(map(fold_concept, order[:drawn]))
+    held = torch.tensor([fold_concept(name) in chosen for name in split.concepts], device=split.image_of.device)[
+        split.image_of
+    ]
     return split.take(~held), split.take(held)
 
 
@@ -74,6 +96,7 @@ def load_split(
     window: tuple[float, float] | None = None,
     average: bool = True,
     repetitions: int | None = None,
+    axes: RecordingAxes | None = None,
 ) -> Split:
     """Load one split.
 
@@ -83,14 +106,15 @@ def load_split(
         split: train or test.
         channels: "standard" (the 17 occipital and parietal ones of THINGS-EEG, all of MEG), "all", or names.
         window: first and last time to keep, in seconds after image onset; default: all.
-        average: average the repetitions of an image into one sample.
+        average: average the repetitions of an image into one sample; conditions of the same image are repetitions.
         repetitions: how many of them are taken, from the first; default: all.
+        axes: channels and times that the recordings must have, such as those of training; channels are taken by name.
 
     Raises:
-        UserError: a subject, channel, time or repetition is missing, or subjects do not fit together.
+        UserError: a subject, channel, time or repetition is missing, or recordings do not fit together.
     """
     parts = ((dataset.path(subject, split), dataset.load(subject, split)) for subject in subjects)  # one at a time
-    return make_split(parts, subjects, channels, window, average, repetitions)
+    return make_split(parts, subjects, channels, window, average, repetitions, axes)
 
 
 def make_split(
@@ -100,32 +124,68 @@ def make_split(
     window: tuple[float, float] | None = None,
     average: bool = True,
     repetitions: int | None = None,
+    axes: RecordingAxes | None = None,
 ) -> Split:
     """Make a split from the paths (for messages) and contents of recordings files, one a subject; see load_split."""
     samples, image_of, subject_of = [], [], []
-    paths: list[Path] = []
     index_of: dict[str, int] = {}
     concept_of: dict[str, str] = {}
-    for path, part in parts:
-        kept = _channel_indices(part, channels, path)
-        trials = part.data[:, :repetitions, kept][..., _time_slice(part, window, path)]
+    origin, owner, repeated = "the run was trained on", -1, 0
+    for owner, (path, part) in enumerate(parts):
+        if problem := part.axes.problem():
+            raise UserError(f"{path}: {problem}")
+        kept = _channel_indices(part, channels if axes is None else list(axes.channels), path)
+        inside = _time_slice(part, window, path)
+        own = RecordingAxes(tuple(part.channels[i] for i in kept), part.axes.times[inside])
+        if axes is None:
+            axes, origin = own, f"{path} has"
+        elif not axes.same_times(own):
+            raise UserError(f"{path}: {own}, where {origin} {axes}; cut and resample all alike")
+        trials = part.data[:, :repetitions, kept][..., inside]
         taken = trials.shape[1]
         if repetitions is not None and taken < repetitions:
             raise UserError(f"{path}: an image is shown {taken} times, not {repetitions}; ask for fewer repetitions")
-        samples.append(trials.mean(1, np.float32) if average else np.concatenate(trials, dtype=np.float32))
-        index = [index_of.setdefault(image, len(index_of)) for image in part.images]
-        concept_of |= zip(part.images, part.concepts)
-        image_of.append(np.repeat(index, 1 if average else taken))
-        subject_of.append(np.full(len(samples[-1]), len(paths)))
-        paths.append(path)
-        if samples[-1].shape[1:] != samples[0].shape[1:]:
-            shapes = f"{samples[-1].shape[1:]} and those of {paths[0]} {samples[0].shape[1:]}"
-            raise UserError(f"{path}: recordings are {shapes}")
-    recordings, images, owners = (torch.from_numpy(np.concatenate(each)) for each in (samples, image_of, subject_of))
-    concepts = [concept_of[image] for image in index_of]
-    names = [part.channels[i] for i in kept]
-    repetitions = taken if average else 1
-    return Split(recordings, images, list(index_of), concepts, names, repetitions, owners, subjects, part.modality)
+        for image, concept in zip(part.images, part.concepts):
+            if concept_of.setdefault(image, concept) != concept:
+                both = f"{concept_of[image]!r} and {concept!r}"
+                raise UserError(f"{path}: the image {image} shows {both}; give it one concept")
+        index = np.array([index_of.setdefault(image, len(index_of)) for image in part.images])
+        if average:
+            means, index = _merge_repeated(trials.mean(1, np.float32), index)
+            repeated += len(trials) - len(index)
+        else:
+            means, index = np.concatenate(trials, dtype=np.float32), np.repeat(index, taken)
+        samples.append(means)
+        image_of.append(index)
+        subject_of.append(np.full(len(index), owner))
+    assert axes is not None  # there is at least one part
+    recordings, image_index, owners = (
+        torch.from_numpy(np.concatenate(each)) for each in (samples, image_of, subject_of)
+    )
+    return Split(
+        recordings,
+        image_index,
+        images=list(index_of),
+        concepts=[concept_of[image] for image in index_of],
+        channels=list(axes.channels),
+        repetitions=taken if average else 1,
+        subject_of=owners,
+        subjects=subjects,
+        modality=part.modality,
+        times=list(axes.times),
+        repeated=repeated,
+    )
+
+
+def _merge_repeated(means: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Average conditions (conditions, channels, time) of the same image; return them with the index of each image."""
+    _, first, group = np.unique(index, return_index=True, return_inverse=True)
+    if len(first) == len(index):
+        return means, index
+    sums = np.zeros((len(first), *means.shape[1:]), np.float32)
+    np.add.at(sums, group, means)
+    order = np.argsort(first)
+    return (sums / np.bincount(group)[:, None, None].astype(np.float32))[order], index[first[order]]
 
 
 def _channel_indices(part: Recordings, channels: str | list[str], path: object) -> list[int]:

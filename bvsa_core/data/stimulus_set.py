@@ -33,7 +33,7 @@ from bvsa_core.data.quality.check import CheckReport
 from bvsa_core.data.store import HEADER, read_header, sha256_of
 from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import write_atomically
-from bvsa_core.io.image_file import DECODE_ERRORS
+from bvsa_core.io.image_file import DECODE_ERRORS, to_rgb
 from bvsa_core.io.text_files import read_json
 from bvsa_core.progress import Progress, no_progress
 
@@ -291,7 +291,7 @@ def _resize(content: bytes, suffix: str, size: int, quality: int) -> bytes:
         image.load()
         if size == 0 or (image.width == size and image.mode == "RGB"):
             return content
-        resized = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+        resized = to_rgb(image).resize((size, size), Image.Resampling.BILINEAR)
     stream = io.BytesIO()
     resized.save(stream, "PNG" if suffix == ".png" else "JPEG", quality=quality, subsampling=0)  # PNG ignores both
     return stream.getvalue()

@@ -14,7 +14,7 @@ from bvsa_core.errors import UserError
 from bvsa_core.experiments.grid import Cell
 from bvsa_core.experiments.repetitions import repetition_curves
 from bvsa_core.io.atomic import lock, write_atomically
-from bvsa_core.io.text_files import read_json, read_yaml
+from bvsa_core.io.text_files import read_json
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.scoring import Scoring
@@ -83,7 +83,7 @@ def is_complete(cell: Cell, root: Path) -> bool:
     if not (folder / "result.json").is_file():
         return False
     try:
-        if read_yaml(folder / "run.yaml", "") != to_dict(cell.config):
+        if to_dict(RunFolder(folder).config()) != to_dict(cell.config):
             return False
         return read_json(folder / SCORES, "")["asked"] == requested_scores(cell)
     except (UserError, KeyError):
@@ -91,13 +91,16 @@ def is_complete(cell: Cell, root: Path) -> bool:
 
 
 def load_scores(folder: Path) -> list[RunResult]:
-    """Read the results of a complete cell, one for each way its training is scored."""
+    """Read the results of a complete cell, one for each way its training is scored; its embeddings must give them."""
     path = folder / SCORES
     remedy = "remove it, and 'bvsa reproduce' makes it again"
     rows = read_json(path, remedy).get("rows")
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path}: damaged or incomplete; {remedy}")
-    return [RunResult.from_json(row, path) for row in rows]
+    results, embeddings = [RunResult.from_json(row, path) for row in rows], RunFolder(folder).embeddings()
+    for result in results:
+        result.check_ranks(embeddings, path)
+    return results
 
 
 def levels_of(name: str, options: object) -> list[Level]:

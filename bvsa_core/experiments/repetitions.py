@@ -9,6 +9,7 @@ import torch
 from bvsa_core.data.dataset import Recordings
 from bvsa_core.data.split import make_split
 from bvsa_core.retrieval.scoring import Scoring, ranks, score, similarity
+from bvsa_core.retrieval.statistics import CurvePoint
 from bvsa_core.training.embedding import compute_embeddings
 from bvsa_core.training.run import load_method
 from bvsa_core.training.run_data import RunData
@@ -39,7 +40,7 @@ def steps(repetitions: int) -> list[int]:
 
 def repetition_curves(
     folder: RunFolder, run_data: RunData, scorings: Sequence[Scoring], resamples: int = 10, seed: int = 0
-) -> list[list[dict]]:
+) -> list[list[CurvePoint]]:
     """Return a curve for each scoring: mean and standard deviation of accuracies over subsets of the test repetitions.
 
     Subsets are drawn without replacement, for every image its own; all repetitions are one subset, without spread.
@@ -54,25 +55,26 @@ def repetition_curves(
     path = run_data.dataset.path(config.subject, "test")
     recordings = run_data.dataset.load(config.subject, "test")
     trained = run_data.training_subjects(config)
-    shown = run_data.split(config.subject, "test", config.repetitions)
+    axes = folder.result().axes
+    shown = run_data.split(config.subject, "test", config.repetitions, axes)
     views = run_data.views(shown.images, method.gallery_feature_levels())
     texts = run_data.texts(shown.images, shown.concepts)
     conditions, repetitions = recordings.data.shape[:2]
     rng = np.random.default_rng(seed)
-    curves: list[list[dict[str, float]]] = [[] for _ in scorings]
+    curves: list[list[CurvePoint]] = [[] for _ in scorings]
     for n in steps(repetitions):
         accuracies = []  # (draws, scorings, 2)
         everything = np.tile(np.arange(repetitions), (conditions, 1))
         count = resamples if n < repetitions else 1
         draws = [np.sort(rng.permuted(everything, axis=1)[:, :n], axis=1) for _ in range(count)]
         for part in averaged(recordings, np.stack(draws)):
-            test = make_split([(path, part)], [config.subject], config.channels, config.window).to(run_data.device)
+            chosen = config.channels, config.window, True, None, axes
+            test = make_split([(path, part)], [config.subject], *chosen).to(run_data.device)
             embeddings = compute_embeddings(method, test, views, texts, trained)
             scores = [score(ranks(similarity(embeddings, scoring))) for scoring in scorings]
             accuracies.append([(each.top1, each.top5) for each in scores])
         means = np.mean(accuracies, axis=0)
         spreads = np.std(accuracies, axis=0, ddof=1) if count > 1 else np.zeros_like(means)
         for curve, (top1, top5), (std1, std5) in zip(curves, means.tolist(), spreads.tolist()):
-            accuracy = {"top1": top1, "top1_std": std1, "top5": top5, "top5_std": std5}
-            curve.append({"averaged": n, "resamples": count, **accuracy})
+            curve.append(CurvePoint(averaged=n, resamples=count, top1=top1, top1_std=std1, top5=top5, top5_std=std5))
     return curves

@@ -134,8 +134,8 @@ def _name_parts(comparison: ComparisonRow) -> tuple[str, ...]:
 
 
 def _results(folder: RunFolder) -> list[RunResult]:
-    """Read the result of a run; in a grid's cell, one result for each way of scoring."""
-    result = folder.result()
+    """Read the result of a run, verified; in a grid's cell, one result for each way of scoring."""
+    result = folder.verify()
     if not result.images:
         raise UserError(f"{folder.path / 'result.json'}: images missing; a run of an earlier version, train it again")
     return load_scores(folder.path) if (folder.path / SCORES).is_file() else [result]
@@ -235,9 +235,6 @@ def _retrieval(row: ReportRow, run: RunSummary, cache: ThumbnailCache) -> Retrie
     folder = RunFolder(run.folder)
     result = folder.result()
     scores = similarity(folder.embeddings(), row.result.protocol.scoring(result.reliability))
-    if scores.shape != (len(run.result.ranks), len(result.images)):
-        problem = "result.json and embeddings.safetensors are not of the same run"
-        raise UserError(f"{folder.path}: {problem}; train it again")
     indices = [cache.index_of(run.settings["data"], image) for image in result.images]
     ordered = scores[:QUERIES].sort(dim=1, descending=True, stable=True)
     top = [[indices[i] for i in best] for best in ordered.indices[:, :TOP].tolist()]

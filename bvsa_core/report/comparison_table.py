@@ -242,15 +242,15 @@ def subject_rows(results: Sequence[RunResult]) -> dict[str, tuple[float, float]]
     return {name: (accuracy(each, 1), accuracy(each, 5)) for name, each in ranks_by_subject(results).items()}
 
 
-def mean_statistics(results: Sequence[RunResult]) -> dict:
-    """Return the mean of the results' statistics; the spread of a curve, over draws, is averaged too."""
-    return _mean([result.statistics for result in results])
+def mean_statistics(results: Sequence[RunResult]) -> Any:
+    """Return the mean of the statistics that all results have; the spread of a curve, over draws, is averaged too."""
+    return _mean([result.statistics or {} for result in results])
 
 
 def _mean(parts: Sequence) -> Any:
     first = parts[0]
     if isinstance(first, dict):
-        return {key: _mean([part[key] for part in parts]) for key in first}
+        return {key: _mean([part[key] for part in parts]) for key in first if all(key in part for part in parts)}
     if isinstance(first, list):
         return [_mean(list(each)) for each in zip(*parts)]
     return float(np.mean(parts)) if isinstance(first, float) else first

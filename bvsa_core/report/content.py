@@ -8,6 +8,7 @@ import numpy as np
 from bvsa_core.report.comparison_table import ComparisonRow
 from bvsa_core.report.tables import MethodResult
 from bvsa_core.retrieval.result import RunResult
+from bvsa_core.retrieval.statistics import CurvePoint
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class RunSummary:
     metrics: list[dict]  # one per epoch
     settings: dict  # from run.yaml
     finished: str  # ISO 8601
-    repetition_curve: list[dict] | None = None  # accuracy by the number of test repetitions averaged
+    repetition_curve: list[CurvePoint] | None = None  # accuracy by the number of test repetitions averaged
 
 
 @dataclass(frozen=True)

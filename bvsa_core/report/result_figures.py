@@ -273,7 +273,7 @@ def _repetitions(data: str, rows: Sequence[ReportRow]) -> FigureSpec:
     return FigureSpec(f"repetitions-{slug(data)}", "repetitions", f"Test repetitions, {data}", caption, alt, draw)
 
 
-def _mean_curve(curves: Sequence[list[dict]]) -> dict[str, Any]:
+def _mean_curve(curves: Sequence[Sequence[Any]]) -> dict[str, Any]:
     """Average the curves of several runs at the numbers of repetitions that all of them have."""
     points = [{point["averaged"]: point for point in curve} for curve in curves]
     averaged = sorted(set.intersection(*map(set, points)))

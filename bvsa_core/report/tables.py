@@ -11,7 +11,7 @@ from rich.table import Table
 
 from bvsa_core.retrieval.result import RunResult, ranks_by_subject
 from bvsa_core.retrieval.scoring import Protocol, score
-from bvsa_core.retrieval.statistics import crossed_bootstrap
+from bvsa_core.retrieval.statistics import Statistics, crossed_bootstrap
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def to_markdown(table: Sequence[MethodResult]) -> str:
     return f"{markdown_table(COLUMNS, map(cells, table))}\n\n{caption(table)}.\n"
 
 
-def statistics_lines(statistics: dict) -> list[str]:
+def statistics_lines(statistics: Statistics) -> list[str]:
     """Describe `RunResult.statistics` in sentences; accuracies are in percent."""
     both = lambda part: f"{100 * part['top1']:.1f} / {100 * part['top5']:.1f}"  # noqa: E731
     lines = []

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
+import math
 from collections.abc import Iterable
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import asdict, astuple, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 
+from bvsa_core.data.dataset import RecordingAxes
 from bvsa_core.encoders import InputSpec
 from bvsa_core.errors import UserError
-from bvsa_core.retrieval.gates import GATE_ALPHA, Reliability
+from bvsa_core.io.typed import build
+from bvsa_core.retrieval.gates import GATE_ALPHA, KINDS, Reliability
 from bvsa_core.retrieval.scoring import Embeddings, Protocol, Scores, Scoring, ranks, score, similarity
-from bvsa_core.retrieval.statistics import statistics_of
+from bvsa_core.retrieval.statistics import CurvePoint, Statistics, statistics_of
 
 VERSION = 1  # of result.json; files of earlier releases have none and are read too
-_KINDS = {
-    str: "text", int: "a whole number", float: "a number",
-    list[int]: "a list of whole numbers from 1", list[str]: "a list of names",
-}  # fmt: skip
-Built = TypeVar("Built")
+REMEDY = "delete it, and train the run again"
+_ROUNDING = 1e-5  # of similarities, relative to the largest one; other devices sum in another order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +44,10 @@ class RunResult:
     samples: int = 0  # trained on
     held_out: int = 0  # samples
     shape: InputSpec | None = None
+    axes: RecordingAxes | None = None  # channels and times trained on
     images: list[str] = field(default_factory=list)  # (N,) of the test set
-    statistics: dict[str, Any] | None = None  # see retrieval.statistics.statistics_of; "repetitions" is a curve
+    statistics: Statistics | None = None
+    files: dict[str, str] = field(default_factory=dict)  # SHA-256 of the run's other files; none in earlier releases
 
     @property
     def scores(self) -> Scores:
@@ -52,38 +55,84 @@ class RunResult:
         return score(torch.tensor(self.ranks))
 
     def rescored(
-        self, embeddings: Embeddings, scoring: Scoring, statistics: bool = True, curve: list[dict] | None = None
+        self, embeddings: Embeddings, scoring: Scoring, statistics: bool = True, curve: list[CurvePoint] | None = None
     ) -> RunResult:
         """Return the run's result with its `embeddings` scored in another way; statistics include the curve."""
         scores = similarity(embeddings, scoring)
         rank = ranks(scores)
+        figures = statistics_of(scores, rank) if statistics else None
+        if figures is not None and curve:
+            figures["repetitions"] = curve
         return replace(
             self,
             protocol=replace(self.protocol, **scoring.protocol()),
             ranks=rank.tolist(),
             reliability=scoring.reliability,
-            statistics=statistics_of(scores, rank) | ({"repetitions": curve} if curve else {}) if statistics else None,
+            statistics=figures,
         )
+
+    def check_ranks(self, embeddings: Embeddings, source: object) -> None:
+        """Raise UserError unless the ranks are those that the run's embeddings give, but for rounding."""
+        scores = similarity(embeddings, self.protocol.scoring(self.reliability))
+        given, rounding = torch.tensor(self.ranks), _ROUNDING * scores.abs().max().clamp(min=1)
+        if len(given) != len(scores):
+            raise UserError(f"{source}: {len(given)} ranks, and embeddings of {len(scores)} recordings; {REMEDY}")
+        right = scores.diagonal()[:, None]
+        lowest, highest = (scores > right + rounding).sum(1) + 1, (scores >= right - rounding).sum(1)
+        wrong = int(((given < lowest) | (given > highest)).sum())
+        if wrong > len(given) // 100:  # a recording at a gate's threshold may be let through on one device only
+            raise UserError(f"{source}: {wrong} of {len(given)} ranks are not those of the run's embeddings; {REMEDY}")
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for a JSON file; what is unknown is omitted."""
-        own = {name: value for name, value in asdict(self).items() if value is not None and value != []}
-        return {"version": VERSION, **own, **self.scores.to_json(self.protocol)}
+        own = {name: value for name, value in asdict(self).items() if value is not None and value not in ([], {})}
+        content = json.loads(json.dumps({"version": VERSION, **own, **self.scores.to_json(self.protocol)}))
+        return {**content, "checksum": _checksum(content)}
 
     @classmethod
     def from_json(cls, content: dict[str, Any], source: object = "result") -> RunResult:
         """Read what `to_json` returned, in this release or an earlier one; `source` begins the error messages.
 
         Raises:
-            UserError: the content is not a result, is damaged, or comes from a later release.
+            UserError: the content is not a result, is damaged or altered, or comes from a later release.
         """
         if (version := content.get("version", VERSION)) != VERSION:
             mismatch = f"version {version!r} of a result, where this release reads {VERSION}"
             raise UserError(f"{source}: {mismatch}; update fovblur, or delete it and train the run again")
-        result = _build(cls, content, source)
-        if not result.ranks or min(result.ranks) < 1:
-            raise UserError(f"{source}: ranks must be {_KINDS[list[int]]}; delete it, and train the run again")
+        if "checksum" in content and content["checksum"] != _checksum(content):
+            raise UserError(f"{source}: altered since it was written (its checksum differs); {REMEDY}")
+        result: RunResult = build(cls, content, str(source), REMEDY)
+        if problem := result._problem():
+            raise UserError(f"{source}: {problem}; {REMEDY}")
         return result
+
+    def _problem(self) -> str | None:
+        """Return what in a result that was read contradicts itself."""
+        if not self.ranks or min(self.ranks) < 1:
+            return "ranks must be a list of whole numbers from 1"
+        if self.images and len(self.images) != len(self.ranks):
+            return f"{len(self.ranks)} ranks of {len(self.images)} images"
+        if self.protocol.gallery < 1 or min(self.epoch, self.samples, self.held_out) < 0:
+            return "gallery must be at least 1; epoch, samples and held_out at least 0"
+        if self.axes is not None and (problem := self.axes.problem()):
+            return f"axes have {problem.partition(';')[0]}"
+        if self.axes and self.shape and (len(self.axes.channels), len(self.axes.times)) != astuple(self.shape)[:2]:
+            return "axes are not of the shape"
+        if self.reliability and (self.reliability.kind not in KINDS or not math.isfinite(self.reliability.threshold)):
+            return f"reliability must be of a kind of {', '.join(KINDS)}, with a finite threshold"
+        try:
+            scoring = self.protocol.scoring(self.reliability)
+        except UserError as error:
+            return str(error)
+        return (
+            "the gate label_free has no reliability" if scoring.gate == "label_free" and not self.reliability else None
+        )
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    """Return the SHA-256 of plain data without their own checksum."""
+    text = json.dumps({name: value for name, value in content.items() if name != "checksum"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def ranks_by_subject(results: Iterable[RunResult]) -> dict[str, np.ndarray]:
@@ -91,27 +140,3 @@ def ranks_by_subject(results: Iterable[RunResult]) -> dict[str, np.ndarray]:
     ordered = sorted(results, key=lambda result: (result.subject, result.seed))
     groups = itertools.groupby(ordered, lambda result: result.subject)
     return {subject: np.array([result.ranks for result in group]) for subject, group in groups}
-
-
-def _build(kind: type[Built], content: dict[str, Any], source: object) -> Built:
-    """Build a dataclass from plain data, checking names and types; unknown names are ignored."""
-    known = {each.name: each for each in fields(kind)}  # type: ignore[arg-type]
-    required = [name for name, each in known.items() if each.default is each.default_factory is MISSING]
-    if missing := [name for name in required if name not in content]:
-        raise UserError(f"{source}: {', '.join(missing)} missing; a run of an earlier version, train it again")
-    hints = get_type_hints(kind)
-    return kind(**{name: _value(hints[name], content[name], f"{source}: {name}") for name in known if name in content})
-
-
-def _value(hint: Any, value: Any, source: str) -> Any:
-    """Check one value of a dataclass against the annotation of its field."""
-    if isinstance(hint, UnionType):  # always X | None here
-        if value is None:
-            return None
-        hint = get_args(hint)[0]
-    nested = isinstance(hint, type) and is_dataclass(hint)
-    plain = dict if nested else get_origin(hint) or hint
-    fits = isinstance(value, (int, float) if plain is float else plain)
-    if not fits or (plain is list and not all(isinstance(each, get_args(hint)) for each in value)):
-        raise UserError(f"{source} must be {_KINDS.get(hint, 'an object')}; delete it, and train the run again")
-    return _build(hint, value, source) if nested else value

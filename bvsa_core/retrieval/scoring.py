@@ -40,6 +40,9 @@ class Protocol:
     encoder: str | None = None  # of the images
     setting: str | None = None  # intra-subject, or inter-subject: the test subject is not trained on
     modality: str | None = None  # EEG or MEG
+    sampling_rate: float | None = None  # Hz
+    repeated: int | None = None  # test conditions averaged into another of the same image
+    leak: str | None = None  # what of the test set the training data have; a run must allow it
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value}" for name, value in self.to_json().items())

@@ -1,8 +1,10 @@
 """Statistics of rankings: bootstrap intervals, hubness, smaller galleries, and paired tests of methods."""
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 import scipy  # which imports scipy.stats when it is used: half a second
@@ -30,6 +32,41 @@ def crossed_bootstrap(
     means = np.einsum("rs,rk,rn,skn->r", *weights, values, optimize=True)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+class HubnessRecord(TypedDict):
+    """`Hubness` as plain data."""
+
+    k: int
+    skewness: float
+    never_retrieved: float
+
+
+class GalleryAccuracy(TypedDict):
+    """Accuracies in random galleries of a size."""
+
+    size: int
+    top1: float
+    top5: float
+
+
+class CurvePoint(TypedDict):
+    """Accuracies by the number of test repetitions averaged: mean and standard deviation over draws of them."""
+
+    averaged: int
+    resamples: int
+    top1: float
+    top1_std: float
+    top5: float
+    top5_std: float
+
+
+class Statistics(TypedDict, total=False):
+    """What is known of a ranking beside its scores."""
+
+    hubness: HubnessRecord
+    galleries: list[GalleryAccuracy]
+    repetitions: list[CurvePoint]
 
 
 @dataclass(frozen=True)
@@ -68,10 +105,10 @@ def small_gallery(ranks: ArrayLike, images: int, size: int, k: int) -> float:
     return float(scipy.stats.hypergeom.cdf(k - 1, images - 1, ahead, size - 1).mean())
 
 
-def small_galleries(ranks: ArrayLike, images: int) -> list[dict]:
+def small_galleries(ranks: ArrayLike, images: int) -> list[GalleryAccuracy]:
     """Return the expected Top-1 and Top-5 accuracies for each size of GALLERIES up to the number of images."""
-    accuracy = lambda size: {f"top{k}": small_gallery(ranks, images, size, k) for k in (1, 5)}  # noqa: E731
-    return [{"size": size, **accuracy(size)} for size in GALLERIES if size <= images]
+    accuracy = functools.partial(small_gallery, ranks, images)
+    return [{"size": n, "top1": accuracy(n, 1), "top5": accuracy(n, 5)} for n in GALLERIES if n <= images]
 
 
 def wilcoxon(first: ArrayLike, second: ArrayLike) -> float:
@@ -150,6 +187,8 @@ def compare(accuracies: Mapping[str, Sequence[float]], baseline: str | None = No
     return [Comparison(one, other, difference(one, other), p) for (one, other), p in zip(pairs, adjusted)]
 
 
-def statistics_of(scores: Tensor, ranks: Tensor) -> dict:
+def statistics_of(scores: Tensor, ranks: Tensor) -> Statistics:
     """Return hubness and accuracies in smaller galleries as plain data, from scores (N, M) and ranks (N,)."""
-    return {"hubness": vars(hubness(scores)), "galleries": small_galleries(ranks.cpu().numpy(), scores.shape[1])}
+    hubs = hubness(scores)
+    record = HubnessRecord(k=hubs.k, skewness=hubs.skewness, never_retrieved=hubs.never_retrieved)
+    return {"hubness": record, "galleries": small_galleries(ranks.cpu().numpy(), scores.shape[1])}

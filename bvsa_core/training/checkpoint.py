@@ -1,11 +1,13 @@
 """The training state, saved in RUN/resume.pt so that a run that was stopped or killed continues to the same numbers.
 
-It holds parameters, per-sample state, the optimiser's state, the best epoch's weights so far and the states of the
-random number generators, as torch.load(weights_only=True) reads them.
+Its first line has a version and the SHA-256 of the rest: the run's settings, parameters, per-sample state, the
+optimiser's state, the best epoch's weights so far and the states of the random number generators, as
+torch.load(weights_only=True) reads them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import random
@@ -26,6 +28,7 @@ from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import write_atomically
 from bvsa_core.methods.base import Method
 from bvsa_core.progress import Progress, no_progress
+from bvsa_core.training.config import RunConfig, to_dict
 from bvsa_core.training.run_folder import RunFolder
 from bvsa_core.training.selection import Best
 
@@ -34,7 +37,8 @@ if TYPE_CHECKING:
 
 SAVE_EVERY_S = 30.0
 MAX_WRITE_SHARE = 1 / 20  # of the time may go into writing
-VERSION = 2  # 1 was resume.safetensors
+VERSION = b"bvsa training state 3"  # before it, without a first line, or resume.safetensors
+PLACES = {"data", "bank", "cache_dir", "device"}  # settings that a state does not depend on
 # What torch.load and load_state_dict raise for damaged content, besides arithmetic and assertion errors.
 UNREADABLE = (pickle.UnpicklingError, EOFError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)
 
@@ -48,30 +52,47 @@ class TrainingState:
 
     Args:
         total: () sum of the losses of the epoch so far.
+        config: of the run.
     """
 
-    def __init__(self, method: Method, optimiser: torch.optim.Optimizer, best: Best, total: Tensor, fabric: Fabric):
+    def __init__(
+        self,
+        method: Method,
+        optimiser: torch.optim.Optimizer,
+        best: Best,
+        total: Tensor,
+        fabric: Fabric,
+        config: RunConfig,
+    ):
+        self.settings = {name: value for name, value in to_dict(config).items() if name not in PLACES}
         self.parts: dict[str, Any] = {"method": method, "optimiser": optimiser, "precision": fabric.strategy.precision}
         self.best, self.total, self.device = best, total, total.device
         self.epoch, self.batch = 0, 0  # the next ones
 
     def to_bytes(self) -> bytes:
-        """Serialise the state, and the random number generators of this process, by torch.save."""
+        """Serialise the state, and the random number generators of this process."""
         numpy: Any = np.random.get_state(legacy=False)
         numpy["state"]["key"] = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         generators = {"torch": torch.get_rng_state(), "cuda": cuda, "python": random.getstate(), "numpy": numpy}
-        own = {"version": VERSION, "epoch": self.epoch, "batch": self.batch, "total": self.total}
+        own = {"settings": self.settings, "epoch": self.epoch, "batch": self.batch, "total": self.total}
         parts = {name: part.state_dict() for name, part in self.parts.items()}
         stream = io.BytesIO()
         torch.save({**own, **parts, "best": vars(self.best), "random": generators}, stream)
-        return stream.getvalue()
+        return b"%b %b\n" % (VERSION, _digest(stream.getbuffer())) + stream.getbuffer()
 
     def load(self, content: bytes) -> None:
         """Restore what `to_bytes` saved; damaged content, or another run's, raises various exceptions."""
-        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        if saved["version"] != VERSION:
-            raise ValueError(f"version {saved['version']}, and this program reads {VERSION}")
+        first_line, _, archive = content.partition(b"\n")
+        version, _, digest = first_line.rpartition(b" ")
+        if version != VERSION:
+            raise ValueError("damaged, or of another version")
+        if digest != _digest(archive):
+            raise ValueError("altered since it was saved: its checksum differs")
+        saved = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
+        for name, value in self.settings.items():
+            if saved["settings"].get(name) != value:
+                raise ValueError(f"{name} was {saved['settings'].get(name)}, and is {value}")
         for name, part in self.parts.items():
             part.load_state_dict(saved[name])
         vars(self.best).update(saved["best"])
@@ -89,6 +110,10 @@ class TrainingState:
             if generators["cuda"] is None:
                 raise ValueError("saved by a training on the CPU")
             torch.cuda.set_rng_state(generators["cuda"], self.device)
+
+
+def _digest(content: bytes | memoryview) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
 
 
 class Checkpointer:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_type_hints
 
 from bvsa_core import encoders, methods
-from bvsa_core.errors import UserError, unknown_name
+from bvsa_core.errors import UserError, first_few, unknown_name
+from bvsa_core.io.typed import build
 from bvsa_core.methods.base import Preset
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 SETTINGS = {"intra": "intra-subject", "inter": "inter-subject"}  # names in tables
 SELECTIONS = {"last": "last", "validation": "validation", "oracle": "oracle (upper bound, selected on test)"}
 LEARNING_RATES = {"intra": 1e-4, "inter": 1e-5}  # as UBP and BVSA publish them
+ADDED = {"allow_leak"}  # since 0.1, whose run.yaml is read too
+Settings = TypeVar("Settings")
+_REMEDY = "delete the folder, and train the run again"
 
 
 @dataclass
@@ -107,6 +111,8 @@ class RunConfig(RunDataConfig):
     seed: int = 0
     precision: str = "32-true"
     """Precision of the encoder: 32-true, bf16-mixed or, on GPUs, 16-mixed. Weights are always float32."""
+    allow_leak: bool = False
+    """Train although concepts or images of the test set are in the training data; every table and page says so."""
     shuffle_pairs: bool = False
     """Control: shuffle the pairs of training recordings and images, so that nothing can be learnt."""
 
@@ -189,9 +195,31 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig:
-    """Return the config that `to_dict` turned into plain data."""
-    try:
-        required = {name: values[name] for name in ("data", "bank", "cache_dir", "method_options", "encoder_options")}
-        return RunConfig(**{**values, **required, "window": tuple(values["window"]) if values["window"] else None})
-    except (KeyError, TypeError) as error:
-        raise UserError(f"settings of another version ({error}); train the run again") from error
+    """Return the config that `to_dict` turned into plain data, in this release or an earlier one.
+
+    Raises:
+        UserError: a setting is missing, unknown or of another kind.
+    """
+    values = dict(values)
+    for name in ("method", "preset", "encoder"):
+        if not isinstance(values.get(name), str):
+            raise UserError(f"{name} is missing or no name; {_REMEDY}")
+    options = {
+        "method_options": method_options(values["method"], values["preset"]),
+        "encoder_options": encoders.options_class(values["encoder"])(),
+    }
+    for name, default in options.items():
+        given = build(dict[str, Any] | None, values.get(name), name, _REMEDY) or {}
+        values[name] = _checked(type(default), vars(default) | given, f"{name}: ")
+    return _checked(RunConfig, values, "")
+
+
+def _checked(kind: type[Settings], values: dict[str, Any], prefix: str) -> Settings:
+    """Build a dataclass of settings from plain data that have all of its fields, and no others."""
+    known = {each.name for each in fields(kind)}  # type: ignore[arg-type]
+    for what, names in (("missing", known - values.keys() - ADDED), ("unknown", values.keys() - known)):
+        if names:
+            listed = first_few(sorted(map(str, names)))
+            raise UserError(f"{prefix}{listed} {what}; damaged, or settings of another version; {_REMEDY}")
+    hints = get_type_hints(kind)
+    return kind(**{name: build(hints[name], value, f"{prefix}{name}", _REMEDY) for name, value in values.items()})

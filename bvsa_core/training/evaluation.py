@@ -69,7 +69,7 @@ def evaluate(trained: Trained, config: RunConfig, run_data: RunData, scoring: Sc
         UserError: data are missing or do not fit the method.
     """
     method = trained.method
-    test = run_data.split(config.subject, "test", config.repetitions)
+    test, leak = run_data.test_split(config, trained.split, trained.held_out)
     embeddings = embed(method, test, run_data, trained.split.subjects)
     learns = not method.transductive_classifier
     reliability = trained.learn_gate(run_data, len(test.images), config.seed) if learns else None
@@ -86,6 +86,9 @@ def evaluate(trained: Trained, config: RunConfig, run_data: RunData, scoring: Sc
         encoder=run_data.clip.name,
         setting=SETTINGS[config.setting],
         modality=test.modality,
+        sampling_rate=test.axes.sampling_rate,
+        repeated=test.repeated or None,
+        leak="test data are trained on" if leak else None,
         **scoring.protocol(),
     )
     return Evaluation(score(rank), protocol, rank, test.images, embeddings, reliability)
@@ -93,7 +96,8 @@ def evaluate(trained: Trained, config: RunConfig, run_data: RunData, scoring: Sc
 
 def oracle(trained: Trained, run_data: RunData, config: RunConfig) -> Callable[[], dict[str, float]]:
     """Return a function that scores the test set, as the result would report it."""
-    test, gate = run_data.split(config.subject, "test", config.repetitions), trained.method.default_gate
+    test = run_data.split(config.subject, "test", config.repetitions, trained.split.axes)
+    gate = trained.method.default_gate
 
     def test_metrics() -> dict[str, float]:
         embeddings = embed(trained.method, test, run_data, trained.split.subjects)

@@ -59,7 +59,8 @@ def fit(
     options = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay, "fused": True}
     optimiser = kind(method.parameters(), **options)
     best, total = Best(config.selection), torch.zeros((), device=train.recordings.device)
-    state, checkpointer = TrainingState(method, optimiser, best, total, fabric), checkpointer or Checkpointer()
+    state = TrainingState(method, optimiser, best, total, fabric, config)
+    checkpointer = checkpointer or Checkpointer()
     processes = checkpointer.processes
     module, optimiser = fabric.setup(method, optimiser)
     method.epochs = config.epochs

@@ -45,8 +45,7 @@ def run(
         progress("epochs", metrics["epoch"], config.epochs)
 
     with folder.locked(config) if processes.rank == 0 else nullcontext():
-        with nullcontext() if config.selection == "oracle" else run_data.sealed():
-            trained = train(config, run_data, report, Checkpointer(folder, processes, progress))
+        trained = train(config, run_data, report, Checkpointer(folder, processes, progress))
         evaluation = evaluate(trained, config, run_data)
         result = RunResult(
             method=config.method,
@@ -62,13 +61,11 @@ def run(
             samples=len(trained.split),
             held_out=len(trained.held_out) if trained.held_out else 0,
             shape=trained.shape,
+            axes=trained.split.axes,
             ranks=evaluation.ranks.tolist(),
             images=evaluation.images,
         )
-        if processes.rank == 0:
-            folder.finish(trained.method, evaluation.embeddings, result)
-        processes.barrier()
-    return result
+        return processes.broadcast(lambda: folder.finish(trained.method, evaluation.embeddings, result))
 
 
 def train(
@@ -76,7 +73,8 @@ def train(
 ) -> Trained:
     """Train a method, from a saved state if there is one, and keep the weights that config.selection chooses.
 
-    Only the selection oracle reads the test set. `report` is called with the metrics of every epoch.
+    Before training, the test set is compared with the training data; after that, only the selection oracle reads it.
+    `report` is called with the metrics of every epoch.
 
     Raises:
         UserError: data or options do not fit.
@@ -86,6 +84,7 @@ def train(
     checkpointer = checkpointer or Checkpointer()
     fabric = make_fabric(run_data.device, run_data.processes, config.precision)
     split, validation = split_off_validation(run_data.split(run_data.training_subjects(config), "train"), config)
+    run_data.test_split(config, split, validation)  # which raises if it is no test
     texts = run_data.texts(split.images, split.concepts)
     _, channels, time = split.recordings.shape
     shape = encoders.InputSpec(channels, time, texts.shape[1], len(split.subjects))
@@ -105,7 +104,8 @@ def train(
         extra_metrics = lambda: {"validation_top1": validation_top1(*common)}  # noqa: E731
     elif config.selection == "oracle":
         extra_metrics = oracle(Trained(method, 0, shape, split, validation), run_data, config)
-    with checkpointer.catch_sigint():
+    seal = nullcontext() if config.selection == "oracle" else run_data.sealed()
+    with seal, checkpointer.catch_sigint():
         epoch = fit(method, split, views, texts, config, fabric, report, held_out, extra_metrics, checkpointer)
     return Trained(method, epoch, shape, split, validation)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bvsa_core.data.dataset import Dataset
+from bvsa_core.data.dataset import Dataset, RecordingAxes
+from bvsa_core.data.leaks import find_leak
 from bvsa_core.data.split import Split, load_split
 from bvsa_core.distributed.processes import ProcessGroup
 from bvsa_core.errors import UserError
@@ -89,13 +90,20 @@ class RunData:
         finally:
             self._sealed = False
 
-    def split(self, subjects: str | Sequence[str], split: str, repetitions: int | None = None) -> Split:
+    def split(
+        self,
+        subjects: str | Sequence[str],
+        split: str,
+        repetitions: int | None = None,
+        axes: RecordingAxes | None = None,
+    ) -> Split:
         """Return the recordings of one or several subjects; repetitions of test images are averaged.
 
         Args:
             subjects: names.
             split: train or test.
             repetitions: how many of an image are taken, from the first; default: all.
+            axes: channels and times that the recordings must have, those of training; default: what the files have.
 
         Raises:
             RuntimeError: the test set is sealed.
@@ -103,16 +111,33 @@ class RunData:
         if split == "test" and self._sealed:
             raise RuntimeError("the test set is read before training has ended; only selection 'oracle' may do that")
         subjects = (subjects,) if isinstance(subjects, str) else tuple(subjects)
-        return (self._split_of_one if len(subjects) == 1 else self._split_of_several)(subjects, split, repetitions)
+        return (self._split_of_one if len(subjects) == 1 else self._split_of_several)(
+            subjects, split, repetitions, axes
+        )
 
     def clear_cache(self) -> None:
         """Drop cached recordings, to make room for other subjects."""
         self._split_of_one.cache_clear()
         self._split_of_several.cache_clear()
 
-    def _split(self, subjects: tuple[str, ...], split: str, repetitions: int | None) -> Split:
+    def test_split(self, config: RunConfig, train: Split, held_out: Split | None) -> tuple[Split, str | None]:
+        """Return the test set of a run, which must fit what it trains on, and a leak that config.allow_leak allows.
+
+        Raises:
+            UserError: the test set has other channels or times, or is no test for what is trained on.
+        """
+        test = self.split(config.subject, "test", config.repetitions, train.axes)
+        leak = find_leak(self.dataset, train, held_out, test)
+        if leak and not config.allow_leak:
+            remedy = "take them out, or give --allow_leak true, which every table and page will say"
+            raise UserError(f"{self.config.data}: {leak}; {remedy}")
+        return test, leak
+
+    def _split(
+        self, subjects: tuple[str, ...], split: str, repetitions: int | None, axes: RecordingAxes | None
+    ) -> Split:
         average = self.config.average or split == "test"
-        chosen = self.config.channels, self.config.window, average, repetitions
+        chosen = self.config.channels, self.config.window, average, repetitions, axes
         return load_split(self.dataset, list(subjects), split, *chosen).to(self.device)
 
     def training_subjects(self, config: RunConfig) -> list[str]:

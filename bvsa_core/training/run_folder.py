@@ -4,30 +4,53 @@ RUN/run.yaml               the configuration, which 'bvsa train --config' takes
 RUN/metrics.jsonl          one line an epoch
 RUN/weights.safetensors    encoder, scale, weights of fused targets, per-sample state
 RUN/embeddings.safetensors what retrieval compares: recordings, images and texts of the test set
-RUN/result.json            the scores; a run is complete when it is there
+RUN/result.json            the scores, and checksums of the two files above; a run is complete when it is there
 RUN/resume.pt              the training state of a run that is not complete; see training.checkpoint
 """
 
+import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any, TypedDict
 
 import safetensors.torch
+import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
+from bvsa_core.data.store import sha256_of
 from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import append_line, clean_stale, is_temporary, lock, write_atomically
 from bvsa_core.io.safe_readers import read_arrays
 from bvsa_core.io.text_files import parse_json, read_json, read_yaml
-from bvsa_core.retrieval.result import RunResult
+from bvsa_core.io.typed import build
+from bvsa_core.retrieval.result import REMEDY, RunResult
 from bvsa_core.retrieval.scoring import Embeddings
 from bvsa_core.training.config import RunConfig, from_dict, to_dict
 
 ACTIVITY = "a run"  # what other processes report while the folder is locked
-REMEDY = "delete it, and train the run again"
 NO_RUN = "train one with 'bvsa train --out'"
+WEIGHTS, EMBEDDINGS = "weights.safetensors", "embeddings.safetensors"
+_LEVEL = re.compile(r"k\d+ gain \d+(\.\d+)?(e-\d+)?")
+
+
+class _EveryMetric(TypedDict):
+    epoch: int
+    loss: float
+
+
+class Metrics(_EveryMetric, total=False):
+    """Metrics of one epoch, a line of metrics.jsonl; a run may have more."""
+
+    blur: dict[str, int]  # training samples at each blur level
+    validation_loss: float
+    validation_top1: float
+    test_top1: float
+    test_map: float
 
 
 class RunFolder:
@@ -47,7 +70,7 @@ class RunFolder:
             if self.path.exists() and any(not is_temporary(path) for path in self.path.iterdir()):
                 raise UserError(f"{self.path}: not empty and not a run; choose another folder with --out")
             return False
-        if read_yaml(self.settings, "delete the folder, and train the run again") != to_dict(config):
+        if to_dict(self.config()) != to_dict(config):
             problem = "holds a run with other settings (see run.yaml)"
             raise UserError(f"{self.path}: {problem}; choose another folder with --out")
         if (old := self.path / "resume.safetensors").exists():
@@ -55,11 +78,11 @@ class RunFolder:
         return (self.path / "result.json").exists() and not self.resume.exists()
 
     def finished_result(self, config: RunConfig) -> RunResult | None:
-        """Return the result of the run of a configuration, or None if it is not complete."""
+        """Return the result of the run of a configuration, verified, or None if it is not complete."""
         if not self.is_complete(config):
             return None
         clean_stale(self.path, activity=ACTIVITY)
-        return self.result()
+        return self.verify()
 
     @contextmanager
     def locked(self, config: RunConfig) -> Iterator[None]:
@@ -79,14 +102,18 @@ class RunFolder:
         write_atomically(path, b"".join(lines))
         return len(lines) == epochs
 
-    def finish(self, module: nn.Module, embeddings: Embeddings, result: RunResult) -> None:
-        """Write weights, embeddings and the result, which makes the run complete."""
+    def finish(self, module: nn.Module, embeddings: Embeddings, result: RunResult) -> RunResult:
+        """Write weights, embeddings and the result, which makes the run complete. Returns it with their checksums."""
         features = {name: value.float().clone() for name, value in vars(embeddings).items()}
-        for name, tensors in (("weights", module.state_dict()), ("embeddings", features)):
-            tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-            write_atomically(self.path / f"{name}.safetensors", safetensors.torch.save(tensors))
+        files = {}
+        for name, tensors in ((WEIGHTS, module.state_dict()), (EMBEDDINGS, features)):
+            content = safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+            write_atomically(self.path / name, content)
+            files[name] = hashlib.sha256(content).hexdigest()
+        result = replace(result, files=files)
         write_atomically(self.path / "result.json", json.dumps(result.to_json(), indent=2).encode() + b"\n")
         self.resume.unlink(missing_ok=True)
+        return result
 
     def result(self) -> RunResult:
         """Read the result of a complete run."""
@@ -95,14 +122,25 @@ class RunFolder:
             raise UserError(f"{self.path}: no finished run there (result.json is missing); {NO_RUN}")
         return RunResult.from_json(read_json(path, REMEDY), path)
 
-    def metrics(self) -> list[dict]:
+    def verify(self) -> RunResult:
+        """Read the result; weights and embeddings must be those of the run, and its ranks follow from the latter."""
+        result = self.result()
+        self._read(WEIGHTS)
+        result.check_ranks(self.embeddings(), self.path / "result.json")
+        return result
+
+    def metrics(self) -> list[dict[str, Any]]:
         """Read the metrics of every epoch; none if there is no metrics.jsonl."""
         path = self.path / "metrics.jsonl"
         lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-        epochs = [parse_json(line, f"{path}: line {number}", REMEDY) for number, line in enumerate(lines, start=1)]
-        for number, epoch in enumerate(epochs, start=1):
-            if not {"epoch", "loss"} <= epoch.keys():
-                raise UserError(f"{path}: line {number} has no epoch and loss; {REMEDY}")
+        epochs = []
+        for number, line in enumerate(lines, start=1):
+            source = f"{path}: line {number}"
+            epoch: dict[str, Any] = build(Metrics, parse_json(line, source, REMEDY), source, REMEDY)
+            levels = epoch.get("blur", {"k1 gain 0": 1})
+            if not all(map(_LEVEL.fullmatch, levels)) or min(levels.values(), default=0) < 1:
+                raise UserError(f"{source}: blur must count samples by levels such as 'k51 gain 0.5'; {REMEDY}")
+            epochs.append(epoch)
         return epochs
 
     def config(self) -> RunConfig:
@@ -115,15 +153,35 @@ class RunFolder:
         except UserError as error:
             raise UserError(f"{self.settings}: {error}") from error
 
+    def _read(self, name: str) -> dict[str, Tensor]:
+        """Read the tensors of a file, whose checksum must be the result's if that has one."""
+        path = self.path / name
+        tensors = read_arrays(path)
+        if (expected := self.result().files.get(name)) and sha256_of(path) != expected:
+            raise UserError(f"{path}: altered since the run ended (its checksum differs); {REMEDY}")
+        return tensors
+
     def load_weights(self, module: nn.Module) -> None:
         """Load the trained weights and per-sample state into a module."""
-        path = self.path / "weights.safetensors"
+        tensors = self._read(WEIGHTS)
         try:
-            module.load_state_dict(read_arrays(path))
+            module.load_state_dict(tensors)
         except RuntimeError as error:
             detail = str(error).splitlines()[-1].strip()
-            raise UserError(f"{path}: not the weights of this run ({detail}); train it again") from error
+            raise UserError(f"{self.path / WEIGHTS}: not the weights of this run ({detail}); train it again") from error
 
     def embeddings(self) -> Embeddings:
         """Read the embeddings of the test set."""
-        return Embeddings(**read_arrays(self.path / "embeddings.safetensors"))
+        tensors = self._read(EMBEDDINGS)
+        names = [each.name for each in fields(Embeddings)]
+        matrices = [tensors.get(name, torch.empty(0)) for name in names]
+        fit = tensors.keys() == {*names} and all(each.ndim == 2 and each.is_floating_point() for each in matrices)
+        if fit:
+            (queries, width), (images, image_width), (others, text_width), (texts, width_of_texts) = (
+                each.shape for each in matrices
+            )
+            fit = 0 < queries == others <= images == texts and width == image_width and text_width == width_of_texts
+        if not fit or not all(each.isfinite().all() for each in matrices):
+            held = ", ".join(f"{name} {list(value.shape)}" for name, value in tensors.items()) or "nothing"
+            raise UserError(f"{self.path / EMBEDDINGS}: not the embeddings of a run ({held}); {REMEDY}")
+        return Embeddings(**tensors)

@@ -23,7 +23,7 @@ def read_images(paths: Sequence[Path], size: int, progress: Progress = no_progre
     images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
 
     def read_into(index: int) -> None:
-        image = read_image(paths[index]).convert("RGB")
+        image = read_image(paths[index])
         image = image if image.size == (size, size) else image.resize((size, size), RESIZING)
         images[index] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
 

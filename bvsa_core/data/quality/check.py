@@ -13,6 +13,7 @@ from bvsa_core.data import store, things_eeg, things_meg
 from bvsa_core.data.dataset import Dataset, Recordings, read_recordings, read_stored
 from bvsa_core.data.layouts import recognise
 from bvsa_core.data.layouts.files import repeated
+from bvsa_core.data.leaks import shared_concepts, shared_images
 from bvsa_core.data.quality.bad_samples import count_bad_samples
 from bvsa_core.data.quality.dry_run import dry_run
 from bvsa_core.data.store import SPLITS, Header
@@ -79,9 +80,9 @@ def check_dataset(folder: Path, progress: Progress = no_progress, images: Path |
             report.problems += _gaps(dataset.recordings_folder / subject, splits)
     for split in SPLITS:
         report.problems += _differences([summary for (_, of), summary in about.items() if of == split])
-    report.problems += _leaks(folder, about)
     images_named = dict.fromkeys(image for summary in about.values() for image in summary.images)
-    _images(dataset, images_named, progress, report)
+    paths = _images(dataset, images_named, progress, report)
+    report.problems += _leaks(folder, about, paths)
     return report
 
 
@@ -145,6 +146,8 @@ def _recordings(
     if twice := repeated(recordings.images):
         several = f"{len(twice)} image(s) in two conditions or more ({first_few(twice)})"
         problems.append(f"{path}: {several}; make the file again")
+    if header is None and (problem := recordings.axes.problem()):
+        problems.append(f"{path}: {problem}")
     problems += _as_published(path, recordings, split, dataset)
     problems += count_bad_samples(recordings.data, progress).messages(path, recordings.channels, recordings.images)
     if header:
@@ -231,19 +234,22 @@ def _differences(subjects: list[_SplitSummary]) -> list[str]:
     return problems
 
 
-def _leaks(folder: Path, about: dict[tuple[str, str], _SplitSummary]) -> list[str]:
-    """Report test concepts that are trained on."""
-    of_split = lambda name: (summary.concepts for (_, split), summary in about.items() if split == name)  # noqa: E731
-    train, test = (set().union(*of_split(name)) for name in SPLITS)
-    if shared := sorted(train & test):
-        leak = f"{len(shared)} test concept(s) are trained on too ({first_few(shared)})"
-        return [f"{folder}: {leak}; retrieval is not zero-shot"]
-    return []
+def _leaks(folder: Path, about: dict[tuple[str, str], _SplitSummary], paths: dict[str, Path]) -> list[str]:
+    """Report test concepts and images that are trained on; `paths` are those of images that can be read."""
+    train, test = ([summary for (_, split), summary in about.items() if split == name] for name in SPLITS)
+    concepts = shared_concepts(*({name for each in part for name in each.concepts} for part in (train, test)))
+    named = ({name for each in part for name in each.images} for part in (train, test))
+    images = shared_images(*({paths[name] for name in names & paths.keys()} for names in named))
+    shared = {"concept(s)": concepts, "image(s)": [path.name for path in images]}
+    leaks = [
+        f"{len(names)} test {kind} are trained on too ({first_few(names)})" for kind, names in shared.items() if names
+    ]
+    return [f"{folder}: {leak}; retrieval is not zero-shot" for leak in leaks]
 
 
-def _images(dataset: Dataset, named: Iterable[str], progress: Progress, report: CheckReport) -> None:
-    """Open the images that recordings name, and report other images in the folders."""
-    named, used = list(named), set()
+def _images(dataset: Dataset, named: Iterable[str], progress: Progress, report: CheckReport) -> dict[str, Path]:
+    """Open the images that recordings name, and report other images in the folders. Returns the paths of those read."""
+    named, used, read = list(named), set(), dict[str, Path]()
     wrong: dict[str, list[str]] = {"missing": [], "damaged": []}
     for done, image in enumerate(named):
         progress("images", done, len(named))
@@ -252,6 +258,7 @@ def _images(dataset: Dataset, named: Iterable[str], progress: Progress, report: 
             used.add(path := dataset.image_path(image))
             kind = "damaged"
             read_image(path)
+            read[image] = path
         except UserError as error:
             wrong[kind].append(str(error))
     progress("images", len(named), len(named))
@@ -264,3 +271,4 @@ def _images(dataset: Dataset, named: Iterable[str], progress: Progress, report: 
     files = (path for folder in dataset.image_folders for path in sorted(folder.rglob("*")) if path not in used)
     if spare := [str(path) for path in files if path.suffix.lower() in _SUFFIXES and path.name[0] != "."]:
         report.summary.append(f"{len(spare)} images that no recording names: {first_few(spare)}")
+    return read

@@ -139,6 +139,10 @@ MISTAKES = {
     " with --vision",
     "train --data {d} --out {r} --seed 5": "{r}: holds a run with other settings (see run.yaml); choose another folder"
     " with --out",
+    "train --data {d} --out {t}/no_lr": "{t}/no_lr/run.yaml: method is missing or no name; delete the folder, and train"
+    " the run again",
+    "train --data {d} --out {t}/half": "{t}/half/run.yaml: precision, seed, shuffle_pairs missing; damaged, or settings"
+    " of another version; delete the folder, and train the run again",
     "train --data {d} --out {t}/notes": "{t}/notes: not empty and not a run; choose another folder with --out",
     "evaluate": "give either the folder of a run, or --brain and --image",
     "evaluate {r} --brain {t}/matrix.npy": "give either the folder of a run, or --brain and --image",
@@ -209,6 +213,12 @@ def wrong(finished, tmp_path_factory) -> Path:
     (folder / "untold" / "run.yaml").unlink()
     weights = folder / "other_shape" / "weights.safetensors"
     safetensors.torch.save_file({**safetensors.torch.load_file(weights), "logit_scale": torch.ones(2)}, weights)
+    result = json.loads((folder / "other_shape" / "result.json").read_text())
+    earlier = {name: value for name, value in result.items() if name not in ("files", "checksum")}
+    (folder / "other_shape" / "result.json").write_text(json.dumps(earlier))
+    for name, text in {"no_lr": "epochs: 2", "half": (finished / "run.yaml").read_text().partition("seed:")[0]}.items():
+        (folder / name).mkdir()
+        (folder / name / "run.yaml").write_text(text)
     np.save(folder / "matrix.npy", np.ones((4, 3), np.float32))
     np.save(folder / "row.npy", np.ones(4, np.float32))
     (folder / "cut.npy").write_bytes((folder / "matrix.npy").read_bytes()[:-9])
@@ -225,9 +235,9 @@ def wrong(finished, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def broken(small_data, tmp_path_factory) -> Path:
-    """A data set with a train.pt cut short for sub-01, a NaN in the test.pt of sub-02, and without an image."""
+    """A data set with a train.pt cut short and a NaN in test.pt for sub-01, and without an image."""
     folder = shutil.copytree(small_data, tmp_path_factory.mktemp("wrong") / "broken")
-    train, test = folder / SHARED / "sub-01" / "train.pt", folder / SHARED / "sub-02" / "test.pt"
+    train, test = (folder / SHARED / "sub-01" / f"{split}.pt" for split in ("train", "test"))
     train.write_bytes(train.read_bytes()[:-5000])
     content = read_arrays(test)
     content["eeg"][7, 2, 3, 4] = np.nan
@@ -239,7 +249,7 @@ def broken(small_data, tmp_path_factory) -> Path:
 def test_a_check_that_finds_problems_names_them_and_ends_with_1(broken, capsys):
     assert main(["data", "check", str(broken)]) == 1
     shown = capsys.readouterr()
-    assert "sub-02/test.pt: condition 7" in shown.out
+    assert "sub-01/test.pt: condition 7" in shown.out
     assert shown.err == f"bvsa: error: {broken}: 3 problem(s), listed above\n"
 
 

@@ -5,9 +5,12 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 import yaml
 from PIL import Image
 
@@ -142,11 +145,17 @@ def test_page_renders_in_both_themes_and_on_a_phone(page, name, scheme, width, h
 def copy_with(run: Path, folder: Path, **settings) -> Path:
     """Copy a run and change settings in its files."""
     shutil.copytree(run, folder)
-    for file, read, write in (("run.yaml", yaml.safe_load, yaml.safe_dump), ("result.json", json.loads, json.dumps)):
-        content = read((folder / file).read_text())
-        changed = {name: value for name, value in settings.items() if file == "run.yaml" or name in content}
-        (folder / file).write_text(write(content | changed))
+    path, copied = folder / "run.yaml", RunFolder(folder)
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | settings))
+    of_result = {name: value for name, value in settings.items() if name in ("seed", "subject")}
+    (folder / "result.json").write_text(json.dumps(replace(copied.result(), **of_result).to_json()))
     return folder
+
+
+def without_checksum(run: Path, **changes) -> str:
+    """Return result.json as an earlier version, or somebody who edits it, would write it."""
+    content = json.loads((run / "result.json").read_text()) | changes
+    return json.dumps({name: value for name, value in content.items() if name != "checksum" and value is not None})
 
 
 def test_runs_that_differ_in_a_setting_are_separate_rows(runs, tmp_path, monkeypatch):
@@ -178,18 +187,31 @@ def test_runs_that_differ_in_a_setting_are_separate_rows(runs, tmp_path, monkeyp
 @pytest.fixture
 def broken(runs, tmp_path) -> Path:
     """Copies of a run, each damaged in another way."""
-    for name in ("truncated", "odd", "old", "unfinished", "twice", "epochs", "fields", "uneven"):
+    names = (
+        "truncated odd old unfinished twice epochs fields levels uneven edited ranks weights embeddings other".split()
+    )
+    for name in names:
         shutil.copytree(runs / "vanilla", tmp_path / name / "run")
     result = tmp_path / "truncated" / "run" / "result.json"
     result.write_bytes(result.read_bytes()[:200])
     content = json.loads((runs / "vanilla" / "result.json").read_text())
-    (tmp_path / "odd" / "run" / "result.json").write_text(json.dumps({**content, "ranks": [0, "<b>"]}))
-    del content["images"]
-    (tmp_path / "old" / "run" / "result.json").write_text(json.dumps(content))
+    edited = json.dumps({**content, "ranks": [1] * 12})
+    changes = {"odd": {"ranks": [0, "<b>"]}, "old": {"images": None}, "ranks": {"ranks": [1] * 12}}
+    texts = {name: without_checksum(runs / "vanilla", **changed) for name, changed in changes.items()}
+    for name, text in {**texts, "edited": edited}.items():
+        (tmp_path / name / "run" / "result.json").write_text(text)
+    for name in ("weights", "embeddings"):
+        path = tmp_path / name / "run" / f"{name}.safetensors"
+        content = bytearray(path.read_bytes())
+        content[-3] ^= 1
+        path.write_bytes(content)
+    safetensors.torch.save_file({"image": torch.eye(3)}, tmp_path / "other" / "run" / "embeddings.safetensors")
+    (tmp_path / "other" / "run" / "result.json").write_text(without_checksum(runs / "vanilla", files=None))
     (tmp_path / "unfinished" / "run" / "result.json").unlink()
     shutil.copytree(runs / "vanilla", tmp_path / "twice" / "again")
-    (tmp_path / "epochs" / "run" / "metrics.jsonl").write_text('{"epoch": 1}\n{"epo')
+    (tmp_path / "epochs" / "run" / "metrics.jsonl").write_text('{"epoch": 1, "loss": 2}\n{"epo')
     (tmp_path / "fields" / "run" / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "levels" / "run" / "metrics.jsonl").write_text('{"epoch": 1, "loss": 2, "blur": {"strong": 3}}\n')
     copy_with(runs / "vanilla", tmp_path / "uneven" / "other", subject="sub-02", seed=7)
     (tmp_path / "empty").mkdir()
     return tmp_path
@@ -200,12 +222,18 @@ ERRORS = [
     ("{b}/empty", "{b}/empty: no run inside (no run.yaml); give folders that 'bvsa train', 'demo' or 'reproduce' made"),
     ("{b}/unfinished", "{b}/unfinished: no finished run there (result.json is missing)"),
     ("{b}/truncated", "truncated/run/result.json: damaged or incomplete ( ... ); delete it, and train the run again"),
-    ("{b}/odd", "odd/run/result.json: ranks must be a list of whole numbers from 1"),
+    ("{b}/odd", "odd/run/result.json: ranks must be a list of whole numbers; delete it"),
+    ("{b}/edited", "edited/run/result.json: altered since it was written (its checksum differs); delete it"),
+    ("{b}/ranks", "ranks/run/result.json: ... of 12 ranks are not those of the run's embeddings; delete it"),
+    ("{b}/weights", "weights/run/weights.safetensors: altered since the run ended (its checksum differs); delete it"),
+    ("{b}/embeddings", "embeddings/run/embeddings.safetensors: altered since the run ended (its checksum differs)"),
+    ("{b}/other", "other/run/embeddings.safetensors: not the embeddings of a run (image [3, 3]); delete it"),
     ("{b}/old", "old/run/result.json: images missing; a run of an earlier version, train it again"),
     ("{b}/twice", "the same run twice (sub-01, seed 0); name one of them"),
     ("{b}/uneven", "there is no run with seed"),
     ("{b}/epochs", "epochs/run/metrics.jsonl: line 2: damaged or incomplete"),
-    ("{b}/fields", "fields/run/metrics.jsonl: line 1 has no epoch and loss; delete it, and train the run again"),
+    ("{b}/fields", "fields/run/metrics.jsonl: line 1: epoch, loss missing; delete it, and train the run again"),
+    ("{b}/levels", "levels/run/metrics.jsonl: line 1: blur must count samples by levels such as 'k51 gain 0.5'"),
     ("{r} --out {b}", "--out {b}: is a folder; name a file"),
     ("{r} --resamples -1", "--resamples is -1; it must be at least 0"),
     ("{r} --figurs 1", "figurs"),

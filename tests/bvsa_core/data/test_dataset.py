@@ -81,6 +81,10 @@ BROKEN = [
     ({"eeg": np.zeros((3, 2, 17, 60), np.int16)}, "'eeg' is int16"),
     ({"img": np.array(["a"])}, "'img' has shape .* for each of 3 conditions"),
     ({"text": np.zeros((3, 2))}, "'text' has shape"),
+    (
+        {"img": np.array([["a", "a"], ["b", "c"], ["d", "d"]])},
+        r"'img' changes over the repetitions of condition 1 \(b, c\); it must have a name for each of 3 conditions",
+    ),
     ({"ch_names": ["Oz"]}, "'ch_names' has 1 names for 17 channels"),
     ({"times": ["now"] * 60}, "'ch_names' or 'times' is no list .could not convert"),
     ({"ch_names": 3}, "'ch_names' or 'times' is no list"),

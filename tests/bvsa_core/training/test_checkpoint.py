@@ -9,6 +9,7 @@ import random
 import re
 import shutil
 import signal
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -194,13 +195,26 @@ def test_states_that_are_damaged_or_of_another_run_or_version_are_refused(run_da
     monkeypatch.setattr(checkpoint, "write_atomically", lambda path, content: states.append(content))
     expected = run(config(run_data), run_data, folder)
     (tmp_path / "result.json").unlink()
-    other = io.BytesIO()
-    torch.save(torch.load(io.BytesIO(states[0])) | {"version": 3}, other)
-    cut, flipped = states[0][: len(states[0]) // 2], bytearray(states[0])
-    flipped[200:400] = bytes(200)
-    for content in (b"", b"no archive", cut, bytes(flipped), other.getvalue(), pickle.dumps(print, 2)):
+    archive = states[0].partition(b"\n")[2]
+    flipped = bytearray(states[0])
+    flipped[len(flipped) // 2] ^= 1  # in a weight, where torch.load notices nothing
+    others = {}
+    for name, value in (("seed", 3), ("lr", 0.5)):
+        run(replace(config(run_data), **{name: value}), run_data, RunFolder(tmp_path / name))
+        others[name] = states[-1]
+    cases = {
+        b"": "damaged, or of another version",
+        b"no archive": "damaged, or of another version",
+        archive: "damaged, or of another version",
+        pickle.dumps(print, 2): "damaged, or of another version",
+        states[0][: len(states[0]) // 2]: "its checksum differs",
+        bytes(flipped): "its checksum differs",
+        others["seed"]: "seed was 3, and is 0",
+        others["lr"]: "lr was 0.5, and is 0.0001",
+    }
+    for content, reason in cases.items():
         folder.resume.write_bytes(content)
-        message = r"resume.pt: not the state of this run \(.+\); delete it, and the run"
+        message = rf"resume.pt: not the state of this run \(.*{reason}\); delete it, and the run"
         with pytest.raises(UserError, match=message) as error:
             run(config(run_data), run_data, folder)
         assert "\n" not in str(error.value)

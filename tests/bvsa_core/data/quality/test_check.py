@@ -37,7 +37,7 @@ def make(folder: Path, subject: str = "sub-01", data=None, repetitions: int = 4,
             for image in images:
                 path = folder / "Image_set_Resize" / image
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.new("RGB", (4, 4)).save(path)
+                Image.new("RGB", (4, 4), (50 * conditions, 20 * len(path.name), int(path.parent.name[:5]))).save(path)
         times = [i / 100 for i in range(5)]
         header = Header(subject, "EEG", "V", 100.0, ["O1", "Oz"], times, "planted", ["Made."], splits)
         writer.commit(replace(header, **changes))
@@ -124,11 +124,14 @@ def test_errors_in_conditions_are_reported(tmp_path):
     subject = make(tmp_path)
     images = store.read_header(subject).splits["train"].images
     alter_split(subject, "train", images=[images[0], images[0], images[2]], sessions=[[1, 1, 3, 3]] * 3)
-    alter_split(subject, "test", concepts=["train0", "test1"], sessions=[[1, 1, 3, 3]] * 2)
-    twice, session, leak = problems(tmp_path)
+    alter_split(subject, "test", concepts=["Train0", "test1"], sessions=[[1, 1, 3, 3]] * 2)
+    shown = store.read_header(subject).splits["test"].images[1]
+    shutil.copy(tmp_path / "Image_set_Resize" / images[0], tmp_path / "Image_set_Resize" / shown)
+    twice, session, concept, image = problems(tmp_path)
     assert "train.npy: 1 image(s) in two conditions" in twice and images[0] in twice
     assert "no recordings of session 2;" in session
-    assert "1 test concept(s) are trained on too (train0)" in leak
+    assert "1 test concept(s) are trained on too (Train0)" in concept
+    assert "1 test image(s) are trained on too (test1_01b.jpg)" in image
     for sessions in ([[1, 1]] * 3, [[1, 1, 2, 2**62]] * 3, [[1, 1, 2, 0.5]] * 3):
         alter_split(subject, "train", sessions=sessions)
         assert "contradicts itself" in problems(tmp_path)[0]
