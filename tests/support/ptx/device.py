@@ -198,7 +198,8 @@ class Device:
         if output:
             buffer = self.buffers[start]
             elements = torch.zeros(storage.nbytes() // tensor.element_size(), dtype=torch.bool)
-            elements.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())[...] = True
+            shape = [size if stride else 1 for size, stride in zip(tensor.shape, tensor.stride())]
+            elements.as_strided(shape, tensor.stride(), tensor.storage_offset())[...] = True
             flags = elements.numpy().repeat(tensor.element_size())
             flags = np.pad(flags, (0, storage.nbytes() - len(flags)))
             buffer.writable = flags if buffer.writable is None else buffer.writable | flags

@@ -68,6 +68,7 @@ class Module:
 
     kernels: dict[str, Kernel]
     tables: dict[str, bytes]
+    files: dict[int, str]  # names of the sources by their numbers
 
 
 def load(path: Path) -> Module:
@@ -90,7 +91,8 @@ def load(path: Path) -> Module:
         _read_body(kernel, text, entry.end())
         kernel.shared |= dict.fromkeys(dynamic, -(-kernel.static_shared // 16) * 16)
         kernels[kernel.name] = kernel
-    return Module(kernels, dict(_tables(text)))
+    files = {int(number): name for number, name in re.findall(r'\.file\s+(\d+)\s+"([^"]*)"', text)}
+    return Module(kernels, dict(_tables(text)), files)
 
 
 def _shared_of_module(text: str) -> Iterator[tuple[str, int, str]]:

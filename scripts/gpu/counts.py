@@ -1,0 +1,204 @@
+"""What the CUDA forms cost by count: one block or more of each form runs in the PTX interpreter.
+
+    python scripts/gpu/counts.py [PART OF A NAME]
+
+prints the forms whose names contain it. Needs nvcc.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "scripts")]
+
+import torch  # noqa: E402
+from gpu.cards import CARDS, Rates  # noqa: E402
+from ptx import device as ptx_device  # noqa: E402
+from ptx.device import Called, Card, Device  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from fovblur.enhanced_similarity.params import Inputs  # noqa: E402
+from fovblur.foveated_blur.params import BlurGradients, BlurParams  # noqa: E402
+
+BATCH, CHANNELS, SIDE = 1024, 3, 224
+RECORDINGS, IMAGES, WIDTH = 16_384, 16_384, 1024
+QUERIES, GALLERY = 1024, 65_536
+OUTPUTS = 256  # that instructions are given for
+OF_CARD: dict[int, Card] = {86: ptx_device.RTX_3080, 80: ptx_device.A100, 90: ptx_device.H100}
+
+
+@dataclass(frozen=True)
+class Form:
+    """A call whose kernels are counted; `outputs` elements, of which a copy would move `bytes`."""
+
+    name: str
+    call: Callable[[Device], None]
+    outputs: int
+    bytes: int
+    tf32: bool = False
+
+
+def blur(name: str, source: torch.dtype, result: torch.dtype, size: int, what: str, tf32: bool = False) -> Form:
+    """Describe a blur of 1024 x 3 x 224 x 224; `what` is forward, images (their gradient) or parameters."""
+    shape = (BATCH, CHANNELS, SIDE, SIDE)
+
+    def batch(dtype: torch.dtype) -> Tensor:  # one sample, seen 1024 times: addresses differ in nothing that counts
+        one = torch.rand(1, *shape[1:])
+        return (one.mul(255).to(dtype) if dtype == torch.uint8 else one.to(dtype)).expand(shape)
+
+    def call(device: Device) -> None:
+        of_one = lambda *values: torch.tensor([values]).expand(BATCH, -1)  # noqa: E731
+        sigma, gain, fixation = torch.full((BATCH,), size / 6), torch.full((BATCH,), 0.5), of_one(112.0, 112.0)
+        kernel_size = torch.full((BATCH,), size, dtype=torch.int32)
+        normalised = source == torch.uint8 and result != torch.uint8
+        mean, std = (torch.full((CHANNELS,), value) if normalised else None for value in (0.5, 0.25))
+        params = BlurParams(sigma, kernel_size, gain, fixation, mean, std, "exp", 3.0)
+        images = batch(source)
+        if what == "forward":
+            device.forward(images, batch(result), params)
+        elif what == "images":
+            device.backward(batch(result), images, BlurGradients(batch(source), None, None), params)
+        else:
+            device.backward(batch(result), images, BlurGradients(None, torch.empty(BATCH), torch.empty(BATCH)), params)
+
+    pixels = BATCH * CHANNELS * SIDE * SIDE
+    moved = pixels * (source.itemsize + result.itemsize)
+    label = {"forward": "blur", "images": "gradient of images", "parameters": "gradient of sigma and gain"}[what]
+    return Form(f"{label}, {name}, k {size}", call, pixels, moved, tf32)
+
+
+def similarity(dtype: torch.dtype, name: str, k: int = 0, tf32: bool = False) -> Form:
+    """Describe a matrix or, with k, a top-k, with open gates."""
+    recordings, images = (QUERIES, GALLERY) if k else (RECORDINGS, IMAGES)
+
+    def call(device: Device) -> None:
+        # rows overlap in memory, 16 bytes apart: as many different rows in little memory
+        step = 16 // dtype.itemsize
+        rows = lambda count: torch.randn(count * step + WIDTH).to(dtype).as_strided((count, WIDTH), (step, 1))  # noqa: E731
+        inputs = Inputs(rows(recordings), rows(images), rows(recordings), rows(images), None, None)
+        if k:
+            device.topk(torch.empty(recordings, k), torch.empty(recordings, k, dtype=torch.int64), inputs)
+        else:
+            device.similarity(torch.empty(recordings, images, dtype=dtype), inputs)
+
+    read = 2 * (recordings + images) * WIDTH * dtype.itemsize
+    written = recordings * (12 * k if k else images * dtype.itemsize)
+    what = f"top-{k}, {recordings:,} x {images:,}" if k else f"similarity, {recordings:,} x {images:,}"
+    return Form(f"{what} x {WIDTH}, {name}", call, recordings * images, read + written, tf32)
+
+
+def forms() -> list[Form]:
+    u8, f16, bf16, f32 = torch.uint8, torch.float16, torch.bfloat16, torch.float32
+    blurs = []
+    for size in (51, 101):
+        for name, source, result, tf32 in (
+            ("float16", f16, f16, False), ("bfloat16", bf16, bf16, False), ("uint8 to float16", u8, f16, False),
+            ("uint8", u8, u8, False), ("float32", f32, f32, False), ("float32, tf32", f32, f32, True),
+        ):  # fmt: skip
+            blurs.append(blur(name, source, result, size, "forward", tf32))
+            if source != u8:
+                blurs.append(blur(name, source, result, size, "images", tf32))
+                if not tf32:
+                    blurs.append(blur(name, source, result, size, "parameters"))
+    scores = [
+        similarity(dtype, name, k, tf32)
+        for k in (0, 10)
+        for dtype, name, tf32 in ((f16, "float16", False), (f32, "float32", False), (f32, "float32, tf32", True))
+    ]
+    return blurs + scores
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Counts of a call, scaled from the blocks that ran to all of them."""
+
+    kernels: tuple[str, ...]
+    instructions: dict[str, float]  # of warps, by class
+    products: dict[str, float]  # multiplications and additions on tensor cores by operand
+    sectors: float
+    wavefronts: float
+    by_line: dict[str, Counter[tuple[str, int]]]  # issued instructions by source line, of each kernel
+
+    @property
+    def issued(self) -> float:
+        return sum(self.instructions.values())
+
+    def seconds(self, form: Form, card: Rates) -> dict[str, float]:
+        """Return the least time of each unit of a card; the largest is the estimate."""
+        return {
+            "issue": self.issued / card.issue,
+            "tensor": sum(count / card.tensor[kind] for kind, count in self.products.items()),
+            "FMA": self.instructions.get("fma", 0) / card.fma,
+            "shared memory": self.wavefronts / card.wavefronts,
+            "device memory": form.bytes / card.bytes,
+        }
+
+
+def first_blocks(called: Called) -> range:
+    """Choose the blocks of one sample, or one block of a grid that is smaller than the batch."""
+    blocks = called.grid[0] * called.grid[1] * called.grid[2]
+    return range(max(blocks // BATCH, 1))
+
+
+def cost(form: Form, target: Path, architecture: int) -> Cost:
+    """Run a form's call on a card of an architecture, PTX of the closest architecture that there is."""
+    card = OF_CARD[architecture]
+    device = Device(target, card, ptx=86 if architecture < 90 else 90, checks=False, traffic=True)
+    device.choose_blocks = first_blocks
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if form.tf32 else "highest")
+    try:
+        form.call(device)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    instructions, products, by_line = Counter(), Counter(), {}
+    sectors = wavefronts = 0.0
+    for called in device.launches:
+        interpreter = next(one for one in device.interpreters if called.kernel in one.module.kernels)
+        kernel, counts = interpreter.module.kernels[called.kernel], called.counts
+        scale = called.grid[0] * called.grid[1] * called.grid[2] / counts.blocks
+        for name, count in counts.classes(kernel).items():
+            instructions[name] += scale * count
+        lines = by_line.setdefault(called.kernel, Counter())
+        for instruction, visits in zip(kernel.code, counts.visits):
+            lines[interpreter.module.files.get(instruction.source[0], ""), instruction.source[1]] += scale * visits
+            if instruction.opcode[0] == "mma":
+                rows, columns, depth = map(int, re.search(r"m(\d+)n(\d+)k(\d+)", instruction.text).groups())
+                products[instruction.opcode[-3]] += scale * visits * 2 * rows * columns * depth
+        sectors += scale * sum(counts.sectors.values())
+        wavefronts += scale * sum(counts.wavefronts.values())
+    kernels = tuple(dict.fromkeys(called.kernel for called in device.launches))
+    return Cost(kernels, dict(instructions), dict(products), sectors, wavefronts, by_line)
+
+
+def main() -> int:
+    part = sys.argv[1] if len(sys.argv) > 1 else ""
+    with tempfile.TemporaryDirectory() as folder:
+        target = ptx_device.build(Path(folder))
+        for form in forms():
+            if part not in form.name:
+                continue
+            for card in CARDS:
+                start = time.perf_counter()
+                found = cost(form, target, card.architecture)
+                per = OUTPUTS / form.outputs
+                classes = ", ".join(f"{name} {count * per:.1f}" for name, count in sorted(found.instructions.items()))
+                times = ", ".join(f"{name} {1e3 * value:.2f}" for name, value in found.seconds(form, card).items())
+                print(f"{form.name}, {card.name} ({time.perf_counter() - start:.0f} s to count)")
+                print(f"  PTX instructions of warps per {OUTPUTS} outputs: {found.issued * per:.0f} ({classes})")
+                sectors = 32 * found.sectors / form.bytes
+                print(f"  sectors {sectors:.2f} x the ideal bytes, wavefronts {found.wavefronts * per:.1f}")
+                print(f"  estimated ms at the card's rates, in PTX instructions: {times}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
