@@ -22,9 +22,9 @@ from bvsa_core.cli.report import PAGE, write_page
 from bvsa_core.distributed.tasks import TaskPool, Workers
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import RunDataCache, is_complete
-from bvsa_core.experiments.grid import BUILT_IN, SET_BY_GRID, Cell, Grid, cells, read_grid, systems_named
+from bvsa_core.experiments.grid import BUILT_IN, SET_BY_GRID, Grid, cells, read_grid, systems_named
 from bvsa_core.experiments.report_data import build_report, grid_rows
-from bvsa_core.experiments.results import write
+from bvsa_core.experiments.results import GridRow, write
 from bvsa_core.experiments.runner import fill_banks, run_cells
 from bvsa_core.io.atomic import clean_stale, lock
 from bvsa_core.report.comparison_table import to_rich
@@ -63,6 +63,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
     """Run the grid, and write its tables and page."""
     started = time.perf_counter()
     grid, systems = read_grid(parsed.grid)
+    planned_seeds = grid.seeds
     given = {name: getattr(parsed, name) for name in ("seeds", "subjects", "vision", "resamples")}
     grid = replace(grid, **{name: value for name, value in given.items() if value is not None})
     for name, least in (("seeds", 1), ("resamples", 0)):
@@ -88,13 +89,17 @@ def run(parsed: jsonargparse.Namespace) -> None:
                     missing.append(cell)
             fill_banks(missing, pool)
             failures = run_cells(todo, root, pool, display)
-            report = finish(grid, todo, left_out, failures, root, parsed.command_line, display)
+            print_failures(failures)
+            again = "mend what the lines above name, and the same command tries them again"
+            if len(failures) == len(todo):
+                raise UserError(f"all {len(todo)} cells failed, and no table was written; {again}")
+            rows = write(grid, todo, left_out, root, planned_seeds)
+            report = finish(grid, rows, left_out, root, parsed.command_line, display)
     write_page(report, root / PAGE)
     seconds = time.perf_counter() - started
     print(f"{seconds:.0f} s; table.md, table.csv, table.tex, statistics.json and all runs are in {root}")
     if failures:
-        count = f"{len(failures)} of {len(todo)} cells"
-        raise UserError(f"{count} failed, as said above; the same command tries them again")
+        raise UserError(f"{len(failures)} of {len(todo)} cells failed; {again}")
 
 
 def data_folders(parsed: jsonargparse.Namespace, grid: Grid, display: Display) -> dict[str, Path]:
@@ -114,14 +119,19 @@ def data_folders(parsed: jsonargparse.Namespace, grid: Grid, display: Display) -
     return folders
 
 
-def finish(
-    grid: Grid, todo: list[Cell], left_out: list[str], failures: dict[str, str], root: Path, said: str, display: Display
-) -> Report:
-    """Write and print the tables of the grid, and collect what its page shows."""
-    rows = write(grid, todo, left_out, root)
+def print_failures(failures: dict[str, str]) -> None:
+    """Print why cells failed, one line for each reason."""
+    cells_of: dict[str, list[str]] = {}
+    for cell, message in failures.items():
+        cells_of.setdefault(message, []).append(cell)
+    for message, names in cells_of.items():
+        more = f" and {len(names) - 1} cell(s) more" if len(names) > 1 else ""
+        print(f"failed: {names[0]}{more}: {message}", file=sys.stderr)
+
+
+def finish(grid: Grid, rows: list[GridRow], left_out: list[str], root: Path, said: str, display: Display) -> Report:
+    """Print the table of the grid, and collect what its page shows."""
     Console().print(to_rich(grid.title, [row.comparison for row in rows]))
     for sentence in left_out:
         print(sentence)
-    for cell, message in failures.items():
-        print(f"failed: {cell}: {message}", file=sys.stderr)
     return build_report(grid.title or root.name, grid_rows(rows, root), origin(said), progress=display)

@@ -38,7 +38,7 @@ class GridRow(NamedTuple):
         return f"{row.system}, gate {scoring_text(protocol)} ({row.encoder}, images by {protocol.encoder})"
 
 
-def comparison_rows(cells: Sequence[Cell], root: Path, list_others: bool) -> list[GridRow]:
+def comparison_rows(cells: Sequence[Cell], root: Path, list_others: bool, planned_seeds: int = 0) -> list[GridRow]:
     """Return the rows of the table; `list_others` adds the published methods that the grid does not have."""
     groups: dict[tuple, list[Cell]] = {}
     for cell in cells:
@@ -57,7 +57,7 @@ def comparison_rows(cells: Sequence[Cell], root: Path, list_others: bool) -> lis
             if len(joined) > 1:
                 differ = "subjects differ in gallery, channels or repetitions, and have no mean; name those that agree"
                 raise UserError(f"{name}: {differ}")
-            row = ComparisonRow(modality, setting, name, encoder, joined[0], missing, len(group), paper)
+            row = ComparisonRow(modality, setting, name, encoder, joined[0], missing, len(group), paper, planned_seeds)
             rows.append(GridRow(row, results, [] if missing else folders))
         following = list(groups)[number + 1 : number + 2]
         if list_others and (not following or following[0][:2] != (modality, setting)):
@@ -67,9 +67,14 @@ def comparison_rows(cells: Sequence[Cell], root: Path, list_others: bool) -> lis
     return rows
 
 
-def write(grid: Grid, cells: Sequence[Cell], left_out: Sequence[str], root: Path) -> list[GridRow]:
-    """Write the files and return the rows of the table. The same cells give the same bytes."""
-    rows = comparison_rows(cells, root, grid.list_others)
+def write(
+    grid: Grid, cells: Sequence[Cell], left_out: Sequence[str], root: Path, planned_seeds: int = 0
+) -> list[GridRow]:
+    """Write the files and return the rows of the table. The same cells give the same bytes.
+
+    Fewer seeds than planned are a footnote.
+    """
+    rows = comparison_rows(cells, root, grid.list_others, planned_seeds)
     table = [row.comparison for row in rows]
     with_results = [row for row in rows if row.comparison.result]
     tests = comparisons(with_results, grid.baseline)

@@ -59,7 +59,10 @@ def method_class(name: str) -> type[Method]:
         return _registered[name]
     if name not in _builtin():
         raise UserError(f"{unknown_name('method', name, names())}, or register your own first")
-    return importlib.import_module(f"{__name__}.{name}").METHOD
+    module = importlib.import_module(f"{__name__}.{name}")
+    if not hasattr(module, "METHOD"):
+        raise UserError(f"{module.__file__}: names no method; end it with METHOD = its class")
+    return module.METHOD
 
 
 def _builtin() -> list[str]:

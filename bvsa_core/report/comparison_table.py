@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from bvsa_core.report.tables import MethodResult, markdown_table, rich_table, score_cells, scoring_text
+from bvsa_core.report.tables import MethodResult, is_toy, markdown_table, rich_table, score_cells, scoring_text
+from bvsa_core.retrieval.gates import TRANSDUCTIVE
 from bvsa_core.retrieval.result import RunResult, ranks_by_subject
 from bvsa_core.retrieval.statistics import Comparison
 
-# Subjects, channels and test repetitions of THINGS-EEG2 and THINGS-MEG as the field reports them, and the gallery.
-USUAL = {"eeg": (10, 17, 80), "meg": (4, 271, 12)}
+# Subjects, channels, sampling rate and test repetitions of THINGS-EEG2 and THINGS-MEG as the field reports them.
+USUAL = {"eeg": (10, 17, 250, 80), "meg": (4, 271, 200, 12)}
 USUAL_GALLERY = 200
 OURS = "ours"
 PAPER = "published"
@@ -49,6 +50,7 @@ class ComparisonRow:
     missing: int = 0  # number of missing cells
     cells: int = 0
     published: PaperResult | None = None
+    planned_seeds: int = 0  # of the grid; 0 if there is no plan
 
     @property
     def data(self) -> str:
@@ -60,13 +62,17 @@ class ComparisonRow:
 def notes(row: ComparisonRow) -> list[str]:
     """Return footnotes: caveats of our result and of the published one, and how their protocols differ."""
     result = row.result
-    own = [*caveats(result), *_deviations(result, row.published, *USUAL[row.modality])] if result else []
+    own = [*caveats(row), *_deviations(result, row.published, *USUAL[row.modality])] if result else []
     return [*own, *(_differences(row.published, result) if row.published else [])]
 
 
-def caveats(result: MethodResult) -> Iterable[str]:
-    """Yield what a reader has to know about our result."""
+def caveats(row: ComparisonRow) -> Iterable[str]:
+    """Yield what a reader has to know about our result, if there is one."""
+    if (result := row.result) is None:
+        return
     protocol = result.protocol
+    if protocol.leak:
+        yield f"LEAK: {protocol.leak} (concepts or images, as --allow_leak allows); this is no test"
     if protocol.dataset == "synthetic":
         yield (
             "synthetic data: made on the machine by a forward model, not recorded from people; "
@@ -77,22 +83,36 @@ def caveats(result: MethodResult) -> Iterable[str]:
     yield from (f"{result.method}: {deviation}" for deviation in result.deviations)
     if protocol.information == "uses labels":
         yield f"gate {protocol.gate} uses labels: it reads which text belongs to which test recording"
-    elif protocol.information != "inductive":
+    elif protocol.information == TRANSDUCTIVE:
         yield f"{protocol.information}: test recordings inform each other's ranking"
+    if protocol.threshold:
+        yield f"threshold {protocol.threshold} by hand: not learnt on training recordings, so it may fit the test set"
     if protocol.texts == "shuffled":
         yield "control: every image has another's text, so any gain comes from the gate's knowledge of the pairing"
     if protocol.selection != "last":
         long = {"validation": "the best epoch on concepts held out of the training data"}
         yield f"selection: {OURS} {long.get(protocol.selection, protocol.selection)}"
+    if is_toy(protocol):
+        toy = "a toy encoder for synthetic images; take another with --vision, such as RN50"
+        yield f"images by {protocol.encoder}: {toy}"
+    if protocol.repeated:
+        shown = f"{protocol.repeated} test condition(s) show the image of another"
+        yield f"{shown}: their recordings are averaged, and the image is in the gallery once"
+    if result.seeds < row.planned_seeds:
+        yield f"{OURS}: {result.seeds} seed(s); the grid plans {row.planned_seeds}"
+    if not result.checked:
+        yield f"{result.method}: not checked: runs of an earlier version, whose files have no checksums"
 
 
 def _deviations(
-    result: MethodResult, paper: PaperResult | None, subjects: int, channels: int, repetitions: int
+    result: MethodResult, paper: PaperResult | None, subjects: int, channels: int, rate: float, repetitions: int
 ) -> Iterable[str]:
     """Yield how our result deviates from the usual protocol of its data set."""
     protocol = result.protocol
     if protocol.channels not in (None, channels) and not (paper and paper.channels):  # which `_differences` compares
         yield f"{OURS}: {protocol.channels} channels; usual are {channels}"
+    if protocol.sampling_rate not in (None, rate):
+        yield f"{OURS}: recordings of {protocol.sampling_rate:g} Hz; usual are {rate:g} Hz"
     if protocol.repetitions not in (None, repetitions):
         yield f"{OURS}: {protocol.repetitions} test repetitions averaged; usual are {repetitions}"
     if result.subjects != subjects:
@@ -192,7 +212,7 @@ def _record(row: ComparisonRow) -> dict[str, object]:
         "image_encoder": getattr(protocol, "encoder", None),
         **known(protocol, "selection", "information"),
         "gate": scoring_text(protocol) if protocol else None,
-        **known(protocol, "gallery", "channels", "repetitions"),
+        **known(protocol, "gallery", "channels", "sampling_rate", "repetitions"),
         **known(result, "subjects", "seeds"),
         **(percents or dict.fromkeys(names)),
         **known(result, "median_rank"),
@@ -232,6 +252,8 @@ def to_rich(title: str, rows: Sequence[ComparisonRow]) -> Table:
     for (data, system, _, gate, top1, top5, *_), row in zip(cells(rows)[0], rows):
         paper = f"{row.published.top1:.1f}, {row.published.top5:.1f}" if row.published else ABSENT
         name = system if gate in ("none", ABSENT) else f"{system}, gate {gate}"
+        if row.result and row.result.protocol.selection.startswith("oracle"):
+            name += ", oracle"
         shown.add_row(data, name, *(text.replace(" [", "\n[") for text in (top1, top5)), paper)
     return shown
 

@@ -26,7 +26,7 @@ SECTIONS = {
 # Parts of the protocol that are named once above the table where all rows share them.
 _TAGS = {
     "dataset": "{} data", "modality": "{}", "setting": "{}", "gallery": "{}-way", "channels": "{} channels",
-    "repetitions": "{} repetitions averaged", "encoder": "images by {}",
+    "sampling_rate": "{:g} Hz", "repetitions": "{} repetitions averaged", "encoder": "images by {}",
 }  # fmt: skip
 
 
@@ -64,8 +64,8 @@ def results_table(rows: Sequence[ReportRow]) -> dict:
     footnotes: list[str] = []
     cells = []
     for row, own in zip(rows, tags):
-        comparison, result = row.comparison, row.comparison.result
-        remarks = notes(comparison) if with_papers else list(caveats(result)) if result else []
+        comparison = row.comparison
+        remarks = notes(comparison) if with_papers else list(caveats(comparison))
         footnotes += [note for note in dict.fromkeys(remarks) if note not in footnotes]
         others = [text for text in own.values() if text not in shared]
         cells.append((comparison, others, sorted({footnotes.index(note) + 1 for note in remarks})))

@@ -30,6 +30,7 @@ class MethodResult:
     protocol: Protocol
     note: str = ""  # on the method, for readers of its scores
     deviations: Sequence[str] = ()  # from the released code of the method
+    checked: bool = True  # the files of all runs have checksums
 
 
 def method_results(results: Sequence[RunResult]) -> list[MethodResult]:
@@ -57,6 +58,7 @@ def _join(group: list[RunResult]) -> MethodResult:
         protocol=first.protocol,
         note=first.note,
         deviations=first.deviations,
+        checked=all(result.files for result in group),
     )
 
 
@@ -81,10 +83,17 @@ def cells(result: MethodResult) -> tuple[str, ...]:
 
 
 def scoring_text(protocol: Protocol) -> str:
-    """Return the gate and whatever else turned embeddings into scores, as text."""
+    """Return the gate, whatever else turned embeddings into scores, and what makes them no test, as text."""
     alpha = f", alpha {protocol.alpha:g}" if protocol.alpha is not None else ""
+    threshold = f" {protocol.threshold} by hand" if protocol.threshold else ""
     rescoring = f" + {protocol.rescoring}" if protocol.rescoring else ""
-    return f"{protocol.gate}{alpha}{rescoring}{', texts shuffled' if protocol.texts == 'shuffled' else ''}"
+    others = {"texts shuffled": protocol.texts == "shuffled", "LEAK": protocol.leak, "toy encoder": is_toy(protocol)}
+    return ", ".join([f"{protocol.gate}{threshold}{alpha}{rescoring}", *(name for name in others if others[name])])
+
+
+def is_toy(protocol: Protocol) -> bool:
+    """Return whether the images of real data were encoded by the encoder that is shipped for synthetic ones."""
+    return protocol.encoder == "tiny" and protocol.dataset != "synthetic"
 
 
 def caption(table: Sequence[MethodResult]) -> str:
@@ -92,7 +101,8 @@ def caption(table: Sequence[MethodResult]) -> str:
     first, protocol = table[0], table[0].protocol
     return (
         f"{protocol.dataset} data, {protocol.gallery}-way retrieval (chance {100 / protocol.gallery:g} %), "
-        f"{protocol.channels} channels, {protocol.repetitions} repetitions averaged, images by {protocol.encoder}; "
+        f"{protocol.channels} channels{f' at {protocol.sampling_rate:g} Hz' if protocol.sampling_rate else ''}, "
+        f"{protocol.repetitions} repetitions averaged, images by {protocol.encoder}; "
         f"{first.subjects} subject(s) x {first.seeds} seed(s), 95 % crossed bootstrap intervals"
     )
 

@@ -19,6 +19,7 @@ import fovblur
 from bvsa_core.errors import UserError, unknown_name
 
 INDUCTIVE = "inductive"
+BY_HAND = "threshold by hand"
 TRANSDUCTIVE = "label-free transductive"
 USES_LABELS = "uses labels"
 INFORMATION = {
@@ -34,14 +35,18 @@ class Reliability:
 
     kind: str  # max: the largest similarity to a text of the gallery; margin: that minus the second largest
     threshold: float  # the smallest value that opens the gate
+    by_hand: bool = False  # not learnt on training recordings, so it may have been chosen on the test set
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.threshold:g}"
 
     @classmethod
     def parse(cls, text: str) -> Reliability:
-        """Parse KIND:THRESHOLD, or raise a UserError."""
+        """Parse KIND:THRESHOLD, given by hand, or raise a UserError."""
         kind, _, threshold = text.partition(":")
         try:
             if kind in KINDS and math.isfinite(float(threshold)):
-                return cls(kind, float(threshold))
+                return cls(kind, float(threshold), by_hand=True)
         except ValueError:
             pass
         raise UserError(f"reliability {text!r}; write margin:THRESHOLD or max:THRESHOLD, such as margin:0.05")

@@ -29,9 +29,10 @@ class Protocol:
 
     dataset: str  # "synthetic" for synthetic data
     selection: str  # of the weights: last, validation or oracle
-    information: str  # that scoring uses: inductive, label-free transductive, or uses labels
+    information: str  # that scoring uses: inductive, threshold by hand, label-free transductive, or uses labels
     gate: str
     gallery: int  # number of images
+    threshold: str | None = None  # of the gate label_free, if it was given by hand
     rescoring: str | None = None
     texts: str | None = None  # "shuffled" in the control condition
     channels: int | None = None
@@ -95,13 +96,21 @@ class Scoring:
     def information(self) -> str:
         """The most that the gate or the rescoring uses."""
         known = (gates.INFORMATION[self.gate], rescoring.INFORMATION[self.rescoring])
-        return max(known, key=(gates.INDUCTIVE, gates.TRANSDUCTIVE, gates.USES_LABELS).index)
+        order = (gates.INDUCTIVE, gates.BY_HAND, gates.TRANSDUCTIVE, gates.USES_LABELS)
+        return max(*known, gates.BY_HAND if self.threshold else gates.INDUCTIVE, key=order.index)
+
+    @property
+    def threshold(self) -> str | None:
+        """Threshold of the gate label_free if it was given by hand."""
+        given = self.reliability if self.gate == "label_free" else None
+        return str(given) if given is not None and given.by_hand else None
 
     def protocol(self) -> dict[str, Any]:
         """Return the fields of a `Protocol` that belong to the scoring."""
         return {
             "information": self.information,
             "gate": self.gate,
+            "threshold": self.threshold,
             "alpha": self.alpha if self.gate == "paper" and self.alpha != gates.GATE_ALPHA else None,
             "rescoring": None if self.rescoring == "none" else self.rescoring,
             "texts": "shuffled" if self.shuffle_texts else None,

@@ -15,7 +15,14 @@ from bvsa_core.distributed.processes import ProcessGroup
 from bvsa_core.errors import UserError
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.retrieval.gallery import Gallery, first_invalid_row
-from bvsa_core.retrieval.gates import INDUCTIVE, gates, reliability_from_top2, top2_text_similarities, two_largest
+from bvsa_core.retrieval.gates import (
+    BY_HAND,
+    INDUCTIVE,
+    gates,
+    reliability_from_top2,
+    top2_text_similarities,
+    two_largest,
+)
 from bvsa_core.retrieval.scoring import Scoring
 
 CHUNK_BYTES = 64 * 2**20  # of float32 embeddings that a process reads at a time
@@ -71,7 +78,7 @@ def search(
 
 def check(queries: Queries, gallery: Gallery, k: int, scoring: Scoring) -> None:
     """Raise the errors of `search`."""
-    if scoring.information != INDUCTIVE or scoring.shuffle_texts:
+    if scoring.information not in (INDUCTIVE, BY_HAND) or scoring.shuffle_texts:
         name = "shuffle_texts" if scoring.shuffle_texts else scoring.gate
         name = name if scoring.rescoring == "none" else scoring.rescoring
         alone = "a search scores each recording alone, without knowing its image"

@@ -14,7 +14,13 @@ def protocol(**changes) -> Protocol:
 
 def run_result(ranks: list[int], method: str = "bvsa", subject: str = "sub-01", seed: int = 0, **rest) -> RunResult:
     """`rest`: fields of `RunResult`, and conditions of its protocol."""
-    own = {name: rest.pop(name) for name in ("note", "statistics") if name in rest}
+    own = {name: rest.pop(name) for name in ("note", "statistics", "files") if name in rest}
     return RunResult(
-        method=method, preset="corrected", subject=subject, seed=seed, ranks=ranks, protocol=protocol(**rest), **own
+        method=method,
+        preset="corrected",
+        subject=subject,
+        seed=seed,
+        ranks=ranks,
+        protocol=protocol(**rest),
+        **{"files": {"weights.safetensors": "0"}, **own},
     )

@@ -70,6 +70,17 @@ def test_gate_always_is_the_modulated_similarity(files, scored):
     assert result["top1"] == pytest.approx((scores.argmax(1) == np.arange(40)).mean())
 
 
+def test_a_threshold_given_by_hand_is_in_the_protocol(files, scored):
+    flags = ("brain.npy", "image.npy", "--text", files / "image.npy", "--gate", "label_free")
+    result, shown = scored(*flags, "--reliability", "margin:0.05")
+    assert result["protocol"]["information"] == "threshold by hand" and result["protocol"]["threshold"] == "margin:0.05"
+    assert "information threshold by hand, gate label_free, " in shown and "threshold margin:0.05" in shown
+    result, _ = scored(*flags, "--reliability", "margin:0.05", "--rescoring", "csls")
+    assert result["protocol"]["information"] == "label-free transductive" and "threshold" in result["protocol"]
+    result, _ = scored(*flags[:-1], "always", "--reliability", "margin:0.05")
+    assert result["protocol"]["information"] == "inductive" and "threshold" not in result["protocol"]
+
+
 BOTH = "--brain {f}/brain.npy --image {f}/image.npy"
 WRONG = [
     ("--brain {f}/nothing.npy --image {f}/image.npy", "nothing.npy: no such file"),

@@ -182,8 +182,12 @@ def test_a_failing_cell_is_reported_and_the_others_go_on(grid, small_data, tmp_p
     assert main(command) == 2
     error = capsys.readouterr().err
     assert "failed: vanilla, EEG intra-subject, eeg_project, tiny, sub-02, seed 0: " in error
-    assert "test.pt: damaged" in error and "bvsa: error: 1 of 2 cells failed" in error
+    assert "test.pt: damaged" in error and "bvsa: error: 1 of 2 cells failed; mend what" in error
     assert "1 of 2 cells missing" in (out / "table.md").read_text()
+    before = (out / "table.md").read_bytes()
+    assert main([*command, "--subjects", "sub-02"]) == 2  # no cell is left: the tables stay
+    assert "bvsa: error: all 1 cells failed, and no table was written; mend what" in capsys.readouterr().err
+    assert (out / "table.md").read_bytes() == before
     test.write_bytes(whole)
     assert main(command) == 0
     assert "cells missing" not in (out / "table.md").read_text()

@@ -1,6 +1,7 @@
 """Random numbers, switches and errors of methods. Their formulas are checked in test_fidelity.py."""
 
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -118,3 +119,11 @@ def test_a_preset_that_a_method_does_not_have_is_refused(name, preset, known):
     for use in (lambda: method_options(name, preset), lambda: RunConfig.of(name, preset=preset)):
         with pytest.raises(UserError, match=f"method {name} has no preset '{preset}'; choose one of {known}$"):
             use()
+
+
+def test_a_file_that_names_no_method_is_reported(tmp_path, monkeypatch):
+    (tmp_path / "half_written.py").write_text("class HalfWritten: ...\n")
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    with pytest.raises(UserError, match=r"half_written.py: names no method; end it with METHOD = its class"):
+        methods.method_class("half_written")
+    sys.modules.pop("bvsa_core.methods.half_written")

@@ -1,15 +1,18 @@
 """The table of a grid, from rows made by hand: footnotes, escapes, and absent values."""
 
 import csv
+import io
 import re
 from dataclasses import replace
 
 import pytest
 import results
+from rich.console import Console
+from rich.table import Table
 
 from bvsa_core.errors import UserError
 from bvsa_core.experiments import paper_results
-from bvsa_core.report import comparison_table
+from bvsa_core.report import comparison_table, tables
 from bvsa_core.report.comparison_table import ComparisonRow, cells, notes
 from bvsa_core.report.tables import MethodResult
 
@@ -44,6 +47,57 @@ def test_notes_list_the_differences_only():
     assert transductive.startswith("label-free transductive")
     assert deviations == ["ours: 63 channels; usual are 17", "ours: 40 test repetitions averaged; usual are 80"]
     assert "information: ours inductive, published uses labels" in notes(row_with("BVSA"))
+
+
+WARNED = {
+    "leak": ({"leak": "test data are trained on"}, "LEAK: test data are trained on (concepts or images, as"),
+    "toy": ({"encoder": "tiny"}, "images by tiny: a toy encoder for synthetic images; take another with --vision"),
+    "by hand": (
+        {"gate": "label_free", "threshold": "margin:0.05", "information": "threshold by hand"},
+        "threshold margin:0.05 by hand: not learnt on training recordings, so it may fit the test set",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WARNED)
+def test_what_makes_a_score_no_test_is_in_every_table(kind):
+    protocol, note = WARNED[kind]
+    row = entry(paper=None, **protocol)
+    (shown,) = notes(row)
+    assert shown.startswith(note)
+    mark = {"leak": "LEAK", "toy": "toy encoder", "by hand": "label_free margin:0.05 by hand"}[kind]
+    for text in (
+        comparison_table.to_markdown("", [row]),
+        comparison_table.to_csv([row]),
+        tables.to_markdown([row.result]),
+    ):
+        assert mark in text
+    for table in (comparison_table.to_rich("", [row]), tables.to_rich([row.result])):
+        assert set(mark.replace(":", " ").split()) <= set(rendered(table).replace(":", " ").replace(",", " ").split())
+    assert mark.replace("_", r"\_") in comparison_table.to_latex("", [row])
+
+
+def rendered(table: Table) -> str:
+    console = Console(width=120, file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_the_sampling_rate_planned_seeds_and_unchecked_files_are_notes():
+    assert notes(entry(paper=None, sampling_rate=250.0)) == []
+    assert notes(entry(paper=None, sampling_rate=100.0)) == ["ours: recordings of 100 Hz; usual are 250 Hz"]
+    assert "17 channels at 100 Hz" in tables.caption([entry(sampling_rate=100.0).result])
+    assert notes(replace(entry(paper=None), planned_seeds=3)) == []
+    assert notes(replace(entry(paper=None), planned_seeds=5)) == ["ours: 3 seed(s); the grid plans 5"]
+    assert notes(entry(paper=None, repeated=2)) == [
+        "2 test condition(s) show the image of another: their recordings are averaged, and the image is in the gallery"
+        " once"
+    ]
+    (joined,) = tables.method_results([results.run_result([1, 2]), results.run_result([1, 2], seed=1, files={})])
+    row = ComparisonRow("eeg", "intra", "bvsa", result=joined)
+    assert any("not checked: runs of an earlier version, whose files have no checksums" in note for note in notes(row))
+    oracle = entry(paper=None, selection="oracle (upper bound, selected on test)")
+    assert "oracle" in rendered(comparison_table.to_rich("", [oracle]))
 
 
 @pytest.mark.parametrize("method", ["NICE", "ATM-S"])

@@ -123,7 +123,7 @@ def test_gates_that_read_labels_are_marked_and_need_a_square(seed):
         Scoring(rescoring="cls")
     with pytest.raises(UserError, match="write margin:THRESHOLD or max:THRESHOLD"):
         Reliability.parse("margin:much")
-    assert Reliability.parse("max:0.25") == Reliability("max", 0.25)
+    assert Reliability.parse("max:0.25") == Reliability("max", 0.25, by_hand=True)
 
 
 def test_shuffled_texts_are_a_derangement(seed):
