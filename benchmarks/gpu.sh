@@ -10,6 +10,7 @@ out=$(mkdir -p "${1:?usage: benchmarks/gpu.sh OUTDIR [STEP...]}" && cd "$1" && p
 shift
 cd "$(dirname "$0")/.." || exit
 budget=${BUDGET:-300} # seconds of all steps
+carried=${CARRIED:-carried} # what `make carried` gathers
 work=$(mktemp -d) && logs=$work/logs && mkdir "$logs" || exit
 capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>"$logs/capability.log" | head -n 1)
 export capability PYTHONPATH="$work/site:$PWD" PYTHONUNBUFFERED=1
@@ -28,7 +29,7 @@ first() {
 }
 
 second() {
-  build & native & wait
+  build
   ncu
   variants
   pipeline
@@ -36,13 +37,13 @@ second() {
 }
 
 wheels() {
-  step wheels 30 python3 -m pip install -q --no-index --no-deps --no-compile --target "$work/site" carried/wheels/*.whl
+  step wheels 30 python3 -m pip install -q --no-index --no-deps --no-compile --target "$work/site" "$carried"/wheels/*.whl
 }
 device() { step device 20 nvidia-smi; }
-build() { step build 110 bash -c load_or_compile; }
+build() { step build 170 bash -c load_or_compile; }
 native() {
   local options=(-std=c++17 -O2 -lineinfo "-arch=sm_${capability/./}" -Icsrc)
-  step native 110 nvcc "${options[@]}" -o "$work/native" benchmarks/gpu_native/*.cu csrc/*/cuda.cu
+  step native 170 nvcc "${options[@]}" -o "$work/native" benchmarks/gpu_native/*.cu csrc/*/cuda.cu
 }
 blur-cuda() { rows 60; }
 blur-triton() { rows 100; } # which compiles
@@ -69,7 +70,8 @@ variants() { # the CUDA kernels as they are, then with each NAME=VALUE of $VARIA
 pipeline() { step pipeline 60 python3 -m benchmarks.pipeline --vision RN50 --memory-gb 10 --json "$out/rows.jsonl"; }
 ablation() {
   step ablation 90 python3 -c "from bvsa_core.cli import main; raise SystemExit(main())" \
-    reproduce ablation --eeg carried/eeg --out "$logs/ablation" --resamples 0
+    reproduce ablation --eeg "$carried/eeg" --out "$work/ablation" --resamples 0
+  find "$work/ablation" -maxdepth 1 -type f -exec cp -t "$logs" {} + # tables and page, without weights and features
 }
 
 rows() { # rows SECONDS: of the group of benchmarks/gpu_times.py that is named as the step
@@ -138,5 +140,5 @@ done
 trap 'exit 143' TERM
 trap 'finish && exit 0; exit 1' EXIT
 device
-if compgen -G "carried/wheels/*.whl" >/dev/null; then wheels; fi
+if compgen -G "$carried/wheels/*.whl" >/dev/null; then wheels; fi
 for each in "${@:-first}"; do "$each"; done
