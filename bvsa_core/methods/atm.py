@@ -35,7 +35,7 @@ class ATM(Contrastive):
         ),
     }
     DEVIATIONS = (
-        "the encoder keeps every channel; the released code loses the last one to the subject's token",
+        "the encoder atm keeps every channel; the released code loses the last one to the subject's token",
         "keeps the weights of one epoch; the released code writes the scores of every epoch, and notes the best on the "
         "test set",
     )

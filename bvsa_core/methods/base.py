@@ -24,7 +24,7 @@ class Batch:  # not frozen: Lightning casts its tensors to the precision of a ru
     """Training samples with the features they are aligned to."""
 
     samples: Tensor  # (B,) int64, indices into the training set
-    recordings: Tensor  # (B, channels, time)
+    recordings: Tensor  # (B, channels, time); (0, channels, time) for images and texts without recordings
     images: Tensor  # (B, D) unit-norm features of the images, each under the blur the method asked for
     texts: Tensor  # (B, D) unit-norm features of the prompts that name what the images show
     subjects: Tensor | None = None  # (B,) int64, subjects of the recordings; -1 for one not trained on

@@ -87,6 +87,8 @@ def caveats(row: ComparisonRow) -> Iterable[str]:
         yield f"{protocol.information}: test recordings inform each other's ranking"
     if protocol.threshold:
         yield f"threshold {protocol.threshold} by hand: not learnt on training recordings, so it may fit the test set"
+    if protocol.training:
+        yield f"transductive: {result.method} {protocol.training}, those of the test images and their texts"
     if protocol.texts == "shuffled":
         yield "control: every image has another's text, so any gain comes from the gate's knowledge of the pairing"
     if protocol.selection != "last":
@@ -138,7 +140,7 @@ def _differences(paper: PaperResult, result: MethodResult | None) -> Iterable[st
     if protocol.encoder != paper.encoder:
         yield f"images by: {OURS} {protocol.encoder}, {PAPER} {encoder}"
     if paper.uses_labels and protocol.information != "uses labels":
-        yield f"information: {OURS} {protocol.information}, {PAPER} uses labels"
+        yield f"information: {OURS} {protocol.knowledge}, {PAPER} uses labels"
 
 
 COLUMNS = (
@@ -210,7 +212,8 @@ def _record(row: ComparisonRow) -> dict[str, object]:
         **known(result, "method"),
         "brain_encoder": row.encoder,
         "image_encoder": getattr(protocol, "encoder", None),
-        **known(protocol, "selection", "information"),
+        **known(protocol, "selection"),
+        "information": getattr(protocol, "knowledge", None),
         "gate": scoring_text(protocol) if protocol else None,
         **known(protocol, "gallery", "channels", "sampling_rate", "repetitions"),
         **known(result, "subjects", "seeds"),

@@ -79,7 +79,7 @@ def score_cells(result: MethodResult) -> tuple[str, str, str, str]:
 def cells(result: MethodResult) -> tuple[str, ...]:
     """Return the texts of COLUMNS."""
     name, protocol = f"{result.method}, {result.note}" if result.note else result.method, result.protocol
-    return (name, *score_cells(result), protocol.selection, protocol.information, scoring_text(protocol))
+    return (name, *score_cells(result), protocol.selection, protocol.knowledge, scoring_text(protocol))
 
 
 def scoring_text(protocol: Protocol) -> str:

@@ -44,9 +44,18 @@ class Protocol:
     sampling_rate: float | None = None  # Hz
     repeated: int | None = None  # test conditions averaged into another of the same image
     leak: str | None = None  # what of the test set the training data have; a run must allow it
+    training: str | None = None  # what the training knew of the test set, if anything
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value}" for name, value in self.to_json().items())
+
+    @property
+    def knowledge(self) -> str:
+        """What training and scoring knew of the test set, for tables."""
+        if self.training is None:
+            return self.information
+        scoring = "" if self.information == gates.INDUCTIVE else f", {self.information}"
+        return f"transductive ({self.training}){scoring}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the conditions that are known."""

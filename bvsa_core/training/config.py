@@ -137,6 +137,11 @@ class RunConfig(RunDataConfig):
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; it must be at least 0 and below 2**32")
 
+    @property
+    def trains_on_test_features(self) -> bool:
+        """Whether the method also trains on the features of the test images and their texts."""
+        return getattr(self.method_options, "test_features", False)
+
     @classmethod
     def of(cls, method: str, **changes: Any) -> RunConfig:
         """Return a method's published training, encoder included, as `bvsa train --method` has it, with changes.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from bvsa_core.vision.views import Views
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+Source: TypeAlias = tuple[Split, Views, Tensor]  # samples, and views and texts of their images
+
 
 def fit(
     method: Method,
@@ -35,6 +38,7 @@ def fit(
     held_out: tuple[Split, Views] | None = None,
     extra_metrics: Callable[[], dict[str, float]] | None = None,
     checkpointer: Checkpointer | None = None,
+    unpaired: Source | None = None,
 ) -> int:
     """Train a method in place, and return the epoch, from 1, whose weights config.selection kept.
 
@@ -49,9 +53,11 @@ def fit(
         held_out: samples to validate on, with views of the same images at the gallery's levels.
         extra_metrics: called after every epoch for more metrics, which the selection may need.
         checkpointer: saves the training state, and restores that of an earlier process.
+        unpaired: samples, views and texts as of train; the method trains on their images and texts, without their
+            recordings, before the samples of every epoch, on each image as often as its recordings were repeated.
 
     Raises:
-        UserError: the loss is no longer finite.
+        UserError: the loss is no longer finite, or several processes train on unpaired images.
     """
     everything = torch.arange(len(train), device=train.image_of.device)
     method.setup(lambda: make_batch(method, train, everything, views, texts))
@@ -62,19 +68,25 @@ def fit(
     state = TrainingState(method, optimiser, best, total, fabric, config)
     checkpointer = checkpointer or Checkpointer()
     processes = checkpointer.processes
+    if unpaired is not None and processes.size > 1:
+        raise UserError(f"method {config.method} trains on test features in one process; start it without torchrun")
     module, optimiser = fabric.setup(method, optimiser)
     method.epochs = config.epochs
     checkpointer.resume(state)
     for epoch in range(state.epoch, config.epochs):
         module.train()
         method.epoch = epoch
-        order = batches(len(train), config.batch_size, config.seed, epoch, train.recordings.device)
-        for samples in order[state.batch :]:
-            loss = module(make_batch(method, train, samples, views, texts))
+        order = epoch_order(config, epoch, (train, views, texts), unpaired)
+        for samples, (split, split_views, split_texts) in order[state.batch :]:
+            batch = make_batch(method, split, samples, split_views, split_texts)
+            if split is not train:
+                batch.recordings = batch.recordings[:0]
+            loss = module(batch)
             fabric.backward(loss)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-            total += loss.detach() * len(samples)
+            if split is train:
+                total += loss.detach() * len(samples)
             state.batch += 1
             checkpointer.on_step_end(state, config.epochs, len(order))
         mean = (total / len(train)).item()
@@ -145,6 +157,16 @@ def validate(
             batch = Batch(samples, split.recordings[samples], images, texts[image_index], split.subject_of[samples])
             total += module(batch).item() * len(samples)
     return total / len(split)
+
+
+def epoch_order(config: RunConfig, epoch: int, train: Source, unpaired: Source | None) -> list[tuple[Tensor, Source]]:
+    """Return the samples of every batch of an epoch and their source; those without recordings come first."""
+    draw = partial(batches, size=config.batch_size, seed=config.seed, epoch=epoch, device=train[0].recordings.device)
+    order = [(samples, train) for samples in draw(len(train[0]))]
+    if unpaired is not None:
+        count = len(unpaired[0])
+        order = [*((samples % count, unpaired) for samples in draw(count * unpaired[0].repetitions)), *order]
+    return order
 
 
 def batches(count: int, size: int, seed: int, epoch: int, device: torch.device) -> tuple[Tensor, ...]:

@@ -73,8 +73,8 @@ def train(
 ) -> Trained:
     """Train a method, from a saved state if there is one, and keep the weights that config.selection chooses.
 
-    Before training, the test set is compared with the training data; after that, only the selection oracle reads it.
-    `report` is called with the metrics of every epoch.
+    Before training, the test set is compared with the training data, and a method that trains on test features gets its
+    images and texts. After that, only the selection oracle reads it. `report` is called with every epoch's metrics.
 
     Raises:
         UserError: data or options do not fit.
@@ -84,14 +84,17 @@ def train(
     checkpointer = checkpointer or Checkpointer()
     fabric = make_fabric(run_data.device, run_data.processes, config.precision)
     split, validation = split_off_validation(run_data.split(run_data.training_subjects(config), "train"), config)
-    run_data.test_split(config, split, validation)  # which raises if it is no test
+    test, _ = run_data.test_split(config, split, validation)  # which raises if it is no test
     texts = run_data.texts(split.images, split.concepts)
     _, channels, time = split.recordings.shape
     shape = encoders.InputSpec(channels, time, texts.shape[1], len(split.subjects))
     seed_everything(config.seed, verbose=False)  # after the image encoder, which draws random numbers
     method = build_method(config, shape, len(split), run_data)
     views = run_data.views(split.images, method.training_levels(), method.fusion)
-    held_out = extra_metrics = None
+    held_out = extra_metrics = unpaired = None
+    if config.trains_on_test_features:
+        test_views = run_data.views(test.images, method.training_levels(), method.fusion)
+        unpaired = test, test_views, run_data.texts(test.images, test.concepts)
     if validation is not None:
         held_out = validation, run_data.views(split.images, method.gallery_levels(), method.fusion)
     if config.shuffle_pairs:
@@ -106,7 +109,8 @@ def train(
         extra_metrics = oracle(Trained(method, 0, shape, split, validation), run_data, config)
     seal = nullcontext() if config.selection == "oracle" else run_data.sealed()
     with seal, checkpointer.catch_sigint():
-        epoch = fit(method, split, views, texts, config, fabric, report, held_out, extra_metrics, checkpointer)
+        log = report, held_out, extra_metrics, checkpointer
+        epoch = fit(method, split, views, texts, config, fabric, *log, unpaired)
     return Trained(method, epoch, shape, split, validation)
 
 

@@ -135,9 +135,12 @@ def eeg_project(channels: int, time: int, width: int) -> int:
     return (channels * time + 1) * width + (width + 1) * width + 2 * width
 
 
-def bravl(channels: int, time: int, width: int) -> int:
+def bravl(channels: int, time: int, width: int, preset: str) -> int:
     """Count parameters at hidden 256, latent 32 and 100 components: encoders, decoders and networks Q."""
     layer = lambda into, out: (into + 1) * out  # noqa: E731
     observed = (channels * time, 100, width)
     encoders = eeg_project(channels, time, 256) + layer(100, 256) + layer(width, 256) + 3 * layer(256, 64)
-    return encoders + sum(layer(32, 256) + layer(256, each) + layer(each, 256) + layer(256, 64) for each in observed)
+    decoders = sum(layer(32, 256) + layer(256, each) for each in observed)
+    if preset == "code":  # a second hidden layer in two encoders and three decoders
+        return encoders + decoders + 5 * layer(256, 256) + sum(layer(each, 512) + layer(512, 32) for each in observed)
+    return encoders + decoders + sum(layer(each, 256) + layer(256, 64) for each in observed)

@@ -1,7 +1,9 @@
 """The terms of BraVL's loss against numpy and scipy, and its classifier."""
 
+import dataclasses
 import functools
 import itertools
+import warnings
 
 import method_inputs
 import numpy as np
@@ -21,8 +23,8 @@ LATENT = 4
 random_batch = functools.partial(method_inputs.random_batch, torch.float64)
 
 
-def make(**changes) -> bravl.BraVL:
-    return make_method("bravl", latent=LATENT, hidden=8, components=5, **changes).double().eval()
+def make(preset: str = "corrected", **changes) -> bravl.BraVL:
+    return make_method("bravl", preset, latent=LATENT, hidden=8, components=5, **changes).double().eval()
 
 
 def numbers(*tensors: torch.Tensor) -> list[np.ndarray]:
@@ -41,10 +43,10 @@ def fuse(mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return fused * (mean / variance).sum(0), fused
 
 
-def log_likelihood(method: bravl.BraVL, x: list, z: np.ndarray) -> np.ndarray:
-    """Return sum_m log p(x_m | z) for latents (..., B, latent)."""
-    decoded = numbers(*(decoder(torch.from_numpy(z)) for decoder in method.decoders))
-    return sum(scipy.stats.laplace(loc, method.options.scale).logpdf(each).sum(-1) for each, loc in zip(x, decoded))
+def log_likelihood(method: bravl.BraVL, x: list, z: np.ndarray, kind=scipy.stats.laplace) -> np.ndarray:
+    """Return sum_m log p(x_m | z) for latents (..., B, latent); x has all modalities, or the last two."""
+    decoded = numbers(*(decoder(torch.from_numpy(z)) for decoder in method.decoders[-len(x) :]))
+    return sum(kind(loc, method.options.scale).logpdf(each).sum(-1) for each, loc in zip(x, decoded))
 
 
 def test_elbo_and_mutual_information_of_each_modality(seed, monkeypatch):
@@ -63,6 +65,107 @@ def test_elbo_and_mutual_information_of_each_modality(seed, monkeypatch):
         information += scipy.stats.norm(centre, np.exp(log_variance / 2)).logpdf(z).sum(-1).mean()
     expected = -log_likelihood(method, x, z).mean() + 0.4 * divergence - 0.3 * information
     assert method(batch).item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("modalities", [3, 2])
+def test_loss_of_the_released_code(modalities, seed, monkeypatch):
+    """Two modalities are images and texts, as those of the test set are trained on."""
+    options = {"inter": 0.2, "intra": 0.3, "annealing": 0.1, "estimator_hidden": 6}
+    method, batch = make(preset="code", **options), random_batch()
+    method.epoch = 4
+    x, mean, variance = experts_of(method, batch)
+    torch.testing.assert_close(
+        method.observed(batch.recordings, batch.images, batch.texts)[0], batch.recordings.flatten(1)
+    )
+    if modalities == 2:
+        x, mean, variance = x[1:], mean[1:], variance[1:]
+        batch.recordings = batch.recordings[:0]
+    subsets = [
+        list(some) for size in range(1, modalities + 1) for some in itertools.combinations(range(modalities), size)
+    ]
+    fused = [fuse(mean[some], variance[some]) for some in subsets]
+    if modalities == 3:  # N(0, I) is one more expert of the product of all
+        fused[-1] = fuse(np.append(mean, 0 * mean[:1], axis=0), np.append(variance, 1 + 0 * variance[:1], axis=0))
+    divergence = np.mean([0.5 * (v + m**2 - 1 - np.log(v)).sum(-1).mean() for m, v in fused])
+    z = fused[-1][0]
+    monkeypatch.setattr(bravl, "draw_components", lambda components: (components[-1][0], 0 * components[-1][0]))
+    asked = []
+    bounds = lambda *given: asked.append(given[-1]) or torch.tensor(10.0 * len(asked))  # noqa: E731
+    monkeypatch.setattr(method, "_bound", bounds)
+    information = 0.0
+    for estimator, decoder in zip(method.estimators[-modalities:], method.decoders[-modalities:]):
+        (centre,) = numbers(estimator(decoder(torch.from_numpy(z))))
+        information += scipy.stats.norm(centre, 0.75).logpdf(z).sum(-1).mean()
+    elbo = log_likelihood(method, x, z, scipy.stats.norm).mean() - 0.4 * divergence
+    kinds = 6 if modalities == 3 else 2
+    expected = -elbo - 0.3 * information - 0.2 * (elbo - 10 * (kinds + 1) / 2)
+    assert method(batch).item() == pytest.approx(expected, rel=1e-6)  # the stacked bounds are float32
+    assert [list(kind) for kind in asked] == subsets[:-1]
+    assert next(method.heads[1].parameters()).grad is None
+
+
+def test_networks_q_learn_from_their_own_loss_alone(seed):
+    """Alternating, their gradient is that of the information at weight 1, and the others' is unchanged."""
+    method, batch = make(inter=0.0, intra=0.3), random_batch()
+    gradients = {}
+    for name, changes in (("together", {}), ("whole", {"intra": 1.0}), ("alternating", {"alternate": True})):
+        method.options = dataclasses.replace(method.options, **{"intra": 0.3, "alternate": False, **changes})
+        torch.manual_seed(seed)
+        method.zero_grad()
+        method(batch).backward()
+        gradients[name] = {key: value.grad.clone() for key, value in method.named_parameters()}
+    for key, gradient in gradients["alternating"].items():
+        expected = gradients["whole" if key.startswith("estimators") else "together"][key]
+        torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_released_inputs_are_scaled_by_fixed_factors(seed):
+    method, batch = make(preset="code"), random_batch()
+    method.setup(lambda: batch)
+    brain, image, text = method.observed(batch.recordings, batch.images, batch.texts)
+    torch.testing.assert_close(brain, 2 * batch.recordings.flatten(1))
+    torch.testing.assert_close(text, 2 * batch.texts)
+    axes = (batch.images - batch.images.mean(0)) @ method.components
+    torch.testing.assert_close(image, 50 * axes)
+
+
+def test_the_released_classifier_is_fitted_on_draws_of_the_mixture(seed):
+    method, batch = make(preset="code", latents=9), random_batch()
+    few = slice(0, 6)
+    embeddings = method.retrieval_embeddings(batch.recordings, batch.images[None, few], batch.texts[few])
+    scores = similarity(embeddings, Scoring()).numpy()
+    _, mean, variance = experts_of(method, batch)
+    components = [(mean[1][few], variance[1][few]), (mean[2][few], variance[2][few])]
+    components.append(fuse(mean[1:, few], variance[1:, few]))
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda m, v: m + np.sqrt(v) * torch.randn(m.shape, generator=generator, dtype=torch.float64).numpy()  # noqa: E731
+    latents = np.concatenate([draw(*components[turn % 3]) for turn in range(9)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        classifier = SVC(C=1.0, gamma=1e-3, probability=True, random_state=0).fit(latents, [*range(6)] * 9)
+    queries = draw(mean[0], variance[0])
+    np.testing.assert_array_equal(scores.argmax(1), classifier.predict(queries))
+    answers = np.eye(6)[classifier.predict(queries)]
+    np.testing.assert_allclose(scores - answers, classifier.predict_proba(queries), atol=1e-5)
+    fitted = method._fitted[1]
+    method.retrieval_embeddings(batch.recordings[:2], batch.images[None, few], batch.texts[few])
+    assert method._fitted[1] is fitted
+
+
+def test_a_later_scikit_learn_is_refused_before_training(monkeypatch):
+    monkeypatch.setattr("sklearn.svm.SVC", lambda C, kernel, gamma: None)
+    with pytest.raises(UserError, match=r"pip install 'scikit-learn<1.11'"):
+        make(preset="code").setup(random_batch)
+
+
+def test_invalid_options_are_refused():
+    for changes, message in (
+        ({"likelihood": "gauss"}, "unknown likelihood 'gauss'; choose one of laplace, normal"),
+        ({"layers": 0}, "layers is 0; it must be at least 1"),
+        ({"input_scales": (1.0, 0.0, 1.0)}, "they must be positive"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make(**changes)
 
 
 def test_bound_of_negatives(seed, monkeypatch):

@@ -149,7 +149,7 @@ def parameters(name: str, preset: str, width: int = 1024) -> int:
     return {
         "bvsa": (1 if preset == "paper" else 2) * head + scale,
         "mcdb": head + scale + 3 * (2 * width + (width + 1) * (width // 4) + (width // 4 + 1) * width),
-        "bravl": oracle.bravl(17, 250, width),
+        "bravl": oracle.bravl(17, 250, width, preset),
     }.get(name, head + scale)
 
 
@@ -179,8 +179,10 @@ def test_published_numbers():
     assert atm.items() <= training_of("atm").items()
     atm |= {"weight_decay": 0.01, "channels": "all", "prompt": "This picture is {concept}"}
     assert training_of("atm", "code") == atm
-    bravl = {"window": (0.07, 0.39), "weight_decay": 0.0}
+    bravl = {"window": (0.07, 0.39), "weight_decay": 0.0, "lr": 1e-4, "batch_size": 1024}
     assert bravl.items() <= training_of("bravl").items() and method_options("bravl", "corrected").components == 100
+    bravl |= {"optimiser": "adam", "encoder": "perceptron", "epochs": 500}
+    assert training_of("bravl", "code") == bravl
     rates = {(name, setting): RunConfig.of(name, preset="code", setting=setting).lr
              for name in ("vanilla", "ubp", "bvsa") for setting in ("intra", "inter")}  # fmt: skip
     assert rates == {each: 1e-5 if each in (("vanilla", "inter"), ("ubp", "inter")) else 1e-4 for each in rates}

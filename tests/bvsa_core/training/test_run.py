@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,10 +15,14 @@ from trainings import losses, make_config, train_run
 from bvsa_core import methods
 from bvsa_core.errors import UserError
 from bvsa_core.io import atomic
+from bvsa_core.report.comparison_table import ComparisonRow, notes, to_csv
+from bvsa_core.report.tables import method_results, to_markdown
+from bvsa_core.retrieval.scoring import Scoring
 from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
 from bvsa_core.training import loop
-from bvsa_core.training.config import RunDataConfig
-from bvsa_core.training.run import run
+from bvsa_core.training.checkpoint import Checkpointer
+from bvsa_core.training.config import RunConfig, RunDataConfig
+from bvsa_core.training.run import run, train
 from bvsa_core.training.run_data import RunData, choose_device
 from bvsa_core.training.run_folder import RunFolder
 
@@ -70,6 +76,40 @@ def test_comparison_methods_run_with_their_published_training(run_data, small_da
     if method == "nice":
         assert weights["logit_scale"].item() == pytest.approx(math.log(1 / 0.07))
     assert ("adapters.image.branch.3.weight" in weights) == (method == "mcdb")
+
+
+def test_bravl_code_trains_on_test_features_before_every_epoch_and_tables_say_so(small_data, tmp_path, monkeypatch):
+    config = RunConfig.of("bravl", preset="code", data=small_data, epochs=2, batch_size=64, window=None)
+    config = replace(config, method_options=replace(config.method_options, draws=2, latents=3))
+    data, seen = RunData(config), []
+    original = methods.method_class("bravl").forward
+    spy = lambda method, batch: seen.append((len(batch.recordings), len(batch.images))) or original(method, batch)  # noqa: E731
+    monkeypatch.setattr(methods.method_class("bravl"), "forward", spy)
+    result = run(config, data, RunFolder(tmp_path / "run"))
+    # 12 test images, each shown 6 times, then 90 training samples
+    assert seen == [(0, 64), (0, 8), (64, 64), (26, 26)] * 2
+    test = data.split("sub-01", "test")
+    order = loop.epoch_order(config, 0, (test, None, None), (test, None, None))
+    shown = torch.cat([samples for samples, _ in order[:-1]])
+    assert shown.bincount().tolist() == [6] * 12
+    assert result.protocol.training == "trains on test features" and result.protocol.information == "inductive"
+    assert result.protocol.knowledge == "transductive (trains on test features)"
+    assert RunFolder(tmp_path / "run").config() == config
+    saved = RunFolder(tmp_path / "run").result()
+    rescored = saved.rescored(RunFolder(tmp_path / "run").embeddings(), Scoring(rescoring="csls"))
+    assert rescored.protocol.knowledge == "transductive (trains on test features), label-free transductive"
+    (table,) = method_results([saved])
+    assert "| transductive (trains on test features) |" in to_markdown([table])
+    row = ComparisonRow("eeg", "intra", "bravl", "perceptron", table)
+    assert "transductive: bravl (code) trains on test features, those of the test images and their texts" in notes(row)
+    assert "transductive (trains on test features)" in to_csv([row])
+    with pytest.raises(RuntimeError, match="the test set is read before training has ended"), data.sealed():
+        train(config, data)
+    several = Checkpointer(processes=SimpleNamespace(size=2))
+    with pytest.raises(
+        UserError, match="method bravl trains on test features in one process; start it without torchrun"
+    ):
+        train(config, data, checkpointer=several)
 
 
 def test_holding_out_for_validation_changes_nothing_but_the_samples(run_data, tmp_path, monkeypatch):
