@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fovblur.enhanced_similarity import chunked_topk
 from fovblur.enhanced_similarity.params import Inputs
@@ -20,6 +21,7 @@ LARGEST_FUSED_K = 128  # beyond it the kept keys leave no registers for the prod
 _LARGEST_GALLERY = 2**32  # an index takes half a key
 _LARGEST_GRID = 2**31 - 1
 _GROUP = 8  # rows of tiles that run together, so that they share the gallery in the L2 cache
+_DESCRIBED = (0, 90)  # architectures on which descriptors need fewer instructions than pointers, and the interpreter
 _INTERPRETED_PROGRAMS = 4  # under the interpreter: enough for several slices
 # The lowest key stands for no image; those just above it are free places, all different.
 _NOBODY, _UNBEATEN = tl.constexpr(-(2**63)), tl.constexpr(2**63 - 1)
@@ -57,6 +59,17 @@ def _product(left, right, zero, rows, columns, width, left_row, left_column, rig
 
 
 @triton.jit
+def _described_product(left, right, row, column, width, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+                       BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
+    """Do as _product for descriptors of tiles of whole embeddings; what lies beyond their ends counts as 0."""
+    total = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
+    for start in range(0, width, DEPTH):
+        x, y = left.load([row, start]), right.load([column, start])
+        total = tl.dot(x.to(OPERAND), y.to(OPERAND).T, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
 def _gate(gate, first, stride, rows, GATED: tl.constexpr, BLOCK: tl.constexpr):
     """Load the gates of a tile, 1 without a gate."""
     if GATED:
@@ -70,16 +83,24 @@ def _gate(gate, first, stride, rows, GATED: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def _scores(brain_image, image, brain_text, text, r, c, zero, row, column, rows, columns, image_width, text_width,
             brain_image_n, brain_image_d, image_m, image_d, brain_text_n, brain_text_e, text_m, text_e,
-            OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+            DESCRIBED: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
             BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
     """Return M_bi (1 + r_i c_j M_bt) of the tile at (row, column); texts are not read if all its gates are closed."""
-    scores = _product(brain_image + row * brain_image_n, image + column * image_m, zero, rows, columns, image_width,
-                      brain_image_n, brain_image_d, image_m, image_d,
-                      OPERAND, PRECISION, BLOCK_N, BLOCK_M, DEPTH)  # fmt: skip
+    if DESCRIBED:
+        scores = _described_product(brain_image, image, row.to(tl.int32), column.to(tl.int32), image_width,
+                                    OPERAND, PRECISION, BLOCK_N, BLOCK_M, DEPTH)  # fmt: skip
+    else:
+        scores = _product(brain_image + row * brain_image_n, image + column * image_m, zero, rows, columns, image_width,
+                          brain_image_n, brain_image_d, image_m, image_d,
+                          OPERAND, PRECISION, BLOCK_N, BLOCK_M, DEPTH)  # fmt: skip
     if (tl.max((r != 0.0).to(tl.int32)) > 0) & (tl.max((c != 0.0).to(tl.int32)) > 0):
-        of_texts = _product(brain_text + row * brain_text_n, text + column * text_m, zero, rows, columns, text_width,
-                            brain_text_n, brain_text_e, text_m, text_e,
-                            OPERAND, PRECISION, BLOCK_N, BLOCK_M, DEPTH)  # fmt: skip
+        if DESCRIBED:
+            of_texts = _described_product(brain_text, text, row.to(tl.int32), column.to(tl.int32), text_width,
+                                          OPERAND, PRECISION, BLOCK_N, BLOCK_M, DEPTH)  # fmt: skip
+        else:
+            of_texts = _product(brain_text + row * brain_text_n, text + column * text_m, zero, rows, columns,
+                                text_width, brain_text_n, brain_text_e, text_m, text_e,
+                                OPERAND, PRECISION, BLOCK_N, BLOCK_M, DEPTH)  # fmt: skip
         closed = (r == 0.0)[:, None] | (c == 0.0)[None, :]  # lets no NaN through
         scores *= tl.where(closed, 1.0, 1.0 + r[:, None] * c[None, :] * of_texts)
     return scores
@@ -92,8 +113,9 @@ def _similarity_kernel(
     brain_image_n, brain_image_d, image_m, image_d, brain_text_n, brain_text_e, text_m, text_e,
     row_gate_n, column_gate_m,
     out_n, out_m,
-    ROW_GATED: tl.constexpr, COLUMN_GATED: tl.constexpr, GROUP: tl.constexpr, OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, DEPTH: tl.constexpr,
+    ROW_GATED: tl.constexpr, COLUMN_GATED: tl.constexpr, GROUP: tl.constexpr,
+    DESCRIBED: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Compute one tile of the matrix."""
     tile = tl.program_id(0).to(tl.int64)
@@ -107,11 +129,15 @@ def _similarity_kernel(
     c = _gate(column_gate, column, column_gate_m, columns, COLUMN_GATED, BLOCK_M)
     scores = _scores(brain_image, image, brain_text, text, r, c, 0, row, column, rows, columns, image_width, text_width,
                      brain_image_n, brain_image_d, image_m, image_d, brain_text_n, brain_text_e, text_m, text_e,
-                     OPERAND, PRECISION, BLOCK_N, BLOCK_M, DEPTH)  # fmt: skip
+                     DESCRIBED, OPERAND, PRECISION, BLOCK_N, BLOCK_M, DEPTH)  # fmt: skip
     n, m = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
-    where = n.to(tl.int64)[:, None] * out_n + m.to(tl.int64)[None, :] * out_m
-    mask = (n < rows)[:, None] & (m < columns)[None, :]
-    tl.store(out + row * out_n + column * out_m + where, scores.to(out.dtype.element_ty), mask=mask)
+    where = out + row * out_n + column * out_m
+    where += n.to(tl.int64)[:, None] * out_n + m.to(tl.int64)[None, :] * out_m
+    values = scores.to(out.dtype.element_ty)
+    if columns == BLOCK_M:  # a mask that is the same for a whole row lets neighbours be stored together
+        tl.store(where, values, mask=(n < rows)[:, None])
+    else:
+        tl.store(where, values, mask=(n < rows)[:, None] & (m < columns)[None, :])
 
 
 @triton.jit
@@ -129,7 +155,8 @@ def _topk_kernel(
     recordings, images, image_width, text_width, row_tiles, column_tiles, slice_tiles, slices, k,
     brain_image_n, brain_image_d, image_m, image_d, brain_text_n, brain_text_e, text_m, text_e,
     row_gate_n, column_gate_m,
-    ROW_GATED: tl.constexpr, COLUMN_GATED: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    ROW_GATED: tl.constexpr, COLUMN_GATED: tl.constexpr,
+    DESCRIBED: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, DEPTH: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
     """Compute keys[i, slice, :k] of a tile of recordings and one slice of the gallery, unsorted."""
@@ -152,7 +179,7 @@ def _topk_kernel(
         scores = _scores(brain_image, image, brain_text, text, r, c, zero, row, column, rows, columns,
                          image_width, text_width,
                          brain_image_n, brain_image_d, image_m, image_d, brain_text_n, brain_text_e, text_m, text_e,
-                         OPERAND, PRECISION, BLOCK_N, BLOCK_M, DEPTH)  # fmt: skip
+                         DESCRIBED, OPERAND, PRECISION, BLOCK_N, BLOCK_M, DEPTH)  # fmt: skip
         bits = tl.where(scores == 0.0, 0.0, scores).to(tl.int32, bitcast=True)  # -0 becomes 0
         order = tl.where(scores != scores, _NAN_ORDER, tl.where(bits >= 0, bits, bits ^ 0x7FFFFFFF))
         order = tl.where((n < rows)[:, None] & (m < columns)[None, :], order, _NO_ORDER)
@@ -169,7 +196,7 @@ def _topk_kernel(
     tl.store(keys + where, best, mask=(n < rows)[:, None] & (place < k)[None, :])
 
 
-def launch_configuration(dtype: torch.dtype, architecture: int, recordings: int, kept: int = 0) -> dict:
+def launch_configuration(dtype: torch.dtype, architecture: int, recordings: int, kept: int, described: bool) -> dict:
     """Return compile-time constants, warps and stages.
 
     Chosen by compilation for sm_86 and sm_90: the largest tiles whose registers do not spill, and on sm_90 products of
@@ -180,35 +207,42 @@ def launch_configuration(dtype: torch.dtype, architecture: int, recordings: int,
         architecture: 10 times the compute capability; 0 under the interpreter.
         recordings: N.
         kept: k of a top-k; 0 for the matrix.
+        described: whether tiles are loaded by descriptors.
     """
-    precision = "ieee" if dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest" else "tf32"
-    many, hopper = recordings > 64, architecture >= 90
-    if dtype == torch.float32 and precision == "ieee":
+    precision = "tf32" if dtype == torch.float32 and not _is_exact(dtype) else "ieee"
+    many, hopper, row = recordings > 64, architecture >= 90, 128 // dtype.itemsize
+    largest = next(size for size in (16, 32, LARGEST_FUSED_K) if kept <= size and (size != 32 or described))
+    if _is_exact(dtype):
         tile, warps = (32 if kept > 16 else 64, 64, 16), 8 if kept or not hopper else 4
+    elif kept and described:
+        tile, warps = (128, 128, row) if many and kept <= 16 else (64, 256 if kept <= 32 else 128, row), 8
     elif kept:
-        tile, warps = (128 if many and kept <= 16 and hopper else 64, 128, 64 // dtype.itemsize), 8
+        few_kept = kept <= 16
+        tile = (128 if many and few_kept and hopper else 64, 128, row if few_kept and not hopper else row // 2)
+        warps = 8
     elif many:
-        tile, warps = (128, 128, 128 // dtype.itemsize), 8
+        tile, warps = (128, 128, row), 8
     else:
-        tile, warps = (64, 64, 128 // dtype.itemsize), 4
+        tile, warps = (64, 64, row), 4
     operand = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}[dtype]
     if architecture == 0 and dtype == torch.bfloat16:
         operand = tl.float32  # the interpreter multiplies no bfloat16
-    constants = {"OPERAND": operand, "PRECISION": precision, **dict(zip(("BLOCK_N", "BLOCK_M", "DEPTH"), tile))}
-    constants |= {"KEPT": 16 if kept <= 16 else LARGEST_FUSED_K} if kept else {"GROUP": _GROUP}
-    return constants | {"num_warps": warps, "num_stages": 4 if kept and hopper else 3}
+    constants = {"DESCRIBED": described, "OPERAND": operand, "PRECISION": precision}
+    constants |= dict(zip(("BLOCK_N", "BLOCK_M", "DEPTH"), tile))
+    constants |= {"KEPT": largest} if kept else {"GROUP": _GROUP}
+    return constants | {"num_warps": warps, "num_stages": 4 if described or (kept and hopper) else 3}
 
 
 def triton_similarity(out: Tensor, inputs: Inputs) -> None:
     """Write the similarity into `out` (N, M), of any strides."""
     recordings, images = out.shape
-    configuration = launch_configuration(inputs.image.dtype, _architecture(out), recordings)
+    configuration = _configuration(inputs, _architecture(out))
     row_tiles = triton.cdiv(recordings, configuration["BLOCK_N"])
     column_tiles = triton.cdiv(images, configuration["BLOCK_M"])
     with _device_of(out):
         _similarity_kernel[_grid(row_tiles * column_tiles, inputs)](
-            *_addresses(inputs, out), *_sizes(inputs), row_tiles, column_tiles, *_strides(inputs), *out.stride(),
-            **_gated(inputs), **configuration,
+            *_addresses(inputs, out, configuration), *_sizes(inputs), row_tiles, column_tiles,
+            *_strides(inputs), *out.stride(), **_gated(inputs), **configuration,
         )  # fmt: skip
 
 
@@ -225,7 +259,7 @@ def triton_topk(values: Tensor, indices: Tensor, inputs: Inputs) -> None:
     if k > LARGEST_FUSED_K:
         chunked_topk.topk(triton_similarity, values, indices, inputs)
         return
-    configuration = launch_configuration(inputs.image.dtype, _architecture(values), n, k)
+    configuration = _configuration(inputs, _architecture(values), k)
     row_tiles = triton.cdiv(n, configuration["BLOCK_N"])
     column_tiles = triton.cdiv(images, configuration["BLOCK_M"])
     slice_tiles = triton.cdiv(column_tiles, slices_of(row_tiles, column_tiles, _programs(values)))
@@ -233,7 +267,7 @@ def triton_topk(values: Tensor, indices: Tensor, inputs: Inputs) -> None:
     keys = indices.new_empty(n, slices, k)
     with _device_of(values):
         _topk_kernel[_grid(row_tiles * slices, inputs)](
-            *_addresses(inputs, keys), *_sizes(inputs), row_tiles, column_tiles, slice_tiles, slices, k,
+            *_addresses(inputs, keys, configuration), *_sizes(inputs), row_tiles, column_tiles, slice_tiles, slices, k,
             *_strides(inputs), **_gated(inputs), **configuration,
         )  # fmt: skip
     chunked_topk.decode(keys.view(n, slices * k).topk(k).values, values, indices)
@@ -262,8 +296,31 @@ def _grid(programs: int, inputs: Inputs) -> tuple[int]:
     return (programs,)
 
 
-def _addresses(inputs: Inputs, out: Tensor) -> tuple[Tensor, ...]:
-    return (*(out if x is None else x for x in inputs), out)  # a missing gate is not read
+def _configuration(inputs: Inputs, architecture: int, kept: int = 0) -> dict:
+    dtype, recordings = inputs.image.dtype, len(inputs.brain_image)
+    described = architecture in _DESCRIBED and not _is_exact(dtype) and all(map(_can_be_described, inputs[:4]))
+    return launch_configuration(dtype, architecture, recordings, kept, described)
+
+
+def _is_exact(dtype: torch.dtype) -> bool:
+    """Return whether products are made in float32, without the matrix units."""
+    return dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+
+
+def _can_be_described(embeddings: Tensor) -> bool:
+    """Return whether the copy engine takes the rows: separate, contiguous and aligned, with 32-bit numbers."""
+    (rows, width), (row_stride, column_stride) = embeddings.shape, embeddings.stride()
+    aligned = embeddings.data_ptr() % 16 == row_stride * embeddings.dtype.itemsize % 16 == 0
+    return aligned and column_stride == 1 and 0 < width <= row_stride and 0 < rows < 2**31
+
+
+def _addresses(inputs: Inputs, out: Tensor, configuration: dict) -> tuple[Tensor | TensorDescriptor, ...]:
+    embeddings: tuple[Tensor | TensorDescriptor, ...] = inputs[:4]
+    if configuration["DESCRIBED"]:
+        rows = (configuration["BLOCK_N"], configuration["BLOCK_M"]) * 2
+        blocks = ([block, configuration["DEPTH"]] for block in rows)
+        embeddings = tuple(TensorDescriptor.from_tensor(x, block) for x, block in zip(inputs[:4], blocks))
+    return (*embeddings, *(out if gate is None else gate for gate in inputs[4:]), out)  # a missing gate is not read
 
 
 def _sizes(inputs: Inputs) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ from gpu.occupancy import RESERVED_SHARED  # noqa: E402
 from torch import Tensor  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
+from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: E402
 
 from fovblur.enhanced_similarity import triton as similarity  # noqa: E402
 from fovblur.enhanced_similarity.params import Inputs  # noqa: E402
@@ -79,6 +80,8 @@ def specialised(value: object, parameter) -> tuple[str, bool]:
     """Return an argument's type for the compiler and whether it is a multiple of 16, as Triton's launcher does."""
     if parameter.is_constexpr:
         return "constexpr", False
+    if isinstance(value, TensorDescriptor):
+        return f"tensordesc<{TYPES[value.base.dtype]}{value.block_shape}>", False
     if isinstance(value, Tensor):
         return "*" + TYPES[value.dtype], value.data_ptr() % 16 == 0
     if isinstance(value, float):
@@ -114,14 +117,15 @@ def blur_calls() -> Iterator[Callable[[], None]]:
 
 
 def similarity_calls() -> Iterator[Callable[[], None]]:
-    """Yield gated matrices and top-k for few and many recordings of 1024 numbers."""
-    for dtype, recordings in itertools.product(FLOATS, (64, 1024)):
-        brain, image = (torch.empty(rows, 1024, dtype=dtype) for rows in (recordings, 4096))
+    """Yield gated matrices and top-k for few and many recordings of 1024 numbers, contiguous or one and the same."""
+    for dtype, recordings, same in itertools.product(FLOATS, (64, 1024), (False, True)):
+        brain, image = torch.empty(1 if same else recordings, 1024, dtype=dtype), torch.empty(4096, 1024, dtype=dtype)
+        brain = brain.expand(recordings, 1024)
         inputs = Inputs(brain, image, brain, image, torch.ones(recordings), torch.ones(4096))
         for precision in ("highest", "high") if dtype == torch.float32 else ("highest",):
             out = torch.empty(recordings, 4096, dtype=dtype)
             yield at_precision(precision, similarity.triton_similarity, out, inputs)
-            for k in (16, similarity.LARGEST_FUSED_K):
+            for k in (16, 32, similarity.LARGEST_FUSED_K):
                 best = torch.empty(recordings, k), torch.empty(recordings, k, dtype=torch.int64)
                 yield at_precision(precision, similarity.triton_topk, *best, inputs)
 
@@ -173,7 +177,8 @@ def names_of(launch: Launch) -> dict[str, str]:
     types, constants, options = dict(launch.signature), dict(launch.constants), dict(launch.options)
     name = launch.kernel.removeprefix("_").removesuffix("_kernel")
     ends = [types.get(end, "") for end in ("source", "images", "grad", "target", "brain_image")]
-    pointers = " and ".join(dict.fromkeys(end[1:] for end in ends if end.startswith("*")))
+    types_of = [re.match(r"\*(\w+)|tensordesc<(\w+)", end) for end in ends if end[:1] in ("*", "t")]
+    pointers = " and ".join(dict.fromkeys(match[1] or match[2] for match in types_of))
     precision = {"tf32": ", tf32", "tf32x3": ", three tf32 products"}.get(constants["PRECISION"], "")
     adjoint = ", adjoint" if constants.get("ADJOINT") else ""
     sizes = ("BLOCK", "ROWS", "BLOCK_N", "BLOCK_M", "DEPTH", "KEPT")

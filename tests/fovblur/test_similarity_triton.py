@@ -1,5 +1,7 @@
 """The Triton similarity alone: independence of tiles and slices, large k, precision, limits, offsets."""
 
+import functools
+
 import pytest
 import torch
 from backends_under_test import ON_GPU, Implementation
@@ -48,6 +50,39 @@ def test_k_above_the_fused_limit(dtype, monkeypatch, seed):
     assert torch.equal(values.double(), scores.gather(1, indices))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("k", [3, 20, 40])
+def test_descriptors_and_pointers_give_the_same(dtype, k, monkeypatch, seed):
+    """Several tiles in every direction, the last of each cut; rows beside the embeddings and between them are NaN."""
+    torch.set_float32_matmul_precision("high")
+    sizes = ((70, 96), (300, 96), (70, 72), (300, 72))
+    embeddings = [torch.full((rows + 2, width + 8), torch.nan).to(dtype)[1:-1, :width] for rows, width in sizes]
+    for x in embeddings:
+        x.copy_(torch.randn(x.shape) / 8)
+    gate = torch.rand(300) * (torch.rand(300) > 0.3)
+    results = []
+    for architectures in ((0, 90), ()):
+        monkeypatch.setattr(triton_backend, "_DESCRIBED", architectures)
+        configuration = triton_backend._configuration(Inputs(*embeddings, None, gate), 0, k)
+        assert configuration["DESCRIBED"] == bool(architectures) and configuration["KEPT"] >= k
+        results.append(
+            (
+                implementation.matrix(*embeddings, column_gate=gate),
+                *implementation.topk(*embeddings, k, column_gate=gate),
+            )
+        )
+    torch.testing.assert_close(results[0][0].double(), exact(*embeddings, column_gate=gate), rtol=2**-7, atol=2**-7)
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5 if dtype == torch.float32 else 0, atol=1e-6)
+
+
+def test_embeddings_that_the_copy_engine_does_not_take():
+    x = torch.zeros(6, 32, dtype=torch.float16)
+    assert triton_backend._can_be_described(x) and triton_backend._can_be_described(x[::2, 8:24])
+    for other in (x[:, 1:], x[:, ::2], x.T, x[:0], x[:, :0], x[:1].expand(6, 32), x[:, :30].contiguous()):
+        assert not triton_backend._can_be_described(other), other.stride()
+
+
 def test_keys_keep_every_score_and_its_order():
     nan, inf = float("nan"), float("inf")
     scores = torch.tensor([[nan, -inf, -3.5, -1e-45, 0.0, -0.0, 1e-45, 2.0, inf]])
@@ -63,8 +98,9 @@ def test_tf32_is_used_only_if_pytorch_allows_it():
     for setting, precision in (("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")):
         torch.set_float32_matmul_precision(setting)
         for kept in (0, 16):
-            assert triton_backend.launch_configuration(torch.float32, 90, 1000, kept)["PRECISION"] == precision
-            assert triton_backend.launch_configuration(torch.float16, 90, 1000, kept)["PRECISION"] == "ieee"
+            chosen = functools.partial(triton_backend.launch_configuration, kept=kept, described=False)
+            assert chosen(torch.float32, 90, 1000)["PRECISION"] == precision
+            assert chosen(torch.float16, 90, 1000)["PRECISION"] == "ieee"
 
 
 @pytest.mark.skipif(ON_GPU, reason="takes addresses, not memory, on a CPU only")
