@@ -83,13 +83,7 @@ class TrainingState:
 
     def load(self, content: bytes) -> None:
         """Restore what `to_bytes` saved; damaged content, or another run's, raises various exceptions."""
-        first_line, _, archive = content.partition(b"\n")
-        version, _, digest = first_line.rpartition(b" ")
-        if version != VERSION:
-            raise ValueError("damaged, or of another version")
-        if digest != _digest(archive):
-            raise ValueError("altered since it was saved: its checksum differs")
-        saved = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
+        saved = read_state(content)
         for name, value in self.settings.items():
             if saved["settings"].get(name) != value:
                 raise ValueError(f"{name} was {saved['settings'].get(name)}, and is {value}")
@@ -110,6 +104,17 @@ class TrainingState:
             if generators["cuda"] is None:
                 raise ValueError("saved by a training on the CPU")
             torch.cuda.set_rng_state(generators["cuda"], self.device)
+
+
+def read_state(content: bytes) -> dict[str, Any]:
+    """Return what resume.pt holds; damaged content raises various exceptions."""
+    first_line, _, archive = content.partition(b"\n")
+    version, _, digest = first_line.rpartition(b" ")
+    if version != VERSION:
+        raise ValueError("damaged, or of another version")
+    if digest != _digest(archive):
+        raise ValueError("altered since it was saved: its checksum differs")
+    return torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
 
 
 def _digest(content: bytes | memoryview) -> bytes:

@@ -10,6 +10,7 @@ from torch import nn
 
 from bvsa_core import encoders, methods
 from bvsa_core.distributed.processes import ProcessGroup
+from bvsa_core.training.checkpoint import read_state
 
 METHODS = [{"method": name, "encoder": "eeg_project", "dropout": False} for name in methods.names()]
 ENCODERS = [{"method": "atm", "encoder": name, "dropout": False} for name in encoders.names() if name != "eeg_project"]
@@ -135,7 +136,7 @@ def test_ctrl_c_ends_all_processes_which_continue_to_the_same_bytes(fork_server,
     first, second = fork_server.bvsa(*arguments, tmp_path / "run", processes=2, after=state, by=signal.SIGINT)
     assert first.code == 130 and second.code == 2 and not second.out + second.err, (first, second)
     assert first.err.count("\n") == 1 and first.err.endswith("; the same command continues\n")
-    assert f"stopped in epoch {torch.load(state)['epoch'] + 1} of 40" in first.err
+    assert f"stopped in epoch {read_state(state.read_bytes())['epoch'] + 1} of 40" in first.err
     weights = []
     for folder in (tmp_path / "run", tmp_path / "whole"):
         assert not any(each.code for each in fork_server.bvsa(*arguments, folder, processes=2))
