@@ -52,9 +52,8 @@ Where few blocks share a multiprocessor, this is intended:
 - `blur_products` keeps taps and the filtered rows of 2 D + 1 chunks in registers, so that only pixels pass through
   shared memory. Four blocks would need at most 128 registers; for float32, whose operands take two registers each,
   three blocks would need 168.
-- `blur_direct` has three blocks since its registers were limited to 80; a fourth would need 64.
-  `blur_parameter_gradient` filters with two kernels at once; registers and shared memory both
-  limit it to two blocks."""
+- `blur_direct` and `blur_parameter_gradient` take nearly all the shared memory that sm_86 has for large images: a wide
+  ring of filtered rows means that few margins are read. sm_90 holds two such blocks."""
 
 
 def collect(backends: Iterable[str], architectures: tuple[int, ...]) -> dict:

@@ -11,13 +11,22 @@ namespace fovblur {
 // How acuity falls from 1 at the fixation (u = 0) to its value at the farthest pixel (u = 1).
 enum class Falloff : int { exp = 0, linear = 1, quadratic = 2, log = 3, brachistochrone = 4 };
 
+#ifdef __CUDACC__
+// 2^x in one instruction, with an absolute error below 2e-7 for x <= 0.
+__device__ __forceinline__ float power_of_two(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+#else
+inline float power_of_two(float x) { return std::exp2(x); }
+#endif
+
 // exp(x) for x <= 0. On CUDA two instructions with an absolute error below 3e-7; on the host a polynomial (2 ulp) that
 // compilers vectorise, unlike a call of libm.
 FOVBLUR_HD float exp_of_negative(float x) {
 #ifdef __CUDA_ARCH__
-  float power;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * 1.44269504f));
-  return power;
+  return power_of_two(x * 1.44269504f);
 #else
   x = x < -87.0f ? -87.0f : x;
   const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits

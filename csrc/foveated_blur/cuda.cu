@@ -2,12 +2,14 @@
 
 #include "cuda.h"
 
+#include <algorithm>
 #include <type_traits>
 
 #include "../common/launch.cuh"
 #include "cuda_filter.cuh"
 #include "cuda_pixels.cuh"
 #include "cuda_products.cuh"
+#include "cuda_streamed.cuh"
 
 namespace fovblur {
 namespace {
@@ -88,33 +90,39 @@ __device__ void product_strip(const Pass& pass, const Taps& taps, const Strip& s
     }
 }
 
-// The tile's part of dL/dsigma = sum g (1 - w) (A' x A^T + A x A'^T) and of dL/dgain = sum g f (x - A x A^T).
-template <int kThreads, int kSubRuns>
-__device__ void parameter_gradient_tile(const BlurParams& p, const BlurGradients& gradients, int64_t sample, int64_t channel,
-                                        int first_row, int first_column, int64_t place, FilterMemory<kThreads, 2>& shared) {
-  const int height = int(p.shape[2]), width = int(p.shape[3]);
-  const Plane source(p.images, sample, channel), grad(gradients.grad, sample, channel);
-  const Taps taps = make_taps<kThreads>(p, sample, shared.partial);
+// The direct form for radii whose ring does not fit: a region, tile by tile.
+template <int kThreads, class Pass>
+__device__ void direct_region(const Pass& pass, const Taps& taps, const Region& region) {
+  auto& shared = *reinterpret_cast<FilterMemory<kThreads, 1>*>(dynamic_shared);
   hold_taps(taps, shared);
-  float blurred[kSubRuns][kRun] = {}, slope[kSubRuns][kRun] = {};
-  filter_tile<kThreads, kSubRuns, 2>([&](int i, int j) { return source.load(i, j); }, taps, height, width, first_row,
-                                     first_column, shared, blurred, slope);
-  const Weight weight(p, sample);
-  const float factor = taps.radius == 0 ? 0.0f : Normalisation(p, channel).factor;
-  float of_sigma = 0.0f, of_gain = 0.0f;
-  for_each_output<kThreads>(slope, height, width, first_row, first_column, shared.filtered[0], [&](int i, int j, float y) {
-    of_sigma += grad.load(i, j) * (1.0f - weight.gain * weight.acuity(i, j)) * y;
-  });
-  for_each_output<kThreads>(blurred, height, width, first_row, first_column, shared.filtered[0], [&](int i, int j, float y) {
-    of_gain += grad.load(i, j) * weight.acuity(i, j) * (source.load(i, j) - y);
-  });
-  block_sum<kThreads>(of_sigma, of_gain, shared.partial);
-  if (threadIdx.x != 0) return;
-  auto store = [&](void* target, float sum) {
-    if (target) static_cast<float*>(target)[place] = factor == 0.0f ? 0.0f : factor * sum;
-  };
-  store(gradients.grad_sigma, shared.partial[0][0]);
-  store(gradients.grad_gain, shared.partial[1][0]);
+  for (int row = region.first_row; row < region.end_row; row += 4 * kRun * kFallbackSubRuns)
+    for (int column = region.first_column; column < region.end_column; column += Shape<kThreads>::kColumns) {
+      direct_tile<kThreads, kFallbackSubRuns>(pass, taps, region.height, region.width, row, column, shared);
+      __syncthreads();
+    }
+}
+
+template <int kThreads>
+__device__ void parameter_sums_of_region(const ParameterSums& sums, const Taps& taps, const Region& region, float& of_sigma,
+                                         float& of_gain) {
+  auto& shared = *reinterpret_cast<FilterMemory<kThreads, 2>*>(dynamic_shared);
+  hold_taps(taps, shared);
+  for (int row = region.first_row; row < region.end_row; row += 4 * kRun * kFallbackSubRuns)
+    for (int column = region.first_column; column < region.end_column; column += Shape<kThreads>::kColumns) {
+      float blurred[kFallbackSubRuns][kRun] = {}, slope[kFallbackSubRuns][kRun] = {};
+      filter_tile<kThreads, kFallbackSubRuns, 2>([&](int i, int j) { return sums.source.load(i, j); }, taps, region.height,
+                                                 region.width, row, column, shared, blurred, slope);
+      auto each_output = [&](const float(&filtered)[kFallbackSubRuns][kRun], const auto& each) {
+        for_each_output<kThreads>(filtered, region.height, region.width, row, column, shared.filtered[0], each);
+      };
+      each_output(slope, [&](int i, int j, float y) {
+        of_sigma += sums.grad.load(i, j) * (1.0f - sums.weight.at(i, j)) * y;
+      });
+      each_output(blurred, [&](int i, int j, float y) {
+        of_gain += sums.grad.load(i, j) * sums.weight.acuity(i, j) * (sums.source.load(i, j) - y);
+      });
+      __syncthreads();
+    }
 }
 
 // ---- kernels; `Destination` is Images for the blur and BlurGradients for the gradient of the images ----
@@ -130,18 +138,52 @@ struct PassOf<BlurGradients> {
   using Type = Adjoint;
 };
 
-constexpr int kDirectThreads = 256;
+// The part of the plane that a tile is.
+__device__ inline Region region_of(const BlurParams& p, const Tiling& tiling, int row, int column) {
+  const int height = int(p.shape[2]), width = int(p.shape[3]);
+  return {height, width, row, min(row + tiling.tile_rows, height), column, min(column + tiling.tile_columns, width)};
+}
 
-// Three blocks of a multiprocessor, for which ptxas keeps 80 registers with the same loads and multiplications as with 112.
-template <int kSubRuns, class Destination>
-__global__ void __launch_bounds__(kDirectThreads, 3)
-    blur_direct(const BlurParams p, const Destination destination, const Tiling tiling) {
-  __shared__ FilterMemory<kDirectThreads, 1> shared;
+constexpr int kSmallThreads = 128, kDirectThreads = 256;
+
+template <int kThreads, class Destination>
+__global__ void __launch_bounds__(kThreads, 512 / kThreads)
+    blur_direct(const BlurParams p, const Destination destination, const Tiling tiling, const int shared_floats) {
+  __shared__ float partial[2][kThreads];
   tiling.for_own_tiles([&](int64_t sample, int64_t channel, int row, int column, int64_t) {
-    const Taps taps = make_taps<kDirectThreads>(p, sample, shared.partial);
-    hold_taps(taps, shared);
+    const Taps taps = make_taps<kThreads>(p, sample, partial);
     const typename PassOf<Destination>::Type pass(p, destination, sample, channel, taps.radius == 0);
-    direct_tile<kDirectThreads, kSubRuns>(pass, taps, int(p.shape[2]), int(p.shape[3]), row, column, shared);
+    const Region region = region_of(p, tiling, row, column);
+    const Walk<kThreads, 1> walk(region, taps.radius, shared_floats);
+    if (walk.columns == 0) return direct_region<kThreads>(pass, taps, region);
+    walk.hold(taps);
+    Stream(pass, walk, region).run(StoredOutput(pass, region));
+  });
+}
+
+__global__ void __launch_bounds__(kDirectThreads, 2)
+    blur_parameter_gradient(const BlurParams p, const BlurGradients gradients, const Tiling tiling, const int shared_floats) {
+  __shared__ float partial[2][kDirectThreads];
+  tiling.for_own_tiles([&](int64_t sample, int64_t channel, int row, int column, int64_t tile) {
+    const Taps taps = make_taps<kDirectThreads>(p, sample, partial);
+    const ParameterSums sums(p, gradients, sample, channel);
+    const Region region = region_of(p, tiling, row, column);
+    const Walk<kDirectThreads, 2> walk(region, taps.radius, shared_floats);
+    float of_sigma = 0.0f, of_gain = 0.0f;
+    if (walk.columns == 0) {
+      parameter_sums_of_region<kDirectThreads>(sums, taps, region, of_sigma, of_gain);
+    } else {
+      walk.hold(taps);
+      Stream(sums, walk, region).run(SummedOutput(sums, region, of_sigma, of_gain));
+    }
+    block_sum<kDirectThreads>(of_sigma, of_gain, partial);
+    if (threadIdx.x != 0) return;
+    const float factor = taps.radius == 0 ? 0.0f : Normalisation(p, channel).factor;
+    auto store = [&](void* target, float sum) {
+      if (target) static_cast<float*>(target)[tile] = factor == 0.0f ? 0.0f : factor * sum;
+    };
+    store(gradients.grad_sigma, partial[0][0]);
+    store(gradients.grad_gain, partial[1][0]);
   });
 }
 
@@ -154,16 +196,6 @@ __global__ void __launch_bounds__(kStripThreads, OperandOf<Source>::Type::kBlock
     const typename PassOf<Destination>::Type pass(p, destination, sample, channel, taps.radius == 0);
     const int height = int(p.shape[2]), width = int(p.shape[3]);
     product_strip<Source>(pass, taps, {height, width, row, min(row + tiling.tile_rows, height), column}, shared);
-  });
-}
-
-constexpr int kParameterSubRuns = 2;
-
-__global__ void __launch_bounds__(kDirectThreads, 2)
-    blur_parameter_gradient(const BlurParams p, const BlurGradients gradients, const Tiling tiling) {
-  __shared__ FilterMemory<kDirectThreads, 2> shared;
-  tiling.for_own_tiles([&](int64_t sample, int64_t channel, int row, int column, int64_t tile) {
-    parameter_gradient_tile<kDirectThreads, kParameterSubRuns>(p, gradients, sample, channel, row, column, tile, shared);
   });
 }
 
@@ -198,13 +230,37 @@ Kernel<Destination> products_kernel(DType source) {
   }
 }
 
+// Planes as tiles of the direct form: whole, or cut so that every multiprocessor has some, in multiples of the fallback's tiles.
+Tiling direct_tiling(const int64_t (&shape)[4]) {
+  constexpr int kSmallest = 64;
+  constexpr int64_t kEnough = 512;
+  int rows = int(shape[2]), columns = int(shape[3]);
+  auto enough = [&] { return Tiling(shape, rows, columns).tiles >= kEnough; };
+  while (!enough() && columns > kSmallest) columns = round_up((columns + 1) / 2, kSmallest);
+  while (!enough() && rows > kSmallest) rows = round_up((rows + 1) / 2, kSmallest);
+  return Tiling(shape, rows, columns);
+}
+
+// Launches a direct form with as much shared memory as its walk uses up to kernels of 65 pixels, within a block's of sm_86.
+template <int kThreads, int kFilters, class Destination>
+cudaError_t launch_walk(void (*kernel)(BlurParams, Destination, Tiling, int), const BlurParams& p,
+                        const Destination& destination, const Tiling& tiling, void* stream) {
+  constexpr int kMostBytes = 99 * 1024 - int(sizeof(float)) * 2 * kThreads;
+  const int rows = std::min(tiling.tile_rows, int(p.shape[2])), columns = std::min(tiling.tile_columns, int(p.shape[3]));
+  const Walk<kThreads, kFilters> usual({rows, columns, 0, rows, 0, columns}, 32, INT32_MAX);
+  const int bytes = std::max(std::min(4 * usual.floats(), kMostBytes), int(sizeof(FilterMemory<kThreads, kFilters>)));
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error != cudaSuccess) return error;
+  return launch(kernel, kThreads, tiling.tiles, bytes, stream, p, destination, tiling, bytes / 4);
+}
+
 template <class Destination>
 cudaError_t launch_pass(const BlurParams& p, const Destination& destination, DType source, DType result, void* stream) {
   if (choose_form(source, result, p) == Form::direct) {
-    const bool low = p.shape[2] <= 32;
-    const Tiling tiling(p.shape, low ? 32 : 128, Shape<kDirectThreads>::kColumns);
-    const auto kernel = low ? blur_direct<1, Destination> : blur_direct<4, Destination>;
-    return launch(kernel, kDirectThreads, tiling.tiles, 0, stream, p, destination, tiling);
+    const Tiling tiling = direct_tiling(p.shape);
+    if (int64_t(tiling.tile_rows) * tiling.tile_columns <= kSmallThreads * kLines * kRun)
+      return launch_walk<kSmallThreads, 1>(blur_direct<kSmallThreads, Destination>, p, destination, tiling, stream);
+    return launch_walk<kDirectThreads, 1>(blur_direct<kDirectThreads, Destination>, p, destination, tiling, stream);
   }
   const int64_t columns = (p.shape[3] + kStripColumns - 1) / kStripColumns;
   const bool few = p.shape[0] * p.shape[1] * columns < 512;  // cut strips, so that every multiprocessor has some
@@ -218,10 +274,6 @@ const char* why_not(const int64_t (&shape)[4]) {
   constexpr int64_t kLargestSide = INT32_MAX / 4;
   const bool fits = shape[2] <= kLargestSide && shape[3] <= kLargestSide;
   return fits ? nullptr : "an image side above 536,870,911 pixels is not supported";
-}
-
-Tiling parameter_tiling(const int64_t (&shape)[4]) {
-  return Tiling(shape, 4 * kRun * kParameterSubRuns, Shape<kDirectThreads>::kColumns);
 }
 
 }  // namespace
@@ -239,14 +291,13 @@ const char* foveated_blur_backward_cuda(const BlurParams& p, const BlurGradients
   if (gradients.grad_images.data)
     error = launch_pass(p, gradients, gradients.grad.dtype, gradients.grad_images.dtype, stream);
   if (error == cudaSuccess && (gradients.grad_sigma || gradients.grad_gain)) {
-    const Tiling tiling = parameter_tiling(p.shape);
-    error = launch(blur_parameter_gradient, kDirectThreads, tiling.tiles, 0, stream, p, gradients, tiling);
+    error = launch_walk<kDirectThreads, 2>(blur_parameter_gradient, p, gradients, direct_tiling(p.shape), stream);
   }
   return message(error);
 }
 
 int64_t parameter_gradient_tiles(const int64_t (&shape)[4]) {
-  return shape[0] == 0 ? 0 : parameter_tiling(shape).tiles / shape[0];
+  return is_empty(shape) ? 0 : direct_tiling(shape).tiles / shape[0];
 }
 
 }  // namespace fovblur

@@ -87,6 +87,13 @@ struct Plane {
   __device__ float load(int i, int j) const { return load_element(images, at(i, j)); }
   __device__ void store(int i, int j, float y) const { store_element(images, at(i, j), y); }
 
+  // Whether two neighbours from an even column on are float32 in aligned pairs.
+  __device__ bool has_pairs() const {
+    return images.dtype == DType::float32 && images.strides[3] == 1 && images.strides[2] % 2 == 0 &&
+           (reinterpret_cast<uintptr_t>(images.data) + offset * 4) % sizeof(float2) == 0;
+  }
+  __device__ float* floats(int i, int j) const { return static_cast<float*>(images.data) + at(i, j); }  // from (i, j) on
+
   // Returns pixels (i, j..j+7) for j a multiple of eight, with the border reflected; Element is the images' type.
   template <class Element>
   __device__ Eight<Element> load_eight(int i, int j, int height, int width) const {
@@ -133,21 +140,27 @@ __device__ inline float square_root(float x) {
 // Weight of the sharp image at each pixel of one sample.
 struct Weight {
   Falloff kind;
-  float gain, decay, cy, cx, inverse_distance;
+  float gain, decay, cy, cx, inverse_distance, rate;  // exp(-decay u) = 2^(rate u)
   __device__ Weight(const BlurParams& p, int64_t sample)
       : kind(p.falloff), gain(per_sample(p.gain, sample)), decay(float(p.decay)), cy(per_sample(p.fixation, sample, 0)),
         cx(per_sample(p.fixation, sample, 1)) {
     const float distance = falloff_distance(cy, cx, float(p.shape[2]), float(p.shape[3]));
     inverse_distance = distance > 0.0f ? 1.0f / distance : FLT_MAX;  // of a 1 x 1 image
+    rate = decay * -1.44269504f;
   }
-  __device__ float acuity(int i, int j) const { return falloff(kind, decay, eccentricity_of(i, j)); }
+  __device__ float acuity(int i, int j) const {
+    return kind == Falloff::exp ? exponential_acuity(i, j) : falloff(kind, decay, eccentricity_of(i, j));
+  }
   __device__ float at(int i, int j) const { return gain * acuity(i, j); }
+  // The same for the exponential falloff alone, without code for the others.
+  __device__ float exponential_acuity(int i, int j) const { return power_of_two(rate * eccentricity_of(i, j)); }
+  __device__ float exponential_at(int i, int j) const { return gain * exponential_acuity(i, j); }
 
   // Computes the weights of (i, j..j+7), the border reflected. Rare cases share one copy of their code.
   __device__ void of_eight(int i, int j, int width, float (&weights)[kVector]) const {
     if (kind == Falloff::exp && j >= 0 && j + kVector <= width) {
 #pragma unroll
-      for (int k = 0; k < kVector; ++k) weights[k] = gain * falloff(Falloff::exp, decay, eccentricity_of(i, j + k));
+      for (int k = 0; k < kVector; ++k) weights[k] = exponential_at(i, j + k);
       return;
     }
 #pragma unroll 1

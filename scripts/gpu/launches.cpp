@@ -68,7 +68,7 @@ using fovblur::DType;
 const char* const kTypes[] = {"uint8", "float16", "bfloat16", "float32"};
 void* const kData = reinterpret_cast<void*>(4096);  // never read
 
-fovblur::Images images_of(int type, int64_t rows) { return {kData, DType(type), {3 * rows * 224, rows * 224, 224, 1}}; }
+fovblur::Images images_of(int type, int64_t side) { return {kData, DType(type), {3 * side * side, side * side, side, 1}}; }
 
 void check(const char* error) {
   if (!error) return;
@@ -76,21 +76,21 @@ void check(const char* error) {
   std::exit(1);
 }
 
-void blur(int source, int result, int64_t rows, bool tf32) {
+void blur(int source, int result, int64_t side, bool tf32) {
   fovblur::BlurParams p = {};
-  const int64_t shape[] = {64, 3, rows, 224};
+  const int64_t shape[] = {1024, 3, side, side};
   for (int i = 0; i < 4; ++i) p.shape[i] = shape[i];
   p.allow_tf32 = tf32;
   const std::string types = std::string(kTypes[source]) + " to " + kTypes[result] + (tf32 ? ", tf32" : "");
-  p.images = images_of(source, rows);
+  p.images = images_of(source, side);
   call = "blur, " + types;
-  check(fovblur::foveated_blur_cuda(p, images_of(result, rows), nullptr));
+  check(fovblur::foveated_blur_cuda(p, images_of(result, side), nullptr));
   if (result == 0) return;  // has no gradient
-  fovblur::BlurGradients gradients = {images_of(result, rows), {}, kData, kData};
+  fovblur::BlurGradients gradients = {images_of(result, side), {}, kData, kData};
   call = "gradient of sigma and gain";
   check(fovblur::foveated_blur_backward_cuda(p, gradients, nullptr));
   if (source == 0) return;
-  gradients = {images_of(result, rows), images_of(source, rows), nullptr, nullptr};
+  gradients = {images_of(result, side), images_of(source, side), nullptr, nullptr};
   call = std::string("gradient of images, ") + kTypes[result] + " to " + kTypes[source] + (tf32 ? ", tf32" : "");
   check(fovblur::foveated_blur_backward_cuda(p, gradients, nullptr));
 }
@@ -115,7 +115,7 @@ int main() {
     for (int source = 0; source < 4; ++source)
       for (int result = 0; result < 4; ++result)
         if (result != 0 || source == 0)
-          for (int64_t rows : {32, 224}) blur(source, result, rows, tf32);
+          for (int64_t side : {32, 224}) blur(source, result, side, tf32);
     for (int type = 1; type < 4; ++type)
       for (int strided = 0; strided < 2; ++strided) similarity(type, tf32, strided);
   }

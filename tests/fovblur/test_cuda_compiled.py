@@ -3,17 +3,18 @@
 import re
 
 import pytest
-from gpu_kernels import ARCHITECTURES, HAS_NVCC, WITHOUT_NVCC, assert_fits, of
+from gpu_kernels import ARCHITECTURES, HAS_NVCC, SHARED_OF_A_BLOCK, WITHOUT_NVCC, assert_fits, of
 
 # Blocks that share a multiprocessor. The similarity's two tiles of 128 x 128 sums take 128 registers of each of 256
 # threads, which leaves room for one block.
 RESIDENT = {
-    "blur_direct": 3,
+    "blur_direct<128": 2,
+    "blur_direct<256": 1,
     "blur_products<unsigned char": 3,
     "blur_products<Half": 3,
     "blur_products<BFloat16": 3,
     "blur_products<float": 2,
-    "blur_parameter_gradient": 2,
+    "blur_parameter_gradient": 1,
     "similarity_scores": 1,
     "merge_slices": 8,
 }
@@ -38,13 +39,22 @@ def test_shared_memory_is_what_a_launch_asks_for(gpu_resources):
     similarity = 4 * 2 * 128 * 64 + 64 * 128 * 4 + 2 * 2 * 128 * 4 + 128 * 4 + 2 * 8 * 4 * 4
     for row in of(gpu_resources, "cuda", "similarity_scores"):
         assert (row["static_shared"], row["dynamic_shared"]) == (0, similarity), row
-    for row in of(gpu_resources, "cuda", "blur"):
+    for row in of(gpu_resources, "cuda", "blur_products"):
         assert row["dynamic_shared"] == 0 < row["static_shared"] <= DEFAULT_SHARED, row
+    for row in of(gpu_resources, "cuda", "blur_direct<256") + of(gpu_resources, "cuda", "blur_parameter_gradient"):
+        assert DEFAULT_SHARED < row["static_shared"] + row["dynamic_shared"] <= SHARED_OF_A_BLOCK[86], row
+
+
+def test_the_direct_form_copies_asynchronously_and_reads_wide(gpu_resources):
+    for row in of(gpu_resources, "cuda", "blur_direct"):
+        used = row["instructions"]
+        assert used["LDGSTS.32"] > 0 and used["LDS.128"] > 0 and used["LDS.64"] > 0 and used["STS.128"] > 0, row
+        assert used["LDG.64"] > 0 and used["STG.64"] > 0, row
 
 
 def test_calls_launch_the_form_that_is_exact_enough(gpu_resources):
     launched = {row["kernel"]: set(row["calls"]) for row in of(gpu_resources, "cuda")}
-    direct, products = launched["blur_direct<4, Images>"], launched["blur_products<float, Images>"]
+    direct, products = launched["blur_direct<256, Images>"], launched["blur_products<float, Images>"]
     assert "blur, float32 to float32" in direct and "blur, float32 to float32, tf32" in products
     assert "blur, uint8 to float32" in direct
     assert "blur, uint8 to float16" in launched["blur_products<unsigned char, Images>"]

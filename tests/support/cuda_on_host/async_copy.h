@@ -7,8 +7,18 @@
 namespace cuda_on_host {
 
 inline void run(const Copy& copy) {
-  std::memset(copy.target, 0, 16);
+  std::memset(copy.target, 0, size_t(copy.size));
   std::memcpy(copy.target, copy.source, size_t(copy.bytes));
+}
+
+inline void start_copy(void* target, const void* source, int size, int bytes) {
+  if (reinterpret_cast<uintptr_t>(target) % size_t(size) || reinterpret_cast<uintptr_t>(source) % size_t(size))
+    fail("a copy is not aligned to its size");
+  const Copy copy{target, source, size, bytes, running->groups};
+  if (fovblur_thread_order > 0)
+    run(copy);
+  else
+    running->copies.push_back(copy);
 }
 
 inline void run_groups_up_to(long group) {
@@ -24,15 +34,8 @@ namespace fovblur {
 
 inline uint4* const dynamic_shared = reinterpret_cast<uint4*>(cuda_on_host::shared_memory);
 
-inline void copy_async(void* shared, const void* global, int bytes) {
-  if (reinterpret_cast<uintptr_t>(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16)
-    cuda_on_host::fail("a copy is not aligned to 16 bytes");
-  const cuda_on_host::Copy copy{shared, global, bytes, cuda_on_host::running->groups};
-  if (fovblur_thread_order > 0)
-    cuda_on_host::run(copy);
-  else
-    cuda_on_host::running->copies.push_back(copy);
-}
+inline void copy_async(void* shared, const void* global, int bytes) { cuda_on_host::start_copy(shared, global, 16, bytes); }
+inline void copy_async_float(float* shared, const float* global) { cuda_on_host::start_copy(shared, global, 4, 4); }
 
 inline void commit_copies() { ++cuda_on_host::running->groups; }
 

@@ -41,6 +41,12 @@ struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
+struct alignas(8) int2 {
+  int x, y;
+};
 template <class T>
 T min(T a, T b) {
   return b < a ? b : a;
@@ -75,7 +81,7 @@ alignas(16) inline unsigned char shared_memory[kSharedBytes];
 struct Copy {
   void* target;
   const void* source;
-  int bytes;
+  int size, bytes;  // the rest of `size` becomes 0
   long group;
 };
 
