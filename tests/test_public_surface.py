@@ -76,8 +76,8 @@ def test_commands_and_flags():
         "\n".join(lines),
         """\
 demo --average --bank --batch_size --betas --cache_dir --data --decay --device --encoder --epochs --falloff
-    --initial_std --lr --methods --optimiser --out --precision --prompt --repetitions --resamples --seed --seeds
-    --selection --setting --shuffle_pairs --synthetic --synthetic.channels --synthetic.images_per_concept
+    --initial_std --lr --methods --optimiser --out --patience --precision --prompt --repetitions --resamples --seed
+    --seeds --selection --setting --shuffle_pairs --synthetic --synthetic.channels --synthetic.images_per_concept
     --synthetic.modality --synthetic.samples --synthetic.seed --synthetic.signal_to_noise --synthetic.subjects
     --synthetic.test_concepts --synthetic.test_repetitions --synthetic.train_concepts --synthetic.train_repetitions
     --target_layers --target_levels --validation --views --vision --weight_decay --weights
@@ -96,13 +96,13 @@ train --allow_leak --average --bank --batch_size --betas --cache_dir --channels 
     --method_options --method_options.alpha --method_options.c --method_options.continuous --method_options.decouple
     --method_options.dynamic --method_options.enhancement --method_options.gallery_views --method_options.gamma
     --method_options.heads --method_options.kernel_size --method_options.scale --method_options.shift
-    --method_options.unit_norm --optimiser --out --precision --preset --prompt --repetitions --seed --selection
-    --setting --shuffle_pairs --subject --target_layers --target_levels --validation --views --vision --weight_decay
-    --weights --window
+    --method_options.unit_norm --optimiser --out --patience --precision --preset --prompt --repetitions --seed
+    --selection --setting --shuffle_pairs --subject --target_layers --target_levels --validation --views --vision
+    --weight_decay --weights --window
 evaluate --brain --brain-text --brain_text --data --device --full --gate --image --json --reliability --rescoring
     --shuffle-texts --shuffle_texts --text RUN
 reproduce --allow_leak --average --bank --batch_size --betas --cache_dir --channels --config --decay --device --eeg
-    --encoders --epochs --falloff --initial_std --lr --meg --methods --optimiser --out --precision --prompt
+    --encoders --epochs --falloff --initial_std --lr --meg --methods --optimiser --out --patience --precision --prompt
     --repetitions --resamples --scheduler --seeds --selection --shuffle_pairs --subjects --synthetic
     --synthetic.channels --synthetic.images_per_concept --synthetic.samples --synthetic.seed --synthetic.signal_to_noise
     --synthetic.subjects --synthetic.test_concepts --synthetic.test_repetitions --synthetic.train_concepts

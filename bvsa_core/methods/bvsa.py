@@ -29,6 +29,7 @@ from bvsa_core.errors import UserError
 from bvsa_core.methods.base import (
     AS_RELEASED,
     EARLY_STOP,
+    RELEASED_TRAINING,
     Batch,
     Contrastive,
     LogitOptions,
@@ -84,7 +85,7 @@ class BVSA(Contrastive):
         "paper": Preset({"heads": 1, "gamma": None, "enhancement": "paper"}),
         "code": Preset(
             {"gallery_views": 3, "enhancement": "code", **AS_RELEASED},
-            {"epochs": 50, "batch_size": 1024, "lr": 1e-4, "prompt": "A photo of a {concept}."},  # lr in both settings
+            {**RELEASED_TRAINING, "lr": 1e-4, "prompt": "A photo of a {concept}."},  # lr in both settings
         ),
     }
     DEVIATIONS = (

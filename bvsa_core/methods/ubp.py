@@ -17,6 +17,7 @@ from bvsa_core.encoders import InputSpec
 from bvsa_core.methods.base import (
     AS_RELEASED,
     EARLY_STOP,
+    RELEASED_TRAINING,
     Batch,
     Contrastive,
     LogitOptions,
@@ -48,7 +49,7 @@ class UBP(Contrastive):
     PRESETS = {
         "corrected": Preset(),
         "paper": Preset({"gain": 1.0, "scale": "softplus"}),
-        "code": Preset({"kernel_sizes": (45, 45, 51), **AS_RELEASED}, {"epochs": 50, "batch_size": 1024}),
+        "code": Preset({"kernel_sizes": (45, 45, 51), **AS_RELEASED}, RELEASED_TRAINING),
     }
     DEVIATIONS = (
         EARLY_STOP,

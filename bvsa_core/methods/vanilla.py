@@ -8,6 +8,7 @@ from torch import Tensor
 from bvsa_core.methods.base import (
     AS_RELEASED,
     EARLY_STOP,
+    RELEASED_TRAINING,
     Batch,
     Contrastive,
     LogitOptions,
@@ -20,7 +21,7 @@ class Vanilla(Contrastive):
     """No blur, no state."""
 
     Options = LogitOptions
-    PRESETS = {"corrected": Preset(), "code": Preset(AS_RELEASED, {"epochs": 50, "batch_size": 1024})}
+    PRESETS = {"corrected": Preset(), "code": Preset(AS_RELEASED, RELEASED_TRAINING)}
     DEVIATIONS = (EARLY_STOP,)
 
     def forward(self, batch: Batch) -> Tensor:

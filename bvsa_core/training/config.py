@@ -18,7 +18,7 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 SETTINGS = {"intra": "intra-subject", "inter": "inter-subject"}  # names in tables
 SELECTIONS = {"last": "last", "validation": "validation", "oracle": "oracle (upper bound, selected on test)"}
 LEARNING_RATES = {"intra": 1e-4, "inter": 1e-5}  # as UBP and BVSA publish them
-ADDED = {"allow_leak"}  # since 0.1, whose run.yaml is read too
+ADDED = {"allow_leak", "patience"}  # since 0.1, whose run.yaml is read too
 Settings = TypeVar("Settings")
 _REMEDY = "delete the folder, and train the run again"
 
@@ -94,6 +94,8 @@ class RunConfig(RunDataConfig):
     repetitions: int | None = None
     """How many repetitions of a test image are averaged, from the first; default: all."""
     epochs: int = 50
+    patience: int = 0
+    """Stop after this many epochs in a row whose training loss is not 0.001 below the least before; 0 never stops."""
     batch_size: int = 1024
     optimiser: Literal["adamw", "adam"] = "adamw"
     lr: float | None = None
@@ -126,7 +128,8 @@ class RunConfig(RunDataConfig):
             if getattr(self, name) not in known:
                 raise UserError(unknown_name(name, getattr(self, name), known))
         self.lr = LEARNING_RATES[self.setting] if self.lr is None else self.lr
-        least = {"epochs": 1, "batch_size": 1, "repetitions": 1, "validation": 0, "weight_decay": 0, "initial_std": 0}
+        least = dict.fromkeys(("epochs", "batch_size", "repetitions"), 1)
+        least |= dict.fromkeys(("patience", "validation", "weight_decay", "initial_std"), 0)
         for name, minimum in least.items():
             if getattr(self, name) is not None and not getattr(self, name) >= minimum:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {minimum}")

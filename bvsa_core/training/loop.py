@@ -74,6 +74,8 @@ def fit(
     method.epochs = config.epochs
     checkpointer.resume(state)
     for epoch in range(state.epoch, config.epochs):
+        if config.patience and best.stalled >= config.patience:
+            break
         module.train()
         method.epoch = epoch
         order = epoch_order(config, epoch, (train, views, texts), unpaired)

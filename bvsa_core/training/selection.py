@@ -9,6 +9,7 @@
   An upper bound, out of reach without the answers.
 """
 
+import math
 from collections import Counter, defaultdict
 
 import torch
@@ -20,18 +21,26 @@ from bvsa_core.retrieval.scoring import Scoring, ranks, similarity
 from bvsa_core.training.embedding import compute_embeddings
 from bvsa_core.vision.views import Views
 
+MIN_PROGRESS = 0.001  # of the training loss, as the code of UBP and BVSA has it
+
 
 class Best:
-    """The weights of the best epoch so far, in memory; `selection` is last, validation or oracle, as above."""
+    """The weights of the best epoch so far, in memory; `selection` is last, validation or oracle, as above.
+
+    `stalled` counts the epochs since the training loss last fell by MIN_PROGRESS below its least value.
+    """
 
     def __init__(self, selection: str):
         self.selection = selection
+        self.least_loss, self.stalled = math.inf, 0
         self.score: tuple[float, ...] | None = None
         self.epoch = 0
         self.state: dict[str, Tensor] | None = None
 
     def update(self, module: nn.Module, metrics: dict) -> None:
         """Keep a copy of the module's state if its metrics are the best so far."""
+        progress = metrics["loss"] < self.least_loss - MIN_PROGRESS
+        self.least_loss, self.stalled = (metrics["loss"], 0) if progress else (self.least_loss, self.stalled + 1)
         if self.selection == "last":
             self.epoch = metrics["epoch"]
             return

@@ -48,10 +48,11 @@ def test_a_result_lists_the_deviations_from_the_released_code(small_data, tmp_pa
     result = run(config, RunData(config), RunFolder(tmp_path / "run"))
     settings, *others = result.deviations
     assert settings == (
-        "settings, the released code's in brackets: epochs 1 (50), unit_norm true (false), scale exp (softplus)"
+        "settings, the released code's in brackets: epochs 1 (50), patience 0 (5), unit_norm true (false), "
+        "scale exp (softplus)"
     )
     assert RunFolder(tmp_path / "run").result().deviations == result.deviations == deviations(config)
-    assert len(others) == 1 and "the released code stops after 5" in others[0]
+    assert len(others) == 1 and "the released code stops after 5 epochs without a better Top-1" in others[0]
 
 
 @pytest.mark.parametrize("name", [name for name in methods.names() if len(methods.method_class(name).PRESETS) > 1])

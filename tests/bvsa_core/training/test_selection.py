@@ -21,6 +21,7 @@ from bvsa_core.vision.views import SHARP
 
 LONGER = {"epochs": 4, "batch_size": 45, "lr": 1e-3}
 METRICS = {
+    "loss": [2.0, 1.5, 1.499, 1.498, 1.0],
     "validation_top1": [0.1, 0.5, 0.5, 0.5, 0.2],
     "validation_loss": [1.0, 3.0, 2.0, 2.0, 0.5],
     "test_top1": [0.4, 0.1, 0.4, 0.4, 0.0],
@@ -38,6 +39,19 @@ def test_the_first_of_the_best_epochs_is_kept(selection, epoch):
         best.update(module, {"epoch": number, **dict(zip(METRICS, values))})
     assert best.restore(module) == epoch
     assert module.weight.item() == epoch and module.running_mean.item() == -epoch
+
+
+def test_patience_stops_a_training_whose_loss_stalls(run_data, tmp_path):
+    best, module = Best("last"), nn.Identity()
+    stalled = []
+    for number, loss in enumerate([3.0, 2.0, 1.9995, 1.9991, 1.998, 1.998, 1.9985], start=1):
+        best.update(module, {"epoch": number, "loss": loss})
+        stalled.append(best.stalled)
+    assert stalled == [0, 0, 1, 2, 0, 1, 2]  # progress is more than 0.001 below the least
+    still = {"epochs": 9, "batch_size": 1024, "lr": 1e-12, "encoder_options": {"dropout": 0.0}, "method": "vanilla"}
+    result = train_run(tmp_path / "stopped", run_data, patience=3, **still)
+    assert result.epoch == 4 == len(RunFolder(tmp_path / "stopped").metrics())
+    assert train_run(tmp_path / "whole", run_data, **still).epoch == 9
 
 
 @pytest.mark.parametrize("selection", ["validation", "oracle"])
