@@ -52,7 +52,7 @@ similarity-triton() { rows 60; }
 peers() { rows 60; }
 tests-cuda() { tests 8 "(cuda or on_gpu or large) and not triton"; }
 tests-triton() { tests 6 triton; }
-memcheck() { sanitize --leak-check full; }
+memcheck() { sanitize; }
 racecheck() { sanitize; }
 initcheck() { sanitize; }
 ncu() { # four kernels, each once
@@ -86,8 +86,8 @@ tests() { # tests WORKERS EXPRESSION: with a fixed seed; one process where pytes
     tests/fovblur --ignore tests/fovblur/test_modules.py -k "$2 and not compiled and not gpu_resources and not ptx"
 }
 
-sanitize() { # sanitize OPTION...: the native program, whose buffers are exactly as large as what they hold
-  step "${FUNCNAME[1]}" 100 compute-sanitizer --tool "${FUNCNAME[1]}" --error-exitcode 1 "$@" "$work/native"
+sanitize() { # the native program, whose buffers are exactly as large as what they hold
+  step "${FUNCNAME[1]}" 100 compute-sanitizer --tool "${FUNCNAME[1]}" --error-exitcode 1 "$work/native"
 }
 
 load_or_compile() { # the module for this card alone, unless one that serves it is there
