@@ -1,10 +1,10 @@
 """Rates of the cards that estimates are made for; nothing here was measured.
 
 Sources: NVIDIA Ampere GA102 GPU Architecture, whitepaper, 2021 (RTX 3080 10 GB); NVIDIA A100 Tensor Core GPU
-Architecture, whitepaper, 2020 (A100 SXM4 40 GB); NVIDIA H100 Tensor Core GPU Architecture, whitepaper, 2022 (H100 SXM5):
-boost clocks, multiprocessors, dense rates of the tensor cores with float32 sums, float32 lanes, bytes a second of device
-memory. A multiprocessor issues four instructions of a warp a cycle, and moves one wavefront of 128 bytes of shared
-memory (CUDA C++ Programming Guide). Copies are taken to reach all of GDDR6X and 0.88 of HBM.
+Architecture, whitepaper, 2020 (A100 SXM4 40 GB); NVIDIA H100 Tensor Core GPU Architecture, whitepaper, 2022 (H100
+SXM5): boost clocks, multiprocessors, dense rates of the tensor cores with float32 sums, float32 lanes, bytes a second
+of device memory. A multiprocessor issues four instructions of a warp a cycle, and moves one wavefront of 128 bytes of
+shared memory (CUDA C++ Programming Guide). Copies are taken to reach all of GDDR6X and 0.88 of HBM.
 """
 
 from __future__ import annotations
