@@ -130,7 +130,6 @@ FAULTS = {
     "beyond": r"device access out of bounds: 4 bytes at .*, 0 bytes after the end of a buffer",
     "before": "device access out of bounds",
     "beyond_shared": "shared access out of bounds: 4 bytes at 256 of 256",
-    "never_written": "reads shared memory that has no value",
     "own_output": "reads device memory that has no value",
     "to_input": "writes device memory that is not an output's element",
     "misaligned": "device address .* is not aligned to 16 bytes",
@@ -158,7 +157,7 @@ def planted(tmp_path_factory) -> dict[str, Interpreter]:
     return programs
 
 
-def run(interpreter: Interpreter, kernel: str) -> None:
+def run(interpreter: Interpreter, kernel: str) -> np.ndarray:
     values = np.arange(THREADS).astype(np.float32)
     output = np.zeros(8 * THREADS, np.uint8)
     buffers = [
@@ -167,12 +166,18 @@ def run(interpreter: Interpreter, kernel: str) -> None:
     ]
     arguments = [address.to_bytes(8, "little") for address in (4096, 8192)]
     interpreter.run(kernel, (2 if kernel == "of_all_blocks" else 1, 1, 1), (THREADS, 1, 1), arguments, buffers, 256)
+    return output.view(np.float32)[:THREADS]
 
 
 @pytest.mark.parametrize("kernel", FAULTS)
 def test_faults_are_found(planted, kernel):
     with pytest.raises(Fault, match=FAULTS[kernel]):
         run(planted["wrong"], kernel)
+
+
+def test_what_depends_on_memory_that_was_never_written_is_not_a_number(planted):
+    assert np.isnan(run(planted["wrong"], "never_written")[0])
+    assert np.isfinite(run(planted["right"], "never_written")).all()
 
 
 @pytest.mark.parametrize("kernel", [kernel for kernel in FAULTS if kernel not in ("parted", "own_output")])

@@ -9,7 +9,7 @@ import importlib.util
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -132,7 +132,7 @@ class Device:
         self.module, self.card = load(target), card
         self.interpreters = interpreters(target.parent, ptx or card.architecture)
         self.checks, self.traffic = checks, traffic
-        self.choose_blocks: Callable[[Called], Iterable[int] | None] = lambda called: None
+        self.choose_blocks: Callable[[Called], Sequence[int] | None] = lambda called: None
         self.launches: list[Called] = []
         self.buffers: dict[int, Buffer] = {}
         self.failure: Exception | None = None
@@ -218,11 +218,14 @@ class Device:
             sizes = interpreter.module.kernels[kernel].parameters.values()
             content = [ctypes.string_at(arguments[i], size) for i, size in enumerate(sizes)]
             called = Called(kernel, (grid[0], grid[1], grid[2]), (block[0], block[1], block[2]), shared)
-            counts = interpreter.run(
-                kernel, called.grid, called.threads, content, self.buffers.values(), shared, self.choose_blocks(called),
-                self.checks, self.traffic,
-            )  # fmt: skip
-            self.launches.append(replace(called, counts=counts))
+            blocks = self.choose_blocks(called)
+            if blocks is None or len(blocks):
+                counts = interpreter.run(
+                    kernel, called.grid, called.threads, content, self.buffers.values(), shared, blocks, self.checks,
+                    self.traffic,
+                )  # fmt: skip
+                called = replace(called, counts=counts)
+            self.launches.append(called)
         except Exception as failure:  # ctypes would drop it; `_memory` raises it
             self.failure = failure
         return int(self.failure is not None)

@@ -110,16 +110,19 @@ class SharedMemory:
     Every warp counts its synchronisations. `clocks[v, u]` is what warp v knows of u: it comes after all accesses of u
     at earlier counts. Shuffles and votes count too, but order only reads, whose values they have used, before writes of
     other lanes. Accesses are kept for granules, the smallest unit that the kernel addresses.
+
+    At first all bits are set, which is NaN in every floating type: results that depend on what was never written show
+    it, and a wide load may reach beyond what was, if nothing comes of it.
     """
 
     def __init__(self, size: int, granule: int, threads: int, checks: bool):
         self.size, self.granule, self.checks = size, granule, checks
-        self.content = np.zeros(-(-size // 16) * 16 + 16, np.uint8)
+        self.content = np.full(-(-size // 16) * 16 + 16, 255, np.uint8)
         warps, count = -(-threads // WARP), len(self.content) // granule
         self.clocks = np.eye(warps, dtype=np.int32)
         self.synchronised = np.ones(warps, np.int32)  # the clock at the last synchronisation that orders writes
         if checks:
-            self.has_value, self.in_flight = np.zeros(count, bool), np.zeros(count, bool)
+            self.in_flight = np.zeros(count, bool)
             self.writer, self.written = np.full(count, -1, np.int32), np.full(count, -1, np.int32)
             self.reader, self.read = np.full((count, warps), -1, np.int32), np.full((count, warps), -1, np.int32)
 
@@ -153,8 +156,6 @@ class SharedMemory:
             places, lanes, warps = self._granules(addresses, size, threads)
             if self.in_flight[places].any():
                 raise Fault("reads shared memory that an asynchronous copy still fills")
-            if not self.has_value[places].all():
-                raise Fault("reads shared memory that has no value")
             self._check_after_writes(places, lanes, warps, "reads")
             again = (self.read[places, warps] == self.clocks[warps, warps]) & (self.reader[places, warps] != lanes)
             self.read[places, warps] = self.clocks[warps, warps]
@@ -163,13 +164,9 @@ class SharedMemory:
             self.reader[places[shared], warps[shared]] = -2  # several lanes
         return self._get(addresses, size)
 
-    def update(
-        self, address: np.ndarray, size: int, change: Callable[[np.ndarray], np.ndarray], thread: np.ndarray
-    ) -> None:
+    def update(self, address: np.ndarray, size: int, change: Callable[[np.ndarray], np.ndarray]) -> None:
         """Replace the bytes at one address; what is atomic needs no order."""
         self._check_place(address, size)
-        if self.checks and not self.has_value[self._granules(address, size, thread)[0]].all():
-            raise Fault("reads shared memory that has no value")
         self._put(address, change(self._get(address, size)))
 
     def store(self, addresses: np.ndarray, data: np.ndarray, threads: np.ndarray) -> None:
@@ -186,8 +183,7 @@ class SharedMemory:
         self._check_place(addresses, size)
         if self.checks:
             self._check_write(addresses, size, threads)
-            places = self._granules(addresses, size, threads)[0]
-            self.in_flight[places], self.has_value[places] = True, False
+            self.in_flight[self._granules(addresses, size, threads)[0]] = True
 
     def end_copy(self, addresses: np.ndarray, data: np.ndarray, threads: np.ndarray) -> None:
         if self.checks:
@@ -250,4 +246,3 @@ class SharedMemory:
     def _mark_written(self, addresses: np.ndarray, size: int, threads: np.ndarray) -> None:
         places, lanes, warps = self._granules(addresses, size, threads)
         self.writer[places], self.written[places] = lanes, self.clocks[warps, warps]
-        self.has_value[places] = True

@@ -409,7 +409,7 @@ class _Translator:
 
                 one = slice(i, i + 1)
                 if space == "shared":
-                    block.shared.update(addresses[one], dtype.itemsize, change, threads[one])
+                    block.shared.update(addresses[one], dtype.itemsize, change)
                 else:
                     data = load(block, space, addresses[one], dtype.itemsize, threads[one])
                     store(block, space, addresses[one], change(data), threads[one])
