@@ -22,6 +22,7 @@ SLOW = (
     "bvsa_core/cli/test_cli.py::test_features_fill",
     "bvsa_core/cli/test_cli.py::test_flags_and_files_override",
     "bvsa_core/cli/test_data.py::test_training_on_the_store",
+    "bvsa_core/cli/test_odd_run_folders.py",
     "bvsa_core/cli/test_report.py",
     "bvsa_core/cli/test_reproduce.py",
     "bvsa_core/cli/test_retrieve.py::test_a_run_with_fused",

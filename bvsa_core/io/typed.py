@@ -1,5 +1,6 @@
 """Typed objects from plain data, such as the content of a JSON or YAML file: every name and type is checked."""
 
+import re
 import types
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from bvsa_core.errors import UserError
 
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
 _PLURALS = {str: "names", int: "whole numbers", float: "numbers"}
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which no file can hold
 _LARGEST = 2**63 - 1  # of whole numbers, which become int64
 
 
@@ -40,7 +42,7 @@ def build(kind: Any, value: Any, source: str, remedy: str) -> Any:
     if kind in (int, float, str):
         return value if _is_plain(kind, value) else _refuse(kind, source, remedy)
     if kind is Path:
-        return Path(of_kind(str))
+        return Path(build(str, value, source, remedy))
     if origin is list and arguments[0] in _PLURALS:
         return value if all(_is_plain(arguments[0], each) for each in of_kind(list)) else _refuse(kind, source, remedy)
     if origin is list:
@@ -66,10 +68,10 @@ def build(kind: Any, value: Any, source: str, remedy: str) -> Any:
 
 
 def _is_plain(kind: type, value: Any) -> bool:
-    """Return whether a value is text, a number, or a whole number, of a usual size; true and false are no numbers."""
+    """Return whether a value is text that can be written, or a number of a usual size; true and false are none."""
     if isinstance(value, int):
         return kind in (int, float) and not isinstance(value, bool) and abs(value) <= _LARGEST
-    return isinstance(value, kind)
+    return isinstance(value, kind) and not (isinstance(value, str) and _SURROGATE.search(value))
 
 
 def _fields(kind: Any, required: list[str], content: dict, source: str, remedy: str) -> dict[str, Any]:

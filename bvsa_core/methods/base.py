@@ -196,6 +196,8 @@ class OutlierGate(nn.Module):
 
     def __init__(self, samples: int, alpha: float, gamma: float | None):
         super().__init__()
+        if not 0 < alpha < 1:
+            raise UserError(f"alpha is {alpha}; it must be between 0 and 1")
         self.z = NormalDist().inv_cdf(1 - alpha / 2)
         self.gamma = gamma
         self.register_buffer("smoothed", torch.ones(samples if gamma is not None else 0))
