@@ -144,10 +144,7 @@ __global__ void __launch_bounds__(kMergeThreads) merge_slices(const SliceBest be
     WarpBest merged(best.k);
     const uint64_t* keys = best.of(recording, 0);
     const int64_t count = best.slices * best.k;
-    for (int64_t first = 0; first < count; first += 32) {
-      const uint64_t key = first + lane < count ? keys[first + lane] : 0;
-      if (__any_sync(0xffffffffu, key > merged.worst())) merged.offer(key);
-    }
+    for (int64_t first = 0; first < count; first += 32) merged.offer(first + lane < count ? keys[first + lane] : 0);
     merged.for_each_own([&](uint64_t key, int place) {
       static_cast<float*>(out.values)[recording * out.k + place] = score_of<float>(uint32_t(key >> 32));
       out.indices[recording * out.k + place] = uint32_t(~key);

@@ -14,16 +14,10 @@ __device__ inline uint64_t key_of(float score, int64_t index) {
   return uint64_t(order_of(score)) << 32 | uint32_t(~index);
 }
 
-// Returns the larger, or the smaller, of this lane's key and that of the lane whose number differs in the bit `distance`.
-__device__ inline uint64_t larger_of(uint64_t key, int distance, bool larger) {
-  const uint64_t other = __shfl_xor_sync(0xffffffffu, key, distance);
-  return (key > other) == larger ? key : other;
-}
-
 // A warp's k best keys, descending: the (32 i + l)-th is keys[i] of lane l.
 class WarpBest {
  public:
-  __device__ explicit WarpBest(int k) : k_(k), slots_(k <= 32 ? 1 : k <= 64 ? 2 : 4) {}
+  __device__ explicit WarpBest(int k) : k_(k) {}
 
   __device__ void load(const uint64_t* list) {
     for_each_own([&](uint64_t& key, int place) { key = list[place]; });
@@ -40,23 +34,11 @@ class WarpBest {
       if (32 * i + lane() < k_) each(keys_[i], 32 * i + lane());
   }
 
-  // One key a lane, 0 for none: sorts them and merges them in, both bitonically.
+  // Merges one key a lane, 0 for none.
   __device__ void offer(uint64_t key) {
 #pragma unroll 1
-    for (int size = 2; size <= 32; size *= 2)
-#pragma unroll 1
-      for (int distance = size / 2; distance > 0; distance /= 2)
-        key = larger_of(key, distance, ((lane() & distance) == 0) == ((lane() & size) == 0));
-    key = __shfl_xor_sync(0xffffffffu, key, 31);  // ascending now; against the last 32, the larger of each two stay
-#pragma unroll
-    for (int i = 0; i < kSlots; ++i) keys_[i] = max(keys_[i], i == slots_ - 1 ? key : 0);
-    if (slots_ == 4) exchange(0, 2), exchange(1, 3), exchange(2, 3);
-    if (slots_ >= 2) exchange(0, 1);
-#pragma unroll
-    for (int i = 0; i < kSlots; ++i)
-      if (i < slots_)
-#pragma unroll
-        for (int distance = 16; distance > 0; distance /= 2) keys_[i] = larger_of(keys_[i], distance, (lane() & distance) == 0);
+    for (uint32_t better = __ballot_sync(0xffffffffu, key > worst()); better != 0; better &= better - 1)
+      insert(__shfl_sync(0xffffffffu, key, __ffs(int(better)) - 1));
   }
 
   // The k-th best, 0 while there are fewer.
@@ -70,13 +52,18 @@ class WarpBest {
  private:
   static __device__ int lane() { return int(threadIdx.x) % 32; }
 
-  __device__ void exchange(int i, int j) {
-    const uint64_t larger = max(keys_[i], keys_[j]);
-    keys_[j] = min(keys_[i], keys_[j]);
-    keys_[i] = larger;
+  // Lower keys move on by one place.
+  __device__ void insert(uint64_t key) {
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) {
+      if (32 * i >= k_) break;
+      const uint64_t own = keys_[i], before = __shfl_sync(0xffffffffu, own, (lane() + 31) % 32);
+      keys_[i] = own > key ? own : lane() > 0 && before < key ? before : key;
+      key = min(key, __shfl_sync(0xffffffffu, own, 31));
+    }
   }
 
-  int k_, slots_;
+  int k_;
   uint64_t keys_[kSlots] = {};
 };
 
@@ -153,16 +140,13 @@ struct SliceBest {
     uint64_t* list = of(tile.first_row() + row_of_tile, tile.slice);
     WarpBest best(k);
     best.load(list);
-    uint64_t worst = best.worst();
 #pragma unroll 1
     for (int column = lane; column < kScoreTile; column += 32) {
       const float score = shared.scores[place_of_score(row, column)];
-      const uint64_t key = column < columns ? key_of(score, tile.first_column() + column) : 0;
-      if (!__any_sync(0xffffffffu, key > worst)) continue;
-      best.offer(key > worst ? key : 0);
-      worst = best.worst();
+      best.offer(column < columns ? key_of(score, tile.first_column() + column) : 0);
     }
     best.store(list);
+    const uint64_t worst = best.worst();
     if (lane == 0) shared.threshold[row_of_tile] = score_of<float>(uint32_t(worst >> 32));
   }
 

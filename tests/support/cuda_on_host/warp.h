@@ -61,6 +61,7 @@ inline float tf32_of(uint64_t word) { return fovblur::bit_cast<float>(uint32_t(w
 
 }  // namespace cuda_on_host
 
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline void __syncwarp() { cuda_on_host::warp_barrier(); }
 inline uint64_t __shfl_sync(uint32_t, uint64_t value, int source) {
   return cuda_on_host::exchange({value}).words[source % 32][0];
