@@ -161,6 +161,8 @@ INTEGERS = {  # of three unsigned words
     "bfi.b32 %r1, %a0, %a1, %a2, 7;": lambda a, b, c: bfi(a, b, c, 7),
     "popc.b32 %r1, %a0;": lambda a, b, c: a.bit_count(),
     "clz.b32 %r1, %a0;": lambda a, b, c: 32 - a.bit_length(),
+    "bfind.u32 %r1, %a0;": lambda a, b, c: u32(a.bit_length() - 1),
+    "bfind.shiftamt.u32 %r1, %a0;": lambda a, b, c: u32(32 - a.bit_length() if a else -1),
     "brev.b32 %r1, %a0;": lambda a, b, c: int(f"{a:032b}"[::-1], 2),
     "dp4a.u32.u32 %r1, %a0, %a1, %a2;": lambda a, b, c: dp4a(a, b, c, False),
     "dp4a.u32.s32 %r1, %a0, %a1, %a2;": lambda a, b, c: dp4a(a, b, c, True),

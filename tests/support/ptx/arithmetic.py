@@ -232,6 +232,12 @@ def _leading_zeros(a: Value) -> Value:
     return sum((_shift_right(a, np.uint32(i)) == 0).astype(np.uint32) for i in range(bits))
 
 
+def _highest_bit(a: Value, as_shift: bool) -> Value:
+    """Return the place of an unsigned number's highest bit, or the shift that moves it to the top; -1 for 0."""
+    zeros = _leading_zeros(a)
+    return np.where(a == 0, np.uint32(2**32 - 1), zeros if as_shift else np.uint32(a.dtype.itemsize * 8 - 1) - zeros)
+
+
 def _reversed_bits(a: Value) -> Value:
     bits, one = a.dtype.itemsize * 8, a.dtype.type(1)
     return sum((((a >> a.dtype.type(i)) & one) << a.dtype.type(bits - 1 - i)) for i in range(bits))
@@ -375,6 +381,7 @@ def operation(opcode: tuple[str, ...]) -> Operation:
         "bfi": lambda: Operation(_insert, (kind, kind, "u32", "u32"), kind),
         "popc": lambda: Operation(lambda a: np.bitwise_count(a).astype(np.uint32), (kind,), "u32"),
         "clz": lambda: Operation(_leading_zeros, (kind,), "u32"),
+        "bfind": lambda: Operation(lambda a: _highest_bit(a, "shiftamt" in modifiers), (kind,), "u32"),
         "brev": lambda: Operation(_reversed_bits, (kind,), kind),
         "dp4a": lambda: Operation(_dot(modifiers[0], modifiers[1]), ("b32",) * 3, "b32"),
     }
