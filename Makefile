@@ -1,6 +1,6 @@
 # What developers run; `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-fast lint format docs bench carried
+.PHONY: help setup test test-fast ptx-fuzz lint format docs bench carried
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+: *##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+): *## */\1\t/' | expand -t 12
@@ -13,6 +13,9 @@ test:  ## Run all tests, as CI does
 
 test-fast:  ## Run the tests that take under three minutes together
 	pytest -m "not slow"
+
+ptx-fuzz:  ## Run random calls on the compiled CUDA kernels in the PTX interpreter: SEED=0 SECONDS=600
+	python scripts/ptx_fuzz.py --seed $(or $(SEED),0) --seconds $(or $(SECONDS),600)
 
 lint:  ## Check style, spelling and types
 	ruff check .

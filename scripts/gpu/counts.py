@@ -149,9 +149,9 @@ def first_blocks(called: Called) -> range:
 
 
 def cost(form: Form, target: Path, architecture: int) -> Cost:
-    """Run a form's call on a card of an architecture, PTX of the closest architecture that there is."""
+    """Run a form's call on a card of an architecture, with the PTX of its major architecture."""
     card = OF_CARD[architecture]
-    device = Device(target, card, ptx=86 if architecture < 90 else 90, checks=False, traffic=True)
+    device = Device(target, card, checks=False, traffic=True)
     device.choose_blocks = first_blocks
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if form.tf32 else "highest")

@@ -46,6 +46,11 @@ class Card:
     shared_of_block: int  # bytes
     shared: int  # of a multiprocessor
 
+    @property
+    def ptx(self) -> int:
+        """Return the architecture of the PTX that it runs: that of the 8.6, or that of the 9.0."""
+        return max(sm for sm in ARCHITECTURES if sm // 10 <= self.architecture // 10)
+
     def attributes(self) -> dict[int, int]:
         """Return the answers by cudaDeviceAttr."""
         major, minor = divmod(self.architecture, 10)
@@ -119,18 +124,17 @@ def interpreters(directory: Path, architecture: int) -> tuple[Interpreter, ...]:
 class Device:
     """A card that runs launches of the ops in the interpreter."""
 
-    def __init__(self, target: Path, card: Card, ptx: int | None = None, checks: bool = True, traffic: bool = False):
+    def __init__(self, target: Path, card: Card, checks: bool = True, traffic: bool = False):
         """Load a module.
 
         Args:
             target: What :func:`build` returned.
             card: What the host code asks about.
-            ptx: Architecture of the PTX that runs, by default the card's.
             checks: As in :meth:`Interpreter.run`.
             traffic: Likewise.
         """
         self.module, self.card = load(target), card
-        self.interpreters = interpreters(target.parent, ptx or card.architecture)
+        self.interpreters = interpreters(target.parent, card.ptx)
         self.checks, self.traffic = checks, traffic
         self.choose_blocks: Callable[[Called], Sequence[int] | None] = lambda called: None
         self.launches: list[Called] = []
