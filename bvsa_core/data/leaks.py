@@ -5,9 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bvsa_core.data.dataset import Dataset
-from bvsa_core.data.split import Split, fold_concept
+from bvsa_core.data.split import fold_concept
 from bvsa_core.data.store import sha256_of
 from bvsa_core.errors import first_few
+
+Shown = tuple[tuple[str, str], ...]  # image and concept
 
 
 def shared_concepts(known: Iterable[str], others: Iterable[str]) -> list[str]:
@@ -29,17 +31,20 @@ def shared_images(known: Iterable[Path], others: Iterable[Path]) -> list[Path]:
     return shared
 
 
-def find_leak(dataset: Dataset, train: Split, held_out: Split | None, test: Split) -> str | None:
+def find_leak(dataset: Dataset, train: Shown, held_out: Shown, test: Shown) -> str | None:
     """Return what the training data have of the test set or of the held-out data; None if nothing.
+
+    Args:
+        dataset: has the images.
+        train: image and concept of everything trained on, as `Split.shown` returns them.
+        held_out: of what is held out of the training data, if anything is.
+        test: of the test set.
 
     Raises:
         UserError: an image is missing.
     """
-    pairs = [("the test set", [train, *([held_out] if held_out else [])], test)]
-    pairs += [("the held-out data", [train], held_out)] if held_out else []
     leaks = []
-    for name, known, part in pairs:
-        seen, others = [image for split in known for image in split.shown()], part.shown()
+    for name, seen, others in (("the test set", train + held_out, test), ("the held-out data", train, held_out)):
         concepts = shared_concepts(*((concept for _, concept in each) for each in (seen, others)))
         images = shared_images(*({dataset.image_path(image) for image, _ in each} for each in (seen, others)))
         found = {"concept(s)": concepts, "image(s)": [path.name for path in images]}

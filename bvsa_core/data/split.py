@@ -39,9 +39,9 @@ class Split:
         """Channels and times."""
         return RecordingAxes(tuple(self.channels), tuple(self.times))
 
-    def shown(self) -> list[tuple[str, str]]:
+    def shown(self) -> tuple[tuple[str, str], ...]:
         """Return image and concept of everything that a sample shows."""
-        return [(self.images[i], self.concepts[i]) for i in self.image_of.unique().tolist()]
+        return tuple((self.images[i], self.concepts[i]) for i in self.image_of.unique().tolist())
 
     def __len__(self) -> int:
         return len(self.recordings)

@@ -75,6 +75,9 @@ class RunResult:
         """Raise UserError unless the ranks are those that the run's embeddings give, but for rounding."""
         scores = similarity(embeddings, self.protocol.scoring(self.reliability))
         given, rounding = torch.tensor(self.ranks), _ROUNDING * scores.abs().max().clamp(min=1)
+        if self.files and self.protocol.gallery != scores.shape[1]:
+            gallery = f"a gallery of {self.protocol.gallery}, and embeddings of {scores.shape[1]} images"
+            raise UserError(f"{source}: {gallery}; {REMEDY}")
         if len(given) != len(scores):
             raise UserError(f"{source}: {len(given)} ranks, and embeddings of {len(scores)} recordings; {REMEDY}")
         right = scores.diagonal()[:, None]

@@ -58,6 +58,7 @@ class RunData:
         self._sealed = False
         self._bank_of = functools.cache(lambda images: self.bank_for_paths(self._paths(images)))
         self._online = functools.cache(self._make_online)
+        self._leak = functools.lru_cache(maxsize=8)(lambda *parts: find_leak(self.dataset, *parts))
 
     @functools.cached_property
     def dataset(self) -> Dataset:
@@ -127,7 +128,7 @@ class RunData:
             UserError: the test set has other channels or times, or is no test for what is trained on.
         """
         test = self.split(config.subject, "test", config.repetitions, train.axes)
-        leak = find_leak(self.dataset, train, held_out, test)
+        leak = self._leak(train.shown(), held_out.shown() if held_out else (), test.shown())
         if leak and not config.allow_leak:
             remedy = "take them out, or give --allow_leak true, which every table and page will say"
             raise UserError(f"{self.config.data}: {leak}; {remedy}")

@@ -187,16 +187,21 @@ def test_runs_that_differ_in_a_setting_are_separate_rows(runs, tmp_path, monkeyp
 @pytest.fixture
 def broken(runs, tmp_path) -> Path:
     """Copies of a run, each damaged in another way."""
-    names = (
-        "truncated odd old unfinished twice epochs fields levels uneven edited ranks weights embeddings other".split()
-    )
-    for name in names:
+    names = "truncated odd old unfinished twice epochs fields levels uneven edited ranks gallery seed weights"
+    for name in [*names.split(), "embeddings", "other"]:
         shutil.copytree(runs / "vanilla", tmp_path / name / "run")
     result = tmp_path / "truncated" / "run" / "result.json"
     result.write_bytes(result.read_bytes()[:200])
     content = json.loads((runs / "vanilla" / "result.json").read_text())
     edited = json.dumps({**content, "ranks": [1] * 12})
-    changes = {"odd": {"ranks": [0, "<b>"]}, "old": {"images": None}, "ranks": {"ranks": [1] * 12}}
+    changes = {
+        "odd": {"ranks": [0, "<b>"]},
+        "old": {"images": None},
+        "ranks": {"ranks": [1] * 12},
+        "gallery": {},
+        "seed": {"seed": 3},
+    }
+    changes["gallery"]["protocol"] = content["protocol"] | {"gallery": 9}
     texts = {name: without_checksum(runs / "vanilla", **changed) for name, changed in changes.items()}
     for name, text in {**texts, "edited": edited}.items():
         (tmp_path / name / "run" / "result.json").write_text(text)
@@ -225,6 +230,8 @@ ERRORS = [
     ("{b}/odd", "odd/run/result.json: ranks must be a list of whole numbers; delete it"),
     ("{b}/edited", "edited/run/result.json: altered since it was written (its checksum differs); delete it"),
     ("{b}/ranks", "ranks/run/result.json: ... of 12 ranks are not those of the run's embeddings; delete it"),
+    ("{b}/gallery", "gallery/run/result.json: a gallery of 9, and embeddings of 12 images; delete it"),
+    ("{b}/seed", "seed/run/result.json: seed is 3, and 0 in run.yaml; delete it, and train the run again"),
     ("{b}/weights", "weights/run/weights.safetensors: altered since the run ended (its checksum differs); delete it"),
     ("{b}/embeddings", "embeddings/run/embeddings.safetensors: altered since the run ended (its checksum differs)"),
     ("{b}/other", "other/run/embeddings.safetensors: not the embeddings of a run (image [3, 3]); delete it"),

@@ -97,7 +97,7 @@ def test_ranks_must_be_those_of_the_embeddings():
     generator = torch.Generator().manual_seed(0)
     brain, image = (normalize(torch.randn(200, 8, generator=generator), dim=1) for _ in range(2))
     embeddings = Embeddings(brain, image, brain, image)
-    result = replace(RESULT, images=[], protocol=replace(PROTOCOL, gate="none"), reliability=None)
+    result = replace(RESULT, images=[], protocol=replace(PROTOCOL, gate="none", gallery=200), reliability=None)
     result = result.rescored(embeddings, Scoring())
     result.check_ranks(embeddings, "r.json")
     result.check_ranks(Embeddings(brain + 1e-7, image, brain, image), "r.json")
@@ -107,3 +107,5 @@ def test_ranks_must_be_those_of_the_embeddings():
         replace(result, ranks=[1] * 200).check_ranks(embeddings, "r.json")
     with pytest.raises(UserError, match=r"r.json: 3 ranks, and embeddings of 200 recordings; delete it"):
         replace(result, ranks=[1, 2, 3]).check_ranks(embeddings, "r.json")
+    with pytest.raises(UserError, match=r"r.json: a gallery of 3, and embeddings of 200 images; delete it"):
+        replace(result, protocol=replace(result.protocol, gallery=3)).check_ranks(embeddings, "r.json")
