@@ -49,6 +49,7 @@ Where few blocks share a multiprocessor, this is intended:
 - `similarity_scores` and Triton's `similarity` and `topk` keep one or two tiles of sums in registers (128 x 128 each
   in CUDA: 128 registers of each of 256 threads), which divides how often operands are read. Copies to shared memory
   run three steps ahead in place of more warps.
+- Triton's `blur` of float32 keeps its taps, in two parts, in shared memory.
 - `blur_products` keeps taps and the filtered rows of 2 D + 1 chunks in registers, so that only pixels pass through
   shared memory. Four blocks would need at most 128 registers; for float32, whose operands take two registers each,
   three blocks would need 168.

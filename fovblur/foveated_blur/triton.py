@@ -1,27 +1,38 @@
 """The blur as two small matrix products a tile, A_h X A_w^T, in Triton.
 
-A is a banded matrix whose rows sum to 1. The reflecting border is folded in: a tap outside the image is added to the
-column that it mirrors to. Tiles of A are computed in registers from sigma, so the same code serves any radius, in one
-launch a batch. The adjoint is A^T = E A E^-1, where E counts border pixels half; the derivative in sigma is a band too.
+A is a banded matrix whose rows sum to 1. A program makes one strip of columns and walks down its rows, a chunk at a
+time, over the channels of a sample. Tiles of A are computed once a program, from sigma. A chunk of pixels becomes
+H^T = A_w X^T, which is multiplied at once by each tile of A_h that it meets; the sums of the outputs that are not yet
+complete are what the walk carries on. Left and right, the reflecting border is folded into A_w: a tap outside the
+image is added to the column that it mirrors to. Above and below, mirrored rows are read. The adjoint is
+A^T = E A E^-1, where E counts border pixels half; the derivative in sigma is a band too.
+
+Radii beyond the strip's halo, images smaller than the radius, and strips with infinite or NaN pixels are computed tile
+by tile, with the band made anew for each product.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fovblur import backends
 from fovblur.foveated_blur.params import BlurGradients, BlurParams
 
-# Operand type and precision of the products by image type. uint8 and float16 pixels are exact in float16, whose taps
-# are rounded by 2^-12; bfloat16 pixels are exact in tf32; float32 takes three tf32 products, accurate to 1e-6.
-_PRODUCTS = {
+# Operand type and precision of the products for the gradients of sigma and gain by image type. uint8 and float16 pixels
+# are exact in float16, whose taps are rounded by 2^-12; bfloat16 pixels are exact in tf32; float32 takes three tf32
+# products, accurate to 1e-6.
+_GRADIENT_PRODUCTS = {
     torch.uint8: (tl.float16, "ieee"),
     torch.float16: (tl.float16, "ieee"),
     torch.bfloat16: (tl.float32, "tf32"),
     torch.float32: (tl.float32, "tf32x3"),
 }
+_ENOUGH_PROGRAMS = 512  # for every multiprocessor to have some
 _LARGEST_GRID = 2**31 - 1
 _TAP, _SLOPE, _SUPPORT = (tl.constexpr(kind) for kind in range(3))  # kinds of window
 
@@ -34,8 +45,7 @@ def _window(offset, sigma, radius, moment, KIND: tl.constexpr):
         value = tl.where(inside, 1.0, 0.0)
     else:
         x = offset.to(tl.float32)
-        u = x / sigma
-        value = tl.where(inside, tl.exp(-0.5 * u * u), 0.0)
+        value = tl.where(inside, tl.exp2(x * x * (-0.7213475204444817 / (sigma * sigma))), 0.0)  # log2(e) / 2
         if KIND == _SLOPE:
             value *= (x * x - moment) / (sigma * sigma * sigma)
     return value
@@ -83,13 +93,19 @@ def _load(plane, i, j, stride_h, stride_w, height, width):
 
 
 @triton.jit
-def _store(plane, i, j, stride_h, stride_w, height, width, y):
-    """Store pixels [i, j] of a plane, rounded and clamped for uint8."""
+def _converted(y, plane):
+    """Return values in the type of a plane, rounded and clamped for uint8."""
     if plane.dtype.element_ty == tl.uint8:
         y = tl.where(y > 0.0, tl.minimum(y, 255.0), 0.0)  # NaN becomes 0
         y = ((y + 12582912.0) - 12582912.0).to(tl.int32)  # 1.5 * 2^23: rounds to nearest, ties to even
+    return y.to(plane.dtype.element_ty)
+
+
+@triton.jit
+def _store(plane, i, j, stride_h, stride_w, height, width, y):
+    """Store pixels [i, j] of a plane."""
     where = i.to(tl.int64)[:, None] * stride_h + j.to(tl.int64)[None, :] * stride_w
-    tl.store(plane + where, y.to(plane.dtype.element_ty), mask=(i < height)[:, None] & (j < width)[None, :])
+    tl.store(plane + where, _converted(y, plane), mask=(i < height)[:, None] & (j < width)[None, :])
 
 
 @triton.jit
@@ -99,19 +115,12 @@ def _one_minus_cos(s):
 
 
 @triton.jit
-def _acuity(i, j, cy, cx, height, width, decay, FALLOFF: tl.constexpr):
-    """Return f(min(1, d / D)) at the pixels of a tile."""
-    reach_y, reach_x = height - 1 - cy, width - 1 - cx
-    is_default = (cy == (height // 2).to(tl.float32)) & (cx == (width // 2).to(tl.float32))
-    reach_y = tl.where(is_default, reach_y, tl.maximum(tl.abs(cy), tl.abs(reach_y)))
-    reach_x = tl.where(is_default, reach_x, tl.maximum(tl.abs(cx), tl.abs(reach_x)))
-    reach = tl.sqrt(reach_y * reach_y + reach_x * reach_x)
-    dy, dx = i.to(tl.float32)[:, None] - cy, j.to(tl.float32)[None, :] - cx
-    distance = tl.sqrt(dy * dy + dx * dx)
-    u = tl.where(distance < reach, distance / tl.maximum(reach, 1e-30), tl.where(distance > 0, 1.0, 0.0))
+def _acuity(dy, dx, farthest, FALLOFF: tl.constexpr):
+    """Return f(min(1, d / D)) at distances from the fixation, broadcast, that are multiplied by the unit of _fovea."""
+    u = tl.minimum(tl.sqrt(dy * dy + dx * dx), farthest)
     if FALLOFF == "exp":
-        f = tl.exp(-decay * u)
-    elif FALLOFF == "linear":
+        return tl.exp2(-u)
+    if FALLOFF == "linear":
         f = 1.0 - u
     elif FALLOFF == "quadratic":
         f = 1.0 - u * u
@@ -163,19 +172,6 @@ def _spread_non_finite(y, plane, i, j, p_first, p_end, q_first, q_end, stride_h,
 
 
 @triton.jit
-def _place(channels, row_tiles, column_tiles, BLOCK: tl.constexpr):
-    """Return the program's tile, sample, channel, first row and column, and the indices of its rows and columns."""
-    tile = tl.program_id(0).to(tl.int64)
-    column_tile = (tile % column_tiles).to(tl.int32)
-    row_tile = (tile // column_tiles % row_tiles).to(tl.int32)
-    plane = tile // (column_tiles * row_tiles)
-    channel, sample = plane % channels, plane // channels
-    first_row, first_column = row_tile * BLOCK, column_tile * BLOCK
-    i, j = first_row + tl.arange(0, BLOCK), first_column + tl.arange(0, BLOCK)
-    return tile, sample, channel, first_row, first_column, i, j
-
-
-@triton.jit
 def _gaussian(sigma_of, kernel_size_of, sample, sigma_b, kernel_size_b, height, width):
     """Return a sample's sigma and its radius: of the kernel, along y, and along x."""
     sigma = tl.load(sigma_of + sample * sigma_b)
@@ -188,46 +184,40 @@ def _gaussian(sigma_of, kernel_size_of, sample, sigma_b, kernel_size_b, height, 
 
 
 @triton.jit
-def _fovea(gain_of, fixation_of, sample, gain_b, fixation_b):
-    """Return a sample's gain and the y and x of its fixation."""
+def _fovea(gain_of, fixation_of, sample, gain_b, fixation_b, height, width, decay, FALLOFF: tl.constexpr):
+    """Return a sample's gain, the y and x of its fixation, the unit of distances, and the distance D in that unit."""
     fixation = fixation_of + sample * fixation_b
-    return tl.load(gain_of + sample * gain_b), tl.load(fixation), tl.load(fixation + 1)
+    cy, cx = tl.load(fixation), tl.load(fixation + 1)
+    reach_y, reach_x = height - 1 - cy, width - 1 - cx
+    is_default = (cy == (height // 2).to(tl.float32)) & (cx == (width // 2).to(tl.float32))
+    reach_y = tl.where(is_default, reach_y, tl.maximum(tl.abs(cy), tl.abs(reach_y)))
+    reach_x = tl.where(is_default, reach_x, tl.maximum(tl.abs(cx), tl.abs(reach_x)))
+    farthest = decay * 1.4426950408889634 if FALLOFF == "exp" else 1.0  # log2(e): exp(-decay u) is a power of 2
+    unit = farthest / tl.maximum(tl.sqrt(reach_y * reach_y + reach_x * reach_x), 1e-30)
+    return tl.load(gain_of + sample * gain_b), cy, cx, unit, farthest
 
 
 @triton.jit
-def _blur_kernel(
-    source, target, sigma_of, kernel_size_of, gain_of, fixation_of, mean_of, std_of,
-    decay, scale, channels, height, width, row_tiles, column_tiles,
-    in_b, in_c, in_h, in_w, out_b, out_c, out_h, out_w, sigma_b, kernel_size_b, gain_b, fixation_b,
-    ADJOINT: tl.constexpr, FALLOFF: tl.constexpr, NORMALISE: tl.constexpr,
-    OPERAND: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
-):  # fmt: skip
-    """Compute one tile of y = w x + (1 - w) A_h x A_w^T, normalised, or with ADJOINT of w g + A_h^T (1 - w) g A_w."""
-    _, sample, channel, first_row, first_column, i, j = _place(channels, row_tiles, column_tiles, BLOCK)
-    source += sample * in_b + channel * in_c
-    target += sample * out_b + channel * out_c
-
-    sigma, radius, radius_h, radius_w = _gaussian(sigma_of, kernel_size_of, sample, sigma_b, kernel_size_b,
-                                                  height, width)  # fmt: skip
-    gain, cy, cx = _fovea(gain_of, fixation_of, sample, gain_b, fixation_b)
+def _blurred_tile(plane, i, j, first_row, first_column, sigma, radius_h, radius_w, gain, cy, cx, unit, farthest,
+                  stride_h, stride_w, height, width, ADJOINT: tl.constexpr, FALLOFF: tl.constexpr,
+                  OPERAND: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+    """Return one tile of A_h x A_w^T, or with ADJOINT of E^-1 A_h^T (1 - w) g A_w E^-1, for any radius and pixels."""
     sum_h, _ = _sums(sigma, radius_h, OPERAND)
     sum_w, _ = _sums(sigma, radius_w, OPERAND)
-    p_first, p_end = tl.maximum(first_row - radius_h, 0), tl.minimum(first_row + BLOCK + radius_h, height)
-    # Steps of DEPTH are aligned to the left border so that pixels are read several at a time; taps beyond the radius
-    # are 0.
-    q_first = tl.maximum(first_column - radius_w, 0) // DEPTH * DEPTH
-    q_end = tl.minimum(first_column + BLOCK + radius_w, width)
-
-    y = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
+    p_first, p_end = tl.maximum(first_row - radius_h, 0), tl.minimum(first_row + TILE + radius_h, height)
+    q_first, q_end = tl.maximum(first_column - radius_w, 0), tl.minimum(first_column + TILE + radius_w, width)
+    DEPTH: tl.constexpr = TILE // 2
+    y = tl.zeros((TILE, TILE), dtype=tl.float32)
     bad = 0.0
-    for p_start in range(p_first, p_end, ROWS):
-        p = p_start + tl.arange(0, ROWS)
-        along = tl.zeros((ROWS, BLOCK), dtype=tl.float32)  # rows p of the image, filtered along x
+    for p_start in range(p_first, p_end, TILE):
+        p = p_start + tl.arange(0, TILE)
+        along = tl.zeros((TILE, TILE), dtype=tl.float32)  # rows p of the image, filtered along x
         for q_start in range(q_first, q_end, DEPTH):
             q = q_start + tl.arange(0, DEPTH)
-            x = _load(source, p, q, in_h, in_w, height, width)
+            x = _load(plane, p, q, stride_h, stride_w, height, width)
             if ADJOINT:
-                x *= 1.0 - gain * _acuity(p, q, cy, cx, height, width, decay, FALLOFF)
+                dy, dx = (p.to(tl.float32) - cy)[:, None] * unit, (q.to(tl.float32) - cx)[None, :] * unit
+                x *= 1.0 - gain * _acuity(dy, dx, farthest, FALLOFF)
                 x /= _border_share(p, height)[:, None] * _border_share(q, width)[None, :]
             finite = tl.abs(x) < float("inf")
             bad = tl.maximum(bad, tl.max(tl.where(finite, 0.0, 1.0)))
@@ -237,22 +227,277 @@ def _blur_kernel(
         y = tl.dot(down, (along / sum_w).to(OPERAND), y, input_precision=PRECISION)
     y /= sum_h
     if bad > 0.0:
-        y = _spread_non_finite(y, source, i, j, p_first, p_end, q_first, q_end, in_h, in_w, height, width,
-                               radius_h, radius_w, BLOCK, ROWS, DEPTH)  # fmt: skip
+        y = _spread_non_finite(y, plane, i, j, p_first, p_end, q_first, q_end, stride_h, stride_w, height, width,
+                               radius_h, radius_w, TILE, TILE, DEPTH)  # fmt: skip
+    return y
 
-    x = _load(source, i, j, in_h, in_w, height, width)
-    weight = gain * _acuity(i, j, cy, cx, height, width, decay, FALLOFF)
-    if ADJOINT:
-        y = weight * x + _border_share(i, height)[:, None] * _border_share(j, width)[None, :] * y
+
+@triton.jit
+def _place(groups, segments, strips):
+    """Return the program's strip, segment of rows, group of channels, and sample."""
+    program = tl.program_id(0).to(tl.int64)
+    strip, rest = (program % strips).to(tl.int32), program // strips
+    segment, rest = (rest % segments).to(tl.int32), rest // segments
+    return strip, segment, (rest % groups).to(tl.int32), rest // groups
+
+
+@triton.jit
+def _parts(x, OPERAND: tl.constexpr, SPLIT: tl.constexpr):
+    """Return float32 numbers as an operand, and with SPLIT what its rounding leaves as another."""
+    high = x.to(OPERAND)
+    if SPLIT:
+        return high, (x - high.to(tl.float32)).to(OPERAND)
     else:
-        y = tl.where(weight == 0.0, y, weight * x + (1.0 - weight) * y)
-    y = tl.where(radius == 0, x, y)
-    if NORMALISE:
+        return high, high
+
+
+@triton.jit
+def _inverse_magnitude(x):
+    """Return the power of 2 that brings a positive number to [1, 2), within a range whose inverses are normal."""
+    exponent = tl.maximum(tl.minimum(x.to(tl.int32, bitcast=True) >> 23, 230), 24)
+    return tl.where(x > 0.0, ((254 - exponent) << 23).to(tl.float32, bitcast=True), 1.0)
+
+
+@triton.jit
+def _multiply(a, b, total, SPLIT: tl.constexpr):
+    """Return total + a b of operands in parts; the product of the low ones is below the rounding of the rest."""
+    if SPLIT:
+        total = tl.dot(a[1], b[0], total)
+        total = tl.dot(a[0], b[1], total)
+    return tl.dot(a[0], b[0], total)
+
+
+@triton.jit
+def _kept(tap, OPERAND: tl.constexpr, SPLIT: tl.constexpr):
+    """Return the taps that the products see."""
+    high, low = _parts(tap, OPERAND, SPLIT)
+    kept = high.to(tl.float32)
+    if SPLIT:
+        kept += low.to(tl.float32)
+    return kept
+
+
+@triton.jit
+def _half_taps(sigma, radius, HALO: tl.constexpr, OPERAND: tl.constexpr, SPLIT: tl.constexpr):
+    """Return 1 / the sum of the taps, by which they are multiplied, and the sum of the products' taps, rounded."""
+    t = tl.arange(0, 2 * HALO)
+    taps = tl.where(t == 0, 1.0, 2.0) * _window(t, sigma, radius, 0.0, _TAP)
+    inverse = 1.0 / tl.sum(taps)
+    kept = _kept(_window(t, sigma, radius, 0.0, _TAP) * inverse, OPERAND, SPLIT)
+    return inverse, tl.sum(tl.where(t == 0, 1.0, 2.0) * kept)
+
+
+@triton.jit
+def _across(j, q, near_border, width, sigma, radius, inverse, ADJOINT: tl.constexpr,
+            OPERAND: tl.constexpr, SPLIT: tl.constexpr):  # fmt: skip
+    """Return A_w[j, q], or with ADJOINT A_w[q, j], for a radius below the width."""
+    j, q = j[:, None], q[None, :]
+    taps = _window(q - j, sigma, radius, 0.0, _TAP)
+    if near_border:
+        pixel = j if ADJOINT else q
+        last = width - 1
+        taps += tl.where(pixel > 0, _window(q + j, sigma, radius, 0.0, _TAP), 0.0)
+        taps += tl.where(pixel < last, _window(2 * last - q - j, sigma, radius, 0.0, _TAP), 0.0)
+    return _parts(taps * inverse, OPERAND, SPLIT)
+
+
+@triton.jit
+def _down(shift, sigma, radius, inverse, ROWS: tl.constexpr, OPERAND: tl.constexpr, SPLIT: tl.constexpr):
+    """Return A_h[i, p] as [p, i], for chunks of rows p that begin `shift` rows below those of the outputs i."""
+    rows = tl.arange(0, ROWS)
+    taps = _window(rows[:, None] + shift - rows[None, :], sigma, radius, 0.0, _TAP)
+    return _parts(taps * inverse, OPERAND, SPLIT)
+
+
+@triton.jit
+def _mirrored(i, n):
+    """Return the rows, of n, at positions i, which lie less than n - 1 outside; farther ones return any row."""
+    i = tl.abs(i)
+    return tl.maximum(tl.minimum(i, 2 * (n - 1) - i), 0)
+
+
+@triton.jit
+def _chunk(plane, q, i, sharp, gain, cy, cx, unit, farthest, stride_h, stride_w, height, width, factor,
+           ADJOINT: tl.constexpr, FALLOFF: tl.constexpr, OPERAND: tl.constexpr, SPLIT: tl.constexpr):  # fmt: skip
+    """Return pixels [q, i] of a plane in parts, 0 left and right of it.
+
+    With ADJOINT they are multiplied by 1 - w, with SPLIT by a factor.
+    """
+    where = q.to(tl.int64)[:, None] * stride_w
+    inside = ((q >= 0) & (q < width))[:, None]
+    x = tl.load((plane + where) + i.to(tl.int64)[None, :] * stride_h, mask=inside, other=0)
+    # The columns take part in the conversions, so that they come before the pixels are shared by the warps.
+    if SPLIT:
+        x *= tl.where(inside, factor, 0.0)
+    elif x.dtype == tl.uint8:
+        x = (x.to(tl.int16) | tl.where(inside, 0x6400, 0).to(tl.int16)).to(tl.float16, bitcast=True)  # 1024 + x
+        x -= tl.where(inside, 1024.0, 0.0).to(tl.float16)
+    else:
+        x = x.to(OPERAND)
+    if ADJOINT:
+        dy, dx = (i.to(tl.float32) - cy)[None, :] * unit, (q.to(tl.float32) - cx)[:, None] * unit
+        x *= (1.0 - sharp - gain * _acuity(dy, dx, farthest, FALLOFF)).to(x.dtype)
+    return _parts(x, OPERAND, SPLIT)
+
+
+@triton.jit
+def _blur_strip(
+    source, target, mean_of, std_of, pixel_factor, sigma, radius, radius_h, radius_w, gain, cy, cx, unit, farthest,
+    scale, first_channel, end_channel, first_column, first_row, end_row, height, width,
+    in_c, in_h, in_w, out_c, out_h, out_w,
+    ADJOINT: tl.constexpr, FALLOFF: tl.constexpr, NORMALISE: tl.constexpr, OPERAND: tl.constexpr, SPLIT: tl.constexpr,
+    COLUMNS: tl.constexpr, ROWS: tl.constexpr, HALO: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Blur rows of a strip, for radii up to HALO and below the sides.
+
+    Return 1 if the products could not hold the pixels: one is infinite, NaN or too large, or with SPLIT all are too
+    small; else 0.
+    """
+    inverse_h, kept_h = _half_taps(sigma, radius_h, HALO, OPERAND, SPLIT)
+    inverse_w, kept_w = _half_taps(sigma, radius_w, HALO, OPERAND, SPLIT)
+    factor = 1.0 / (kept_h * kept_w * pixel_factor)
+    gain = tl.where(radius == 0, 0.0, gain)
+    sharp = tl.where(radius == 0, 1.0, 0.0)  # what is added to w: z = x without a blur
+
+    near_border = (first_column < radius_w) | (first_column + COLUMNS + radius_w > width)
+    columns = tl.arange(0, COLUMNS)
+    j = first_column + columns
+    across = ()  # tiles of A_w for the parts of a chunk of pixels, from left to right
+    for k in tl.static_range(1 + 2 * HALO // COLUMNS):
+        q = first_column - HALO + k * COLUMNS + columns
+        across += (_across(j, q, near_border, width, sigma, radius_w, inverse_w, ADJOINT, OPERAND, SPLIT),)  # type: ignore[assignment]
+    # Tiles of A_h for the chunks of outputs that a chunk of pixels meets, lowest first; the sums of all but the first
+    # outputs, which that chunk completes, go on to the next chunk.
+    zeros = tl.zeros((COLUMNS, ROWS), dtype=tl.float32)
+    downs = (_down(HALO, sigma, radius_h, inverse_h, ROWS, OPERAND, SPLIT),)
+    sums = (zeros,)
+    for k in tl.static_range(1, 2 * HALO // ROWS + 1):
+        downs += (_down(HALO - k * ROWS, sigma, radius_h, inverse_h, ROWS, OPERAND, SPLIT),)  # type: ignore[assignment]
+        if k > 1:
+            sums += (zeros,)  # type: ignore[assignment]
+    bad = tl.zeros((COLUMNS,), dtype=tl.float32)
+    largest = bad
+    rows = tl.arange(0, ROWS)
+    dy, dx = rows.to(tl.float32) * unit - cy * unit, (j.to(tl.float32) - cx)[:, None] * unit
+    from_columns, to_columns = j.to(tl.int64)[:, None] * in_w, j.to(tl.int64)[:, None] * out_w
+    channel, row = first_channel, first_row - HALO
+    chunks = (end_row - first_row + ROWS - 1) // ROWS + 2 * HALO // ROWS
+    for _ in tl.range(0, (end_channel - first_channel).to(tl.int32) * chunks, num_stages=STAGES):
+        plane = source + channel * in_c
+        i = _mirrored(row + rows, height)
+        h = zeros  # [column, row]
+        for k in tl.static_range(1 + 2 * HALO // COLUMNS):
+            q = first_column - HALO + k * COLUMNS + columns
+            pixels = _chunk(plane, q, i, sharp, gain, cy, cx, unit, farthest, in_h, in_w, height, width, pixel_factor,
+                            ADJOINT, FALLOFF, OPERAND, SPLIT)  # fmt: skip
+            h = _multiply(across[k], pixels, h, SPLIT)
         if ADJOINT:
-            y = y * scale / tl.load(std_of + channel)
-        else:
-            y = (y * scale - tl.load(mean_of + channel)) / tl.load(std_of + channel)
-    _store(target, i, j, out_h, out_w, height, width, y)
+            h *= tl.where((rows == -row) | (rows == height - 1 - row), 2.0, 1.0)[None, :]  # 1 / E_h
+        h = _parts(h, OPERAND, SPLIT)
+        y = _multiply(h, downs[0], sums[0], SPLIT)
+        later = ()
+        for k in tl.static_range(1, 2 * HALO // ROWS):
+            later += (_multiply(h, downs[k], sums[k], SPLIT),)  # type: ignore[assignment]
+        later += (_multiply(h, downs[2 * HALO // ROWS], zeros, SPLIT),)  # type: ignore[assignment]
+        sums = later  # type: ignore[assignment]
+        done = row - HALO
+        if done >= first_row:
+            bad += tl.sum(y, 1) * 0.0  # NaN from an infinity or NaN on
+            i = done + rows
+            inside = (i < end_row)[None, :] & (j < width)[:, None]
+            x = tl.load((plane + from_columns) + i.to(tl.int64)[None, :] * in_h, mask=inside, other=0).to(tl.float32)
+            if SPLIT:
+                largest = tl.maximum(largest, tl.max(tl.abs(x), 1))
+            if ADJOINT:
+                y *= tl.where((rows == -done) | (rows == height - 1 - done), 0.5 * factor, factor)[None, :]
+                weight = sharp + gain * _acuity((dy + done * unit)[None, :], dx, farthest, FALLOFF)
+                y = weight * x + y
+            else:
+                y = y * factor - x
+                y = x + (1.0 - sharp - gain * _acuity((dy + done * unit)[None, :], dx, farthest, FALLOFF)) * y
+            if NORMALISE:
+                std = 1.0 / tl.load(std_of + channel)
+                y *= scale * std
+                if not ADJOINT:
+                    y -= tl.load(mean_of + channel) * std
+            to = (target + channel * out_c + to_columns) + i.to(tl.int64)[None, :] * out_h
+            tl.store(to, _converted(y, target), mask=inside)
+        ends = done + ROWS >= end_row
+        channel = tl.where(ends, channel + 1, channel)
+        row = tl.where(ends, first_row - HALO, row + ROWS)
+    worst = tl.max(tl.where(bad == 0.0, 0.0, 1.0))
+    if SPLIT:
+        worst = tl.where((tl.max(largest) > 0.0) & (tl.max(largest) * pixel_factor < 0.125), 1.0, worst)
+    return worst
+
+
+@triton.jit
+def _blur_kernel(
+    source, target, sigma_of, kernel_size_of, gain_of, fixation_of, mean_of, std_of,
+    decay, scale, channels, height, width, group_channels, segment_rows, groups, segments, strips,
+    in_b, in_c, in_h, in_w, out_b, out_c, out_h, out_w, sigma_b, kernel_size_b, gain_b, fixation_b,
+    ADJOINT: tl.constexpr, FALLOFF: tl.constexpr, NORMALISE: tl.constexpr,
+    OPERAND: tl.constexpr, SPLIT: tl.constexpr, COLUMNS: tl.constexpr, HALO: tl.constexpr,
+    ROWS: tl.constexpr, WIDE_ROWS: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Compute part of a strip of y = w x + (1 - w) A_h x A_w^T, normalised.
+
+    With ADJOINT the strip is one of w g + A_h^T (1 - w) g A_w.
+    """
+    strip, segment, group, sample = _place(groups, segments, strips)
+    source += sample * in_b
+    target += sample * out_b
+    first_column, first_row = strip * COLUMNS, segment * segment_rows
+    end_row = tl.minimum(first_row + segment_rows, height)
+    first_channel = (group * group_channels).to(tl.int64)
+    end_channel = tl.minimum(first_channel + group_channels, channels)
+    sigma, radius, radius_h, radius_w = _gaussian(sigma_of, kernel_size_of, sample, sigma_b, kernel_size_b,
+                                                  height, width)  # fmt: skip
+    gain, cy, cx, unit, farthest = _fovea(gain_of, fixation_of, sample, gain_b, fixation_b, height, width, decay,
+                                          FALLOFF)  # fmt: skip
+
+    fits = (radius_h < tl.maximum(height - 1, 1)) & (radius_w < width)
+    pixel_factor = 1.0
+    if SPLIT:  # bring the pixels, by a sample of them, to the middle of the range of the parts
+        some_rows = first_row + tl.arange(0, HALO) * tl.cdiv(end_row - first_row, HALO)
+        columns = first_column + tl.arange(0, COLUMNS)
+        some = _load(source + first_channel * in_c, some_rows, columns, in_h, in_w, height, width)
+        pixel_factor = _inverse_magnitude(tl.max(tl.abs(some)))
+    bad = 1.0
+    if fits & (radius <= HALO):
+        bad = _blur_strip(source, target, mean_of, std_of, pixel_factor, sigma, radius, radius_h, radius_w,
+                          gain, cy, cx, unit, farthest, scale, first_channel, end_channel, first_column,
+                          first_row, end_row, height, width, in_c, in_h, in_w, out_c, out_h, out_w,
+                          ADJOINT, FALLOFF, NORMALISE, OPERAND, SPLIT, COLUMNS, ROWS, HALO, STAGES)  # fmt: skip
+    elif fits & (radius <= 2 * HALO):
+        bad = _blur_strip(source, target, mean_of, std_of, pixel_factor, sigma, radius, radius_h, radius_w,
+                          gain, cy, cx, unit, farthest, scale, first_channel, end_channel, first_column,
+                          first_row, end_row, height, width, in_c, in_h, in_w, out_c, out_h, out_w,
+                          ADJOINT, FALLOFF, NORMALISE, OPERAND, SPLIT, COLUMNS, WIDE_ROWS, 2 * HALO, 1)  # fmt: skip
+    if bad > 0.0:
+        for channel in range(first_channel, end_channel):
+            from_plane, to_plane = source + channel * in_c, target + channel * out_c
+            for row in range(first_row, end_row, TILE):
+                for column in range(first_column, tl.minimum(first_column + COLUMNS, width), TILE):
+                    i, j = row + tl.arange(0, TILE), column + tl.arange(0, TILE)
+                    y = _blurred_tile(from_plane, i, j, row, column, sigma, radius_h, radius_w, gain, cy, cx, unit,
+                                      farthest, in_h, in_w, height, width, ADJOINT, FALLOFF,
+                                      tl.float32 if SPLIT else OPERAND, "tf32x3" if SPLIT else "ieee",
+                                      TILE)  # fmt: skip
+                    x = _load(from_plane, i, j, in_h, in_w, height, width)
+                    dy, dx = (i.to(tl.float32) - cy)[:, None] * unit, (j.to(tl.float32) - cx)[None, :] * unit
+                    weight = gain * _acuity(dy, dx, farthest, FALLOFF)
+                    if ADJOINT:
+                        y = weight * x + _border_share(i, height)[:, None] * _border_share(j, width)[None, :] * y
+                    else:
+                        y = tl.where(weight == 0.0, y, weight * x + (1.0 - weight) * y)
+                    y = tl.where(radius == 0, x, y)
+                    if NORMALISE:
+                        if ADJOINT:
+                            y = y * scale / tl.load(std_of + channel)
+                        else:
+                            y = (y * scale - tl.load(mean_of + channel)) / tl.load(std_of + channel)
+                    _store(to_plane, i, j, out_h, out_w, end_row, width, y)
 
 
 @triton.jit
@@ -264,7 +509,13 @@ def _parameter_gradient_kernel(
     BLOCK: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Sum one tile of dL/dsigma = sum g (1 - w) (A' x A^T + A x A'^T) and of dL/dgain = sum g f (x - A x A^T)."""
-    tile, sample, channel, first_row, first_column, i, j = _place(channels, row_tiles, column_tiles, BLOCK)
+    tile = tl.program_id(0).to(tl.int64)
+    column_tile = (tile % column_tiles).to(tl.int32)
+    row_tile = (tile // column_tiles % row_tiles).to(tl.int32)
+    plane = tile // (column_tiles * row_tiles)
+    channel, sample = plane % channels, plane // channels
+    first_row, first_column = row_tile * BLOCK, column_tile * BLOCK
+    i, j = first_row + tl.arange(0, BLOCK), first_column + tl.arange(0, BLOCK)
     images += sample * in_b + channel * in_c
     grad += sample * grad_b + channel * grad_c
 
@@ -301,11 +552,14 @@ def _parameter_gradient_kernel(
         slope = tl.dot(down, along_slope, slope, input_precision=PRECISION)
 
     # The products need no gain, fixation or radius of the kernel, so no register holds them meanwhile.
-    gain, cy, cx = _fovea(gain_of, fixation_of, sample, gain_b, fixation_b)
+    gain, cy, cx, unit, farthest = _fovea(gain_of, fixation_of, sample, gain_b, fixation_b, height, width, decay,
+                                          FALLOFF)  # fmt: skip
     g = _load(grad, i, j, grad_h, grad_w, height, width)
     if NORMALISE:
         g = g * scale / tl.load(std_of + channel)
-    acuity = _acuity(i, j, cy, cx, height, width, decay, FALLOFF)
+    acuity = _acuity(
+        (i.to(tl.float32) - cy)[:, None] * unit, (j.to(tl.float32) - cx)[None, :] * unit, farthest, FALLOFF
+    )
     x = _load(images, i, j, in_h, in_w, height, width)
     is_blurred = (radius_h > 0) | (radius_w > 0) | (sigma != sigma)
     inside = (i < height)[:, None] & (j < width)[None, :] & is_blurred
@@ -313,20 +567,28 @@ def _parameter_gradient_kernel(
     tl.store(of_gain + tile, tl.sum(tl.where(inside, g * acuity * (x - y / sum_h), 0.0)))
 
 
-def launch_configuration(dtype: torch.dtype) -> dict:
-    """Return compile-time constants and warps of the blur and its adjoint for sources of one dtype.
+def launch_configuration(dtype: torch.dtype, adjoint: bool) -> dict:
+    """Return compile-time constants and warps of the blur, or its adjoint, for sources of one dtype.
 
-    Chosen for sm_86 by compilation: no spills, two blocks resident on a multiprocessor, and within that the fewest
-    exponentials a pixel, since every product makes its part of the band anew.
+    Chosen for sm_86 by compilation: no spills, and within that the fewest instructions an output. Two blocks are
+    resident on a multiprocessor, or one for float32, whose taps take twice the shared memory; hence its one stage, with
+    no copy to shared memory in flight.
     """
-    operand, precision = _PRODUCTS[dtype]
-    block = 32 if dtype == torch.float32 else 64
-    return {"OPERAND": operand, "PRECISION": precision, "BLOCK": block, "ROWS": 64, "DEPTH": 16, "num_warps": 4}
+    split = dtype == torch.float32
+    operand = tl.bfloat16 if dtype == torch.bfloat16 else tl.float16
+    if backends.triton_is_interpreted() and dtype == torch.bfloat16:
+        operand = tl.float32  # the interpreter multiplies no bfloat16
+    rows, wide_rows = (16 if split and adjoint else 32), (16 if split or adjoint else 32)
+    return {
+        "OPERAND": operand, "SPLIT": split, "COLUMNS": 64, "HALO": 32, "ROWS": rows, "WIDE_ROWS": wide_rows,
+        "TILE": 32, "STAGES": 1 if split else 2, "num_warps": 4,
+    }  # fmt: skip
 
 
 def parameter_gradient_configuration(dtype: torch.dtype) -> dict:
     """Return the same for the gradients of sigma and gain."""
-    return launch_configuration(dtype) | {"BLOCK": 32, "ROWS": 32}
+    operand, precision = _GRADIENT_PRODUCTS[dtype]
+    return {"OPERAND": operand, "PRECISION": precision, "BLOCK": 32, "ROWS": 32, "DEPTH": 16, "num_warps": 4}
 
 
 def triton_forward(images: Tensor, out: Tensor, params: BlurParams) -> None:
@@ -360,14 +622,15 @@ def triton_backward(grad: Tensor, images: Tensor, grads: BlurGradients, params: 
 def _blur(source: Tensor, target: Tensor, adjoint: bool, params: BlurParams) -> None:
     """Launch the blur of images, or its adjoint on gradients."""
     _, channels, height, width = source.shape
-    configuration = launch_configuration(source.dtype)
-    row_tiles, column_tiles, tiles = _tiles(source, configuration["BLOCK"])
+    configuration = launch_configuration(source.dtype, adjoint)
+    grid = _grid(source.shape, configuration["COLUMNS"], configuration["ROWS"])
     sigma, kernel_size, gain, fixation, mean, std, falloff, decay = params
     with _device_of(source):
-        _blur_kernel[(tiles,)](
+        _blur_kernel[(grid.programs,)](
             source, target, sigma, kernel_size, gain, fixation,
             sigma if mean is None else mean, sigma if std is None else std,  # a missing one is not read
-            decay, _scale(source.dtype), channels, height, width, row_tiles, column_tiles,
+            decay, _scale(source.dtype), channels, height, width,
+            grid.group_channels, grid.segment_rows, grid.groups, grid.segments, grid.strips,
             *source.stride(), *target.stride(), *_sample_strides(params),
             ADJOINT=adjoint, FALLOFF=falloff, NORMALISE=mean is not None, **configuration,
         )  # fmt: skip
@@ -375,6 +638,33 @@ def _blur(source: Tensor, target: Tensor, adjoint: bool, params: BlurParams) -> 
 
 def _sample_strides(params: BlurParams) -> tuple[int, ...]:
     return tuple(tensor.stride(0) for tensor in (params.sigma, params.kernel_size, params.gain, params.fixation))
+
+
+class _Grid(NamedTuple):
+    """How programs share images: each has a strip of columns, a segment of its rows, and a group of channels."""
+
+    strips: int
+    segments: int
+    groups: int
+    segment_rows: int
+    group_channels: int
+    programs: int
+
+
+def _grid(shape: torch.Size, columns: int, rows: int) -> _Grid:
+    """Return the grid for images of one shape: whole strips of all channels, or shorter ones if there are few."""
+    batch, channels, height, width = shape
+    strips = triton.cdiv(width, columns)
+    group_channels, segment_rows = channels, height
+    if batch * strips < _ENOUGH_PROGRAMS:
+        group_channels = 1
+        if batch * strips * channels < _ENOUGH_PROGRAMS:
+            segment_rows = 2 * rows
+    groups, segments = triton.cdiv(channels, group_channels), triton.cdiv(height, segment_rows)
+    programs = batch * groups * segments * strips
+    if programs > _LARGEST_GRID:
+        raise ValueError(f"images of shape {tuple(shape)} need {programs} blocks; split the batch to stay below 2^31")
+    return _Grid(strips, segments, groups, segment_rows, group_channels, programs)
 
 
 def _tiles(images: Tensor, block: int) -> tuple[int, int, int]:

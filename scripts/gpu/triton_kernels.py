@@ -179,9 +179,10 @@ def names_of(launch: Launch) -> dict[str, str]:
     ends = [types.get(end, "") for end in ("source", "images", "grad", "target", "brain_image")]
     types_of = [re.match(r"\*(\w+)|tensordesc<(\w+)", end) for end in ends if end[:1] in ("*", "t")]
     pointers = " and ".join(dict.fromkeys(match[1] or match[2] for match in types_of))
-    precision = {"tf32": ", tf32", "tf32x3": ", three tf32 products"}.get(constants["PRECISION"], "")
+    precision = {"tf32": ", tf32", "tf32x3": ", three tf32 products"}.get(str(constants.get("PRECISION")), "")
+    precision = ", three float16 products" if constants.get("SPLIT") else precision
     adjoint = ", adjoint" if constants.get("ADJOINT") else ""
-    sizes = ("BLOCK", "ROWS", "BLOCK_N", "BLOCK_M", "DEPTH", "KEPT")
+    sizes = ("COLUMNS", "BLOCK", "ROWS", "BLOCK_N", "BLOCK_M", "DEPTH", "KEPT")
     tile = [f"{size} {constants[size]}" for size in sizes if size in constants]
     tile += [f"{value} {option.removeprefix('num_')}" for option, value in options.items()]
     return {"kernel": f"{name}{adjoint}, {pointers}{precision}", "configuration": ", ".join(tile)}
