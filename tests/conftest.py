@@ -38,6 +38,7 @@ SLOW = (
     "bvsa_core/vision/test_tiny.py",
     "fovblur/test_cuda_compiled.py",
     "fovblur/test_foveated_blur.py::test_threads_of_a_block",
+    "fovblur/test_gpu_native.py",
     "fovblur/test_gpu_resources.py",
     "fovblur/test_gradients.py",
     "fovblur/test_large.py",
