@@ -152,12 +152,6 @@ class LogitOptions:
 
 
 SCALES: dict[str, Callable[[Tensor], Tensor]] = {"exp": torch.exp, "softplus": softplus, "identity": torch.clone}
-AS_RELEASED = {"unit_norm": False, "scale": "softplus"}  # LogitOptions of UBP's and BVSA's code
-RELEASED_TRAINING = {"epochs": 50, "batch_size": 1024, "patience": 5}  # of theirs too
-EARLY_STOP = (
-    "inter-subject, the released code stops after 5 epochs without a better Top-1 on the test images as the training "
-    "subjects saw them; patience watches the training loss, as the released code does intra-subject"
-)
 
 
 class Contrastive(Method):

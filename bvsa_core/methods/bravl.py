@@ -11,7 +11,7 @@ lowers the chi upper bound (CUBO) of samples in which some modalities come from 
 
 At retrieval an RBF support vector classifier is fitted on the latents of the novel images with their texts, one class
 an image, and its decision scores for the latents of recordings rank the images. A score therefore depends on the whole
-gallery, though on no other recording: tables note "fitted on gallery".
+gallery: tables note "fitted on gallery".
 
 Images enter as their first principal components; images, texts and recordings have unit variance over the training set.
 The encoder of recordings is any encoder. The networks Q learn the same loss as the rest, and one of the six kinds of
@@ -128,7 +128,7 @@ class BraVL(Method):
         ),
     }
     DEVIATIONS = (
-        "images are embedded by the run's image encoder; the released code takes CORnet-S",
+        "images and texts are embedded by the run's image encoder; the released code takes CORnet-S for images",
         "test recordings are averaged over repetitions; the released code classifies every recording of its test file",
         "the networks Q and the rest take a step together; in the released code Q goes first",
         "negatives are rotations of a batch, and the mixture's components take turns; the released code shuffles, and "
@@ -318,10 +318,9 @@ class BraVL(Method):
         if self._fitted is None or not torch.equal(self._fitted[0], latents):
             classifier = SVC(C=self.options.cost, kernel="rbf", gamma=self.options.gamma, **kinds)
             with warnings.catch_warnings():
-                warnings.filterwarnings(
-                    "ignore", "The number of unique classes", UserWarning
-                )  # "might be a regression"
-                warnings.filterwarnings("ignore", "The `probability` parameter", FutureWarning)  # see setup
+                # "might be a regression"; for the other, see setup
+                warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+                warnings.filterwarnings("ignore", "The `probability` parameter", FutureWarning)
                 classifier.fit(_numpy(latents), labels)
             self._fitted = latents, classifier
         return self._fitted[1]

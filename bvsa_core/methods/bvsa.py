@@ -26,17 +26,8 @@ from torch.nn.functional import normalize
 
 from bvsa_core.encoders import InputSpec, encode
 from bvsa_core.errors import UserError
-from bvsa_core.methods.base import (
-    AS_RELEASED,
-    EARLY_STOP,
-    RELEASED_TRAINING,
-    Batch,
-    Contrastive,
-    LogitOptions,
-    OutlierGate,
-    Preset,
-    symmetric_contrastive,
-)
+from bvsa_core.methods.base import Batch, Contrastive, LogitOptions, OutlierGate, Preset, symmetric_contrastive
+from bvsa_core.methods.vanilla import AS_RELEASED, EARLY_STOP, RELEASED_TRAINING
 from bvsa_core.vision.views import SHARP, Level
 
 

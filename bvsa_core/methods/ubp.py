@@ -14,17 +14,8 @@ import torch
 from torch import Tensor
 
 from bvsa_core.encoders import InputSpec
-from bvsa_core.methods.base import (
-    AS_RELEASED,
-    EARLY_STOP,
-    RELEASED_TRAINING,
-    Batch,
-    Contrastive,
-    LogitOptions,
-    OutlierGate,
-    Preset,
-    symmetric_contrastive,
-)
+from bvsa_core.methods.base import Batch, Contrastive, LogitOptions, OutlierGate, Preset, symmetric_contrastive
+from bvsa_core.methods.vanilla import AS_RELEASED, EARLY_STOP, RELEASED_TRAINING
 from bvsa_core.vision.views import Level
 
 

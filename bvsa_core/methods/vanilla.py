@@ -5,15 +5,14 @@ The preset `code` is the baseline of UBP's released code, whose logits are made 
 
 from torch import Tensor
 
-from bvsa_core.methods.base import (
-    AS_RELEASED,
-    EARLY_STOP,
-    RELEASED_TRAINING,
-    Batch,
-    Contrastive,
-    LogitOptions,
-    Preset,
-    symmetric_contrastive,
+from bvsa_core.methods.base import Batch, Contrastive, LogitOptions, Preset, symmetric_contrastive
+
+# What the code of UBP, its baseline and BVSA share.
+AS_RELEASED = {"unit_norm": False, "scale": "softplus"}
+RELEASED_TRAINING = {"epochs": 50, "batch_size": 1024, "patience": 5}
+EARLY_STOP = (
+    "inter-subject, the released code stops after 5 epochs without a better Top-1 on the test images as the training "
+    "subjects saw them; patience watches the training loss, as the released code does intra-subject"
 )
 
 
