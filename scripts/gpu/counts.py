@@ -10,9 +10,8 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "scripts")]
 
 import torch  # noqa: E402
 from gpu.cards import CARDS, Rates  # noqa: E402
+from gpu.cuda import demangled  # noqa: E402
 from ptx import device as ptx_device  # noqa: E402
 from ptx.device import Called, Card, Device  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -120,21 +120,32 @@ def forms() -> list[Form]:
 class Cost:
     """Counts of a call, scaled from the blocks that ran to all of them."""
 
-    kernels: tuple[str, ...]
     instructions: dict[str, float]  # of warps, by class
     products: dict[str, float]  # multiplications and additions on tensor cores by operand
     sectors: float
     wavefronts: float
-    by_line: dict[str, Counter[tuple[str, int]]]  # issued instructions by source line, of each kernel
+    by_line: dict[
+        str, dict[tuple[str, int], tuple[int, float]]
+    ]  # of kernels: PTX instructions of a line, and issued ones
 
     @property
     def issued(self) -> float:
         return sum(self.instructions.values())
 
-    def seconds(self, form: Form, card: Rates) -> dict[str, float]:
+    def machine_instructions(self, machine_lines: dict, architecture: int) -> float:
+        """Estimate issued machine instructions: those of a line are issued as often as the line's PTX is."""
+        total = 0.0
+        for kernel, lines in self.by_line.items():
+            mean = sum(issued for _, issued in lines.values()) / sum(written for written, _ in lines.values())
+            for place, count in machine_lines[demangled([kernel])[0], architecture].items():
+                written, issued = lines.get(place, (0, 0.0))
+                total += count * (issued / written if written else mean)
+        return total
+
+    def seconds(self, form: Form, card: Rates, machine: float | None) -> dict[str, float]:
         """Return the least time of each unit of a card; the largest is the estimate."""
         return {
-            "issue": self.issued / card.issue,
+            "issue": (self.issued if machine is None else machine) / card.issue,
             "tensor": sum(count / card.tensor[kind] for kind, count in self.products.items()),
             "FMA": self.instructions.get("fma", 0) / card.fma,
             "shared memory": self.wavefronts / card.wavefronts,
@@ -144,59 +155,97 @@ class Cost:
 
 def first_blocks(called: Called) -> range:
     """Choose the blocks of one sample, or one block of a grid that is smaller than the batch."""
-    blocks = called.grid[0] * called.grid[1] * called.grid[2]
-    return range(max(blocks // BATCH, 1))
+    return range(max(called.blocks // BATCH, 1))
 
 
-def cost(form: Form, target: Path, architecture: int) -> Cost:
-    """Run a form's call on a card of an architecture, with the PTX of its major architecture."""
-    card = OF_CARD[architecture]
+def launches(form: Form, target: Path, card: Card, blocks: Callable[[Called], Sequence[int]]) -> Device:
+    """Return a device that has done a form's call and run some blocks of each launch."""
     device = Device(target, card, checks=False, traffic=True)
-    device.choose_blocks = first_blocks
+    device.choose_blocks = blocks
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if form.tf32 else "highest")
     try:
         form.call(device)
     finally:
         torch.set_float32_matmul_precision(before)
+    return device
+
+
+def cost(device: Device) -> Cost:
+    """Return what the device's launches cost, scaled to all blocks."""
     instructions, products, by_line = Counter(), Counter(), {}
     sectors = wavefronts = 0.0
     for called in device.launches:
-        interpreter = next(one for one in device.interpreters if called.kernel in one.module.kernels)
-        kernel, counts = interpreter.module.kernels[called.kernel], called.counts
-        scale = called.grid[0] * called.grid[1] * called.grid[2] / counts.blocks
+        kernel, files = device.kernel(called)
+        counts = called.counts
+        scale = called.blocks / counts.blocks
         for name, count in counts.classes(kernel).items():
             instructions[name] += scale * count
-        lines = by_line.setdefault(called.kernel, Counter())
+        lines = by_line.setdefault(called.kernel, {})
         for instruction, visits in zip(kernel.code, counts.visits):
-            lines[interpreter.module.files.get(instruction.source[0], ""), instruction.source[1]] += scale * visits
+            place = Path(files.get(instruction.source[0], "")).name, instruction.source[1]
+            written, issued = lines.get(place, (0, 0.0))
+            lines[place] = written + 1, issued + scale * visits
             if instruction.opcode[0] == "mma":
                 rows, columns, depth = map(int, re.search(r"m(\d+)n(\d+)k(\d+)", instruction.text).groups())
                 products[instruction.opcode[-3]] += scale * visits * 2 * rows * columns * depth
         sectors += scale * sum(counts.sectors.values())
         wavefronts += scale * sum(counts.wavefronts.values())
-    kernels = tuple(dict.fromkeys(called.kernel for called in device.launches))
-    return Cost(kernels, dict(instructions), dict(products), sectors, wavefronts, by_line)
+    return Cost(dict(instructions), dict(products), sectors, wavefronts, by_line)
+
+
+def costs(target: Path, machine_lines: dict | None = None, part: str = "") -> Iterator[dict]:
+    """Yield a row for each form and card.
+
+    Args:
+        target: The module that :func:`ptx.device.build` made.
+        machine_lines: Counters of machine instructions by (file, line), by readable kernel name and architecture.
+        part: Of the names of the forms to count.
+    """
+    for form in forms():
+        known: list[tuple] = []  # costs of the form on earlier cards
+        for card in CARDS if part in form.name else ():
+            calls = launches(form, target, OF_CARD[card.architecture], lambda called: ())
+            code = [(called.kernel, called.grid, calls.kernel(called)[0].code) for called in calls.launches]
+            found = next((cost for other, cost in known if other == code), None)
+            if found is None:
+                found = cost(launches(form, target, OF_CARD[card.architecture], first_blocks))
+                known.append((code, found))
+            yield described(form, card, found, machine_lines)
+
+
+def described(form: Form, card: Rates, found: Cost, machine_lines: dict | None) -> dict:
+    """Return a row of the table of estimates."""
+    machine = (
+        None
+        if machine_lines is None
+        else found.machine_instructions(machine_lines, 86 if card.architecture == 80 else card.architecture)
+    )
+    seconds = found.seconds(form, card, machine)
+    bound = max(seconds, key=seconds.get)
+    per = OUTPUTS / form.outputs
+    return {
+        "form": form.name, "card": card.name, "estimate": True,
+        "kernels": list(dict(zip(found.by_line, demangled(list(found.by_line)))).values()),
+        "ptx_instructions": round(found.issued * per, 1),
+        "machine_instructions": None if machine is None else round(machine * per, 1),
+        "classes": {name: round(count * per, 1) for name, count in sorted(found.instructions.items())},
+        "sectors_of_ideal": round(32 * found.sectors / form.bytes, 2), "wavefronts": round(found.wavefronts * per, 1),
+        "seconds": {name: float(f"{value:.3g}") for name, value in seconds.items()},
+        "bound": bound, "copy_s": float(f"{form.bytes / card.bytes:.3g}"),
+    }  # fmt: skip
 
 
 def main() -> int:
-    part = sys.argv[1] if len(sys.argv) > 1 else ""
     with tempfile.TemporaryDirectory() as folder:
         target = ptx_device.build(Path(folder))
-        for form in forms():
-            if part not in form.name:
-                continue
-            for card in CARDS:
-                start = time.perf_counter()
-                found = cost(form, target, card.architecture)
-                per = OUTPUTS / form.outputs
-                classes = ", ".join(f"{name} {count * per:.1f}" for name, count in sorted(found.instructions.items()))
-                times = ", ".join(f"{name} {1e3 * value:.2f}" for name, value in found.seconds(form, card).items())
-                print(f"{form.name}, {card.name} ({time.perf_counter() - start:.0f} s to count)")
-                print(f"  PTX instructions of warps per {OUTPUTS} outputs: {found.issued * per:.0f} ({classes})")
-                sectors = 32 * found.sectors / form.bytes
-                print(f"  sectors {sectors:.2f} x the ideal bytes, wavefronts {found.wavefronts * per:.1f}")
-                print(f"  estimated ms at the card's rates, in PTX instructions: {times}", flush=True)
+        for row in costs(target, part=sys.argv[1] if len(sys.argv) > 1 else ""):
+            print(f"{row['form']}, {row['card']}: {', '.join(row['kernels'])}")
+            classes = ", ".join(f"{name} {count}" for name, count in row["classes"].items())
+            times = ", ".join(f"{name} {1e3 * value:.2f}" for name, value in row["seconds"].items())
+            print(f"  PTX instructions of warps per {OUTPUTS} outputs: {row['ptx_instructions']} ({classes})")
+            print(f"  sectors {row['sectors_of_ideal']} x the ideal bytes, wavefronts {row['wavefronts']}")
+            print(f"  estimated ms, issue by PTX instructions: {times}; copy {1e3 * row['copy_s']:.2f}", flush=True)
     return 0
 
 

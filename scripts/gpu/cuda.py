@@ -10,7 +10,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from gpu.instructions import cuobjdump, instruction_mix
+from gpu.instructions import cuobjdump, instruction_mix, lines_of
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
@@ -65,11 +65,26 @@ def kernels(architectures: tuple[int, ...]) -> list[dict]:
 
 
 def compile_op(op: str, target: Path, architectures: tuple[int, ...]) -> list[dict]:
-    """Return registers, spills, static shared memory and instructions of every kernel of an op."""
+    """Return registers, spills, static shared memory and instructions of every kernel of an op, also by source line."""
     gencode = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in architectures]
-    command = [nvcc(), "-std=c++17", "-O3", *gencode, "-Xptxas=-v", "-c", str(CSRC / op / "cuda.cu"), "-o", str(target)]
+    command = [
+        nvcc(),
+        "-std=c++17",
+        "-O3",
+        "-lineinfo",
+        *gencode,
+        "-Xptxas=-v",
+        "-c",
+        str(CSRC / op / "cuda.cu"),
+        "-o",
+        str(target),
+    ]
     report = run(command).stderr
     code = run([cuobjdump(), "-sass", str(target)]).stdout
+    folder = target.with_suffix("")
+    folder.mkdir()
+    subprocess.run([cuobjdump(), "-xelf", "all", str(target)], check=True, capture_output=True, cwd=folder)
+    lines = {sm: lines_of(next(folder.glob(f"*.sm_{sm}.cubin"))) for sm in architectures}
     mixes = {}
     for text in code.split("arch = sm_")[1:]:
         for function in text.split("Function : ")[1:]:
@@ -87,6 +102,7 @@ def compile_op(op: str, target: Path, architectures: tuple[int, ...]) -> list[di
             "spill_loads": number(r"(\d+) bytes spill loads"),
             "static_shared": number(r"(\d+) bytes smem"),
             "instructions": mixes[name, int(architecture)],
+            "lines": lines[int(architecture)][name],
         })  # fmt: skip
     return rows
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +17,24 @@ MATRIX = ("HMMA", "HGMMA")
 def cuobjdump() -> str:
     """Return the cuobjdump of the CUDA toolkit, else of Triton."""
     return shutil.which("cuobjdump") or str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
+
+
+def lines_of(cubin: Path) -> dict[str, Counter[tuple[str, int]]]:
+    """Count the instructions of each kernel by file and line of the source; compiled with -lineinfo."""
+    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+    code = subprocess.run([program, "-g", "-c", cubin], check=True, capture_output=True, text=True).stdout
+    counts = {}
+    for kernel, text in re.findall(r"^\.text\.(\S+):\n(.*?)(?=^//-----|\Z)", code, re.M | re.S):
+        lines, place = Counter(), ("", 0)
+        for file, line, instruction in re.findall(
+            r'//## File "([^"]*)", line (\d+)|^\s+/\*[0-9a-f]{4,}\*/\s+(\S)', text, re.M
+        ):
+            if instruction:
+                lines[place] += 1
+            else:
+                place = Path(file).name, int(line)
+        counts[kernel] = lines
+    return counts
 
 
 def instruction_mix(code: str) -> dict[str, int]:

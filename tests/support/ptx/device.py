@@ -26,6 +26,7 @@ from fovblur.foveated_blur import native
 from .counts import Counts
 from .interpreter import Interpreter
 from .memory import Buffer
+from .module import Kernel
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
@@ -70,6 +71,10 @@ class Called:
     threads: tuple[int, int, int]
     dynamic_shared: int
     counts: Counts | None = None
+
+    @property
+    def blocks(self) -> int:
+        return self.grid[0] * self.grid[1] * self.grid[2]
 
 
 def nvcc() -> str | None:
@@ -142,6 +147,11 @@ class Device:
         self.failure: Exception | None = None
         self.runtime = ctypes.CDLL(self.module.__file__)
         self.on_launch = OnLaunch(self._launched)
+
+    def kernel(self, called: Called) -> tuple[Kernel, dict[int, str]]:
+        """Return the code of a launch, and the names of its sources."""
+        module = next(one.module for one in self.interpreters if called.kernel in one.module.kernels)
+        return module.kernels[called.kernel], module.files
 
     # ---- what the library calls ----
 
