@@ -78,9 +78,9 @@ struct SliceBest {
   // Merges scores better than a recording's k-th best. Recordings without one cost a comparison of each score.
   template <class>
   __device__ void take(const SimilarityParams& p, const ScoreTile& tile, const Sums& scores, ScoreMemory& shared) const {
-    const int warp = int(threadIdx.x) / 32, half = warp / 4;
-    if (tile.first_of_slice) clear(tile, tile.rows(p), shared);
-    const bool found = find_candidates(tile.rows(p), scores, shared);
+    const int warp = int(threadIdx.x) / 32, half = warp / 4, rows = tile.rows(p);
+    if (tile.first_of_slice) clear(tile, rows, shared);
+    const bool found = find_candidates(scores, shared);
 #pragma unroll 1
     for (int i = 0; i < 2; ++i) {
       if (!__syncthreads_or(found && half == i)) continue;
@@ -89,8 +89,8 @@ struct SliceBest {
       const uint32_t* of_columns = shared.candidates[i][warp];
       const uint32_t lanes = of_columns[0] | of_columns[1] | of_columns[2] | of_columns[3];
 #pragma unroll 1
-      for (int row = 0; row < 8; ++row)
-        if (lanes >> (4 * row) & 15) merge_row(tile, i, 8 * warp + row, tile.columns(p), shared);
+      for (int row = 8 * warp; row < 8 * warp + 8 && i * kWarpRows + row < rows; ++row)
+        if (lanes >> (row % 8 * 4) & 15) merge_row(tile, i, row, tile.columns(p), shared);
       __syncthreads();
     }
   }
@@ -98,13 +98,13 @@ struct SliceBest {
  private:
   __device__ void clear(const ScoreTile& tile, int rows, ScoreMemory& shared) const {
     for (int i = int(threadIdx.x); i < rows * k; i += kScoreThreads) of(tile.first_row() + i / k, tile.slice)[i % k] = 0;
-    if (int(threadIdx.x) < kScoreTile) shared.threshold[threadIdx.x] = NAN;
+    if (int(threadIdx.x) < kScoreTile) shared.threshold[threadIdx.x] = int(threadIdx.x) < rows ? NAN : INFINITY;
     __syncthreads();
   }
 
   // Marks the lanes with scores that may be better than the k-th best: indices ascend within a slice, so an equal one is not.
-  // Columns beyond the last image are copies of it.
-  __device__ bool find_candidates(int rows, const Sums& scores, ScoreMemory& shared) const {
+  // Rows and columns beyond the last ones are copies of these.
+  __device__ bool find_candidates(const Sums& scores, ScoreMemory& shared) const {
     const int warp = int(threadIdx.x) / 32, first_row = row_of_lane();
     bool any = false;
 #pragma unroll
@@ -113,7 +113,6 @@ struct SliceBest {
       bool found = false;
 #pragma unroll
       for (int j = 0; j < kLaneColumns; ++j) found |= !(scores[i / 2][j / 2][i % 2 * 2 + j % 2] <= threshold);
-      found &= first_row + 8 * i < rows;
       any |= found;
       const uint32_t lanes = __ballot_sync(0xffffffffu, found);
       if (threadIdx.x % 32 == 0) shared.candidates[warp / 4][i][warp % 4] = lanes;
