@@ -24,7 +24,7 @@ from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import RunDataCache, is_complete
 from bvsa_core.experiments.grid import BUILT_IN, SET_BY_GRID, Grid, cells, read_grid, systems_named
 from bvsa_core.experiments.report_data import build_report, grid_rows
-from bvsa_core.experiments.results import GridRow, write
+from bvsa_core.experiments.results import GridRow, load_complete, write
 from bvsa_core.experiments.runner import fill_banks, run_cells
 from bvsa_core.io.atomic import clean_stale, lock
 from bvsa_core.report.comparison_table import to_rich
@@ -89,11 +89,13 @@ def run(parsed: jsonargparse.Namespace) -> None:
                     missing.append(cell)
             fill_banks(missing, pool)
             failures = run_cells(todo, root, pool, display)
+            scored, damaged = load_complete(todo, root)
+            failures |= damaged
             print_failures(failures)
             again = "mend what the lines above name, and the same command tries them again"
-            if len(failures) == len(todo):
+            if not scored:
                 raise UserError(f"all {len(todo)} cells failed, and no table was written; {again}")
-            rows = write(grid, todo, left_out, root, planned_seeds)
+            rows = write(grid, todo, scored, left_out, root, planned_seeds)
             report = finish(grid, rows, left_out, root, parsed.command_line, display)
     write_page(report, root / PAGE)
     seconds = time.perf_counter() - started

@@ -38,7 +38,23 @@ class GridRow(NamedTuple):
         return f"{row.system}, gate {scoring_text(protocol)} ({row.encoder}, images by {protocol.encoder})"
 
 
-def comparison_rows(cells: Sequence[Cell], root: Path, list_others: bool, planned_seeds: int = 0) -> list[GridRow]:
+Scored = dict[Path, list[RunResult]]  # by the folder of a cell
+
+
+def load_complete(cells: Sequence[Cell], root: Path) -> tuple[Scored, dict[str, str]]:
+    """Return the results of complete cells, and what is wrong with those that are damaged, by the name of the cell."""
+    scored: Scored = {}
+    damaged: dict[str, str] = {}
+    for cell in cells:
+        if is_complete(cell, root):
+            try:
+                scored[cell.folder] = load_scores(root / cell.folder)
+            except UserError as error:
+                damaged[str(cell)] = str(error)
+    return scored, damaged
+
+
+def comparison_rows(cells: Sequence[Cell], scored: Scored, list_others: bool, planned_seeds: int = 0) -> list[GridRow]:
     """Return the rows of the table; `list_others` adds the published methods that the grid does not have."""
     groups: dict[tuple, list[Cell]] = {}
     for cell in cells:
@@ -46,17 +62,16 @@ def comparison_rows(cells: Sequence[Cell], root: Path, list_others: bool, planne
         groups.setdefault((cell.modality, config.setting, cell.system, config.vision, config.encoder), []).append(cell)
     rows: list[GridRow] = []
     for number, ((modality, setting, system, _, encoder), group) in enumerate(groups.items()):
-        folders = [cell.folder for cell in group if is_complete(cell, root)]
-        scored = [load_scores(root / folder) for folder in folders]
+        folders = [cell.folder for cell in group if cell.folder in scored]
         missing = len(group) - len(folders)
         for place, spec in enumerate(group[0].rows):
-            results = [] if missing else [each[place] for each in scored]
+            results = [] if missing else [scored[folder][place] for folder in folders]
             paper = paper_results.find(spec.published, modality, setting) if spec.published else None
             name = spec.name or system
             joined: list[MethodResult | None] = [*method_results(results)] or [None]
             if len(joined) > 1:
-                differ = "subjects differ in gallery, channels or repetitions, and have no mean; name those that agree"
-                raise UserError(f"{name}: {differ}")
+                differ = "subjects differ in gallery, channels, sampling rate, repetitions or leaks, and have no mean"
+                raise UserError(f"{name}: {differ}; name those that agree")
             row = ComparisonRow(modality, setting, name, encoder, joined[0], missing, len(group), paper, planned_seeds)
             rows.append(GridRow(row, results, [] if missing else folders))
         following = list(groups)[number + 1 : number + 2]
@@ -68,13 +83,18 @@ def comparison_rows(cells: Sequence[Cell], root: Path, list_others: bool, planne
 
 
 def write(
-    grid: Grid, cells: Sequence[Cell], left_out: Sequence[str], root: Path, planned_seeds: int = 0
+    grid: Grid,
+    cells: Sequence[Cell],
+    scored: Scored,
+    left_out: Sequence[str],
+    root: Path,
+    planned_seeds: int = 0,
 ) -> list[GridRow]:
     """Write the files and return the rows of the table. The same cells give the same bytes.
 
     Fewer seeds than planned are a footnote.
     """
-    rows = comparison_rows(cells, root, grid.list_others, planned_seeds)
+    rows = comparison_rows(cells, scored, grid.list_others, planned_seeds)
     table = [row.comparison for row in rows]
     with_results = [row for row in rows if row.comparison.result]
     tests = comparisons(with_results, grid.baseline)

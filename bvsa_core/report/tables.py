@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -34,15 +34,24 @@ class MethodResult:
 
 
 def method_results(results: Sequence[RunResult]) -> list[MethodResult]:
-    """Join results of runs by method and protocol; every method needs the same seeds for each of its subjects."""
+    """Join results of runs by method and protocol; every method needs the same seeds for each of its subjects.
+
+    Results of earlier versions, which do not know their sampling rate, join those that do.
+    """
     groups: dict[tuple, list[RunResult]] = {}
     for result in results:
-        groups.setdefault((result.method, result.preset, result.protocol), []).append(result)
-    return [_join(group) for group in groups.values()]
+        alike = result.method, result.preset, replace(result.protocol, sampling_rate=None)
+        groups.setdefault(alike, []).append(result)
+    joined: list[MethodResult] = []
+    for group in groups.values():
+        rates = list(dict.fromkeys(result.protocol.sampling_rate for result in group if result.protocol.sampling_rate))
+        parts = [[result for result in group if result.protocol.sampling_rate == rate] for rate in rates]
+        joined += map(_join, parts if len(rates) > 1 else [group])
+    return joined
 
 
 def _join(group: list[RunResult]) -> MethodResult:
-    first = group[0]
+    first = max(group, key=lambda result: result.protocol.sampling_rate or 0)  # one that knows it, if any does
     ranks = np.stack(list(ranks_by_subject(group).values()))  # (subjects, seeds, images)
     scores = score(torch.from_numpy(ranks.ravel()))
     return MethodResult(

@@ -4,7 +4,7 @@ RUN/run.yaml               the configuration, which 'bvsa train --config' takes
 RUN/metrics.jsonl          one line an epoch
 RUN/weights.safetensors    encoder, scale, weights of fused targets, per-sample state
 RUN/embeddings.safetensors what retrieval compares: recordings, images and texts of the test set
-RUN/result.json            the scores, and checksums of the two files above; a run is complete when it is there
+RUN/result.json            the scores, and checksums of the three files above; a run is complete when it is there
 RUN/resume.pt              the training state of a run that is not complete; see training.checkpoint
 """
 
@@ -34,7 +34,8 @@ from bvsa_core.training.config import RunConfig, from_dict, to_dict
 
 ACTIVITY = "a run"  # what other processes report while the folder is locked
 NO_RUN = "train one with 'bvsa train --out'"
-WEIGHTS, EMBEDDINGS = "weights.safetensors", "embeddings.safetensors"
+WEIGHTS, EMBEDDINGS, METRICS = "weights.safetensors", "embeddings.safetensors", "metrics.jsonl"
+ALTERED = "altered since the run ended (its checksum differs); delete its folder, and train the run again"
 _LEVEL = re.compile(r"k\d+ gain \d+(\.\d+)?(e-\d+)?")
 
 
@@ -93,11 +94,11 @@ class RunFolder:
 
     def add_metrics(self, metrics: dict) -> None:
         """Append the metrics of an epoch."""
-        append_line(self.path / "metrics.jsonl", json.dumps(metrics))
+        append_line(self.path / METRICS, json.dumps(metrics))
 
     def truncate_metrics(self, epochs: int) -> bool:
         """Drop the lines after the first `epochs`, and return whether that many are there."""
-        path = self.path / "metrics.jsonl"
+        path = self.path / METRICS
         lines = path.read_bytes().splitlines(keepends=True)[:epochs] if epochs and path.exists() else []
         write_atomically(path, b"".join(lines))
         return len(lines) == epochs
@@ -105,7 +106,7 @@ class RunFolder:
     def finish(self, module: nn.Module, embeddings: Embeddings, result: RunResult) -> RunResult:
         """Write weights, embeddings and the result, which makes the run complete. Returns it with their checksums."""
         features = {name: value.float().clone() for name, value in vars(embeddings).items()}
-        files = {}
+        files = {METRICS: sha256_of(self.path / METRICS)}
         for name, tensors in ((WEIGHTS, module.state_dict()), (EMBEDDINGS, features)):
             content = safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
             write_atomically(self.path / name, content)
@@ -131,7 +132,7 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Read the metrics of every epoch; none if there is no metrics.jsonl."""
-        path = self.path / "metrics.jsonl"
+        path = self.path / METRICS
         lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
         epochs = []
         for number, line in enumerate(lines, start=1):
@@ -141,6 +142,8 @@ class RunFolder:
             if not all(map(_LEVEL.fullmatch, levels)) or min(levels.values(), default=0) < 1:
                 raise UserError(f"{source}: blur must count samples by levels such as 'k51 gain 0.5'; {REMEDY}")
             epochs.append(epoch)
+        if (self.path / "result.json").is_file():
+            self._check(METRICS)
         return epochs
 
     def config(self) -> RunConfig:
@@ -154,12 +157,16 @@ class RunFolder:
             raise UserError(f"{self.settings}: {error}") from error
 
     def _read(self, name: str) -> dict[str, Tensor]:
-        """Read the tensors of a file, whose checksum must be the result's if that has one."""
-        path = self.path / name
-        tensors = read_arrays(path)
-        if (expected := self.result().files.get(name)) and sha256_of(path) != expected:
-            raise UserError(f"{path}: altered since the run ended (its checksum differs); {REMEDY}")
+        """Read the tensors of a file that the run wrote."""
+        tensors = read_arrays(self.path / name)
+        self._check(name)
         return tensors
+
+    def _check(self, name: str) -> None:
+        """Raise UserError if a file of a complete run is not the one whose checksum its result has."""
+        path = self.path / name
+        if (expected := self.result().files.get(name)) and not (path.is_file() and sha256_of(path) == expected):
+            raise UserError(f"{path}: {ALTERED}")
 
     def load_weights(self, module: nn.Module) -> None:
         """Load the trained weights and per-sample state into a module."""
@@ -183,5 +190,6 @@ class RunFolder:
             fit = 0 < queries == others <= images == texts and width == image_width and text_width == width_of_texts
         if not fit or not all(each.isfinite().all() for each in matrices):
             held = ", ".join(f"{name} {list(value.shape)}" for name, value in tensors.items()) or "nothing"
-            raise UserError(f"{self.path / EMBEDDINGS}: not the embeddings of a run ({held}); {REMEDY}")
+            problem = f"not the embeddings of a run ({held})"
+            raise UserError(f"{self.path / EMBEDDINGS}: {problem}; delete its folder, and train the run again")
         return Embeddings(**tensors)

@@ -232,9 +232,15 @@ ERRORS = [
     ("{b}/ranks", "ranks/run/result.json: ... of 12 ranks are not those of the run's embeddings; delete it"),
     ("{b}/gallery", "gallery/run/result.json: a gallery of 9, and embeddings of 12 images; delete it"),
     ("{b}/seed", "seed/run/result.json: seed is 3, and 0 in run.yaml; delete it, and train the run again"),
-    ("{b}/weights", "weights/run/weights.safetensors: altered since the run ended (its checksum differs); delete it"),
+    (
+        "{b}/weights",
+        "weights/run/weights.safetensors: altered since the run ended (its checksum differs); delete its folder",
+    ),
     ("{b}/embeddings", "embeddings/run/embeddings.safetensors: altered since the run ended (its checksum differs)"),
-    ("{b}/other", "other/run/embeddings.safetensors: not the embeddings of a run (image [3, 3]); delete it"),
+    (
+        "{b}/other",
+        "other/run/embeddings.safetensors: not the embeddings of a run (image [3, 3]); delete its folder, and",
+    ),
     ("{b}/old", "old/run/result.json: images missing; a run of an earlier version, train it again"),
     ("{b}/twice", "the same run twice (sub-01, seed 0); name one of them"),
     ("{b}/uneven", "there is no run with seed"),

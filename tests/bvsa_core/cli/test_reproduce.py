@@ -191,6 +191,14 @@ def test_a_failing_cell_is_reported_and_the_others_go_on(grid, small_data, tmp_p
     test.write_bytes(whole)
     assert main(command) == 0
     assert "cells missing" not in (out / "table.md").read_text()
+    embeddings = next(out.rglob("sub-02_seed0/embeddings.safetensors"))
+    embeddings.write_bytes(embeddings.read_bytes()[:-1] + b"?")
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert f"{embeddings}: altered since the run ended (its checksum differs); delete its folder, and train" in error
+    assert "1 of 2 cells missing" in (out / "table.md").read_text()
+    shutil.rmtree(embeddings.parent)
+    assert main(command) == 0
 
 
 def test_a_run_is_evaluated_in_full(finished, tmp_path, succeed):
@@ -273,7 +281,7 @@ def test_between_subjects_needs_two(small_data, tmp_path):
     shutil.rmtree(alone / "Preprocessed_data_250Hz_whiten" / "sub-02")
     todo, skipped = cells(grid, systems, {"eeg": alone}, {})
     assert {cell.config.setting for cell in todo} == {"intra"} and "inter-subject is skipped" in skipped[0]
-    assert all(row.comparison.result is None for row in results.comparison_rows(todo, tmp_path, list_others=False))
+    assert all(row.comparison.result is None for row in results.comparison_rows(todo, {}, list_others=False))
 
 
 def test_the_four_settings_are_rows_of_one_table(small_data, tmp_path, succeed):

@@ -49,3 +49,11 @@ def test_markdown_lists_the_conditions_under_the_table():
     assert noted.count("| mcdb (corrected), reconstruction |") == 1
     averaged = "17 channels, 80 repetitions averaged, images by tiny"
     assert f"synthetic data, 200-way retrieval (chance 0.5 %), {averaged}" in text
+
+
+def test_results_of_earlier_versions_join_those_that_know_their_sampling_rate():
+    old, new = run_result([1, 2]), run_result([1, 2], seed=1, sampling_rate=250.0)
+    (joined,) = method_results([old, new])
+    assert joined.seeds == 2 and joined.protocol.sampling_rate == 250
+    slow = run_result([1, 2], seed=2, sampling_rate=100.0)
+    assert [each.protocol.sampling_rate for each in method_results([new, slow])] == [250, 100]

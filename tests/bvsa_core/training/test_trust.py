@@ -116,16 +116,21 @@ def test_an_image_named_twice_is_in_the_gallery_once(copy, tmp_path):
 def test_files_that_changed_after_a_run_are_noticed(small_data, tmp_path):
     data, folder = run_data(small_data), RunFolder(tmp_path / "run")
     first = train_run(folder.path, data, **ONE)
-    assert first.files.keys() == {"weights.safetensors", "embeddings.safetensors"} and folder.verify() == first
-    for name in first.files:
+    names = ["weights.safetensors", "embeddings.safetensors"]
+    assert first.files.keys() == {*names, "metrics.jsonl"} and folder.verify() == first
+    for name in names:
         path = folder.path / name
         whole = path.read_bytes()
         path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-        message = rf"{name}: altered since the run ended \(its checksum differs\); delete it, and train the run again"
+        message = rf"{name}: altered since the run ended \(its checksum differs\); delete its folder, and train the run"
         with pytest.raises(UserError, match=message):
             train_run(folder.path, data, **ONE)
         path.write_bytes(whole)
     assert train_run(folder.path, data, **ONE) == first
+    metrics = folder.path / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"loss": ', '"loss": 1'))
+    with pytest.raises(UserError, match="metrics.jsonl: altered since the run ended"):
+        folder.metrics()
 
 
 def test_runs_of_earlier_versions_are_read(small_data, tmp_path):
