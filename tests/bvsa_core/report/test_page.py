@@ -104,6 +104,13 @@ def test_nothing_is_fetched_and_only_the_pages_own_script_runs(page):
     assert re.search(r"script-src 'sha256-[\w+/]{43}='", policy)
 
 
+def test_a_leak_and_the_sampling_rate_are_on_the_page():
+    row = report_row(leak="test data are trained on", sampling_rate=100.0)
+    page = to_html(Report("", [row, report_row("other", sampling_rate=250.0)]))
+    assert "gate none, LEAK" in page and "LEAK: test data are trained on" in page
+    assert "100 Hz" in page and "250 Hz" in page
+
+
 def test_every_number_has_its_protocol_and_published_numbers_are_separate(page):
     shared = re.search(r'<p class="shared">(.*?)</p>', page)[1]
     assert shared == (
