@@ -1,6 +1,6 @@
 """Read pickles as data, by an unpickler that allows a few names and builds what they stand for itself.
 
-It calls no function that a file names, returns only plain data, allocates little more than the file's size, and changes
+It calls no function that a file names, returns only plain data, allocates at most what `ByteBudget` allows, and changes
 nothing else in this process. It is ours because torch's `weights_only` refuses pickle protocol 5, which UBP writes.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import pickle
 import re
 import zipfile
@@ -23,6 +24,30 @@ from bvsa_core.errors import UserError
 _SCALAR_TYPE = re.compile(r"[<>=|]?(?:[fiuc](?:1|2|4|8|16)|b1|\?)|[<>=|]?[US]\d{1,6}")
 _MAX_COPY = 2**26  # bytes; larger arrays are read-only views of the file, or of what was read from it
 _MAX_ITEMS = 2**24  # in containers, each counted as often as it is reached
+_MAX_EXPANSION = 32  # bytes that a byte of a file may become
+_LIMIT = "BVSA_MAX_READ_BYTES"
+
+
+class ByteBudget:
+    """Bytes that may come out of a file: 256 MiB or 32 times its size, or as many as BVSA_MAX_READ_BYTES says."""
+
+    def __init__(self, path: Path):
+        self.path, self.size = path, path.stat().st_size
+        setting = os.environ.get(_LIMIT, "")
+        if setting and not (setting.isascii() and setting.isdigit()):
+            raise UserError(f"{_LIMIT} is {setting!r}; it must be a number of bytes")
+        self.left = int(setting) if setting else max(2**28, _MAX_EXPANSION * self.size)
+
+    def take(self, count: int) -> None:
+        """Count bytes that are about to be made, or were made one array at a time.
+
+        Raises:
+            UserError: more bytes come out than the budget has.
+        """
+        self.left -= count
+        if self.left < 0:
+            much = f"its {self.size} bytes become far more once they are read"
+            raise UserError(f"{self.path}: {much}; if you trust the file, set {_LIMIT} to the bytes it may take")
 
 
 def load(stream: IO[bytes], path: Path, archive: zipfile.ZipFile | None = None, folder: str = "") -> Any:
@@ -35,11 +60,12 @@ def load(stream: IO[bytes], path: Path, archive: zipfile.ZipFile | None = None, 
         folder: where in the archive they are.
 
     Raises:
-        UserError: the pickle names something that is not data.
+        UserError: the pickle names something that is not data, or would take too much memory.
         Exception: any of `safe_readers.READ_ERRORS`, if it is damaged.
     """
     source = stream if archive is not None else _MappedStream(stream)
-    value, _ = _PlainBuilder().build(_Unpickler(source, path, archive, folder).load())
+    budget = ByteBudget(path)
+    value, _ = _PlainBuilder(budget).build(_Unpickler(source, path, archive, folder, budget).load())
     return value
 
 
@@ -68,9 +94,17 @@ class _Unpickler(pickle._Unpickler):
     append: Any
     read: Any
 
-    def __init__(self, stream: IO[bytes] | _MappedStream, path: Path, archive: zipfile.ZipFile | None, folder: str):
+    def __init__(
+        self,
+        stream: IO[bytes] | _MappedStream,
+        path: Path,
+        archive: zipfile.ZipFile | None,
+        folder: str,
+        budget: ByteBudget,
+    ):
         super().__init__(stream)
-        self.path, self.archive, self.folder = path, archive, folder
+        self.path, self.archive, self.folder, self.budget = path, archive, folder, budget
+        self.storages: dict[tuple[str, torch.dtype], _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ALLOWED:
@@ -81,10 +115,18 @@ class _Unpickler(pickle._Unpickler):
 
     def persistent_load(self, reference: Any) -> _Storage:
         kind, dtype, key, _, count = reference
-        known = kind == "storage" and isinstance(dtype, torch.dtype) and re.fullmatch(r"\w+", str(key))
-        if not known or self.archive is None:
-            raise ValueError(f"unknown reference {reference!r}")
-        return _Storage(self.archive, f"{self.folder}data/{key}", dtype, count)
+        known = kind == "storage" and isinstance(dtype, torch.dtype)
+        if not known or self.archive is None or not isinstance(key, str) or not re.fullmatch(r"\w+", key):
+            raise ValueError("unknown reference to the contents of a tensor")
+        if (key, dtype) not in self.storages:
+            name = f"{self.folder}data/{key}"
+            self.budget.take(self.archive.getinfo(name).file_size)
+            self.storages[key, dtype] = _Storage(self.archive, name, dtype, count)
+        return self.storages[key, dtype]
+
+    def _reduce(self) -> None:
+        super().load_reduce()  # of a function of this module
+        self.budget.take(_size(self.stack[-1]))
 
     def _build(self) -> None:
         """Set the state of a stand-in; on any other object, this would change the whole process."""
@@ -92,6 +134,31 @@ class _Unpickler(pickle._Unpickler):
         if not isinstance(self.stack[-1], (_Array, _DType, _Mapping)):
             raise pickle.UnpicklingError("sets the state of an object that has none")
         self.stack[-1].__setstate__(state)
+        self.budget.take(_size(getattr(self.stack[-1], "value", None)))
+
+    def _dict(self) -> None:
+        items = self.pop_mark()
+        self.append(_filled({}, items))
+
+    def _set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        _filled(self.stack[-1], [key, value])
+
+    def _set_items(self) -> None:
+        items = self.pop_mark()
+        _filled(self.stack[-1], items)
+
+    def _append(self) -> None:
+        value = self.stack.pop()
+        self._extend([value])
+
+    def _appends(self) -> None:
+        self._extend(self.pop_mark())
+
+    def _extend(self, items: list[Any]) -> None:
+        if not isinstance(self.stack[-1], list):
+            raise pickle.UnpicklingError("adds items to something that is not a list")
+        self.stack[-1].extend(items)
 
     def _bytearray(self) -> None:
         part = self.read(int.from_bytes(self.read(8), "little"))
@@ -101,14 +168,40 @@ class _Unpickler(pickle._Unpickler):
         raise pickle.UnpicklingError("makes objects in a way that no array needs")
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
-    dispatch[pickle.BUILD[0]] = _build
-    dispatch[pickle.BYTEARRAY8[0]] = _bytearray
-    for _code in (pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4):
+    dispatch |= {pickle.BUILD[0]: _build, pickle.REDUCE[0]: _reduce, pickle.BYTEARRAY8[0]: _bytearray}
+    dispatch |= {pickle.DICT[0]: _dict, pickle.SETITEM[0]: _set_item, pickle.SETITEMS[0]: _set_items}
+    dispatch |= {pickle.APPEND[0]: _append, pickle.APPENDS[0]: _appends}
+    for _code in (
+        pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4,
+        pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET,
+    ):  # fmt: skip
         dispatch[_code[0]] = _refuse
+
+
+def _filled(target: Any, items: list[Any]) -> dict:
+    """Add keys and values to a dict. Keys that are tuples are refused: the hash of nested ones takes forever."""
+    if not isinstance(target, dict):
+        raise pickle.UnpicklingError("sets items of something that is not a dict")
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        if not isinstance(key, (str, bytes, int, float, np.generic)) and key is not None:
+            raise pickle.UnpicklingError("a dict has a key that is neither text nor a number")
+        target[key] = value
+    return target
+
+
+def _size(value: Any) -> int:
+    """Return the bytes that an object which was just made takes."""
+    if isinstance(value, (np.ndarray, np.generic, Tensor)):
+        return value.nbytes
+    return len(value) if isinstance(value, bytes) else 0
 
 
 class _Mapping(dict):
     """An ordered dict; the attributes that a state_dict carries are dropped."""
+
+    def __init__(self, pairs: Any = ()):
+        super().__init__()
+        _filled(self, [part for key, value in pairs for part in (key, value)])
 
     def __setstate__(self, state: Any) -> None:
         pass
@@ -119,13 +212,13 @@ class _DType:
 
     def __init__(self, name: str, align: bool = False, copy: bool = True):
         if not isinstance(name, str) or not (_SCALAR_TYPE.fullmatch(name) or name == "O8"):
-            raise ValueError(f"unsupported element type {name!r}")
+            raise ValueError(f"unsupported element type {name!r}" if isinstance(name, str) else "no element type")
         self.name = "O" if name == "O8" else name
         self.order = "="
 
     def __setstate__(self, state: tuple) -> None:
         if state[1] not in ("<", ">", "|", "="):
-            raise ValueError(f"unknown byte order {state[1]!r}")
+            raise ValueError("unknown byte order")
         self.order = state[1]
 
     def resolve(self) -> np.dtype:
@@ -162,7 +255,14 @@ def _object_array(items: list, shape: tuple[int, ...]) -> Any:
     return items if shape else items[0]
 
 
-def _array_from_buffer(data: Any, dtype: _DType, shape: tuple, order: Literal["C", "F"]) -> np.ndarray:
+def _array_from_buffer(
+    data: Any, dtype: _DType, shape: tuple, order: Literal["C", "F", "K"], axes: Any = None
+) -> np.ndarray:
+    """Return an array of a buffer. In order K, `shape` is that of the buffer, and `axes` say how it is transposed."""
+    if order == "K":
+        if len(_checked_shape(axes)) != len(_checked_shape(shape)):
+            raise ValueError("an array does not have the axes of its buffer")
+        return _array_from_buffer(data, dtype, shape, "C").transpose(axes)
     is_buffer = isinstance(data, (bytes, bytearray, memoryview))
     if not is_buffer or not isinstance(dtype, _DType) or dtype.name == "O" or order not in ("C", "F"):
         raise ValueError("an array's contents are not bytes of a plain type")
@@ -178,7 +278,7 @@ def _scalar(dtype: _DType, data: bytes) -> Any:
 def _encode_latin1(text: str, encoding: str) -> bytes:
     """Return bytes as pickle protocol 2 spells them."""
     if encoding != "latin1" or not isinstance(text, str):
-        raise ValueError(f"unknown encoding {encoding!r}")
+        raise ValueError("unknown encoding of bytes")
     return text.encode("latin1")
 
 
@@ -204,7 +304,7 @@ def _tensor(storage: _Storage, offset: int, size: tuple, stride: tuple, *_: Any)
 
 def _checked_shape(shape: Any) -> tuple[int, ...]:
     if not isinstance(shape, tuple) or not all(isinstance(n, int) and 0 <= n < 2**48 for n in shape) or len(shape) > 32:
-        raise ValueError(f"impossible shape {shape!r}")
+        raise ValueError("impossible shape")
     return shape
 
 
@@ -236,8 +336,9 @@ class _PlainBuilder:
     that would be too large if written out is refused.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, budget: ByteBudget) -> None:
         self._built: dict[int, tuple[Any, int]] = {}  # by identity
+        self._budget = budget
 
     def build(self, value: Any, depth: int = 0) -> tuple[Any, int]:
         """Return the plain value, and its number of items if written out."""
@@ -260,6 +361,7 @@ class _PlainBuilder:
             items = [self.build(item, depth) for item in value]
         else:
             raise ValueError(f"holds a {type(value).__name__}, which is not data")
+        self._budget.take(256 + 32 * len(items))  # about what a container takes, once more as a plain one
         size = 1 + sum(size for _, size in items)
         if size > _MAX_ITEMS:
             raise ValueError("holds more items than any recording needs")

@@ -39,7 +39,8 @@ def read_arrays(path: str | Path) -> Any:
     Pickled arrays of more than 64 MB are read-only; those in .npy files are memory-mapped.
 
     Raises:
-        UserError: the file is missing, damaged, of another kind, or holds anything but plain data.
+        UserError: the file is missing, damaged, of another kind, holds anything but plain data, or far more of it than
+            its size lets expect (`safe_pickle.ByteBudget`).
     """
     path = Path(path)
     readers: dict[str, Callable[[Path], Any]] = {".pt": _read_pt, ".pth": _read_pt, ".npy": _read_npy}
@@ -88,7 +89,9 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as archive:
         if min((part.header_offset for part in archive.infolist()), default=-1) != 0:
             raise ValueError("its table of contents does not list the start of the file")
+        budget = safe_pickle.ByteBudget(path)
         for part in archive.infolist():
+            budget.take(part.file_size)
             with archive.open(part) as stream:
                 dtype, shape = _npy_header(stream)
                 if not dtype.hasobject and math.prod(shape) * dtype.itemsize != part.file_size - stream.tell():

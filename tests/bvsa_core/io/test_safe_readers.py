@@ -234,3 +234,78 @@ def test_names_in_a_pickle_are_reported_in_one_line(tmp_path):
     (tmp_path / "x.npy").write_bytes(b"\x80\x04\x8c\x02o\n\x8c\x04\x1b[2J\x93.")
     with pytest.raises(UserError, match=r"names 'o\\n.\\x1b\[2J', which is not data"):
         read_arrays(tmp_path / "x.npy")
+
+
+def test_an_array_in_neither_row_nor_column_order_is_read(tmp_path):
+    array = np.arange(24.0).reshape(2, 3, 4).transpose(1, 0, 2)
+    torch.save({"eeg": array}, tmp_path / "x.pt", pickle_protocol=5)
+    (tmp_path / "x.npy").write_bytes(pickle.dumps({"eeg": array}, protocol=5))
+    for name in ("x.pt", "x.npy"):
+        np.testing.assert_array_equal(read_arrays(tmp_path / name)["eeg"], array)
+
+
+NESTED = b")" + b"".join(b"q%ch%ch%c\x86" % (i, i, i) for i in range(60))  # tuples of pairs, 2^60 if written out
+NESTED_ARGUMENTS = {
+    "a key": b"\x80\x02}%sNs.",
+    "an item of a set": b"\x80\x04\x8f(%s\x90.",
+    "a key of an ordered dict": b"\x80\x02ccollections\nOrderedDict\n]]q\xff(%sNeeN\x86\x85R.",
+    "a name of a type": b"\x80\x02cnumpy\ndtype\n%s\x85R.",
+    "a shape": b"\x80\x02cnumpy._core.numeric\n_frombuffer\n(C\x00cnumpy\ndtype\nX\x02\x00\x00\x00f8\x85R%sX\x01\x00\x00\x00CtR.",
+    "an encoding": b"\x80\x02c_codecs\nencode\nX\x00\x00\x00\x00%s\x86R.",
+    "a reference": b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n%sNNtQ.",
+}
+
+
+@pytest.mark.parametrize("place", NESTED_ARGUMENTS)
+def test_nested_tuples_are_refused_at_once(tmp_path, place):
+    """Their hash or text would take forever: a test that hangs has failed."""
+    code = NESTED_ARGUMENTS[place] % NESTED
+    (tmp_path / "x.npy").write_bytes(code)
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("x/data.pkl", code)
+    for name in ("x.npy", "x.pt"):
+        with pytest.raises(UserError, match=rf"{name}: damaged or incomplete"):
+            read_arrays(tmp_path / name)
+
+
+@pytest.fixture(scope="module")
+def bombs(tmp_path_factory) -> Path:
+    """Write files of at most 1 MB that would take hundreds of megabytes if read without a limit."""
+    folder = tmp_path_factory.mktemp("bombs")
+    buffer, copies = np.zeros(2**18, np.uint8), 5000
+    head = b"\x80\x05(\x96" + len(buffer).to_bytes(8, "little") + bytes(buffer) + b"q\0"
+    dtype = b"cnumpy\ndtype\nX\x02\x00\x00\x00u1\x85Rq\1"
+    array = b"cnumpy._core.numeric\n_frombuffer\n(h\0h\1J%s\x85X\x01\x00\x00\x00CtR" % len(buffer).to_bytes(4, "little")
+    (folder / "arrays.npy").write_bytes(head + dtype + array * copies + b"t.")
+    (folder / "lists.npy").write_bytes(b"\x80\x02(" + b"]" * 1_000_000 + b"t.")
+    text = b"X" + (2**16).to_bytes(4, "little") + b"x" * 2**16 + b"q\2"
+    words = b"](" + text + b"h\2" * 200 + b"eq\3"
+    words_array = (
+        b"cnumpy._core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85C\1b\x87R(K\1K\xc9\x85cnumpy\ndtype\n"
+    )
+    words_array += b"X\x02\0\0\0O8\x85R\x89h\3tb"
+    (folder / "texts.npy").write_bytes(b"\x80\x03(" + words + words_array * 400 + b"t.")
+    storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0" + b"0X\3\0\0\0cpuJ%stQ" % (2**18).to_bytes(
+        4, "little"
+    )
+    shape = b"J%s\x85" % (2**18).to_bytes(4, "little")
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\0" + shape + b"K\1\x85\x89NtR"
+    with zipfile.ZipFile(folder / "tensors.pt", "w") as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02(" + tensor * 2000 + b"t.")
+        archive.writestr("x/data/0", bytes(2**20))
+    np.savez_compressed(folder / "zeros.npz", np.zeros(3 * 2**27, np.uint8))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["arrays.npy", "lists.npy", "texts.npy", "tensors.pt", "zeros.npz"])
+def test_a_small_file_does_not_take_much_memory(bombs, monkeypatch, name):
+    path = bombs / name
+    assert path.stat().st_size < 1.5e6
+    with pytest.raises(UserError, match=rf"{name}: its \d+ bytes become far more .* set BVSA_MAX_READ_BYTES"):
+        read_arrays(path)
+    if name == "zeros.npz":
+        monkeypatch.setenv("BVSA_MAX_READ_BYTES", str(2**31))
+        assert read_arrays(path)["arr_0"].nbytes == 3 * 2**27
+    monkeypatch.setenv("BVSA_MAX_READ_BYTES", "much")
+    with pytest.raises(UserError, match="BVSA_MAX_READ_BYTES is 'much'; it must be a number of bytes"):
+        read_arrays(path)
