@@ -74,6 +74,10 @@ def _read_ahead(arguments: list[str], defaults: dict[str, str]) -> dict[str, str
         reader.add_argument(f"--{name}")
     given = vars(reader.parse_known_args(arguments)[0])
     from_file = read_yaml(Path(given["config"]), "give another file with --config") if given["config"] else {}
+    # jsonargparse would read files that the file names, and print what is in them.
+    for name in ("config", "method_options", "encoder_options"):
+        if name in from_file and (name == "config" or not isinstance(from_file[name], dict)):
+            raise UserError(f"{given['config']}: {name} cannot name another file; write the settings themselves")
     return {name: str(given[name] or from_file.get(name, default)) for name, default in defaults.items()}
 
 

@@ -93,6 +93,8 @@ class _Unpickler(pickle._Unpickler):
     stack: list[Any]
     append: Any
     read: Any
+    pop_mark: Any
+    load_reduce: Any
 
     def __init__(
         self,
@@ -125,7 +127,7 @@ class _Unpickler(pickle._Unpickler):
         return self.storages[key, dtype]
 
     def _reduce(self) -> None:
-        super().load_reduce()  # of a function of this module
+        self.load_reduce()  # calls a function of this module
         self.budget.take(_size(self.stack[-1]))
 
     def _build(self) -> None:

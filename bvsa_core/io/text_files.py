@@ -10,6 +10,7 @@ from bvsa_core.errors import UserError
 
 # PyYAML's own, and those of its constructors for values such as `!!bool x` or the date 2024-13-45.
 _YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
+_MAX_YAML, _MAX_NODES = 2**18, 20_000  # bytes of a file, and values in it with every alias written out
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
     """Read the settings ('name: value') in a YAML file."""
     text = _read_text(path, remedy)
     try:
-        content = yaml.safe_load(text)
+        content = _parse_yaml(text)
     except _YAML_ERRORS as error:
         detail = " ".join(str(error).split("\n")[0].split())
         raise UserError(f"{path}: not a YAML file ({detail}); {remedy}") from error
@@ -41,7 +42,35 @@ def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
     return content
 
 
+def _parse_yaml(text: str) -> Any:
+    if len(text) > _MAX_YAML:
+        raise ValueError(f"longer than {_MAX_YAML} characters")
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is not None:
+            _count_nodes(node, {})
+        return loader.construct_document(node) if node is not None else None
+    finally:
+        loader.dispose()
+
+
+def _count_nodes(node: yaml.Node, counts: dict[int, int]) -> int:
+    """Return the number of values in a node with every alias written out; aliases of aliases may be billions."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in counts:
+        counts[id(node)] = _MAX_NODES  # until it is known: a node that contains itself is too large
+        children = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+        counts[id(node)] = 1 + sum(_count_nodes(child, counts) for child in children)
+    if counts[id(node)] >= _MAX_NODES:
+        raise ValueError(f"more than {_MAX_NODES} values, or one that contains itself")
+    return counts[id(node)]
+
+
 def _read_text(path: Path, remedy: str) -> str:
+    if path.exists() and not path.is_file() and not path.is_dir():  # reading a pipe or device might not end
+        raise UserError(f"{path}: not a regular file; {remedy}")
     try:
         return path.read_text("utf-8")
     except FileNotFoundError as error:

@@ -250,7 +250,8 @@ NESTED_ARGUMENTS = {
     "an item of a set": b"\x80\x04\x8f(%s\x90.",
     "a key of an ordered dict": b"\x80\x02ccollections\nOrderedDict\n]]q\xff(%sNeeN\x86\x85R.",
     "a name of a type": b"\x80\x02cnumpy\ndtype\n%s\x85R.",
-    "a shape": b"\x80\x02cnumpy._core.numeric\n_frombuffer\n(C\x00cnumpy\ndtype\nX\x02\x00\x00\x00f8\x85R%sX\x01\x00\x00\x00CtR.",
+    "a shape": b"\x80\x02cnumpy._core.numeric\n_frombuffer\n"
+    b"(C\x00cnumpy\ndtype\nX\x02\x00\x00\x00f8\x85R%sX\x01\x00\x00\x00CtR.",
     "an encoding": b"\x80\x02c_codecs\nencode\nX\x00\x00\x00\x00%s\x86R.",
     "a reference": b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n%sNNtQ.",
 }

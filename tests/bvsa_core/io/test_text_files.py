@@ -1,11 +1,17 @@
 """JSON and YAML: read as data, or refused in one line that ends with the remedy."""
 
+import os
+
 import pytest
+import yaml
 
 from bvsa_core.errors import UserError
 from bvsa_core.io.text_files import parse_json, read_json, read_yaml
 
 DEEP = b"[" * 100_000
+_PAIRS = list(zip(b"abcdefghijklmnopqrstuvwxy", b"bcdefghijklmnopqrstuvwxyz"))
+ALIASES = b"".join(b"%c: &%c [*%c, *%c]\n" % (new, new, old, old) for old, new in _PAIRS)
+MERGES = b"".join(b"%c: &%c {<<: [*%c, *%c]}\n" % (new, new, old, old) for old, new in _PAIRS)
 DAMAGED = {
     "cut": (read_json, b'{"a": ', r"damaged or incomplete \(Expecting value"),
     "empty": (read_json, b"", r"damaged or incomplete \(Expecting value"),
@@ -21,6 +27,10 @@ DAMAGED = {
     "a time": (read_yaml, b"a: !!timestamp x", "not a YAML file"),
     "YAML that is not UTF-8": (read_yaml, b"a: \xff", "damaged .not UTF-8 text"),
     "deep YAML": (read_yaml, DEEP, r"not a YAML file \(maximum recursion"),
+    "aliases of aliases": (read_yaml, b"a: &a [x, x]\n" + ALIASES, r"not a YAML file \(more than 20000 values"),
+    "merges of merges": (read_yaml, b"a: &a {x: 1}\n" + MERGES, r"not a YAML file \(more than 20000 values"),
+    "a value in itself": (read_yaml, b"a: &a [*a]", "not a YAML file .*or one that contains itself"),
+    "long YAML": (read_yaml, b"a: " + b"1" * 300_000, r"not a YAML file \(longer than 262144 characters"),
     "text": (read_yaml, b"method", "must hold settings as 'name: value'"),
     "nothing": (read_yaml, b"", "must hold settings as 'name: value'"),
 }
@@ -41,6 +51,20 @@ def test_missing_files_and_folders_are_reported(tmp_path, read):
         read(tmp_path / "x", "write it")
     with pytest.raises(UserError, match=rf"{tmp_path}: cannot be read \(Is a directory\); write it$"):
         read(tmp_path, "write it")
+
+
+@pytest.mark.parametrize("read", [read_json, read_yaml])
+def test_a_pipe_is_refused(tmp_path, read):
+    os.mkfifo(tmp_path / "x")
+    with pytest.raises(UserError, match=rf"{tmp_path}/x: not a regular file; write it$"):
+        read(tmp_path / "x", "write it")
+
+
+def test_shared_values_of_our_own_files_are_read(tmp_path):
+    shared = [1, {"x": 2}]
+    (tmp_path / "x").write_text(yaml.safe_dump({"a": shared, "b": shared}))
+    assert "*id001" in (tmp_path / "x").read_text()
+    assert read_yaml(tmp_path / "x", "") == {"a": shared, "b": shared}
 
 
 def test_sound_files_are_read(tmp_path):
