@@ -124,9 +124,13 @@ class RunFolder:
         return RunResult.from_json(read_json(path, REMEDY), path)
 
     def verify(self) -> RunResult:
-        """Read the result; weights and embeddings must be those of the run, and its ranks follow from the latter."""
+        """Read the result, checking that its ranks follow from the embeddings, and that no file has changed.
+
+        Weights may be missing, as where only results are kept.
+        """
         result = self.result()
-        self._read(WEIGHTS)
+        if (self.path / WEIGHTS).is_file():
+            self._check(WEIGHTS)
         result.check_ranks(self.embeddings(), self.path / "result.json")
         return result
 

@@ -10,6 +10,7 @@ import torch
 from trainings import make_config, train_run
 
 from bvsa_core.data.dataset import RECORDINGS_FOLDER, Dataset
+from bvsa_core.data.quality.check import check_dataset
 from bvsa_core.errors import UserError
 from bvsa_core.io.safe_readers import read_arrays
 from bvsa_core.training.config import RunDataConfig
@@ -104,6 +105,12 @@ def test_a_test_set_that_does_not_fit_is_refused_before_training(copy, tmp_path,
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_data_check_names_what_training_refuses(copy):
+    change(copy, "test", times=lambda times: times * np.nan)
+    (line, *_) = check_dataset(copy).problems
+    assert "sub-01/test.pt: times that do not increase, or are not finite; make the file again" in line
+
+
 def test_an_image_named_twice_is_in_the_gallery_once(copy, tmp_path):
     images, concepts = (getattr(Dataset(copy).load("sub-01", "test"), name) for name in ("images", "concepts"))
     twice = {"img": lambda names: replaced(names, 4, images[1]), "text": lambda names: replaced(names, 4, concepts[1])}
@@ -127,6 +134,9 @@ def test_files_that_changed_after_a_run_are_noticed(small_data, tmp_path):
             train_run(folder.path, data, **ONE)
         path.write_bytes(whole)
     assert train_run(folder.path, data, **ONE) == first
+    assert first.protocol.sampling_rate == 250 and first.axes.channels[:2] == ("P7", "P5")
+    (folder.path / "weights.safetensors").unlink()
+    assert folder.verify() == first
     metrics = folder.path / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace('"loss": ', '"loss": 1'))
     with pytest.raises(UserError, match="metrics.jsonl: altered since the run ended"):
