@@ -341,6 +341,18 @@ def test_lanes_that_part_meet_again(tmp_path):
     assert output.tolist() == [sum(range(i ^ 1)) for i in range(THREADS)]
 
 
+def test_lanes_that_come_back_join_those_that_wait(tmp_path):
+    """Odd lanes jump back to a vote at which the even ones wait."""
+    code = """
+    and.b32 %r1, %a0, 1; setp.ne.u32 %p1, %r1, 0; @%p1 bra LATER;
+    VOTE: setp.lt.u32 %p2, %a0, 5; vote.sync.ballot.b32 %r2, %p2, -1; st.global.u32 [%out], %r2; bra END;
+    LATER: add.u32 %r3, %a0, 1; bra VOTE;
+    END: mov.u32 %r4, 0;
+    """
+    output = run(tmp_path, code, [np.arange(THREADS).astype(np.uint32)], 4).view(np.uint32)
+    assert output.tolist() == [0b11111] * 32 + [0] * (THREADS - 32)
+
+
 def test_atomics(tmp_path):
     code = """
     mov.u32 %r2, memory; setp.eq.u32 %p1, %thread, 0; @%p1 st.shared.u32 [%r2], 5; bar.sync 0;

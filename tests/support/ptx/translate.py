@@ -195,6 +195,9 @@ class _Translator:
                 step(block, None)
                 order(block, np.arange(block.warps))
                 return place + 1
+            waiting = block.held & (block.places == place)  # came earlier, and go on from here when they are next
+            block.held &= ~waiting
+            mask = mask | waiting
             here = mask.reshape(-1, WARP)
             wanted = np.broadcast_to(members(block), block.size).reshape(-1, WARP)
             wanted = np.bitwise_or.reduce(np.where(here, wanted, np.uint32(0)), 1)
@@ -206,6 +209,7 @@ class _Translator:
             if ready.any():
                 step(block, ready)
                 order(block, np.flatnonzero(complete & (wanted == 0xFFFFFFFF)))
+            block.places[ready & waiting] = place + 1
             stay = mask & ~ready
             if not stay.any():
                 return place + 1
