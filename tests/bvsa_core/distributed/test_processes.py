@@ -13,7 +13,8 @@ from bvsa_core.distributed.processes import ProcessGroup
 from bvsa_core.training.checkpoint import read_state
 
 METHODS = [{"method": name, "encoder": "eeg_project", "dropout": False} for name in methods.names()]
-ENCODERS = [{"method": "atm", "encoder": name, "dropout": False} for name in encoders.names() if name != "eeg_project"]
+NORMALISED = [name for name in encoders.names() if name not in ("eeg_project", "perceptron")]  # over batches
+ENCODERS = [{"method": "atm", "encoder": name, "dropout": False} for name in NORMALISED]
 
 
 def flat(value: object) -> list[float]:
