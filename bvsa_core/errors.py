@@ -1,6 +1,7 @@
 """Errors that a user can fix."""
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Sequence
 from types import ModuleType
 
@@ -23,6 +24,17 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1)
     suggestion = f"; did you mean {close[0]!r}?" if close else ";"
     return f"unknown {kind} {name!r}{suggestion} choose one of {', '.join(known)}"
+
+
+def printable(text: str) -> str:
+    r"""Write control characters as escapes: a name from a file must not move the cursor or colour the terminal.
+
+    >>> printable("a\x1b[2Jb")
+    'a\\x1b[2Jb'
+    """
+    return "".join(
+        repr(each)[1:-1] if each != "\n" and unicodedata.category(each) in ("Cc", "Cf", "Cs") else each for each in text
+    )
 
 
 def first_few(names: Sequence[str], most: int = 5) -> str:

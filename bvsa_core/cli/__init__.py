@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from bvsa_core import allocator
+from bvsa_core.cli.output import say
 from bvsa_core.errors import UserError, unknown_name
 
 COMMANDS = {
@@ -39,16 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except UserError as error:
-        print(f"bvsa: error: {error}", file=sys.stderr)
+        say(f"bvsa: error: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         path = f"{error.filename}: " if error.filename else ""
-        print(f"bvsa: error: {path}{error.strerror or error}", file=sys.stderr)
+        say(f"bvsa: error: {path}{error.strerror or error}", file=sys.stderr)
     except KeyboardInterrupt as stopped:  # its message names the epoch that was saved, if any
-        print(f"bvsa: {str(stopped) or 'stopped'}; the same command continues", file=sys.stderr)
+        say(f"bvsa: {str(stopped) or 'stopped'}; the same command continues", file=sys.stderr)
         return 130
     return 2
 

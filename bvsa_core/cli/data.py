@@ -8,6 +8,7 @@ import jsonargparse
 import numpy as np
 
 from bvsa_core.cli.arguments import Parser, to_dataclass
+from bvsa_core.cli.output import say
 from bvsa_core.cli.progress import Display
 from bvsa_core.data.dataset import Dataset, Recordings
 from bvsa_core.data.layouts import layouts, ubp
@@ -76,7 +77,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
         config = to_dataclass(SyntheticConfig, chosen)
         with Display() as display:
             make_dataset(chosen.folder, config, display)
-        print(f"synthetic {config.modality.upper()} data of {config.subjects} subject(s) in {chosen.folder}")
+        say(f"synthetic {config.modality.upper()} data of {config.subjects} subject(s) in {chosen.folder}")
     elif parsed.what in ("check", "images"):
         _report(parsed.what, chosen)
     else:
@@ -86,7 +87,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
             else:
                 options = to_dataclass(ConversionOptions, chosen)
                 messages = convert(chosen.source, chosen.folder, parsed.what.upper(), options, display)
-        print("\n".join(messages))
+        say("\n".join(messages))
 
 
 def _report(what: str, chosen: jsonargparse.Namespace) -> None:
@@ -99,13 +100,13 @@ def _report(what: str, chosen: jsonargparse.Namespace) -> None:
             report = check_dataset(chosen.folder, display, chosen.images)
             report.summary += _draw(dataset, chosen.figures, display) if dataset else []
     for line in report.summary:
-        print(line)
+        say(line)
     if report.problems:
         for problem in report.problems:
-            print(f"wrong: {problem}")
+            say(f"wrong: {problem}")
         kind = CheckFailed if what == "check" else UserError
         raise kind(f"{chosen.folder}: {len(report.problems)} problem(s), listed above")
-    print("nothing wrong")
+    say("nothing wrong")
 
 
 def _draw(dataset: Dataset, folder: Path, display: Display) -> list[str]:

@@ -9,6 +9,7 @@ import jsonargparse
 from rich.console import Console
 
 from bvsa_core.cli.arguments import Parser, to_dataclass
+from bvsa_core.cli.output import say
 from bvsa_core.cli.progress import Display
 from bvsa_core.cli.provenance import origin
 from bvsa_core.cli.report import PAGE, write_page
@@ -91,7 +92,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
             report = build_report("bvsa demo", group_runs(folders), origin(parsed.command_line), progress=display)
     Console().print(to_rich(table))
     write_page(report, demo.out / PAGE)
-    print(f"{time.perf_counter() - started:.0f} s; table, runs and their settings are in {demo.out}")
+    say(f"{time.perf_counter() - started:.0f} s; table, runs and their settings are in {demo.out}")
 
 
 def demo_cells(demo: DemoConfig, base: RunConfig) -> list[Cell]:

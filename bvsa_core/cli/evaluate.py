@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bvsa_core.cli.arguments import Parser
+from bvsa_core.cli.output import say
 from bvsa_core.cli.progress import Display
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.repetitions import repetition_curves
@@ -61,12 +62,12 @@ def run(parsed: jsonargparse.Namespace) -> None:
         scores, protocol, statistics = score_files(parsed)
         content = scores.to_json(protocol) | ({"statistics": statistics} if statistics else {})
         shown = f"Top-1 {100 * scores.top1:.2f} %  Top-5 {100 * scores.top5:.2f} %  mAP {100 * scores.map:.2f} %"
-        print(f"{shown}  median rank {scores.median_rank:g}  of {scores.n} queries")
-        print(f"protocol: {protocol}")
+        say(f"{shown}  median rank {scores.median_rank:g}  of {scores.n} queries")
+        say(f"protocol: {protocol}")
     if parsed.json:
         write_atomically(parsed.json, json.dumps(content, indent=2).encode() + b"\n")
     for line in statistics_lines(statistics or {}):
-        print(line)
+        say(line)
 
 
 def score_run(parsed: jsonargparse.Namespace) -> RunResult:

@@ -10,6 +10,7 @@ import jsonargparse
 
 from bvsa_core import methods
 from bvsa_core.cli.arguments import Parser, to_dataclass
+from bvsa_core.cli.output import say
 from bvsa_core.cli.progress import Display
 from bvsa_core.distributed.tasks import TaskPool, Workers
 from bvsa_core.errors import UserError
@@ -41,7 +42,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
             run_data.texts(list(concepts), list(concepts.values()))
             bank = run_data.bank(list(concepts))
             bank.files(levels)  # reports files that were damaged before
-            print(f"{split}: {len(concepts)} images at {len(levels)} levels in {bank.folder}")
+            say(f"{split}: {len(concepts)} images at {len(levels)} levels in {bank.folder}")
 
 
 def levels_of_all_methods() -> list[Level]:

@@ -4,6 +4,8 @@ from rich import progress
 from rich.console import Console
 from rich.text import Text
 
+from bvsa_core.errors import printable
+
 
 class Rate(progress.ProgressColumn):
     """Items per second, or seconds per item for slow tasks."""
@@ -21,7 +23,11 @@ class Display(progress.Progress):
 
     def __init__(self, quiet: bool = False) -> None:
         console = Console(stderr=True)
-        done = progress.TextColumn("{task.description:<28}"), progress.BarColumn(), progress.MofNCompleteColumn()
+        done = (
+            progress.TextColumn("{task.description:<28}", markup=False),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+        )
         times = progress.TimeElapsedColumn(), progress.TimeRemainingColumn()
         super().__init__(*done, Rate(), *times, console=console, disable=quiet or not console.is_terminal)
         self._ids: dict[str, progress.TaskID] = {}
@@ -29,5 +35,5 @@ class Display(progress.Progress):
     def __call__(self, task: str, done: float, total: int, /) -> None:
         """Show that `done` of `total` items of `task` are finished."""
         if task not in self._ids:  # items done before the first report do not count towards the rate
-            self._ids[task] = self.add_task(task, total=total, completed=int(done))
+            self._ids[task] = self.add_task(printable(task), total=total, completed=int(done))
         self.update(self._ids[task], completed=done, total=total)

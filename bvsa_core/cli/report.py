@@ -10,6 +10,7 @@ from pathlib import Path
 import jsonargparse
 
 from bvsa_core.cli.arguments import Parser
+from bvsa_core.cli.output import say
 from bvsa_core.cli.progress import Display
 from bvsa_core.cli.provenance import origin
 from bvsa_core.errors import UserError
@@ -56,7 +57,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
         written = save(report_figures(report), parsed.figures) if parsed.figures else []
     write_page(report, out)
     if written:
-        print(f"{len(written) // 2} figures as PNG and PDF are in {parsed.figures}")
+        say(f"{len(written) // 2} figures as PNG and PDF are in {parsed.figures}")
 
 
 def write_page(report: Report, path: Path) -> None:
@@ -65,4 +66,4 @@ def write_page(report: Report, path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, to_html(report).encode())
-    print(f"the page is {path}")
+    say(f"the page is {path}")

@@ -16,13 +16,14 @@ import jsonargparse
 from rich.console import Console
 
 from bvsa_core.cli.arguments import Parser, to_dataclass
+from bvsa_core.cli.output import say
 from bvsa_core.cli.progress import Display
 from bvsa_core.cli.provenance import origin
 from bvsa_core.cli.report import PAGE, write_page
 from bvsa_core.distributed.tasks import TaskPool, Workers
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import RunDataCache, is_complete
-from bvsa_core.experiments.grid import BUILT_IN, SET_BY_GRID, Grid, cells, read_grid, systems_named
+from bvsa_core.experiments.grid import BUILT_IN, SET_BY_GRID, Grid, cells, check_counts, read_grid, systems_named
 from bvsa_core.experiments.report_data import build_report, grid_rows
 from bvsa_core.experiments.results import GridRow, load_complete, write
 from bvsa_core.experiments.runner import fill_banks, run_cells
@@ -66,9 +67,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
     planned_seeds = grid.seeds
     given = {name: getattr(parsed, name) for name in ("seeds", "subjects", "vision", "resamples")}
     grid = replace(grid, **{name: value for name, value in given.items() if value is not None})
-    for name, least in (("seeds", 1), ("resamples", 0)):
-        if getattr(grid, name) < least:
-            raise UserError(f"--{name} is {getattr(grid, name)}; it must be at least {least}")
+    check_counts(grid, "--")
     workers = to_dataclass(Workers, parsed)
     if parsed.methods:
         systems = systems_named(systems, parsed.methods)
@@ -99,7 +98,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
             report = finish(grid, rows, left_out, root, parsed.command_line, display)
     write_page(report, root / PAGE)
     seconds = time.perf_counter() - started
-    print(f"{seconds:.0f} s; table.md, table.csv, table.tex, statistics.json and all runs are in {root}")
+    say(f"{seconds:.0f} s; table.md, table.csv, table.tex, statistics.json and all runs are in {root}")
     if failures:
         raise UserError(f"{len(failures)} of {len(todo)} cells failed; {again}")
 
@@ -128,12 +127,12 @@ def print_failures(failures: dict[str, str]) -> None:
         cells_of.setdefault(message, []).append(cell)
     for message, names in cells_of.items():
         more = f" and {len(names) - 1} cell(s) more" if len(names) > 1 else ""
-        print(f"failed: {names[0]}{more}: {message}", file=sys.stderr)
+        say(f"failed: {names[0]}{more}: {message}", file=sys.stderr)
 
 
 def finish(grid: Grid, rows: list[GridRow], left_out: list[str], root: Path, said: str, display: Display) -> Report:
     """Print the table of the grid, and collect what its page shows."""
     Console().print(to_rich(grid.title, [row.comparison for row in rows]))
     for sentence in left_out:
-        print(sentence)
+        say(sentence)
     return build_report(grid.title or root.name, grid_rows(rows, root), origin(said), progress=display)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bvsa_core.cli.arguments import Parser
 from bvsa_core.cli.evaluate import read_array
+from bvsa_core.cli.output import say
 from bvsa_core.cli.progress import Display
 from bvsa_core.data.dataset import concept_of, read_recordings
 from bvsa_core.data.split import make_split
@@ -206,7 +207,7 @@ def print_ranking(
     write_atomically(out, json.dumps(content, indent=1).encode() + b"\n")
     Console().print(table)
     if len(names) > SHOWN:
-        print(f"and {len(names) - SHOWN} recordings more")
+        say(f"and {len(names) - SHOWN} recordings more")
     texts = (f"{key} {value:.3f}" if key == "recall" else f"{key} {value}" for key, value in protocol.items())
-    print(f"protocol: {', '.join(texts)}")
-    print(f"all are in {out}")
+    say(f"protocol: {', '.join(texts)}")
+    say(f"all are in {out}")

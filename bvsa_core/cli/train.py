@@ -12,6 +12,7 @@ import jsonargparse
 from rich.console import Console
 
 from bvsa_core.cli.arguments import Parser, add_run_arguments, to_dataclass
+from bvsa_core.cli.output import say
 from bvsa_core.cli.progress import Display
 from bvsa_core.distributed.processes import ProcessGroup, init_processes
 from bvsa_core.errors import UserError
@@ -45,7 +46,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
                 results.append(run_one(replace(config, subject=subject), run_data, folder, display, log))
     if processes.rank == 0:
         Console().print(to_rich(method_results(results)))
-        print(f"runs are in {parsed.out}")
+        say(f"runs are in {parsed.out}")
 
 
 def device_of_rank(requested: str, processes: ProcessGroup) -> str:

@@ -29,6 +29,8 @@ SET_BY_GRID = (
     "data", "vision", "method", "method_options", "preset", "encoder", "encoder_options", "subject", "setting", "seed",
 )  # fmt: skip
 
+_COUNTS = {"seeds": (1, 1000), "resamples": (0, 10_000)}  # a billion would fill the memory before the first training
+
 
 @dataclass(frozen=True)
 class ScoringSpec:
@@ -115,8 +117,7 @@ def read_grid(name: str) -> tuple[Grid, list[System]]:
     grid = Grid(**_checked(Grid, read_yaml(path, f"a grid has the settings {known}"), str(path)))
     if not grid.methods:
         raise UserError(f"{path}: methods is empty; name at least one")
-    if grid.seeds < 1 or grid.resamples < 0:
-        raise UserError(f"{path}: seeds is {grid.seeds} and resamples {grid.resamples}; they must be at least 1 and 0")
+    check_counts(grid, f"{path}: ")
     systems = [_system(each, f"{path}: methods[{number}]") for number, each in enumerate(grid.methods)]
     labels = [system.label for system in systems]
     if grid.baseline is not None and grid.baseline not in labels:
@@ -128,6 +129,13 @@ def read_grid(name: str) -> tuple[Grid, list[System]]:
     for encoder in itertools.chain(grid.encoders, *(system.encoders for system in systems)):
         encoders.options_class(encoder)
     return grid, systems
+
+
+def check_counts(grid: Grid, source: str) -> None:
+    """Check the counts of a grid; `source` begins the error messages."""
+    for name, (least, most) in _COUNTS.items():
+        if not least <= (count := getattr(grid, name)) <= most:
+            raise UserError(f"{source}{name} is {count}; it must be {least} to {most}")
 
 
 def _system(values: Any, source: str) -> System:

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
+from bvsa_core.errors import printable
 from bvsa_core.retrieval.result import RunResult, ranks_by_subject
 from bvsa_core.retrieval.scoring import Protocol, score
 from bvsa_core.retrieval.statistics import Statistics, crossed_bootstrap
@@ -116,9 +118,18 @@ def caption(table: Sequence[MethodResult]) -> str:
     )
 
 
-def rich_table(columns: Sequence[str], left: Sequence[str], caption: str | None = None, **options) -> Table:
+class PlainTable(Table):
+    """Table for the terminal whose cells are shown as they are: no markup, control characters as escapes."""
+
+    def add_row(self, *cells: str) -> None:  # type: ignore[override]
+        """Add a row of text."""
+        super().add_row(*(Text(printable(cell)) for cell in cells))
+
+
+def rich_table(columns: Sequence[str], left: Sequence[str], caption: str = "", **options) -> PlainTable:
     """Return an empty table for the terminal; columns not in `left` are aligned to the right."""
-    table = Table(caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown = Text(printable(caption), style="table.caption") if caption else None
+    table = PlainTable(caption=shown, caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
         table.add_column(column, justify="left" if column in left else "right", **options)
     return table

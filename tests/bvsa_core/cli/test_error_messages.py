@@ -73,6 +73,10 @@ MISTAKES = {
     "train --method vanilla --method_options.gain 1": "unrecognized arguments: --method_options.gain 1 (see --help)",
     "train --encoder_options.depth 3": "unrecognized arguments: --encoder_options.depth 3 (see --help)",
     "train --config {t}/unknown.yaml": "Option 'epochz' is not accepted (see --help)",
+    "train --config {t}/nested.yaml": "{t}/nested.yaml: config cannot name another file; write the settings themselves",
+    "train --config {t}/file_options.yaml": "{t}/file_options.yaml: method_options cannot name another file; write"
+    " the settings themselves",
+    "train --encoder tsc\x1b[2J": r"unknown encoder 'tsc\x1b[2J'...",
     "train --config {t}/options.yaml": "Group 'method_options' does not accept option 'gian' (see --help)",
     "train --config {t}/open.yaml": "{t}/open.yaml: not a YAML file (while parsing a flow sequence); give another file"
     " with --config",
@@ -225,6 +229,7 @@ def wrong(finished, tmp_path_factory) -> Path:
     (folder / "notes").mkdir()
     settings = {"method": "method: bsva", "options": "method_options: {gian: 1}", "many": "epochs: many"}
     settings |= {"open": "a: [1", "grid": "methods: [vanilla]", "list": "- 1", "unknown": "epochz: 3"}
+    settings |= {"nested": "config: /etc/passwd", "file_options": "method_options: /etc/passwd"}
     for name, text in settings.items():
         (folder / f"{name}.yaml").write_text(text)
     for name in ("file", "notes/a.txt"):

@@ -29,6 +29,16 @@ def test_bars_show_rate_and_remaining_time_only_on_a_terminal(monkeypatch, termi
         assert part in output.getvalue()
 
 
+def test_names_of_tasks_are_shown_as_they_are(monkeypatch):
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=120, color_system=None)
+    monkeypatch.setattr("bvsa_core.cli.progress.Console", lambda stderr: console)
+    with Display() as display:
+        display("[/b] \x1b[2J", 1, 2)
+        display.refresh()
+    assert r"[/b] \x1b[2J" in output.getvalue()
+
+
 def test_rates_of_fast_tasks_are_per_second():
     task = Task(0, "images", 100, 50, _get_time=lambda: 0.0)
     task.finished_speed = 12.34

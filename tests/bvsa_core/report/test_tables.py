@@ -6,6 +6,8 @@ import pytest
 from results import run_result
 from rich.console import Console
 
+from bvsa_core.report import comparison_table
+from bvsa_core.report.comparison_table import ComparisonRow
 from bvsa_core.report.tables import method_results, to_markdown, to_rich
 
 GATED = {"gate": "paper", "information": "uses labels"}
@@ -40,6 +42,17 @@ def test_everything_fits_a_terminal_of_80_columns():
     oracle = ("oracle (upper", "bound, selected", "on test),")
     for part in (*conditions, *oracle, "fitted on gallery", "[100.0, 100.0]", "100.5"):
         assert part in shown
+
+
+def test_names_from_files_are_neither_markup_nor_control_characters():
+    console = Console(width=80, record=True, file=(output := io.StringIO()))
+    named = method_results([run_result([1, 2], "ubp", note="[/b]\x1b[2J\u202e")])
+    console.print(to_rich(named))
+    assert r"[/b]\x1b[2J\u202e" in output.getvalue()
+    rows = [ComparisonRow("eeg", "intra", "[/b] \x1b", "tsconv", named[0])]
+    console.print(comparison_table.to_rich("[/i] \x1b]0;title", rows))
+    assert r"[/b] \x1b" in output.getvalue() and r"[/i] \x1b]0;title" in output.getvalue()
+    assert "\x1b" not in output.getvalue()
 
 
 def test_markdown_lists_the_conditions_under_the_table():
