@@ -245,6 +245,7 @@ void blur(DType source, DType result, const int64_t (&shape)[4], Layout layout, 
 
   const Values x = images.values(), g = has_gradient ? grad.values() : Values(x.size());
   Values expected(x.size()), expected_grad(x.size()), sigma_grads(batch), gain_grads(batch), weights(plane), sum_of_grad(batch);
+  double range = 0;  // of the result before and after the mean is subtracted, which may leave little of it
   for (int64_t b = 0; b < batch; ++b)
     for (int64_t c = 0; c < channels; ++c) {
       const oracle::Taps taps(sigmas[b], sizes[b]);
@@ -257,7 +258,9 @@ void blur(DType source, DType result, const int64_t (&shape)[4], Layout layout, 
         const double f = oracle::acuity(falloff, 3, double(k / width), double(k % width), fixations[2 * b], fixations[2 * b + 1],
                                         double(height), double(width));
         weights[k] = taps.radius ? gains[b] * f : 1;
-        expected[first + k] = (weights[k] * own[k] + (1 - weights[k]) * blurred[k]) * unit - shift;
+        const double blended = (weights[k] * own[k] + (1 - weights[k]) * blurred[k]) * unit;
+        expected[first + k] = blended - shift;
+        range = std::max({range, blended, std::fabs(blended - shift)});
         through[k] = (1 - weights[k]) * g[first + k] * unit;
         sum_of_grad[b] += std::fabs(g[first + k] * unit);
         if (taps.radius) gain_grads[b] += g[first + k] * unit * f * (own[k] - blurred[k]);
@@ -273,7 +276,7 @@ void blur(DType source, DType result, const int64_t (&shape)[4], Layout layout, 
     }
   const double tolerance = std::max(rounding(result, tf32), rounding(source, tf32));
   const bool rounds = result == DType::uint8;  // to a whole level
-  expect("result", difference(out.values(), expected), rounds ? 0.65 : std::max(tolerance, 1e-5) * largest(expected));
+  expect("result", difference(out.values(), expected), rounds ? 0.65 : std::max(tolerance, 1e-5) * range);
   if (!has_gradient) return;
   if (has_image_gradient)
     expect("gradient of images", difference(grad_images.values(), expected_grad), 2 * tolerance * largest(expected_grad));
@@ -282,9 +285,9 @@ void blur(DType source, DType result, const int64_t (&shape)[4], Layout layout, 
     auto total = [&](const std::vector<float>& parts) {
       return std::accumulate(parts.begin() + b * tiles, parts.begin() + (b + 1) * tiles, 0.0);
     };
-    const double range = source == DType::uint8 ? 255 : 1;
-    expect("gradient of sigma", std::fabs(total(sigma_parts) - sigma_grads[b]), 1e-4 * range * sum_of_grad[b]);
-    expect("gradient of gain", std::fabs(total(gain_parts) - gain_grads[b]), 1e-4 * range * sum_of_grad[b]);
+    const double most_wrong = 1e-4 * (source == DType::uint8 ? 255 : 1) * sum_of_grad[b];
+    expect("gradient of sigma", std::fabs(total(sigma_parts) - sigma_grads[b]), most_wrong);
+    expect("gradient of gain", std::fabs(total(gain_parts) - gain_grads[b]), most_wrong);
   }
 }
 
@@ -294,7 +297,7 @@ void blurs() {
                                  {DType::bfloat16, DType::bfloat16}, {DType::float32, DType::float32},
                                  {DType::float32, DType::float16}};
   constexpr int64_t kShapes[][4] = {{1, 1, 1, 1}, {4, 2, 5, 7}, {1, 1, 1, 70}, {4, 1, 37, 53}, {1, 3, 64, 64}, {2, 1, 70, 129},
-                                    {3, 3, 224, 224}};
+                                    {1, 2, 224, 224}};
   int turn = 0;
   for (const auto& shape : kShapes)
     for (const auto& types : kTypes)

@@ -38,17 +38,19 @@ struct Taps {
 inline Values filtered(const Values& x, int64_t height, int64_t width, const Values& down, const Values& across, bool adjoint) {
   Values along(x.size()), y(x.size());
   const int64_t radius = int64_t(down.size()) / 2;
-  auto pass = [&](const Values& from, Values& to, const Values& taps, bool is_row) {
-    for (int64_t i = 0; i < height; ++i)
-      for (int64_t j = 0; j < width; ++j)
-        for (int64_t t = -radius; t <= radius; ++t) {
-          const int64_t there = is_row ? i * width + mirrored(j + t, width) : mirrored(i + t, height) * width + j;
-          const int64_t here = i * width + j;
-          to[adjoint ? there : here] += taps[t + radius] * from[adjoint ? here : there];
+  // The plane is `lines` x `n`, filtered along n, whose pixels are `step` apart.
+  auto pass = [&](const Values& from, Values& to, const Values& taps, int64_t lines, int64_t n, int64_t line, int64_t step) {
+    std::vector<int64_t> there(n + 2 * radius);
+    for (int64_t k = 0; k < n + 2 * radius; ++k) there[k] = mirrored(k - radius, n) * step;
+    for (int64_t i = 0; i < lines; ++i)
+      for (int64_t j = 0; j < n; ++j)
+        for (int64_t t = 0; t <= 2 * radius; ++t) {
+          const int64_t here = i * line + j * step, other = i * line + there[j + t];
+          to[adjoint ? other : here] += taps[t] * from[adjoint ? here : other];
         }
   };
-  pass(x, along, across, true);
-  pass(along, y, down, false);
+  pass(x, along, across, height, width, width, 1);
+  pass(along, y, down, width, height, 1, width);
   return y;
 }
 

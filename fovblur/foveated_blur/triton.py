@@ -11,6 +11,9 @@ Radii beyond the strip's halo, images smaller than the radius, and strips with i
 by tile, with the band made anew for each product.
 """
 
+# The tuples that a kernel builds grow while it is compiled.
+# mypy: disable-error-code="assignment, misc"
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -23,15 +26,8 @@ from torch import Tensor
 from fovblur import backends
 from fovblur.foveated_blur.params import BlurGradients, BlurParams
 
-# Operand type and precision of the products for the gradients of sigma and gain by image type. uint8 and float16 pixels
-# are exact in float16, whose taps are rounded by 2^-12; bfloat16 pixels are exact in tf32; float32 takes three tf32
-# products, accurate to 1e-6.
-_GRADIENT_PRODUCTS = {
-    torch.uint8: (tl.float16, "ieee"),
-    torch.float16: (tl.float16, "ieee"),
-    torch.bfloat16: (tl.float32, "tf32"),
-    torch.float32: (tl.float32, "tf32x3"),
-}
+# bfloat16 pixels are exact in tf32; float32 takes three tf32 products, accurate to 1e-6.
+_TILE_PRODUCTS = {torch.bfloat16: (tl.float32, "tf32"), torch.float32: (tl.float32, "tf32x3")}
 _ENOUGH_PROGRAMS = 512  # for every multiprocessor to have some
 _LARGEST_GRID = 2**31 - 1
 _TAP, _SLOPE, _SUPPORT = (tl.constexpr(kind) for kind in range(3))  # kinds of window
@@ -202,11 +198,14 @@ def _blurred_tile(plane, i, j, first_row, first_column, sigma, radius_h, radius_
                   stride_h, stride_w, height, width, ADJOINT: tl.constexpr, FALLOFF: tl.constexpr,
                   OPERAND: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
     """Return one tile of A_h x A_w^T, or with ADJOINT of E^-1 A_h^T (1 - w) g A_w E^-1, for any radius and pixels."""
+    DEPTH: tl.constexpr = TILE // 2
     sum_h, _ = _sums(sigma, radius_h, OPERAND)
     sum_w, _ = _sums(sigma, radius_w, OPERAND)
     p_first, p_end = tl.maximum(first_row - radius_h, 0), tl.minimum(first_row + TILE + radius_h, height)
-    q_first, q_end = tl.maximum(first_column - radius_w, 0), tl.minimum(first_column + TILE + radius_w, width)
-    DEPTH: tl.constexpr = TILE // 2
+    # Steps of DEPTH are aligned to the left border so that pixels are read several at a time; taps beyond the radius
+    # are 0.
+    q_first = tl.maximum(first_column - radius_w, 0) // DEPTH * DEPTH
+    q_end = tl.minimum(first_column + TILE + radius_w, width)
     y = tl.zeros((TILE, TILE), dtype=tl.float32)
     bad = 0.0
     for p_start in range(p_first, p_end, TILE):
@@ -252,10 +251,14 @@ def _parts(x, OPERAND: tl.constexpr, SPLIT: tl.constexpr):
 
 
 @triton.jit
-def _inverse_magnitude(x):
-    """Return the power of 2 that brings a positive number to [1, 2), within a range whose inverses are normal."""
-    exponent = tl.maximum(tl.minimum(x.to(tl.int32, bitcast=True) >> 23, 230), 24)
-    return tl.where(x > 0.0, ((254 - exponent) << 23).to(tl.float32, bitcast=True), 1.0)
+def _pixel_factor(plane, first_row, end_row, first_column, stride_h, stride_w, height, width,
+                  HALO: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+    """Return the power of 2 that brings the largest of some pixels of a strip to [1, 2); its inverse is normal."""
+    i = first_row + tl.arange(0, HALO) * tl.cdiv(end_row - first_row, HALO)
+    some = tl.abs(_load(plane, i, first_column + tl.arange(0, COLUMNS), stride_h, stride_w, height, width))
+    magnitude = tl.max(some)
+    exponent = tl.maximum(tl.minimum(magnitude.to(tl.int32, bitcast=True) >> 23, 230), 24)
+    return tl.where(magnitude > 0.0, ((254 - exponent) << 23).to(tl.float32, bitcast=True), 1.0)
 
 
 @triton.jit
@@ -279,33 +282,34 @@ def _kept(tap, OPERAND: tl.constexpr, SPLIT: tl.constexpr):
 
 @triton.jit
 def _half_taps(sigma, radius, HALO: tl.constexpr, OPERAND: tl.constexpr, SPLIT: tl.constexpr):
-    """Return 1 / the sum of the taps, by which they are multiplied, and the sum of the products' taps, rounded."""
+    """Return 1 / the sum of the taps, by which they are multiplied, the sum of the products' taps, and the moment."""
     t = tl.arange(0, 2 * HALO)
-    taps = tl.where(t == 0, 1.0, 2.0) * _window(t, sigma, radius, 0.0, _TAP)
-    inverse = 1.0 / tl.sum(taps)
-    kept = _kept(_window(t, sigma, radius, 0.0, _TAP) * inverse, OPERAND, SPLIT)
-    return inverse, tl.sum(tl.where(t == 0, 1.0, 2.0) * kept)
+    times = tl.where(t == 0, 1.0, 2.0)
+    taps = _window(t, sigma, radius, 0.0, _TAP)
+    inverse = 1.0 / tl.sum(times * taps)
+    return inverse, tl.sum(times * _kept(taps * inverse, OPERAND, SPLIT)), tl.sum(2.0 * taps * t * t) * inverse
 
 
 @triton.jit
-def _across(j, q, near_border, width, sigma, radius, inverse, ADJOINT: tl.constexpr,
+def _across(j, q, near_border, width, sigma, radius, inverse, moment, KIND: tl.constexpr, ADJOINT: tl.constexpr,
             OPERAND: tl.constexpr, SPLIT: tl.constexpr):  # fmt: skip
     """Return A_w[j, q], or with ADJOINT A_w[q, j], for a radius below the width."""
     j, q = j[:, None], q[None, :]
-    taps = _window(q - j, sigma, radius, 0.0, _TAP)
+    taps = _window(q - j, sigma, radius, moment, KIND)
     if near_border:
         pixel = j if ADJOINT else q
         last = width - 1
-        taps += tl.where(pixel > 0, _window(q + j, sigma, radius, 0.0, _TAP), 0.0)
-        taps += tl.where(pixel < last, _window(2 * last - q - j, sigma, radius, 0.0, _TAP), 0.0)
+        taps += tl.where(pixel > 0, _window(q + j, sigma, radius, moment, KIND), 0.0)
+        taps += tl.where(pixel < last, _window(2 * last - q - j, sigma, radius, moment, KIND), 0.0)
     return _parts(taps * inverse, OPERAND, SPLIT)
 
 
 @triton.jit
-def _down(shift, sigma, radius, inverse, ROWS: tl.constexpr, OPERAND: tl.constexpr, SPLIT: tl.constexpr):
+def _down(shift, sigma, radius, inverse, moment, KIND: tl.constexpr, ROWS: tl.constexpr, OPERAND: tl.constexpr,
+          SPLIT: tl.constexpr):  # fmt: skip
     """Return A_h[i, p] as [p, i], for chunks of rows p that begin `shift` rows below those of the outputs i."""
     rows = tl.arange(0, ROWS)
-    taps = _window(rows[:, None] + shift - rows[None, :], sigma, radius, 0.0, _TAP)
+    taps = _window(rows[:, None] + shift - rows[None, :], sigma, radius, moment, KIND)
     return _parts(taps * inverse, OPERAND, SPLIT)
 
 
@@ -321,14 +325,14 @@ def _chunk(plane, q, i, sharp, gain, cy, cx, unit, farthest, stride_h, stride_w,
            ADJOINT: tl.constexpr, FALLOFF: tl.constexpr, OPERAND: tl.constexpr, SPLIT: tl.constexpr):  # fmt: skip
     """Return pixels [q, i] of a plane in parts, 0 left and right of it.
 
-    With ADJOINT they are multiplied by 1 - w, with SPLIT by a factor.
+    With ADJOINT they are multiplied by 1 - w, and by a factor if the range of the operand is smaller than theirs.
     """
     where = q.to(tl.int64)[:, None] * stride_w
     inside = ((q >= 0) & (q < width))[:, None]
     x = tl.load((plane + where) + i.to(tl.int64)[None, :] * stride_h, mask=inside, other=0)
     # The columns take part in the conversions, so that they come before the pixels are shared by the warps.
-    if SPLIT:
-        x *= tl.where(inside, factor, 0.0)
+    if SPLIT or (x.dtype == tl.bfloat16 and OPERAND == tl.float16):
+        x = x.to(tl.float32) * tl.where(inside, factor, 0.0)
     elif x.dtype == tl.uint8:
         x = (x.to(tl.int16) | tl.where(inside, 0x6400, 0).to(tl.int16)).to(tl.float16, bitcast=True)  # 1024 + x
         x -= tl.where(inside, 1024.0, 0.0).to(tl.float16)
@@ -353,8 +357,8 @@ def _blur_strip(
     Return 1 if the products could not hold the pixels: one is infinite, NaN or too large, or with SPLIT all are too
     small; else 0.
     """
-    inverse_h, kept_h = _half_taps(sigma, radius_h, HALO, OPERAND, SPLIT)
-    inverse_w, kept_w = _half_taps(sigma, radius_w, HALO, OPERAND, SPLIT)
+    inverse_h, kept_h, _ = _half_taps(sigma, radius_h, HALO, OPERAND, SPLIT)
+    inverse_w, kept_w, _ = _half_taps(sigma, radius_w, HALO, OPERAND, SPLIT)
     factor = 1.0 / (kept_h * kept_w * pixel_factor)
     gain = tl.where(radius == 0, 0.0, gain)
     sharp = tl.where(radius == 0, 1.0, 0.0)  # what is added to w: z = x without a blur
@@ -365,16 +369,18 @@ def _blur_strip(
     across = ()  # tiles of A_w for the parts of a chunk of pixels, from left to right
     for k in tl.static_range(1 + 2 * HALO // COLUMNS):
         q = first_column - HALO + k * COLUMNS + columns
-        across += (_across(j, q, near_border, width, sigma, radius_w, inverse_w, ADJOINT, OPERAND, SPLIT),)  # type: ignore[assignment]
+        tile = _across(j, q, near_border, width, sigma, radius_w, inverse_w, 0.0, _TAP, ADJOINT, OPERAND, SPLIT)
+        across += (tile,)
     # Tiles of A_h for the chunks of outputs that a chunk of pixels meets, lowest first; the sums of all but the first
     # outputs, which that chunk completes, go on to the next chunk.
     zeros = tl.zeros((COLUMNS, ROWS), dtype=tl.float32)
-    downs = (_down(HALO, sigma, radius_h, inverse_h, ROWS, OPERAND, SPLIT),)
+    downs = (_down(HALO, sigma, radius_h, inverse_h, 0.0, _TAP, ROWS, OPERAND, SPLIT),)
     sums = (zeros,)
     for k in tl.static_range(1, 2 * HALO // ROWS + 1):
-        downs += (_down(HALO - k * ROWS, sigma, radius_h, inverse_h, ROWS, OPERAND, SPLIT),)  # type: ignore[assignment]
+        tile = _down(HALO - k * ROWS, sigma, radius_h, inverse_h, 0.0, _TAP, ROWS, OPERAND, SPLIT)
+        downs += (tile,)
         if k > 1:
-            sums += (zeros,)  # type: ignore[assignment]
+            sums += (zeros,)
     bad = tl.zeros((COLUMNS,), dtype=tl.float32)
     largest = bad
     rows = tl.arange(0, ROWS)
@@ -397,9 +403,9 @@ def _blur_strip(
         y = _multiply(h, downs[0], sums[0], SPLIT)
         later = ()
         for k in tl.static_range(1, 2 * HALO // ROWS):
-            later += (_multiply(h, downs[k], sums[k], SPLIT),)  # type: ignore[assignment]
-        later += (_multiply(h, downs[2 * HALO // ROWS], zeros, SPLIT),)  # type: ignore[assignment]
-        sums = later  # type: ignore[assignment]
+            later += (_multiply(h, downs[k], sums[k], SPLIT),)
+        later += (_multiply(h, downs[2 * HALO // ROWS], zeros, SPLIT),)
+        sums = later
         done = row - HALO
         if done >= first_row:
             bad += tl.sum(y, 1) * 0.0  # NaN from an infinity or NaN on
@@ -458,11 +464,9 @@ def _blur_kernel(
 
     fits = (radius_h < tl.maximum(height - 1, 1)) & (radius_w < width)
     pixel_factor = 1.0
-    if SPLIT:  # bring the pixels, by a sample of them, to the middle of the range of the parts
-        some_rows = first_row + tl.arange(0, HALO) * tl.cdiv(end_row - first_row, HALO)
-        columns = first_column + tl.arange(0, COLUMNS)
-        some = _load(source + first_channel * in_c, some_rows, columns, in_h, in_w, height, width)
-        pixel_factor = _inverse_magnitude(tl.max(tl.abs(some)))
+    if SPLIT:
+        pixel_factor = _pixel_factor(source + first_channel * in_c, first_row, end_row, first_column, in_h, in_w,
+                                     height, width, HALO, COLUMNS)  # fmt: skip
     bad = 1.0
     if fits & (radius <= HALO):
         bad = _blur_strip(source, target, mean_of, std_of, pixel_factor, sigma, radius, radius_h, radius_w,
@@ -501,41 +505,28 @@ def _blur_kernel(
 
 
 @triton.jit
-def _parameter_gradient_kernel(
-    grad, images, of_sigma, of_gain, sigma_of, kernel_size_of, gain_of, fixation_of, std_of,
-    decay, scale, channels, height, width, row_tiles, column_tiles,
-    grad_b, grad_c, grad_h, grad_w, in_b, in_c, in_h, in_w, sigma_b, kernel_size_b, gain_b, fixation_b,
-    FALLOFF: tl.constexpr, NORMALISE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
-):  # fmt: skip
-    """Sum one tile of dL/dsigma = sum g (1 - w) (A' x A^T + A x A'^T) and of dL/dgain = sum g f (x - A x A^T)."""
-    tile = tl.program_id(0).to(tl.int64)
-    column_tile = (tile % column_tiles).to(tl.int32)
-    row_tile = (tile // column_tiles % row_tiles).to(tl.int32)
-    plane = tile // (column_tiles * row_tiles)
-    channel, sample = plane % channels, plane // channels
-    first_row, first_column = row_tile * BLOCK, column_tile * BLOCK
-    i, j = first_row + tl.arange(0, BLOCK), first_column + tl.arange(0, BLOCK)
-    images += sample * in_b + channel * in_c
-    grad += sample * grad_b + channel * grad_c
-
-    sigma, _, radius_h, radius_w = _gaussian(sigma_of, kernel_size_of, sample, sigma_b, kernel_size_b,
-                                             height, width)  # fmt: skip
+def _gradient_tile(grad, images, std, first_row, first_column, end_row, end_column, sigma, radius_h, radius_w,
+                   gain, cy, cx, unit, farthest, height, width, grad_h, grad_w, in_h, in_w,
+                   FALLOFF: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+                   TILE: tl.constexpr):  # fmt: skip
+    """Return the sums of one tile of a plane, for any radius and pixels."""
+    DEPTH: tl.constexpr = TILE // 2
     sum_h, moment_h = _sums(sigma, radius_h, OPERAND)
     sum_w, moment_w = _sums(sigma, radius_w, OPERAND)
     moment_h /= sum_h
     moment_w /= sum_w
+    i, j = first_row + tl.arange(0, TILE), first_column + tl.arange(0, TILE)
+    p_first, p_end = tl.maximum(first_row - radius_h, 0), tl.minimum(first_row + TILE + radius_h, height)
     # Steps of DEPTH are aligned to the left border so that pixels are read several at a time; taps beyond the radius
     # are 0.
     q_first = tl.maximum(first_column - radius_w, 0) // DEPTH * DEPTH
-    q_end = tl.minimum(first_column + BLOCK + radius_w, width)
-
-    y = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
-    slope = tl.zeros((BLOCK, BLOCK), dtype=tl.float32)
-    for p_start in range(tl.maximum(first_row - radius_h, 0), tl.minimum(first_row + BLOCK + radius_h, height), ROWS):
-        p = p_start + tl.arange(0, ROWS)
-        along = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
-        along_slope = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
+    q_end = tl.minimum(first_column + TILE + radius_w, width)
+    y = tl.zeros((TILE, TILE), dtype=tl.float32)
+    slope = tl.zeros((TILE, TILE), dtype=tl.float32)
+    for p_start in range(p_first, p_end, TILE):
+        p = p_start + tl.arange(0, TILE)
+        along = tl.zeros((TILE, TILE), dtype=tl.float32)
+        along_slope = tl.zeros((TILE, TILE), dtype=tl.float32)
         for q_start in range(q_first, q_end, DEPTH):
             q = q_start + tl.arange(0, DEPTH)
             x = _load(images, p, q, in_h, in_w, height, width).to(OPERAND)
@@ -550,21 +541,151 @@ def _parameter_gradient_kernel(
         y = tl.dot(down, along, y, input_precision=PRECISION)
         slope = tl.dot(down_slope, along, slope, input_precision=PRECISION)
         slope = tl.dot(down, along_slope, slope, input_precision=PRECISION)
-
-    # The products need no gain, fixation or radius of the kernel, so no register holds them meanwhile.
-    gain, cy, cx, unit, farthest = _fovea(gain_of, fixation_of, sample, gain_b, fixation_b, height, width, decay,
-                                          FALLOFF)  # fmt: skip
-    g = _load(grad, i, j, grad_h, grad_w, height, width)
-    if NORMALISE:
-        g = g * scale / tl.load(std_of + channel)
+    g = _load(grad, i, j, grad_h, grad_w, height, width) * std
     acuity = _acuity(
         (i.to(tl.float32) - cy)[:, None] * unit, (j.to(tl.float32) - cx)[None, :] * unit, farthest, FALLOFF
     )
     x = _load(images, i, j, in_h, in_w, height, width)
+    inside = (i < end_row)[:, None] & (j < end_column)[None, :]
+    of_sigma = tl.sum(tl.where(inside, g * (1.0 - gain * acuity) * slope / sum_h, 0.0))
+    return of_sigma, tl.sum(tl.where(inside, g * acuity * (x - y / sum_h), 0.0))
+
+
+@triton.jit
+def _gradient_strip(
+    grad, images, std_of, pixel_factor, sigma, radius_h, radius_w, gain, cy, cx, unit, farthest, scale,
+    first_channel, end_channel, first_column, first_row, end_row, height, width,
+    grad_c, grad_h, grad_w, in_c, in_h, in_w,
+    FALLOFF: tl.constexpr, NORMALISE: tl.constexpr, OPERAND: tl.constexpr,
+    COLUMNS: tl.constexpr, ROWS: tl.constexpr, HALO: tl.constexpr,
+):  # fmt: skip
+    """Return the sums of rows of a strip, as _blur_strip walks, and 1 if the products could not hold the pixels."""
+    inverse_h, kept_h, moment_h = _half_taps(sigma, radius_h, HALO, OPERAND, False)
+    inverse_w, kept_w, moment_w = _half_taps(sigma, radius_w, HALO, OPERAND, False)
+    factor = 1.0 / (kept_h * kept_w * pixel_factor)
+    near_border = (first_column < radius_w) | (first_column + COLUMNS + radius_w > width)
+    columns = tl.arange(0, COLUMNS)
+    j = first_column + columns
+    across, across_slope = (), ()
+    for k in tl.static_range(1 + 2 * HALO // COLUMNS):
+        q = first_column - HALO + k * COLUMNS + columns
+        tile = _across(j, q, near_border, width, sigma, radius_w, inverse_w, 0.0, _TAP, False, OPERAND, False)
+        across += (tile,)
+        tile = _across(j, q, near_border, width, sigma, radius_w, inverse_w, moment_w, _SLOPE, False, OPERAND, False)
+        across_slope += (tile,)
+    zeros = tl.zeros((COLUMNS, ROWS), dtype=tl.float32)
+    downs, downs_slope, sums, sums_slope = (), (), (), ()
+    for k in tl.static_range(2 * HALO // ROWS + 1):
+        tile = _down(HALO - k * ROWS, sigma, radius_h, inverse_h, 0.0, _TAP, ROWS, OPERAND, False)
+        downs += (tile,)
+        tile = _down(HALO - k * ROWS, sigma, radius_h, inverse_h, moment_h, _SLOPE, ROWS, OPERAND, False)
+        downs_slope += (tile,)
+        if k > 0:
+            sums += (zeros,)
+            sums_slope += (zeros,)
+
+    rows = tl.arange(0, ROWS)
+    dy, dx = rows.to(tl.float32) * unit - cy * unit, (j.to(tl.float32) - cx)[:, None] * unit
+    from_columns, grad_columns = j.to(tl.int64)[:, None] * in_w, j.to(tl.int64)[:, None] * grad_w
+    of_sigma, of_gain, largest = zeros, zeros, zeros
+    channel, row = first_channel, first_row - HALO
+    chunks = (end_row - first_row + ROWS - 1) // ROWS + 2 * HALO // ROWS
+    for _ in tl.range(0, (end_channel - first_channel).to(tl.int32) * chunks, num_stages=1):
+        plane = images + channel * in_c
+        i = _mirrored(row + rows, height)
+        h, h_slope = zeros, zeros
+        for k in tl.static_range(1 + 2 * HALO // COLUMNS):
+            q = first_column - HALO + k * COLUMNS + columns
+            pixels = _chunk(plane, q, i, 0.0, gain, cy, cx, unit, farthest, in_h, in_w, height, width, pixel_factor,
+                            False, FALLOFF, OPERAND, False)  # fmt: skip
+            h = _multiply(across[k], pixels, h, False)
+            h_slope = _multiply(across_slope[k], pixels, h_slope, False)
+        h, h_slope = _parts(h, OPERAND, False), _parts(h_slope, OPERAND, False)
+        y = _multiply(h, downs[0], sums[0], False)
+        slope = _multiply(h, downs_slope[0], sums_slope[0], False)
+        slope = _multiply(h_slope, downs[0], slope, False)
+        later, later_slope = (), ()
+        for k in tl.static_range(1, 2 * HALO // ROWS + 1):
+            before = sums[k] if k < 2 * HALO // ROWS else zeros
+            later += (_multiply(h, downs[k], before, False),)
+            before = sums_slope[k] if k < 2 * HALO // ROWS else zeros
+            before = _multiply(h, downs_slope[k], before, False)
+            later_slope += (_multiply(h_slope, downs[k], before, False),)
+        sums, sums_slope = later, later_slope
+        done = row - HALO
+        if done >= first_row:
+            i = done + rows
+            inside = (i < end_row)[None, :] & (j < width)[:, None]
+            at = (plane + from_columns) + i.to(tl.int64)[None, :] * in_h
+            x = tl.load(at, mask=inside, other=0).to(tl.float32)
+            at_grad = (grad + channel * grad_c + grad_columns) + i.to(tl.int64)[None, :] * grad_h
+            g = tl.load(at_grad, mask=inside, other=0).to(tl.float32)
+            if NORMALISE:
+                g *= scale / tl.load(std_of + channel)
+            largest = tl.maximum(largest, tl.abs(x))
+            acuity = _acuity((dy + done * unit)[None, :], dx, farthest, FALLOFF)
+            of_sigma += (g - gain * acuity * g) * slope
+            of_gain += acuity * g * (x - y * factor)
+        ends = done + ROWS >= end_row
+        channel = tl.where(ends, channel + 1, channel)
+        row = tl.where(ends, first_row - HALO, row + ROWS)
+    sigma_sum, gain_sum = tl.sum(of_sigma) * factor, tl.sum(of_gain)
+    worst = tl.where(tl.abs(sigma_sum) + tl.abs(gain_sum) < float("inf"), 0.0, 1.0)
+    worst = tl.where((tl.max(largest) > 0.0) & (tl.max(largest) * pixel_factor < 0.125), 1.0, worst)
+    return sigma_sum, gain_sum, worst
+
+
+@triton.jit
+def _parameter_gradient_kernel(
+    grad, images, of_sigma, of_gain, sigma_of, kernel_size_of, gain_of, fixation_of, std_of,
+    decay, scale, channels, height, width, group_channels, segment_rows, groups, segments, strips,
+    grad_b, grad_c, grad_h, grad_w, in_b, in_c, in_h, in_w, sigma_b, kernel_size_b, gain_b, fixation_b,
+    FALLOFF: tl.constexpr, NORMALISE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    COLUMNS: tl.constexpr, HALO: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Sum part of a strip of dL/dsigma = sum g (1 - w) (A' x A^T + A x A'^T), dL/dgain = sum g f (x - A x A^T)."""
+    strip, segment, group, sample = _place(groups, segments, strips)
+    images += sample * in_b
+    grad += sample * grad_b
+    first_column, first_row = strip * COLUMNS, segment * segment_rows
+    end_column, end_row = tl.minimum(first_column + COLUMNS, width), tl.minimum(first_row + segment_rows, height)
+    first_channel = (group * group_channels).to(tl.int64)
+    end_channel = tl.minimum(first_channel + group_channels, channels)
+    sigma, _, radius_h, radius_w = _gaussian(sigma_of, kernel_size_of, sample, sigma_b, kernel_size_b,
+                                             height, width)  # fmt: skip
+    gain, cy, cx, unit, farthest = _fovea(gain_of, fixation_of, sample, gain_b, fixation_b, height, width, decay,
+                                          FALLOFF)  # fmt: skip
+
     is_blurred = (radius_h > 0) | (radius_w > 0) | (sigma != sigma)
-    inside = (i < height)[:, None] & (j < width)[None, :] & is_blurred
-    tl.store(of_sigma + tile, tl.sum(tl.where(inside, g * (1.0 - gain * acuity) * slope / sum_h, 0.0)))
-    tl.store(of_gain + tile, tl.sum(tl.where(inside, g * acuity * (x - y / sum_h), 0.0)))
+    fits = (radius_h < tl.maximum(height - 1, 1)) & (radius_w < width) & (tl.maximum(radius_h, radius_w) <= HALO)
+    sigma_sum, gain_sum, bad = 0.0, 0.0, 1.0
+    if images.dtype.element_ty != tl.float32:  # whose products would need more registers
+        if is_blurred & fits:
+            pixel_factor = 1.0
+            if images.dtype.element_ty == tl.bfloat16:
+                pixel_factor = _pixel_factor(images + first_channel * in_c, first_row, end_row, first_column,
+                                             in_h, in_w, height, width, HALO, COLUMNS)  # fmt: skip
+            sigma_sum, gain_sum, bad = _gradient_strip(
+                grad, images, std_of, pixel_factor, sigma, radius_h, radius_w, gain, cy, cx, unit, farthest, scale,
+                first_channel, end_channel, first_column, first_row, end_row, height, width,
+                grad_c, grad_h, grad_w, in_c, in_h, in_w,
+                FALLOFF, NORMALISE, tl.float16, COLUMNS, ROWS, HALO)  # fmt: skip
+    if is_blurred & (bad > 0.0):
+        sigma_sum, gain_sum = 0.0, 0.0
+        for channel in range(first_channel, end_channel):
+            std = 1.0
+            if NORMALISE:
+                std = scale / tl.load(std_of + channel)
+            for row in range(first_row, end_row, TILE):
+                for column in range(first_column, end_column, TILE):
+                    sigma_part, gain_part = _gradient_tile(
+                        grad + channel * grad_c, images + channel * in_c, std, row, column, end_row, end_column,
+                        sigma, radius_h, radius_w, gain, cy, cx, unit, farthest, height, width,
+                        grad_h, grad_w, in_h, in_w, FALLOFF, OPERAND, PRECISION, TILE)  # fmt: skip
+                    sigma_sum += sigma_part
+                    gain_sum += gain_part
+    tl.store(of_sigma + tl.program_id(0).to(tl.int64), sigma_sum)
+    tl.store(of_gain + tl.program_id(0).to(tl.int64), gain_sum)
 
 
 def launch_configuration(dtype: torch.dtype, adjoint: bool) -> dict:
@@ -586,9 +707,11 @@ def launch_configuration(dtype: torch.dtype, adjoint: bool) -> dict:
 
 
 def parameter_gradient_configuration(dtype: torch.dtype) -> dict:
-    """Return the same for the gradients of sigma and gain."""
-    operand, precision = _GRADIENT_PRODUCTS[dtype]
-    return {"OPERAND": operand, "PRECISION": precision, "BLOCK": 32, "ROWS": 32, "DEPTH": 16, "num_warps": 4}
+    """Return the same for the gradients of sigma and gain; operand and precision are those of single tiles."""
+    operand, precision = _TILE_PRODUCTS.get(dtype, (tl.float16, "ieee"))
+    return {
+        "OPERAND": operand, "PRECISION": precision, "COLUMNS": 64, "HALO": 32, "ROWS": 16, "TILE": 32, "num_warps": 4,
+    }  # fmt: skip
 
 
 def triton_forward(images: Tensor, out: Tensor, params: BlurParams) -> None:
@@ -604,13 +727,14 @@ def triton_backward(grad: Tensor, images: Tensor, grads: BlurGradients, params: 
         return
     batch, channels, height, width = images.shape
     configuration = parameter_gradient_configuration(images.dtype)
-    row_tiles, column_tiles, tiles = _tiles(images, configuration["BLOCK"])
+    grid = _grid(images.shape, configuration["COLUMNS"], configuration["ROWS"])
     sigma, kernel_size, gain, fixation, _, std, falloff, decay = params
-    of_sigma, of_gain = (sigma.new_empty(batch, tiles // batch) for _ in range(2))
+    of_sigma, of_gain = (sigma.new_empty(batch, grid.programs // batch) for _ in range(2))
     with _device_of(images):
-        _parameter_gradient_kernel[(tiles,)](
+        _parameter_gradient_kernel[(grid.programs,)](
             grad, images, of_sigma, of_gain, sigma, kernel_size, gain, fixation, sigma if std is None else std,
-            decay, _scale(images.dtype), channels, height, width, row_tiles, column_tiles,
+            decay, _scale(images.dtype), channels, height, width,
+            grid.group_channels, grid.segment_rows, grid.groups, grid.segments, grid.strips,
             *grad.stride(), *images.stride(), *_sample_strides(params),
             FALLOFF=falloff, NORMALISE=std is not None, **configuration,
         )  # fmt: skip
@@ -665,17 +789,6 @@ def _grid(shape: torch.Size, columns: int, rows: int) -> _Grid:
     if programs > _LARGEST_GRID:
         raise ValueError(f"images of shape {tuple(shape)} need {programs} blocks; split the batch to stay below 2^31")
     return _Grid(strips, segments, groups, segment_rows, group_channels, programs)
-
-
-def _tiles(images: Tensor, block: int) -> tuple[int, int, int]:
-    """Return the number of tiles along a column, along a row, and in all."""
-    batch, channels, height, width = images.shape
-    row_tiles, column_tiles = triton.cdiv(height, block), triton.cdiv(width, block)
-    tiles = batch * channels * row_tiles * column_tiles
-    if tiles > _LARGEST_GRID:
-        shape = tuple(images.shape)
-        raise ValueError(f"images of shape {shape} need {tiles} blocks; split the batch to stay below 2^31")
-    return row_tiles, column_tiles, tiles
 
 
 def _device_of(images: Tensor) -> torch.cuda.device:

@@ -12,6 +12,7 @@ import triton
 
 # Loads and stores are named by their width in bits, the rest by the unit that they use.
 MATRIX = ("HMMA", "HGMMA")
+INSTRUCTION = 16  # bytes
 
 
 def cuobjdump() -> str:
@@ -42,6 +43,39 @@ def instruction_mix(code: str) -> dict[str, int]:
     counts = Counter(map(kind_of, re.findall(r"\s([A-Z][A-Z0-9]*(?:\.\w+)*)\s", code)))
     del counts[""]
     return dict(sorted(counts.items()))
+
+
+def walks(code: str) -> list[tuple[int, int, int]]:
+    """Return the lengths of the loops that multiply matrices and take square roots, in order.
+
+    Each is the instructions of the loop, those of them that its longest branch skips, and those that come before the
+    loop, since the last one.
+    """
+    pattern = r"/\*([0-9a-f]{4,5})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][A-Z0-9.]*)([^;]*);"
+    rows = [(int(at, 16), bool(guard), name, rest) for at, guard, name, rest in re.findall(pattern, code)]
+    jumps = []
+    for at, guarded, name, rest in rows:
+        target = re.search(r"0x([0-9a-f]+)\s*$", rest)
+        if name.startswith("BRA") and target:
+            jumps.append((at, guarded, int(target[1], 16)))
+    loops = sorted((target, at) for at, _, target in jumps if target < at)
+    found, end_of_last = [], 0
+    for start, end in loops:
+        names = [name for at, _, name, _ in rows if start <= at <= end]
+        nested = any(
+            start <= first and last <= end and last - first >= 4096
+            for first, last in loops
+            if (first, last) != (start, end)
+        )
+        if nested or not any(n.startswith(MATRIX) for n in names) or "MUFU.SQRT" not in names or len(names) < 250:
+            continue
+        skipped = [
+            min(target, end) - at for at, guarded, target in jumps if guarded and start <= at < target <= end + 64
+        ]
+        before = sum(end_of_last <= at < start for at, *_ in rows)
+        found.append((len(names), max(skipped, default=0) // INSTRUCTION, before))
+        end_of_last = end
+    return found
 
 
 def kind_of(opcode: str) -> str:

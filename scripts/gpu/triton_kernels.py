@@ -20,7 +20,7 @@ warnings.simplefilter("ignore")
 
 import torch  # noqa: E402
 import triton  # noqa: E402
-from gpu.instructions import cuobjdump, instruction_mix  # noqa: E402
+from gpu.instructions import cuobjdump, instruction_mix, walks  # noqa: E402
 from gpu.occupancy import RESERVED_SHARED  # noqa: E402
 from torch import Tensor  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
@@ -169,7 +169,28 @@ def compiled(launch: Launch) -> dict:
         "static_shared": number("SHARED") - (RESERVED_SHARED if launch.architecture >= 90 else 0),
         "dynamic_shared": result.metadata.shared,
         "instructions": mix,
+        "instructions_of_256": instructions_of_256(launch, code),
     }
+
+
+def instructions_of_256(launch: Launch, code: str) -> dict[str, int]:
+    """Estimate a blur's warp instructions for 256 outputs of 3 x 224 x 224, for each halo; of other kernels none.
+
+    Taps that reach over the border are counted in every strip, though only the outer ones make them.
+    """
+    constants, side = dict(launch.constants), 224
+    if "COLUMNS" not in constants:
+        return {}
+    forms = zip(
+        (constants["ROWS"], constants.get("WIDE_ROWS")), (constants["HALO"], 2 * constants["HALO"]), walks(code)
+    )
+    warps = dict(launch.options)["num_warps"] * triton.cdiv(side, constants["COLUMNS"])
+    estimates = {}
+    for rows, halo, (loop, finish, before) in forms:
+        ahead = 2 * halo // rows  # chunks that finish none
+        steps = (triton.cdiv(side, rows) + ahead) * loop - ahead * finish
+        estimates[f"k up to {2 * halo + 1}"] = round(warps * (steps + before / 3) * 256 / side**2)
+    return estimates
 
 
 def names_of(launch: Launch) -> dict[str, str]:
