@@ -174,7 +174,7 @@ def open_gallery(
         test = run_data.split(config.subject, "test", config.repetitions, saved.axes)
         names, concepts, bank = test.images, test.concepts, run_data.bank(test.images)
     else:
-        paths = sorted(path for path in Path(where).rglob("*") if path.suffix.lower() in IMAGES)
+        paths = sorted(path for path in Path(where).rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
         if not paths:
             raise UserError(f"--gallery {where}: no image inside ({', '.join(IMAGES)}), nor is it a feature bank")
         names = [path.relative_to(where).as_posix() for path in paths]

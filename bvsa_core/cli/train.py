@@ -16,6 +16,7 @@ from bvsa_core.cli.output import say
 from bvsa_core.cli.progress import Display
 from bvsa_core.distributed.processes import ProcessGroup, init_processes
 from bvsa_core.errors import UserError
+from bvsa_core.io.atomic import refuse_links
 from bvsa_core.report.tables import method_results, to_rich
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.logs import logger
@@ -42,6 +43,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
         results = []
         for subject in run_data.dataset.subjects if everyone else [config.subject]:
             folder = RunFolder(parsed.out / subject if everyone else parsed.out)
+            refuse_links(folder.path, below=parsed.out)
             with logger(parsed.log if processes.rank == 0 else "none", folder.path) as log:
                 results.append(run_one(replace(config, subject=subject), run_data, folder, display, log))
     if processes.rank == 0:

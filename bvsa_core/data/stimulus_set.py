@@ -32,7 +32,7 @@ from bvsa_core.data.dataset import IMAGE_FOLDERS, concept_of
 from bvsa_core.data.quality.check import CheckReport
 from bvsa_core.data.store import HEADER, read_header, sha256_of
 from bvsa_core.errors import UserError
-from bvsa_core.io.atomic import write_atomically
+from bvsa_core.io.atomic import refuse_links, write_atomically
 from bvsa_core.io.image_file import DECODE_ERRORS, to_rgb
 from bvsa_core.io.text_files import read_json
 from bvsa_core.progress import Progress, no_progress
@@ -96,6 +96,8 @@ def import_images(
         remedy = "give the folder of training_images and test_images, or their zip files"
         raise UserError(f"{source}: no images inside; {remedy}")
     chosen = _match(images, _required_names(store), source, store, report)
+    for path in (folder, *(folder / name for name in chosen)):
+        refuse_links(path, below=store)
     checksums = _open_index(folder, size, quality)
     import_one = functools.partial(_import_one, folder, size, quality)
     entries: list[dict[str, Any]] = []

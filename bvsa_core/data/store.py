@@ -25,7 +25,16 @@ from typing import Any, Protocol
 import numpy as np
 
 from bvsa_core.errors import UserError
-from bvsa_core.io.atomic import Locked, clean_stale, lock, open_atomically, remove_temporary, write_atomically
+from bvsa_core.io.atomic import (
+    Locked,
+    clean_stale,
+    lock,
+    open_atomically,
+    refuse_links,
+    remove,
+    remove_temporary,
+    write_atomically,
+)
 from bvsa_core.io.safe_readers import READ_ERRORS
 from bvsa_core.io.text_files import read_json
 
@@ -131,6 +140,8 @@ class SubjectWriter(contextlib.AbstractContextManager["SubjectWriter"]):
             self.complete = True
             self._lock.close()
             return
+        for folder in (self.folder, self.target):
+            refuse_links(folder)
         self.folder.mkdir(exist_ok=True)
         if self._recipe_of_finished() == self.recipe:
             self._rename()
@@ -194,7 +205,7 @@ class SubjectWriter(contextlib.AbstractContextManager["SubjectWriter"]):
     def _clear(self, keep: set[str]) -> None:
         for path in self.folder.iterdir():
             if path.name not in keep:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                remove(path)
 
     def _recipe_in_work(self) -> Any:
         try:
@@ -215,6 +226,7 @@ class SubjectWriter(contextlib.AbstractContextManager["SubjectWriter"]):
 
 def cached_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     """Return the memory-mapped array in a .npy file, which `make` computes if it is missing."""
+    refuse_links(path)
     if not path.exists():
         array = make()
         with open_atomically(path) as stream:
@@ -247,6 +259,8 @@ def open_array(folder: Path, header: Header, split: str) -> np.ndarray:
     if split not in header.splits:
         raise UserError(f"{folder}: no {split} data; there are {', '.join(header.splits)}")
     try:
+        if not path.is_file():  # reading a pipe or device might not end
+            raise OSError("no regular file")
         data = np.load(path, mmap_mode="r", allow_pickle=False)
     except READ_ERRORS as error:
         raise UserError(f"{path}: missing or damaged ({error}); delete {folder} and make it again") from error

@@ -13,7 +13,7 @@ from bvsa_core import encoders, methods
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.grid import Cell
 from bvsa_core.experiments.repetitions import repetition_curves
-from bvsa_core.io.atomic import lock, write_atomically
+from bvsa_core.io.atomic import lock, refuse_links, write_atomically
 from bvsa_core.io.text_files import read_json
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.retrieval.result import RunResult
@@ -58,6 +58,7 @@ def run_cell(cell: Cell, root: Path, cache: RunDataCache, progress: Progress = n
     if is_complete(cell, root):
         return
     folder = RunFolder(root / cell.folder)
+    refuse_links(folder.path, below=root)
     run_data = cache.run_data(cell.config)
     result = run(cell.config, run_data, folder, progress)
     gates = [row.gate or result.protocol.gate for row in cell.rows]
@@ -83,6 +84,7 @@ def is_complete(cell: Cell, root: Path) -> bool:
     if not (folder / "result.json").is_file():
         return False
     try:
+        refuse_links(folder, below=root)
         if to_dict(RunFolder(folder).config()) != to_dict(cell.config):
             return False
         return read_json(folder / SCORES, "")["asked"] == requested_scores(cell)

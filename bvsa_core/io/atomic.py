@@ -1,11 +1,13 @@
 """Files and folders that are written whole or not at all, and the lock of a folder.
 
-Ours, because no library that torch brings writes atomically; locks are filelock's.
+Nothing is written, locked or deleted through a symbolic link that lies in a folder of ours, which may come from
+elsewhere. Ours, because no library that torch brings writes atomically; locks are filelock's.
 """
 
 import os
 import shutil
 import socket
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,17 +22,53 @@ LOCK = ".lock"
 PARTIAL = ".partial"
 
 
+def refuse_links(path: Path, below: Path | None = None, remedy: str = "remove it, or choose another folder") -> None:
+    """Refuse a name of ours that is a symbolic link, pipe or device, or is reached through a link.
+
+    Args:
+        path: file or folder that is to be written, locked or filled; it may be missing.
+        below: folder that the user gave, which may be or lie behind a link; default: the folder of `path`.
+        remedy: what the user can do.
+
+    Raises:
+        UserError: `path`, or a folder between it and `below`, is neither a regular file nor a folder.
+    """
+    for each in (path, *path.parents):
+        if each == (below or path.parent):
+            return
+        try:
+            mode = each.lstat().st_mode
+        except OSError:  # is missing, or is reported by whoever opens it
+            continue
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            kind = "a symbolic link" if stat.S_ISLNK(mode) else "no regular file"
+            raise UserError(f"{each}: is {kind}, which is not written to; {remedy}")
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a folder with its content, or a link without what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _no_follow(path: str | Path, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
 @contextmanager
 def open_atomically(path: Path) -> Iterator[BinaryIO]:
     """Open a file under a temporary name, which is renamed at the end of the block unless the block fails.
 
     Raises:
-        UserError: the disk is full, or the folder cannot be written to. An existing file stays as it was.
+        UserError: the disk is full, the folder cannot be written to, or the file is a link. It stays as it was.
     """
+    refuse_links(path)
     partial = temporary_path(path)
     with os_errors_to_user_errors(path):
         try:
-            with open(partial, "wb") as file:
+            with open(partial, "xb") as file:
                 yield file
             partial.replace(path)
         finally:
@@ -45,7 +83,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def append_line(path: Path, line: str) -> None:
     """Append a line to a file; a failure may leave part of it there."""
-    with os_errors_to_user_errors(path), open(path, "ab") as file:
+    refuse_links(path)
+    with os_errors_to_user_errors(path), open(path, "ab", opener=_no_follow) as file:
         file.write(line.encode() + b"\n")
 
 
@@ -53,6 +92,7 @@ def make_folder(target: Path, fill: Callable[[Path], None]) -> None:
     """Fill a folder under a temporary name and rename it, unless it exists."""
     if target.exists():
         return
+    refuse_links(target)
     partial = temporary_path(target)
     with os_errors_to_user_errors(target):
         try:
@@ -100,6 +140,7 @@ def lock(folder: Path, name: str | None = None, *, blocking: bool = False, activ
         UserError: the folder cannot be written to.
     """
     path = folder / (f".{name}{LOCK}" if name else LOCK)
+    refuse_links(path)
     held = FileLock(path, timeout=-1 if blocking else 0, fallback_to_soft=False)  # a soft lock outlives its process
     with os_errors_to_user_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +152,8 @@ def lock(folder: Path, name: str | None = None, *, blocking: bool = False, activ
             owner = f"{activity} is going on there ({owner or 'another process'})"
             raise Locked(f"{where}: {owner}; wait for its end, or choose another folder") from None
     try:
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+        with os.fdopen(_no_follow(path, os.O_WRONLY | os.O_TRUNC), "w") as file:
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         remove_temporary(folder, name)
         yield
     finally:
@@ -137,8 +179,6 @@ def is_temporary(path: Path) -> bool:
 
 def remove_temporary(folder: Path, name: str | None = None) -> None:
     """Delete temporary files that killed processes left behind, of one name or all. The caller must hold the lock."""
-    for partial in folder.glob(f".{name}.*{PARTIAL}" if name else f".*{PARTIAL}"):
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
+    with os_errors_to_user_errors(folder):
+        for partial in folder.glob(f".{name}.*{PARTIAL}" if name else f".*{PARTIAL}"):
+            remove(partial)

@@ -19,6 +19,8 @@ DECODE_ERRORS = (  # what Pillow raises for damaged images
 
 def read_image(path: Path) -> Image.Image:
     """Read an image of one of the FORMATS as RGB."""
+    if path.exists() and not path.is_file():  # reading a pipe or device might not end
+        raise UserError(f"image {path} is no regular file; remove it")
     try:
         content = io.BytesIO(path.read_bytes())  # from a file, Pillow would reserve as many bytes as a chunk claims
         with Image.open(content, formats=FORMATS) as image:

@@ -35,7 +35,15 @@ from bvsa_core.data import things_eeg, things_meg
 from bvsa_core.data.dataset import DESCRIPTION, IMAGE_FOLDERS, RECORDINGS_FOLDER, Recordings, write_recordings
 from bvsa_core.distributed.tasks import exit_with_parent
 from bvsa_core.errors import UserError, unknown_name
-from bvsa_core.io.atomic import clean_stale, is_temporary, lock, make_folder, remove_temporary, write_atomically
+from bvsa_core.io.atomic import (
+    clean_stale,
+    is_temporary,
+    lock,
+    make_folder,
+    refuse_links,
+    remove_temporary,
+    write_atomically,
+)
 from bvsa_core.io.text_files import read_json
 from bvsa_core.progress import Progress, no_progress
 
@@ -128,6 +136,7 @@ def make_dataset(root: str | Path, config: SyntheticConfig, progress: Progress =
         clean_stale(root, activity="the making of data")
         return
     plan = plan_images(config)
+    refuse_links(recordings)
     with lock(root, activity="the making of data"):
         write_atomically(path, (json.dumps(description, indent=2) + "\n").encode())
         make_folder(images, lambda folder: _write_images(folder, plan, config.seed, progress))

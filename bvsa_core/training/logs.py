@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bvsa_core.errors import UserError
+from bvsa_core.io.atomic import refuse_links
 from bvsa_core.io.text_files import flatten
 
 Log = Callable[[dict], None]
@@ -30,6 +31,7 @@ def logger(kind: str, folder: Path) -> Iterator[Log]:
         return
     if importlib.util.find_spec(kind) is None:
         raise UserError(f"--log {kind} needs {kind}; pip install 'fovblur[{kind}]'")
+    refuse_links(folder / kind)
     yield from (_tensorboard if kind == "tensorboard" else _wandb)(folder)
 
 

@@ -13,6 +13,7 @@ from bvsa_core.data.leaks import find_leak
 from bvsa_core.data.split import Split, load_split
 from bvsa_core.distributed.processes import ProcessGroup
 from bvsa_core.errors import UserError
+from bvsa_core.io.atomic import refuse_links
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.training.config import RunConfig, RunDataConfig
 from bvsa_core.vision.bank import FeatureBank
@@ -170,7 +171,10 @@ class RunData:
 
     def bank_for_paths(self, paths: Sequence[Path]) -> FeatureBank:
         """Return the feature bank of any images."""
-        return FeatureBank(self.config.bank or self.config.data / "Image_feature", self.clip, paths, self.falloff)
+        bank = self.config.bank or self.config.data / "Image_feature"
+        if not self.config.bank:
+            refuse_links(bank, remedy="name the folder of features with --bank")
+        return FeatureBank(bank, self.clip, paths, self.falloff)
 
     def _paths(self, images: Sequence[str]) -> list[Path]:
         return [self.dataset.image_path(image) for image in images]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from bvsa_core.data.store import sha256_of
 from bvsa_core.errors import UserError
-from bvsa_core.io.atomic import append_line, clean_stale, is_temporary, lock, write_atomically
+from bvsa_core.io.atomic import append_line, clean_stale, is_temporary, lock, refuse_links, write_atomically
 from bvsa_core.io.safe_readers import read_arrays
 from bvsa_core.io.text_files import parse_json, read_json, read_yaml
 from bvsa_core.io.typed import build
@@ -89,6 +89,8 @@ class RunFolder:
     def locked(self, config: RunConfig) -> Iterator[None]:
         """Lock the folder for a run of a configuration, which is written to run.yaml."""
         with lock(self.path, activity=ACTIVITY):
+            for path in (self.resume, self.path / METRICS):  # which are read to continue the run
+                refuse_links(path)
             write_atomically(self.settings, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
             yield
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from bvsa_core.distributed.processes import ProcessGroup
 from bvsa_core.errors import UserError
-from bvsa_core.io.atomic import write_atomically
+from bvsa_core.io.atomic import refuse_links, write_atomically
 from bvsa_core.io.text_files import read_json
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.vision.clip import Clip
@@ -82,6 +82,7 @@ class FeatureBank:
         about = {**fingerprint(clip, falloff), "pictures": len(self.paths), "pictures_sha256": hash_files(self.paths)}
         self.key = _key(about)
         self.folder = Path(folder) if (Path(folder) / ABOUT).is_file() else Path(folder) / self.key
+        refuse_links(self.folder, below=Path(folder))
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / ABOUT
         if not path.is_file():
