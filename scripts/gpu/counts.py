@@ -30,20 +30,26 @@ from fovblur.foveated_blur.params import BlurGradients, BlurParams  # noqa: E402
 
 BATCH, CHANNELS, SIDE = 1024, 3, 224
 RECORDINGS, IMAGES, WIDTH = 16_384, 16_384, 1024
-QUERIES, GALLERY = 1024, 65_536
+QUERIES, GALLERY = 1024, 16_384
+TILE = 128  # recordings and images of a block
+COUNTED = 1024  # recordings of the matrix that is counted for the large one, and two tiles for each multiprocessor
 OUTPUTS = 256  # that instructions are given for
 OF_CARD: dict[int, Card] = {86: ptx_device.RTX_3080, 80: ptx_device.A100, 90: ptx_device.H100}
 
 
 @dataclass(frozen=True)
 class Form:
-    """A call whose kernels are counted; `outputs` elements, of which a copy would move `bytes`."""
+    """A call whose kernels are counted; `outputs` elements, of which a copy would move `bytes`.
+
+    `counted` is the number of outputs of the call on a card, by default all; the rest are taken to cost as much.
+    """
 
     name: str
     call: Callable[[Device], None]
     outputs: int
     bytes: int
     tf32: bool = False
+    counted: Callable[[Card], int] | None = None
 
 
 def blur(name: str, source: torch.dtype, result: torch.dtype, size: int, what: str, tf32: bool = False) -> Form:
@@ -78,21 +84,24 @@ def blur(name: str, source: torch.dtype, result: torch.dtype, size: int, what: s
 def similarity(dtype: torch.dtype, name: str, k: int = 0, tf32: bool = False) -> Form:
     """Describe a matrix or, with k, a top-k, with open gates."""
     recordings, images = (QUERIES, GALLERY) if k else (RECORDINGS, IMAGES)
+    images_counted = lambda card: 2 * card.multiprocessors * TILE // (COUNTED // TILE)  # noqa: E731
 
     def call(device: Device) -> None:
         # rows overlap in memory, 16 bytes apart: as many different rows in little memory
         step = 16 // dtype.itemsize
         rows = lambda count: torch.randn(count * step + WIDTH).to(dtype).as_strided((count, WIDTH), (step, 1))  # noqa: E731
-        inputs = Inputs(rows(recordings), rows(images), rows(recordings), rows(images), None, None)
+        n, m = (recordings, images) if k else (COUNTED, images_counted(device.card))
+        inputs = Inputs(rows(n), rows(m), rows(n), rows(m), None, None)
         if k:
-            device.topk(torch.empty(recordings, k), torch.empty(recordings, k, dtype=torch.int64), inputs)
+            device.topk(torch.empty(n, k), torch.empty(n, k, dtype=torch.int64), inputs)
         else:
-            device.similarity(torch.empty(recordings, images, dtype=dtype), inputs)
+            device.similarity(torch.empty(n, m, dtype=dtype), inputs)
 
     read = 2 * (recordings + images) * WIDTH * dtype.itemsize
     written = recordings * (12 * k if k else images * dtype.itemsize)
     what = f"top-{k}, {recordings:,} x {images:,}" if k else f"similarity, {recordings:,} x {images:,}"
-    return Form(f"{what} x {WIDTH}, {name}", call, recordings * images, read + written, tf32)
+    counted = None if k else lambda card: COUNTED * images_counted(card)
+    return Form(f"{what} x {WIDTH}, {name}", call, recordings * images, read + written, tf32, counted)
 
 
 def forms() -> list[Form]:
@@ -171,14 +180,14 @@ def launches(form: Form, target: Path, card: Card, blocks: Callable[[Called], Se
     return device
 
 
-def cost(device: Device) -> Cost:
-    """Return what the device's launches cost, scaled to all blocks."""
+def cost(device: Device, larger: float) -> Cost:
+    """Return what the device's launches cost, scaled to all blocks and to a call that is larger by a factor."""
     instructions, products, by_line = Counter(), Counter(), {}
     sectors = wavefronts = 0.0
     for called in device.launches:
         kernel, files = device.kernel(called)
         counts = called.counts
-        scale = called.blocks / counts.blocks
+        scale = larger * called.blocks / counts.blocks
         for name, count in counts.classes(kernel).items():
             instructions[name] += scale * count
         lines = by_line.setdefault(called.kernel, {})
@@ -209,7 +218,9 @@ def costs(target: Path, machine_lines: dict | None = None, part: str = "") -> It
             code = [(called.kernel, called.grid, calls.kernel(called)[0].code) for called in calls.launches]
             found = next((cost for other, cost in known if other == code), None)
             if found is None:
-                found = cost(launches(form, target, OF_CARD[card.architecture], first_blocks))
+                asked = OF_CARD[card.architecture]
+                larger = form.outputs / form.counted(asked) if form.counted else 1.0
+                found = cost(launches(form, target, asked, first_blocks), larger)
                 known.append((code, found))
             yield described(form, card, found, machine_lines)
 
