@@ -41,14 +41,16 @@ pixel, neighbouring threads neighbouring pixels.
 
 Triton specialises kernels to their arguments: here normalised images with falloff `exp`, open gates, and inputs that
 are contiguous and aligned to 16 bytes. Other falloffs, strides and sizes compile kernels with the same tiles that are
-not in the table. Its `similarity` stores the matrix one number at a time, because its compiler does not know the
-length of the rows.
+not in the table. Its `similarity` and `topk` load by descriptors on sm_90 (four stages, steps of 128 bytes a row) and
+by pointers elsewhere, and for rows that descriptors do not take. A tile with a cut column is stored one number at a
+time.
 
 Where few blocks share a multiprocessor, this is intended:
 
 - `similarity_scores` and Triton's `similarity` and `topk` keep one or two tiles of sums in registers (128 x 128 each
   in CUDA: 128 registers of each of 256 threads), which divides how often operands are read. Copies to shared memory
-  run three steps ahead in place of more warps.
+  run three steps ahead in place of more warps. A block stays for several tiles; `true` marks the form that copies whole
+  rows by 16 bytes, `false` the one that reads element by element.
 - Triton's `blur` of float32 keeps its taps, in two parts, in shared memory.
 - `blur_products` keeps taps and the filtered rows of 2 D + 1 chunks in registers, so that only pixels pass through
   shared memory. Four blocks would need at most 128 registers; for float32, whose operands take two registers each,
