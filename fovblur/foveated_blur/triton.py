@@ -16,6 +16,9 @@ by tile, with the band made anew for each product.
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -30,6 +33,8 @@ from fovblur.foveated_blur.params import BlurGradients, BlurParams
 _TILE_PRODUCTS = {torch.bfloat16: (tl.float32, "tf32"), torch.float32: (tl.float32, "tf32x3")}
 _ENOUGH_PROGRAMS = 512  # for every multiprocessor to have some
 _LARGEST_GRID = 2**31 - 1
+# Triton 3.6 fails to compile these products for the warp groups of sm_90. The variable leaves them to single warps.
+WITHOUT_WARP_GROUPS = {} if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8) else {"DISABLE_MMA_V3": "1"}
 _TAP, _SLOPE, _SUPPORT = (tl.constexpr(kind) for kind in range(3))  # kinds of window
 
 
@@ -730,7 +735,7 @@ def triton_backward(grad: Tensor, images: Tensor, grads: BlurGradients, params: 
     grid = _grid(images.shape, configuration["COLUMNS"], configuration["ROWS"])
     sigma, kernel_size, gain, fixation, _, std, falloff, decay = params
     of_sigma, of_gain = (sigma.new_empty(batch, grid.programs // batch) for _ in range(2))
-    with _device_of(images):
+    with _launching_on(images):
         _parameter_gradient_kernel[(grid.programs,)](
             grad, images, of_sigma, of_gain, sigma, kernel_size, gain, fixation, sigma if std is None else std,
             decay, _scale(images.dtype), channels, height, width,
@@ -749,7 +754,7 @@ def _blur(source: Tensor, target: Tensor, adjoint: bool, params: BlurParams) -> 
     configuration = launch_configuration(source.dtype, adjoint)
     grid = _grid(source.shape, configuration["COLUMNS"], configuration["ROWS"])
     sigma, kernel_size, gain, fixation, mean, std, falloff, decay = params
-    with _device_of(source):
+    with _launching_on(source):
         _blur_kernel[(grid.programs,)](
             source, target, sigma, kernel_size, gain, fixation,
             sigma if mean is None else mean, sigma if std is None else std,  # a missing one is not read
@@ -791,8 +796,20 @@ def _grid(shape: torch.Size, columns: int, rows: int) -> _Grid:
     return _Grid(strips, segments, groups, segment_rows, group_channels, programs)
 
 
-def _device_of(images: Tensor) -> torch.cuda.device:
-    return torch.cuda.device(images.device if images.is_cuda else -1)
+@contextlib.contextmanager
+def _launching_on(images: Tensor) -> Iterator[None]:
+    """Make the images' device the current one, with the settings that compilation needs."""
+    before = {name: os.environ.get(name) for name in WITHOUT_WARP_GROUPS}
+    os.environ.update(WITHOUT_WARP_GROUPS)
+    try:
+        with torch.cuda.device(images.device if images.is_cuda else -1):
+            yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _scale(dtype: torch.dtype) -> float:
