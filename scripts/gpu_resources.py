@@ -56,7 +56,9 @@ Where few blocks share a multiprocessor, this is intended:
   shared memory. Four blocks would need at most 128 registers; for float32, whose operands take two registers each,
   three blocks would need 168.
 - `blur_direct` and `blur_parameter_gradient` take nearly all the shared memory that sm_86 has for large images: a wide
-  ring of filtered rows means that few margins are read. sm_90 holds two such blocks."""
+  ring of filtered rows means that few margins are read. sm_90 holds two such blocks.
+- `blur_split` keeps taps and filtered rows in registers in two parts each, so three blocks of four warps share a
+  multiprocessor of sm_80 and sm_90, for which it is."""
 
 
 def collect(backends: Iterable[str], architectures: tuple[int, ...]) -> dict:

@@ -9,6 +9,7 @@
 #include "cuda_filter.cuh"
 #include "cuda_pixels.cuh"
 #include "cuda_products.cuh"
+#include "cuda_split.cuh"
 #include "cuda_streamed.cuh"
 
 namespace fovblur {
@@ -90,9 +91,9 @@ __device__ void product_strip(const Pass& pass, const Taps& taps, const Strip& s
     }
 }
 
-// The direct form for radii whose ring does not fit: a region, tile by tile.
+// The direct form of a region, tile by tile, for radii whose ring does not fit.
 template <int kThreads, class Pass>
-__device__ void direct_region(const Pass& pass, const Taps& taps, const Region& region) {
+__device__ void direct_tiles(const Pass& pass, const Taps& taps, const Region& region) {
   auto& shared = *reinterpret_cast<FilterMemory<kThreads, 1>*>(dynamic_shared);
   hold_taps(taps, shared);
   for (int row = region.first_row; row < region.end_row; row += 4 * kRun * kFallbackSubRuns)
@@ -100,6 +101,14 @@ __device__ void direct_region(const Pass& pass, const Taps& taps, const Region& 
       direct_tile<kThreads, kFallbackSubRuns>(pass, taps, region.height, region.width, row, column, shared);
       __syncthreads();
     }
+}
+
+template <int kThreads, class Pass>
+__device__ void direct_region(const Pass& pass, const Taps& taps, const Region& region, int shared_floats) {
+  const Walk<kThreads, 1> walk(region, taps.radius, shared_floats);
+  if (walk.columns == 0) return direct_tiles<kThreads>(pass, taps, region);
+  walk.hold(taps);
+  Stream(pass, walk, region).run(StoredOutput(pass, region));
 }
 
 template <int kThreads>
@@ -153,11 +162,29 @@ __global__ void __launch_bounds__(kThreads, 512 / kThreads)
   tiling.for_own_tiles([&](int64_t sample, int64_t channel, int row, int column, int64_t) {
     const Taps taps = make_taps<kThreads>(p, sample, partial);
     const typename PassOf<Destination>::Type pass(p, destination, sample, channel, taps.radius == 0);
-    const Region region = region_of(p, tiling, row, column);
-    const Walk<kThreads, 1> walk(region, taps.radius, shared_floats);
-    if (walk.columns == 0) return direct_region<kThreads>(pass, taps, region);
-    walk.hold(taps);
-    Stream(pass, walk, region).run(StoredOutput(pass, region));
+    direct_region<kThreads>(pass, taps, region_of(p, tiling, row, column), shared_floats);
+  });
+}
+
+// A strip by split products, or directly if they cannot compute it (a radius beyond their reach, non-finite pixels).
+__device__ inline void split_region(const Forward& pass, const Taps& taps, const Region& region, int shared_floats) {
+  if (taps.radius <= kSplitMargin) {
+    const SplitStrip strip(pass, taps, region, *reinterpret_cast<SplitMemory*>(dynamic_shared));
+    const StoredOutput<Forward> output(pass, region);
+    if (taps.radius <= kSplitSide ? strip.run<1>(output) : strip.run<kSplitReach>(output)) return;
+    __syncthreads();
+  }
+  direct_region<kSplitThreads>(pass, taps, region, shared_floats);
+}
+
+// Three blocks of a multiprocessor: the rows that a warp keeps take more than the 128 registers of four.
+__global__ void __launch_bounds__(kSplitThreads, 3)
+    blur_split(const BlurParams p, const Images out, const Tiling tiling, const int shared_floats) {
+  __shared__ float partial[2][kSplitThreads];
+  tiling.for_own_tiles([&](int64_t sample, int64_t channel, int row, int column, int64_t) {
+    const Taps taps = make_taps<kSplitThreads>(p, sample, partial);
+    const Forward pass(p, out, sample, channel, taps.radius == 0);
+    split_region(pass, taps, region_of(p, tiling, row, column), shared_floats);
   });
 }
 
@@ -201,16 +228,26 @@ __global__ void __launch_bounds__(kStripThreads, OperandOf<Source>::Type::kBlock
 
 // ---- launches ----
 
-enum class Form { direct, products };
+enum class Form { exact, products };
 
 bool is_half(DType dtype) { return dtype == DType::float16 || dtype == DType::bfloat16; }
 
+// Whether the exact form of float32 is split products: where three of float16 outrun one multiplication of float32. 8.0 and 9.0 have 16 times its rate on tensor
+// cores, GeForce cards have 2 to 4 times.
+bool splits_float32() {
+  int device = 0, major = 0, minor = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  return minor == 0 && (major == 8 || major == 9);
+}
+
 // Chooses the form by the types of source and result: products if they lose less than rounding to either type does, or if
-// PyTorch's matmul precision allows tf32. Only the device knows the radii; product_strip filters those beyond its reach
-// directly.
+// PyTorch's matmul precision allows tf32. Only the device knows the radii; regions of radii beyond the reach of products are
+// filtered directly.
 Form choose_form(DType source, DType result, const BlurParams& p) {
   const bool exact_enough = is_half(source) || (source == DType::uint8 && is_half(result));
-  return exact_enough || p.allow_tf32 ? Form::products : Form::direct;
+  return exact_enough || p.allow_tf32 ? Form::products : Form::exact;
 }
 
 template <class Destination>
@@ -230,25 +267,27 @@ Kernel<Destination> products_kernel(DType source) {
   }
 }
 
-// Planes as tiles of the direct form: whole, or cut so that every multiprocessor has some, in multiples of the fallback's tiles.
-Tiling direct_tiling(const int64_t (&shape)[4]) {
+// Planes as tiles of the exact forms, cut so that every multiprocessor has some, in multiples of the last resort's tiles.
+Tiling exact_tiling(const int64_t (&shape)[4], int most_columns) {
   constexpr int kSmallest = 64;
   constexpr int64_t kEnough = 512;
-  int rows = int(shape[2]), columns = int(shape[3]);
+  int rows = int(shape[2]), columns = std::min(int(shape[3]), most_columns);
   auto enough = [&] { return Tiling(shape, rows, columns).tiles >= kEnough; };
   while (!enough() && columns > kSmallest) columns = round_up((columns + 1) / 2, kSmallest);
   while (!enough() && rows > kSmallest) rows = round_up((rows + 1) / 2, kSmallest);
   return Tiling(shape, rows, columns);
 }
+Tiling parameter_tiling(const int64_t (&shape)[4]) { return exact_tiling(shape, INT32_MAX); }
 
-// Launches a direct form with as much shared memory as its walk uses up to kernels of 65 pixels, within a block's of sm_86.
+// Launches an exact form with as much shared memory as its walk uses up to kernels of 65 pixels, within a block's of sm_86.
 template <int kThreads, int kFilters, class Destination>
 cudaError_t launch_walk(void (*kernel)(BlurParams, Destination, Tiling, int), const BlurParams& p,
                         const Destination& destination, const Tiling& tiling, void* stream) {
   constexpr int kMostBytes = 99 * 1024 - int(sizeof(float)) * 2 * kThreads;
+  constexpr int kFewestBytes = int(std::max(sizeof(FilterMemory<kThreads, kFilters>), sizeof(SplitMemory)));
   const int rows = std::min(tiling.tile_rows, int(p.shape[2])), columns = std::min(tiling.tile_columns, int(p.shape[3]));
   const Walk<kThreads, kFilters> usual({rows, columns, 0, rows, 0, columns}, 32, INT32_MAX);
-  const int bytes = std::max(std::min(4 * usual.floats(), kMostBytes), int(sizeof(FilterMemory<kThreads, kFilters>)));
+  const int bytes = std::max(std::min(4 * usual.floats(), kMostBytes), kFewestBytes);
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
   return launch(kernel, kThreads, tiling.tiles, bytes, stream, p, destination, tiling, bytes / 4);
@@ -256,8 +295,11 @@ cudaError_t launch_walk(void (*kernel)(BlurParams, Destination, Tiling, int), co
 
 template <class Destination>
 cudaError_t launch_pass(const BlurParams& p, const Destination& destination, DType source, DType result, void* stream) {
-  if (choose_form(source, result, p) == Form::direct) {
-    const Tiling tiling = direct_tiling(p.shape);
+  if (choose_form(source, result, p) == Form::exact) {
+    if constexpr (std::is_same_v<Destination, Images>)  // preparing gradients would cost what split products save
+      if (source == DType::float32 && splits_float32())
+        return launch_walk<kSplitThreads, 1>(blur_split, p, destination, exact_tiling(p.shape, kSplitColumns), stream);
+    const Tiling tiling = exact_tiling(p.shape, INT32_MAX);
     if (int64_t(tiling.tile_rows) * tiling.tile_columns <= kSmallThreads * kLines * kRun)
       return launch_walk<kSmallThreads, 1>(blur_direct<kSmallThreads, Destination>, p, destination, tiling, stream);
     return launch_walk<kDirectThreads, 1>(blur_direct<kDirectThreads, Destination>, p, destination, tiling, stream);
@@ -291,13 +333,13 @@ const char* foveated_blur_backward_cuda(const BlurParams& p, const BlurGradients
   if (gradients.grad_images.data)
     error = launch_pass(p, gradients, gradients.grad.dtype, gradients.grad_images.dtype, stream);
   if (error == cudaSuccess && (gradients.grad_sigma || gradients.grad_gain)) {
-    error = launch_walk<kDirectThreads, 2>(blur_parameter_gradient, p, gradients, direct_tiling(p.shape), stream);
+    error = launch_walk<kDirectThreads, 2>(blur_parameter_gradient, p, gradients, parameter_tiling(p.shape), stream);
   }
   return message(error);
 }
 
 int64_t parameter_gradient_tiles(const int64_t (&shape)[4]) {
-  return is_empty(shape) ? 0 : direct_tiling(shape).tiles / shape[0];
+  return is_empty(shape) ? 0 : parameter_tiling(shape).tiles / shape[0];
 }
 
 }  // namespace fovblur

@@ -156,18 +156,19 @@ struct Weight {
   __device__ float exponential_acuity(int i, int j) const { return power_of_two(rate * eccentricity_of(i, j)); }
   __device__ float exponential_at(int i, int j) const { return gain * exponential_acuity(i, j); }
 
-  // Computes the weights of (i, j..j+7), the border reflected. Rare cases share one copy of their code.
-  __device__ void of_eight(int i, int j, int width, float (&weights)[kVector]) const {
-    if (kind == Falloff::exp && j >= 0 && j + kVector <= width) {
+  // Computes the weights of (i, j..), the border reflected. Rare cases share one copy of their code.
+  template <int kCount>
+  __device__ void of_run(int i, int j, int width, float (&weights)[kCount]) const {
+    if (kind == Falloff::exp && j >= 0 && j + kCount <= width) {
 #pragma unroll
-      for (int k = 0; k < kVector; ++k) weights[k] = exponential_at(i, j + k);
+      for (int k = 0; k < kCount; ++k) weights[k] = exponential_at(i, j + k);
       return;
     }
 #pragma unroll 1
-    for (int k = 0; k < kVector; ++k) {
+    for (int k = 0; k < kCount; ++k) {
       const float weight = at(i, reflect(j + k, width));
 #pragma unroll
-      for (int place = 0; place < kVector; ++place) weights[place] = place == k ? weight : weights[place];
+      for (int place = 0; place < kCount; ++place) weights[place] = place == k ? weight : weights[place];
     }
   }
 

@@ -96,7 +96,7 @@ struct Chunk {
       for (int k = 0; k < kVector; ++k) x[k] = eight.get(k);
       if constexpr (Pass::kPrepares) {
         const int from_row = reflect(row + i, strip.height), from_column = strip.first_column - kTile * D + j;
-        pass.weight.of_eight(from_row, from_column, strip.width, w);
+        pass.weight.of_run(from_row, from_column, strip.width, w);
 #pragma unroll
         for (int k = 0; k < kVector; ++k)
           x[k] = pass.prepare(from_row, reflect(from_column + k, strip.width), strip.height, strip.width, w[k], x[k]);
@@ -125,7 +125,7 @@ __device__ void finish_tile(const Pass& pass, const Strip& strip, const float (&
   __syncwarp();
   if (!inside) return;
   float w[kVector], y[kVector];
-  pass.weight.of_eight(i, j, strip.width, w);
+  pass.weight.of_run(i, j, strip.width, w);
   const float* own = memory + lane / 2 * kSumsStride + lane % 2 * kVector;
 #pragma unroll
   for (int k = 0; k < kVector; ++k)

@@ -412,7 +412,7 @@ __device__ inline float chosen(const float (&sums)[kLines][kRun], int k, int lin
   return sum;
 }
 
-// Finishes and stores the results of a pass.
+// Finishes and stores the results of a pass, pairs of neighbours from an even column on.
 template <class Pass>
 struct StoredOutput {
   const Pass& pass;
@@ -424,7 +424,48 @@ struct StoredOutput {
 
   __device__ bool takes_pairs(int j) const { return pairs && j + 1 < region.end_column; }
   __device__ bool inside(int i) const { return i >= region.first_row && i < region.end_row; }
+  __device__ float finished(int i, int j, float weight, float x, float blurred) const {
+    return pass.finish(i, j, region.height, region.width, weight, x, blurred);
+  }
 
+  __device__ float2 finished_pair(int i, int j, float2 sharp, float first, float second) const {
+    return make_float2(finished(i, j, pass.weight.exponential_at(i, j), sharp.x, first),
+                       finished(i, j + 1, pass.weight.exponential_at(i, j + 1), sharp.y, second));
+  }
+  __device__ void store_any(int i, int j, float blurred) const {
+    pass.target.store(i, j, finished(i, j, pass.weight.at(i, j), pass.source.load(i, j), blurred));
+  }
+
+  // A lane's part of 16 x 16 results: columns j, j + 1, j + 8, j + 9 of rows i and i + 8; sums[columns][2 rows + column].
+  __device__ bool takes_tile() const { return pairs && region.end_column % 2 == 0; }
+  __device__ void store_tile(int i, int j, const float (&sums)[2][4]) const {
+    if (takes_tile()) {
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        if (!inside(i + 8 * k)) continue;
+        const float* from = pass.source.floats(i + 8 * k, j);
+        float* to = pass.target.floats(i + 8 * k, j);
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          if (j + 8 * n >= region.end_column) continue;
+          const float2 sharp = *reinterpret_cast<const float2*>(from + 8 * n);
+          *reinterpret_cast<float2*>(to + 8 * n) =
+              finished_pair(i + 8 * k, j + 8 * n, sharp, sums[n][2 * k], sums[n][2 * k + 1]);
+        }
+      }
+      return;
+    }
+#pragma unroll 1
+    for (int m = 0; m < 8; ++m) {
+      const int row = i + 8 * (m / 4), column = j + 8 * (m / 2 % 2) + m % 2;
+      float sum = 0.0f;
+#pragma unroll
+      for (int e = 0; e < 8; ++e) sum = e == m ? sums[e / 2 % 2][e / 4 * 2 + e % 2] : sum;
+      if (inside(row) && column < region.end_column) store_any(row, column, sum);
+    }
+  }
+
+  // Eight rows.
   __device__ Patch prefetch(int i, int j) const {
     Patch sharp = {};
     if (!takes_pairs(j)) return sharp;
@@ -436,25 +477,16 @@ struct StoredOutput {
   }
 
   __device__ void operator()(int i, int j, const Patch& sharp, const float (&sums)[1][kLines][kRun]) const {
-    auto finished = [&](int k, int line, float weight, float x, float blurred) {
-      return pass.finish(i + k, j + line, region.height, region.width, weight, x, blurred);
-    };
     if (takes_pairs(j)) {
       float* row = pass.target.floats(i, j);
 #pragma unroll
       for (int k = 0; k < kRun; ++k, row += pass.target.images.strides[2]) {
-        const float2 x = sharp.rows[k];
-        const float first = finished(k, 0, pass.weight.exponential_at(i + k, j), x.x, sums[0][0][k]);
-        const float second = finished(k, 1, pass.weight.exponential_at(i + k, j + 1), x.y, sums[0][1][k]);
-        if (inside(i + k)) *reinterpret_cast<float2*>(row) = make_float2(first, second);
+        const float2 y = finished_pair(i + k, j, sharp.rows[k], sums[0][0][k], sums[0][1][k]);
+        if (inside(i + k)) *reinterpret_cast<float2*>(row) = y;
       }
       return;
     }
-    for_each_pixel(region, i, j, [&](int k, int line) {
-      const float x = pass.source.load(i + k, j + line);
-      pass.target.store(i + k, j + line,
-                        finished(k, line, pass.weight.at(i + k, j + line), x, chosen(sums[0], k, line)));
-    });
+    for_each_pixel(region, i, j, [&](int k, int line) { store_any(i + k, j + line, chosen(sums[0], k, line)); });
   }
 };
 

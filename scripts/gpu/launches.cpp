@@ -21,6 +21,7 @@ std::map<const void*, std::string>& names() {  // of kernels, by their host func
 }
 std::map<const void*, size_t> allowed;
 std::string call;
+int architecture = 86;  // of the device
 
 }  // namespace
 
@@ -52,7 +53,12 @@ cudaError_t cudaLaunchKernel(const void* kernel, dim3, dim3 block, void**, size_
 }
 const char* cudaGetErrorString(cudaError_t) { return "error"; }
 cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 68, cudaSuccess; }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  const int major = architecture / 10, minor = architecture % 10, multiprocessors = 68;
+  *value = attribute == cudaDevAttrComputeCapabilityMajor ? major : multiprocessors;
+  if (attribute == cudaDevAttrComputeCapabilityMinor) *value = minor;
+  return cudaSuccess;
+}
 
 // What the compiler's own launch stubs name; nothing calls them.
 unsigned __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) { std::abort(); }
@@ -83,7 +89,7 @@ void blur(int source, int result, int64_t side, bool tf32) {
   p.allow_tf32 = tf32;
   const std::string types = std::string(kTypes[source]) + " to " + kTypes[result] + (tf32 ? ", tf32" : "");
   p.images = images_of(source, side);
-  call = "blur, " + types;
+  call = "blur, " + types + (architecture == 90 ? ", 9.0" : "");
   check(fovblur::foveated_blur_cuda(p, images_of(result, side), nullptr));
   if (result == 0) return;  // has no gradient
   fovblur::BlurGradients gradients = {images_of(result, side), {}, kData, kData};
@@ -115,7 +121,11 @@ int main() {
     for (int source = 0; source < 4; ++source)
       for (int result = 0; result < 4; ++result)
         if (result != 0 || source == 0)
-          for (int64_t side : {32, 224}) blur(source, result, side, tf32);
+          for (int64_t side : {32, 224})
+            for (int on : {90, 86}) {  // which differ in the form of exact float32
+              architecture = on;
+              if (on == 86 || source == 3) blur(source, result, side, tf32);
+            }
     for (int type = 1; type < 4; ++type)
       for (int strided = 0; strided < 2; ++strided) similarity(type, tf32, strided);
   }

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not HAS_NVCC, reason=WITHOUT_NVCC)
 
 def test_kernels_do_not_spill_and_share_a_multiprocessor(gpu_resources):
     rows = of(gpu_resources, "cuda")
-    assert len(rows) == len(ARCHITECTURES) * (4 + 7 + 1 + 16 + 1)
+    assert len(rows) == len(ARCHITECTURES) * (4 + 7 + 1 + 1 + 16 + 1)
     for row in rows:
         (blocks,) = (blocks for name, blocks in RESIDENT.items() if row["kernel"].startswith(name))
         assert_fits(row, blocks)
@@ -57,10 +57,18 @@ def test_calls_launch_the_form_that_is_exact_enough(gpu_resources):
     direct, products = launched["blur_direct<256, Images>"], launched["blur_products<float, Images>"]
     assert "blur, float32 to float32" in direct and "blur, float32 to float32, tf32" in products
     assert "blur, uint8 to float32" in direct
+    assert launched["blur_split"] == {f"blur, float32 to {kind}, 9.0" for kind in ("float16", "bfloat16", "float32")}
     assert "blur, uint8 to float16" in launched["blur_products<unsigned char, Images>"]
     assert launched["similarity_scores<ExactProducts, true, Matrix>"] == {"similarity, float32"}
     assert launched["similarity_scores<ExactProducts, false, Matrix>"] == {"similarity, float32, strided"}
     assert launched["similarity_scores<MatrixProducts<float>, true, SliceBest>"] == {"top-k, float32, tf32"}
+
+
+def test_split_products_are_three_for_each_tile_of_taps(gpu_resources):
+    for row in of(gpu_resources, "cuda", "blur_split"):
+        # For D = 1 and 2: 2 D + 1 tiles of two halves along the rows, and along the columns for each place in the ring.
+        along, places = 2 * (3 + 5), 2 * (3 * 3 + 5 * 5)
+        assert row["instructions"]["HMMA"] == 3 * (along + places), row
 
 
 def test_the_blur_uses_tensor_cores_and_wide_loads(gpu_resources):

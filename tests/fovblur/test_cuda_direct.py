@@ -1,8 +1,15 @@
-"""The direct form of the CUDA kernels: strips and rings of every size, the tiles behind them, and their gradients."""
+"""The exact forms of the CUDA kernels: strips and rings of every size, the tiles behind them, and their gradients.
 
+On an architecture 9.0 float32 images are filtered as split products, within their reach.
+"""
+
+import ctypes
+from collections.abc import Iterator
+
+import cuda_on_host
 import pytest
 import torch
-from backends_under_test import exact, in_both_orders
+from backends_under_test import ON_GPU, exact, in_both_orders
 from comparisons import assert_close, exact_gradients, gradients, random_images, relative_error
 
 import fovblur
@@ -23,8 +30,20 @@ CASES = {
 }
 
 
+@pytest.fixture(autouse=True, params=[86, 90], ids=["direct", "split"])
+def architecture(implementation, request, tmp_path_factory) -> Iterator[None]:
+    """Let the emulated device choose its form as a real one of the architecture does."""
+    if ON_GPU:
+        yield
+        return
+    library = ctypes.CDLL(cuda_on_host.build(tmp_path_factory.getbasetemp()).__file__)
+    library.set_fovblur_architecture(request.param)
+    yield
+    library.set_fovblur_architecture(86)
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_the_direct_form_is_exact(implementation, case, seed):
+def test_the_exact_forms_are_exact(implementation, case, seed):
     shape, sizes = CASES[case]
     kernel_size, count = torch.tensor(sizes), len(sizes)
     images, grad = torch.rand(count, 1, *shape), torch.rand(count, 1, *shape) - 0.3
@@ -35,6 +54,17 @@ def test_the_direct_form_is_exact(implementation, case, seed):
         assert relative_error(one, other) < 1e-5
     arguments = (images, sigma, kernel_size, gain, grad)
     assert_close(gradients(implementation, *arguments), exact_gradients(*arguments), 1e-5, grad)
+
+
+@pytest.mark.parametrize("unit", [1e-36, 1e-30, 1e30, 3e38])
+def test_pixels_of_any_scale(implementation, unit, seed):
+    """Ordinary pixels in one plane, others in the next, and rows of both in a third."""
+    images = torch.rand(3, 1, 40, 70) - 0.5
+    images[1] *= unit
+    images[2, :, ::2] *= unit
+    ours = implementation.gaussian_blur(images, kernel_size=51)
+    for one, other in zip(ours, exact(images, kernel_size=51, gain=0.0)):
+        assert relative_error(one, other) < 1e-5
 
 
 def test_few_planes_are_cut_and_many_are_not(implementation, seed):

@@ -40,6 +40,10 @@ inline float2 make_float2(float x, float y) { return {x, y}; }
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
+inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 struct alignas(16) int4 {
   int x, y, z, w;
@@ -62,9 +66,13 @@ constexpr cudaError_t cudaSuccess = 0;
 inline const char* cudaGetErrorString(cudaError_t) { return "error"; }
 
 // A GPU of few multiprocessors, so that a block gets several tiles.
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
+inline int fovblur_architecture = 86;
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor };
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 3, cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  const int values[] = {3, fovblur_architecture / 10, fovblur_architecture % 10};
+  return *value = values[attribute], cudaSuccess;
+}
 
 // The memory of the device is the host's.
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost };
