@@ -12,10 +12,12 @@ import argparse
 import json
 import re
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from gpu import cuda, roofline
+from gpu.cards import CARDS
 from gpu.occupancy import MULTIPROCESSORS, occupancy
 
 from bvsa_core.io.atomic import write_atomically
@@ -60,9 +62,26 @@ Where few blocks share a multiprocessor, this is intended:
 - `blur_split` keeps taps and filtered rows in registers in two parts each, so three blocks of four warps share a
   multiprocessor of sm_80 and sm_90, for which it is."""
 
+UNITS = ("issue", "tensor", "FMA", "shared memory", "device memory")
+COST_COLUMNS = (
+    "form", "machine instructions", "PTX", "mma", "fma", "mufu", "sectors / ideal", "wavefronts",
+    *(f"{unit} / ms" for unit in UNITS), "estimate / ms", "copy / ms",
+)  # fmt: skip
+COSTS = """\
+Estimates: no figure here was measured on a GPU. Blurs are of 1024 x 3 x 224 x 224. The blocks of one sample, or one
+block of a small grid, run in an interpreter of what nvcc compiled (`tests/support/ptx`), launched by the library's own
+host code. Instructions are those that warps issue for 256 outputs: in PTX counted, in machine code estimated from the
+PTX of the same source lines (sm_86's for the A100). `mma`, `fma` and `mufu` are PTX instructions on tensor cores, in
+float arithmetic, and of special functions. `sectors / ideal` are the bytes of all 32-byte sectors that warps ask for,
+relative to those that a call must read and write once; a cache may serve the rest. `wavefronts` are turns of shared
+memory, for 256 outputs.
 
-def collect(backends: Iterable[str], architectures: tuple[int, ...]) -> dict:
-    """Return versions of the compilers, and a row for every kernel and architecture."""
+Times are the least that each unit of a card would take at its published rate (`scripts/gpu/cards.py` has the rates and
+their sources). The largest is the estimate; a kernel reaches less. `copy` is the time of a copy of the same bytes."""
+
+
+def collect(backends: Iterable[str], architectures: tuple[int, ...], with_costs: bool) -> dict:
+    """Return versions of the compilers, a row for every kernel and architecture, and the costs of the CUDA forms."""
     versions, rows, pending = {}, [], None
     if "triton" in backends:
         from gpu import triton_kernels
@@ -72,17 +91,25 @@ def collect(backends: Iterable[str], architectures: tuple[int, ...]) -> dict:
     if "cuda" in backends:
         versions["nvcc"] = cuda.nvcc_version()
         rows += cuda.kernels(architectures)
+    lines = {(row["kernel"], row["architecture"]): row.pop("lines") for row in rows}
     rows += pending() if pending else []
     for row in rows:
         shared = row["static_shared"] + row["dynamic_shared"]
         row |= occupancy(row["architecture"], row["threads"], row["registers"], shared)
     estimates = [roofline.described(estimate) for estimate in roofline.ESTIMATES]
-    return {"note": NOTHING_MEASURED, "versions": versions, "kernels": rows, "estimates": estimates}
+    resources = {"note": NOTHING_MEASURED, "versions": versions, "kernels": rows, "estimates": estimates}
+    if with_costs:
+        from gpu import counts
+
+        with tempfile.TemporaryDirectory() as folder:
+            resources["costs"] = list(counts.costs(counts.ptx_device.build(Path(folder)), lines))
+    return resources
 
 
 def as_json(resources: dict) -> str:
     """Format one line per kernel, so that a change of one kernel changes one line."""
-    lists = {name: ",\n".join(f"  {json.dumps(row)}" for row in resources[name]) for name in ("kernels", "estimates")}
+    names = [name for name in ("kernels", "estimates", "costs") if name in resources]
+    lists = {name: ",\n".join(f"  {json.dumps(row)}" for row in resources[name]) for name in names}
     head = "".join(f' "{name}": {json.dumps(resources[name])},\n' for name in ("note", "versions"))
     return "{\n" + head + ",\n".join(f' "{name}": [\n{rows}\n ]' for name, rows in lists.items()) + "\n}\n"
 
@@ -105,6 +132,10 @@ def markdown(resources: dict) -> str:
         "## Which calls launch which CUDA kernel",
         table(("kernel", "calls"), ((f"`{name}`", what) for name, what in calls.items())),
     ]
+    parts += ["## What the CUDA forms cost: estimates", COSTS]
+    for card in CARDS:
+        rows = [row for row in resources["costs"] if row["card"] == card.name]
+        parts += [f"### {card.name}, sm_{card.architecture}", table(COST_COLUMNS, map(cost_cells, rows))]
     parts += [
         f"## Limits of an {roofline.GPU}: an estimate",
         roofline_text(),
@@ -125,6 +156,18 @@ def cells_of(row: dict) -> list[str]:
         mix.get("LDG.128", 0), mix.get("LDGSTS.128", 0), others("LDG"), mix.get("STG.128", 0), others("STG"),
     )  # fmt: skip
     return [name, *map(str, values)]
+
+
+def cost_cells(row: dict) -> list[str]:
+    classes, seconds = row["classes"], row["seconds"]
+    estimate = seconds[row["bound"]]
+    return [
+        row["form"], f"{row['machine_instructions']:.0f}", f"{row['ptx_instructions']:.0f}",
+        *(f"{classes.get(name, 0):.1f}" for name in ("mma", "fma", "mufu")),
+        f"{row['sectors_of_ideal']:.2f}", f"{row['wavefronts']:.1f}",
+        *(f"{1e3 * seconds[name]:.2f}" for name in UNITS),
+        f"{1e3 * estimate:.2f}, by {row['bound']}", f"{1e3 * row['copy_s']:.2f}",
+    ]  # fmt: skip
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -158,7 +201,7 @@ def main() -> int:
         parser.error(f"--json: {chosen.json.parent} is no folder; make it first")
     if "cuda" in backends and cuda.nvcc() is None:
         parser.error("nvcc is not on PATH; install the CUDA toolkit, or choose --only triton --json FILE")
-    resources = collect(backends, tuple(MULTIPROCESSORS))
+    resources = collect(backends, tuple(MULTIPROCESSORS), with_costs=not chosen.json)
     if chosen.json:
         write_atomically(chosen.json, as_json(resources).encode())
         return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gpu_resources as script
 import pytest
+from gpu import counts
 from gpu_kernels import HAS_NVCC, SCRIPT, WITHOUT_NVCC
 
 REGISTERS = (16, 32, 33, 64, 72, 80, 81, 96, 112, 128, 153, 168, 169, 224, 255)
@@ -36,6 +37,25 @@ def test_the_kept_rows_are_what_the_compilers_make(gpu_resources, kept, backend,
     if gpu_resources["versions"][compiler] == kept["versions"][compiler]:  # another version may use other registers
         for key, row in made.items():
             assert row == rows[key], "run: python scripts/gpu_resources.py"
+
+
+def test_the_kept_estimates_are_of_all_forms_and_cards(kept):
+    rows = [(row["form"], row["card"]) for row in kept["costs"]]
+    assert rows == [(form.name, card.name) for form in counts.forms() for card in counts.CARDS]
+    for row in kept["costs"]:
+        assert row["estimate"] is True and row["seconds"][row["bound"]] == max(row["seconds"].values())
+        assert row["machine_instructions"] > 0 and row["sectors_of_ideal"] >= 0.9, row
+
+
+@pytest.mark.skipif(not HAS_NVCC, reason=WITHOUT_NVCC)
+def test_the_kept_counts_are_those_of_the_sources(kept, tmp_path):
+    if script.cuda.nvcc_version() != kept["versions"]["nvcc"]:
+        pytest.skip("another version of nvcc")
+    form = "blur, float16, k 51"
+    for row in counts.costs(counts.ptx_device.build(tmp_path), part=form):
+        (other,) = [other for other in kept["costs"] if (other["form"], other["card"]) == (form, row["card"])]
+        for name in ("kernels", "ptx_instructions", "classes", "sectors_of_ideal", "wavefronts"):
+            assert row[name] == other[name], f"{name} differ; run: python scripts/gpu_resources.py"
 
 
 @pytest.mark.skipif(not HAS_NVCC, reason=WITHOUT_NVCC)
