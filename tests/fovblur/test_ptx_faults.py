@@ -115,6 +115,26 @@ KERNEL one_place(const float* in, float* out) {
   held[OFFSET ? threadIdx.x / 2 : threadIdx.x] = in[threadIdx.x];
   out[threadIdx.x] = 1;
 }
+__constant__ float halves[4] = {0.5f, 0.25f, 0.125f, 0.0625f};
+__device__ const short steps[3] = {-7, 300, 2};
+KERNEL of_every_memory(const float* in, float* out) {
+  __shared__ float held[64];
+  float own[8];
+  for (int i = 0; i < 8; ++i) own[(i + threadIdx.x) % 8] = in[i];
+  held[threadIdx.x] = own[threadIdx.x / 8];
+  __syncthreads();
+  const float* either = int(in[0]) == 0 ? held : in;
+  float x = either[threadIdx.x] + steps[threadIdx.x % 3];
+  switch (threadIdx.x % 6) {
+    case 0: x *= 3; break;
+    case 1: x = rsqrtf(x * x); break;
+    case 2: x -= 11; break;
+    case 3: x = fabsf(x); break;
+    case 4: x = x * x; break;
+    default: x += halves[threadIdx.x % 4];
+  }
+  out[threadIdx.x] = x;
+}
 KERNEL of_all_blocks(const float* in, float* out) {
   const int block = OFFSET ? 0 : blockIdx.x;
   out[block * 64 + threadIdx.x] = in[threadIdx.x];
@@ -173,6 +193,17 @@ def run(interpreter: Interpreter, kernel: str) -> np.ndarray:
 def test_faults_are_found(planted, kernel):
     with pytest.raises(Fault, match=FAULTS[kernel]):
         run(planted["wrong"], kernel)
+
+
+def test_tables_local_arrays_generic_addresses_and_switches(planted):
+    results = run(planted["right"], "of_every_memory")
+    cases = (lambda x, t: 3 * x, lambda x, t: 1 / abs(x), lambda x, t: x - 11, lambda x, t: abs(x), lambda x, t: x * x)
+    for t in range(THREADS):
+        x = (t // 8 - t) % 8 + (-7, 300, 2)[t % 3]
+        expected = cases[t % 6](x, t) if t % 6 < 5 and (t % 6 != 1 or x) else x + 0.5 ** (1 + t % 4)
+        if t % 6 == 1 and x == 0:
+            expected = np.inf
+        assert results[t] == pytest.approx(expected, rel=1e-6)
 
 
 def test_what_depends_on_memory_that_was_never_written_is_not_a_number(planted):

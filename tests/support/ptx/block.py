@@ -160,10 +160,6 @@ class Block:
     def everyone(self, mask: Mask) -> np.ndarray:
         return np.ones(self.size, bool) if mask is None else mask
 
-    def park(self, mask: Mask, place: int) -> int:
-        self.places[self.everyone(mask)] = place
-        return PARKED
-
     # ---- barriers ----
 
     def arrive(

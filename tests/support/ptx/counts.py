@@ -60,7 +60,6 @@ class Counts:
     visits: np.ndarray  # how often warps issued each instruction of the kernel
     blocks: int = 0
     sectors: Counter[str] = field(default_factory=Counter)  # "load", "store"
-    bytes: Counter[str] = field(default_factory=Counter)  # that lanes ask for: "load", "store"
     wavefronts: Counter[str] = field(default_factory=Counter)  # "load", "store", "ldmatrix", "cp.async"
 
     def classes(self, kernel: Kernel) -> dict[str, int]:
@@ -74,7 +73,6 @@ class Counts:
         warps = threads // WARP << 48
         sectors = np.concatenate([warps + addresses // SECTOR, warps + (addresses + size - 1) // SECTOR])
         self.sectors[what] += len(np.unique(sectors))
-        self.bytes[what] += size * len(addresses)
 
     def add_shared(self, what: str, addresses: np.ndarray, size: int, threads: np.ndarray) -> None:
         """Lanes go together as far as 128 bytes reach; words of one bank take turns."""

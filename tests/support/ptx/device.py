@@ -219,12 +219,6 @@ class Device:
             buffer.writable = flags if buffer.writable is None else buffer.writable | flags
             buffer.readable = ~flags if buffer.readable is None else buffer.readable & ~flags
 
-    def filled(self, tensor: Tensor) -> None:
-        """Note that PyTorch wrote a tensor."""
-        buffer = self.buffers.get(tensor.untyped_storage().data_ptr())
-        if buffer is not None:
-            buffer.readable = None
-
     def _launched(self, name: bytes, grid, block, shared: int, arguments) -> int:
         try:
             kernel = name.decode()
@@ -255,10 +249,7 @@ class _Allocations(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
-            if "empty" in func.__name__:
-                self.device.add(result, output=True)
-            else:
-                self.device.add(result, output=False)
+            self.device.add(result, output="empty" in func.__name__)
         return result
 
 

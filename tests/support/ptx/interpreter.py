@@ -26,8 +26,8 @@ class Interpreter:
         self.tables: dict[str, int] = {}
         self.table_buffers: list[Buffer] = []
         for name, content in self.module.tables.items():
-            self.tables[name] = TABLES + GAP * len(self.tables) if not self.tables else self.table_buffers[-1].end + GAP
-            self.tables[name] = -(-self.tables[name] // GAP) * GAP
+            end = self.table_buffers[-1].end if self.table_buffers else TABLES
+            self.tables[name] = (end // GAP + 1) * GAP
             self.table_buffers.append(Buffer(np.frombuffer(content, np.uint8), self.tables[name]))
 
     def run(
@@ -77,8 +77,3 @@ class Interpreter:
         for number in range(grid[0] * grid[1] * grid[2]) if blocks is None else blocks:
             Block(launch, number).run()
         return counts
-
-    def kernel(self, part: str) -> str:
-        """Return the name of the only kernel whose name contains `part`."""
-        (name,) = [name for name in self.module.kernels if part in name]
-        return name

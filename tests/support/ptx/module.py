@@ -19,7 +19,7 @@ REGISTER_DTYPES: dict[str, Any] = {"pred": np.bool_, "f32": np.float32, "f64": n
 STATEMENT = re.compile(
     r"\s+"
     r"|(?P<scope>[{}])"
-    r"|(?P<location>\.loc[^\n]*\n)"
+    r"|(?P<location>\.loc\s[^\n]*\n)"
     r"|(?P<label>[\w$]+):(?!:)"
     r"|(?P<text>[^;]+);"
 )
@@ -78,7 +78,7 @@ def load(path: Path) -> Module:
     entries = list(re.finditer(r"\.entry\s+([\w$]+)\s*\(([^)]*)\)([^{;]*)\{", text))
     dynamic = re.findall(r"\.extern\s+\.shared[^;]*?([\w$]+)\s*\[\s*\]", text)
     first = entries[0].start() if entries else len(text)
-    static = {name: "\n" * text[:start].count("\n") + body for name, start, body in _shared_of_module(text[:first])}
+    static = re.findall(r"(?<!extern )\.shared\s[^;]*", text[:first])
     kernels = {}
     for entry in entries:
         kernel = Kernel(entry[1])
@@ -86,18 +86,13 @@ def load(path: Path) -> Module:
             r"\.param(?:\s+\.align\s+\d+)?\s+\.(\w+)\s+([\w$]+)(?:\[(\d+)\])?", entry[2]
         ):
             kernel.parameters[name] = BYTES[kind] * int(count or 1)
-        for declaration in static.values():
-            _declare(kernel, declaration.strip(), {})
+        for declaration in static:
+            _declare(kernel, declaration, None)
         _read_body(kernel, text, entry.end())
         kernel.shared |= dict.fromkeys(dynamic, -(-kernel.static_shared // 16) * 16)
         kernels[kernel.name] = kernel
     files = {int(number): name for number, name in re.findall(r'\.file\s+(\d+)\s+"([^"]*)"', text)}
     return Module(kernels, dict(_tables(text)), files)
-
-
-def _shared_of_module(text: str) -> Iterator[tuple[str, int, str]]:
-    for match in re.finditer(r"(?<!extern )(\.shared\s+\.align\s+\d+\s+\.\w+\s+([\w$]+)[^;]*);", text):
-        yield match[2], match.start(), match[1]
 
 
 def _tables(text: str) -> Iterator[tuple[str, bytes]]:

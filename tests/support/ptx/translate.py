@@ -325,12 +325,9 @@ class _Translator:
         return unpack
 
     def _change_of_space(self, opcode: tuple[str, ...], operands: tuple[str, ...]) -> Step:
-        window = WINDOWS.get(next(part for part in opcode[1:] if part not in ("to",)).partition("::")[0], 0)
-        dtype = DTYPES[opcode[-1]]
-        if "to" in opcode:
-            window = WINDOWS.get(opcode[2].partition("::")[0], 0)
-            return self._arithmetic(lambda x: x - dtype(window), (opcode[-1],), opcode[-1], operands)
-        return self._arithmetic(lambda x: x + dtype(window), (opcode[-1],), opcode[-1], operands)
+        window = DTYPES[opcode[-1]](WINDOWS.get(opcode[-2].partition("::")[0], 0))
+        change = (lambda x: x - window) if "to" in opcode else (lambda x: x + window)
+        return self._arithmetic(change, (opcode[-1],), opcode[-1], operands)
 
     def _comparison(self, opcode: tuple[str, ...], operands: tuple[str, ...]) -> Step:
         kind, compare = opcode[-1], comparison(opcode[1], opcode[-1])
@@ -712,7 +709,7 @@ def _end(holds: Reader | None) -> Control:
     def end(block: Block, mask: Mask, place: int) -> int:
         ending = block.everyone(mask)
         if holds is not None:
-            block.park(mask, place + 1)
+            block.places[ending] = place + 1
             ending = ending & holds(block)
         block.done |= ending
         return PARKED
