@@ -13,7 +13,7 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gpu import cuda, roofline
@@ -67,6 +67,7 @@ COST_COLUMNS = (
     "form", "machine instructions", "PTX", "mma", "fma", "mufu", "sectors / ideal", "wavefronts",
     *(f"{unit} / ms" for unit in UNITS), "estimate / ms", "copy / ms",
 )  # fmt: skip
+TRITON_COLUMNS = ("kernel", "card", "kernel sizes", "machine instructions", "issue / ms")
 COSTS = """\
 Estimates: no figure here was measured on a GPU. Blurs are of 1024 x 3 x 224 x 224. The blocks of one sample, or one
 block of a small grid, run in an interpreter of what nvcc compiled (`tests/support/ptx`), launched by the library's own
@@ -136,6 +137,8 @@ def markdown(resources: dict) -> str:
     for card in CARDS:
         rows = [row for row in resources["costs"] if row["card"] == card.name]
         parts += [f"### {card.name}, sm_{card.architecture}", table(COST_COLUMNS, map(cost_cells, rows))]
+    if rows := list(triton_costs(resources["kernels"])):
+        parts += ["### Triton's blurs, by machine instructions that are issued", table(TRITON_COLUMNS, rows)]
     parts += [
         f"## Limits of an {roofline.GPU}: an estimate",
         roofline_text(),
@@ -168,6 +171,19 @@ def cost_cells(row: dict) -> list[str]:
         *(f"{1e3 * seconds[name]:.2f}" for name in UNITS),
         f"{1e3 * estimate:.2f}, by {row['bound']}", f"{1e3 * row['copy_s']:.2f}",
     ]  # fmt: skip
+
+
+def triton_costs(kernels: Iterable[dict]) -> Iterator[list[str]]:
+    """Yield cells of the Triton forms whose issued instructions are estimated; counts has the sizes of the batch."""
+    from gpu.counts import BATCH, CHANNELS, OUTPUTS, SIDE
+
+    units = BATCH * CHANNELS * SIDE * SIDE / OUTPUTS
+    for row in kernels:
+        for sizes, count in row.get("instructions_of_256", {}).items():
+            for card in CARDS:
+                if card.architecture == row["architecture"]:
+                    issue = f"{1e3 * count * units / card.issue:.2f}"
+                    yield [f"{row['kernel']}: {row['configuration']}", card.name, sizes, str(count), issue]
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
