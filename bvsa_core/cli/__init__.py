@@ -4,12 +4,14 @@ import importlib
 import importlib.util
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 
 from bvsa_core import allocator
 from bvsa_core.cli.output import say
 from bvsa_core.errors import UserError, unknown_name
+from bvsa_core.stopping import Stopped, stop_on_preemption
 
 COMMANDS = {
     "demo": "data, features, training, table and page in one go, on synthetic data",
@@ -34,11 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. User errors print one line.
 
     Returns:
-        The exit code: 0 for success, 1 for a check that found problems, 2 for an error, 130 after Ctrl-C.
+        The exit code: 0 for success, 1 for a check that found problems, 2 for an error; 130 after Ctrl-C,
+        143 after SIGTERM and 138 after SIGUSR1 (128 and the signal's number).
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _dispatch(arguments)
+        with stop_on_preemption():
+            return _dispatch(arguments)
     except UserError as error:
         say(f"bvsa: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -50,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"bvsa: error: {path}{error.strerror or error}", file=sys.stderr)
     except KeyboardInterrupt as stopped:  # its message names the epoch that was saved, if any
         say(f"bvsa: {str(stopped) or 'stopped'}; the same command continues", file=sys.stderr)
-        return 130
+        return 128 + (stopped.number if isinstance(stopped, Stopped) else signal.SIGINT)
     return 2
 
 

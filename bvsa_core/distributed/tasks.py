@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -26,11 +27,12 @@ import torch
 from bvsa_core.allocator import tune_allocator
 from bvsa_core.errors import UserError
 from bvsa_core.progress import Progress, no_progress
+from bvsa_core.stopping import PREEMPTION
 
 Item = TypeVar("Item")
 Context = TypeVar("Context")
 CONNECT_S = 5  # wait for the scheduler's answer
-STOP_S = 10  # time that workers have at Ctrl-C to save their training
+STOP_S = 10  # time that workers have after a signal to save their training
 POLL_S = 0.5  # between looks at the workers of a cluster
 TRIES = 3  # of a task whose workers are lost
 LOST = "its worker was killed, perhaps for lack of memory; use fewer --workers"
@@ -98,7 +100,7 @@ class TaskPool(Generic[Context]):
             progress: passed on to tasks of this process; those of workers report nothing.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C; a training has been saved, and the same tasks continue it.
+            KeyboardInterrupt: Ctrl-C or another signal; a training has been saved, and the same tasks continue it.
         """
         if self._workers is not None:
             yield from _run_in_workers(self._workers, function, items)
@@ -140,7 +142,8 @@ def _run_in_workers(
                     waiting.append((item, losses + 1))
                 else:
                     yield item, LOST
-    except KeyboardInterrupt:  # processes of this machine have received it too, and save their training
+    except KeyboardInterrupt:
+        workers.interrupt()
         for task in running:
             task.cancel()
         wait(running, STOP_S)
@@ -155,7 +158,9 @@ def _is_lost(task: Future) -> bool:
     if not task.done() or task.cancelled():
         return True
     error = task.exception()
-    return isinstance(error, BrokenProcessPool) or type(error).__name__ == "KilledWorker"  # loky's, and Dask's
+    if isinstance(error, (BrokenProcessPool, KeyboardInterrupt)):  # loky's; the worker alone got a signal
+        return True
+    return type(error).__name__ == "KilledWorker"  # Dask's
 
 
 class _Processes:
@@ -182,6 +187,13 @@ class _Processes:
 
     def stop(self, worker: int, task: Future) -> None:
         self._executors.pop(worker).shutdown(kill_workers=True)
+
+    def interrupt(self) -> None:
+        """Make tasks save their training and end. Only a terminal's Ctrl-C reaches all processes by itself."""
+        for executor in self._executors.values():
+            for process in list(executor._processes):  # loky has no public way to them
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGTERM)
 
     def close(self) -> None:
         for executor in self._executors.values():
@@ -224,6 +236,9 @@ class _Cluster:
     def stop(self, worker: str, task: Future) -> None:
         task.cancel()
 
+    def interrupt(self) -> None:
+        """Do nothing: tasks that are cancelled end by themselves, see `_run_on_cluster`."""
+
     def close(self) -> None:
         self._client.close()
 
@@ -258,8 +273,9 @@ def _run_task(
 
 
 def exit_with_parent() -> None:
-    """Make this worker exit on Ctrl-C, which the parent reports, and when the parent dies, which joblib does not do."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    """Make this worker exit on signals, which the parent reports, and, as joblib does not, when the parent dies."""
+    for number in (signal.SIGINT, *PREEMPTION):
+        signal.signal(number, lambda number, _: os._exit(128 + number))
     parent = os.getppid()
 
     def follow() -> None:

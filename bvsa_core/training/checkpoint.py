@@ -12,7 +12,6 @@ import io
 import pickle
 import random
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import write_atomically
 from bvsa_core.methods.base import Method
 from bvsa_core.progress import Progress, no_progress
+from bvsa_core.stopping import PREEMPTION, Stopped, handled
 from bvsa_core.training.config import RunConfig, to_dict
 from bvsa_core.training.run_folder import RunFolder
 from bvsa_core.training.selection import Best
@@ -41,10 +41,6 @@ VERSION = b"bvsa training state 3"  # before it, without a first line, or resume
 PLACES = {"data", "bank", "cache_dir", "device"}  # settings that a state does not depend on
 # What torch.load and load_state_dict raise for damaged content, besides arithmetic and assertion errors.
 UNREADABLE = (pickle.UnpicklingError, EOFError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)
-
-
-class Stopped(KeyboardInterrupt):
-    """Raised after Ctrl-C, once the training state is saved; the message says where training stopped."""
 
 
 class TrainingState:
@@ -122,7 +118,7 @@ def _digest(content: bytes | memoryview) -> bytes:
 
 
 class Checkpointer:
-    """Saves the training state in a run's folder, from time to time and when Ctrl-C stops the training.
+    """Saves the training state in a run's folder, from time to time and when a signal stops the training.
 
     Args:
         folder: None saves nothing.
@@ -137,7 +133,7 @@ class Checkpointer:
         progress: Progress = no_progress,
     ):
         self.folder, self.processes, self.progress = folder, processes, progress
-        self.stopping = False
+        self.stopping: int | None = None  # the signal that stops the training
         self.save_interval, self.last_saved, self.last_reported = SAVE_EVERY_S, time.monotonic(), 0.0
 
     def resume(self, state: TrainingState) -> None:
@@ -158,34 +154,29 @@ class Checkpointer:
             raise UserError(f"{lines}; delete {path.name}, and the run starts again")
 
     def on_step_end(self, state: TrainingState, epochs: int, batches: int) -> None:
-        """Report, and save the state if it is time to, after every batch and epoch; raise Stopped after Ctrl-C."""
+        """Report, and save the state if it is time to, after every batch and epoch; raise Stopped after a signal."""
         now = time.monotonic()
         if now - self.last_reported > 0.25:
             self.last_reported = now
             self.progress("epochs", state.epoch + state.batch / batches, epochs)
-        due = self.stopping or now - self.last_saved >= self.save_interval
+        due = self.stopping is not None or now - self.last_saved >= self.save_interval
         if self.folder is None or self.processes.rank > 0 or not due:
             return
         write_atomically(self.folder.resume, state.to_bytes())
         self.last_saved = time.monotonic()
         self.save_interval = max(SAVE_EVERY_S, (self.last_saved - now) / MAX_WRITE_SHARE)
-        if self.stopping:
-            raise Stopped(f"{self.folder.path}: stopped in epoch {min(state.epoch + 1, epochs)} of {epochs}")
+        if self.stopping is not None:
+            where = f"{self.folder.path}: stopped in epoch {min(state.epoch + 1, epochs)} of {epochs}"
+            raise Stopped(where, self.stopping)
 
     @contextmanager
-    def catch_sigint(self) -> Iterator[None]:
-        """Let the batch at hand end at Ctrl-C; a second Ctrl-C, in a single process, ends at once."""
-        if self.folder is None or threading.current_thread() is not threading.main_thread():
-            yield
-            return
+    def catch_signals(self) -> Iterator[None]:
+        """Let the batch at hand end at a signal; a second Ctrl-C, in a single process, ends at once."""
 
         def stop(number: int, frame: FrameType | None) -> None:
-            if self.stopping and self.processes.size == 1:
+            if number == self.stopping == signal.SIGINT and self.processes.size == 1:
                 raise KeyboardInterrupt
-            self.stopping = True  # torchrun repeats the terminal's signal
+            self.stopping = number  # torchrun repeats the terminal's signal, and clusters theirs
 
-        before = signal.signal(signal.SIGINT, stop)
-        try:
+        with handled((signal.SIGINT, *PREEMPTION) if self.folder else (), stop):
             yield
-        finally:
-            signal.signal(signal.SIGINT, before)

@@ -32,7 +32,7 @@ def run(
 
     Raises:
         UserError: data, options or the folder do not fit, or another process is at work in the folder.
-        Stopped: Ctrl-C stopped the training; the same call continues.
+        Stopped: a signal, such as Ctrl-C, stopped the training; the same call continues.
     """
     processes = run_data.processes
     if (finished := processes.broadcast(lambda: folder.finished_result(config))) is not None:
@@ -108,7 +108,7 @@ def train(
     elif config.selection == "oracle":
         extra_metrics = oracle(Trained(method, 0, shape, split, validation), run_data, config)
     seal = nullcontext() if config.selection == "oracle" else run_data.sealed()
-    with seal, checkpointer.catch_sigint():
+    with seal, checkpointer.catch_signals():
         log = report, held_out, extra_metrics, checkpointer
         epoch = fit(method, split, views, texts, config, fabric, *log, unpaired)
     return Trained(method, epoch, shape, split, validation)

@@ -10,6 +10,7 @@ import torch
 from bvsa_core.distributed.tasks import TaskPool, Workers
 from bvsa_core.errors import UserError
 from bvsa_core.progress import Progress
+from bvsa_core.stopping import Stopped
 
 
 def context(device: str | None) -> list:
@@ -23,6 +24,9 @@ def do(done: list, path: Path, progress: Progress) -> None:
     if path.name == "killed" or (path.name == "killed once" and not path.exists()):
         path.touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    if path.name == "stopped once" and not path.exists():
+        path.touch()
+        raise Stopped("saved", signal.SIGTERM)  # as a training does
     if path.name == "wrong":
         raise UserError("a task is wrong")
     if path.name == "unreadable":

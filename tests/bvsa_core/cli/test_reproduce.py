@@ -92,7 +92,8 @@ def test_a_cluster_that_loses_a_worker_gives_the_same_bytes(grid, done, small_da
     assert not list(out.rglob(".lock")) and len(written(out)) == 4
 
 
-def test_ctrl_c_saves_every_training(grid, small_data, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_every_training(grid, small_data, tmp_path, number):
     command = (sys.executable, "-m", "bvsa_core.cli", "reproduce", grid, "--eeg", small_data, "--out", tmp_path)
     command = (*command, "--epochs", 100_000, "--threads", 1, "--workers", 2)
     process = subprocess.Popen(
@@ -100,8 +101,11 @@ def test_ctrl_c_saves_every_training(grid, small_data, tmp_path):
     )
     begun = lambda: [path for path in tmp_path.rglob("metrics.jsonl") if path.stat().st_size]  # noqa: E731
     wait_for(lambda: len(begun()) == 2)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    assert process.wait(60) == 130 and process.stderr.read() == "bvsa: stopped; the same command continues\n"
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
+    assert process.wait(60) == 128 + number and process.stderr.read() == "bvsa: stopped; the same command continues\n"
     assert {path.parent for path in tmp_path.rglob("resume.pt")} == {path.parent for path in begun()}
 
 

@@ -98,6 +98,13 @@ def test_ctrl_c_ends_workers_and_is_reported_once(waiting):
     assert process.stderr.read().count("Traceback") == 1
 
 
+def test_a_worker_that_alone_gets_a_signal_costs_its_task_nothing(tmp_path):
+    assert run(Workers(workers=2, threads=1), tmp_path, "one", "stopped once", "two") == dict.fromkeys(
+        ("one", "stopped once", "two")
+    )
+    assert (tmp_path / "stopped once").read_text()
+
+
 def test_ctrl_c_stops_tasks_of_a_cluster(cluster, tmp_path):
     cluster.add_workers(1)
 

@@ -75,12 +75,13 @@ def test_a_job_killed_at_random_moments_continues_to_the_same_bytes(fork_server,
             assert content(folder) == expected
 
 
-def test_ctrl_c_reports_how_to_continue_and_the_run_does(fork_server, jobs, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_reports_how_to_continue_and_the_run_does(fork_server, jobs, tmp_path, number):
     arguments = ("train", *jobs["train"][1:-3], "--epochs", 15, "--out", tmp_path / "run")
     folder = tmp_path / "run"
-    (ended,) = fork_server.bvsa(*arguments, after=folder / "resume.pt", by=signal.SIGINT)
+    (ended,) = fork_server.bvsa(*arguments, after=folder / "resume.pt", by=number)
     message = rf"bvsa: {folder}: stopped in epoch \d+ of 15; the same command continues\n"
-    assert ended.code == 130 and re.fullmatch(message, ended.err), ended
+    assert ended.code == 128 + number and re.fullmatch(message, ended.err), ended
     assert not list(folder.glob(".*"))
     (ended,) = fork_server.bvsa(*arguments)
     continued = content(folder)
@@ -122,7 +123,7 @@ def test_every_method_continues_from_any_batch(tmp_path, name, seed):
 
 
 def stop_at(checkpointer: Checkpointer, epoch: int, batch: int, state, *of: int) -> None:
-    checkpointer.stopping = (state.epoch, state.batch) == (epoch, batch)
+    checkpointer.stopping = signal.SIGINT if (state.epoch, state.batch) == (epoch, batch) else None
     Checkpointer.on_step_end(checkpointer, state, *of)
 
 
