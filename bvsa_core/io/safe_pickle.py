@@ -24,6 +24,7 @@ from bvsa_core.errors import UserError
 _SCALAR_TYPE = re.compile(r"[<>=|]?(?:[fiuc](?:1|2|4|8|16)|b1|\?)|[<>=|]?[US]\d{1,6}")
 _MAX_COPY = 2**26  # bytes; larger arrays are read-only views of the file, or of what was read from it
 _MAX_ITEMS = 2**24  # in containers, each counted as often as it is reached
+_MAX_KEY = 2**60  # larger whole numbers may all have one hash, which makes a dict of them slow
 _MAX_EXPANSION = 32  # bytes that a byte of a file may become
 _LIMIT = "BVSA_MAX_READ_BYTES"
 
@@ -91,8 +92,10 @@ class _Unpickler(pickle._Unpickler):
     """An unpickler that allows the names in `_ALLOWED`, which stand for functions of this module."""
 
     stack: list[Any]
+    memo: dict[int, Any]
     append: Any
     read: Any
+    readline: Any
     pop_mark: Any
     load_reduce: Any
 
@@ -162,6 +165,12 @@ class _Unpickler(pickle._Unpickler):
             raise pickle.UnpicklingError("adds items to something that is not a list")
         self.stack[-1].extend(items)
 
+    def _put(self) -> None:
+        number = int(self.readline()[:-1])
+        if not 0 <= number < 2**32:
+            raise pickle.UnpicklingError("an impossible memo number")
+        self.memo[number] = self.stack[-1]
+
     def _bytearray(self) -> None:
         part = self.read(int.from_bytes(self.read(8), "little"))
         self.append(part if len(part) > _MAX_COPY else bytearray(part))
@@ -172,7 +181,7 @@ class _Unpickler(pickle._Unpickler):
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
     dispatch |= {pickle.BUILD[0]: _build, pickle.REDUCE[0]: _reduce, pickle.BYTEARRAY8[0]: _bytearray}
     dispatch |= {pickle.DICT[0]: _dict, pickle.SETITEM[0]: _set_item, pickle.SETITEMS[0]: _set_items}
-    dispatch |= {pickle.APPEND[0]: _append, pickle.APPENDS[0]: _appends}
+    dispatch |= {pickle.APPEND[0]: _append, pickle.APPENDS[0]: _appends, pickle.PUT[0]: _put}
     for _code in (
         pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4,
         pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET,
@@ -181,12 +190,13 @@ class _Unpickler(pickle._Unpickler):
 
 
 def _filled(target: Any, items: list[Any]) -> dict:
-    """Add keys and values to a dict. Keys that are tuples are refused: the hash of nested ones takes forever."""
+    """Add keys and values to a dict. Keys are text or real numbers: others may take forever to hash or compare."""
     if not isinstance(target, dict):
         raise pickle.UnpicklingError("sets items of something that is not a dict")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        if not isinstance(key, (str, bytes, int, float, np.generic)) and key is not None:
-            raise pickle.UnpicklingError("a dict has a key that is neither text nor a number")
+        is_number = isinstance(key, (int, float, np.integer, np.floating)) and abs(key) < _MAX_KEY
+        if not is_number and not isinstance(key, (str, bytes)) and key is not None:
+            raise pickle.UnpicklingError("a dict has a key that is neither text nor a number of a usual size")
         target[key] = value
     return target
 

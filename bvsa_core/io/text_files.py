@@ -8,8 +8,8 @@ import yaml
 
 from bvsa_core.errors import UserError
 
-# PyYAML's own, and those of its constructors for values such as `!!bool x` or the date 2024-13-45.
-_YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
+# PyYAML's own, and those of its constructors for values such as `!!bool x`, the date 2024-13-45 or 1:59:59:... .5
+_YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError, OverflowError)
 _MAX_YAML, _MAX_NODES = 2**18, 20_000  # bytes of a file, and values in it with every alias written out
 
 

@@ -269,6 +269,23 @@ def test_nested_tuples_are_refused_at_once(tmp_path, place):
             read_arrays(tmp_path / name)
 
 
+_ALIKE = [n * (2**61 - 1) for n in range(1, 100_000)]  # numbers that all have the hash 0
+ALIKE = {
+    "keys": b"\x80\x02}(" + b"".join(b"\x8a\x0c" + n.to_bytes(12, "little") + b"N" for n in _ALIKE) + b"u.",
+    "memo numbers": b"\x80\x02N" + b"".join(b"p%d\n" % n for n in _ALIKE) + b".",
+    "complex keys": b"\x80\x02}cnumpy._core.multiarray\nscalar\ncnumpy\ndtype\nX\3\0\0\0c16\x85RC\x10%b\x86RNs."
+    % bytes(16),
+}
+
+
+@pytest.mark.parametrize("code", ALIKE.values(), ids=list(ALIKE))
+def test_numbers_of_one_hash_are_refused_at_once(tmp_path, code):
+    """In a dict each would be compared with all others, which takes minutes."""
+    (tmp_path / "x.npy").write_bytes(code)
+    with pytest.raises(UserError, match="a number of a usual size|an impossible memo number"):
+        read_arrays(tmp_path / "x.npy")
+
+
 @pytest.fixture(scope="module")
 def bombs(tmp_path_factory) -> Path:
     """Write files of at most 1 MB that would take hundreds of megabytes if read without a limit."""

@@ -25,6 +25,7 @@ DAMAGED = {
     "a date": (read_yaml, b"a: 2024-13-45", r"not a YAML file \(month must be in 1\.\.12"),
     "a bool": (read_yaml, b"a: !!bool x", r"not a YAML file \('x'\)"),
     "a time": (read_yaml, b"a: !!timestamp x", "not a YAML file"),
+    "a number to base 60": (read_yaml, b"a: 1" + b":59" * 400 + b".5", r"not a YAML file \(int too large"),
     "YAML that is not UTF-8": (read_yaml, b"a: \xff", "damaged .not UTF-8 text"),
     "deep YAML": (read_yaml, DEEP, r"not a YAML file \(maximum recursion"),
     "aliases of aliases": (read_yaml, b"a: &a [x, x]\n" + ALIASES, r"not a YAML file \(more than 20000 values"),
