@@ -194,7 +194,7 @@ def _filled(target: Any, items: list[Any]) -> dict:
     if not isinstance(target, dict):
         raise pickle.UnpicklingError("sets items of something that is not a dict")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        is_number = isinstance(key, (int, float, np.integer, np.floating)) and abs(key) < _MAX_KEY
+        is_number = isinstance(key, (int, float, np.integer, np.floating)) and -_MAX_KEY < float(key) < _MAX_KEY
         if not is_number and not isinstance(key, (str, bytes)) and key is not None:
             raise pickle.UnpicklingError("a dict has a key that is neither text nor a number of a usual size")
         target[key] = value
