@@ -72,10 +72,14 @@ def _dispatch(arguments: list[str]) -> int:
     allocator.tune_allocator()
     command = importlib.import_module(f"{__name__}.{name}")
     from bvsa_core.cli.arguments import Parser
+    from bvsa_core.io.atomic import NO_LOCK
 
     parser = Parser(prog=f"bvsa {name}", description=command.__doc__)
     command.add_arguments(parser, rest)
     parsed = parser.parse_args(rest)
     parsed.command_line = shlex.join(["bvsa", *arguments])
+    chosen = parsed[parsed.what] if "what" in parsed else parsed
+    if chosen.get("no_lock"):
+        os.environ[NO_LOCK] = "1"
     command.run(parsed)
     return 0

@@ -51,6 +51,12 @@ def _simplify_message(message: str) -> str:
     return f"{key} is {value!r}; it must be {' or '.join(kinds)}" if kinds else message
 
 
+def add_no_lock(parser: Parser) -> None:
+    """Add the flag that switches locks of folders off, see `bvsa_core.io.atomic`."""
+    text = "lock no folder, where the file system has no locks; only if no other process writes there"
+    parser.add_argument("--no_lock", action="store_true", help=text)
+
+
 def add_run_arguments(parser: Parser, arguments: list[str], skip: Set[str] = frozenset()) -> None:
     """Add the flags of a RunConfig. Options and defaults depend on method, preset and encoder, which are read first."""
     config = "YAML file with any of these settings, such as a run's run.yaml"

@@ -7,7 +7,7 @@ from pathlib import Path
 import jsonargparse
 import numpy as np
 
-from bvsa_core.cli.arguments import Parser, to_dataclass
+from bvsa_core.cli.arguments import Parser, add_no_lock, to_dataclass
 from bvsa_core.cli.output import say
 from bvsa_core.cli.progress import Display
 from bvsa_core.data.dataset import Dataset, Recordings
@@ -30,6 +30,7 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     synthetic = Parser(description="Make the synthetic data set, in the layout of UBP and BVSA.")
     synthetic.add_argument("folder", type=Path, help="folder to write")
     synthetic.add_class_arguments(SyntheticConfig)
+    add_no_lock(synthetic)
     commands.add_subcommand("synthetic", synthetic, help="make the synthetic data set")
     for modality, name, skip in (("eeg", "THINGS-EEG2", _ONLY_MEG), ("meg", "THINGS-MEG", _ONLY_RAW_EEG)):
         conversion = _conversion(modality, name, skip)
@@ -37,6 +38,7 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     export = Parser(description="Write recordings in the layout of UBP and BVSA: sub-XX/train.pt and test.pt.")
     export.add_argument("source", type=Path, help="data set, such as a folder made by 'bvsa data eeg'")
     export.add_argument("folder", type=Path, help="folder to write sub-XX into; existing files stay")
+    add_no_lock(export)
     commands.add_subcommand("export", export, help="write recordings in the layout of UBP and BVSA")
     check = Parser(
         description="Report what is missing or wrong in a data set, file by file. Exit code 1 if there are problems."
@@ -46,6 +48,7 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     stimuli = "stimuli or image_metadata.npy of a folder to be converted; default: looked for beside it"
     check.add_argument("--images", type=Path, help=stimuli)
     check.add_argument("--figures", type=Path, help="folder for figures: evoked responses, reliability, noise, trials")
+    add_no_lock(check)
     commands.add_subcommand("check", check, help="report what is missing or wrong, file by file")
     images = Parser(description="Check, resize and index the stimuli that a folder of recordings needs.")
     source = "training_images and test_images as folders or zip files, or the images of THINGS"
@@ -67,6 +70,7 @@ def _conversion(modality: str, name: str, skip: set[str]) -> Parser:
     parser.add_argument("folder", type=Path, help="folder for the recordings; finished subjects in it stay")
     parser.add_argument("--subjects", type=str, nargs="+", default=[], help="such as sub-01 sub-02; default: all")
     parser.add_class_arguments(ConversionOptions, skip={"subjects", *skip})
+    add_no_lock(parser)
     return parser
 
 

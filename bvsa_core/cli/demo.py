@@ -8,7 +8,7 @@ from pathlib import Path
 import jsonargparse
 from rich.console import Console
 
-from bvsa_core.cli.arguments import Parser, to_dataclass
+from bvsa_core.cli.arguments import Parser, add_no_lock, to_dataclass
 from bvsa_core.cli.output import say
 from bvsa_core.cli.progress import Display
 from bvsa_core.cli.provenance import origin
@@ -54,6 +54,7 @@ class DemoConfig:
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
     """Add the flags of the command."""
     parser.add_class_arguments(DemoConfig)
+    add_no_lock(parser)
     parser.add_class_arguments(SyntheticConfig, "synthetic")
     skipped = {
         "data",

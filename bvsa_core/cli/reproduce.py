@@ -15,7 +15,7 @@ from typing import get_type_hints
 import jsonargparse
 from rich.console import Console
 
-from bvsa_core.cli.arguments import Parser, to_dataclass
+from bvsa_core.cli.arguments import Parser, add_no_lock, to_dataclass
 from bvsa_core.cli.output import say
 from bvsa_core.cli.progress import Display
 from bvsa_core.cli.provenance import origin
@@ -46,6 +46,7 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     add("--meg", type=Path | None, help="folder of MEG recordings")
     add("--out", type=Path | None, help="folder of the grid; default: bvsa_runs/GRID")
     parser.add_class_arguments(Workers)
+    add_no_lock(parser)
     add("--methods", type=str, nargs="+", help="only these methods or rows of the grid, by name")
     add("--seeds", type=int | None, help="number of seeds of every method; default: the grid's")
     add("--subjects", type=str, nargs="+", help="only these subjects")

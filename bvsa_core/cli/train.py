@@ -11,7 +11,7 @@ from typing import Literal
 import jsonargparse
 from rich.console import Console
 
-from bvsa_core.cli.arguments import Parser, add_run_arguments, to_dataclass
+from bvsa_core.cli.arguments import Parser, add_no_lock, add_run_arguments, to_dataclass
 from bvsa_core.cli.output import say
 from bvsa_core.cli.progress import Display
 from bvsa_core.distributed.processes import ProcessGroup, init_processes
@@ -32,6 +32,7 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("bvsa_runs/train"), help=out)
     log = "where else to log the metrics of every epoch: tensorboard (in the run's folder), wandb or none"
     parser.add_argument("--log", type=Literal["tensorboard", "wandb", "none"], default="none", help=log)
+    add_no_lock(parser)
 
 
 def run(parsed: jsonargparse.Namespace) -> None:

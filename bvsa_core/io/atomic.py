@@ -4,6 +4,7 @@ Nothing is written, locked or deleted through a symbolic link that lies in a fol
 elsewhere. Ours, because no library that torch brings writes atomically; locks are filelock's.
 """
 
+import errno
 import os
 import shutil
 import socket
@@ -20,6 +21,8 @@ from bvsa_core.errors import UserError
 
 LOCK = ".lock"
 PARTIAL = ".partial"
+NO_LOCK = "BVSA_NO_LOCK"  # environment variable of --no_lock, which worker processes inherit
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def refuse_links(path: Path, below: Path | None = None, remedy: str = "remove it, or choose another folder") -> None:
@@ -137,10 +140,16 @@ def lock(folder: Path, name: str | None = None, *, blocking: bool = False, activ
 
     Raises:
         Locked: another process holds the lock.
-        UserError: the folder cannot be written to.
+        UserError: the folder cannot be written to, or its file system has no locks and they are not switched off.
     """
     path = folder / (f".{name}{LOCK}" if name else LOCK)
     refuse_links(path)
+    if os.environ.get(NO_LOCK):
+        with os_errors_to_user_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        remove_temporary(folder, name)
+        yield
+        return
     held = FileLock(path, timeout=-1 if blocking else 0, fallback_to_soft=False)  # a soft lock outlives its process
     with os_errors_to_user_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -151,6 +160,13 @@ def lock(folder: Path, name: str | None = None, *, blocking: bool = False, activ
             owner = path.read_text(errors="replace").strip() if path.exists() else ""
             owner = f"{activity} is going on there ({owner or 'another process'})"
             raise Locked(f"{where}: {owner}; wait for its end, or choose another folder") from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            path.unlink(missing_ok=True)
+            problem = f"its file system has no locks ({error.strerror})"
+            remedy = f"choose a folder elsewhere, or add --no_lock ({NO_LOCK}=1) if no other process writes there"
+            raise UserError(f"{folder}: {problem}; {remedy}") from error
     try:
         with os.fdopen(_no_follow(path, os.O_WRONLY | os.O_TRUNC), "w") as file:
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")

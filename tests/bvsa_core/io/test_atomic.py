@@ -14,6 +14,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from bvsa_core.cli import main
 from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import Locked, append_line, lock, make_folder, write_atomically
 
@@ -111,7 +112,25 @@ def append_in_lock(folder: Path) -> None:
             time.sleep(0.01)
 
 
-def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))))
-    with pytest.raises(UserError, match=r"cannot be written \(Function not implemented\)"), lock(tmp_path):
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named_and_can_be_used_alone(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(number, os.strerror(number))))
+    message = (
+        rf"^{tmp_path}: its file system has no locks \({os.strerror(number)}\); .* add --no_lock \(BVSA_NO_LOCK=1\)"
+    )
+    with pytest.raises(UserError, match=message), lock(tmp_path):
         pass
+    (tmp_path / ".x.killed.partial").touch()
+    monkeypatch.setenv("BVSA_NO_LOCK", "1")
+    with lock(tmp_path):
+        assert not list(tmp_path.glob("*.partial")) and not (tmp_path / ".lock").exists()
+
+
+def test_the_flag_switches_locks_off(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("BVSA_NO_LOCK", "")
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))))
+    sizes = ("--train_concepts", "2", "--images_per_concept", "1", "--test_concepts", "2", "--subjects", "1")
+    command = ["data", "synthetic", str(tmp_path / "data"), *sizes]
+    assert main(command) == 2
+    assert "has no locks" in (message := capsys.readouterr().err) and message.count("\n") == 1
+    assert main([*command, "--no_lock"]) == 0
