@@ -110,10 +110,11 @@ def is_toy(protocol: Protocol) -> bool:
 def caption(table: Sequence[MethodResult]) -> str:
     """Return the conditions that all rows share."""
     first, protocol = table[0], table[0].protocol
+    repeated = f" ({protocol.repeated} condition(s) with the image of another join it)" if protocol.repeated else ""
     return (
         f"{protocol.dataset} data, {protocol.gallery}-way retrieval (chance {100 / protocol.gallery:g} %), "
         f"{protocol.channels} channels{f' at {protocol.sampling_rate:g} Hz' if protocol.sampling_rate else ''}, "
-        f"{protocol.repetitions} repetitions averaged, images by {protocol.encoder}; "
+        f"{protocol.repetitions} repetitions averaged{repeated}, images by {protocol.encoder}; "
         f"{first.subjects} subject(s) x {first.seeds} seed(s), 95 % crossed bootstrap intervals"
     )
 

@@ -87,6 +87,7 @@ def test_the_sampling_rate_planned_seeds_and_unchecked_files_are_notes():
     assert notes(entry(paper=None, sampling_rate=250.0)) == []
     assert notes(entry(paper=None, sampling_rate=100.0)) == ["ours: recordings of 100 Hz; usual are 250 Hz"]
     assert "17 channels at 100 Hz" in tables.caption([entry(sampling_rate=100.0).result])
+    assert "averaged (2 condition(s) with the image of another join it)" in tables.caption([entry(repeated=2).result])
     assert notes(replace(entry(paper=None), planned_seeds=3)) == []
     assert notes(replace(entry(paper=None), planned_seeds=5)) == ["ours: 3 seed(s); the grid plans 5"]
     assert notes(entry(paper=None, repeated=2)) == [
