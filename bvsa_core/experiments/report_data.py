@@ -25,7 +25,7 @@ from bvsa_core.report.content import BlurExample, Report, ReportRow, RetrievalEx
 from bvsa_core.report.tables import method_results, scoring_text
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.scoring import similarity
-from bvsa_core.training.config import SELECTIONS, SETTINGS, RunConfig, to_dict
+from bvsa_core.training.config import RunConfig, to_dict
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.run_folder import RunFolder
 from bvsa_core.vision.clip import image_size_of
@@ -78,7 +78,7 @@ def group_runs(folders: Sequence[RunFolder]) -> list[ReportRow]:
     for folder in folders:
         config = folder.config()
         settings = flatten({name: value for name, value in to_dict(config).items() if name not in _NOT_A_SETTING})
-        for result in _results(folder, config):
+        for result in _results(folder):
             key = json.dumps([settings, result.protocol.to_json()], sort_keys=True)
             groups.setdefault(key, []).append((folder, config, result))
     all_settings = [json.loads(key)[0] for key in groups]
@@ -133,20 +133,11 @@ def _name_parts(comparison: ComparisonRow) -> tuple[str, ...]:
     return comparison.system, f"gate {scoring_text(protocol)}", comparison.encoder, images, protocol.selection
 
 
-def _results(folder: RunFolder, config: RunConfig) -> list[RunResult]:
+def _results(folder: RunFolder) -> list[RunResult]:
     """Read the result of a run, verified; in a grid's cell, one result for each way of scoring."""
     result, path = folder.verify(), folder.path / "result.json"
     if not result.images:
         raise UserError(f"{path}: images missing; a run of an earlier version, train it again")
-    protocol = result.protocol
-    pairs = {name: (getattr(result, name), getattr(config, name)) for name in ("method", "preset", "subject", "seed")}
-    pairs["selection"] = protocol.selection, SELECTIONS[config.selection]
-    pairs["setting"] = protocol.setting or SETTINGS[config.setting], SETTINGS[config.setting]
-    for name, (own, of_settings) in pairs.items():
-        if own != of_settings:
-            raise UserError(
-                f"{path}: {name} is {own}, and {of_settings} in run.yaml; delete it, and train the run again"
-            )
     return load_scores(folder.path) if (folder.path / SCORES).is_file() else [result]
 
 

@@ -117,6 +117,8 @@ class RunResult:
             return f"{len(self.ranks)} ranks of {len(self.images)} images"
         if self.protocol.gallery < 1 or min(self.epoch, self.samples, self.held_out) < 0:
             return "gallery must be at least 1; epoch, samples and held_out at least 0"
+        if not 0 < self.alpha < 1:
+            return f"alpha is {self.alpha:g}; it must be above 0 and below 1"
         if self.axes is not None and (problem := self.axes.problem()):
             return f"axes have {problem.partition(';')[0]}"
         if self.axes and self.shape and (len(self.axes.channels), len(self.axes.times)) != astuple(self.shape)[:2]:

@@ -30,7 +30,7 @@ from bvsa_core.io.text_files import parse_json, read_json, read_yaml
 from bvsa_core.io.typed import build
 from bvsa_core.retrieval.result import REMEDY, RunResult
 from bvsa_core.retrieval.scoring import Embeddings
-from bvsa_core.training.config import RunConfig, from_dict, to_dict
+from bvsa_core.training.config import SELECTIONS, SETTINGS, RunConfig, from_dict, to_dict
 
 ACTIVITY = "a run"  # what other processes report while the folder is locked
 NO_RUN = "train one with 'bvsa train --out'"
@@ -126,15 +126,28 @@ class RunFolder:
         return RunResult.from_json(read_json(path, REMEDY), path)
 
     def verify(self) -> RunResult:
-        """Read the result, checking that its ranks follow from the embeddings, and that no file has changed.
+        """Read the result, checking that it fits the settings and embeddings, and that no file has changed.
 
         Weights may be missing, as where only results are kept.
         """
         result = self.result()
+        self._check_settings(result)
         if (self.path / WEIGHTS).is_file():
             self._check(WEIGHTS)
         result.check_ranks(self.embeddings(), self.path / "result.json")
         return result
+
+    def _check_settings(self, result: RunResult) -> None:
+        """Raise UserError if a result is not one of the run's settings."""
+        config, protocol = self.config(), result.protocol
+        names = ("method", "preset", "subject", "seed")
+        pairs = {name: (getattr(result, name), getattr(config, name)) for name in names}
+        pairs["selection"] = protocol.selection, SELECTIONS[config.selection]
+        pairs["setting"] = protocol.setting or SETTINGS[config.setting], SETTINGS[config.setting]
+        for name, (own, of_settings) in pairs.items():
+            if own != of_settings:
+                path = self.path / "result.json"
+                raise UserError(f"{path}: {name} is {own}, and {of_settings} in run.yaml; {REMEDY}")
 
     def metrics(self) -> list[dict[str, Any]]:
         """Read the metrics of every epoch; none if there is no metrics.jsonl."""

@@ -60,6 +60,7 @@ def test_files_of_earlier_releases_are_read():
         ({"reliability": {"kind": "max", "threshold": "x"}}, "r.json: reliability: threshold must be a number"),
         ({"reliability": {"kind": "max", "threshold": float("nan")}}, "with a finite threshold"),
         ({"reliability": {"kind": "mean", "threshold": 0.0}}, "reliability must be of a kind of margin, max"),
+        ({"alpha": 7.0}, "r.json: alpha is 7; it must be above 0 and below 1"),
         ({"reliability": None}, "r.json: the gate label_free has no reliability"),
         ({"protocol": {**PROTOCOL.to_json(), "gate": "papr"}}, "r.json: unknown gate 'papr'; did you mean 'paper'"),
         ({"protocol": {**PROTOCOL.to_json(), "gallery": 0}}, "r.json: gallery must be at least 1"),

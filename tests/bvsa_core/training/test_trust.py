@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,9 @@ def test_files_that_changed_after_a_run_are_noticed(small_data, tmp_path):
     metrics.write_text(metrics.read_text().replace('"loss": ', '"loss": 1'))
     with pytest.raises(UserError, match="metrics.jsonl: altered since the run ended"):
         folder.metrics()
+    (folder.path / "result.json").write_text(json.dumps(replace(first, method="bvsa").to_json()))
+    with pytest.raises(UserError, match="method is bvsa, and vanilla in run.yaml; delete it, and train the run again"):
+        folder.verify()
 
 
 def test_runs_of_earlier_versions_are_read(small_data, tmp_path):
