@@ -48,7 +48,7 @@ def read_arrays(path: str | Path) -> Any:
     if path.suffix not in readers:
         raise UserError(f"{path}: unknown kind of file; give one of {', '.join(readers)}")
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file; name another, or fetch or make it again")
     try:
         return readers[path.suffix](path)
     except UserError:
