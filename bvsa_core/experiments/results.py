@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from bvsa_core.errors import UserError
+from bvsa_core.errors import UserError, printable
 from bvsa_core.experiments import paper_results
 from bvsa_core.experiments.cell import is_complete, load_scores
 from bvsa_core.experiments.grid import Cell, Grid
@@ -109,7 +109,7 @@ def write(
     files = {"table.md": "\n".join(sections), "statistics.json": json.dumps(content, indent=1) + "\n"}
     files |= {"table.csv": comparison_table.to_csv(table), "table.tex": comparison_table.to_latex(grid.title, table)}
     for name, text in files.items():
-        write_atomically(root / name, text.encode())
+        write_atomically(root / name, printable(text).encode())  # a table may be shown by a terminal
     return rows
 
 

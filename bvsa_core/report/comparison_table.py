@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from bvsa_core.errors import printable
 from bvsa_core.report.tables import MethodResult, is_toy, markdown_table, rich_table, score_cells, scoring_text
 from bvsa_core.retrieval.gates import TRANSDUCTIVE
 from bvsa_core.retrieval.result import RunResult, ranks_by_subject
@@ -231,8 +232,8 @@ _LATEX = {
 
 
 def escape(text: str) -> str:
-    """Escape text for LaTeX."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    """Escape text for LaTeX; control characters are shown as escapes."""
+    return "".join(_LATEX.get(character, character) for character in printable(text))
 
 
 def to_latex(title: str, rows: Sequence[ComparisonRow]) -> str:

@@ -176,7 +176,9 @@ def test_every_cell_has_its_statistics(done, small_data):
             assert (last["top1"], last["top5"]) == (row["top1"], row["top5"]) and last["top1_std"] == 0
 
 
-def test_a_failing_cell_is_reported_and_the_others_go_on(grid, small_data, tmp_path, capsys):
+def test_a_failing_cell_is_reported_and_the_others_go_on(small_data, tmp_path, capsys):
+    grid = tmp_path / "odd.yaml"
+    grid.write_text(GRID.replace("Two & a half", r'"Odd \e[2J"'))
     data, out = shutil.copytree(small_data, tmp_path / "data"), tmp_path / "out"
     test = data / "Preprocessed_data_250Hz_whiten" / "sub-02" / "test.pt"
     whole = test.read_bytes()
@@ -188,6 +190,8 @@ def test_a_failing_cell_is_reported_and_the_others_go_on(grid, small_data, tmp_p
     assert "failed: vanilla, EEG intra-subject, eeg_project, tiny, sub-02, seed 0: " in error
     assert "test.pt: damaged" in error and "bvsa: error: 1 of 2 cells failed; mend what" in error
     assert "1 of 2 cells missing" in (out / "table.md").read_text()
+    assert r"Odd \x1b[2J" in (out / "table.md").read_text()
+    assert not any(b"\x1b" in each for each in content(out).values())
     before = (out / "table.md").read_bytes()
     assert main([*command, "--subjects", "sub-02"]) == 2  # no cell is left: the tables stay
     assert "bvsa: error: all 1 cells failed, and no table was written; mend what" in capsys.readouterr().err

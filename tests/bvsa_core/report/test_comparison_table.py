@@ -135,6 +135,7 @@ def test_published_scores_stay_in_their_columns():
 
 
 def test_latex_prints_every_character():
+    assert comparison_table.escape("\x1b[31m") == r"\textbackslash{}x1b[31m"
     assert comparison_table.escape(r"50 % & $1_2 {x}^# ~ \n") == (
         r"50 \% \& \$1\_2 \{x\}\textasciicircum{}\# \textasciitilde{} \textbackslash{}n"
     )  # fmt: skip
