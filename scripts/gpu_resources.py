@@ -54,9 +54,10 @@ Where few blocks share a multiprocessor, this is intended:
   run three steps ahead in place of more warps. A block stays for several tiles; `true` marks the form that copies whole
   rows by 16 bytes, `false` the one that reads element by element.
 - Triton's `blur` of float32 keeps its taps, in two parts, in shared memory.
-- `blur_products` keeps taps and the filtered rows of 2 D + 1 chunks in registers, so that only pixels pass through
-  shared memory. Four blocks would need at most 128 registers; for float32, whose operands take two registers each,
-  three blocks would need 168.
+- `blur_products` filters whole rows of images up to 256 pixels wide: a block of 16 warps with 128 registers each fills
+  a multiprocessor. It needs more registers and spills up to 434 bytes.
+- `blur_products_tf32` keeps taps and the filtered rows of 2 D + 1 chunks in registers, so that only pixels pass through
+  shared memory. Its operands take two registers each; three blocks would need 168.
 - `blur_direct` and `blur_parameter_gradient` take nearly all the shared memory that sm_86 has for large images: a wide
   ring of filtered rows means that few margins are read. sm_90 holds two such blocks.
 - `blur_split` keeps taps and filtered rows in registers in two parts each, so three blocks of four warps share a

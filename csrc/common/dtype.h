@@ -52,6 +52,9 @@ FOVBLUR_HD To bit_cast(From value) {
   return result;
 }
 
+FOVBLUR_HD DType dtype_of(Half) { return DType::float16; }
+FOVBLUR_HD DType dtype_of(BFloat16) { return DType::bfloat16; }
+
 FOVBLUR_HD float to_float(Half h) {
 #ifdef __CUDA_ARCH__
   return __half2float(__ushort_as_half(h.bits));

@@ -24,6 +24,15 @@ __device__ inline int recomputed(int x) {
   asm volatile("" : "+r"(x));
   return x;
 }
+__device__ inline int64_t recomputed(int64_t x) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+l"(x));
+#endif
+  return x;
+}
+
+// Returns the same number, which all lanes of the warp have, known to the compiler to be one for the warp.
+__device__ inline int uniform(int x) { return int(__shfl_sync(0xffffffffu, x, 0)); }
 
 inline const char* message(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
 

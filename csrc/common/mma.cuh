@@ -61,6 +61,16 @@ __device__ __forceinline__ uint32_t pack_bfloat16(float low, float high) {
   return both;
 }
 
+// sums + 0 pair in both halves: 0 as long as all numbers were finite, then NaN.
+__device__ __forceinline__ uint32_t add_zeros_half(uint32_t pair, uint32_t sums) {
+  asm("fma.rn.f16x2 %0, %1, %2, %0;\n" : "+r"(sums) : "r"(pair), "r"(0));
+  return sums;
+}
+__device__ __forceinline__ uint32_t add_zeros_bfloat16(uint32_t pair, uint32_t sums) {
+  asm("fma.rn.bf16x2 %0, %1, %2, %0;\n" : "+r"(sums) : "r"(pair), "r"(0));
+  return sums;
+}
+
 // A float rounded to tf32: ten bits of mantissa, ties away from zero.
 __device__ __forceinline__ uint32_t to_tf32(float x) {
   uint32_t bits;

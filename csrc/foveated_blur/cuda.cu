@@ -9,6 +9,7 @@
 #include "cuda_filter.cuh"
 #include "cuda_pixels.cuh"
 #include "cuda_products.cuh"
+#include "cuda_products_tf32.cuh"
 #include "cuda_split.cuh"
 #include "cuda_streamed.cuh"
 
@@ -42,6 +43,66 @@ struct Tiling {
   }
 };
 
+constexpr int kMostStripThreads = 512, kBlockBytes = 99 * 1024;  // the latter on sm_86
+
+// Strips of the planes for the products of 16-bit operands: as wide as their rows fit into shared memory, up to 16 tiles; all
+// rows, or a part of them if there are few planes.
+template <class Source, bool kAdjoint>
+struct Strips {
+  int height, width, columns, column_strips, rows, row_strips, channels_together;  // columns and rows in tiles
+  int64_t channels, channel_groups, count;
+
+  explicit Strips(const int64_t (&shape)[4]) : height(int(shape[2])), width(int(shape[3])), channels(shape[1]) {
+    const int row_tiles = (height + kTile - 1) / kTile, column_tiles = (width + kTile - 1) / kTile;
+    for (column_strips = (column_tiles + 15) / 16;; ++column_strips) {
+      columns = (column_tiles + column_strips - 1) / column_strips;
+      if (shared_bytes() <= kBlockBytes) break;
+    }
+    column_strips = (column_tiles + columns - 1) / columns;
+    const int64_t enough = 512;  // blocks for every multiprocessor
+    channels_together = shape[0] * column_strips >= enough ? int(std::min<int64_t>(channels, kMostChannels)) : 1;
+    channel_groups = (channels + channels_together - 1) / channels_together;
+    const int64_t planes = shape[0] * channel_groups * column_strips;
+    rows = std::min(row_tiles, planes >= enough ? 256 : 4);
+    row_strips = (row_tiles + rows - 1) / rows;
+    count = planes * row_strips;
+  }
+
+  int threads() const { return columns <= kMostStripThreads / 64 ? kMostStripThreads / 2 : kMostStripThreads; }
+
+  int shared_bytes() const {
+    const int products = int(sizeof(TapTables)) + std::max(stage_bytes<2>(), stage_bytes<kMostReach>());
+    const bool most = threads() == kMostStripThreads;
+    const int direct = int(most ? sizeof(FilterMemory<kMostStripThreads, 1>) : sizeof(FilterMemory<kMostStripThreads / 2, 1>));
+    return std::max(products, direct);
+  }
+
+  template <int D>
+  int stage_bytes() const {
+    const bool inner = column_strips > 1;  // these read the most columns
+    const int tiles = staged_tiles(inner ? D : 0, columns, inner ? columns + 2 * D : (width + kTile - 1) / kTile, D);
+    return Stages<Source, kAdjoint, D>::bytes(tiles);
+  }
+
+  // A strip of some channels of a sample.
+  struct Work {
+    int64_t sample, first_channel;
+    int channels;
+    Strip strip;
+  };
+  __device__ Work work(int64_t place) const {
+    const int row_tiles = (height + kTile - 1) / kTile, column_tiles = (width + kTile - 1) / kTile;
+    const int64_t group = place / (int64_t(row_strips) * column_strips), sample = group / channel_groups;
+    const int within = int(place - group * row_strips * column_strips);
+    const int64_t channel = (group - sample * channel_groups) * channels_together;
+    const int first_row = within / column_strips * rows, first_column = within % column_strips * columns;
+    const int together = int(channels - channel < channels_together ? channels - channel : channels_together);
+    return {sample, channel, uniform(together),
+            {height, width, uniform(first_column), uniform(min(columns, column_tiles - first_column)), uniform(first_row),
+             uniform(min(first_row + rows, row_tiles))}};
+  }
+};
+
 // ---- tiles ----
 
 // One tile of the direct form; `pass` is Forward or Adjoint.
@@ -58,43 +119,14 @@ __device__ void direct_tile(const Pass& pass, const Taps& taps, int height, int 
 
 constexpr int kFallbackSubRuns = 2;
 
-template <class Operand>
-union StripMemory {
-  ProductMemory<Operand> products;
-  FilterMemory<kStripThreads, 1> direct;
-};
-
-// A strip by matrix products, or directly if they cannot compute it (a radius beyond their reach, non-finite pixels).
-template <class Source, class Pass>
-__device__ void product_strip(const Pass& pass, const Taps& taps, const Strip& strip,
-                              StripMemory<typename OperandOf<Source>::Type>& shared) {
-  using Operand = typename OperandOf<Source>::Type;
-  bool done = false;
-  if (taps.radius <= kTile * kMostReach) {
-    const float scale = stage_taps(taps, shared.products);
-    if (taps.radius <= kTile) {
-      done = filter_strip<Operand, Source, 1>(pass, strip, scale, shared.products);
-    } else if (taps.radius <= 2 * kTile) {
-      done = filter_strip<Operand, Source, 2>(pass, strip, scale, shared.products);
-    } else {
-      done = filter_strip<Operand, Source, kMostReach>(pass, strip, scale, shared.products);
-    }
-  }
-  if (done) return;
-  __syncthreads();
-  hold_taps(taps, shared.direct);
-  const int end_column = min(strip.first_column + kStripColumns, strip.width);
-  for (int row = strip.first_row; row < strip.end_row; row += 4 * kRun * kFallbackSubRuns)
-    for (int column = strip.first_column; column < end_column; column += Shape<kStripThreads>::kColumns) {
-      direct_tile<kStripThreads, kFallbackSubRuns>(pass, taps, strip.height, strip.width, row, column, shared.direct);
-      __syncthreads();
-    }
+template <int kThreads>
+__device__ FilterMemory<kThreads, 1>& filter_memory() {
+  return *reinterpret_cast<FilterMemory<kThreads, 1>*>(dynamic_shared);
 }
 
-// The direct form of a region, tile by tile, for radii whose ring does not fit.
+// The direct form of a region, tile by tile, for radii whose ring does not fit and where 16-bit products fail.
 template <int kThreads, class Pass>
-__device__ void direct_tiles(const Pass& pass, const Taps& taps, const Region& region) {
-  auto& shared = *reinterpret_cast<FilterMemory<kThreads, 1>*>(dynamic_shared);
+__device__ void direct_tiles(const Pass& pass, const Taps& taps, const Region& region, FilterMemory<kThreads, 1>& shared) {
   hold_taps(taps, shared);
   for (int row = region.first_row; row < region.end_row; row += 4 * kRun * kFallbackSubRuns)
     for (int column = region.first_column; column < region.end_column; column += Shape<kThreads>::kColumns) {
@@ -106,9 +138,35 @@ __device__ void direct_tiles(const Pass& pass, const Taps& taps, const Region& r
 template <int kThreads, class Pass>
 __device__ void direct_region(const Pass& pass, const Taps& taps, const Region& region, int shared_floats) {
   const Walk<kThreads, 1> walk(region, taps.radius, shared_floats);
-  if (walk.columns == 0) return direct_tiles<kThreads>(pass, taps, region);
+  if (walk.columns == 0) return direct_tiles(pass, taps, region, filter_memory<kThreads>());
   walk.hold(taps);
   Stream(pass, walk, region).run(StoredOutput(pass, region));
+}
+
+union Tf32Memory {
+  ProductMemory products;
+  FilterMemory<kStripThreads, 1> direct;
+};
+
+// A strip by tf32 products, or directly if they cannot compute it (a radius beyond their reach, non-finite pixels).
+template <class Pass>
+__device__ void tf32_strip(const Pass& pass, const Taps& taps, const Tf32Strip& strip, Tf32Memory& shared) {
+  bool done = false;
+  if (taps.radius <= kTile * kTf32Reach) {
+    const float scale = stage_taps_tf32(taps, shared.products);
+    if (taps.radius <= kTile) {
+      done = filter_strip_tf32<1>(pass, strip, scale, shared.products);
+    } else if (taps.radius <= 2 * kTile) {
+      done = filter_strip_tf32<2>(pass, strip, scale, shared.products);
+    } else {
+      done = filter_strip_tf32<kTf32Reach>(pass, strip, scale, shared.products);
+    }
+  }
+  if (done) return;
+  __syncthreads();
+  const int end_column = min(strip.first_column + kStripColumns, strip.width);
+  direct_tiles(pass, taps, {strip.height, strip.width, strip.first_row, strip.end_row, strip.first_column, end_column},
+                shared.direct);
 }
 
 template <int kThreads>
@@ -152,6 +210,20 @@ __device__ inline Region region_of(const BlurParams& p, const Tiling& tiling, in
   const int height = int(p.shape[2]), width = int(p.shape[3]);
   return {height, width, row, min(row + tiling.tile_rows, height), column, min(column + tiling.tile_columns, width)};
 }
+
+__device__ inline Region region_of(const Strip& strip) {
+  return {strip.height,
+          strip.width,
+          kTile * strip.first_row,
+          min(kTile * strip.end_row, strip.height),
+          kTile * strip.first_column,
+          min(kTile * (strip.first_column + strip.columns), strip.width)};
+}
+
+__device__ inline const Images& source_of(const BlurParams& p, const Images&) { return p.images; }
+__device__ inline const Images& source_of(const BlurParams&, const BlurGradients& gradients) { return gradients.grad; }
+__device__ inline const Images& target_of(const Images& out) { return out; }
+__device__ inline const Images& target_of(const BlurGradients& gradients) { return gradients.grad_images; }
 
 constexpr int kSmallThreads = 128, kDirectThreads = 256;
 
@@ -214,16 +286,68 @@ __global__ void __launch_bounds__(kDirectThreads, 2)
   });
 }
 
-template <class Source, class Destination>
-__global__ void __launch_bounds__(kStripThreads, OperandOf<Source>::Type::kBlocks)
-    blur_products(const BlurParams p, const Destination destination, const Tiling tiling) {
-  __shared__ StripMemory<typename OperandOf<Source>::Type> shared;
+template <class Destination>
+__global__ void __launch_bounds__(kStripThreads, Operand32::kBlocks)
+    blur_products_tf32(const BlurParams p, const Destination destination, const Tiling tiling) {
+  __shared__ Tf32Memory shared;
   tiling.for_own_tiles([&](int64_t sample, int64_t channel, int row, int column, int64_t) {
     const Taps taps = make_taps<kStripThreads>(p, sample, shared.products.partial);
     const typename PassOf<Destination>::Type pass(p, destination, sample, channel, taps.radius == 0);
     const int height = int(p.shape[2]), width = int(p.shape[3]);
-    product_strip<Source>(pass, taps, {height, width, row, min(row + tiling.tile_rows, height), column}, shared);
+    tf32_strip(pass, taps, {height, width, row, min(row + tiling.tile_rows, height), column}, shared);
   });
+}
+
+// A strip of one plane in the direct form.
+template <int kThreads, class Pass, class Destination>
+__device__ void direct_strip(const BlurParams& p, const Destination& destination, int64_t sample, int64_t channel,
+                             const Strip& strip) {
+  auto& shared = filter_memory<kThreads>();
+  const Taps taps = make_taps<kThreads>(p, sample, shared.partial);
+  const Pass pass(p, destination, sample, channel, taps.radius == 0);
+  direct_tiles(pass, taps, region_of(strip), shared);
+}
+
+template <class Source, class Destination>
+using StripsOf = Strips<Source, std::is_same_v<Destination, BlurGradients>>;
+
+// Images as products of 16-bit operands, and directly where those cannot compute them: a radius beyond their reach or as
+// large as the image, non-finite pixels.
+template <class Source, class Destination>
+__global__ void __launch_bounds__(kMostStripThreads, 1)
+    blur_products(const BlurParams p, const Destination destination, const StripsOf<Source, Destination> strips) {
+  using Pixels = PixelsOf<Source>;
+  using Pass = typename PassOf<Destination>::Type;
+  unsigned char* memory = reinterpret_cast<unsigned char*>(dynamic_shared);
+  TapTables& tables = *reinterpret_cast<TapTables*>(memory);
+  for (int64_t place = blockIdx.x; place < strips.count; place += gridDim.x) {
+    uint32_t left = 0xffffffffu;  // the channels that are not done
+    const auto [sample, first_channel, channels, strip] = strips.work(place);
+    const int radius = uniform(radius_of(p, sample));
+    if (radius <= kTile * kMostReach && radius < strip.height - 1 && radius < strip.width - 1) {
+      const float sum = make_tables<typename Pixels::Operand>(p, sample, Pixels::kTapScale, tables);
+      const Images &source = source_of(p, destination), &target = target_of(destination);
+      unsigned char* stages = memory + sizeof(TapTables);
+      if (radius <= 2 * kTile) {
+        left = filter_planes<Source, Pass::kPrepares, 2>(p, source, target, sample, first_channel, channels, strip, sum, tables,
+                                                         stages);
+      } else {
+        left = filter_planes<Source, Pass::kPrepares, kMostReach>(p, source, target, sample, first_channel, channels, strip, sum,
+                                                                  tables, stages);
+      }
+    }
+    for (int k = 0; k < strips.channels_together; ++k) {
+      if (!__syncthreads_or(left >> k & 1)) continue;
+      const auto again = strips.work(recomputed(place));
+      if (k >= again.channels) break;
+      if (blockDim.x == kMostStripThreads) {
+        direct_strip<kMostStripThreads, Pass>(p, destination, again.sample, again.first_channel + k, again.strip);
+      } else {
+        direct_strip<kMostStripThreads / 2, Pass>(p, destination, again.sample, again.first_channel + k, again.strip);
+      }
+    }
+    __syncthreads();
+  }
 }
 
 // ---- launches ----
@@ -250,21 +374,14 @@ Form choose_form(DType source, DType result, const BlurParams& p) {
   return exact_enough || p.allow_tf32 ? Form::products : Form::exact;
 }
 
-template <class Destination>
-using Kernel = void (*)(BlurParams, Destination, Tiling);
-
-template <class Destination>
-Kernel<Destination> products_kernel(DType source) {
-  if constexpr (std::is_same_v<Destination, Images>)  // a gradient is never uint8
-    if (source == DType::uint8) return blur_products<uint8_t, Images>;
-  switch (source) {
-    case DType::float16:
-      return blur_products<Half, Destination>;
-    case DType::bfloat16:
-      return blur_products<BFloat16, Destination>;
-    default:
-      return blur_products<float, Destination>;
-  }
+template <class Source, class Destination>
+cudaError_t launch_products(const BlurParams& p, const Destination& destination, void* stream) {
+  const StripsOf<Source, Destination> strips(p.shape);
+  const int bytes = strips.shared_bytes();
+  const auto kernel = blur_products<Source, Destination>;
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error != cudaSuccess) return error;
+  return launch(kernel, strips.threads(), strips.count, bytes, stream, p, destination, strips);
 }
 
 // Planes as tiles of the exact forms, cut so that every multiprocessor has some, in multiples of the last resort's tiles.
@@ -304,10 +421,14 @@ cudaError_t launch_pass(const BlurParams& p, const Destination& destination, DTy
       return launch_walk<kSmallThreads, 1>(blur_direct<kSmallThreads, Destination>, p, destination, tiling, stream);
     return launch_walk<kDirectThreads, 1>(blur_direct<kDirectThreads, Destination>, p, destination, tiling, stream);
   }
+  if constexpr (std::is_same_v<Destination, Images>)  // a gradient is never uint8
+    if (source == DType::uint8) return launch_products<uint8_t>(p, destination, stream);
+  if (source == DType::float16) return launch_products<Half>(p, destination, stream);
+  if (source == DType::bfloat16) return launch_products<BFloat16>(p, destination, stream);
   const int64_t columns = (p.shape[3] + kStripColumns - 1) / kStripColumns;
   const bool few = p.shape[0] * p.shape[1] * columns < 512;  // cut strips, so that every multiprocessor has some
   const Tiling tiling(p.shape, few ? 64 : 256, kStripColumns);
-  return launch(products_kernel<Destination>(source), kStripThreads, tiling.tiles, 0, stream, p, destination, tiling);
+  return launch(blur_products_tf32<Destination>, kStripThreads, tiling.tiles, 0, stream, p, destination, tiling);
 }
 
 bool is_empty(const int64_t (&shape)[4]) { return shape[0] * shape[1] * shape[2] * shape[3] == 0; }

@@ -16,42 +16,16 @@ template <class Type>
 struct Mma16;
 template <>
 struct Mma16<Half> {
-  static constexpr float kLargest = 65408.0f;  // a sum whose rounded taps exceed 1 by 2^-11 stays below the largest half
   static __device__ uint32_t pack(float low, float high) { return pack_half(low, high); }
   static __device__ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_half(c, a, b); }
+  // `sums` + 0 `pair`, which is 0 until a number is not finite.
+  static __device__ uint32_t add_zeros(uint32_t pair, uint32_t sums) { return add_zeros_half(pair, sums); }
 };
 template <>
 struct Mma16<BFloat16> {
-  static constexpr float kLargest = 3.3e38f;
   static __device__ uint32_t pack(float low, float high) { return pack_bfloat16(low, high); }
   static __device__ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_bfloat16(c, a, b); }
-};
-
-template <class Type>
-struct Operand16 : Mma16<Type> {
-  using Element = uint16_t;
-  using Pair = uint32_t;
-  static constexpr int kBlocks = 3;  // of a multiprocessor, by registers
-  static __device__ Pair pair(float low, float high) { return Mma16<Type>::pack(low, high); }
-  static __device__ float round(float x) { return to_float(Convert<Type>::from(x)); }
-
-  static __device__ void store_eight(const float (&x)[8], Element* target) {
-    *reinterpret_cast<uint4*>(target) = make_uint4(pair(x[0], x[1]), pair(x[2], x[3]), pair(x[4], x[5]), pair(x[6], x[7]));
-  }
-
-  // b[h][k]: rows 8 h.. of the 16 x 16 elements at `x`, columns 8 k.., transposed as right operands.
-  template <int kStride>
-  static __device__ void load_tile(const Element* x, Pair (&b)[2][2]) {
-    const int lane = int(threadIdx.x) % 32;
-    uint32_t m[4];
-    load_matrices(x + (lane / 16 * 8 + lane % 8) * kStride + lane / 8 % 2 * 8, m);
-    b[0][0] = m[0], b[0][1] = m[1], b[1][0] = m[2], b[1][1] = m[3];
-  }
-
-  // c += the tile of pairs v[0..2] times b.
-  static __device__ void multiply(float (&c)[4], const Pair* v, const Pair (&b)[2]) {
-    Mma16<Type>::mma(c, {v[1], v[0], v[2], v[1]}, b);
-  }
+  static __device__ uint32_t add_zeros(uint32_t pair, uint32_t sums) { return add_zeros_bfloat16(pair, sums); }
 };
 
 // tf32: ten bits of mantissa and float's range, for float32 images if PyTorch's matmul precision is "high" or "medium".
@@ -85,20 +59,6 @@ struct Operand32 {
     mma_tf32(c, {v[1].low, v[0].low, v[1].high, v[0].high}, {b[0].low, b[0].high});
     mma_tf32(c, {v[2].low, v[1].low, v[2].high, v[1].high}, {b[1].low, b[1].high});
   }
-};
-
-// Operands of a source type: uint8 and float16 pixels are exact in binary16; bfloat16 ones need the range of bfloat16.
-template <class Source>
-struct OperandOf {
-  using Type = Operand16<Half>;
-};
-template <>
-struct OperandOf<BFloat16> {
-  using Type = Operand16<BFloat16>;
-};
-template <>
-struct OperandOf<float> {
-  using Type = Operand32;
 };
 
 }  // namespace fovblur

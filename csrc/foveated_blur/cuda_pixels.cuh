@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "../common/launch.cuh"
+#include "../common/mma.cuh"
 #include "blur_math.h"
 #include "cuda_taps.cuh"
 #include "params.h"
@@ -126,6 +127,59 @@ struct Plane {
   }
 };
 
+// Four neighbouring pixels of a row.
+template <class Element>
+struct alignas(4 * sizeof(Element)) Four {
+  Element pixels[4];
+};
+
+// Whether all planes of a sample from a channel on can be read and written by four pixels from columns that are multiples of 4.
+__device__ inline bool can_move_four(const Images& images, int64_t sample, int64_t channel) {
+  const int64_t bytes = size_of(images.dtype), offset = images.plane(sample, channel);
+  return images.strides[3] == 1 && images.strides[2] % 4 == 0 && images.strides[1] % 4 == 0 &&
+         (reinterpret_cast<uintptr_t>(images.data) + offset * bytes) % (4 * bytes) == 0;
+}
+
+// Reads four neighbours from `first` on, or the first `count` of them and 0 for the others.
+template <class Element>
+__device__ Four<Element> load_four(const void* first, int64_t stride, int count, bool whole) {
+  const Element* pixels = static_cast<const Element*>(first);
+  if (whole && count > 0) return *reinterpret_cast<const Four<Element>*>(pixels);
+  Four<Element> four = {};
+#pragma unroll
+  for (int k = 0; k < 4; ++k)
+    if (k < count) four.pixels[k] = pixels[k * stride];
+  return four;
+}
+
+// Writes four neighbours from `first` on, or the first `count` of them.
+template <class Element>
+__device__ void store_four_of(void* first, int64_t stride, int count, bool whole, const float (&y)[4]) {
+  Element* pixels = static_cast<Element*>(first);
+  if (whole) {
+    Four<Element> four;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) four.pixels[k] = Convert<Element>::from(y[k]);
+    *reinterpret_cast<Four<Element>*>(pixels) = four;
+    return;
+  }
+#pragma unroll
+  for (int k = 0; k < 4; ++k)
+    if (k < count) pixels[k * stride] = Convert<Element>::from(y[k]);
+}
+__device__ inline void store_four(DType dtype, void* first, int64_t stride, int count, bool whole, const float (&y)[4]) {
+  switch (dtype) {
+    case DType::uint8:
+      return store_four_of<uint8_t>(first, stride, count, whole, y);
+    case DType::float16:
+      return store_four_of<Half>(first, stride, count, whole, y);
+    case DType::bfloat16:
+      return store_four_of<BFloat16>(first, stride, count, whole, y);
+    default:
+      return store_four_of<float>(first, stride, count, whole, y);
+  }
+}
+
 // Square root, within 2 ulp on the device; the correctly rounded one takes ten times as long.
 __device__ inline float square_root(float x) {
 #ifdef __CUDA_ARCH__
@@ -140,21 +194,48 @@ __device__ inline float square_root(float x) {
 // Weight of the sharp image at each pixel of one sample.
 struct Weight {
   Falloff kind;
-  float gain, decay, cy, cx, inverse_distance, rate;  // exp(-decay u) = 2^(rate u)
+  float gain, cy, cx;
+  // Eccentricity at the farthest pixel, and that of one pixel of distance: in halvings of acuity for the falloff exp.
+  float most, rate;
   __device__ Weight(const BlurParams& p, int64_t sample)
-      : kind(p.falloff), gain(per_sample(p.gain, sample)), decay(float(p.decay)), cy(per_sample(p.fixation, sample, 0)),
-        cx(per_sample(p.fixation, sample, 1)) {
+      : kind(p.falloff), gain(per_sample(p.gain, sample)), cy(per_sample(p.fixation, sample, 0)),
+        cx(per_sample(p.fixation, sample, 1)), most(p.falloff == Falloff::exp ? float(p.decay) * 1.44269504f : 1.0f) {
     const float distance = falloff_distance(cy, cx, float(p.shape[2]), float(p.shape[3]));
-    inverse_distance = distance > 0.0f ? 1.0f / distance : FLT_MAX;  // of a 1 x 1 image
-    rate = decay * -1.44269504f;
+    rate = distance > 0.0f ? most / distance : FLT_MAX;  // of a 1 x 1 image
   }
   __device__ float acuity(int i, int j) const {
-    return kind == Falloff::exp ? exponential_acuity(i, j) : falloff(kind, decay, eccentricity_of(i, j));
+    return kind == Falloff::exp ? exponential_acuity(i, j) : falloff(kind, 0.0f, eccentricity_of(i, j));
   }
   __device__ float at(int i, int j) const { return gain * acuity(i, j); }
   // The same for the exponential falloff alone, without code for the others.
-  __device__ float exponential_acuity(int i, int j) const { return power_of_two(rate * eccentricity_of(i, j)); }
+  __device__ float exponential_acuity(int i, int j) const { return power_of_two(-eccentricity_of(i, j)); }
   __device__ float exponential_at(int i, int j) const { return gain * exponential_acuity(i, j); }
+
+  // Computes `factor` times the acuity at (i, j..j+kCount-1) and as many pixels of every eighth row below.
+  template <int kRows, int kCount>
+  __device__ void acuity_of_rows(int i, int j, float factor, float (&acuities)[kRows][kCount]) const {
+    if (kind == Falloff::exp) {
+      const float first_dx = (float(j) - cx) * rate;
+#pragma unroll
+      for (int h = 0; h < kRows; ++h) {
+        const float dy = (float(i + 8 * h) - cy) * rate;
+#pragma unroll
+        for (int k = 0; k < kCount; ++k) {
+          const float dx = float(k) * rate + first_dx;
+          acuities[h][k] = factor * power_of_two(-fminf(square_root(dx * dx + dy * dy), most));
+        }
+      }
+      return;
+    }
+#pragma unroll 1
+    for (int place = 0; place < kRows * kCount; ++place) {
+      const float acuity = factor * this->acuity(i + place / kCount * 8, j + place % kCount);
+#pragma unroll
+      for (int h = 0; h < kRows; ++h)
+#pragma unroll
+        for (int k = 0; k < kCount; ++k) acuities[h][k] = place == h * kCount + k ? acuity : acuities[h][k];
+    }
+  }
 
   // Computes the weights of (i, j..), the border reflected. Rare cases share one copy of their code.
   template <int kCount>
@@ -173,10 +254,9 @@ struct Weight {
   }
 
  private:
-  // min(1, d / D)
   __device__ float eccentricity_of(int i, int j) const {
     const float dy = float(i) - cy, dx = float(j) - cx;
-    return fminf(square_root(dy * dy + dx * dx) * inverse_distance, 1.0f);
+    return fminf(square_root(dy * dy + dx * dx) * rate, most);
   }
 };
 

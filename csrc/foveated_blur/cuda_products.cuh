@@ -1,203 +1,540 @@
-// A strip of one plane filtered as products of small matrices on the tensor cores: Y = A_h X A_w^T.
+// Planes filtered as products of small matrices on the tensor cores: Y = A_h X A_w^T, for 16-bit and uint8 pixels.
 //
-// A block of four warps makes 64 columns and walks down the rows, 16 at a time. With the border reflected when pixels are
-// read, A_h and A_w are one Toeplitz band: A[i, p] = tap(p - i). So the left operands of both products, of every tile and
-// every step, are the same 2 D + 1 tiles of taps in registers, 16 D being the radius rounded up. Rows are filtered first and
-// transposed: A_w X^T leaves the tensor cores just as A_h (X A_w^T) wants its right operand, so the filtered rows of the last
-// 2 D + 1 chunks stay in registers too. Only pixels pass through shared memory, and only the result is written to device
-// memory.
-//
-// Counts for 1024 x 3 x 224 x 224 and D = 2 (radii 17 to 32), and the times they imply. Estimates: nothing here is measured.
-//                                                                           H200              RTX 3080
-//   16-bit   0.62 GB: a pixel is read once, its halo and sharp value from L2   0.14 ms           0.8 ms
-//            20 mma of 16 x 8 x 16 for 256 outputs, with the halo 56 GFLOP     0.1 ms            0.95 ms
-//            590 instructions a warp for 256 outputs, with the halo 85 each    0.45 ms           0.9 ms
-//   float32  1.23 GB                                                           0.29 ms           1.6 ms
-//            40 mma of 16 x 8 x 8 in tf32, 56 GFLOP                            0.2 ms            1.9 ms
-//            830 instructions, with the halo 120 each                          0.65 ms           1.2 ms
-// (mma.sync at 60 % of the H200's dense peak.) So issuing instructions limits on the H200, products on GeForce cards, where
-// tf32 does not pay: the direct form has as many multiply-adds a clock there and wastes none outside the band.
+// A block makes up to 16 tiles of 16 columns, a warp each, for some channels of a sample, and walks down the rows, 16 at a
+// time, from one channel into the next. Rows of pixels are copied to shared memory as they are, some steps ahead.
+// The reflected border is folded into A: A[i, p] = tap(p - i) + tap(p + i) + tap(p + i - 2 (n - 1)), the last two for inner p
+// only. A warp keeps its tiles of A_w in registers for all rows. Away from the border A_h is a Toeplitz band, whose tiles are
+// the same for every step; near it, tiles of the mirrored terms are multiplied too.
+// Rows are filtered first and transposed: A_w X^T leaves the tensor cores just as A_h (X A_w^T) wants its right operand, so
+// the filtered rows of the last 2 D + 1 steps stay in registers, 16 D being the radius rounded up. Row m of a tile of A_w is
+// column 4 (m / 2) + m % 2, and from m = 8 on two columns further, so that a lane ends up with four neighbouring outputs.
+// The gradient of the images takes the transposes of the same matrices.
 #pragma once
 
+#include "../common/async_copy.cuh"
 #include "cuda_operands.cuh"
 #include "cuda_pixels.cuh"
 
 namespace fovblur {
 
-constexpr int kStripThreads = 128;
-constexpr int kStripColumns = 64;
-constexpr int kMostReach = 4;  // D: radii up to 64
-constexpr int kStagedStride = kStripColumns + 2 * kTile * kMostReach + 8;  // eight rows meet different banks
-constexpr int kMiddle = kTile * (kMostReach + 1), kTapPairs = 2 * kMiddle;
-constexpr int kSumsStride = kTile + 8;
+constexpr int kMostReach = 4;                          // D, which is even: radii up to 64
+constexpr int kStageRows = 2 * kTile, kMostChannels = 4;
+constexpr int kMiddle = kTile * (kMostReach + 2);  // of the tables of taps
 
-template <class Operand>
-struct ProductMemory {
-  alignas(16) typename Operand::Element staged[2][kTile * kStagedStride];
-  alignas(16) float sums[kStripThreads / 32][kTile * kSumsStride];
-  typename Operand::Pair taps[kTapPairs];  // taps `offset` and `offset` + 1 at kMiddle + offset, 0 beyond the radius
-  float partial[2][kStripThreads];
-};
-
-// Where a block works: rows [first_row, end_row) of 64 columns of an image.
+// Where a block works, in tiles of 16 x 16 pixels.
 struct Strip {
-  int height, width, first_row, end_row, first_column;
+  int height, width;  // of the image, in pixels
+  int first_column, columns, first_row, end_row;
 };
 
-// Writes the sample's taps, rounded to the operand's type and padded with zeros; returns 1 / the square of their sum, by
-// which the result of both passes must be multiplied.
-template <class Operand>
-__device__ float stage_taps(const Taps& taps, ProductMemory<Operand>& shared) {
-  auto tap = [&](int offset) {
-    const bool inside = taps.radius == 0 ? offset == 0 : taps.reaches(offset);
-    return inside ? Operand::round(taps.radius == 0 ? 1.0f : taps.tap(offset)) : 0.0f;
-  };
-  float sum = 0.0f;
-  for (int k = int(threadIdx.x); k < kTapPairs; k += kStripThreads) {
-    const float first = tap(k - kMiddle);
-    shared.taps[k] = Operand::pair(first, tap(k - kMiddle + 1));
-    sum += first;
-  }
-  block_sum<kStripThreads>(sum, 0.0f, shared.partial);
-  return 1.0f / (shared.partial[0][0] * shared.partial[0][0]);
+// Operands of a source type. The bits of a uint8 v are v 2^-24 in binary16; taps are scaled to keep filtered rows normal numbers.
+template <class Source>
+struct PixelsOf {
+  using Operand = Source;
+  static constexpr float kUnit = 1.0f, kTapScale = 1.0f;
+};
+template <>
+struct PixelsOf<uint8_t> {
+  using Operand = Half;
+  static constexpr float kUnit = 16777216.0f, kTapScale = 16384.0f;
+};
+
+// Which rows of a tile of A a lane holds: from `first` on, and `step` further.
+struct LaneRows {
+  int first, step;
+};
+__device__ inline LaneRows rows_in_order(int lane) { return {lane / 4, 8}; }
+__device__ inline LaneRows rows_as_columns(int lane) { return {lane / 8 * 4 + lane / 4 % 2, 2}; }
+
+// Factors of a channel's output: of the sharp pixel and its acuity, of the filtered sum times that, and of the filtered sum.
+struct alignas(16) FinishConstants {
+  float sharp, sharp_sum, sum, minus_offset;
+};
+
+// Taps `offset` and `offset` + 1, 0 beyond the radius, at kMiddle + offset. Tiles of the Toeplitz band as left operands.
+struct TapTables {
+  uint32_t pairs[2 * kMiddle];
+  uint4 rows[2 * kMostReach + 1][32], columns[2 * kMostReach + 1][32];  // of A_h and A_w
+  Weight weight;
+  FinishConstants finish[kMostChannels];
+};
+
+// Tiles of columns that a strip reads for a radius up to 16 `reach`.
+FOVBLUR_HD int staged_tiles(int first_column, int columns, int image_columns, int reach) {
+  const int first = first_column > reach ? first_column - reach : 0;
+  const int end = first_column + columns + reach < image_columns ? first_column + columns + reach : image_columns;
+  return end - first > 2 * reach + 1 ? end - first : 2 * reach + 1;
 }
 
-// The pixels of a chunk of 16 rows, on their way from device memory through registers to shared memory.
-template <class Operand, class Source, int D>
-struct Chunk {
-  static constexpr int kRowGroups = (kStripColumns + 2 * kTile * D) / kVector;
-  static constexpr int kGroups = kTile * kRowGroups, kOwn = (kGroups + kStripThreads - 1) / kStripThreads;
-  Eight<Source> pixels[kOwn];
+// The stages of 32 rows in shared memory: operands of the products, and pixels that have to be changed before they are.
+template <class Source, bool kAdjoint, int D>
+struct Stages {
+  static constexpr bool kPrepared = kAdjoint || sizeof(Source) == 1;
+  static constexpr int kAhead = D < kMostReach ? 2 : 1;
+  // A step reads the stage that it filters, and the one that it finishes, which is kLag steps older.
+  static constexpr int kLag = D / 2 + 1, kOperands = kLag + 1 + (kPrepared ? 1 : kAhead), kPixels = kPrepared ? kAhead : 0;
+  FOVBLUR_HD static int stride(int tiles) { return kTile * tiles + 8; }  // of operands; eight rows meet different banks
+  FOVBLUR_HD static int operand_bytes(int tiles) { return kOperands * kStageRows * stride(tiles) * 2; }
+  FOVBLUR_HD static int bytes(int tiles) {
+    return operand_bytes(tiles) + kPixels * kStageRows * kTile * tiles * int(sizeof(Source));
+  }
+};
 
-  // Calls each(pixels, row, column) for the thread's groups of eight.
+__device__ inline float warp_sum(float x) {
+  for (int distance = 16; distance > 0; distance /= 2)
+    x += bit_cast<float>(uint32_t(__shfl_xor_sync(0xffffffffu, bit_cast<uint32_t>(x), distance)));
+  return x;
+}
+
+__device__ inline int radius_of(const BlurParams& p, int64_t sample) {
+  const int32_t* size = static_cast<const int32_t*>(p.kernel_size.data) + sample * p.kernel_size.stride;
+  return gaussian_radius(per_sample(p.sigma, sample), *size);
+}
+
+// Writes the tables of a sample, times `scale`; returns the sum of the taps as rounded to the operand's type.
+template <class Type>
+__device__ float make_tables(const BlurParams& p, int64_t sample, float scale, TapTables& tables) {
+  const int lane = int(threadIdx.x) % 32, radius = radius_of(p, sample);
+  const float sigma = per_sample(p.sigma, sample) >= 0.0f ? per_sample(p.sigma, sample) : NAN;
+  if (threadIdx.x == 0) tables.weight = Weight(p, sample);
+  auto window = [&](int offset) {
+    if (radius == 0) return offset == 0 ? 1.0f : 0.0f;
+    return offset >= -radius && offset <= radius ? gaussian_window(offset, sigma) : 0.0f;
+  };
+  float sum = 0.0f, rounded_sum = 0.0f;
+#pragma unroll 1
+  for (int offset = lane; offset <= kTile * kMostReach; offset += 32) sum += (offset == 0 ? 1.0f : 2.0f) * window(offset);
+  const float factor = scale / warp_sum(sum);
+#pragma unroll 1
+  for (int offset = lane; offset <= kTile * kMostReach; offset += 32)
+    rounded_sum += (offset == 0 ? 1.0f : 2.0f) * to_float(Convert<Type>::from(window(offset) * factor));
+#pragma unroll 1
+  for (int k = int(threadIdx.x); k < 2 * kMiddle; k += int(blockDim.x))
+    tables.pairs[k] = Mma16<Type>::pack(window(k - kMiddle) * factor, window(k - kMiddle + 1) * factor);
+  __syncthreads();
+  auto tile_of = [&](int d, const LaneRows& rows) {
+    const uint32_t* own = tables.pairs + recomputed(kMiddle + kTile * d + lane % 4 * 2 - rows.first);
+    return make_uint4(own[0], own[-rows.step], own[8], own[8 - rows.step]);
+  };
+#pragma unroll 1
+  for (int k = int(threadIdx.x) / 32; k <= 2 * kMostReach; k += int(blockDim.x) / 32) {
+    tables.rows[k][lane] = tile_of(k - kMostReach, rows_in_order(lane));
+    tables.columns[k][lane] = tile_of(k - kMostReach, rows_as_columns(lane));
+  }
+  __syncthreads();
+  return warp_sum(rounded_sum);
+}
+
+// The border that mirrors pixels.
+struct Mirror {
+  int last, radius;
+  __device__ Mirror(int size, int radius) : last(size - 1), radius(radius) {}
+  // Whether a tile whose first row and column add up to `sum` has mirrored terms at the first or at the last pixel.
+  __device__ bool at_first(int sum) const { return sum <= radius; }
+  __device__ bool at_last(int sum) const { return sum + 2 * (kTile - 1) >= 2 * last - radius; }
+};
+
+// Products with tiles of A, whose rows are arranged as `rows` says.
+template <class Type, bool kAdjoint>
+struct Multiply {
+  const uint32_t* pairs;
+  Mirror mirror;
+  LaneRows rows;
+  int lane;
+
+  // c += the tile's Toeplitz band times b.
+  __device__ static void band(const uint4 tile, float (&c)[2][4], const uint32_t (&b)[2][2]) {
+#pragma unroll
+    for (int n = 0; n < 2; ++n) Mma16<Type>::mma(c[n], {tile.x, tile.y, tile.z, tile.w}, b[n]);
+  }
+  // c += the mirrored terms of the tile that starts at (row, column), if any, times b.
+  __device__ void mirrored(int row, int column, float (&c)[2][4], const uint32_t (&b)[2][2]) const {
+    if (mirror.at_first(row + column)) mirrored_at(0, row, column, c, b);
+    if (mirror.at_last(row + column)) mirrored_at(mirror.last, row, column, c, b);
+  }
+
+ private:
+  __device__ void mirrored_at(int pixel, int row, int column, float (&c)[2][4], const uint32_t (&b)[2][2]) const {
+    const int pair = lane % 4 * 2;
+    const uint32_t* own = pairs + recomputed(kMiddle + row + column - 2 * pixel + rows.first + pair);
+    uint32_t a[4] = {own[0], own[rows.step], own[8], own[8 + rows.step]};
+    if (kAdjoint) {  // the pixel itself is not mirrored
+      if (pixel - row == rows.first) a[0] = a[2] = 0;
+      if (pixel - row == rows.first + rows.step) a[1] = a[3] = 0;
+    } else {
+      const int place = pixel - column - pair;
+      const uint32_t kept = place % 2 == 0 ? 0xffff0000u : 0x0000ffffu;
+      if (place == 0 || place == 1) a[0] &= kept, a[1] &= kept;
+      if (place == 8 || place == 9) a[2] &= kept, a[3] &= kept;
+    }
+    band(make_uint4(a[0], a[1], a[2], a[3]), c, b);
+  }
+};
+
+// Copies the rows of a strip to shared memory, 32 at a time and channel after channel. A thread changes only pixels that it
+// has copied itself.
+template <class Source, bool kAdjoint, int D>
+struct Feed {
+  using S = Stages<Source, kAdjoint, D>;
+  static constexpr int kPixels = 16 / int(sizeof(Source));  // of a chunk
+  static constexpr int kSlots = S::kPrepared ? S::kPixels : S::kOperands;
+
+  const Images& images;
+  const Weight& weight;
+  int thread, height, width;
+  int first_row, end_row;  // of the stages, in 32 rows
+  int first_column;        // the first column that is read
+  int tiles;               // of columns that are read
+  bool aligned;            // whether chunks are 16 aligned bytes
+  int inverse;             // 2^16 / chunks of a row, rounded up
+  int next_row, slot = 0, prepared_slot = 0;
+  unsigned char *operands, *pixels;
+
+  // The thread's first chunk of the upper half of a stage; it copies the chunk 16 rows below too.
+  int own_row, own_place, own_bytes;
+  const Source* own_from;
+
+  __device__ Feed(const Images& images, const Weight& weight, const Strip& strip, int64_t sample, int64_t channel,
+                  int thread, unsigned char* memory)
+      : images(images), weight(weight), thread(thread), height(strip.height), width(strip.width) {
+    first_row = max(strip.first_row - D, 0) / 2;
+    end_row = min((strip.end_row + D + 1) / 2, (height + kStageRows - 1) / kStageRows);
+    first_column = kTile * max(strip.first_column - D, 0);
+    tiles = staged_tiles(strip.first_column, strip.columns, (width + kTile - 1) / kTile, D);
+    const int64_t bytes = sizeof(Source), plane = images.plane(sample, channel);
+    aligned = images.strides[3] == 1 && images.strides[2] * bytes % 16 == 0 && images.strides[1] * bytes % 16 == 0 &&
+              (reinterpret_cast<uintptr_t>(images.data) + plane * bytes) % 16 == 0;
+    inverse = 65536 / row_chunks() + 1;
+    next_row = kStageRows * first_row;
+    operands = memory;
+    pixels = memory + S::operand_bytes(tiles);
+    own_row = row_of(thread);
+    own_place = recomputed(place_of(thread, own_row, own_column()));
+    own_bytes = recomputed(thread < chunks() ? bytes_inside(own_column()) : -1);
+    own_from = static_cast<const Source*>(images.data) + plane + (next_row + own_row) * images.strides[2] +
+               (first_column + own_column()) * images.strides[3];
+  }
+
+  __device__ int row_chunks() const { return kTile / kPixels * tiles; }
+  __device__ int chunks() const { return kTile * row_chunks(); }  // of half a stage
+  __device__ int half_bytes() const { return S::kPrepared ? 16 * chunks() : kTile * 2 * S::stride(tiles); }
+  __device__ int slot_bytes() const { return 2 * half_bytes(); }
+
+  // Place of a chunk in half a stage: its first pixel, the bytes before it where it is copied to, those of it inside the image's
+  // width, and its address in device memory for the next stage.
+  __device__ int row_of(int chunk) const { return chunk * inverse >> 16; }
+  __device__ int column_of(int chunk, int row) const { return (chunk - row * row_chunks()) * kPixels; }
+  __device__ int own_column() const { return column_of(thread, own_row); }
+  __device__ int operand_place(int row, int column) const { return 2 * (row * S::stride(tiles) + column); }
+  __device__ int place_of(int chunk, int row, int column) const {
+    return S::kPrepared ? 16 * chunk : operand_place(row, column);
+  }
+  __device__ int bytes_inside(int column) const {
+    return max(min(width - first_column - column, kPixels), 0) * int(sizeof(Source));
+  }
+  __device__ const Source* from(int row, int column) const {
+    return own_from + (row - own_row) * images.strides[2] + (column - own_column()) * images.strides[3];
+  }
+
+  // Calls each(chunk, row, column, half) for the thread's chunks of both halves.
   template <class Each>
-  __device__ void for_own_groups(const Each& each) {
-    const int thread = recomputed(int(threadIdx.x));
-#pragma unroll
-    for (int k = 0; k < kOwn; ++k) {
-      const int group = thread + k * kStripThreads;
-      if (kGroups % kStripThreads == 0 || group < kGroups) each(pixels[k], group / kRowGroups, group % kRowGroups * kVector);
+  __device__ void for_own_chunks(const Each& each) const {
+    int row = own_row, column = own_column();
+#pragma unroll 1
+    for (int chunk = thread; chunk < chunks();) {
+#pragma unroll 1
+      for (int half = 0; half < 2; ++half) each(chunk, row, column, half);
+      chunk += int(blockDim.x);
+      row = row_of(chunk);
+      column = column_of(chunk, row);
     }
   }
 
-  __device__ void fetch(const Plane& source, const Strip& strip, int row) {
-    for_own_groups([&](Eight<Source>& eight, int i, int j) {
-      eight = source.load_eight<Source>(row + i, strip.first_column - kTile * D + j, strip.height, strip.width);
-    });
+  // Begins to copy the next stage; what lies outside the image becomes 0.
+  __device__ void copy() {
+    unsigned char* target = (S::kPrepared ? pixels : operands) + slot;
+    auto both_halves = [&](int row, const auto& each) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) each(next_row + row + kTile * h < height, h * half_bytes(), kTile * h * images.strides[2]);
+    };
+    if (aligned) {
+      if (own_bytes >= 0)
+        both_halves(own_row, [&](bool inside, int place, int64_t offset) {
+          copy_async(target + own_place + place, own_from + offset, inside ? own_bytes : 0);
+        });
+      for (int chunk = thread + int(blockDim.x); chunk < chunks(); chunk += int(blockDim.x)) {
+        const int row = row_of(chunk), column = column_of(chunk, row), first_place = place_of(chunk, row, column);
+        const Source* source = from(row, column);
+        both_halves(row, [&](bool inside, int place, int64_t offset) {
+          copy_async(target + first_place + place, source + offset, inside ? bytes_inside(column) : 0);
+        });
+      }
+    } else {
+      for_own_chunks([&](int chunk, int row, int column, int half) {
+        const int count = next_row + row + kTile * half < height ? bytes_inside(column) / int(sizeof(Source)) : 0;
+        const Source* source = from(row + kTile * half, column);
+        struct alignas(16) {
+          Source pixels[kPixels];
+        } gathered = {};
+#pragma unroll
+        for (int k = 0; k < kPixels; ++k) {
+          if (k < count) gathered.pixels[k] = *source;
+          source += images.strides[3];
+        }
+        *reinterpret_cast<uint4*>(target + place_of(chunk, row, column) + half * half_bytes()) = bit_cast<uint4>(gathered);
+      });
+    }
+    slot = slot + slot_bytes() == kSlots * slot_bytes() ? 0 : slot + slot_bytes();
+    own_from += kStageRows * images.strides[2];
+    next_row += kStageRows;
+    if (next_row < kStageRows * end_row) return;
+    next_row = kStageRows * first_row;
+    own_from += images.strides[1] - kStageRows * (end_row - first_row) * images.strides[2];
   }
 
-  // Returns whether the operand type holds all of the thread's pixels; it holds no infinity and no NaN.
-  template <class Pass>
-  __device__ bool commit(const Pass& pass, const Strip& strip, int row, typename Operand::Element* staged) {
-    bool held = true;
-    for_own_groups([&](const Eight<Source>& eight, int i, int j) {
-      float x[kVector], w[kVector];
+  // Makes operands of the thread's oldest pixels, which begin in row `first`, for the stage at `stage` bytes.
+  __device__ void prepare(int first, int stage) {
+    for_own_chunks([&](int chunk, int row, int column, int half) {
+      const unsigned char* own = pixels + prepared_slot + 16 * (chunk + half * chunks());
+      unsigned char* target = operands + stage + operand_place(row + kTile * half, column);
+      if constexpr (sizeof(Source) == 1) {  // the bits of v are v 2^-24 in binary16
+        const uint4 chunk = *reinterpret_cast<const uint4*>(own);
+        auto pairs = [](uint32_t first, uint32_t second) {
+          return make_uint4(__byte_perm(first, 0, 0x4140), __byte_perm(first, 0, 0x4342), __byte_perm(second, 0, 0x4140),
+                            __byte_perm(second, 0, 0x4342));
+        };
+        reinterpret_cast<uint4*>(target)[0] = pairs(chunk.x, chunk.y);
+        reinterpret_cast<uint4*>(target)[1] = pairs(chunk.z, chunk.w);
+      } else {
+        using Operand = Mma16<Source>;
+#pragma unroll(D < kMostReach ? 2 : 1)
+        for (int part = 0; part < kPixels; part += 4) {
+          const Four<Source> four = *reinterpret_cast<const Four<Source>*>(own + 2 * part);
+          float w[1][4], g[4];
+          weight.acuity_of_rows(first + row + kTile * half, recomputed(first_column + column + part), weight.gain, w);
 #pragma unroll
-      for (int k = 0; k < kVector; ++k) x[k] = eight.get(k);
-      if constexpr (Pass::kPrepares) {
-        const int from_row = reflect(row + i, strip.height), from_column = strip.first_column - kTile * D + j;
-        pass.weight.of_run(from_row, from_column, strip.width, w);
-#pragma unroll
-        for (int k = 0; k < kVector; ++k)
-          x[k] = pass.prepare(from_row, reflect(from_column + k, strip.width), strip.height, strip.width, w[k], x[k]);
+          for (int k = 0; k < 4; ++k) g[k] = to_float(four.pixels[k]) - w[0][k] * to_float(four.pixels[k]);
+          *reinterpret_cast<uint2*>(target + 2 * part) = make_uint2(Operand::pack(g[0], g[1]), Operand::pack(g[2], g[3]));
+        }
       }
-#pragma unroll
-      for (int k = 0; k < kVector; ++k) held = held && fabsf(x[k]) <= Operand::kLargest;
-      Operand::store_eight(x, staged + i * kStagedStride + j);
     });
-    return held;
+    prepared_slot = prepared_slot + slot_bytes() == kSlots * slot_bytes() ? 0 : prepared_slot + slot_bytes();
   }
 };
 
-// Rearranges a warp's 16 x 16 sums into rows; finishes and stores each lane's eight outputs of row i from column j on.
-template <class Pass, class Source>
-__device__ void finish_tile(const Pass& pass, const Strip& strip, const float (&sums)[2][4], float scale, int i, int j,
-                            bool inside, const Eight<Source>& sharp, float* memory) {
-  const int lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
-  __syncwarp();
-#pragma unroll
-  for (int n = 0; n < 2; ++n)
-#pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      const float2 both = make_float2(sums[n][2 * k], sums[n][2 * k + 1]);
-      *reinterpret_cast<float2*>(memory + (g + 8 * k) * kSumsStride + 8 * n + 2 * t) = both;
-    }
-  __syncwarp();
-  if (!inside) return;
-  float w[kVector], y[kVector];
-  pass.weight.of_run(i, j, strip.width, w);
-  const float* own = memory + lane / 2 * kSumsStride + lane % 2 * kVector;
-#pragma unroll
-  for (int k = 0; k < kVector; ++k)
-    y[k] = pass.finish(i, j + k, strip.height, strip.width, w[k], sharp.get(k), own[k] * scale);
-  pass.target.store_eight(i, j, strip.width, y);
+// The steps after the filter, with the constants of a channel: y = factor (w x + (1 - w) blurred) - offset, or
+// factor (w g + blurred) for the adjoint, whose sharp pixels are (1 - w) g.
+template <class Source, bool kAdjoint>
+__device__ FinishConstants finish_constants(const BlurParams& p, const Weight& weight, int64_t channel, float taps_sum) {
+  const Normalisation normalisation(p, channel);
+  const float unit = PixelsOf<Source>::kUnit, scale = 1.0f / (taps_sum * taps_sum);  // which undoes that of the taps
+  return {kAdjoint ? normalisation.factor : weight.gain * unit * normalisation.factor, -scale, unit * scale * normalisation.factor,
+          -normalisation.offset};
 }
 
-// Filters a strip with taps that reach 16 D pixels. Returns whether the operands held all pixels; if not, a product
-// has spread an infinity over its tile, and the caller must filter the strip in the direct form.
-template <class Operand, class Source, int D, class Pass>
-__device__ bool filter_strip(const Pass& pass, const Strip& strip, float scale, ProductMemory<Operand>& shared) {
-  using Pair = typename Operand::Pair;
-  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
-  const int own_column = strip.first_column + warp * kTile;
-
-  const Pair* middle = shared.taps + kMiddle + 2 * t - g;
-  constexpr bool kHeld = D < kMostReach;  // whether the registers hold the taps
-  Pair v[kHeld ? 4 * D + 3 : 1];
-  if constexpr (kHeld)
+// Outputs (i, j..j+3) and (i + 8, j..j+3).
+template <class Source, bool kAdjoint, class Type>
+__device__ void finish(const FinishConstants& constants, const Weight& weight, int i, int j, const Four<Type> (&sharp)[2],
+                       const float (&sums)[2][4], const Four<Source> (&grads)[2], float (&y)[2][4]) {
+  float w[2][4];
+  if constexpr (!kAdjoint) weight.acuity_of_rows(i, j, constants.sharp, w);
 #pragma unroll
-    for (int m = 0; m < 4 * D + 3; ++m) v[m] = middle[8 * (m - 2 * D - 1)];
-  auto multiply = [&](int d, float(&c)[2][4], const Pair(&b)[2][2]) {  // c[..] += tile d of the band times b[..]
-    Pair own[3];
+  for (int h = 0; h < 2; ++h)
 #pragma unroll
-    for (int k = 0; k < 3; ++k) own[k] = kHeld ? v[kHeld ? 2 * (d + D) + k : 0] : middle[16 * d + 8 * (k - 1)];
-#pragma unroll
-    for (int k = 0; k < 2; ++k) Operand::multiply(c[k], own, b[k]);
-  };
-  Pair filtered[2 * D + 1][2][2] = {};  // rows of the last chunks, oldest first, as right operands of 8 columns each
-  Chunk<Operand, Source, D> next;
-
-  const int rows = (strip.end_row - strip.first_row + kTile - 1) / kTile * kTile;
-  const int begin = strip.first_row - kTile * D, end = strip.first_row + rows + kTile * D;
-  bool held = true;
-  for (int row = begin - kTile, stage = 0; row < end; row += kTile, stage ^= 1) {
-    if (__syncthreads_or(!held)) return false;
-    const bool more = row + kTile < end;
-    if (more) next.fetch(pass.source, strip, row + kTile);  // in flight while this chunk is multiplied
-    if (row >= begin && own_column < strip.width) {
-      const int done = row - kTile * D, i = done + lane / 2;  // of the outputs
-      const int j = recomputed(own_column + lane % 2 * kVector);
-      const bool inside = done >= strip.first_row && i < strip.end_row && j < strip.width;
-      Eight<Source> sharp = {};
-      if (inside) sharp = pass.source.template load_eight<Source>(i, j, strip.height, strip.width);
-
-      float along[2][4] = {};  // [eight rows][columns g, g + 8 x rows 2t, 2t + 1]
-#pragma unroll(kHeld ? 2 * D + 1 : 3)
-      for (int d = -D; d <= D; ++d) {
-        Pair x[2][2];
-        Operand::template load_tile<kStagedStride>(shared.staged[stage] + (warp + d + D) * kTile, x);
-        multiply(d, along, x);
+    for (int k = 0; k < 4; ++k) {
+      const float x = to_float(sharp[h].pixels[k]), sum = sums[k / 2][2 * h + k % 2];
+      if constexpr (kAdjoint) {
+        y[h][k] = constants.sum * sum + constants.sharp * (to_float(grads[h].pixels[k]) - x);
+      } else {
+        y[h][k] = w[h][k] * x + ((w[h][k] * constants.sharp_sum + constants.sum) * sum + constants.minus_offset);
       }
+    }
+}
+
+// Filters the strip of `channels` planes with taps that reach 16 D pixels, fewer than the image's sides less one. Returns the
+// channels of which this thread met a filtered row that is not finite, a bit for each: a product spreads infinities over
+// its tile, so these have to be filtered in the direct form.
+template <class Source, bool kAdjoint, int D>
+__device__ uint32_t filter_planes(const BlurParams& p, const Images& source, const Images& target, int64_t sample,
+                                  int64_t first_channel, int channels, const Strip& strip, float taps_sum, TapTables& tables,
+                                  unsigned char* memory) {
+  using S = Stages<Source, kAdjoint, D>;
+  using Type = typename PixelsOf<Source>::Operand;
+  using Operand = Mma16<Type>;
+  constexpr int kTiles = 2 * D + 1, kHeldTiles = kTiles + 1, kAhead = S::kAhead, kLag = S::kLag;
+  const int thread = recomputed(int(threadIdx.x));  // so that nothing of it is kept in registers for other radii
+  const int warp = uniform(thread / 32), lane = thread % 32, g = lane / 4, t = lane % 4;
+  const int radius = uniform(radius_of(p, sample));
+  const bool busy = warp < strip.columns;
+  // Read from shared memory where registers are short.
+  const std::conditional_t<kAdjoint || D == kMostReach, const Weight&, Weight> weight = tables.weight;
+  Feed<Source, kAdjoint, D> feed(source, weight, strip, sample, first_channel, thread, memory);
+  const int steps = (feed.end_row - feed.first_row) * channels;
+  for (int k = 0; k < kAhead; ++k) {
+    if (k < steps) feed.copy();
+    commit_copies();
+  }
+
+  const int own_tile = strip.first_column + warp, staged_column = feed.first_column / kTile;
+  const Multiply<Type, kAdjoint> by_columns = {tables.pairs, Mirror(strip.width, radius), rows_as_columns(lane), lane};
+  const Multiply<Type, kAdjoint> by_rows = {tables.pairs, Mirror(strip.height, radius), rows_in_order(lane), lane};
+  const int first_column_tile = staged_column, end_column_tile = staged_column + feed.tiles;
+  const bool inner_column = own_tile - D >= first_column_tile && own_tile + D < end_column_tile &&
+                            !by_columns.mirror.at_first(kTile * (2 * own_tile - D)) &&
+                            !by_columns.mirror.at_last(kTile * (2 * own_tile + D));
+
+  // Bytes of stages, and the lane's places in one.
+  const int half_bytes = recomputed(kTile * 2 * S::stride(feed.tiles)), stage_bytes = 2 * half_bytes;
+  const int all_stages = recomputed(S::kOperands * stage_bytes);
+  const int tile_place = recomputed(feed.operand_place(lane / 16 * 8 + lane % 8, kTile * (own_tile - D - staged_column) + lane / 8 % 2 * 8));
+  const int sharp_place = recomputed(feed.operand_place(g, kTile * (own_tile - staged_column) + 4 * t));
+  const int column = kTile * own_tile + 4 * t, count = strip.width - column;
+  const bool whole = count >= 4 && can_move_four(target, sample, first_channel);
+  const int usual = recomputed(whole && target.dtype == dtype_of(Type{}));
+  const bool whole_source = count >= 4 && can_move_four(source, sample, first_channel);
+  if (thread < channels)
+    tables.finish[thread] =
+        finish_constants<Source, kAdjoint>(p, tables.weight, first_channel + thread, taps_sum);
+  // The lane's first pixel in the first tile.
+  auto first_pixel = [&](const Images& images) {
+    const int64_t offset = images.plane(sample, first_channel) + (kStageRows * feed.first_row + g) * images.strides[2] + column * images.strides[3];
+    return static_cast<unsigned char*>(images.data) + offset * size_of(images.dtype);
+  };
+  const int64_t output_row = target.strides[2] * size_of(target.dtype), grad_row = source.strides[2] * int(sizeof(Source));
+  unsigned char* output = first_pixel(target);
+  const unsigned char* grad = kAdjoint ? first_pixel(source) : nullptr;
+  // Tiles of rows that are read, and those whose taps mirror no pixel.
+  const int first_tile = recomputed(2 * feed.first_row), end_tile = recomputed(2 * feed.end_row);
+  const int inner_tile = recomputed(max(first_tile + D, (radius + kTile * D) / (2 * kTile) + 1));
+  const int end_inner_tile = recomputed(min(end_tile - D, (2 * strip.height - 1 - radius - kTile * D) / (2 * kTile)));
+
+  uint32_t filtered[kHeldTiles][2][2] = {};  // the last tiles of rows, oldest first, as right operands of 8 columns each
+  uint32_t not_finite = 0, spoiled = 0;
+  int filtered_row = feed.first_row, filtered_channel = 0, filtered_at = 0;
+  int finished_row = feed.first_row, finished_channel = 0, finished_at = 0;
+  if (S::kPrepared) {
+    wait_for_copies<kAhead - 1>();
+    feed.prepare(kStageRows * filtered_row, 0);
+    if (kAhead < steps) feed.copy();
+    commit_copies();
+  }
+  // A step finishes the two tiles of outputs whose last filtered rows the step before has added, and filters the rows of one
+  // stage; the last kLag steps filter the last stage again, which nothing reads.
+  for (int step = 0; step < steps + kLag; ++step) {
+    if (!S::kPrepared) wait_for_copies<kAhead - 1>();
+    __syncthreads();
+    if (!S::kPrepared) {
+      if (step + kAhead < steps) feed.copy();
+      commit_copies();
+    }
+    if (busy && step >= kLag && 2 * finished_row >= strip.first_row && 2 * finished_row < strip.end_row) {
 #pragma unroll
-      for (int d = 0; d < 2 * D; ++d)
+      for (int u = 0; u < 2; ++u) {
+        const int tile = 2 * finished_row + u, row = kTile * tile + g;
+        float sums[2][4] = {};  // [eight columns][rows g, g + 8 x columns 2t, 2t + 1]
+        if (tile >= inner_tile && tile < end_inner_tile) {
 #pragma unroll
-        for (int n = 0; n < 2; ++n)
+          for (int d = 0; d < kTiles; ++d) by_rows.band(tables.rows[d + kMostReach - D][lane], sums, filtered[u + d]);
+        } else {
 #pragma unroll
-          for (int h = 0; h < 2; ++h) filtered[d][n][h] = filtered[d + 1][n][h];
+          for (int d = 0; d < kTiles; ++d) {
+            const int r = recomputed(tile), q = r - D + d;
+            if (q < first_tile || q >= end_tile) continue;
+            by_rows.band(tables.rows[d + kMostReach - D][lane], sums, filtered[u + d]);
+            by_rows.mirrored(kTile * r, kTile * q, sums, filtered[u + d]);
+          }
+        }
+        Four<Source> grads[2];
+        if constexpr (kAdjoint)
+#pragma unroll
+          for (int h = 0; h < 2; ++h)
+            grads[h] = load_four<Source>(grad + (kTile * u + 8 * h) * grad_row, source.strides[3],
+                                         row + 8 * h < strip.height ? count : 0, whole_source);
+        Four<Type> sharp[2];
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+          sharp[h] = *reinterpret_cast<const Four<Type>*>(feed.operands + finished_at + sharp_place + u * half_bytes +
+                                                          h * (half_bytes / 2));
+        float y[2][4];
+        finish<Source, kAdjoint>(tables.finish[finished_channel], weight, row, column, sharp, sums, grads, y);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          unsigned char* four = output + (kTile * u + 8 * h) * output_row;
+          if (usual && row + 8 * h < strip.height) {
+            *reinterpret_cast<uint2*>(four) = make_uint2(Operand::pack(y[h][0], y[h][1]), Operand::pack(y[h][2], y[h][3]));
+          } else if (row + 8 * h < strip.height) {
+            store_four(target.dtype, four, target.strides[3], count, whole, y[h]);
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int d = 0; d < kHeldTiles - 2; ++d)
 #pragma unroll
       for (int n = 0; n < 2; ++n)
 #pragma unroll
-        for (int h = 0; h < 2; ++h) filtered[2 * D][n][h] = Operand::pair(along[h][2 * n], along[h][2 * n + 1]);
-      if (done >= strip.first_row) {
-        float sums[2][4] = {};  // [eight columns][rows g, g + 8 x columns 2t, 2t + 1]
+        for (int h = 0; h < 2; ++h) filtered[d][n][h] = filtered[d + 2][n][h];
+    if (busy) {
 #pragma unroll
-        for (int d = -D; d <= D; ++d) multiply(d, sums, filtered[d + D]);
-        finish_tile(pass, strip, sums, scale, i, j, inside, sharp, shared.sums[warp]);
+      for (int u = 0; u < 2; ++u) {
+        float along[2][4] = {};  // [eight rows][columns g, g + 8 x rows 2t, 2t + 1]
+        const unsigned char* tiles = feed.operands + filtered_at + tile_place + u * half_bytes;
+        auto multiply = [&](int d, const auto& each) {
+          uint32_t m[4];
+          load_matrices(tiles + 2 * kTile * d, m);
+          const uint32_t x[2][2] = {{m[0], m[1]}, {m[2], m[3]}};
+          by_columns.band(tables.columns[d + kMostReach - D][lane], along, x);
+          each(x);
+        };
+        if (inner_column) {
+#pragma unroll
+          for (int d = 0; d < kTiles; ++d) multiply(d, [](const auto&) {});
+        } else {
+#pragma unroll
+          for (int d = 0; d < kTiles; ++d) {
+            const int own = recomputed(own_tile), q = own - D + d;
+            if (q < first_column_tile || q >= end_column_tile) continue;
+            multiply(d, [&](const uint32_t(&x)[2][2]) { by_columns.mirrored(kTile * own, kTile * q, along, x); });
+          }
+        }
+#pragma unroll
+        for (int n = 0; n < 2; ++n)
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            uint32_t& pair = filtered[2 * D + u][n][h];
+            pair = Operand::pack(along[h][2 * n], along[h][2 * n + 1]);
+            if constexpr (sizeof(Source) > 1) not_finite = Operand::add_zeros(pair, not_finite);
+          }
       }
     }
-    if (more) held = next.commit(pass, strip, row + kTile, shared.staged[stage ^ 1]);
+    if (step >= kLag) {
+      finished_at = finished_at + stage_bytes == all_stages ? 0 : finished_at + stage_bytes;
+      output += kStageRows * output_row;
+      grad += kStageRows * grad_row;
+      if (++finished_row == feed.end_row) {
+        finished_row = feed.first_row;
+        const int stages = feed.end_row - feed.first_row;
+        output += target.strides[1] * size_of(target.dtype) - kStageRows * stages * output_row;
+        grad += source.strides[1] * int(sizeof(Source)) - kStageRows * stages * grad_row;
+        ++finished_channel;
+      }
+    }
+    if (++filtered_row == feed.end_row) {
+      spoiled |= uint32_t((not_finite & 0x7fff7fffu) != 0) << filtered_channel;
+      not_finite = 0;
+      filtered_row = feed.first_row;
+      ++filtered_channel;
+    }
+    if (step + 1 >= steps) continue;
+    filtered_at = filtered_at + stage_bytes == all_stages ? 0 : filtered_at + stage_bytes;
+    if (S::kPrepared) {
+      wait_for_copies<kAhead - 1>();
+      feed.prepare(kStageRows * filtered_row, filtered_at);
+      if (step + 1 + kAhead < steps) feed.copy();
+      commit_copies();
+    }
   }
-  return true;
+  return spoiled;
 }
 
 }  // namespace fovblur

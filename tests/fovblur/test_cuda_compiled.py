@@ -1,7 +1,5 @@
 """Resources and instructions that ptxas reports for the CUDA kernels on the architectures they ship for."""
 
-import re
-
 import pytest
 from gpu_kernels import ARCHITECTURES, HAS_NVCC, SHARED_OF_A_BLOCK, WITHOUT_NVCC, assert_fits, of
 
@@ -10,10 +8,9 @@ from gpu_kernels import ARCHITECTURES, HAS_NVCC, SHARED_OF_A_BLOCK, WITHOUT_NVCC
 RESIDENT = {
     "blur_direct<128": 2,
     "blur_direct<256": 1,
-    "blur_products<unsigned char": 3,
-    "blur_products<Half": 3,
-    "blur_products<BFloat16": 3,
-    "blur_products<float": 2,
+    "blur_products<": 1,  # 16 warps of 128 registers fill a multiprocessor
+    "blur_products_tf32": 2,
+    "blur_split": 2,
     "blur_parameter_gradient": 1,
     "similarity_scores": 1,
     "merge_slices": 8,
@@ -28,7 +25,8 @@ def test_kernels_do_not_spill_and_share_a_multiprocessor(gpu_resources):
     assert len(rows) == len(ARCHITECTURES) * (4 + 7 + 1 + 1 + 16 + 1)
     for row in rows:
         (blocks,) = (blocks for name, blocks in RESIDENT.items() if row["kernel"].startswith(name))
-        assert_fits(row, blocks)
+        # blur_products needs more than the 128 registers that 16 warps leave it.
+        assert_fits(row, blocks, spilled=448 if row["kernel"].startswith("blur_products<") else 0)
 
 
 def test_shared_memory_is_what_a_launch_asks_for(gpu_resources):
@@ -39,8 +37,10 @@ def test_shared_memory_is_what_a_launch_asks_for(gpu_resources):
     similarity = 4 * 2 * 128 * 64 + 64 * 128 * 4 + 2 * 2 * 128 * 4 + 128 * 4 + 2 * 8 * 4 * 4
     for row in of(gpu_resources, "cuda", "similarity_scores"):
         assert (row["static_shared"], row["dynamic_shared"]) == (0, similarity), row
-    for row in of(gpu_resources, "cuda", "blur_products"):
+    for row in of(gpu_resources, "cuda", "blur_products_tf32"):
         assert row["dynamic_shared"] == 0 < row["static_shared"] <= DEFAULT_SHARED, row
+    for row in of(gpu_resources, "cuda", "blur_products<"):
+        assert row["static_shared"] == 0 < DEFAULT_SHARED < row["dynamic_shared"] <= SHARED_OF_A_BLOCK[86], row
     for row in of(gpu_resources, "cuda", "blur_direct<256") + of(gpu_resources, "cuda", "blur_parameter_gradient"):
         assert DEFAULT_SHARED < row["static_shared"] + row["dynamic_shared"] <= SHARED_OF_A_BLOCK[86], row
 
@@ -54,7 +54,7 @@ def test_the_direct_form_copies_asynchronously_and_reads_wide(gpu_resources):
 
 def test_calls_launch_the_form_that_is_exact_enough(gpu_resources):
     launched = {row["kernel"]: set(row["calls"]) for row in of(gpu_resources, "cuda")}
-    direct, products = launched["blur_direct<256, Images>"], launched["blur_products<float, Images>"]
+    direct, products = launched["blur_direct<256, Images>"], launched["blur_products_tf32<Images>"]
     assert "blur, float32 to float32" in direct and "blur, float32 to float32, tf32" in products
     assert "blur, uint8 to float32" in direct
     assert launched["blur_split"] == {f"blur, float32 to {kind}, 9.0" for kind in ("float16", "bfloat16", "float32")}
@@ -72,16 +72,19 @@ def test_split_products_are_three_for_each_tile_of_taps(gpu_resources):
 
 
 def test_the_blur_uses_tensor_cores_and_wide_loads(gpu_resources):
-    rows = of(gpu_resources, "cuda", "blur_products")
-    assert len(rows) == len(ARCHITECTURES) * 7  # four types of images, three of gradients
+    rows = of(gpu_resources, "cuda", "blur_products<")
+    assert len(rows) == len(ARCHITECTURES) * 5  # three types of images, two of gradients
     for row in rows:
-        source, used = re.match(r"blur_products<([\w ]+)", row["kernel"])[1], row["instructions"]
-        # In each pass for D = 1, 2 and 4, all or three of the 2 D + 1 tiles of taps are unrolled: two products of
-        # 16 x 8, and four for float, whose products have half the depth.
-        tiles = (3 + 3) + (5 + 5) + (3 + 9)
-        assert used["HMMA"] == 2 * tiles * (2 if source == "float" else 1), row
-        assert used["LDG.64" if source == "unsigned char" else "LDG.128"] > 0 and used["STG.128"] > 0, row
-        assert source == "float" or used["LDSM"] > 0, row
+        used = row["instructions"]
+        # Both passes filter two tiles in a step, each with 2 D + 1 tiles of taps in two products of 16 x 8; near the
+        # border with three as many. D is 2 or 4.
+        assert used["HMMA"] == 2 * 2 * (5 + 9) * 2 * (1 + 3), row
+        assert used["LDGSTS.128"] > 0 and used["LDSM"] > 0 and used["LDS.128"] > 0 and used["STG.64"] > 0, row
+    for row in of(gpu_resources, "cuda", "blur_products_tf32"):
+        used = row["instructions"]
+        # For D = 1, 2 and 4, all or three of the 2 D + 1 tiles of taps are unrolled, in four products of 16 x 8 each.
+        assert used["HMMA"] == 4 * ((3 + 3) + (5 + 5) + (3 + 9)), row
+        assert used["LDG.128"] > 0 and used["STG.128"] > 0, row
 
 
 def test_the_similarity_uses_tensor_cores_and_wide_copies(gpu_resources):

@@ -51,6 +51,12 @@ struct alignas(16) int4 {
 struct alignas(8) int2 {
   int x, y;
 };
+inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t places) {
+  const uint64_t bytes = x | uint64_t(y) << 32;
+  uint32_t result = 0;
+  for (int k = 0; k < 4; ++k) result |= uint32_t(bytes >> 8 * (places >> 4 * k & 7) & 0xff) << 8 * k;
+  return result;
+}
 template <class T>
 T min(T a, T b) {
   return b < a ? b : a;

@@ -111,6 +111,13 @@ uint32_t pack(float low, float high) {
 }
 inline uint32_t pack_half(float low, float high) { return pack<Half>(low, high); }
 inline uint32_t pack_bfloat16(float low, float high) { return pack<BFloat16>(low, high); }
+template <class Type>
+uint32_t add_zeros(uint32_t pair, uint32_t sums) {
+  auto add = [](uint32_t x, uint32_t sum) { return 0.0f * to_float(Type{uint16_t(x)}) + to_float(Type{uint16_t(sum)}); };
+  return pack<Type>(add(pair, sums), add(pair >> 16, sums >> 16));
+}
+inline uint32_t add_zeros_half(uint32_t pair, uint32_t sums) { return add_zeros<Half>(pair, sums); }
+inline uint32_t add_zeros_bfloat16(uint32_t pair, uint32_t sums) { return add_zeros<BFloat16>(pair, sums); }
 inline uint32_t to_tf32(float x) {
   const uint32_t bits = bit_cast<uint32_t>(x);
   return std::isfinite(x) ? (bits + 0x1000u) & 0xffffe000u : bits;
