@@ -25,8 +25,10 @@ from bvsa_core.retrieval.gates import INFORMATION, Reliability
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.scoring import Embeddings, Protocol, Scores, Scoring, ranks, score, similarity
 from bvsa_core.retrieval.statistics import Statistics, statistics_of
+from bvsa_core.training.config import relocated
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.run_folder import RunFolder
+from bvsa_core.vision.clip import stay_offline
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
@@ -46,6 +48,7 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     full = "also report hubness and smaller galleries and, for a run, curves over test repetitions (reads its data)"
     add("--full", action="store_true", help=full)
     add("--data", type=Path, help="data folder of the run if it has moved; for --full")
+    add("--bank", type=Path, help="folder of the feature bank if it has moved, or lies outside the data; for --full")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N; for --full")
     add("--json", type=Path, help="file to write the results to")
 
@@ -77,9 +80,10 @@ def score_run(parsed: jsonargparse.Namespace) -> RunResult:
     scoring = replace(scoring_of(parsed, saved.protocol.gate, saved.reliability), alpha=saved.alpha)
     curve = None
     if parsed.full:
-        moved = {"data": parsed.data} if parsed.data else {}
+        stay_offline()
+        config = relocated(folder.config(), data=parsed.data, bank=parsed.bank)
         with Display() as display:
-            run_data = RunData(replace(folder.config(), device=parsed.device, **moved), display)
+            run_data = RunData(replace(config, device=parsed.device), display)
             (curve,) = repetition_curves(folder, run_data, [scoring])
     return saved.rescored(folder.embeddings(), scoring, parsed.full, curve)
 

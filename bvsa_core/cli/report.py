@@ -4,7 +4,6 @@ RUN is the folder of a run, or any folder that contains runs, such as that of 'b
 differ only in subject and seed become one row of the table.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 import jsonargparse
@@ -18,6 +17,8 @@ from bvsa_core.experiments.cell import RunDataCache
 from bvsa_core.experiments.report_data import build_report, find_runs, group_runs, with_curves
 from bvsa_core.io.atomic import write_atomically
 from bvsa_core.report.content import Report
+from bvsa_core.training.config import relocated
+from bvsa_core.vision.clip import stay_offline
 
 PAGE = "page.html"
 
@@ -30,6 +31,7 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     add("--figures", type=Path, help="folder for every figure as PNG and PDF")
     add("--title", help="title of the page")
     add("--data", type=Path, help="data folder if it has moved since the runs")
+    add("--bank", type=Path, help="folder of the feature bank if it has moved, or lies outside the data")
     resamples = "number of draws for a curve over test repetitions, for the first run of every row without one"
     add("--resamples", type=int, default=0, help=resamples)
     add("--device", default="auto", help="device to compute the curves on: auto, cpu, cuda or cuda:N")
@@ -45,12 +47,13 @@ def run(parsed: jsonargparse.Namespace) -> None:
     out = parsed.out or parsed.runs[0] / PAGE
     if out.is_dir():
         raise UserError(f"--out {out}: is a folder; name a file, such as {out / PAGE}")
+    stay_offline()
     with Display() as display:
         folders, messages = find_runs(parsed.runs)
         rows = group_runs(folders)
         cache = RunDataCache(parsed.device, display)
-        moved = {"data": parsed.data} if parsed.data else {}
-        rows = with_curves(rows, lambda config: cache.run_data(replace(config, **moved)), parsed.resamples, display)
+        run_data_of = lambda config: cache.run_data(relocated(config, data=parsed.data, bank=parsed.bank))  # noqa: E731
+        rows = with_curves(rows, run_data_of, parsed.resamples, display)
         title = parsed.title or (parsed.runs[0].resolve().name if len(parsed.runs) == 1 else f"{len(folders)} runs")
         report = build_report(title, rows, origin(parsed.command_line), parsed.data, display)
         report.missing.update({"runs": ". ".join(messages) + "."} if messages else {})

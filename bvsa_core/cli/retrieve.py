@@ -28,11 +28,12 @@ from bvsa_core.retrieval.index import Index, recall, search_candidates
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.scoring import Scoring
 from bvsa_core.retrieval.search import Queries, TopK, search
-from bvsa_core.training.config import RunConfig
+from bvsa_core.training.config import RunConfig, relocated
 from bvsa_core.training.run import load_method
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.run_folder import RunFolder
 from bvsa_core.vision.bank import ABOUT, level_files
+from bvsa_core.vision.clip import stay_offline
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 SHOWN = 20  # queries that are printed; the file has all
@@ -57,7 +58,7 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     probes = "number of index cells to search; more cells find more of the best images"
     add("--probes", type=int, default=64, help=probes)
     add("--data", type=Path, help="data folder if it has moved since the run")
-    add("--bank", type=Path, help="folder of the feature bank if it has moved since the run")
+    add("--bank", type=Path, help="folder of the feature bank if it has moved, or lies outside the data")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--out", type=Path, help="file for the ranked images; default: retrieved.json in the run's folder")
 
@@ -70,12 +71,13 @@ def run(parsed: jsonargparse.Namespace) -> None:
     folder = RunFolder(parsed.run)
     saved, config = folder.result(), folder.config()
     scoring = Scoring(parsed.gate, saved.reliability)
-    moved = {name: getattr(parsed, name) for name in ("data", "bank") if getattr(parsed, name) is not None}
+    stay_offline()
+    config = relocated(config, data=parsed.data, bank=parsed.bank)
     with init_processes() as processes, Display(quiet=processes.rank > 0) as display:
         if parsed.index is not None and processes.size > 1:
             raise UserError("--index is for one process; leave torchrun or the index out")
         device = parsed.device if processes.size == 1 else processes.device or "cpu"
-        run_data = RunData(replace(config, device=device, **moved), display)
+        run_data = RunData(replace(config, device=device), display)
         method = load_method(folder, run_data)
         if method.transductive_classifier:
             reason = f"method {config.method} classifies test images and has no embeddings to search with"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
@@ -195,6 +195,19 @@ def deviations(config: RunConfig) -> list[str]:
     whose = "the released code's" if source == "code" else "the paper's"
     settings = [f"settings, {whose} in brackets: {', '.join(differing)}"] if differing else []
     return [*settings, *kind.DEVIATIONS]
+
+
+def relocated(config: RunConfig, data: Path | None = None, bank: Path | None = None) -> RunConfig:
+    """Return the settings of a finished run with folders that are given in place of its own.
+
+    Raises:
+        UserError: the run, which may come from elsewhere, names a bank outside its data: features are written there.
+    """
+    config = replace(config, data=data or config.data, bank=bank or config.bank)
+    if config.bank and not bank and not config.bank.resolve().is_relative_to(config.data.resolve()):
+        problem = f"the run's feature bank {config.bank} is not in its data folder {config.data}"
+        raise UserError(f"{problem}; name the bank with --bank if you trust it")
+    return config
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -97,9 +98,9 @@ def image_size_of(name: str) -> int:
         from bvsa_core.vision import tiny
 
         name = tiny.CONFIG.stem
-    config = open_clip.get_model_config(name)
-    if config is None:
-        raise _unknown_encoder(name)
+    else:
+        _check_name(name)
+    config: Any = open_clip.get_model_config(name)
     size = config["vision_cfg"]["image_size"]
     return size if isinstance(size, int) else size[0]
 
@@ -149,8 +150,7 @@ def load_clip(
 def _load_open_clip(name: str, weights: str | None, cache_dir: str | Path | None) -> tuple[nn.Module, str]:
     import open_clip
 
-    if name not in open_clip.list_models():
-        raise _unknown_encoder(name)
+    _check_name(name)
     tags = open_clip.list_pretrained_tags_by_model(name)
     tag = weights or PRETRAINED.get(name) or (tags[0] if tags else RANDOM)
     is_file = Path(tag).is_file()
@@ -170,9 +170,21 @@ def _load_open_clip(name: str, weights: str | None, cache_dir: str | Path | None
     return model, f"{name}/{Path(tag).name}"
 
 
-def _unknown_encoder(name: str) -> UserError:
-    message = unknown_name("vision encoder", name, [TINY, *PRETRAINED])
-    return UserError(f"{message}, or any other model of open_clip")
+def _check_name(name: str) -> None:
+    """Raise UserError for a name that is not in open_clip's own list: it asks a hub for some, and reads folders."""
+    import open_clip
+
+    if name not in open_clip.list_models():
+        message = unknown_name("vision encoder", name, [TINY, *PRETRAINED])
+        raise UserError(f"{message}, or any other model of open_clip")
+
+
+def stay_offline() -> None:
+    """Let this process ask no hub for weights, because it reads a run that may come from elsewhere.
+
+    The environment variable HF_HUB_OFFLINE=0 allows it. Without effect once huggingface_hub is imported.
+    """
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def fingerprint(name: str, model: nn.Module) -> str:

@@ -1,6 +1,7 @@
 """bvsa retrieve: every kind of recordings and gallery against the run's own embeddings, and errors in one line."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -182,3 +183,25 @@ def test_embeddings_do_not_depend_on_the_number_of_threads(retrieved):
     finally:
         torch.set_num_threads(before)
     assert one == three
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bank": "elsewhere"}, "the run's feature bank {folder}/elsewhere is not in its data folder"),
+        ({"vision": "hf-hub:a/b"}, "unknown vision encoder 'hf-hub:a/b'"),
+        ({"vision": "local-dir:{folder}"}, "unknown vision encoder 'local-dir:{folder}'"),
+    ],
+)
+@pytest.mark.parametrize("command", [("retrieve",), ("evaluate", "--full"), ("report", "--resamples", "1")])
+def test_a_run_from_elsewhere_names_no_folder_or_hub(finished, tmp_path, capsys, command, settings, message):
+    shutil.copytree(finished, run := tmp_path / "run")
+    text = (run / "run.yaml").read_text()
+    for name, value in settings.items():
+        value = str(tmp_path / value) if name == "bank" else value.format(folder=tmp_path)
+        text = re.sub(rf"^{name}: .*$", f"{name}: {value}", text, flags=re.MULTILINE)
+    (run / "run.yaml").write_text(text)
+    (tmp_path / "elsewhere").mkdir()
+    assert main([command[0], str(run), *command[1:]]) == 2
+    assert message.format(folder=tmp_path) in capsys.readouterr().err
+    assert not list((tmp_path / "elsewhere").iterdir())
