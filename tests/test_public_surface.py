@@ -99,7 +99,7 @@ train --allow_leak --average --bank --batch_size --betas --cache_dir --channels 
     --method_options.unit_norm --no_lock --optimiser --out --patience --precision --preset --prompt --repetitions --seed
     --selection --setting --shuffle_pairs --subject --target_layers --target_levels --validation --views --vision
     --weight_decay --weights --window
-evaluate --brain --brain-text --brain_text --data --device --full --gate --image --json --reliability --rescoring
+evaluate --bank --brain --brain-text --brain_text --data --device --full --gate --image --json --reliability --rescoring
     --shuffle-texts --shuffle_texts --text RUN
 reproduce --allow_leak --average --bank --batch_size --betas --cache_dir --channels --config --decay --device --eeg
     --encoders --epochs --falloff --initial_std --lr --meg --methods --no_lock --optimiser --out --patience --precision
@@ -110,5 +110,5 @@ reproduce --allow_leak --average --bank --batch_size --betas --cache_dir --chann
     --weights --window --workers GRID
 retrieve --bank --candidates --data --device --gallery --gallery-text --gallery_text --gate --index --index-type
     --index_type --out --probes --recordings --top RUN
-report --data --device --figures --out --resamples --title RUNS""",
+report --bank --data --device --figures --out --resamples --title RUNS""",
     )
