@@ -78,7 +78,12 @@ def test_a_run_ends_with_the_weights_of_its_best_epoch(run_data, tmp_path, selec
 @pytest.mark.parametrize("selection", ["last", "validation", "oracle"])
 def test_the_test_set_is_sealed_while_training(run_data, tmp_path, monkeypatch, selection):
     """It is compared with the training data before; only the oracle, which shows that the seal works, reads it."""
-    monkeypatch.setattr(run_module, "fit", lambda *_: len(run_data.split("sub-01", "test")))
+
+    def read_while_training(*_: object) -> None:
+        (tmp_path / "run" / "metrics.jsonl").touch()
+        run_data.split("sub-01", "test")
+
+    monkeypatch.setattr(run_module, "fit", read_while_training)
     sealed = pytest.raises(RuntimeError, match="the test set is read before training has ended")
     with nullcontext() if selection == "oracle" else sealed:
         train_run(tmp_path / "run", run_data, method="vanilla", selection=selection)
