@@ -738,7 +738,7 @@ def triton_backward(grad: Tensor, images: Tensor, grads: BlurGradients, params: 
     with _launching_on(images):
         _parameter_gradient_kernel[(grid.programs,)](
             grad, images, of_sigma, of_gain, sigma, kernel_size, gain, fixation, sigma if std is None else std,
-            decay, _scale(images.dtype), channels, height, width,
+            _float32(decay), _scale(images.dtype), channels, height, width,
             grid.group_channels, grid.segment_rows, grid.groups, grid.segments, grid.strips,
             *grad.stride(), *images.stride(), *_sample_strides(params),
             FALLOFF=falloff, NORMALISE=std is not None, **configuration,
@@ -758,11 +758,17 @@ def _blur(source: Tensor, target: Tensor, adjoint: bool, params: BlurParams) -> 
         _blur_kernel[(grid.programs,)](
             source, target, sigma, kernel_size, gain, fixation,
             sigma if mean is None else mean, sigma if std is None else std,  # a missing one is not read
-            decay, _scale(source.dtype), channels, height, width,
+            _float32(decay), _scale(source.dtype), channels, height, width,
             grid.group_channels, grid.segment_rows, grid.groups, grid.segments, grid.strips,
             *source.stride(), *target.stride(), *_sample_strides(params),
             ADJOINT=adjoint, FALLOFF=falloff, NORMALISE=mean is not None, **configuration,
         )  # fmt: skip
+
+
+def _float32(number: float) -> float:
+    """Return a positive number within the normal float32 range, or 0: Triton may take others as float64."""
+    limits = torch.finfo(torch.float32)
+    return min(number, limits.max) if number >= limits.tiny else 0.0
 
 
 def _sample_strides(params: BlurParams) -> tuple[int, ...]:

@@ -74,6 +74,15 @@ def test_falloffs_and_fixations(implementation, falloff, seed):
     torch.testing.assert_close(default[0], ours[0], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("decay", [1e-95, 1e-40, 1e30])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_decay_at_the_limits_of_float32(implementation, dtype, decay, seed):
+    images = random_images((1, 1, 1, 4), dtype)
+    ours = implementation.foveated_blur(images, 2.0, kernel_size=3, decay=decay)
+    expected = exact(images, 2.0, kernel_size=3, decay=decay)
+    assert relative_error(ours, expected) < RELATIVE_ERROR[dtype]
+
+
 @pytest.mark.parametrize("out_dtype", [None, torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("dtype", IMAGE_DTYPES, ids=str)
 def test_fused_normalisation(implementation, dtype, out_dtype, seed):

@@ -114,7 +114,7 @@ def build(directory: Path) -> Path:
 @functools.cache
 def load(target: Path) -> ModuleType:
     """Import the compiled module."""
-    spec = importlib.util.spec_from_file_location("_cuda", target)
+    spec = importlib.util.spec_from_file_location(f"{__name__}._cuda", target)  # pybind11 keeps one module a name
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
