@@ -78,10 +78,11 @@ MUTATIONS = {
 def test_faults_planted_in_the_kernels_are_found(module, name, monkeypatch, tmp_path, seed):
     pattern, replacement = MUTATIONS[name]
     found = []
-    for op, case in {
-        "foveated_blur": Blur((1, 1, 70, 96), (51,), HALF, HALF, gradients=False),
-        "enhanced_similarity": Similarity((20, 140, 200, 40), HALF),
-    }.items():
+    for op, case in (
+        ("foveated_blur", Blur((1, 1, 70, 96), (51,), HALF, HALF, gradients=False)),
+        ("foveated_blur", Blur((1, 1, 70, 96), (51,), torch.float32, torch.float32, tf32=True, gradients=False)),
+        ("enhanced_similarity", Similarity((20, 140, 200, 40), HALF)),
+    ):
         device = Device(module, ptx_device.RTX_3080)
         serve(device, monkeypatch)
         device.choose_blocks = lambda called: ()
