@@ -166,7 +166,7 @@ def measure(groups: list[str], file: Path, device: torch.device) -> int:
     mine = [row for row in rows if row.get("group") in groups]
     print("\n".join(map(line_of, mine)))
     failed, skipped = (sum(key in row for row in mine) for key in ("failed", "skipped"))
-    print(f"{len(mine)} rows, of which {failed} failed and {skipped} are left out")
+    print(f"{len(mine)} rows: {failed} failed, {skipped} skipped")
     return 1 if failed or not mine else 0
 
 
@@ -204,7 +204,7 @@ def cases_of(group: str, device: torch.device) -> list[tuple[Blur | Similarity, 
 
 
 def rehearsed(case: Blur | Similarity, provider: str) -> tuple[Blur | Similarity, str]:
-    """Return a small case for a CPU, whose kernels take the place of those of a GPU."""
+    """Return a small case that rehearses the table with the CPU's kernels."""
     if isinstance(case, Blur):
         case = replace(case, batch=2, side=64, kernel_sizes=(9,))
     else:

@@ -159,7 +159,7 @@ def test_rows_that_fail_are_recorded_and_rows_that_are_there_are_kept(tmp_path, 
     assert len(calls) == 3
     printed = capsys.readouterr().out
     assert "failed: RuntimeError: no kernel image" in printed and "left out: kornia is not installed" in printed
-    assert "3 rows, of which 2 failed and 1 are left out" in printed
+    assert "3 rows: 2 failed, 1 skipped" in printed
 
 
 def test_a_row_that_hangs_is_recorded_and_a_new_process_goes_on(tmp_path, monkeypatch, restarts):

@@ -1,6 +1,6 @@
-// Calls every entry of the CUDA ops without PyTorch, whose allocator hides what lies beyond a tensor, and compares the
-// results with those of oracle.h; for memcheck, racecheck and initcheck of compute-sanitizer. Buffers are exactly as large
-// as what they hold, and nothing writes the scratch buffers before the kernels do.
+// Calls every entry point of the CUDA ops and compares the results with those of oracle.h. It is for memcheck, racecheck
+// and initcheck of compute-sanitizer: PyTorch is left out because its caching allocator hides accesses beyond a tensor.
+// Buffers have exactly the size of their content, and only the kernels write the scratch buffers.
 //
 //     nvcc -std=c++17 -O2 -lineinfo -arch=sm_90 -Icsrc -o native benchmarks/gpu_native/*.cu csrc/*/cuda.cu
 //     compute-sanitizer --tool memcheck --error-exitcode 1 ./native

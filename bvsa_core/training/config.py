@@ -191,9 +191,9 @@ def deviations(config: RunConfig) -> list[str]:
     ours = vars(config) | asdict(config.method_options)
     text = lambda value: json.dumps(value).replace('"', "")  # noqa: E731
     pairs = {name: (text(ours[name]), text(value)) for name, value in published.items()}
-    differing = [f"{name} {own} ({theirs})" for name, (own, theirs) in pairs.items() if own != theirs]
-    whose = "the released code's" if source == "code" else "the paper's"
-    settings = [f"settings, {whose} in brackets: {', '.join(differing)}"] if differing else []
+    differing = [f"{name} {own} ({reference})" for name, (own, reference) in pairs.items() if own != reference]
+    origin = "the released code's" if source == "code" else "the paper's"
+    settings = [f"settings, {origin} in brackets: {', '.join(differing)}"] if differing else []
     return [*settings, *kind.DEVIATIONS]
 
 

@@ -356,8 +356,8 @@ enum class Form { exact, products };
 
 bool is_half(DType dtype) { return dtype == DType::float16 || dtype == DType::bfloat16; }
 
-// Whether the exact form of float32 is split products: where three of float16 outrun one multiplication of float32. 8.0 and 9.0 have 16 times its rate on tensor
-// cores, GeForce cards have 2 to 4 times.
+// Whether exact float32 is computed by split products, where three of float16 are faster than one of float32: on tensor cores
+// float16 has 16 times the rate of float32 on 8.0 and 9.0, and 2 to 4 times on GeForce cards.
 bool splits_float32() {
   int device = 0, major = 0, minor = 0;
   cudaGetDevice(&device);

@@ -1,73 +1,38 @@
 // Calls the CUDA ops for every type that they serve and prints their launches, one JSON object per line: kernel, threads and
-// dynamic shared memory, from the launch code itself. Replaces the CUDA runtime, which would need a GPU.
+// dynamic shared memory, from the launch code itself. Linked with tests/support/ptx/runtime.cpp, which needs no GPU.
 
 #include <cuda_runtime_api.h>
 
 #include <cstdio>
 #include <cstdlib>
-#include <map>
 #include <string>
 
 #include "enhanced_similarity/cuda.h"
 #include "foveated_blur/cuda.h"
 
+extern "C" {
+void ptx_on_launch(int (*function)(const char* kernel, const unsigned* grid, const unsigned* block, size_t shared, void**));
+void ptx_set_attribute(int attribute, int value);
+}
+
 namespace {
 
-constexpr size_t kWithoutAsking = 48 * 1024;  // bytes of shared memory that a block gets without cudaFuncSetAttribute
-
-std::map<const void*, std::string>& names() {  // of kernels, by their host functions; filled before main
-  static std::map<const void*, std::string> all;
-  return all;
-}
-std::map<const void*, size_t> allowed;
 std::string call;
 int architecture = 86;  // of the device
 
-}  // namespace
-
-extern "C" {
-
-void** __cudaRegisterFatBinary(void*) {
-  static void* handle;
-  return &handle;
-}
-void __cudaRegisterFatBinaryEnd(void**) {}
-void __cudaUnregisterFatBinary(void**) {}
-void __cudaRegisterFunction(void**, const char* host, char*, const char* name, int, void*, void*, void*, void*, int*) {
-  names()[host] = name;
+int print_launch(const char* kernel, const unsigned*, const unsigned* block, size_t shared, void**) {
+  std::printf("{\"call\": \"%s\", \"kernel\": \"%s\", \"threads\": %u, \"dynamic_shared\": %zu}\n", call.c_str(), kernel,
+              block[0] * block[1] * block[2], shared);
+  return 0;
 }
 
-cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
-  if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) allowed[kernel] = size_t(value);
-  return cudaSuccess;
+void set_architecture(int value) {
+  architecture = value;
+  ptx_set_attribute(cudaDevAttrComputeCapabilityMajor, value / 10);
+  ptx_set_attribute(cudaDevAttrComputeCapabilityMinor, value % 10);
+  ptx_set_attribute(cudaDevAttrMultiProcessorCount, 68);
+  ptx_set_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, (value == 90 ? 227 : 99) * 1024);
 }
-cudaError_t cudaLaunchKernel(const void* kernel, dim3, dim3 block, void**, size_t shared, cudaStream_t) {
-  const size_t most = allowed.count(kernel) ? allowed[kernel] : kWithoutAsking;
-  if (!names().count(kernel) || shared > most) {
-    std::fprintf(stderr, "%s: launches an unknown kernel, or asks for %zu bytes of shared memory of %zu\n", call.c_str(), shared, most);
-    std::exit(1);
-  }
-  std::printf("{\"call\": \"%s\", \"kernel\": \"%s\", \"threads\": %u, \"dynamic_shared\": %zu}\n", call.c_str(),
-              names()[kernel].c_str(), block.x * block.y * block.z, shared);
-  return cudaSuccess;
-}
-const char* cudaGetErrorString(cudaError_t) { return "error"; }
-cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  const int major = architecture / 10, minor = architecture % 10, multiprocessors = 68;
-  *value = attribute == cudaDevAttrComputeCapabilityMajor ? major : multiprocessors;
-  if (attribute == cudaDevAttrComputeCapabilityMinor) *value = minor;
-  return cudaSuccess;
-}
-
-// What the compiler's own launch stubs name; nothing calls them.
-unsigned __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) { std::abort(); }
-cudaError_t __cudaGetKernel(void*, const void*) { std::abort(); }
-cudaError_t __cudaLaunchKernel(void*, dim3, dim3, void**, size_t, cudaStream_t) { std::abort(); }
-
-}  // extern "C"
-
-namespace {
 
 using fovblur::DType;
 
@@ -117,13 +82,14 @@ void similarity(int type, bool tf32, bool strided) {
 }  // namespace
 
 int main() {
+  ptx_on_launch(print_launch);
   for (int tf32 = 0; tf32 < 2; ++tf32) {
     for (int source = 0; source < 4; ++source)
       for (int result = 0; result < 4; ++result)
         if (result != 0 || source == 0)
           for (int64_t side : {32, 224})
             for (int on : {90, 86}) {  // which differ in the form of exact float32
-              architecture = on;
+              set_architecture(on);
               if (on == 86 || source == 3) blur(source, result, side, tf32);
             }
     for (int type = 1; type < 4; ++type)

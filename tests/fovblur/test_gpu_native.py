@@ -34,7 +34,7 @@ def run(tmp_path: Path, kernels: Path, *objects: Path) -> subprocess.CompletedPr
     return subprocess.run([program, str(PIXELS)], capture_output=True, text=True)
 
 
-def test_results_agree_with_the_oracle_and_a_planted_fault_is_found(tmp_path, tmp_path_factory):
+def test_results_agree_with_the_reference_and_an_injected_fault_is_detected(tmp_path, tmp_path_factory):
     kernels = tmp_path_factory.getbasetemp()
     cuda_on_host.build(kernels)
     compile_for_cpu(MAIN, tmp_path / "main.o")

@@ -165,13 +165,13 @@ pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is no
 
 
 @pytest.fixture(scope="module")
-def planted(tmp_path_factory) -> dict[str, Interpreter]:
-    folder = tmp_path_factory.mktemp("planted")
-    (folder / "planted.cu").write_text(SOURCE)
+def injected(tmp_path_factory) -> dict[str, Interpreter]:
+    folder = tmp_path_factory.mktemp("injected")
+    (folder / "injected.cu").write_text(SOURCE)
     programs = {}
     for wrong, name in enumerate(("right", "wrong")):
         target = folder / f"{name}.ptx"
-        command = ["nvcc", "-ptx", "-arch=compute_86", f"-DWRONG={wrong}", "-o", target, folder / "planted.cu"]
+        command = ["nvcc", "-ptx", "-arch=compute_86", f"-DWRONG={wrong}", "-o", target, folder / "injected.cu"]
         subprocess.run(command, check=True)
         programs[name] = Interpreter(target)
     return programs
@@ -190,13 +190,13 @@ def run(interpreter: Interpreter, kernel: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kernel", FAULTS)
-def test_faults_are_found(planted, kernel):
+def test_injected_faults_are_detected(injected, kernel):
     with pytest.raises(Fault, match=FAULTS[kernel]):
-        run(planted["wrong"], kernel)
+        run(injected["wrong"], kernel)
 
 
-def test_tables_local_arrays_generic_addresses_and_switches(planted):
-    results = run(planted["right"], "of_every_memory")
+def test_tables_local_arrays_generic_addresses_and_switches(injected):
+    results = run(injected["right"], "of_every_memory")
     cases = (lambda x, t: 3 * x, lambda x, t: 1 / abs(x), lambda x, t: x - 11, lambda x, t: abs(x), lambda x, t: x * x)
     for t in range(THREADS):
         x = (t // 8 - t) % 8 + (-7, 300, 2)[t % 3]
@@ -206,11 +206,11 @@ def test_tables_local_arrays_generic_addresses_and_switches(planted):
         assert results[t] == pytest.approx(expected, rel=1e-6)
 
 
-def test_what_depends_on_memory_that_was_never_written_is_not_a_number(planted):
-    assert np.isnan(run(planted["wrong"], "never_written")[0])
-    assert np.isfinite(run(planted["right"], "never_written")).all()
+def test_what_depends_on_memory_that_was_never_written_is_not_a_number(injected):
+    assert np.isnan(run(injected["wrong"], "never_written")[0])
+    assert np.isfinite(run(injected["right"], "never_written")).all()
 
 
 @pytest.mark.parametrize("kernel", [kernel for kernel in FAULTS if kernel not in ("parted", "own_output")])
-def test_the_same_code_without_the_fault_passes(planted, kernel):
-    run(planted["right"], kernel)
+def test_the_same_code_without_the_fault_passes(injected, kernel):
+    run(injected["right"], kernel)

@@ -64,7 +64,7 @@ def test_a_bad_sigma_gives_nan(module, sigma, source):
     assert out[0].isnan().all() and out[1].isfinite().all()
 
 
-# ---- faults planted in the compiled code ----
+# ---- faults injected into the compiled code ----
 
 MUTATIONS = {
     "swapped fragments": (r"(mma\.sync[^;]*?\},\s*\{)(%\w+),\s*(%\w+)", r"\1\3, \2"),
@@ -75,7 +75,7 @@ MUTATIONS = {
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_faults_planted_in_the_kernels_are_found(module, name, monkeypatch, tmp_path, seed):
+def test_faults_injected_into_the_kernels_are_detected(module, name, monkeypatch, tmp_path, seed):
     pattern, replacement = MUTATIONS[name]
     found = []
     for op, case in (

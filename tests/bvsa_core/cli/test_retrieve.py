@@ -1,6 +1,7 @@
 """bvsa retrieve: every kind of recordings and gallery against the run's own embeddings, and errors in one line."""
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -205,3 +206,19 @@ def test_a_run_from_elsewhere_names_no_folder_or_hub(finished, tmp_path, capsys,
     assert main([command[0], str(run), *command[1:]]) == 2
     assert message.format(folder=tmp_path) in capsys.readouterr().err
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("command", [("retrieve",), ("evaluate", "--full"), ("report", "--resamples", "1")])
+@pytest.mark.parametrize("setting", [None, "0"])
+def test_a_run_is_read_offline_unless_the_user_allows_a_hub(finished, tmp_path, monkeypatch, command, setting):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # so that the test's end restores what was there
+    if setting is None:
+        monkeypatch.delenv("HF_HUB_OFFLINE")
+    seen = []
+    monkeypatch.setattr(
+        "bvsa_core.training.run_data.load_clip", lambda *_: seen.append(os.environ.get("HF_HUB_OFFLINE")) or 1 / 0
+    )
+    shutil.copytree(finished, run := tmp_path / "run")
+    with pytest.raises(ZeroDivisionError):
+        main([command[0], str(run), *command[1:]])
+    assert seen == [setting or "1"]
