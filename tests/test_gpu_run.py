@@ -23,6 +23,7 @@ case "$*" in
   "-m benchmarks.gpu_times blur-cuda --json"* | *"gpu_times --profile") exec {sys.executable} "$@" --device cpu ;;
   *benchmarks.gpu_times*) echo '{{"group": "'$3'"}}' >>"${{@: -1}}" ;;
   "-m benchmarks.pipeline"*) exec {sys.executable} "$@" --device cpu --vision tiny --batch 8 --steps 1 ;;
+  "-c import xdist") exec {sys.executable} "$@" ;;
   "-m pytest"*"-k triton"*) echo "1 passed" ;;
   "-m pytest"*) exec {sys.executable} -c 'import sys, pytest; sys.modules.update(dict.fromkeys("{NOT_THERE}".split()))
 sys.exit(pytest.main(sys.argv[3:] + ["-q", "-q", "--collect-only"]))' "$@" ;;
