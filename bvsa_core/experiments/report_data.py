@@ -122,7 +122,7 @@ def _with_labels(rows: Sequence[tuple[ComparisonRow, list[RunSummary]]]) -> list
         training_labels = dict(zip(trainings, distinct(list(trainings.values()))))
         labels |= zip(own, zip(distinct(names), map(training_labels.__getitem__, folders)))
     unlabelled = [(comparison.system,) * 2 for comparison, _ in rows]
-    return [ReportRow(*labels.get(i, unlabelled[i]), *row) for i, row in enumerate(rows)]
+    return [ReportRow(*labels.get(i, unlabelled[i]), *row, number=i) for i, row in enumerate(rows)]
 
 
 def _name_parts(comparison: ComparisonRow) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ class ReportRow:
     training_label: str  # of the training run; shared by rows that only score it differently
     comparison: ComparisonRow
     runs: list[RunSummary]
+    number: int = 0  # place in the table, from 0; figures mark the parts of a row with it
 
     @property
     def result(self) -> MethodResult:
@@ -105,6 +106,11 @@ class Report:
                 label = row.training_label if len(self.rows_by_data) == 1 else f"{row.training_label}, {data}"
                 runs.setdefault(label, row.runs)
         return runs
+
+    def rows_of_training(self, runs: list[RunSummary]) -> list[int]:
+        """Return the numbers of the rows that score these runs of a training."""
+        folders = [run.folder for run in runs]
+        return [row.number for row in self.rows if [run.folder for run in row.runs] == folders]
 
 
 def distinct(names: Sequence[Sequence[str]]) -> list[str]:

@@ -8,13 +8,14 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bvsa_core.report.content import Report, ReportRow, RunSummary
 from bvsa_core.report.image_figures import MAX_MATRICES, blur_figure, retrieval_figure, similarity_figure
-from bvsa_core.report.style import INK, PALETTE, QUIET, FigureSpec, curve_style, slug, subplots
+from bvsa_core.report.style import INK, PALETTE, QUIET, FigureSpec, curve_style, mark_rows, slug, subplots
 from bvsa_core.retrieval.result import ranks_by_subject
 from bvsa_core.retrieval.statistics import crossed_bootstrap
 
@@ -31,7 +32,7 @@ def report_figures(report: Report) -> list[FigureSpec]:
     figures = [_accuracy(data, rows) for data, rows in report.rows_by_data.items()]
     trainings = report.trainings()
     if any(run.metrics for runs in trainings.values() for run in runs):
-        figures.append(_training(trainings))
+        figures.append(_training(trainings, [report.rows_of_training(runs) for runs in trainings.values()]))
     for name, runs in trainings.items():
         if shares := blur_shares(runs):
             figures.append(_levels(name, *shares))
@@ -91,14 +92,17 @@ def _accuracy(data: str, rows: Sequence[ReportRow]) -> FigureSpec:
     bars = {k: [subject_bars(row, k) for row in rows] for k in (1, 5)}
     subjects = list(dict.fromkeys(name for each in bars[1] for name in each))
     galleries = {row.result.protocol.gallery for row in rows}
+    numbers = [row.number for row in rows]
 
-    def plot(axes: Axes, systems: Sequence[dict], k: int) -> list[Any]:
+    def plot(axes: Axes, systems: Sequence[dict], numbers: Sequence[int], k: int) -> list[Any]:
         width, handles = 0.8 / len(systems), []
-        for i, system in enumerate(systems):
+        for i, (system, number) in enumerate(zip(systems, numbers)):
             x = [subjects.index(name) + (i - (len(systems) - 1) / 2) * width for name in system]
             values = np.array(list(system.values()))
             errors = {"yerr": np.abs(values[:, 1:] - values[:, :1]).T, "error_kw": {"ecolor": INK, "elinewidth": 0.8}}
+            before = len(axes.collections)
             handles.append(axes.bar(x, values[:, 0], width * 0.9, color=PALETTE[i], **errors))
+            mark_rows([*handles[-1], *axes.collections[before:]], [number])
         for size in galleries:
             axes.axhline(100 * k / size, color=QUIET, lw=0.8, ls=":")
         axes.set_xticks(range(len(subjects)), subjects, rotation=45 if len(subjects) > 6 else 0)
@@ -107,7 +111,7 @@ def _accuracy(data: str, rows: Sequence[ReportRow]) -> FigureSpec:
 
     def draw_together() -> Figure:
         figure, axes = subplots(1, 2, 2.7)
-        handles, _ = (plot(panel, bars[k], k) for k, panel in zip(bars, axes.flat))
+        handles, _ = (plot(panel, bars[k], numbers, k) for k, panel in zip(bars, axes.flat))
         _legend(figure, handles, [row.label for row in rows])
         return figure
 
@@ -115,8 +119,8 @@ def _accuracy(data: str, rows: Sequence[ReportRow]) -> FigureSpec:
         titles = [textwrap.fill(row.label, 38) for row in rows]
         count, title_lines = math.ceil(len(rows) / 2), 1 + max(title.count("\n") for title in titles)
         figure, axes = subplots(count, 2, (1.2 + 0.16 * title_lines) * count + 0.3, sharex=True, sharey=True)
-        for system, title, panel in zip(bars[1], titles, axes.flat):
-            plot(panel, [system], 1)
+        for system, number, title, panel in zip(bars[1], numbers, titles, axes.flat):
+            plot(panel, [system], [number], 1)
             panel.set_title(title, fontsize=7.5)
         for panel in axes.flat[len(rows) :]:
             panel.set_visible(False)
@@ -145,7 +149,7 @@ def _series(runs: Sequence[RunSummary], metric: str) -> np.ndarray | None:
     return np.array(values, dtype=float) if values and values[0] and len({*map(len, values)}) == 1 else None
 
 
-def _training(trainings: dict[str, list[RunSummary]]) -> FigureSpec:
+def _training(trainings: dict[str, list[RunSummary]], rows: Sequence[Sequence[int]]) -> FigureSpec:
     metrics = ("loss", "validation_loss", *_SELECTION_METRICS)
     series = {name: {metric: _series(runs, metric) for metric in metrics} for name, runs in trainings.items()}
     selection = [metric for metric in _SELECTION_METRICS if any(each[metric] is not None for each in series.values())]
@@ -155,7 +159,7 @@ def _training(trainings: dict[str, list[RunSummary]]) -> FigureSpec:
         figure, axes = subplots(1 + len(selection), 1, 2.6 + 1.6 * len(selection), sharex=True)
         panels = {"loss": axes[0, 0], "validation_loss": axes[0, 0], **dict(zip(selection, axes[1:, 0]))}
         handles: list[Any] = []
-        for i, of_training in enumerate(series.values()):
+        for i, (of_training, numbers) in enumerate(zip(series.values(), rows)):
             for metric, values in of_training.items():
                 if values is None:
                     continue
@@ -164,9 +168,11 @@ def _training(trainings: dict[str, list[RunSummary]]) -> FigureSpec:
                 epochs = np.arange(1, values.shape[1] + 1)
                 marker = "o" if len(epochs) == 1 else None
                 curve = panels[metric].plot(epochs, values.mean(0), marker=marker, **style)
+                parts: list[Artist] = [*curve]
                 if len(values) > 1:
                     ends = values.min(0), values.max(0)
-                    panels[metric].fill_between(epochs, *ends, color=style["color"], alpha=0.15, lw=0)
+                    parts.append(panels[metric].fill_between(epochs, *ends, color=style["color"], alpha=0.15, lw=0))
+                mark_rows(parts, numbers)
                 handles += curve if metric == "loss" else []
         axes[0, 0].set_ylabel("loss")
         for metric in selection:
@@ -240,6 +246,7 @@ def _levels(name: str, levels: list[str], shares: np.ndarray, merged: bool) -> F
 def _repetitions(data: str, rows: Sequence[ReportRow]) -> FigureSpec:
     known = {row.label: [run.repetition_curve for run in row.runs if run.repetition_curve] for row in rows}
     curves = {label: _mean_curve(of_runs) for label, of_runs in known.items() if of_runs}
+    numbers = [row.number for row in rows if known[row.label]]
     draws = max(int(curve["resamples"]) for curve in curves.values())
     runs = max(int(curve["runs"]) for curve in curves.values())
 
@@ -249,10 +256,11 @@ def _repetitions(data: str, rows: Sequence[ReportRow]) -> FigureSpec:
         ticks = [n for n in averaged if n == averaged[-1] or 1.5 * n < averaged[-1]]  # 64 would touch 80
         for panel, metric, label in zip(axes.flat, ("top1", "top5"), ("Top-1 / %", "Top-5 / %")):
             handles = []
-            for i, curve in enumerate(curves.values()):
+            for i, (curve, number) in enumerate(zip(curves.values(), numbers)):
                 x, y, spread = curve["averaged"], 100 * curve[metric], 100 * curve[f"{metric}_std"]
                 handles += panel.plot(x, y, marker="o", ms=3, **curve_style(i))
-                panel.fill_between(x, y - spread, y + spread, color=handles[-1].get_color(), alpha=0.15, lw=0)
+                band = panel.fill_between(x, y - spread, y + spread, color=handles[-1].get_color(), alpha=0.15, lw=0)
+                mark_rows([handles[-1], band], [number])
             panel.set_xscale("log", base=2)
             panel.set_xticks(ticks, ticks)
             panel.minorticks_off()

@@ -13,6 +13,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from bvsa_core.io.atomic import write_atomically
@@ -71,6 +72,7 @@ def to_svg(spec: FigureSpec) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r'\s(?:xmlns(?::xlink)?|version)="[^"]*"', "", text)
+    text = re.sub(r'<g id="rows ([\d ]+)">', r'<g data-rows="\1">', text)
     text = re.sub(r'<g id="[A-Za-z]+[\d._]*">', "<g>", text)
     text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", text, count=1)
     variables = {INK: "ink", QUIET: "quiet", RULE: "rule", **{colour: f"c{i}" for i, colour in enumerate(PALETTE)}}
@@ -82,6 +84,12 @@ def to_svg(spec: FigureSpec) -> str:
 def curve_style(index: int) -> dict[str, str]:
     """Colour and dashes of the curve with this index."""
     return {"color": PALETTE[index % len(PALETTE)], "ls": DASHES[index // len(PALETTE) % len(DASHES)]}
+
+
+def mark_rows(artists: Iterable[Artist], rows: Iterable[int]) -> None:
+    """Mark parts of a figure as those of rows of the table: the page shows and hides them together."""
+    for artist in artists:
+        artist.set_gid(f"rows {' '.join(map(str, rows))}")
 
 
 def slug(name: str) -> str:
