@@ -1,6 +1,9 @@
 from .data.dataset import Dataset as Dataset
 from .data.dataset import Recordings as Recordings
+from .data.from_arrays import from_arrays as from_arrays
+from .data.from_arrays import from_torch as from_torch
 from .data.from_arrays import write_subject as write_subject
+from .data.from_mne import from_mne as from_mne
 from .data.mne_export import to_mne as to_mne
 from .data.split import Split as Split
 from .data.split import load_split as load_split

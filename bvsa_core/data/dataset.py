@@ -72,6 +72,8 @@ class Recordings:
     times: np.ndarray  # (time,) seconds after image onset
     modality: str = "EEG"  # or MEG
     sessions: list[list[int]] | None = None  # (conditions, repetitions) from 1, if the file has them
+    units: str = "as given"  # of a sample, such as "whitened" or "µV"
+    dataset: str = ""  # name of the data set, if it is known
 
     @property
     def axes(self) -> RecordingAxes:
@@ -141,9 +143,10 @@ class Dataset:
         """Read and check the recordings of one split of a subject."""
         self._check(subject)
         if self.in_store(subject):
-            return read_stored(self.recordings_folder / subject, split)
+            return replace(read_stored(self.recordings_folder / subject, split), dataset=self.name)
         recordings = read_recordings(self.path(subject, split))
-        return replace(recordings, modality=self.description.get("modality", recordings.modality))
+        modality = self.description.get("modality", recordings.modality)
+        return replace(recordings, modality=modality, dataset=self.name)
 
     def others(self, subject: str) -> list[str]:
         """Return all other subjects; having none is a UserError."""
@@ -183,7 +186,8 @@ def read_stored(folder: Path, split: str) -> Recordings:
     header = store.read_header(folder)
     data, info = store.open_array(folder, header, split), header.splits[split]
     times = np.array(header.times)
-    return Recordings(data, info.images, info.concepts, header.channels, times, header.modality, info.sessions)
+    axes = header.channels, times
+    return Recordings(data, info.images, info.concepts, *axes, header.modality, info.sessions, header.units)
 
 
 def read_recordings(path: Path, finite: bool = True) -> Recordings:
