@@ -82,6 +82,7 @@ demo --average --bank --batch_size --betas --cache_dir --data --decay --device -
     --synthetic.test_concepts --synthetic.test_repetitions --synthetic.train_concepts --synthetic.train_repetitions
     --target_layers --target_levels --validation --views --vision --weight_decay --weights
 data
+data download --mirror --no_lock --subjects FOLDER NAME
 data synthetic --channels --images_per_concept --modality --no_lock --samples --seed --signal_to_noise --subjects
     --test_concepts --test_repetitions --train_concepts --train_repetitions FOLDER
 data eeg --images --name --no_lock --sampling_rate --subjects --whitening --whole_epoch FOLDER SOURCE

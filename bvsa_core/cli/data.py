@@ -1,4 +1,4 @@
-"""Make, convert or check a data set."""
+"""Fetch, make, convert or check a data set."""
 
 import functools
 from collections import Counter
@@ -11,6 +11,7 @@ from bvsa_core.cli.arguments import Parser, add_no_lock, to_dataclass
 from bvsa_core.cli.output import say
 from bvsa_core.cli.progress import Display
 from bvsa_core.data.dataset import Dataset, Recordings
+from bvsa_core.data.downloads.registry import published_datasets
 from bvsa_core.data.layouts import layouts, ubp
 from bvsa_core.data.layouts.convert import convert
 from bvsa_core.data.layouts.source import ConversionOptions
@@ -27,6 +28,14 @@ _ONLY_RAW_EEG, _ONLY_MEG = {"sampling_rate", "whitening"}, {"sensors"}
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
     """Add the subcommands and their flags."""
     commands = parser.add_subcommands(dest="what", required=True)
+    download = Parser(description=_downloads())
+    download.add_argument("name", help=", ".join(published_datasets()))
+    download.add_argument("folder", type=Path, help="destination; the same command continues a stopped download")
+    download.add_argument("--subjects", type=str, default="", help="numbers, such as 1-10 or 1,3; default: all")
+    mirror = "HOST=URL: fetch what is at a host from another address, such as huggingface.co=https://hf-mirror.com"
+    download.add_argument("--mirror", type=str, nargs="+", default=[], help=mirror)
+    add_no_lock(download)
+    commands.add_subcommand("download", download, help="fetch a published data set")
     synthetic = Parser(description="Make the synthetic data set, in the layout of UBP and BVSA.")
     synthetic.add_argument("folder", type=Path, help="folder to write")
     synthetic.add_class_arguments(SyntheticConfig)
@@ -60,6 +69,12 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     commands.add_subcommand("images", images, help="check, resize and index the stimuli")
 
 
+def _downloads() -> str:
+    """Return the description of `bvsa data download`."""
+    known = "; ".join(f"{name}: {each.title}" for name, each in published_datasets().items())
+    return f"Fetch a published data set, with its images, and check it by the publisher's checksums. {known}."
+
+
 def _conversion(modality: str, name: str, skip: set[str]) -> Parser:
     """Return the parser of `bvsa data eeg` or `meg`."""
     known = {key: layout for key, layout in layouts().items() if modality.upper() in layout.MODALITIES}
@@ -77,7 +92,9 @@ def _conversion(modality: str, name: str, skip: set[str]) -> Parser:
 def run(parsed: jsonargparse.Namespace) -> None:
     """Run the subcommand and print what it did."""
     chosen = parsed[parsed.what]
-    if parsed.what == "synthetic":
+    if parsed.what == "download":
+        _download(chosen)
+    elif parsed.what == "synthetic":
         config = to_dataclass(SyntheticConfig, chosen)
         with Display() as display:
             make_dataset(chosen.folder, config, display)
@@ -92,6 +109,21 @@ def run(parsed: jsonargparse.Namespace) -> None:
                 options = to_dataclass(ConversionOptions, chosen)
                 messages = convert(chosen.source, chosen.folder, parsed.what.upper(), options, display)
         say("\n".join(messages))
+
+
+def _download(chosen: jsonargparse.Namespace) -> None:
+    """Print what is to be fetched, fetch it, and print what to do with it."""
+    from bvsa_core.data.downloads.fetch import Download  # needs the extra `download`
+
+    mirrors = dict(each.split("=", 1) if "=" in each else (each, "") for each in chosen.mirror)
+    for host, address in mirrors.items():
+        if not address.startswith(("http://", "https://")):
+            raise UserError(f"--mirror {host}: give HOST=URL, such as huggingface.co=https://hf-mirror.com")
+    download = Download(chosen.name, chosen.folder, chosen.subjects, mirrors)
+    say("\n".join(download.describe()))
+    with Display() as display:
+        messages = download.run(display)
+    say("\n".join(messages))
 
 
 def _report(what: str, chosen: jsonargparse.Namespace) -> None:

@@ -158,6 +158,12 @@ MISTAKES = {
     "retrieve {r} --gallery {t}/matrix.npy --top 9": "9 images are requested; the gallery has 4",
     "reproduce {t}/grid.yaml --meg {d}": "EEG is skipped: no folder was given with --eeg",
     "reproduce {t}/grid.yaml --eeg {d} --subjects sub-09": "{d}: no subject sub-09; there are sub-01, sub-02",
+    "data download things-eg2 {t}/new": "unknown data set 'things-eg2'; did you mean 'things-eeg2'? choose one of"
+    " things-eeg2, things-eeg2-raw, things-eeg2-ubp, things-eeg2-atm, things-meg, things-meg-ubp",
+    "data download things-meg {t}/new --subjects 1-5": "subjects are '1-5'; give numbers from 1 to 4, such as 1-4 or"
+    " 1,3",
+    "data download things-meg {t}/new --mirror x": "--mirror x: give HOST=URL, such as"
+    " huggingface.co=https://hf-mirror.com",
     "data eeg {d} {t}/new --subjects sub-44": "{d}: no subject sub-44; there are sub-01, sub-02",
     "data eeg {d} {t}/new --sampling_rate 100": "sampling_rate is 100.0, but fixed in the layout ubp; leave it out",
     # files and folders
