@@ -24,6 +24,8 @@ from bvsa_core.io.text_files import read_json
 
 RECORDINGS_FOLDER = "Preprocessed_data_250Hz_whiten"
 DESCRIPTION = "dataset.json"
+SYNTHETIC = "synthetic"  # name of data that a forward model made; they keep it
+_RECORDINGS_FOLDERS = "Preprocessed_data*"
 IMAGE_FOLDERS = ("Image_set_Resize", "Image_set")
 _TRAINING_NAMES = ("training_images", "train_images")
 
@@ -47,6 +49,11 @@ class RecordingAxes:
     def sampling_rate(self) -> float | None:
         """Samples per second, to 0.1; None if unknown, as in files that only number their samples."""
         return round(1 / self.step, 1) if 0 < self.step < 1 else None
+
+    @property
+    def window(self) -> tuple[float, float] | None:
+        """Times of the first and last sample; None if unknown."""
+        return (self.times[0], self.times[-1]) if self.sampling_rate else None
 
     def problem(self) -> str | None:
         """Return what is wrong with channels or times, with the remedy; None if nothing is."""
@@ -74,6 +81,7 @@ class Recordings:
     sessions: list[list[int]] | None = None  # (conditions, repetitions) from 1, if the file has them
     units: str = "as given"  # of a sample, such as "whitened" or "µV"
     dataset: str = ""  # name of the data set, if it is known
+    source: str | None = None  # "synthetic", or the layout they were first read from; None: in memory, or unknown
 
     @property
     def axes(self) -> RecordingAxes:
@@ -95,7 +103,7 @@ class Dataset:
         self.root = Path(root)
         if not self.root.is_dir():
             raise UserError(f"{root}: no such folder; make the synthetic data with 'bvsa data synthetic {root}'")
-        candidates = [self.root, *sorted(self.root.glob("Preprocessed_data*"))]
+        candidates = [self.root, *sorted(self.root.glob(_RECORDINGS_FOLDERS))]
         names = (store.HEADER, "train.pt", "test.pt")
         folders = [folder for folder in candidates if any(any(folder.glob(f"sub-*/{name}")) for name in names)]
         if not folders:
@@ -112,14 +120,15 @@ class Dataset:
         """Name in tables: from dataset.json, else the folder's name."""
         return self.description.get("name", self.root.resolve().name)
 
+    @property
+    def synthetic(self) -> bool:
+        """Whether a forward model made the recordings."""
+        return self.name == SYNTHETIC
+
     @functools.cached_property
     def description(self) -> dict:
         """Content of dataset.json; empty if there is none, as in published folders."""
-        path, remedy = self.root / DESCRIPTION, "it names the data set; fetch it or make the data again"
-        content = read_json(path, remedy) if path.exists() else {}
-        if not all(isinstance(content.get(key, ""), str) for key in ("name", "modality")):
-            raise UserError(f"{path}: damaged (name and modality must be text); {remedy}")
-        return content
+        return read_description(self.root)
 
     @property
     def modality(self) -> str:
@@ -143,10 +152,12 @@ class Dataset:
         """Read and check the recordings of one split of a subject."""
         self._check(subject)
         if self.in_store(subject):
-            return replace(read_stored(self.recordings_folder / subject, split), dataset=self.name)
-        recordings = read_recordings(self.path(subject, split))
-        modality = self.description.get("modality", recordings.modality)
-        return replace(recordings, modality=modality, dataset=self.name)
+            recordings = read_stored(self.recordings_folder / subject, split)
+        else:
+            recordings = read_recordings(self.path(subject, split))
+            recordings = replace(recordings, modality=self.description.get("modality", recordings.modality))
+        source = SYNTHETIC if self.synthetic else recordings.source
+        return replace(recordings, dataset=self.name, source=source)
 
     def others(self, subject: str) -> list[str]:
         """Return all other subjects; having none is a UserError."""
@@ -181,13 +192,33 @@ class Dataset:
         raise UserError(f"image {image} is missing: {where}; copy the image set there")
 
 
+def read_description(folder: Path) -> dict[str, Any]:
+    """Read the dataset.json of a data set, or of the one whose recordings folder this is; empty if there is none."""
+    place = folder.resolve()
+    folders = [folder, place.parent] if place.match(_RECORDINGS_FOLDERS) else [folder]
+    path = next((path for each in folders if (path := each / DESCRIPTION).exists()), None)
+    remedy = "it names the data set; fetch it or make the data again"
+    content = read_json(path, remedy) if path else {}
+    if not all(isinstance(content.get(key, ""), str) for key in ("name", "modality")):
+        raise UserError(f"{path}: damaged (name and modality must be text); {remedy}")
+    return content
+
+
 def read_stored(folder: Path, split: str) -> Recordings:
     """Open one split in a subject's folder of the store; its data are memory-mapped."""
     header = store.read_header(folder)
     data, info = store.open_array(folder, header, split), header.splits[split]
-    times = np.array(header.times)
-    axes = header.channels, times
-    return Recordings(data, info.images, info.concepts, *axes, header.modality, info.sessions, header.units)
+    return Recordings(
+        data,
+        info.images,
+        info.concepts,
+        header.channels,
+        np.array(header.times),
+        header.modality,
+        info.sessions,
+        header.units,
+        source=header.source or header.layout,
+    )
 
 
 def read_recordings(path: Path, finite: bool = True) -> Recordings:
@@ -216,8 +247,10 @@ def read_recordings(path: Path, finite: bool = True) -> Recordings:
     if times.ndim != 1 or len(times) < time:
         raise UserError(f"{path}: 'times' has shape {times.shape} for {time} time points")
     sessions = _sessions(content.get("session"), data.shape[:2])
+    if not isinstance(source := content.get("source", "ubp"), str):
+        raise UserError(f"{path}: 'source' is no text; make the file again")
     # Published files have the last second of an epoch, and the times of all of it.
-    recordings = Recordings(data, images, concepts, channel_names, times[-time:], modality, sessions)
+    recordings = Recordings(data, images, concepts, channel_names, times[-time:], modality, sessions, source=source)
     if finite and (where := first_bad_condition(data)) is not None:
         raise UserError(f"{path}: condition {where} ({images[where]}) has NaN or infinite samples; make the file again")
     return recordings
@@ -239,6 +272,8 @@ def write_recordings(path: Path, recordings: Recordings, labels: np.ndarray, ses
     content |= {"ch_names": list(recordings.channels), "times": recordings.times}
     if sessions is not None:
         content["session"] = sessions
+    if recordings.source is not None:
+        content["source"] = recordings.source
     try:
         torch.save(content, path, pickle_protocol=5)
     except RuntimeError as error:  # which PyTorch raises if a write fails

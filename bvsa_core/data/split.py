@@ -33,6 +33,7 @@ class Split:
     modality: str = "EEG"  # or MEG
     times: list[float] = field(default_factory=list)  # (time,) seconds after image onset
     repeated: int = 0  # conditions that were averaged into another of the same image
+    source: str | None = None  # of the recordings, see `Recordings`
 
     @property
     def axes(self) -> RecordingAxes:
@@ -127,7 +128,7 @@ def make_split(
     axes: RecordingAxes | None = None,
 ) -> Split:
     """Make a split from the paths (for messages) and contents of recordings files, one a subject; see load_split."""
-    samples, image_of, subject_of = [], [], []
+    samples, image_of, subject_of, sources = [], [], [], []
     index_of: dict[str, int] = {}
     concept_of: dict[str, str] = {}
     origin, owner, repeated = "the run was trained on", -1, 0
@@ -155,6 +156,7 @@ def make_split(
             repeated += len(trials) - len(index)
         else:
             means, index = np.concatenate(trials, dtype=np.float32), np.repeat(index, taken)
+        sources.append(part.source)
         samples.append(means)
         image_of.append(index)
         subject_of.append(np.full(len(index), owner))
@@ -174,6 +176,7 @@ def make_split(
         modality=part.modality,
         times=list(axes.times),
         repeated=repeated,
+        source=" and ".join(dict.fromkeys(filter(None, sources))) or None,
     )
 
 

@@ -78,6 +78,7 @@ class Header:
     recipe: dict[str, Any] = field(default_factory=dict)  # layout, options and source files; "made_from" in the file
     versions: dict[str, str] = field(default_factory=dict)
     whitened_from: list[list[float]] | None = None  # (channels, channels) V², noise covariance, mean over sessions
+    source: str = ""  # "synthetic", or the layout the recordings were first read from; default: `layout`
     format: int = FORMAT
 
 
@@ -316,7 +317,8 @@ def sha256_of(path: Path) -> str:
 def _check(header: Header, path: Path) -> None:
     """Check types and lengths of everything in a header that was read."""
     covariance = header.whitened_from
-    texts = [header.subject, header.modality, header.units, header.layout, *header.channels, *header.processing]
+    texts = [header.subject, header.modality, header.units, header.layout, header.source]
+    texts += [*header.channels, *header.processing]
     numbers = [header.sampling_rate, *header.times, *(number for row in covariance or () for number in row)]
     lists: list[Any] = [header.channels, header.times, header.processing]
     for split in header.splits.values():

@@ -11,13 +11,24 @@ import numpy as np
 from rich.table import Table
 
 from bvsa_core.errors import printable
-from bvsa_core.report.tables import MethodResult, is_toy, markdown_table, rich_table, score_cells, scoring_text
+from bvsa_core.report.tables import (
+    MethodResult,
+    is_toy,
+    markdown_table,
+    recordings_text,
+    rich_table,
+    score_cells,
+    scoring_text,
+)
 from bvsa_core.retrieval.gates import TRANSDUCTIVE
 from bvsa_core.retrieval.result import RunResult, ranks_by_subject
+from bvsa_core.retrieval.scoring import window_text
 from bvsa_core.retrieval.statistics import Comparison
 
 # Subjects, channels, sampling rate and test repetitions of THINGS-EEG2 and THINGS-MEG as the field reports them.
 USUAL = {"eeg": (10, 17, 250, 80), "meg": (4, 271, 200, 12)}
+USUAL_WINDOW = (0.0, 1.0)  # seconds after image onset
+USUAL_SOURCE = "ubp"  # the files that UBP and BVSA publish and use
 USUAL_GALLERY = 200
 OURS = "ours"
 PAPER = "published"
@@ -116,10 +127,22 @@ def _deviations(
         yield f"{OURS}: {protocol.channels} channels; usual are {channels}"
     if protocol.sampling_rate not in (None, rate):
         yield f"{OURS}: recordings of {protocol.sampling_rate:g} Hz; usual are {rate:g} Hz"
+    if protocol.window and not _covers_usual_window(protocol.window, protocol.sampling_rate or rate):
+        yield f"{OURS}: recordings from {window_text(protocol.window)}; usual are {window_text(USUAL_WINDOW)}"
+    if protocol.source not in (None, USUAL_SOURCE, "synthetic"):
+        yield f"{OURS}: recordings of the source {protocol.source}; UBP and BVSA used those of {USUAL_SOURCE}"
+    if None in (protocol.sampling_rate, protocol.window, protocol.source):
+        yield f"{OURS}: recordings of {recordings_text(protocol)}: a run of an earlier version, or files without times"
     if protocol.repetitions not in (None, repetitions):
         yield f"{OURS}: {protocol.repetitions} test repetitions averaged; usual are {repetitions}"
     if result.subjects != subjects:
         yield f"{OURS}: {result.subjects} subject(s); published are means over {subjects}"
+
+
+def _covers_usual_window(window: tuple[float, float], rate: float) -> bool:
+    """Return whether a window of samples is the usual one, which may end a sample before its last second."""
+    first, last = (given - usual for given, usual in zip(window, USUAL_WINDOW))
+    return max(abs(first), abs(last)) <= 1.01 / rate
 
 
 def _differences(paper: PaperResult, result: MethodResult | None) -> Iterable[str]:
@@ -179,6 +202,8 @@ def caption(title: str, rows: Sequence[ComparisonRow]) -> str:
     """Return the title and the conditions that all rows share."""
     galleries = sorted({row.result.protocol.gallery for row in rows if row.result})
     ways = ", ".join(f"{size}-way retrieval (chance {100 / size:.3g} %)" for size in galleries) or "retrieval"
+    recordings = dict.fromkeys(f"our recordings: {recordings_text(row.result.protocol)}" for row in rows if row.result)
+    ways = "; ".join([ways, *recordings])
     ours = "ours: mean over subjects and seeds with 95 % crossed bootstrap interval"
     return f"{title or 'Grid'}. {ways}; {ours}; published: as printed by its authors, mean over subjects"
 
@@ -216,7 +241,9 @@ def _record(row: ComparisonRow) -> dict[str, object]:
         **known(protocol, "selection"),
         "information": getattr(protocol, "knowledge", None),
         "gate": scoring_text(protocol) if protocol else None,
-        **known(protocol, "gallery", "channels", "sampling_rate", "repetitions"),
+        **known(protocol, "gallery", "channels", "sampling_rate"),
+        "window": window_text(protocol.window) if protocol and protocol.window else None,
+        **known(protocol, "source", "repetitions"),
         **known(result, "subjects", "seeds"),
         **(percents or dict.fromkeys(names)),
         **known(result, "median_rank"),

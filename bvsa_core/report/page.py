@@ -17,7 +17,7 @@ from bvsa_core.report.comparison_table import ABSENT, caveats, notes
 from bvsa_core.report.content import Report, ReportRow
 from bvsa_core.report.result_figures import report_figures, subject_bars
 from bvsa_core.report.style import to_svg
-from bvsa_core.report.tables import interval, scoring_text
+from bvsa_core.report.tables import ADDED, interval, scoring_text
 
 SECTIONS = {
     "results": "Results", "training": "Training", "blur": "Blur", "retrieved": "Retrieved images",
@@ -26,7 +26,8 @@ SECTIONS = {
 # Parts of the protocol that are named once above the table where all rows share them.
 _TAGS = {
     "dataset": "{} data", "modality": "{}", "setting": "{}", "gallery": "{}-way", "channels": "{} channels",
-    "sampling_rate": "{:g} Hz", "repetitions": "{} repetitions averaged", "encoder": "images by {}",
+    "sampling_rate": "{:g} Hz", "window": "{0[0]:g} to {0[1]:g} s", "source": "source {}",
+    "repetitions": "{} repetitions averaged", "encoder": "images by {}",
 }  # fmt: skip
 
 
@@ -78,7 +79,9 @@ def _tags(row: ReportRow) -> dict[str, str]:
     if row.comparison.result is None:
         return {}
     known = row.result.protocol.to_json()
-    tags = {name: text.format(known[name]) for name, text in _TAGS.items() if name in known}
+    unknown = {name: f"unknown {name.replace('_', ' ')}" for name in ADDED}  # in results of earlier versions
+    texts = {name: text.format(known[name]) if name in known else unknown.get(name) for name, text in _TAGS.items()}
+    tags = {name: text for name, text in texts.items() if text}
     return {**tags, "brain": f"brain encoder {row.comparison.encoder}"}
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from bvsa_core.errors import printable
 from bvsa_core.retrieval.result import RunResult, ranks_by_subject
-from bvsa_core.retrieval.scoring import Protocol, score
+from bvsa_core.retrieval.scoring import Protocol, score, window_text
 from bvsa_core.retrieval.statistics import Statistics, crossed_bootstrap
 
 
@@ -35,25 +35,31 @@ class MethodResult:
     checked: bool = True  # the files of all runs have checksums
 
 
+ADDED = ("sampling_rate", "window", "source")  # conditions that results of earlier versions do not have
+
+
 def method_results(results: Sequence[RunResult]) -> list[MethodResult]:
     """Join results of runs by method and protocol; every method needs the same seeds for each of its subjects.
 
-    Results of earlier versions, which do not know their sampling rate, join those that do.
+    Results of earlier versions, which do not know rate, window and source of their recordings, join those that do.
     """
     groups: dict[tuple, list[RunResult]] = {}
     for result in results:
-        alike = result.method, result.preset, replace(result.protocol, sampling_rate=None)
+        alike = result.method, result.preset, replace(result.protocol, sampling_rate=None, window=None, source=None)
         groups.setdefault(alike, []).append(result)
     joined: list[MethodResult] = []
     for group in groups.values():
-        rates = list(dict.fromkeys(result.protocol.sampling_rate for result in group if result.protocol.sampling_rate))
-        parts = [[result for result in group if result.protocol.sampling_rate == rate] for rate in rates]
-        joined += map(_join, parts if len(rates) > 1 else [group])
+        parts: dict[tuple, list[RunResult]] = {}
+        for result in group:
+            parts.setdefault(tuple(getattr(result.protocol, name) for name in ADDED), []).append(result)
+        compatible = all(len(set(values) - {None}) <= 1 for values in zip(*parts))
+        joined += map(_join, [group] if compatible else parts.values())
     return joined
 
 
 def _join(group: list[RunResult]) -> MethodResult:
-    first = max(group, key=lambda result: result.protocol.sampling_rate or 0)  # one that knows it, if any does
+    known = lambda result: sum(getattr(result.protocol, name) is not None for name in ADDED)  # noqa: E731
+    first = max(group, key=known)
     ranks = np.stack(list(ranks_by_subject(group).values()))  # (subjects, seeds, images)
     scores = score(torch.from_numpy(ranks.ravel()))
     return MethodResult(
@@ -107,13 +113,20 @@ def is_toy(protocol: Protocol) -> bool:
     return protocol.encoder == "tiny" and protocol.dataset != "synthetic"
 
 
+def recordings_text(protocol: Protocol) -> str:
+    """Return rate, window and source of the recordings as text."""
+    rate = f"{protocol.sampling_rate:g} Hz" if protocol.sampling_rate else "unknown rate"
+    window = window_text(protocol.window) if protocol.window else "unknown window"
+    return f"{rate}, {window}, source {protocol.source or 'unknown'}"
+
+
 def caption(table: Sequence[MethodResult]) -> str:
     """Return the conditions that all rows share."""
     first, protocol = table[0], table[0].protocol
     repeated = f" ({protocol.repeated} condition(s) with the image of another join it)" if protocol.repeated else ""
     return (
         f"{protocol.dataset} data, {protocol.gallery}-way retrieval (chance {100 / protocol.gallery:g} %), "
-        f"{protocol.channels} channels{f' at {protocol.sampling_rate:g} Hz' if protocol.sampling_rate else ''}, "
+        f"{protocol.channels} channels ({recordings_text(protocol)}), "
         f"{protocol.repetitions} repetitions averaged{repeated}, images by {protocol.encoder}; "
         f"{first.subjects} subject(s) x {first.seeds} seed(s), 95 % crossed bootstrap intervals"
     )

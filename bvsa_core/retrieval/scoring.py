@@ -42,12 +42,15 @@ class Protocol:
     setting: str | None = None  # intra-subject, or inter-subject: the test subject is not trained on
     modality: str | None = None  # EEG or MEG
     sampling_rate: float | None = None  # Hz
+    window: tuple[float, float] | None = None  # first and last sample, seconds after image onset
+    source: str | None = None  # of the recordings: the layout they were first read from
     repeated: int | None = None  # test conditions averaged into another of the same image
     leak: str | None = None  # what of the test set the training data have; a run must allow it
     training: str | None = None  # what the training knew of the test set, if anything
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {value}" for name, value in self.to_json().items())
+        content = self.to_json() | ({"window": window_text(self.window)} if self.window else {})
+        return ", ".join(f"{name} {value}" for name, value in content.items())
 
     @property
     def knowledge(self) -> str:
@@ -65,6 +68,15 @@ class Protocol:
         """Return the scoring that these conditions name; `reliability` belongs to the gate label_free."""
         alpha = gates.GATE_ALPHA if self.alpha is None else self.alpha
         return Scoring(self.gate, reliability, self.rescoring or "none", self.texts == "shuffled", alpha)
+
+
+def window_text(window: tuple[float, float]) -> str:
+    """Return a window as text.
+
+    >>> window_text((0, 0.996))
+    '0 to 0.996 s'
+    """
+    return f"{window[0]:g} to {window[1]:g} s"
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,14 @@ from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
 import fovblur
 from bvsa_core.data import things_eeg, things_meg
-from bvsa_core.data.dataset import DESCRIPTION, IMAGE_FOLDERS, RECORDINGS_FOLDER, Recordings, write_recordings
+from bvsa_core.data.dataset import (
+    DESCRIPTION,
+    IMAGE_FOLDERS,
+    RECORDINGS_FOLDER,
+    SYNTHETIC,
+    Recordings,
+    write_recordings,
+)
 from bvsa_core.distributed.tasks import exit_with_parent
 from bvsa_core.errors import UserError, unknown_name
 from bvsa_core.io.atomic import (
@@ -123,7 +130,7 @@ def make_dataset(root: str | Path, config: SyntheticConfig, progress: Progress =
         UserError: the folder holds something else, or there are not enough concepts.
     """
     root = Path(root)
-    description = {"name": "synthetic", "modality": config.modality.upper(), "config": asdict(config)}
+    description = {"name": SYNTHETIC, "modality": config.modality.upper(), "config": asdict(config)}
     path, remedy = root / DESCRIPTION, "choose another folder or delete it"
     images, recordings = root / IMAGE_FOLDERS[0], root / RECORDINGS_FOLDER
     subjects = {number: recordings / f"sub-{number:02d}" for number in range(1, config.subjects + 1)}
@@ -334,7 +341,7 @@ def _write_subject(
         seeds = (np.random.SeedSequence([*seed, chunk]) for chunk in itertools.count())
         images, concepts = [image.path for image in plan[split]], [image.concept for image in plan[split]]
         data = record(subject, drive[split], repetitions, seeds)
-        recordings = Recordings(data, images, concepts, subject.channels, times)
+        recordings = Recordings(data, images, concepts, subject.channels, times, source=SYNTHETIC)
         labels = np.array([image.concept_number for image in plan[split]])
         session_of_repetition = np.arange(repetitions) * min(4, repetitions) // repetitions
         sessions = np.tile(session_of_repetition, (len(labels), 1)).astype(np.float64)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bvsa_core import encoders
+from bvsa_core.data.dataset import SYNTHETIC
 from bvsa_core.data.split import Split
 from bvsa_core.methods.base import Method
 from bvsa_core.retrieval.gates import Reliability, learn_reliability, reliabilities
@@ -78,7 +79,7 @@ def evaluate(trained: Trained, config: RunConfig, run_data: RunData, scoring: Sc
         scoring = replace(scoring, reliability=reliability)
     rank = ranks(similarity(embeddings, scoring))
     protocol = Protocol(
-        dataset=run_data.dataset.name,
+        dataset=SYNTHETIC if test.source == SYNTHETIC else run_data.dataset.name,
         selection=SELECTIONS[config.selection],
         gallery=len(test.images),
         channels=len(test.channels),
@@ -87,6 +88,8 @@ def evaluate(trained: Trained, config: RunConfig, run_data: RunData, scoring: Sc
         setting=SETTINGS[config.setting],
         modality=test.modality,
         sampling_rate=test.axes.sampling_rate,
+        window=test.axes.window,
+        source=test.source,
         repeated=test.repeated or None,
         leak="test data are trained on" if leak else None,
         training="trains on test features" if config.trains_on_test_features else None,

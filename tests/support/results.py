@@ -8,6 +8,8 @@ def protocol(**changes) -> Protocol:
     common = {
         "dataset": "synthetic", "selection": "last", "information": "inductive", "gate": "none",
         "gallery": 200, "channels": 17, "repetitions": 80, "encoder": "tiny",
+        "sampling_rate": 250.0, "window": (0.0, 0.996),
+        "source": "ubp" if changes.get("dataset", "synthetic") != "synthetic" else "synthetic",
     }  # fmt: skip
     return Protocol(**{**common, **changes})
 

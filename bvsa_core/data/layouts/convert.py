@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from bvsa_core.data.dataset import DESCRIPTION
+from bvsa_core.data.dataset import SYNTHETIC, read_description
 from bvsa_core.data.layouts import layouts, recognise, stimuli
+from bvsa_core.data.layouts.destination import refuse_mixture, refuse_overlap, write_description
 from bvsa_core.data.layouts.source import ConversionOptions, Epochs, ReadContext, SubjectSource
 from bvsa_core.data.store import SPLITS, Header, SplitHeader, SubjectWriter, Writer
 from bvsa_core.errors import UserError
-from bvsa_core.io.atomic import lock, write_atomically
-from bvsa_core.io.text_files import read_json
 from bvsa_core.progress import Progress, no_progress
 
 _ONSET = -1e-6  # seconds; times are rounded to microseconds
@@ -36,12 +34,14 @@ def convert(
     if unknown := [name for name in options.subjects if name not in sources]:
         raise UserError(f"{source}: no subject {', '.join(unknown)}; there are {', '.join(sources)}")
     chosen = [each for name, each in sources.items() if not options.subjects or name in options.subjects]
-    if any(store.resolve() == each.root.resolve() for each in chosen):
-        raise UserError(f"{store}: holds the files that are to be converted; give the store another folder")
+    refuse_overlap(source, (path for each in chosen for path in each.files), store)
+    given = _name(source, chosen[0].root, options)
+    refuse_mixture(store, given, modality)
+    recipes = [each.recipe(options) for each in chosen]
     store.mkdir(parents=True, exist_ok=True)
-    _describe(store, modality, options)
-    for each in chosen:
-        with SubjectWriter(store, each.subject, each.recipe(options)) as writer:
+    write_description(store, given or {"EEG": "THINGS-EEG2", "MEG": "THINGS-MEG"}[modality], modality)
+    for each, recipe in zip(chosen, recipes):
+        with SubjectWriter(store, each.subject, recipe) as writer:
             done = "was there already" if writer.complete else "converted"
             if not writer.complete:
                 convert_subject(each, writer, options, progress)
@@ -70,22 +70,15 @@ def convert_subject(source: SubjectSource, writer: Writer, options: ConversionOp
     rate = epochs.sampling_rate or round((len(times) - 1) / (times[-1] - times[0]), 3)
     steps = [*epochs.processing, epochs.last_step.format(first=times[0], last=times[-1])]
     header = Header(source.subject, source.modality, epochs.units, rate, channels, times, source.layout, steps, splits)
-    writer.commit(dataclasses.replace(header, whitened_from=epochs.whitened_from))
+    writer.commit(dataclasses.replace(header, whitened_from=epochs.whitened_from, source=epochs.source))
 
 
-def _describe(store: Path, modality: str, options: ConversionOptions) -> None:
-    """Give the store its name and modality; refuse a store of the other modality."""
-    path = store / DESCRIPTION
-    if not path.exists() or not any(store.glob("sub-*")):  # an earlier conversion may have made nothing but this file
-        name = options.name or {"EEG": "THINGS-EEG2", "MEG": "THINGS-MEG"}[modality]
-        with lock(store, DESCRIPTION, blocking=True):
-            write_atomically(path, json.dumps({"name": name, "modality": modality}, indent=1).encode() + b"\n")
-    remedy = "delete it, and 'bvsa data' makes it again"
-    there = read_json(path, remedy).get("modality")
-    if there is None:
-        raise UserError(f"{path}: damaged (it has no modality); {remedy}")
-    if there != modality:
-        raise UserError(f"{store}: holds {there} recordings; give {modality} ones another folder")
+def _name(source: Path, root: Path, options: ConversionOptions) -> str | None:
+    """Return the name of the data set: the one given, or the one that the source has; None: that of published data."""
+    there = next((name for folder in (source, root) if (name := read_description(folder).get("name"))), None)
+    if there == SYNTHETIC and options.name not in ("", SYNTHETIC):
+        raise UserError(f"name is {options.name!r}: the recordings in {source} are synthetic, and keep that name")
+    return options.name or there
 
 
 def _check_channels(epochs: Epochs) -> list[str]:

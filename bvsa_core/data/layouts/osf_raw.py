@@ -91,6 +91,7 @@ def read(source: SubjectSource, split: str, context: ReadContext) -> Epochs:
         options.sampling_rate,
         f"Samples {'before the onset kept, too' if options.whole_epoch else 'from the onset on kept'}, as float16.",
         np.mean(covariances, axis=0).tolist() if fitted_on else None,
+        f"{LAYOUT}, whitening {options.whitening}",
     )
 
 

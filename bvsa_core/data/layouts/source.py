@@ -94,3 +94,4 @@ class Epochs:
     sampling_rate: float | None = None  # Hz, of exact times; default: computed from times, rounded to microseconds
     last_step: str = "Samples from {first:g} to {last:g} s kept, as float16."
     whitened_from: list[list[float]] | None = None  # see `store.Header`
+    source: str = ""  # see `store.Header`

@@ -1,19 +1,20 @@
 """The files of UBP and BVSA: sub-01/train.pt and test.pt."""
 
+import dataclasses
 import functools
-import json
 from pathlib import Path
 
 import numpy as np
 
 from bvsa_core.data import things_eeg
-from bvsa_core.data.dataset import DESCRIPTION, Dataset, read_recordings, write_recordings
+from bvsa_core.data.dataset import Dataset, read_recordings, write_recordings
 from bvsa_core.data.layouts import stimuli
+from bvsa_core.data.layouts.destination import refuse_mixture, refuse_overlap, write_description
 from bvsa_core.data.layouts.files import blocks_of, existing, repeated
 from bvsa_core.data.layouts.source import Epochs, ReadContext, SubjectSource
 from bvsa_core.data.store import SPLITS
 from bvsa_core.errors import UserError
-from bvsa_core.io.atomic import lock, make_folder, write_atomically
+from bvsa_core.io.atomic import lock, make_folder
 from bvsa_core.progress import Progress, no_progress
 
 LAYOUT = "ubp"
@@ -53,18 +54,19 @@ def read(source: SubjectSource, split: str, context: ReadContext) -> Epochs:
     blocks = blocks_of(lambda part: data[order[part]], data.shape, data.itemsize)
     images, concepts = [images[i] for i in order], [recordings.concepts[i] for i in order]
     units = "whitened" if whitened else "as in the source"
-    return Epochs(path, data.shape, blocks, images, concepts, channels, times, units, processing, sessions)
+    about = Epochs(path, data.shape, blocks, images, concepts, channels, times, units, processing, sessions)
+    return dataclasses.replace(about, source=recordings.source or "")
 
 
 def export(dataset: Dataset, target: Path, progress: Progress = no_progress) -> list[str]:
     """Write recordings in this layout. Returns one line per subject; subjects that are there already stay."""
-    if target.resolve() == dataset.recordings_folder.resolve():
-        raise UserError(f"{target}: holds the recordings to export; give another folder")
+    folders = [dataset.recordings_folder / subject for subject in dataset.subjects]
+    refuse_overlap(dataset.root, folders, target)
+    name, modality = dataset.name, dataset.modality
+    refuse_mixture(target, name, modality)
     messages = []
     with lock(target, activity="an export"):
-        if not (target / DESCRIPTION).exists():
-            description = {"name": dataset.name, "modality": dataset.modality}
-            write_atomically(target / DESCRIPTION, json.dumps(description, indent=1).encode() + b"\n")
+        write_description(target, name, modality)
         for done, subject in enumerate(dataset.subjects):
             progress("recordings", done, len(dataset.subjects))
             outcome = "was there already" if (target / subject).exists() else "written"

@@ -183,7 +183,7 @@ def _header(path: Path, header: Header, dataset: Dataset) -> list[str]:
 def _as_published(path: Path, recordings: Recordings, split: str, dataset: Dataset) -> list[str]:
     """Compare with the published data if the data set has their name, or as many conditions."""
     facts, name = _PUBLISHED.get(recordings.modality), _NAMES.get(recordings.modality)
-    if facts is None or "config" in dataset.description:  # synthetic
+    if facts is None or dataset.synthetic:
         return []
     conditions, repetitions, channels = recordings.data.shape[0], recordings.data.shape[1], recordings.channels
     of_name = _CONCEPTS[split] * (facts.IMAGES_PER_CONCEPT if split == "train" else 1)

@@ -86,7 +86,7 @@ def rendered(table: Table) -> str:
 def test_the_sampling_rate_planned_seeds_and_unchecked_files_are_notes():
     assert notes(entry(paper=None, sampling_rate=250.0)) == []
     assert notes(entry(paper=None, sampling_rate=100.0)) == ["ours: recordings of 100 Hz; usual are 250 Hz"]
-    assert "17 channels at 100 Hz" in tables.caption([entry(sampling_rate=100.0).result])
+    assert "17 channels (100 Hz, 0 to 0.996 s, source ubp)" in tables.caption([entry(sampling_rate=100.0).result])
     assert "averaged (2 condition(s) with the image of another join it)" in tables.caption([entry(repeated=2).result])
     assert notes(replace(entry(paper=None), planned_seeds=3)) == []
     assert notes(replace(entry(paper=None), planned_seeds=5)) == ["ours: 3 seed(s); the grid plans 5"]
@@ -99,6 +99,24 @@ def test_the_sampling_rate_planned_seeds_and_unchecked_files_are_notes():
     assert any("not checked: runs of an earlier version, whose files have no checksums" in note for note in notes(row))
     oracle = entry(paper=None, selection="oracle (upper bound, selected on test)")
     assert "oracle" in rendered(comparison_table.to_rich("", [oracle]))
+
+
+def test_window_and_source_of_the_recordings_are_in_every_table():
+    osf = {"sampling_rate": 100.0, "window": (0.0, 0.79), "source": "osf_preprocessed"}
+    row = entry(paper=None, **osf)
+    assert notes(row) == [
+        "ours: recordings of 100 Hz; usual are 250 Hz",
+        "ours: recordings from 0 to 0.79 s; usual are 0 to 1 s",
+        "ours: recordings of the source osf_preprocessed; UBP and BVSA used those of ubp",
+    ]
+    assert notes(entry(paper=None, sampling_rate=100.0, window=(0.0, 0.99))) == notes(row)[:1]
+    assert "our recordings: 100 Hz, 0 to 0.79 s, source osf_preprocessed" in comparison_table.to_markdown("", [row])
+    (record,) = csv.DictReader(io.StringIO(comparison_table.to_csv([row])))
+    assert (record["sampling_rate"], record["window"], record["source"]) == ("100.0", "0 to 0.79 s", "osf_preprocessed")
+    earlier = entry(paper=None, **dict.fromkeys(osf))
+    (note,) = notes(earlier)
+    assert note.startswith("ours: recordings of unknown rate, unknown window, source unknown: a run of an earlier")
+    assert "source unknown" in tables.caption([earlier.result])
 
 
 @pytest.mark.parametrize("method", ["NICE", "ATM-S"])

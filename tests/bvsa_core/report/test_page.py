@@ -109,13 +109,15 @@ def test_a_leak_and_the_sampling_rate_are_on_the_page():
     page = to_html(Report("", [row, report_row("other", sampling_rate=250.0)]))
     assert "gate none, LEAK" in page and "LEAK: test data are trained on" in page
     assert "100 Hz" in page and "250 Hz" in page
+    earlier = to_html(Report("", [report_row(sampling_rate=None, window=None, source=None)]))
+    assert "unknown sampling rate · unknown window · unknown source" in earlier
 
 
 def test_every_number_has_its_protocol_and_published_numbers_are_separate(page):
     shared = re.search(r'<p class="shared">(.*?)</p>', page)[1]
     assert shared == (
-        "synthetic data · EEG · intra-subject · 3-way · 17 channels · 80 repetitions averaged · images by tiny"
-        " · brain encoder eeg_project"
+        "synthetic data · EEG · intra-subject · 3-way · 17 channels · 250 Hz · 0 to 0.996 s · source synthetic"
+        " · 80 repetitions averaged · images by tiny · brain encoder eeg_project"
     )
     table = page.split('<table class="results">')[1].split("</table>")[0]
     assert '<span class="tag warn">uses labels</span>' in table and "gate paper" in table

@@ -60,7 +60,7 @@ def test_markdown_lists_the_conditions_under_the_table():
     assert text.startswith("| method | Top-1 % |") and "| last | inductive | none |" in text
     noted = to_markdown(method_results([run_result([1], "mcdb", note="reconstruction")]))
     assert noted.count("| mcdb (corrected), reconstruction |") == 1
-    averaged = "17 channels, 80 repetitions averaged, images by tiny"
+    averaged = "17 channels (250 Hz, 0 to 0.996 s, source synthetic), 80 repetitions averaged, images by tiny"
     assert f"synthetic data, 200-way retrieval (chance 0.5 %), {averaged}" in text
 
 

@@ -29,7 +29,7 @@ def digests(folder: Path) -> dict[str, str]:
 def test_files_are_like_those_of_ubp(small_data):
     folder = small_data / RECORDINGS / "sub-02"
     content = read_arrays(folder / "train.pt")
-    assert set(content) == {"eeg", "label", "img", "text", "session", "ch_names", "times"}
+    assert set(content) == {"eeg", "label", "img", "text", "session", "ch_names", "times", "source"}
     assert content["eeg"].dtype == np.float16 and content["eeg"].shape == (90, 2, 17, 100)
     assert {content[key].shape for key in ("label", "img", "text", "session")} == {(90, 2)}
     image = content["img"][0, 0]

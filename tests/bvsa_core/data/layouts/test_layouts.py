@@ -10,7 +10,9 @@ import pytest
 from bvsa_core.data.dataset import Dataset
 from bvsa_core.data.layouts import recognise
 from bvsa_core.data.layouts.convert import convert
+from bvsa_core.data.layouts.destination import refuse_mixture
 from bvsa_core.data.layouts.source import ConversionOptions
+from bvsa_core.data.layouts.ubp import export
 from bvsa_core.data.store import read_header
 from bvsa_core.data.things_eeg import CHANNELS
 from bvsa_core.errors import UserError
@@ -98,15 +100,61 @@ def test_folders_of_no_or_several_layouts_are_reported(planted, tmp_path, refuse
 
 def test_a_store_is_no_layout_and_not_its_own_source(planted, tmp_path, converted, refused):
     fake_eeg.ubp(tmp_path / "source", planted)
-    with pytest.raises(UserError, match="holds the files that are to be converted"):
-        convert(tmp_path / "source", tmp_path / "source" / "Preprocessed_data_250Hz_whiten", "EEG", ConversionOptions())
+    inside = "is in .*source, whose recordings are only read; give a folder outside"
+    (tmp_path / "link").symlink_to(tmp_path / "source")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "sub-01").symlink_to(tmp_path / "source" / "Preprocessed_data_250Hz_whiten" / "sub-01")
+    before = sorted(tmp_path.rglob("*"))
+    for store in ("source", "source/Preprocessed_data_250Hz_whiten", "source/new", "link", "link/new", "links"):
+        refused(inside, store=store)
+    holds = r"holds the recordings to be read \(.*train.pt\); give another folder"
+    refused(holds, source=tmp_path / "source" / "Preprocessed_data_250Hz_whiten", store="source")
+    refused(holds, store=".")
+    refused(holds, source=tmp_path / "links", store="source")
+    assert sorted(tmp_path.rglob("*")) == before
     store = converted()
     refused("none of the published EEG layouts", source=store, store="again")
     (store / "dataset.json").write_text('{"modality": "MEG"}')
     refused("store: holds MEG recordings; give EEG ones another folder")
-    for content in ("{", "{}"):
+    for content in ("{", '{"modality": 1}'):
         (store / "dataset.json").write_text(content)
-        refused("dataset.json: damaged .*; delete it, and 'bvsa data' makes it again")
+        refused("dataset.json: damaged .*; it names the data set; fetch it or make the data again")
+
+
+def test_the_name_of_a_data_set_is_kept_and_not_mixed_with_another(planted, tmp_path, converted, refused):
+    fake_eeg.osf(tmp_path / "source", planted)
+    store, out = converted(name="mine"), tmp_path / "out"
+    assert Dataset(converted()).name == "mine"  # continued without the name
+    refused("store: holds the data set mine; give yours another folder", name="yours")
+    export(Dataset(store), out)
+    again = Dataset(converted(source=out, store="again"))
+    assert again.name == "mine" and again.load("sub-01", "test").source == "osf_preprocessed"
+    assert Dataset(converted(source=out, store="renamed", name="yours")).name == "yours"
+    with pytest.raises(UserError, match="again: holds the data set mine; give other another folder"):
+        refuse_mixture(tmp_path / "again", "other", "EEG")
+
+
+def test_synthetic_data_stay_synthetic(planted, tmp_path, converted, refused):
+    fake_eeg.ubp(tmp_path / "source", planted)
+    recordings = tmp_path / "source" / "Preprocessed_data_250Hz_whiten"
+    real = converted(store="real")
+    (tmp_path / "source" / "dataset.json").write_text('{"name": "synthetic", "modality": "EEG"}')
+    refused("name is 'THINGS-EEG2': the recordings in .*source are synthetic, and keep that name", name="THINGS-EEG2")
+    refused("real: holds the data set THINGS-EEG2; give synthetic another folder", store="real")
+    for number, source in enumerate((tmp_path / "source", recordings)):
+        assert Dataset(source).synthetic
+        store = Dataset(converted(source=source, store=f"store{number}"))
+        export(store, tmp_path / f"out{number}")
+        for made in (store, Dataset(tmp_path / f"out{number}")):
+            assert made.synthetic and made.load("sub-01", "train").source == "synthetic"
+    again = Dataset(converted(source=tmp_path / "out0", store="again"))
+    assert again.synthetic and read_header(again.root / "sub-01").source == "synthetic"
+    fake_eeg.osf(tmp_path / "other", planted)
+    refused(
+        "store0: holds the data set synthetic; give recorded data another", source=tmp_path / "other", store="store0"
+    )
+    with pytest.raises(UserError, match="real: holds the data set THINGS-EEG2; give synthetic another folder"):
+        export(store, real)
 
 
 def test_options_that_a_layout_fixes_are_refused(planted, tmp_path, refused):

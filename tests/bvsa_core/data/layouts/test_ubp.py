@@ -61,6 +61,7 @@ def test_exported_files_convert_back_into_the_same_store(layout, planted, tmp_pa
     written = sorted(str(path.relative_to(out)) for path in out.rglob("*"))
     assert written == ["dataset.json", "sub-01", "sub-01/test.pt", "sub-01/train.pt"]
     convert(out, tmp_path / "again", "EEG", ConversionOptions(whole_epoch=True))
+    assert Dataset(tmp_path / "again").name == "mine"
     again = tmp_path / "again" / "sub-01"
     first, second = read_header(store / "sub-01"), read_header(again)
     assert (first.splits, first.channels, first.times) == (second.splits, second.channels, second.times)
@@ -79,7 +80,7 @@ def test_exported_files_convert_back_into_the_same_store(layout, planted, tmp_pa
 def test_two_exports_into_one_folder_are_refused(planted, tmp_path, converted):
     fake_eeg.osf(tmp_path / "source", planted)
     dataset = Dataset(converted())
-    with pytest.raises(UserError, match="store: holds the recordings to export; give another folder"):
+    with pytest.raises(UserError, match="store: is in .*store, whose recordings are only read"):
         export(dataset, tmp_path / "store")
     with lock(tmp_path / "out"), pytest.raises(UserError, match="out: an export is going on there .*; wait for"):
         export(dataset, tmp_path / "out")
