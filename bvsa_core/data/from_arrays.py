@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,8 @@ def write_subject(
         rate = 1 / float(np.diff(train.times).mean())
         channels, times = list(train.channels), np.asarray(train.times, dtype=float).tolist()
         processing = ["As they were given."]
-        writer.commit(Header(subject, train.modality, units, rate, channels, times, "own", processing, splits))
+        own = Header(subject, train.modality, units, rate, channels, times, "own", processing, splits)
+        writer.commit(replace(own, source=train.source or ""))
     description = Path(store) / DESCRIPTION
     if train.dataset and not description.exists():
         content = {"name": train.dataset, "modality": train.modality}
