@@ -16,10 +16,11 @@ import jsonargparse
 from rich.console import Console
 
 from bvsa_core.cli.arguments import Parser, add_no_lock, to_dataclass
-from bvsa_core.cli.output import say
+from bvsa_core.cli.output import say, warn_of_toy_encoder
 from bvsa_core.cli.progress import Display
 from bvsa_core.cli.provenance import origin
 from bvsa_core.cli.report import PAGE, write_page
+from bvsa_core.data.dataset import Dataset
 from bvsa_core.distributed.tasks import TaskPool, Workers
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import RunDataCache, is_complete
@@ -50,7 +51,8 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     add("--methods", type=str, nargs="+", help="only these methods or rows of the grid, by name")
     add("--seeds", type=int | None, help="number of seeds of every method; default: the grid's")
     add("--subjects", type=str, nargs="+", help="only these subjects")
-    add("--vision", type=str, nargs="+", help="image encoders")
+    vision = "image encoders; default: the grid's, which for published grids on recorded data is RN50"
+    add("--vision", type=str, nargs="+", help=vision)
     add("--encoders", type=str, nargs="+", help="brain encoders; default: each method's own")
     add("--resamples", type=int | None, help="number of draws for curves over test repetitions; 0 omits the curves")
     hints = get_type_hints(RunConfig)
@@ -68,6 +70,8 @@ def run(parsed: jsonargparse.Namespace) -> None:
     planned_seeds = grid.seeds
     given = {name: getattr(parsed, name) for name in ("seeds", "subjects", "vision", "resamples")}
     grid = replace(grid, **{name: value for name, value in given.items() if value is not None})
+    if parsed.vision:
+        grid.vision_of_recorded = []
     check_counts(grid, "--")
     workers = to_dataclass(Workers, parsed)
     if parsed.methods:
@@ -80,6 +84,8 @@ def run(parsed: jsonargparse.Namespace) -> None:
     with Display() as display, TaskPool(workers, RunDataCache(None, display), RunDataCache) as pool:
         data = data_folders(parsed, grid, display)
         todo, left_out = cells(grid, systems, data, flags)
+        for folder, vision in dict.fromkeys((cell.config.data, cell.config.vision) for cell in todo):
+            warn_of_toy_encoder(vision, Dataset(folder))
         with lock(root, activity="a grid"):
             missing = []
             for cell in todo:

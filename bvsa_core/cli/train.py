@@ -12,7 +12,7 @@ import jsonargparse
 from rich.console import Console
 
 from bvsa_core.cli.arguments import Parser, add_no_lock, add_run_arguments, to_dataclass
-from bvsa_core.cli.output import say
+from bvsa_core.cli.output import say, warn_of_toy_encoder
 from bvsa_core.cli.progress import Display
 from bvsa_core.distributed.processes import ProcessGroup, init_processes
 from bvsa_core.errors import UserError
@@ -40,6 +40,8 @@ def run(parsed: jsonargparse.Namespace) -> None:
     config = to_dataclass(RunConfig, parsed)
     with init_processes() as processes, Display(quiet=processes.rank > 0) as display:
         run_data = RunData(replace(config, device=device_of_rank(config.device, processes)), display, processes)
+        if processes.rank == 0:
+            warn_of_toy_encoder(config.vision, run_data.dataset)
         everyone = config.subject == "all"
         results = []
         for subject in run_data.dataset.subjects if everyone else [config.subject]:

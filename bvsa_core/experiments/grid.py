@@ -70,6 +70,7 @@ class Grid:
     title: str = ""
     encoders: list[str] = field(default_factory=list)  # brain encoders; default: each method's own
     vision: list[str] = field(default_factory=lambda: [RunConfig.vision])
+    vision_of_recorded: list[str] = field(default_factory=list)  # in place of `vision` for data that are not synthetic
     modalities: list[Literal["eeg", "meg"]] = field(default_factory=lambda: ["eeg"])
     settings: list[Literal["intra", "inter"]] = field(default_factory=lambda: ["intra"])
     subjects: str | list[str] = "all"
@@ -200,7 +201,9 @@ def cells(
         if modality not in data:
             skipped.append(f"{modality.upper()} is skipped: no folder was given with --{modality}")
             continue
-        known = Dataset(data[modality]).subjects
+        dataset = Dataset(data[modality])
+        known = dataset.subjects
+        image_encoders = grid.vision if dataset.synthetic else grid.vision_of_recorded or grid.vision
         named = [grid.subjects] if isinstance(grid.subjects, str) else grid.subjects
         subjects = known if grid.subjects == "all" else named
         if unknown := [subject for subject in subjects if subject not in known]:
@@ -209,7 +212,7 @@ def cells(
             if setting == "inter" and len(known) < 2:
                 skipped.append(f"{modality.upper()} inter-subject is skipped: {data[modality]} has one subject")
                 continue
-            for system, vision in itertools.product(systems, grid.vision):
+            for system, vision in itertools.product(systems, image_encoders):
                 values = {**training_of(system.method, system.preset), **grid.run, **system.run, **flags}
                 own = values.pop("encoder", RunConfig.encoder)
                 values |= {"data": data[modality], "vision": vision, "setting": setting, "method": system.method}

@@ -24,6 +24,7 @@ from bvsa_core.retrieval.gates import TRANSDUCTIVE
 from bvsa_core.retrieval.result import RunResult, ranks_by_subject
 from bvsa_core.retrieval.scoring import window_text
 from bvsa_core.retrieval.statistics import Comparison
+from bvsa_core.vision.clip import PRETRAINED
 
 # Subjects, channels, sampling rate and test repetitions of THINGS-EEG2 and THINGS-MEG as the field reports them.
 USUAL = {"eeg": (10, 17, 250, 80), "meg": (4, 271, 200, 12)}
@@ -161,7 +162,8 @@ def _differences(paper: PaperResult, result: MethodResult | None) -> Iterable[st
         yield f"channels: {OURS} {protocol.channels}, {PAPER} {paper.channels}"
     if paper.gallery or protocol.gallery != USUAL_GALLERY:
         yield f"gallery: {OURS} {protocol.gallery} images, {PAPER} {paper.gallery or f'{USUAL_GALLERY} images'}"
-    if protocol.encoder != paper.encoder:
+    usual = {paper.encoder, f"{paper.encoder}/{PRETRAINED.get(encoder)}"}
+    if paper.encoder is None or protocol.encoder not in usual:
         yield f"images by: {OURS} {protocol.encoder}, {PAPER} {encoder}"
     if paper.uses_labels and protocol.information != "uses labels":
         yield f"information: {OURS} {protocol.knowledge}, {PAPER} uses labels"

@@ -30,7 +30,8 @@ GATES = "choose one of none, always, label_free, paper, code"
 FILES = "unknown kind of file; give one of .pt, .pth, .npy, .npz, .safetensors"
 GRIDS = "no such file, nor built in; choose one of main, ablation, c-sweep, fidelity, demo, or give a YAML file"
 GRID_KEYS = (
-    "methods, title, encoders, vision, modalities, settings, subjects, seeds, resamples, run, baseline, list_others"
+    "methods, title, encoders, vision, vision_of_recorded, modalities, settings, subjects, seeds, resamples, run,"
+    " baseline, list_others"
 )
 MAKE = "make the synthetic data with 'bvsa data synthetic"
 TRAIN = "train one with 'bvsa train --out'"

@@ -247,6 +247,37 @@ def test_built_in_grids_have_cells(name, small_data):
         assert {cell.config.encoder for cell in todo if cell.config.method == "nice"} == {"tsconv"}
 
 
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_published_grids_take_the_published_image_encoder_for_recorded_data(name, recorded):
+    grid, systems = read_grid(name)
+    todo, _ = cells(grid, systems, {"eeg": recorded}, {})
+    assert {cell.config.vision for cell in todo} == {"tiny" if name == "demo" else "RN50"}
+
+
+def test_the_toy_encoder_on_recorded_data_is_warned_of(recorded, small_data, tmp_path, capsys):
+    one = ("--subjects", "sub-01", "--seeds", 1, "--resamples", 0, "--methods", "vanilla", "--vision", "tiny")
+    flags = {
+        "train": ("--data", recorded, "--method", "vanilla"),
+        "reproduce": ("demo", "--eeg", recorded, *one),
+    }
+    bank = ("--bank", small_data / "Image_feature")  # of the same images
+    for command, own in flags.items():
+        words = (command, *own, *bank, *QUICK[:4], "--out", tmp_path / command)
+        assert main([str(word) for word in words]) == 0
+        toy = "tiny is a toy encoder for synthetic images, and mine is not synthetic"
+        warning = f"warning: {toy}; take the published one with --vision RN50"
+        assert warning in capsys.readouterr().err.splitlines()
+
+
+@pytest.fixture(scope="module")
+def recorded(small_data, tmp_path_factory) -> Path:
+    """Return a data set that is not called synthetic."""
+    folder = tmp_path_factory.mktemp("data") / "recorded"
+    shutil.copytree(small_data, folder, ignore=shutil.ignore_patterns("Image_feature"))
+    (folder / "dataset.json").write_text('{"name": "mine", "modality": "EEG"}')
+    return folder
+
+
 WRONG = {
     "metods: [ubp]": "mine.yaml: unknown key 'metods'; did you mean 'methods'?",
     "[ubp]": "mine.yaml: must hold settings as 'name: value'",

@@ -29,6 +29,8 @@ def test_notes_list_the_differences_only():
     row_with = lambda name: replace(entry(paper=paper_results.find(name, "eeg", "intra")), setting="intra")  # noqa: E731
     usual = row_with("UBP")
     assert notes(usual) == [] and notes(entry(paper=None)) == []
+    ubp = lambda encoder: notes(replace(entry(paper=usual.published, encoder=encoder), setting="intra"))  # noqa: E731
+    assert ubp("RN50/openai") == [] and ubp("RN50/random") == ["images by: ours RN50/random, published RN50"]
     assert notes(entry(selection="validation")) == [
         "selection: ours the best epoch on concepts held out of the training data",
         "channels: ours 17, published 63",

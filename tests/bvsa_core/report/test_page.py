@@ -109,6 +109,8 @@ def test_a_leak_and_the_sampling_rate_are_on_the_page():
     page = to_html(Report("", [row, report_row("other", sampling_rate=250.0)]))
     assert "gate none, LEAK" in page and "LEAK: test data are trained on" in page
     assert "100 Hz" in page and "250 Hz" in page
+    toy = to_html(Report("", [report_row(dataset="THINGS-EEG2", encoder="tiny")]))
+    assert "gate none, toy encoder" in toy and "take another with --vision, such as RN50" in toy
     earlier = to_html(Report("", [report_row(sampling_rate=None, window=None, source=None)]))
     assert "unknown sampling rate · unknown window · unknown source" in earlier
 
