@@ -4,6 +4,7 @@ RUN is the folder of a run, or any folder that contains runs, such as that of 'b
 differ only in subject and seed become one row of the table.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import jsonargparse
@@ -14,6 +15,7 @@ from bvsa_core.cli.progress import Display
 from bvsa_core.cli.provenance import origin
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import RunDataCache
+from bvsa_core.experiments.linear_decoding import decode_rows
 from bvsa_core.experiments.report_data import build_report, find_runs, group_runs, with_curves
 from bvsa_core.io.atomic import write_atomically
 from bvsa_core.report.content import Report
@@ -34,7 +36,9 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     add("--bank", type=Path, help="folder of the feature bank if it has moved, or lies outside the data")
     resamples = "number of draws for a curve over test repetitions, for the first run of every row without one"
     add("--resamples", type=int, default=0, help=resamples)
-    add("--device", default="auto", help="device to compute the curves on: auto, cpu, cuda or cuda:N")
+    decoding = "also decode windows of time, channels and layers by ridge regression, for every subject"
+    add("--decoding", action="store_true", help=decoding)
+    add("--device", default="auto", help="device to compute curves and decoding on: auto, cpu, cuda or cuda:N")
 
 
 def run(parsed: jsonargparse.Namespace) -> None:
@@ -54,8 +58,10 @@ def run(parsed: jsonargparse.Namespace) -> None:
         cache = RunDataCache(parsed.device, display)
         run_data_of = lambda config: cache.run_data(relocated(config, data=parsed.data, bank=parsed.bank))  # noqa: E731
         rows = with_curves(rows, run_data_of, parsed.resamples, display)
+        decodings = decode_rows(rows, run_data_of, display) if parsed.decoding else []
         title = parsed.title or (parsed.runs[0].resolve().name if len(parsed.runs) == 1 else f"{len(folders)} runs")
         report = build_report(title, rows, origin(parsed.command_line), parsed.data, display)
+        report = replace(report, decodings=decodings)
         report.missing.update({"runs": ". ".join(messages) + "."} if messages else {})
         written = save(report_figures(report), parsed.figures) if parsed.figures else []
     write_page(report, out)

@@ -1,7 +1,8 @@
 """The content of a report as plain data: what its page and figures are made of."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -77,6 +78,30 @@ class BlurExample:
     falloff: str
 
 
+class Accuracy(NamedTuple):
+    """Top-1 accuracy with its 95 % bootstrap interval over test images, fractions."""
+
+    top1: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class LinearDecoding:
+    """What ridge regression finds in parts of one subject's recordings."""
+
+    data: str  # as in the results table
+    subject: str
+    images: int  # in the gallery
+    target: str  # the features that are predicted
+    window: float  # seconds
+    everything: Accuracy  # from all channels and times
+    windows: Mapping[float, Accuracy]  # by the window's middle, seconds after image onset
+    regions: Mapping[str, Accuracy]  # by the part of the head; empty if all channels are of one part
+    channels: Mapping[str, Accuracy]  # by channel, from it and its neighbours; empty without positions
+    layers: Mapping[str, Accuracy]  # by the layer of the image encoder; empty if features are of one
+
+
 @dataclass(frozen=True)
 class Report:
     """Everything that a report shows."""
@@ -88,6 +113,7 @@ class Report:
     blur_examples: Sequence[BlurExample] = ()
     missing: dict[str, str] = field(default_factory=dict)  # section of the page: why something is not shown
     provenance: dict[str, str] = field(default_factory=dict)  # command, versions, commit, date
+    decodings: Sequence[LinearDecoding] = ()
 
     @property
     def rows_by_data(self) -> dict[str, list[ReportRow]]:

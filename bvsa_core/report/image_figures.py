@@ -2,6 +2,7 @@
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -50,12 +51,12 @@ def retrieval_figure(report: Report, retrieval: RetrievalExample, rows: int = 6)
         axes.grid(False)
         for side in axes.spines.values():
             side.set(visible=correct, color=colour, linewidth=2.5)
-        title = ("\N{CHECK MARK} " if correct else "") + image.concept
-        axes.set_title(title if len(title) < 18 else f"{title[:15]}...", fontsize=6, color=colour, loc="left", pad=3)
+        title = textwrap.fill(("\N{CHECK MARK} " if correct else "") + image.concept, 17)
+        axes.set_title(title, fontsize=6 if title.count("\n") < 2 else 5, color=colour, loc="left", pad=3)
 
     def draw() -> Figure:
         widths = [1, 0.12, *[1] * best]
-        height = (WIDTH / (best + 1) + 0.16) * len(queries) + 0.2
+        height = (WIDTH / (best + 1) + 0.24) * len(queries) + 0.2
         figure, axes = subplots(len(queries), len(widths), height, width_ratios=widths)
         figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, hspace=0, wspace=0)
         for panels, query in zip(axes, queries):
@@ -89,7 +90,9 @@ def similarity_figure(data: str, retrievals: Sequence[RetrievalExample]) -> Figu
         figure, axes = subplots(rows, columns, 1.08 * min(WIDTH / columns, 3.4) * rows + 0.5)
         for panel, retrieval in zip(axes.flat, retrievals):
             matrix = panel.imshow(retrieval.similarity, cmap="cividis", vmin=low, vmax=high)
-            panel.set(title=retrieval.label, xlabel="image", ylabel="recording")
+            panel.set(
+                title=textwrap.fill(retrieval.label, 40 if columns > 1 else 80), xlabel="image", ylabel="recording"
+            )
             panel.grid(False)
         for panel in axes.flat[len(retrievals) :]:
             panel.set_visible(False)

@@ -21,7 +21,7 @@ from bvsa_core.report.tables import ADDED, interval, scoring_text
 
 SECTIONS = {
     "results": "Results", "training": "Training", "blur": "Blur", "retrieved": "Retrieved images",
-    "similarity": "Similarity", "repetitions": "Repetitions", "origin": "Provenance",
+    "similarity": "Similarity", "repetitions": "Repetitions", "decoding": "Where and when", "origin": "Provenance",
 }  # fmt: skip
 # Parts of the protocol that are named once above the table where all rows share them.
 _TAGS = {

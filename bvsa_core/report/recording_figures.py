@@ -8,14 +8,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bvsa_core.data.channel_positions import located_channels
 from bvsa_core.data.quality.reliability import Quality, peaks
-from bvsa_core.errors import UserError, import_mne
-from bvsa_core.report.style import INK, PALETTE, QUIET, WIDTH, FigureSpec, subplots
+from bvsa_core.errors import import_mne
+from bvsa_core.report.style import INK, PALETTE, QUIET, WIDTH, FigureSpec, legend_below, subplots
 
 SECTION = "Recordings"
 _TIME = "time from image onset (ms)"
 _MAX_CHANNEL_LABELS = 70  # along one axis
-_MIN_LOCATED = 4  # channels with a position that a map needs
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def recording_figures(subjects: Mapping[str, RecordingQuality]) -> tuple[list[Fi
     messages: list[str] = []
     figures: list[FigureSpec] = []
     for subject, recording in subjects.items():
-        info, reason = _channel_positions(recording)
+        info, reason = located_channels(recording.channels, recording.modality)
         messages += [f"{subject}: {reason}"] if reason else []
         figures.append(_evoked(subject, recording, info))
         if recording.quality.reliability is not None:
@@ -48,22 +48,6 @@ def recording_figures(subjects: Mapping[str, RecordingQuality]) -> tuple[list[Fi
         figures.append(_ceilings(ceilings))
     figures += [_trials(subjects)] if subjects else []
     return figures, list(dict.fromkeys(messages))
-
-
-def _channel_positions(recording: RecordingQuality) -> tuple[Any, str]:
-    """Return an mne.Info of the channels with a known position on the head, or None and why there is no map."""
-    if recording.modality != "EEG":
-        return None, "no topographic maps: recordings do not hold the positions of MEG sensors"
-    try:
-        mne = import_mne("topographic maps")
-    except UserError as error:
-        return None, str(error)
-    known = set(mne.channels.make_standard_montage("easycap-M1").ch_names)
-    if len(located := [name for name in recording.channels if name in known]) < _MIN_LOCATED:
-        return None, "no topographic maps: the channel names are not those of the 10-10 system"
-    info = mne.create_info(located, 1.0, "eeg", verbose="ERROR")
-    info.set_montage("easycap-M1", verbose="ERROR")
-    return info, ""
 
 
 def _evoked(subject: str, recording: RecordingQuality, info: Any) -> FigureSpec:
@@ -85,7 +69,7 @@ def _evoked(subject: str, recording: RecordingQuality, info: Any) -> FigureSpec:
             axes.axvline(milliseconds[sample], color=INK, linewidth=0.6, linestyle=":")
         axes.set(xlabel=_TIME, ylabel=f"amplitude ({recording.units or 'unknown units'})")
         axes.set_xlim(milliseconds[0], milliseconds[-1])
-        axes.legend(loc="upper right")
+        legend_below(figure, *axes.get_legend_handles_labels())
         return figure
 
     caption = (
@@ -105,7 +89,8 @@ def _maps(figure: Figure, axes: Sequence[Axes], recording: RecordingQuality, inf
     for panel, sample in zip(axes, samples):
         image, _ = mne.viz.plot_topomap(recording.quality.evoked[channels, sample], info, axes=panel, **options)
         panel.set_title(f"{1000 * recording.times[sample]:.0f} ms", loc="center")
-    figure.colorbar(image, ax=list(axes), shrink=0.8, label=recording.units)
+    label = f"amplitude ({recording.units or 'unknown units'})"
+    figure.colorbar(image, ax=list(axes), shrink=0.8, label=label)
 
 
 def _label_channels(axis: Any, names: Sequence[str]) -> None:
@@ -124,11 +109,15 @@ def _reliability(subject: str, recording: RecordingQuality, reliability: np.ndar
         mean = reliability.mean(axis=0)
         top.plot(milliseconds, mean, color=PALETTE[0], label="mean over channels")
         top.plot(milliseconds, reliability.max(axis=0), color=PALETTE[1], linestyle="--", label="best channel")
-        top.set(ylabel="reliability", ylim=(min(0.0, float(mean.min())), 1.35), yticks=(0, 0.5, 1))  # legend above 1
-        top.legend(loc="upper right", ncols=2)
+        lowest = min(0.0, float(mean.min()))
+        top.set(
+            ylabel="reliability", ylim=(1.05 * lowest, 1.05), yticks=(*([-0.5] if lowest < -0.5 else []), 0, 0.5, 1)
+        )
+        top.axhline(0, color=QUIET, linewidth=0.6)
+        legend_below(figure, *top.get_legend_handles_labels())
         half = (milliseconds[-1] - milliseconds[0]) / max(1, len(milliseconds) - 1) / 2
         edges = (milliseconds[0] - half, milliseconds[-1] + half, len(reliability) - 0.5, -0.5)
-        colours = {"vmin": 0, "vmax": 1, "cmap": "viridis", "interpolation": "nearest"}
+        colours = {"vmin": -1, "vmax": 1, "cmap": "RdBu_r", "interpolation": "nearest"}
         image = bottom.imshow(reliability, aspect="auto", extent=edges, **colours)
         bottom.grid(visible=False)
         _label_channels(bottom.yaxis, recording.channels)
@@ -139,7 +128,8 @@ def _reliability(subject: str, recording: RecordingQuality, reliability: np.ndar
     caption = (
         f"{subject}: split-half reliability of the means over {quality.repetitions} repetitions of "
         f"{quality.conditions} test images: the correlation over images between two halves of the repetitions, mean of "
-        f"{quality.splits} split(s), with the Spearman-Brown correction. Values below 0 are drawn as 0."
+        f"{quality.splits} split(s), with the Spearman-Brown correction. Below 0 the halves disagree, as noise does by "
+        "chance."
     )
     return FigureSpec(f"{subject}-reliability", SECTION, f"Reliability of {subject}", caption, caption, draw)
 
@@ -186,9 +176,9 @@ def _ceilings(ceilings: Mapping[str, np.ndarray]) -> FigureSpec:
         axes.bar(x, means, color=PALETTE[0], width=0.6, label="mean over channels and times")
         axes.plot(x, best, "o", color=PALETTE[1], markersize=4, label="best channel and time")
         axes.set_xticks(x, list(ceilings), rotation=90 if len(ceilings) > 10 else 0)
-        axes.set(ylim=(0, 1.15), yticks=np.linspace(0, 1, 6), ylabel="noise ceiling (correlation)")
+        axes.set(ylim=(0, 1.05), yticks=np.linspace(0, 1, 6), ylabel="noise ceiling (correlation)")
         axes.grid(axis="x", visible=False)
-        axes.legend(loc="upper right", ncols=2)
+        legend_below(figure, *axes.get_legend_handles_labels())
         return figure
 
     caption = (

@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,13 +14,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bvsa_core.report.content import Report, ReportRow, RunSummary
+from bvsa_core.report.decoding_figures import confidence_figure, decoding_figures
 from bvsa_core.report.image_figures import MAX_MATRICES, blur_figure, retrieval_figure, similarity_figure
-from bvsa_core.report.style import INK, PALETTE, QUIET, FigureSpec, curve_style, mark_rows, slug, subplots
+from bvsa_core.report.style import INK, PALETTE, QUIET, FigureSpec, curve_style, legend_below, mark_rows, slug, subplots
 from bvsa_core.retrieval.result import ranks_by_subject
 from bvsa_core.retrieval.statistics import crossed_bootstrap
 
 MAX_BARS = 32  # on one pair of axes; with more, every row gets axes of its own
 MAX_LEVELS = 12  # blur levels in one figure; with more, gains are merged
+_SAME_SCALE = 3.0  # losses whose sizes differ by more get axes of their own
 _SELECTION_METRICS = {
     "validation_top1": "Top-1 on held-out concepts / %",
     "test_top1": "Top-1 on the test set / % (oracle)",
@@ -42,8 +44,12 @@ def report_figures(report: Report) -> list[FigureSpec]:
     for data, rows in report.rows_by_data.items():
         if first_runs := {each.label: each for each in reversed(report.retrievals) if each.data == data}:
             figures.append(similarity_figure(data, [*reversed(first_runs.values())][:MAX_MATRICES]))
+        if of_data := [each for each in report.retrievals if each.data == data]:
+            figures.append(confidence_figure(data, of_data))
         if any(run.repetition_curve for row in rows for run in row.runs):
             figures.append(_repetitions(data, rows))
+    for decoding in report.decodings:
+        figures += decoding_figures(decoding)
     names = [figure.name for figure in figures]
     return [
         replace(figure, name=f"{figure.name}-{i}") if names.count(figure.name) > 1 else figure
@@ -54,6 +60,7 @@ def report_figures(report: Report) -> list[FigureSpec]:
 def _percent_axis(axes: Axes, label: str) -> None:
     axes.set_ylim(bottom=0)
     axes.set_ylabel(label)
+    axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.grid(axis="x", visible=False)
 
 
@@ -62,13 +69,6 @@ def _epoch_axis(axes: Axes, epochs: int) -> None:
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     if epochs == 1:
         axes.set_xticks([1])
-
-
-def _legend(figure: Figure, handles: Sequence[Any], labels: Iterable[str]) -> None:
-    """Put a legend below the axes, in as many columns as fit."""
-    labels = list(labels)
-    columns = max(1, min(len(labels), 84 // (max(map(len, labels)) + 7)))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=1.8)
 
 
 def subject_bars(row: ReportRow, k: int) -> dict[str, tuple[float, float, float]]:
@@ -112,7 +112,7 @@ def _accuracy(data: str, rows: Sequence[ReportRow]) -> FigureSpec:
     def draw_together() -> Figure:
         figure, axes = subplots(1, 2, 2.7)
         handles, _ = (plot(panel, bars[k], numbers, k) for k, panel in zip(bars, axes.flat))
-        _legend(figure, handles, [row.label for row in rows])
+        legend_below(figure, handles, [row.label for row in rows])
         return figure
 
     def draw_separately() -> Figure:
@@ -126,10 +126,28 @@ def _accuracy(data: str, rows: Sequence[ReportRow]) -> FigureSpec:
             panel.set_visible(False)
         return figure
 
+    def draw_listed() -> Figure:
+        figure, axes = subplots(1, 2, 0.8 + 0.22 * len(rows), sharey=True)
+        for (k, systems), panel in zip(bars.items(), axes.flat):
+            for i, (system, number) in enumerate(zip(systems, numbers)):
+                ((value, low, high),) = system.values()
+                before = len(panel.collections)
+                errors = {"xerr": [[value - low], [high - value]], "error_kw": {"ecolor": INK, "elinewidth": 0.8}}
+                bar = panel.barh(i, value, 0.7, color=PALETTE[0], **errors)
+                mark_rows([*bar, *panel.collections[before:]], [number])
+            for size in galleries:
+                panel.axvline(100 * k / size, color=QUIET, lw=0.8, ls=":")
+            panel.set(xlim=(0, None), xlabel=f"Top-{k} / %")
+            panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+            panel.grid(axis="y", visible=False)
+        axes[0, 0].set_yticks(range(len(rows)), [textwrap.fill(row.label, 34) for row in rows])
+        axes[0, 0].invert_yaxis()
+        return figure
+
     crowded = len(rows) > len(PALETTE) or len(rows) * len(subjects) > MAX_BARS
     several = len(subjects) > 1
     caption = (
-        f"{'Top-1' if crowded else 'Top-1 and Top-5'} accuracy in percent, "
+        f"{'Top-1' if crowded and several else 'Top-1 and Top-5'} accuracy in percent, "
         f"{'mean over subjects, then each subject' if several else subjects[0]}, mean over seeds. Whiskers: 95 % "
         f"bootstrap interval over test images and seeds{' (for the mean also over subjects)' if several else ''}. "
         "Dotted: chance."
@@ -139,7 +157,7 @@ def _accuracy(data: str, rows: Sequence[ReportRow]) -> FigureSpec:
         f"Bars of accuracy for {', '.join(row.label for row in rows)}. The highest mean Top-1 accuracy is "
         f"{100 * best.result.top1:.1f} percent, of {best.label}."
     )
-    draw = draw_separately if crowded else draw_together
+    draw = draw_together if not crowded else draw_separately if several else draw_listed
     return FigureSpec(f"accuracy-{slug(data)}", "results", f"Accuracy, {data}", caption, alt, draw)
 
 
@@ -154,12 +172,16 @@ def _training(trainings: dict[str, list[RunSummary]], rows: Sequence[Sequence[in
     series = {name: {metric: _series(runs, metric) for metric in metrics} for name, runs in trainings.items()}
     selection = [metric for metric in _SELECTION_METRICS if any(each[metric] is not None for each in series.values())]
     final = {name: each["loss"][:, -1].mean() for name, each in series.items() if each["loss"] is not None}
+    scales = _by_scale({name: each["loss"] for name, each in series.items()})
 
     def draw() -> Figure:
-        figure, axes = subplots(1 + len(selection), 1, 2.6 + 1.6 * len(selection), sharex=True)
-        panels = {"loss": axes[0, 0], "validation_loss": axes[0, 0], **dict(zip(selection, axes[1:, 0]))}
+        count = len(scales) + len(selection)
+        figure, axes = subplots(count, 1, 1.0 + 1.6 * count, sharex=True)
+        loss_panels = {name: panel for names, panel in zip(scales, axes[:, 0]) for name in names}
+        selection_panels = dict(zip(selection, axes[len(scales) :, 0]))
         handles: list[Any] = []
-        for i, (of_training, numbers) in enumerate(zip(series.values(), rows)):
+        for i, ((name, of_training), numbers) in enumerate(zip(series.items(), rows)):
+            panels = {"loss": loss_panels[name], "validation_loss": loss_panels[name], **selection_panels}
             for metric, values in of_training.items():
                 if values is None:
                     continue
@@ -174,21 +196,39 @@ def _training(trainings: dict[str, list[RunSummary]], rows: Sequence[Sequence[in
                     parts.append(panels[metric].fill_between(epochs, *ends, color=style["color"], alpha=0.15, lw=0))
                 mark_rows(parts, numbers)
                 handles += curve if metric == "loss" else []
-        axes[0, 0].set_ylabel("loss")
-        for metric in selection:
-            _percent_axis(panels[metric], _SELECTION_METRICS[metric])
+        for panel in axes[: len(scales), 0]:
+            panel.set_ylabel("loss")
+        for metric, panel in selection_panels.items():
+            _percent_axis(panel, _SELECTION_METRICS[metric])
         _epoch_axis(axes[-1, 0], max(len(run.metrics) for runs in trainings.values() for run in runs))
-        _legend(figure, handles, final)
+        legend_below(figure, handles, final)
         return figure
 
     held_out = any(each["validation_loss"] is not None for each in series.values())
     caption = (
         "Loss of every epoch, mean over runs; bands: from the lowest to the highest run"
+        f"{'; losses of another scale have axes of their own' if len(scales) > 1 else ''}"
         f"{'; dotted: loss on held-out recordings' if held_out else ''}."
     )
     ends = ", ".join(f"{name} {loss:.2f}" for name, loss in final.items())
     alt = f"Curves of the training loss over epochs. Loss of the last epoch: {ends or 'not recorded'}."
     return FigureSpec("training", "training", "Loss", caption, alt, draw)
+
+
+def _by_scale(losses: dict[str, np.ndarray | None]) -> list[list[str]]:
+    """Group trainings whose losses are of similar size; those without a loss join the first group."""
+    known = {name: values for name, values in losses.items() if values is not None}
+    sizes = {name: float(np.median(np.abs(values[np.isfinite(values)]))) for name, values in known.items()}
+    groups: list[list[str]] = [[name for name in losses if name not in sizes]]
+    smallest = 0.0
+    for name in sorted(sizes, key=lambda each: sizes[each]):
+        if not smallest:
+            smallest = sizes[name]
+        if sizes[name] > _SAME_SCALE * smallest:
+            groups.append([])
+            smallest = sizes[name]
+        groups[-1].append(name)
+    return groups
 
 
 def blur_shares(runs: Sequence[RunSummary]) -> tuple[list[str], np.ndarray, bool] | None:
@@ -266,7 +306,7 @@ def _repetitions(data: str, rows: Sequence[ReportRow]) -> FigureSpec:
             panel.minorticks_off()
             _percent_axis(panel, label)
             panel.set_xlabel("test repetitions averaged")
-        _legend(figure, handles, curves)
+        legend_below(figure, handles, curves)
         return figure
 
     caption = (

@@ -5,8 +5,10 @@ one of its eight colours.
 """
 
 import io
+import math
 import re
-from collections.abc import Callable, Iterable
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ INK, QUIET, RULE = "#1b1b1f", "#5f5f6a", "#dadae0"  # text, secondary text and l
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f8a", "#8a6d3b")
 CORRECT = "#006e50"
 DASHES = ("-", "--", ":", "-.")
+_LEGEND_LINE = 0.16  # inches
 WIDTH = 5.0  # inches: one column of the page, and close to the width of a phone
 DPI = 200
 STYLE: Any = {
@@ -84,6 +87,15 @@ def to_svg(spec: FigureSpec) -> str:
 def curve_style(index: int) -> dict[str, str]:
     """Colour and dashes of the curve with this index."""
     return {"color": PALETTE[index % len(PALETTE)], "ls": DASHES[index // len(PALETTE) % len(DASHES)]}
+
+
+def legend_below(figure: Figure, handles: Sequence[Any], labels: Iterable[str]) -> None:
+    """Put a legend below the axes, in as many columns as fit, and make the figure higher by as much as it takes."""
+    labels = [textwrap.fill(label, 80) for label in labels]
+    columns = max(1, min(len(labels), 84 // (max(map(len, labels)) + 7)))
+    lines = math.ceil(len(labels) / columns) + sum(label.count("\n") for label in labels)
+    figure.set_figheight(figure.get_figheight() + _LEGEND_LINE * (lines - 1))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=1.8)
 
 
 def mark_rows(artists: Iterable[Artist], rows: Iterable[int]) -> None:
