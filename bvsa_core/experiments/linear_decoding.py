@@ -39,7 +39,7 @@ def ridge(x: Tensor, y: Tensor) -> Tensor:
     squares = squares.clamp(min=0)
     projected = axes.T @ (x.T @ y)
     explained, total = projected.square().sum(1), y.square().sum()
-    penalties = PENALTIES.to(x.device)[:, None] * squares.mean()
+    penalties = PENALTIES.to(x.device)[:, None] * squares.mean().clamp(min=1e-30)
     shrunk = squares + penalties  # (penalties, P)
     residual = total - (explained * (squares + 2 * penalties) / shrunk.square()).sum(1)
     freedom = len(x) - (squares / shrunk).sum(1)

@@ -163,7 +163,7 @@ def confidence_figure(data: str, retrievals: Sequence[RetrievalExample]) -> Figu
         return figure
 
     caption = (
-        f"Top-1 accuracy of the recordings in up to {GROUPS} groups of equal size, ordered by confidence: the margin of the "
+        f"Top-1 accuracy of recordings in up to {GROUPS} groups of equal size by confidence: the margin of the "
         "best similarity over the second best. Where the curve rises, a confident retrieval is right more often; a "
         f"flat curve says that the margin tells nothing.{' Bands: 95 % intervals.' if len(curves) <= 3 else ''}"
     )

@@ -104,7 +104,7 @@ def _accuracy(data: str, rows: Sequence[ReportRow]) -> FigureSpec:
             handles.append(axes.bar(x, values[:, 0], width * 0.9, color=PALETTE[i], **errors))
             mark_rows([*handles[-1], *axes.collections[before:]], [number])
         for size in galleries:
-            axes.axhline(100 * k / size, color=QUIET, lw=0.8, ls=":")
+            axes.axhline(min(100, 100 * k / size), color=QUIET, lw=0.8, ls=":")
         axes.set_xticks(range(len(subjects)), subjects, rotation=45 if len(subjects) > 6 else 0)
         _percent_axis(axes, f"Top-{k} / %")
         return handles
@@ -136,7 +136,7 @@ def _accuracy(data: str, rows: Sequence[ReportRow]) -> FigureSpec:
                 bar = panel.barh(i, value, 0.7, color=PALETTE[0], **errors)
                 mark_rows([*bar, *panel.collections[before:]], [number])
             for size in galleries:
-                panel.axvline(100 * k / size, color=QUIET, lw=0.8, ls=":")
+                panel.axvline(min(100, 100 * k / size), color=QUIET, lw=0.8, ls=":")
             panel.set(xlim=(0, None), xlabel=f"Top-{k} / %")
             panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
             panel.grid(axis="y", visible=False)

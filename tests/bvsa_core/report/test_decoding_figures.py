@@ -3,7 +3,7 @@
 import matplotlib
 import numpy as np
 import pytest
-from test_page import report_row
+from results import report_row
 
 from bvsa_core.report.content import Accuracy, LinearDecoding, Report, RetrievalExample
 from bvsa_core.report.decoding_figures import confidence, confidence_figure, decoding_figures
@@ -26,7 +26,7 @@ def decoding(**changes) -> LinearDecoding:
 def drawn(spec):
     with matplotlib.rc_context(STYLE):
         figure = spec.draw()
-        figure.canvas.draw()
+        figure.draw_without_rendering()
     return figure
 
 
@@ -70,7 +70,7 @@ def test_no_legend_covers_axes_and_no_panel_is_blank(rows):
     data = report_rows[0].comparison.data
     retrievals = [retrieval(np.eye(16), row.label) for row in report_rows]
     retrievals = [each.__class__(**{**each.__dict__, "data": data}) for each in retrievals]
-    for spec in report_figures(Report("title", report_rows)) + [confidence_figure(data, retrievals)]:
+    for spec in [*report_figures(Report("title", report_rows)), confidence_figure(data, retrievals)]:
         figure = drawn(spec)
         boxes = [axes.get_tightbbox() for axes in figure.axes if axes.get_visible()]
         for legend in figure.legends:
@@ -83,9 +83,8 @@ def test_no_legend_covers_axes_and_no_panel_is_blank(rows):
 
 def test_a_loss_of_another_scale_has_axes_of_its_own():
     small, large = report_row("small"), report_row("large")
-    for run in large.runs:
-        for epoch in run.metrics:
-            epoch.update(loss=1000 * epoch["loss"], validation_loss=1000 * epoch["validation_loss"])
+    for epoch in large.runs[0].metrics:  # which all runs share
+        epoch.update(loss=1000 * epoch["loss"], validation_loss=1000 * epoch["validation_loss"])
     (spec,) = (each for each in report_figures(Report("title", [small, large])) if each.name == "training")
     figure = drawn(spec)
     assert len(figure.axes) == 2 and "another scale" in spec.caption

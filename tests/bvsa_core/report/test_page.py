@@ -9,15 +9,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from results import run_result
+from results import report_row
 
 from bvsa_core.experiments import paper_results
 from bvsa_core.report.comparison_table import ComparisonRow
-from bvsa_core.report.content import BlurExample, GalleryImage, Report, ReportRow, RetrievalExample, RunSummary
+from bvsa_core.report.content import BlurExample, GalleryImage, Report, ReportRow, RetrievalExample
 from bvsa_core.report.page import to_html
 from bvsa_core.report.result_figures import blur_shares, report_figures, subject_bars
 from bvsa_core.report.style import PALETTE, save
-from bvsa_core.report.tables import method_results
 
 EVIL = '</script><img src=x onerror="alert(1)"><!-- $\\no{ $'
 VOID = {"meta", "link", "img", "input", "br"}
@@ -42,24 +41,6 @@ class ElementParser(HTMLParser):
         assert self._open.pop() == tag
 
 
-def report_row(system: str = "bvsa", published=None, **protocol) -> ReportRow:
-    protocol = {"gallery": 3, "setting": "intra-subject", "modality": "EEG", **protocol}
-    results = [run_result([1, 2, 1], **protocol), run_result([3, 1, 1], subject="sub-02", **protocol)]
-    (row,) = method_results(results)
-    spread = {"resamples": 2, "top1_std": 0.1, "top5": 1.0, "top5_std": 0.0}
-    blur = [{"k51 gain 0.5": 10 - n, "k45 gain 1": n} for n in (1, 2, 3)]
-    epochs = enumerate(blur, start=1)
-    details = {
-        "metrics": [{"epoch": n, "loss": 3.0 / n, "validation_loss": 4.0 / n, "blur": counts} for n, counts in epochs],
-        "settings": {"epochs": 3, "note": EVIL},
-        "finished": "2026-01-01",
-        "repetition_curve": [{"averaged": n, "top1": n / 9, **spread} for n in (1, 2, 4)],
-    }
-    runs = [RunSummary(each.subject, each, **details) for each in results]
-    comparison = ComparisonRow("eeg", "intra", system, "eeg_project", row, cells=2, published=published)
-    return ReportRow(system, system, comparison, runs)
-
-
 @pytest.fixture(scope="module")
 def report() -> Report:
     """A report of two systems; the name of one attacks the page."""
@@ -68,7 +49,7 @@ def report() -> Report:
     image = file.getvalue()
     gallery = [GalleryImage(f"test_images/{name}/a.jpg", name, image) for name in ("dog", EVIL, "cat")]
     published = paper_results.find("BVSA", "eeg", "intra")
-    rows = [report_row(EVIL, published), report_row("gated", gate="paper", information="uses labels")]
+    rows = [report_row(EVIL, published, note=EVIL), report_row("gated", gate="paper", information="uses labels")]
     data, top, scores = rows[0].comparison.data, [[0, 1, 2], [2, 1, 0], [2, 0, 1]], [[0.5, 0.25, 0.1]] * 3
     retrieval = RetrievalExample(EVIL, data, "sub-01", 0, [0, 1, 2], [1, 2, 1], top, scores, np.eye(3))
     levels, images = ["k45 gain 1", "k51 gain 0.5"], np.zeros((1, 3, 8, 8, 3), np.uint8)
@@ -135,7 +116,7 @@ def test_page_works_with_a_screen_reader_and_the_keyboard(page, elements):
     assert all(attributes.get("scope") in ("col", "row") for tag, attributes in elements if tag == "th")
     assert all("alt" in attributes for tag, attributes in elements if tag == "img")
     labels = [attributes["aria-label"] for _, attributes in elements if attributes.get("role") == "img"]
-    assert len(labels) == page.count("<svg") == 6 and all(len(label) > 40 for label in labels)
+    assert len(labels) == page.count("<svg") == 7 and all(len(label) > 40 for label in labels)
     regions = [attributes for _, attributes in elements if attributes.get("role") == "region"]
     assert regions and all("tabindex" in region and "aria-label" in region for region in regions)
     targets = {attributes["href"][1:] for tag, attributes in elements if tag == "a"}
