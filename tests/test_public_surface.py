@@ -111,5 +111,5 @@ reproduce --allow_leak --average --bank --batch_size --betas --cache_dir --chann
     --weights --window --workers GRID
 retrieve --bank --candidates --data --device --gallery --gallery-text --gallery_text --gate --index --index-type
     --index_type --out --probes --recordings --top RUN
-report --bank --data --device --figures --out --resamples --title RUNS""",
+report --bank --data --decoding --device --figures --out --resamples --title RUNS""",
     )
