@@ -20,7 +20,7 @@ from bvsa_core.io.atomic import write_atomically
 from bvsa_core.io.safe_readers import file_and_key, read_arrays
 from bvsa_core.report.tables import method_results, statistics_lines, to_rich
 from bvsa_core.retrieval import rescoring
-from bvsa_core.retrieval.gallery import first_invalid_row
+from bvsa_core.retrieval.gallery import SHAPES, as_matrix, first_invalid_row
 from bvsa_core.retrieval.gates import INFORMATION, Reliability
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.scoring import Embeddings, Protocol, Scores, Scoring, ranks, score, similarity
@@ -121,7 +121,7 @@ def score_files(parsed: jsonargparse.Namespace) -> tuple[Scores, Protocol, Stati
 
 def read_embeddings(flag: str, where: str) -> Tensor:
     """Read unit-norm float32 embeddings (N, D) from FILE or FILE:KEY."""
-    tensor = read_array(flag, where, 2, "embeddings are a matrix (rows, dimensions)")
+    tensor = read_array(flag, where, 2, f"embeddings are {SHAPES}")
     if (row := first_invalid_row(tensor)) is not None:
         raise UserError(f"--{flag} {where}: row {row} has NaN or infinite values")
     return normalize(tensor, dim=1)
@@ -135,6 +135,7 @@ def read_array(flag: str, where: str, ndim: int, expected: str) -> Tensor:
         content = _entry(flag, path, key, content)
     elif key:
         raise UserError(f"--{flag} {where}: {path} holds a single array, without the entry {key!r}")
+    content = as_matrix(content) if ndim == 2 else content
     if not isinstance(content, (np.ndarray, Tensor)) or content.ndim != ndim or 0 in content.shape:
         described = tuple(content.shape) if hasattr(content, "shape") else f"a {type(content).__name__}"
         raise UserError(f"--{flag} {where}: is {described}; {expected}")

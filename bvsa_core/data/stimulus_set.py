@@ -17,6 +17,7 @@ import io
 import json
 import os
 import re
+import shutil
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ from bvsa_core.data.quality.check import CheckReport
 from bvsa_core.data.store import HEADER, read_header, sha256_of
 from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import refuse_links, write_atomically
+from bvsa_core.io.image_archive import SUFFIXES, archived_images, hidden, open_archive
 from bvsa_core.io.image_file import DECODE_ERRORS, to_rgb
 from bvsa_core.io.text_files import read_json
 from bvsa_core.progress import Progress, no_progress
@@ -41,7 +43,6 @@ INDEX = "images.json"
 _SPLITS = {"training_images": "training_images", "train_images": "training_images", "test_images": "test_images"}
 _NAME = re.compile(r"\w+/\d{5}_(?P<concept>[^/]+)/(?P=concept)_\d\d\w*\.(?:jpe?g|png)", re.IGNORECASE)
 _EXAMPLE = "training_images/00001_aardvark/aardvark_01b.jpg"
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 _FORMATS = ("JPEG", "PNG")
 _EXPECTED = {
     "training_images": [1654 * facts.IMAGES_PER_CONCEPT for facts in (things_eeg, things_meg)],
@@ -98,6 +99,11 @@ def import_images(
     chosen = _match(images, _required_names(store), source, store, report)
     for path in (folder, *(folder / name for name in chosen)):
         refuse_links(path, below=store)
+    if size == 0:  # else they are made small
+        needed, free = sum(image.size for image in chosen.values()), shutil.disk_usage(_existing(store)).free
+        if needed > free:
+            sizes = f"{needed / 2**30:.1f} GiB, and {free / 2**30:.1f} are free"
+            raise UserError(f"{folder}: the images take {sizes}; make room, or give a --size")
     checksums = _open_index(folder, size, quality)
     import_one = functools.partial(_import_one, folder, size, quality)
     entries: list[dict[str, Any]] = []
@@ -125,11 +131,14 @@ def import_images(
 
 
 def _source_images(source: Path, report: CheckReport) -> Iterator[_SourceImage]:
-    """Yield all images of a folder or zip file."""
+    """Yield all images of a folder or zip file; of zip files in a folder, if they are named after a split or alone."""
     if source.is_dir():
-        yield from _images_in_folder(source)
-        for path in sorted(source.glob("*.zip")):
-            if path.stem in _SPLITS and not (source / path.stem).is_dir():
+        in_folder = list(_images_in_folder(source))
+        yield from in_folder
+        zips = sorted(source.glob("*.zip"))
+        of_splits = [path for path in zips if path.stem in _SPLITS]
+        for path in of_splits if of_splits or in_folder else zips:
+            if not (source / path.stem).is_dir():
                 yield from _images_in_zip(path, report)
     elif source.suffix == ".zip" and source.is_file():
         yield from _images_in_zip(source, report)
@@ -140,38 +149,24 @@ def _source_images(source: Path, report: CheckReport) -> Iterator[_SourceImage]:
 def _images_in_folder(root: Path) -> Iterator[_SourceImage]:
     for path in sorted(root.rglob("*")):
         parts = path.relative_to(root).parts
-        if path.suffix.lower() in _SUFFIXES and not any(map(_hidden, parts)) and path.is_file():
+        if path.suffix.lower() in SUFFIXES and not any(map(hidden, parts)) and path.is_file():
             stat = path.stat()
             yield _SourceImage(str(path), parts, stat.st_size, stat.st_mtime_ns, path.read_bytes)
 
 
 def _images_in_zip(path: Path, report: CheckReport) -> Iterator[_SourceImage]:
-    """Yield the images of an archive; nothing is unpacked to the paths in it."""
-    try:
-        archive = zipfile.ZipFile(path)  # closed when the last image has been read
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise UserError(f"{path}: damaged or cut off ({error}); fetch it again") from error
-    for member in archive.infolist():
-        name = member.filename
-        parts = PurePosixPath(name).parts
-        if ".." in parts or name.startswith("/") or "\\" in name or ":" in name:
-            problem = f"{name!r} points outside the archive; it was not read. Do not trust this file"
-            report.problems.append(f"{path}: {problem}")
+    archive = open_archive(path)  # closed when the last image has been read
+    for image in archived_images(archive):
+        if image.problem:
+            report.problems.append(f"{path}: {image.problem}")
             continue
-        if not parts or any(map(_hidden, parts)) or PurePosixPath(name).suffix.lower() not in _SUFFIXES:
-            continue
-        if member.flag_bits & 1:
-            remedy = "unpack it with the password that THINGS gives, then give the folder"
-            raise UserError(f"{path}: password-protected; {remedy}")
         try:
-            mtime = calendar.timegm((*member.date_time, 0, 0, 0)) * 10**9
+            mtime = calendar.timegm((*image.info.date_time, 0, 0, 0)) * 10**9
         except ValueError:  # a day that does not exist
             mtime = None
-        yield _SourceImage(f"{path}: {name}", parts, member.file_size, mtime, functools.partial(archive.read, member))
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+        parts = image.parts if path.stem not in _SPLITS or image.parts[0] in _SPLITS else (path.stem, *image.parts)
+        read = functools.partial(archive.read, image.info)
+        yield _SourceImage(f"{path}: {image.info.filename}", parts, image.info.file_size, mtime, read)
 
 
 def _required_names(store: Path) -> list[str]:
@@ -184,6 +179,11 @@ def _required_names(store: Path) -> list[str]:
             remedy = f"which should be like {_EXAMPLE}; make them again by bvsa data"
             raise UserError(f"{store}: recordings name the image {name!r}, {remedy}")
     return names
+
+
+def _existing(folder: Path) -> Path:
+    """Return a folder, or the closest one above it that exists."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 def _match(
@@ -239,7 +239,7 @@ def _match_all(
 def _open_index(folder: Path, size: int, quality: int) -> dict[str, str]:
     """Make the folder or continue with it, and return the checksums of finished images by name."""
     path = folder / INDEX
-    if not folder.exists() or all(_hidden(child.name) for child in folder.iterdir()):
+    if not folder.exists() or all(hidden(child.name) for child in folder.iterdir()):
         folder.mkdir(parents=True, exist_ok=True)
         _write_index(folder, size, quality, None)
     if not path.exists():

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +13,22 @@ from bvsa_core.errors import UserError
 from bvsa_core.io.safe_readers import READ_ERRORS, file_and_key
 
 KINDS = (".npy", ".safetensors")
+SHAPES = "(rows, dimensions), or (rows, 1, dimensions) as NICE publishes them"
 
 
 def first_invalid_row(values: Tensor) -> int | None:
     """Return the first row of values (N, ...) that has NaN or infinite values; None if there is none."""
     finite = values.isfinite().flatten(1).all(1)
     return None if finite.all() else int((~finite).int().argmax())
+
+
+def as_matrix(values: Any) -> Any:
+    """Drop the middle axis of an array or tensor of shape (rows, 1, dimensions); return anything else as it is."""
+    return (
+        values[:, 0]
+        if isinstance(values, (np.ndarray, Tensor)) and values.ndim == 3 and values.shape[1] == 1
+        else values
+    )
 
 
 class EmbeddingMatrix:
@@ -47,9 +58,10 @@ class EmbeddingMatrix:
         except READ_ERRORS as error:
             detail = " ".join(str(error).split())
             raise UserError(f"{path}: damaged or not numbers ({detail}); fetch or make it again") from error
+        self.data = as_matrix(self.data)
         if self.data.ndim != 2 or 0 in self.data.shape or not self.data.is_floating_point():
             shape = tuple(self.data.shape)
-            raise UserError(f"{path}: is {self.data.dtype} of shape {shape}; embeddings are floats (rows, dimensions)")
+            raise UserError(f"{path}: is {self.data.dtype} of shape {shape}; embeddings are floats {SHAPES}")
 
     def __len__(self) -> int:
         return len(self.data)

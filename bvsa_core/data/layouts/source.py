@@ -23,7 +23,8 @@ class ConversionOptions:
     name: str = ""
     """Name of the data set in tables; default: THINGS-EEG2 or THINGS-MEG."""
     images: Path | None = None
-    """Folder with training_images and test_images, or image_metadata.npy; default: looked for beside the recordings."""
+    """Folder or zip file with training_images and test_images, or image_metadata.npy; default: looked for beside the
+    recordings."""
     whole_epoch: bool = False
     """Keep the samples before image onset, too; methods take them as input."""
     sampling_rate: float = 250.0

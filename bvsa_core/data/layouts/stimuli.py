@@ -10,12 +10,12 @@ from bvsa_core.data.dataset import concept_of
 from bvsa_core.data.layouts.files import repeated
 from bvsa_core.data.layouts.source import ConversionOptions, SubjectSource
 from bvsa_core.errors import UserError
+from bvsa_core.io.image_archive import SUFFIXES, archived_images, hidden, open_archive
 from bvsa_core.io.safe_readers import read_arrays
 
 METADATA = "image_metadata.npy"
 FOLDERS = {"train": ("training_images", "train_images"), "test": ("test_images",)}
 _BESIDE = ("", "Image_set_Resize", "Image_set", "image_set", "images_set", "images", "stimuli")
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def conditions(
@@ -27,7 +27,7 @@ def conditions(
     recordings, if known.
     """
     place = _find(source, options)
-    names = _of_metadata(place, split) if place.is_file() else _of_folder(place, split)
+    names = _of_metadata(place, split) if place.suffix == ".npy" else _of_image_set(place, split)
     images = [f"{FOLDERS[split][0]}/{folder}/{file}" for folder, file in names]
     if twice := repeated(images):
         raise UserError(f"{place}: names {twice[0]} twice; fetch it again")
@@ -52,13 +52,14 @@ def texts(value: Any) -> list[str] | None:
 
 
 def _find(source: SubjectSource, options: ConversionOptions) -> Path:
-    """Return the path of image_metadata.npy, or of the folder that holds training_images and test_images."""
+    """Return the path of image_metadata.npy, or of what holds training_images and test_images: a folder or zip file."""
     if (given := options.images) is not None:
         if not given.exists():
             raise UserError(f"--images {given}: no such file or folder")
         if found := next(_candidates([given]), None):
             return found
-        raise UserError(f"--images {given}: neither {METADATA} nor a folder with training_images and test_images")
+        neither = f"neither {METADATA} nor a folder or zip file with training_images and test_images"
+        raise UserError(f"--images {given}: {neither}")
     root = source.root.resolve()
     if found := next(_candidates([base / name for base in (root, root.parent) for name in _BESIDE]), None):
         return found
@@ -67,11 +68,18 @@ def _find(source: SubjectSource, options: ConversionOptions) -> Path:
 
 
 def _candidates(places: list[Path]) -> Iterator[Path]:
-    yield from (place for place in places if place.is_file())
+    yield from (place for place in places if place.is_file() and place.suffix in (".npy", ".zip"))
     yield from (place / METADATA for place in places if (place / METADATA).is_file())
     for place in places:
-        if all(any((place / name).is_dir() for name in names) for names in FOLDERS.values()):
+        if all(_of_split(place, split) for split in FOLDERS):
             yield place
+
+
+def _of_split(place: Path, split: str) -> Path | None:
+    """Return the folder or zip file of a split's images in a folder."""
+    folders = [place / name for name in FOLDERS[split]]
+    zips = [place / f"{name}.zip" for name in FOLDERS[split]]
+    return next((path for path in folders if path.is_dir()), next((path for path in zips if path.is_file()), None))
 
 
 def _of_metadata(path: Path, split: str) -> list[tuple[str, str]]:
@@ -90,8 +98,22 @@ def _of_metadata(path: Path, split: str) -> list[tuple[str, str]]:
     return names
 
 
-def _of_folder(place: Path, split: str) -> list[tuple[str, str]]:
+def _of_image_set(place: Path, split: str) -> list[tuple[str, str]]:
     """List folder and file name of every image, sorted."""
-    folder = next(place / name for name in FOLDERS[split] if (place / name).is_dir())
-    files = sorted((path.parent.name, path.name) for path in folder.glob("*/*") if path.suffix.lower() in _SUFFIXES)
-    return [names for names in files if not any(name.startswith(".") for name in names)]
+    if place.is_file():
+        return sorted((path[-2], path[-1]) for path in _in_zip(place) if len(path) > 2 and path[-3] in FOLDERS[split])
+    found = _of_split(place, split)
+    assert found is not None  # see _candidates
+    if found.is_file():
+        return sorted((path[-2], path[-1]) for path in _in_zip(found) if len(path) > 1)
+    files = sorted((path.parent.name, path.name) for path in found.glob("*/*") if path.suffix.lower() in SUFFIXES)
+    return [names for names in files if not any(map(hidden, names))]
+
+
+def _in_zip(path: Path) -> list[tuple[str, ...]]:
+    """Return the parts of the path of every image in a zip file."""
+    with open_archive(path) as archive:
+        images = list(archived_images(archive))
+    if problem := next((image.problem for image in images if image.problem), None):
+        raise UserError(f"{path}: {problem}")
+    return [image.parts for image in images]

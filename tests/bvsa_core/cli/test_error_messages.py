@@ -151,8 +151,8 @@ MISTAKES = {
     "train --data {d} --out {t}/notes": "{t}/notes: not empty and not a run; choose another folder with --out",
     "evaluate": "give either the folder of a run, or --brain and --image",
     "evaluate {r} --brain {t}/matrix.npy": "give either the folder of a run, or --brain and --image",
-    "evaluate --brain {t}/matrix.npy --image {t}/row.npy": "--image {t}/row.npy: is (4,); embeddings are a matrix"
-    " (rows, dimensions)",
+    "evaluate --brain {t}/matrix.npy --image {t}/row.npy": "--image {t}/row.npy: is (4,); embeddings are (rows,"
+    " dimensions), or (rows, 1, dimensions) as NICE publishes them",
     "evaluate {t}/other_shape --full": "{t}/other_shape/weights.safetensors: not the weights of this run (size"
     " mismatch for logit_scale: copying a param with shape torch.Size([2]) from checkpoint,"
     " the shape in current model is torch.Size([]).); train it again",
@@ -166,6 +166,10 @@ MISTAKES = {
     "data download things-meg {t}/new --mirror x": "--mirror x: give HOST=URL, such as"
     " huggingface.co=https://hf-mirror.com",
     "data eeg {d} {t}/new --subjects sub-44": "{d}: no subject sub-44; there are sub-01, sub-02",
+    "data eeg {d} {d}/new": "{d}/new: is in {d}, whose recordings are only read; give a folder outside",
+    "data export {d} {d}": "{d}: is in {d}, whose recordings are only read; give a folder outside",
+    "data eeg {d} {t}/new --name THINGS-EEG2": "name is 'THINGS-EEG2': the recordings in {d} are synthetic, and"
+    " keep that name",
     "data eeg {d} {t}/new --sampling_rate 100": "sampling_rate is 100.0, but fixed in the layout ubp; leave it out",
     # files and folders
     "train --data {t}/nowhere": f"{{t}}/nowhere: no such folder; {MAKE} {{t}}/nowhere'",

@@ -7,6 +7,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from bvsa_core.errors import UserError
+from bvsa_core.retrieval.gallery import EmbeddingMatrix
+
 
 def noisy_pairs() -> tuple[np.ndarray, np.ndarray]:
     noise, image = np.random.default_rng(0).standard_normal((2, 40, 16)).astype(np.float32)
@@ -54,6 +57,23 @@ def test_every_kind_of_file_gives_the_same_scores(scored, names):
     assert result["n"] == result["protocol"]["gallery"] == 40 and result["protocol"]["information"] == "inductive"
 
 
+def test_embeddings_of_shape_n_1_d_are_taken(files, scored, fail):
+    whole, _ = scored("brain.npy", "image.npy")
+    image = np.load(files / "image.npy")
+    np.save(files / "nice.npy", image[:, None])
+    assert scored("brain.npy", "nice.npy")[0] == whole
+    assert (
+        EmbeddingMatrix(files / "nice.npy")
+        .read(slice(0, 40))
+        .equal(EmbeddingMatrix(files / "image.npy").read(slice(40)))
+    )
+    wanted = "(40, 2, 8); embeddings are (rows, dimensions), or (rows, 1, dimensions) as NICE publishes them"
+    np.save(files / "two.npy", image.reshape(40, 2, 8))
+    fail(wanted, "evaluate", "--brain", files / "brain.npy", "--image", files / "two.npy")
+    with pytest.raises(UserError, match=r"embeddings are floats \(rows, dimensions\), or \(rows, 1, dimensions\)"):
+        EmbeddingMatrix(files / "two.npy")
+
+
 def test_gates_that_use_labels_are_marked(files, scored):
     result, shown = scored("brain.npy", "image.npy", "--text", files / "image.npy", "--gate", "paper")
     assert result["protocol"]["information"] == "uses labels" and "uses labels" in shown
@@ -87,7 +107,7 @@ WRONG = [
     ("--brain {f}/brain.npy", "--image is missing"),
     ("--image {f}/image.npy", "give either the folder of a run, or --brain and --image"),
     ("--brain {f}/brain.npy --image {f}/both.npz:nope", "holds brain, images; pick an entry with --image"),
-    ("--brain {f}/dict.pt:other --image {f}/image.npy", "embeddings are a matrix (rows, dimensions)"),
+    ("--brain {f}/dict.pt:other --image {f}/image.npy", "embeddings are (rows, dimensions), or (rows, 1, dim"),
     ("--brain {f}/short.npy --image {f}/image.npy", "the numbers of rows differ: --brain 7, --image 40"),
     ("--brain {f}/narrow.npy --image {f}/image.npy", "--image has 16 dimensions and the brain embeddings 3"),
     ("--brain {f}/nan.npy --image {f}/image.npy", "row 2 has NaN or infinite values"),

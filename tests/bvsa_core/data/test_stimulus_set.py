@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import stat
 import zipfile
 from pathlib import Path
 from unittest.mock import Mock
@@ -102,6 +103,30 @@ def test_archives_hold_the_same(source, store, tmp_path):
         assert (other / "Image_set_Resize" / INDEX).read_text() == (store / "Image_set_Resize" / INDEX).read_text()
 
 
+def test_archives_of_things_and_of_a_split_without_its_folder(source, store, tmp_path):
+    folder = tmp_path / "archives"
+    folder.mkdir()
+    for name, images in (("object_images_A-C", TRAINING), ("object_images_D-F", TEST)):
+        with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
+            for each in images:
+                archive.write(source / each, f"object_images/{Path(each).stem.rpartition('_')[0]}/{Path(each).name}")
+    assert import_images(folder, store, SIZE).problems == []
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for split in ("training_images", "test_images"):
+        with zipfile.ZipFile(flat / f"{split}.zip", "w") as archive:
+            for each in (each for each in TRAINING + TEST if each.startswith(split)):
+                archive.write(source / each, each.partition("/")[2])
+    other = shutil.copytree(store, tmp_path / "other", ignore=WITHOUT_IMAGES)
+    assert import_images(flat, other, SIZE).problems == []
+    with zipfile.ZipFile(tmp_path / "images_THINGS.zip", "w") as archive:
+        archive.write(folder / "object_images_A-C.zip", "object_images_A-C.zip")
+    with pytest.raises(
+        UserError, match=r"holds zip files \(object_images_A-C.zip\) and no images; unpack it, then give"
+    ):
+        import_images(tmp_path / "images_THINGS.zip", store, SIZE)
+
+
 def test_images_of_things_are_matched_by_file_name(source, store, tmp_path):
     things = tmp_path / "object_images"
     for name in [*TRAINING, *TEST]:
@@ -181,6 +206,13 @@ def test_our_limits_of_pixels_and_bytes_are_below_pillows(source, store, monkeyp
     assert all("bytes are too many" in problem for problem in import_images(source, store, SIZE).problems)
 
 
+def test_copies_larger_than_the_disk_are_refused(source, store, monkeypatch):
+    monkeypatch.setattr(stimulus_set.shutil, "disk_usage", lambda path: Mock(free=10))
+    with pytest.raises(UserError, match="Image_set_Resize: the images take 0.0 GiB, and 0.0 are free; make room, or"):
+        import_images(source, store, 0)
+    assert import_images(source, store, SIZE).problems == []
+
+
 def test_equal_images_are_reported(source, store):
     shutil.copy2(source / TRAINING[0], source / TEST[0])
     report = import_images(source, store, SIZE)
@@ -231,8 +263,12 @@ def test_archives_cannot_write_elsewhere(source, store, tmp_path):
     with zipfile.ZipFile(path, "a") as archive:
         for name in (*outside, ""):
             archive.writestr(zipfile.ZipInfo(name), buffer.getvalue())
+        link = zipfile.ZipInfo("training_images/00001_x/x_01b.jpg")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "/etc/passwd")
     before = set(tmp_path.rglob("*"))
     report = import_images(path, store, SIZE)
+    assert report.problems.pop() == f"{path}: '{link.filename}' is a link; it was not read"
     assert len(report.problems) == 5
     assert all("points outside the archive; it was not read" in problem for problem in report.problems)
     new = set(tmp_path.rglob("*")) - before

@@ -1,5 +1,8 @@
 """The images shown: where they are looked for, and errors."""
 
+import zipfile
+from pathlib import Path
+
 import fake_eeg
 import numpy as np
 import pytest
@@ -34,10 +37,37 @@ def test_the_option_says_where_the_images_are(planted, source, tmp_path):
     fake_eeg.metadata(tmp_path / "set", planted)
     for place in (tmp_path / "set", tmp_path / "set" / "image_metadata.npy"):
         assert conditions(source, ConversionOptions(images=place), "test")[0] == planted.images("test")
-    neither = "neither image_metadata.npy nor a folder with training"
+    neither = "neither image_metadata.npy nor a folder or zip file with training"
     for place, message in (("nowhere", "no such file or folder"), ("data", neither)):
         with pytest.raises(UserError, match=f"--images .*{place}: {message}"):
             conditions(source, ConversionOptions(images=tmp_path / place), "test")
+
+
+def zipped(folder: Path, path: Path, root: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in reversed(sorted(folder.rglob("*.*"))):
+            archive.write(file, file.relative_to(root))
+
+
+def test_zip_files_name_the_images(planted, source, tmp_path):
+    whole, apart = tmp_path / "whole", tmp_path / "apart"
+    fake_eeg.image_set(whole, planted)
+    apart.mkdir()
+    zipped(whole, tmp_path / "all.zip", tmp_path)  # whole/training_images/...
+    zipped(whole / "training_images", apart / "training_images.zip", whole)
+    zipped(whole / "test_images", apart / "test_images.zip", whole / "test_images")  # concepts at the top
+    for place in (tmp_path / "all.zip", apart):
+        for split in fake_eeg.PARTS:
+            assert conditions(source, ConversionOptions(images=place), split)[0] == planted.images(split)
+    apart.rename(source.root / "images")
+    assert conditions(source, ConversionOptions(), "test")[0] == planted.images("test")
+    with zipfile.ZipFile(tmp_path / "all.zip", "a") as archive:
+        archive.writestr("../x/x_01b.jpg", b"")
+    with pytest.raises(UserError, match="all.zip: '../x/x_01b.jpg' points outside the archive; it was not read"):
+        conditions(source, ConversionOptions(images=tmp_path / "all.zip"), "test")
+    (tmp_path / "all.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match="all.zip: damaged or cut off .*; fetch it again"):
+        conditions(source, ConversionOptions(images=tmp_path / "all.zip"), "test")
 
 
 def test_a_folder_is_listed_in_sorted_order_without_other_files(planted, source):
