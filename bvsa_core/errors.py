@@ -21,9 +21,13 @@ class CheckFailed(UserError):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Return the message for an unknown name, with the closest known one."""
     known = list(known)
+    return f"unknown {kind} {name!r}{did_you_mean(name, known) or ';'} choose one of {', '.join(known)}"
+
+
+def did_you_mean(name: str, known: Sequence[str], shown: str = "{!r}") -> str:
+    """Return the question whether the closest known name was meant; empty if none is close. `shown` formats it."""
     close = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1)
-    suggestion = f"; did you mean {close[0]!r}?" if close else ";"
-    return f"unknown {kind} {name!r}{suggestion} choose one of {', '.join(known)}"
+    return f"; did you mean {shown.format(close[0])}?" if close else ""
 
 
 def printable(text: str) -> str:

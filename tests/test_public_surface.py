@@ -62,7 +62,8 @@ def flags(name: str, parser: argparse.ArgumentParser) -> list[str]:
             below += [line for each, sub in action.choices.items() for line in flags(f"{name} {each}", sub)]
         else:
             names += action.option_strings or [action.dest.upper()]
-    own = sorted(flag for flag in names if flag not in ("-h", "--help", "--print_config") and flag[-1] != "+")
+    common = ("-h", "--help", "--quiet", "--print_config")
+    own = sorted(flag for flag in names if flag not in common and flag[-1] != "+")
     return [*wrapped(" ".join([name, *own])), *below]
 
 
@@ -100,8 +101,8 @@ train --allow_leak --average --bank --batch_size --betas --cache_dir --channels 
     --method_options.unit_norm --no_lock --optimiser --out --patience --precision --preset --prompt --repetitions --seed
     --selection --setting --shuffle_pairs --subject --target_layers --target_levels --validation --views --vision
     --weight_decay --weights --window
-evaluate --bank --brain --brain-text --brain_text --data --device --full --gate --image --json --reliability --rescoring
-    --shuffle-texts --shuffle_texts --text RUN
+evaluate --bank --brain --brain_text --data --device --full --gate --image --json --reliability --rescoring
+    --shuffle_texts --text RUN
 reproduce --allow_leak --average --bank --batch_size --betas --cache_dir --channels --config --decay --device --eeg
     --encoders --epochs --falloff --initial_std --lr --meg --methods --no_lock --optimiser --out --patience --precision
     --prompt --repetitions --resamples --scheduler --seeds --selection --shuffle_pairs --subjects --synthetic
@@ -109,7 +110,7 @@ reproduce --allow_leak --average --bank --batch_size --betas --cache_dir --chann
     --synthetic.subjects --synthetic.test_concepts --synthetic.test_repetitions --synthetic.train_concepts
     --synthetic.train_repetitions --target_layers --target_levels --threads --validation --views --vision --weight_decay
     --weights --window --workers GRID
-retrieve --bank --candidates --data --device --gallery --gallery-text --gallery_text --gate --index --index-type
-    --index_type --out --probes --recordings --top RUN
+retrieve --bank --candidates --data --device --gallery --gallery_text --gate --index --index_type --out --probes
+    --recordings --top RUN
 report --bank --data --decoding --device --figures --out --resamples --title RUNS""",
     )

@@ -3,10 +3,12 @@
 import importlib
 import importlib.util
 import os
+import platform
 import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from bvsa_core import allocator
 from bvsa_core.cli.output import say
@@ -27,7 +29,7 @@ _NEEDED = (  # third-party packages of the extra `train`
     "jsonargparse", "open_clip", "lightning_fabric", "safetensors", "scipy", "PIL", "rich", "torchvision", "matplotlib",
     "jinja2", "joblib", "filelock",
 )  # fmt: skip
-_USAGE = "usage: bvsa COMMAND [options]      bvsa COMMAND --help\n" + "".join(
+_USAGE = "usage: bvsa COMMAND [options]      bvsa help COMMAND      bvsa --version\n" + "".join(
     f"\n  {name:<10} {text}" for name, text in COMMANDS.items()
 )
 
@@ -42,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with stop_on_preemption():
-            return _dispatch(arguments)
+            code = _dispatch(arguments)
+            sys.stdout.flush()
+            return code
     except UserError as error:
         say(f"bvsa: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -60,8 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     """Import and run the command that the first argument names; other commands stay unimported."""
+    if arguments and arguments[0] == "help":
+        arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE)
+        return 0
+    if arguments[0] == "--version":
+        print(f"bvsa {version('fovblur')} (torch {version('torch')}, Python {platform.python_version()})")
         return 0
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -72,6 +81,7 @@ def _dispatch(arguments: list[str]) -> int:
     allocator.tune_allocator()
     command = importlib.import_module(f"{__name__}.{name}")
     from bvsa_core.cli.arguments import Parser
+    from bvsa_core.cli.progress import Display
     from bvsa_core.io.atomic import NO_LOCK
 
     parser = Parser(prog=f"bvsa {name}", description=command.__doc__)
@@ -81,5 +91,9 @@ def _dispatch(arguments: list[str]) -> int:
     chosen = parsed[parsed.what] if "what" in parsed else parsed
     if chosen.get("no_lock"):
         os.environ[NO_LOCK] = "1"
-    command.run(parsed)
+    Display.quiet = parsed.quiet or chosen.quiet
+    try:
+        command.run(parsed)
+    finally:
+        Display.quiet = False
     return 0

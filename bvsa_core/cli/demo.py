@@ -82,7 +82,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
         grid = demo_cells(demo, base)
         with lock(demo.out, activity="a demonstration"):
             fill_banks(grid, pool)
-            errors = run_cells(grid, demo.out, pool, lambda _, done, of: display("runs", done, of))
+            errors = run_cells(grid, demo.out, pool, lambda _, *done: display("runs", *done))
             if errors:
                 raise UserError("; ".join(errors.values()))
             folders = [RunFolder(demo.out / cell.folder) for cell in grid]

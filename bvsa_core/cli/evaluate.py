@@ -38,13 +38,13 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     add("--brain", help="brain embeddings (N, D): .pt, .npy, .npz or .safetensors, as FILE or FILE:KEY")
     add("--image", help="image embeddings (N, D); row i belongs to recording i")
     add("--text", help="text embeddings (N, E), for gates")
-    add("--brain_text", "--brain-text", help="brain embeddings (N, E) to compare with the texts; default: --brain")
+    add("--brain_text", help="brain embeddings (N, E) to compare with the texts; default: --brain")
     add("--gate", help=f"{', '.join(INFORMATION)}; default: the run's own, or none")
     reliability = "reliability of the gate label_free, as KIND:THRESHOLD, such as margin:0.05; default: the run's own"
     add("--reliability", help=reliability)
     rescorings = f"{', '.join(rescoring.INFORMATION)}: lets queries inform each other's ranking"
     add("--rescoring", default="none", help=rescorings)
-    add("--shuffle_texts", "--shuffle-texts", action="store_true", help="control: give every image another's text")
+    add("--shuffle_texts", action="store_true", help="control: give every image another's text")
     full = "also report hubness and smaller galleries and, for a run, curves over test repetitions (reads its data)"
     add("--full", action="store_true", help=full)
     add("--data", type=Path, help="data folder of the run if it has moved; for --full")

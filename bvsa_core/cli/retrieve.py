@@ -48,12 +48,12 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     add("--recordings", type=Path, help=f"{recordings}; default: its test recordings")
     gallery = "folder of images, folder of a feature bank, or features (M, D): .npy, .safetensors, .safetensors:KEY"
     add("--gallery", help=f"{gallery}; default: the run's test images")
-    add("--gallery_text", "--gallery-text", help="text features (M, E) for a gallery of features, for gates")
+    add("--gallery_text", help="text features (M, E) for a gallery of features, for gates")
     add("--top", type=int, default=5, help="number of images for each recording")
     add("--gate", default="none", help="none, always or label_free")
     add("--index", type=Path, help="FAISS index that proposes images: a file to read, or to build and keep")
     index_type = "FAISS description of the index to build, such as IVF4096,SQ8 or HNSW32; default: by gallery size"
-    add("--index_type", "--index-type", help=index_type)
+    add("--index_type", help=index_type)
     add("--candidates", type=int, default=100, help="number of images the index proposes for each recording")
     probes = "number of index cells to search; more cells find more of the best images"
     add("--probes", type=int, default=64, help=probes)

@@ -25,7 +25,11 @@ def run_cells(
     """Run the cells that are not complete. Returns what went wrong with those that failed, in the order of `cells`."""
     waiting = [(cell, root) for cell in cells if not is_complete(cell, root)]
     done, errors = len(cells) - len(waiting), dict[str, str]()
-    part = lambda _, epoch, epochs: progress("cells", done + epoch / epochs, len(cells))  # noqa: E731
+
+    def part(_task: str, epoch: float, epochs: int, note: str = "", /) -> None:
+        note = ", ".join(filter(None, (f"epoch {min(int(epoch) + 1, epochs)} of {epochs}", note)))
+        progress("cells", done + epoch / epochs, len(cells), note)
+
     progress("cells", done, len(cells))
     for (cell, _), error in pool.run(_run_cell, waiting, part):
         if error:

@@ -94,13 +94,17 @@ class RunConfig(RunDataConfig):
     repetitions: int | None = None
     """How many repetitions of a test image are averaged, from the first; default: all."""
     epochs: int = 50
+    """Passes over the training recordings."""
     patience: int = 0
     """Stop after this many epochs in a row whose training loss is not 0.001 below the least before; 0 never stops."""
     batch_size: int = 1024
+    """Samples whose images are told apart in one step."""
     optimiser: Literal["adamw", "adam"] = "adamw"
+    """Update rule of the weights."""
     lr: float | None = None
     """Learning rate; default: 1e-4, or 1e-5 in the setting inter."""
     weight_decay: float = 1e-4
+    """Weight decay of the optimiser."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of the optimiser's two moments."""
     initial_std: float | None = None
@@ -111,6 +115,7 @@ class RunConfig(RunDataConfig):
     selection: Literal["last", "validation", "oracle"] = "last"
     """Which epoch's weights are kept: the last, the best on held-out concepts, or (an upper bound) on the test set."""
     seed: int = 0
+    """Seed of initial weights, batches and held-out concepts."""
     precision: str = "32-true"
     """Precision of the encoder: 32-true, bf16-mixed or, on GPUs, 16-mixed. Weights are always float32."""
     allow_leak: bool = False

@@ -42,7 +42,9 @@ def run(
         if processes.rank == 0:
             folder.add_metrics(metrics)
             log(metrics)
-        progress("epochs", metrics["epoch"], config.epochs)
+        losses = {"loss": metrics["loss"], "validation": metrics.get("validation_loss")}
+        note = ", ".join(f"{name} {value:.4f}" for name, value in losses.items() if value is not None)
+        progress("epochs", metrics["epoch"], config.epochs, note)
 
     with folder.locked(config) if processes.rank == 0 else nullcontext():
         trained = train(config, run_data, report, Checkpointer(folder, processes, progress))

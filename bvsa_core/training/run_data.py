@@ -12,7 +12,7 @@ from bvsa_core.data.dataset import Dataset, RecordingAxes
 from bvsa_core.data.leaks import find_leak
 from bvsa_core.data.split import Split, load_split
 from bvsa_core.distributed.processes import ProcessGroup
-from bvsa_core.errors import UserError
+from bvsa_core.errors import UserError, first_few
 from bvsa_core.io.atomic import refuse_links
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.training.config import RunConfig, RunDataConfig
@@ -69,7 +69,9 @@ class RunData:
     @functools.cached_property
     def clip(self) -> Clip:
         """The image encoder."""
+        self.progress("image encoder", 0, 1, self.config.vision)
         clip = load_clip(self.config.vision, self.config.weights, self.config.cache_dir, self.device)
+        self.progress("image encoder", 1, 1, self.config.vision)
         return clip.with_layers(self.config.target_layers)
 
     def fusion(self) -> Fusion | None:
@@ -140,7 +142,11 @@ class RunData:
     ) -> Split:
         average = self.config.average or split == "test"
         chosen = self.config.channels, self.config.window, average, repetitions, axes
-        return load_split(self.dataset, list(subjects), split, *chosen).to(self.device)
+        dataset, task, note = self.dataset, f"{split} recordings", first_few(subjects)
+        self.progress(task, 0, len(subjects), note)
+        loaded = load_split(dataset, list(subjects), split, *chosen).to(self.device)
+        self.progress(task, len(subjects), len(subjects), note)
+        return loaded
 
     def training_subjects(self, config: RunConfig) -> list[str]:
         """Return the subjects a run trains on; the setting inter needs others than the tested one."""

@@ -118,7 +118,7 @@ class FeatureBank:
         targets, total = [self.path(level) for level in missing], len(missing) * len(self.paths)
         tasks = [task for task in self._tasks(missing) if task.number % processes.size == processes.rank]
         done = self._shards.done_count(targets)
-        report = lambda name, computed, _: progress(name, done + computed, total)  # noqa: E731
+        report = lambda name, computed, *_: progress(name, done + computed, total)  # noqa: E731
         here = partial(ShardTask.run, clip=self.clip, progress=report)
         for _ in run(tasks, report) if run else map(here, tasks):
             done = self._shards.done_count(targets)

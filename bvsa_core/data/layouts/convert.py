@@ -51,7 +51,7 @@ def convert(
 
 def convert_subject(source: SubjectSource, writer: Writer, options: ConversionOptions, progress: Progress) -> None:
     """Read, crop and check both splits of a subject, write them block by block, and commit them."""
-    report: Progress = lambda task, done, total: progress(f"{source.subject} {task}", done, total)  # noqa: E731
+    report: Progress = lambda task, *done: progress(f"{source.subject} {task}", *done)  # noqa: E731
     read = layouts()[source.layout].read
     context = ReadContext(options, writer.cached, report)
     splits: dict[str, SplitHeader] = {}

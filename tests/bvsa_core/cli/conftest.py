@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from command_output import error_of
 
 from bvsa_core.cli import main
 
@@ -34,8 +35,7 @@ def fail(capsys):
 
     def run(message: str, *arguments: object) -> None:
         assert main([str(argument) for argument in arguments]) == 2
-        error = capsys.readouterr().err
+        error = error_of(capsys.readouterr().err)
         assert all(part in error for part in message.split(" ... "))
-        assert error.count("\n") == 1 and error.startswith("bvsa: error: ")
 
     return run

@@ -95,7 +95,7 @@ def test_a_cluster_that_loses_a_worker_gives_the_same_bytes(grid, done, small_da
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_every_training(grid, small_data, tmp_path, number):
     command = (sys.executable, "-m", "bvsa_core.cli", "reproduce", grid, "--eeg", small_data, "--out", tmp_path)
-    command = (*command, "--epochs", 100_000, "--threads", 1, "--workers", 2)
+    command = (*command, "--quiet", "--epochs", 100_000, "--threads", 1, "--workers", 2)
     process = subprocess.Popen(
         [str(word) for word in command], cwd=REPOSITORY, start_new_session=True, stderr=subprocess.PIPE, text=True
     )

@@ -97,7 +97,7 @@ def test_only_the_first_process_to_fail_reports_it(fork_server):
 
 
 def test_the_command_trains_in_two_processes_and_only_the_first_writes(fork_server, tiny_data, tmp_path):
-    settings = "--method ubp --epochs 2 --batch_size 16 --views online --encoder_options.dropout 0"
+    settings = "--quiet --method ubp --epochs 2 --batch_size 16 --views online --encoder_options.dropout 0"
     arguments = ("train", "--data", tiny_data, *settings.split(), "--out")
     (alone,) = fork_server.bvsa(*arguments, tmp_path / "alone")
     first, second = fork_server.bvsa(*arguments, tmp_path / "together", processes=2)
@@ -124,7 +124,7 @@ def test_the_command_trains_in_two_processes_and_only_the_first_writes(fork_serv
 def test_searches_of_two_processes_are_those_of_one(fork_server, tiny_data, tmp_path):
     out = [tmp_path / f"by{processes}.json" for processes in (1, 2)]
     for processes, path in enumerate(out, start=1):
-        arguments = ("retrieve", tiny_data.parent / "run", "--out", path)
+        arguments = ("retrieve", tiny_data.parent / "run", "--quiet", "--out", path)
         first, *others = fork_server.bvsa(*arguments, processes=processes)
         assert first.code == 0 and not first.err, first
         assert all(each == replace(each, code=0, out="", err="") for each in others), others
@@ -132,7 +132,8 @@ def test_searches_of_two_processes_are_those_of_one(fork_server, tiny_data, tmp_
 
 
 def test_ctrl_c_ends_all_processes_which_continue_to_the_same_bytes(fork_server, tiny_data, tmp_path):
-    arguments = ("train", "--data", tiny_data, "--method", "vanilla", "--batch_size", 8, "--epochs", 40, "--out")
+    settings = "--quiet --method vanilla --batch_size 8 --epochs 40"
+    arguments = ("train", "--data", tiny_data, *settings.split(), "--out")
     state = tmp_path / "run" / "resume.pt"
     first, second = fork_server.bvsa(*arguments, tmp_path / "run", processes=2, after=state, by=signal.SIGINT)
     assert first.code == 130 and second.code == 2 and not second.out + second.err, (first, second)

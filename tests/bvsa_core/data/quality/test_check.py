@@ -8,6 +8,7 @@ from pathlib import Path
 import fake_eeg
 import numpy as np
 import pytest
+from command_output import error_of
 from PIL import Image
 
 from bvsa_core.cli import main
@@ -208,7 +209,9 @@ def test_a_killed_conversion_is_reported(tmp_path, capsys):
     assert len(problems(tmp_path)) == 1
     assert main(["data", "check", str(tmp_path)]) == 1
     printed = capsys.readouterr()
-    assert "wrong: " in printed.out and printed.err == f"bvsa: error: {tmp_path}: 1 problem(s), listed above\n"
+    assert (
+        "wrong: " in printed.out and error_of(printed.err) == f"bvsa: error: {tmp_path}: 1 problem(s), listed above\n"
+    )
 
 
 def test_published_folders_are_checked_by_a_dry_run(tmp_path):
