@@ -10,6 +10,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator
 
 from benchmarks.harness import Row
 
@@ -24,8 +25,11 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     cases = list(dict.fromkeys(row.case for row in single))
     providers = list(dict.fromkeys(row.provider for row in rows))
     colour = dict(zip(providers, COLOURS * 3))
-    size = (14, 1.6 + 0.42 * max(len(cases), 8))
-    figure, (left, right) = plt.subplots(1, 2, figsize=size, width_ratios=(3, 2), layout="constrained")
+    panels = 2 if swept else 1
+    size = (14 if swept else 9, 1.6 + 0.42 * max(len(cases), 8 if swept else 3) + (0 if swept else 0.6))
+    ratios = (3, 2)[:panels]
+    figure, axes = plt.subplots(1, panels, figsize=size, width_ratios=ratios, squeeze=False, layout="constrained")
+    left, right = axes[0, 0], axes[0, -1]
     for provider in providers:
         mine = [row for row in single if row.provider == provider]
         places = [cases.index(row.case) for row in mine]
@@ -36,18 +40,21 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             right.plot(*zip(*along), "o-", ms=4, **style)
     xlabel = "time, as a multiple of ours (log scale)"
     left.set(xscale="log", yticks=range(len(cases)), yticklabels=cases, xlabel=xlabel)
+    left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    left.xaxis.set_major_formatter("{x:g}")
+    left.xaxis.set_minor_formatter("")
     left.invert_yaxis()
     left.axvline(1, color="black", lw=0.8)
-    (right if swept else left).legend(handles=left.collections[: len(providers)], labels=providers, fontsize=8)
+    handles = left.collections[: len(providers)]
+    figure.legend(handles, providers, loc="outside lower center", ncols=4 if swept else 3, fontsize=8)
     if swept:
         right.set(xscale="log", yscale="log", xlabel="kernel size / pixels", ylabel="median time / ms")
         ticks = sorted(set(swept.values()))
         right.set_xticks(ticks, [str(k) for k in ticks])
+        right.yaxis.set_major_formatter("{x:g}")
         right.minorticks_off()
         right.set_title(BY_KERNEL_SIZE.fullmatch(next(iter(swept)).case)["what"], fontsize=10)
-    else:
-        right.set_visible(False)
-    for axis in (left, right):
+    for axis in axes.flat:
         axis.grid(alpha=0.3)
     here = rows[0].machine
     processor = here.get("gpu", here["processor"])
