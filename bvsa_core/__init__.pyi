@@ -7,6 +7,7 @@ from .data.from_mne import from_mne as from_mne
 from .data.mne_export import to_mne as to_mne
 from .data.split import Split as Split
 from .data.split import load_split as load_split
+from .decoder import Decoder as Decoder
 from .encoders import InputSpec as InputSpec
 from .encoders import register_encoder as register_encoder
 from .errors import UserError as UserError
@@ -17,6 +18,7 @@ from .methods.base import Method as Method
 from .methods.base import symmetric_contrastive as symmetric_contrastive
 from .retrieval.gallery import EmbeddingMatrix as EmbeddingMatrix
 from .retrieval.gallery import Gallery as Gallery
+from .retrieval.result import RetrievalResult as RetrievalResult
 from .retrieval.result import RunResult as RunResult
 from .retrieval.scoring import Embeddings as Embeddings
 from .retrieval.scoring import Protocol as Protocol

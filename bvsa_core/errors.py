@@ -67,3 +67,12 @@ def import_mne(needed_by: str) -> ModuleType:
             f"MNE cannot be imported ({error}); {needed_by} need: pip install 'fovblur[preprocess]'"
         ) from error
     return mne
+
+
+def import_pandas(needed_by: str) -> ModuleType:
+    """Import pandas, which is optional; `needed_by` says in the plural what needs it."""
+    try:
+        import pandas
+    except ImportError as error:
+        raise UserError(f"pandas cannot be imported ({error}); {needed_by} need: pip install pandas") from error
+    return pandas

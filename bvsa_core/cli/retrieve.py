@@ -21,6 +21,7 @@ from bvsa_core.data.split import make_split
 from bvsa_core.distributed.processes import init_processes
 from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import write_atomically
+from bvsa_core.io.image_file import SUFFIXES
 from bvsa_core.methods.base import Method
 from bvsa_core.report.tables import rich_table
 from bvsa_core.retrieval.gallery import EmbeddingMatrix, Gallery, first_invalid_row
@@ -35,7 +36,6 @@ from bvsa_core.training.run_folder import RunFolder
 from bvsa_core.vision.bank import ABOUT, level_files
 from bvsa_core.vision.clip import stay_offline
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 SHOWN = 20  # queries that are printed; the file has all
 RECALL_QUERIES = 256  # that are also searched exactly, to measure the recall of an index
 
@@ -176,9 +176,9 @@ def open_gallery(
         test = run_data.split(config.subject, "test", config.repetitions, saved.axes)
         names, concepts, bank = test.images, test.concepts, run_data.bank(test.images)
     else:
-        paths = sorted(path for path in Path(where).rglob("*") if path.suffix.lower() in IMAGES and path.is_file())
+        paths = sorted(path for path in Path(where).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
         if not paths:
-            raise UserError(f"--gallery {where}: no image inside ({', '.join(IMAGES)}), nor is it a feature bank")
+            raise UserError(f"--gallery {where}: no image inside ({', '.join(SUFFIXES)}), nor is it a feature bank")
         names = [path.relative_to(where).as_posix() for path in paths]
         concepts, bank = [concept_of(str(path)) for path in paths], run_data.bank_for_paths(paths)
     bank.fill(levels, display)

@@ -11,6 +11,7 @@ from PIL import Image
 from bvsa_core.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 DECODE_ERRORS = (  # what Pillow raises for damaged images
     OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, NotImplementedError, MemoryError,
     struct.error, zlib.error, Image.DecompressionBombError,

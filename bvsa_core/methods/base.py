@@ -53,6 +53,7 @@ class Method(nn.Module, ABC):
     TRAINING: ClassVar[dict[str, Any]] = {}  # the authors' training: fields of RunConfig, which flags and YAML override
     DEVIATIONS: ClassVar[tuple[str, ...]] = ()  # of every preset from the released code; footnotes of tables
     TABLE_NOTE: ClassVar[str] = ""  # a caveat about its scores, printed in every table
+    uses_texts: ClassVar[bool] = True  # the loss reads the texts of a batch; others can be trained without any
     transductive_classifier: ClassVar[bool] = False  # fitted on the test images; it can search no others
     default_gate: str = "none"  # of the texts at retrieval
     gate_alpha: float = GATE_ALPHA

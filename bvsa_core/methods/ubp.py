@@ -47,6 +47,7 @@ class UBP(Contrastive):
         "smooths similarities of training samples; the released code also enters those of the test images, on which it "
         "validates, as if they were of the first training samples",
     )
+    uses_texts = False
     kernel_size: Tensor  # (samples,)
     level_sizes: Tensor  # (3,)
 

@@ -22,6 +22,7 @@ class Vanilla(Contrastive):
     Options = LogitOptions
     PRESETS = {"corrected": Preset(), "code": Preset(AS_RELEASED, RELEASED_TRAINING)}
     DEVIATIONS = (EARLY_STOP,)
+    uses_texts = False
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the loss of a batch."""

@@ -8,18 +8,21 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, astuple, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from bvsa_core.data.dataset import RecordingAxes
 from bvsa_core.encoders import InputSpec
-from bvsa_core.errors import UserError
+from bvsa_core.errors import UserError, import_pandas
 from bvsa_core.io.typed import build
 from bvsa_core.retrieval.gates import GATE_ALPHA, KINDS, Reliability
 from bvsa_core.retrieval.scoring import Embeddings, Protocol, Scores, Scoring, ranks, score, similarity
 from bvsa_core.retrieval.statistics import CurvePoint, Statistics, statistics_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 VERSION = 1  # of result.json; files of earlier releases have none and are read too
 REMEDY = "delete it, and train the run again"
@@ -70,6 +73,17 @@ class RunResult:
             reliability=scoring.reliability,
             statistics=figures,
         )
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a pandas.DataFrame with a row for each test image: its rank, the run, and the protocol.
+
+        Frames of several runs can be concatenated; means of top1 and top5 over rows are accuracies.
+        """
+        pandas = import_pandas("frames")
+        rank = np.array(self.ranks)
+        about = {"method": self.method, "preset": self.preset, "subject": self.subject, "seed": self.seed}
+        columns = {"image": self.images or None, "rank": rank, "top1": rank <= 1, "top5": rank <= 5}
+        return pandas.DataFrame({**columns, **about, **self.protocol.to_json()})
 
     def check_ranks(self, embeddings: Embeddings, source: object) -> None:
         """Raise UserError unless the ranks are those that the run's embeddings give, but for rounding."""
@@ -132,6 +146,31 @@ class RunResult:
         return (
             "the gate label_free has no reliability" if scoring.gate == "label_free" and not self.reliability else None
         )
+
+
+@dataclass(frozen=True)
+class RetrievalResult:
+    """The best images of a gallery for every recording, best first."""
+
+    gallery: list[str]  # (M,) names of its images
+    rows: np.ndarray  # (N, k) int64, into the gallery
+    similarity: np.ndarray  # (N, k) float32
+
+    @property
+    def images(self) -> list[list[str]]:
+        """Names of the best images (N, k)."""
+        return [[self.gallery[row] for row in rows] for rows in self.rows.tolist()]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a pandas.DataFrame with a row for each recording and rank."""
+        pandas = import_pandas("frames")
+        recording, rank = (each.ravel() for each in np.indices(self.rows.shape))
+        names = [self.gallery[row] for row in self.rows.ravel()]
+        columns = {"recording": recording, "rank": rank + 1, "image": names, "row": self.rows.ravel()}
+        return pandas.DataFrame({**columns, "similarity": self.similarity.ravel()})
 
 
 def _checksum(content: dict[str, Any]) -> str:

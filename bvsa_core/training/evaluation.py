@@ -72,10 +72,9 @@ def evaluate(trained: Trained, config: RunConfig, run_data: RunData, scoring: Sc
     method = trained.method
     test, leak = run_data.test_split(config, trained.split, trained.held_out)
     embeddings = embed(method, test, run_data, trained.split.subjects)
-    learns = not method.transductive_classifier
-    reliability = trained.learn_gate(run_data, len(test.images), config.seed) if learns else None
     scoring = scoring or Scoring(method.default_gate, alpha=method.gate_alpha)
-    if scoring.reliability is None:
+    if scoring.reliability is None and not method.transductive_classifier:
+        reliability = trained.learn_gate(run_data, len(test.images), config.seed)
         scoring = replace(scoring, reliability=reliability)
     rank = ranks(similarity(embeddings, scoring))
     protocol = Protocol(
@@ -84,7 +83,7 @@ def evaluate(trained: Trained, config: RunConfig, run_data: RunData, scoring: Sc
         gallery=len(test.images),
         channels=len(test.channels),
         repetitions=test.repetitions,
-        encoder=run_data.clip.name,
+        encoder=run_data.encoder_name,
         setting=SETTINGS[config.setting],
         modality=test.modality,
         sampling_rate=test.axes.sampling_rate,
@@ -95,7 +94,7 @@ def evaluate(trained: Trained, config: RunConfig, run_data: RunData, scoring: Sc
         training="trains on test features" if config.trains_on_test_features else None,
         **scoring.protocol(),
     )
-    return Evaluation(score(rank), protocol, rank, test.images, embeddings, reliability)
+    return Evaluation(score(rank), protocol, rank, test.images, embeddings, scoring.reliability)
 
 
 def oracle(trained: Trained, run_data: RunData, config: RunConfig) -> Callable[[], dict[str, float]]:

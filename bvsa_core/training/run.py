@@ -14,7 +14,7 @@ from bvsa_core.progress import Progress, no_progress
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.training.checkpoint import Checkpointer
 from bvsa_core.training.config import RunConfig, deviations
-from bvsa_core.training.evaluation import Trained, evaluate, oracle
+from bvsa_core.training.evaluation import Evaluation, Trained, evaluate, oracle
 from bvsa_core.training.logs import Log, no_log
 from bvsa_core.training.loop import fit, make_fabric
 from bvsa_core.training.run_data import RunData
@@ -49,25 +49,30 @@ def run(
     with folder.locked(config) if processes.rank == 0 else nullcontext():
         trained = train(config, run_data, report, Checkpointer(folder, processes, progress))
         evaluation = evaluate(trained, config, run_data)
-        result = RunResult(
-            method=config.method,
-            preset=config.preset,
-            note=trained.method.TABLE_NOTE,
-            deviations=deviations(config),
-            alpha=trained.method.gate_alpha,
-            subject=config.subject,
-            seed=config.seed,
-            epoch=trained.epoch,
-            protocol=evaluation.protocol,
-            reliability=evaluation.reliability,
-            samples=len(trained.split),
-            held_out=len(trained.held_out) if trained.held_out else 0,
-            shape=trained.shape,
-            axes=trained.split.axes,
-            ranks=evaluation.ranks.tolist(),
-            images=evaluation.images,
-        )
+        result = result_of(trained, evaluation, config)
         return processes.broadcast(lambda: folder.finish(trained.method, evaluation.embeddings, result))
+
+
+def result_of(trained: Trained, evaluation: Evaluation, config: RunConfig) -> RunResult:
+    """Return the result of a trained method's evaluation."""
+    return RunResult(
+        method=config.method,
+        preset=config.preset,
+        note=trained.method.TABLE_NOTE,
+        deviations=deviations(config),
+        alpha=trained.method.gate_alpha,
+        subject=config.subject,
+        seed=config.seed,
+        epoch=trained.epoch,
+        protocol=evaluation.protocol,
+        reliability=evaluation.reliability,
+        samples=len(trained.split),
+        held_out=len(trained.held_out) if trained.held_out else 0,
+        shape=trained.shape,
+        axes=trained.split.axes,
+        ranks=evaluation.ranks.tolist(),
+        images=evaluation.images,
+    )
 
 
 def train(

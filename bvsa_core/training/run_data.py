@@ -74,6 +74,11 @@ class RunData:
         self.progress("image encoder", 1, 1, self.config.vision)
         return clip.with_layers(self.config.target_layers)
 
+    @property
+    def encoder_name(self) -> str:
+        """Name of the image encoder, for tables."""
+        return self.clip.name
+
     def fusion(self) -> Fusion | None:
         """Return untrained weights of multi-level targets, if the configuration has such targets."""
         if not self.config.target_levels and not self.config.target_layers:
