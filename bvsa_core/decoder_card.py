@@ -5,13 +5,17 @@ from __future__ import annotations
 from huggingface_hub import ModelCardData
 
 import bvsa_core
+from bvsa_core.data.dataset import SYNTHETIC
 from bvsa_core.errors import first_few, printable
 from bvsa_core.report.tables import markdown_table
 from bvsa_core.retrieval.result import RunResult
+from bvsa_core.retrieval.scoring import window_text
 from bvsa_core.training.config import SELECTIONS, RunConfig, deviations
 from bvsa_core.training.memory_data import TrainingSet
+from bvsa_core.vision.clip import TINY
 
-SYNTHETIC = "synthetic data: made on a machine by a forward model, not recorded from people"
+MADE = "synthetic data: made on a machine by a forward model, not recorded from people"
+TOY = "a toy encoder for synthetic images: do not compare scores with published ones"
 
 
 def model_card(
@@ -27,14 +31,15 @@ def model_card(
         metadata: library, tags and so on.
     """
     axes, data = training.axes, training.dataset
-    synthetic = "synthetic" in data.split(", ")
+    synthetic = SYNTHETIC in data.split(", ")
+    toy = training.encoder == TINY and not synthetic
     rate = f"{axes.sampling_rate:g} Hz" if axes.sampling_rate else "unknown"
-    times = f"{axes.times[0]:g} to {axes.times[-1]:g} s" if axes.sampling_rate else f"{len(axes.times)} samples"
+    times = window_text(axes.window) if axes.window else f"{len(axes.times)} samples"
     rows = {
         "method, preset": f"{config.method}, {config.preset}",
         "brain encoder": config.encoder,
-        "images by": training.encoder,
-        "data": f"{data} ({SYNTHETIC})" if synthetic else data,
+        "images by": f"{training.encoder} ({TOY})" if toy else training.encoder,
+        "data": f"{data} ({MADE})" if synthetic else data,
         "recordings": f"{training.modality}, {training.units}",
         "subjects": first_few(training.subjects, 20),
         "channels": f"{len(axes.channels)}: {first_few(list(axes.channels), 300)}",
@@ -50,7 +55,7 @@ def model_card(
         "Ranks images by how well they fit a recording of somebody who looked at one of them.",
         f"Trained with `bvsa_core` of fovblur {bvsa_core.__version__}.",
         "",
-        *([f"**{SYNTHETIC}.**", ""] if synthetic else []),
+        *([f"**{MADE}.**", ""] if synthetic else []),
         "```python",
         "import bvsa_core",
         "",

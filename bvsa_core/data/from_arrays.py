@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bvsa_core.data.dataset import DESCRIPTION, IMAGE_FOLDERS, Recordings, concept_of
+from bvsa_core.data.dataset import DESCRIPTION, IMAGE_FOLDERS, SYNTHETIC, Recordings, concept_of
 from bvsa_core.data.layouts.files import check_array
 from bvsa_core.data.store import Header, SplitHeader, SubjectWriter
 from bvsa_core.errors import UserError
@@ -85,6 +85,7 @@ def from_arrays(
         sessions=None if sessions is None else part(sessions).astype(int).tolist(),
         units=units,
         dataset=dataset,
+        source=SYNTHETIC if dataset == SYNTHETIC else None,
     )
     check("data", recordings)
     for row, other in zip(order[:, 0], order[:, 1:]):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from bvsa_core.data.dataset import Dataset, RecordingAxes, Recordings
+from bvsa_core.data.dataset import SYNTHETIC, Dataset, RecordingAxes, Recordings
 from bvsa_core.data.leaks import shared_concepts
 from bvsa_core.data.split import Split, make_split
 from bvsa_core.data.store import sha256_of
@@ -141,7 +141,7 @@ class MemoryData(RunData):
         """Describe the recordings; `samples` of them were trained on, and others held out."""
         split, first = self.samples, next(iter(self.recordings.values()))
         about = (
-            self.dataset.name,
+            SYNTHETIC if split.source == SYNTHETIC else self.dataset.name,
             self.encoder_name,
             split.modality,
             first.units,

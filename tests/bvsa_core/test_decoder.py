@@ -100,6 +100,8 @@ def test_a_data_set_gives_the_result_of_a_run(small_data, tmp_path):
     assert decoder.training_.dataset == "synthetic" and decoder.training_.axes.sampling_rate == 250
     loaded = Decoder.load(decoder.save(tmp_path / "saved"), bank=settings["bank"], device="cpu")
     assert loaded.evaluate(Dataset(small_data)).ranks == result.ranks
+    frame = result.to_frame()
+    assert frame["window"].unique().tolist() == ["0 to 0.396 s"] and frame["sampling_rate"].eq(250).all()
     best = loaded.retrieve(Dataset(small_data), top=1)
     assert [name in best.gallery[i] for i, name in enumerate(result.images)] == [True] * len(result.images)
     card = (tmp_path / "saved" / "README.md").read_text()
@@ -110,7 +112,7 @@ def test_a_data_set_gives_the_result_of_a_run(small_data, tmp_path):
     assert others.evaluate(Dataset(small_data)).protocol.setting == "inter-subject"
 
 
-def test_paths_pixels_epochs_and_torch_data_sets_are_one_training(toy):
+def test_paths_pixels_epochs_and_torch_data_sets_are_one_training(toy, tmp_path):
     decoder = partial(Decoder, **{**SETTINGS, "epochs": 2}, target="tiny")
     x = np.concatenate([trials[TRAIN] for trials in toy.trials]).astype(np.float32)
     ids = np.tile(np.arange(40), 2)
@@ -144,6 +146,9 @@ def test_paths_pixels_epochs_and_torch_data_sets_are_one_training(toy):
     about = decoder().fit(*forms["epochs"]).training_
     assert (about.axes.channels, about.units, about.axes.sampling_rate) == (tuple(CHANNELS), "µV", 100)
     assert "thing7" in about.concepts
+    card = (decoder().fit(*forms["epochs"]).save(tmp_path) / "README.md").read_text()
+    assert "| images by | tiny (a toy encoder for synthetic images" in card and "| EEG, µV |" in card
+    assert "| window after image onset | 0 to 0.19 s |" in card and "Not evaluated before" in card
 
 
 def test_subjects_are_a_list_or_a_dict(toy):

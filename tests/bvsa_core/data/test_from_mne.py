@@ -100,6 +100,7 @@ def test_a_store_goes_to_mne_and_back(tmp_path, seed, units):
     stored = Dataset(tmp_path / "second").load("sub-01", "test")
     np.testing.assert_array_equal(stored.data, data)
     assert (stored.images, stored.channels, stored.units, stored.dataset) == (images, ["Oz", "Cz"], units, "synthetic")
+    assert stored.source == again.source == "synthetic"
     np.testing.assert_allclose(stored.times, recordings.times, atol=1e-9)
     assert load_split(Dataset(tmp_path / "second"), ["sub-01"], "train", channels="all").axes.sampling_rate == 250
 
