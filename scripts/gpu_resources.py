@@ -55,7 +55,7 @@ Where few blocks share a multiprocessor, this is intended:
   rows by 16 bytes, `false` the one that reads element by element.
 - Triton's `blur` of float32 keeps its taps, in two parts, in shared memory.
 - `blur_products` filters whole rows of images up to 256 pixels wide: a block of 16 warps with 128 registers each fills
-  a multiprocessor. It needs more registers and spills up to 434 bytes.
+  a multiprocessor. What its warps share is read from shared memory where it is needed, so that nothing is spilled.
 - `blur_products_tf32` keeps taps and the filtered rows of 2 D + 1 chunks in registers, so that only pixels pass through
   shared memory. Its operands take two registers each; three blocks would need 168.
 - `blur_direct` and `blur_parameter_gradient` take nearly all the shared memory that sm_86 has for large images: a wide

@@ -8,7 +8,7 @@
 
 namespace fovblur {
 
-// Launches at most as many blocks as a grid holds; kernels loop until no work is left.
+// Launches at most as many blocks as a grid holds; kernels loop until no work is left, or the caller launches again.
 template <class... Parameters>
 cudaError_t launch(void (*kernel)(Parameters...), int threads, int64_t blocks, int64_t shared_bytes, void* stream,
                    std::decay_t<Parameters>... parameters) {

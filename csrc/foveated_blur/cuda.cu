@@ -43,7 +43,7 @@ struct Tiling {
   }
 };
 
-constexpr int kMostStripThreads = 512, kBlockBytes = 99 * 1024;  // the latter on sm_86
+constexpr int kBlockBytes = 99 * 1024;  // the latter on sm_86
 
 // Strips of the planes for the products of 16-bit operands: as wide as their rows fit into shared memory, up to 16 tiles; all
 // rows, or a part of them if there are few planes.
@@ -51,6 +51,7 @@ template <class Source, bool kAdjoint>
 struct Strips {
   int height, width, columns, column_strips, rows, row_strips, channels_together;  // columns and rows in tiles
   int64_t channels, channel_groups, count;
+  int64_t first = 0;  // of a launch
 
   explicit Strips(const int64_t (&shape)[4]) : height(int(shape[2])), width(int(shape[3])), channels(shape[1]) {
     const int row_tiles = (height + kTile - 1) / kTile, column_tiles = (width + kTile - 1) / kTile;
@@ -84,22 +85,16 @@ struct Strips {
     return Stages<Source, kAdjoint, D>::bytes(tiles);
   }
 
-  // A strip of some channels of a sample.
-  struct Work {
-    int64_t sample, first_channel;
-    int channels;
-    Strip strip;
-  };
-  __device__ Work work(int64_t place) const {
+  __device__ Work work(int64_t block) const {
+    const int64_t place = first + block;
     const int row_tiles = (height + kTile - 1) / kTile, column_tiles = (width + kTile - 1) / kTile;
     const int64_t group = place / (int64_t(row_strips) * column_strips), sample = group / channel_groups;
     const int within = int(place - group * row_strips * column_strips);
     const int64_t channel = (group - sample * channel_groups) * channels_together;
     const int first_row = within / column_strips * rows, first_column = within % column_strips * columns;
     const int together = int(channels - channel < channels_together ? channels - channel : channels_together);
-    return {sample, channel, uniform(together),
-            {height, width, uniform(first_column), uniform(min(columns, column_tiles - first_column)), uniform(first_row),
-             uniform(min(first_row + rows, row_tiles))}};
+    return {sample, channel, together,
+            {first_column, min(columns, column_tiles - first_column), first_row, min(first_row + rows, row_tiles)}};
   }
 };
 
@@ -211,13 +206,14 @@ __device__ inline Region region_of(const BlurParams& p, const Tiling& tiling, in
   return {height, width, row, min(row + tiling.tile_rows, height), column, min(column + tiling.tile_columns, width)};
 }
 
-__device__ inline Region region_of(const Strip& strip) {
-  return {strip.height,
-          strip.width,
+__device__ inline Region region_of(const BlurParams& p, const Strip& strip) {
+  const int height = int(p.shape[2]), width = int(p.shape[3]);
+  return {height,
+          width,
           kTile * strip.first_row,
-          min(kTile * strip.end_row, strip.height),
+          min(kTile * strip.end_row, height),
           kTile * strip.first_column,
-          min(kTile * (strip.first_column + strip.columns), strip.width)};
+          min(kTile * (strip.first_column + strip.columns), width)};
 }
 
 __device__ inline const Images& source_of(const BlurParams& p, const Images&) { return p.images; }
@@ -305,7 +301,7 @@ __device__ void direct_strip(const BlurParams& p, const Destination& destination
   auto& shared = filter_memory<kThreads>();
   const Taps taps = make_taps<kThreads>(p, sample, shared.partial);
   const Pass pass(p, destination, sample, channel, taps.radius == 0);
-  direct_tiles(pass, taps, region_of(strip), shared);
+  direct_tiles(pass, taps, region_of(p, strip), shared);
 }
 
 template <class Source, class Destination>
@@ -320,33 +316,29 @@ __global__ void __launch_bounds__(kMostStripThreads, 1)
   using Pass = typename PassOf<Destination>::Type;
   unsigned char* memory = reinterpret_cast<unsigned char*>(dynamic_shared);
   TapTables& tables = *reinterpret_cast<TapTables*>(memory);
-  for (int64_t place = blockIdx.x; place < strips.count; place += gridDim.x) {
-    uint32_t left = 0xffffffffu;  // the channels that are not done
-    const auto [sample, first_channel, channels, strip] = strips.work(place);
-    const int radius = uniform(radius_of(p, sample));
-    if (radius <= kTile * kMostReach && radius < strip.height - 1 && radius < strip.width - 1) {
-      const float sum = make_tables<typename Pixels::Operand>(p, sample, Pixels::kTapScale, tables);
-      const Images &source = source_of(p, destination), &target = target_of(destination);
-      unsigned char* stages = memory + sizeof(TapTables);
-      if (radius <= 2 * kTile) {
-        left = filter_planes<Source, Pass::kPrepares, 2>(p, source, target, sample, first_channel, channels, strip, sum, tables,
-                                                         stages);
-      } else {
-        left = filter_planes<Source, Pass::kPrepares, kMostReach>(p, source, target, sample, first_channel, channels, strip, sum,
-                                                                  tables, stages);
-      }
+  uint32_t left = 0xffffffffu;  // the channels that are not done
+  if (threadIdx.x == 0) {
+    tables.work = strips.work(blockIdx.x);
+    tables.radius = radius_of(p, tables.work.sample);
+  }
+  __syncthreads();
+  const int radius = tables.radius;
+  if (radius <= kTile * kMostReach && radius < p.shape[2] - 1 && radius < p.shape[3] - 1) {
+    const float sum = make_tables<typename Pixels::Operand>(p, tables.work.sample, Pixels::kTapScale, tables);
+    const Images &source = source_of(p, destination), &target = target_of(destination);
+    unsigned char* stages = memory + sizeof(TapTables);
+    left = radius <= 2 * kTile ? filter_planes<Source, Pass::kPrepares, 2>(p, source, target, sum, tables, stages)
+                               : filter_planes<Source, Pass::kPrepares, kMostReach>(p, source, target, sum, tables, stages);
+  }
+  for (int k = 0; k < strips.channels_together; ++k) {
+    if (!__syncthreads_or(left >> k & 1)) continue;
+    const Work work = strips.work(blockIdx.x);
+    if (k >= work.channels) break;
+    if (blockDim.x == kMostStripThreads) {
+      direct_strip<kMostStripThreads, Pass>(p, destination, work.sample, work.first_channel + k, work.strip);
+    } else {
+      direct_strip<kMostStripThreads / 2, Pass>(p, destination, work.sample, work.first_channel + k, work.strip);
     }
-    for (int k = 0; k < strips.channels_together; ++k) {
-      if (!__syncthreads_or(left >> k & 1)) continue;
-      const auto again = strips.work(recomputed(place));
-      if (k >= again.channels) break;
-      if (blockDim.x == kMostStripThreads) {
-        direct_strip<kMostStripThreads, Pass>(p, destination, again.sample, again.first_channel + k, again.strip);
-      } else {
-        direct_strip<kMostStripThreads / 2, Pass>(p, destination, again.sample, again.first_channel + k, again.strip);
-      }
-    }
-    __syncthreads();
   }
 }
 
@@ -376,12 +368,13 @@ Form choose_form(DType source, DType result, const BlurParams& p) {
 
 template <class Source, class Destination>
 cudaError_t launch_products(const BlurParams& p, const Destination& destination, void* stream) {
-  const StripsOf<Source, Destination> strips(p.shape);
+  StripsOf<Source, Destination> strips(p.shape);
   const int bytes = strips.shared_bytes();
   const auto kernel = blur_products<Source, Destination>;
-  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (error != cudaSuccess) return error;
-  return launch(kernel, strips.threads(), strips.count, bytes, stream, p, destination, strips);
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  for (; error == cudaSuccess && strips.first < strips.count; strips.first += INT32_MAX)  // as many as a grid holds
+    error = launch(kernel, strips.threads(), strips.count - strips.first, bytes, stream, p, destination, strips);
+  return error;
 }
 
 // Planes as tiles of the exact forms, cut so that every multiprocessor has some, in multiples of the last resort's tiles.

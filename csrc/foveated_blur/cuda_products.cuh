@@ -3,7 +3,7 @@
 // A block makes up to 16 tiles of 16 columns, a warp each, for some channels of a sample, and walks down the rows, 16 at a
 // time, from one channel into the next. Rows of pixels are copied to shared memory as they are, some steps ahead.
 // The reflected border is folded into A: A[i, p] = tap(p - i) + tap(p + i) + tap(p + i - 2 (n - 1)), the last two for inner p
-// only. A warp keeps its tiles of A_w in registers for all rows. Away from the border A_h is a Toeplitz band, whose tiles are
+// only. Away from the border A_h is a Toeplitz band, whose tiles are
 // the same for every step; near it, tiles of the mirrored terms are multiplied too.
 // Rows are filtered first and transposed: A_w X^T leaves the tensor cores just as A_h (X A_w^T) wants its right operand, so
 // the filtered rows of the last 2 D + 1 steps stay in registers, 16 D being the radius rounded up. Row m of a tile of A_w is
@@ -17,14 +17,21 @@
 
 namespace fovblur {
 
-constexpr int kMostReach = 4;                          // D, which is even: radii up to 64
+constexpr int kMostReach = 4;  // D, which is even: radii up to 64
+constexpr int kMostStripThreads = 512;
 constexpr int kStageRows = 2 * kTile, kMostChannels = 4;
 constexpr int kMiddle = kTile * (kMostReach + 2);  // of the tables of taps
 
-// Where a block works, in tiles of 16 x 16 pixels.
+// A part of a plane, in tiles of 16 x 16 pixels.
 struct Strip {
-  int height, width;  // of the image, in pixels
   int first_column, columns, first_row, end_row;
+};
+
+// What a block works on: a strip of some channels of a sample.
+struct Work {
+  int64_t sample, first_channel;
+  int channels;
+  Strip strip;
 };
 
 // Operands of a source type. The bits of a uint8 v are v 2^-24 in binary16; taps are scaled to keep filtered rows normal numbers.
@@ -51,12 +58,29 @@ struct alignas(16) FinishConstants {
   float sharp, sharp_sum, sum, minus_offset;
 };
 
-// Taps `offset` and `offset` + 1, 0 beyond the radius, at kMiddle + offset. Tiles of the Toeplitz band as left operands.
+// What the filter reads of the images: stages of 32 rows, and the columns that taps reach.
+struct Margins {
+  int first_row, end_row;   // in stages
+  int first_column, tiles;  // the first column, and tiles of columns
+  int inverse;              // 2^16 / chunks of a row, rounded up
+  int aligned;              // whether chunks are 16 aligned bytes
+};
+
+// What the warps of a block share. Registers are short, so its constants are read where they are needed.
 struct TapTables {
+  // Taps `offset` and `offset` + 1, 0 beyond the radius, at kMiddle + offset. Tiles of the Toeplitz band as left operands.
   uint32_t pairs[2 * kMiddle];
   uint4 rows[2 * kMostReach + 1][32], columns[2 * kMostReach + 1][32];  // of A_h and A_w
-  Weight weight;
   FinishConstants finish[kMostChannels];
+  Work work;
+  Margins margins;
+  int radius, steps;
+  int inner_tile, end_inner_tile;      // tiles of rows whose taps mirror no pixel
+  int64_t output_row, grad_row;        // bytes from a row to the next,
+  int64_t output_plane, grad_plane;    // and from below a channel's last stage to the next one's first
+  int moves_source, moves_target;      // whether four neighbours can be read, and written, at once
+  Weight weight;
+  uint8_t spoiled[kMostStripThreads];  // by thread, a bit for each channel of which it met a filtered row that is not finite
 };
 
 // Tiles of columns that a strip reads for a radius up to 16 `reach`.
@@ -94,9 +118,8 @@ __device__ inline int radius_of(const BlurParams& p, int64_t sample) {
 // Writes the tables of a sample, times `scale`; returns the sum of the taps as rounded to the operand's type.
 template <class Type>
 __device__ float make_tables(const BlurParams& p, int64_t sample, float scale, TapTables& tables) {
-  const int lane = int(threadIdx.x) % 32, radius = radius_of(p, sample);
+  const int thread = recomputed(int(threadIdx.x)), lane = thread % 32, radius = radius_of(p, sample);
   const float sigma = per_sample(p.sigma, sample) >= 0.0f ? per_sample(p.sigma, sample) : NAN;
-  if (threadIdx.x == 0) tables.weight = Weight(p, sample);
   auto window = [&](int offset) {
     if (radius == 0) return offset == 0 ? 1.0f : 0.0f;
     return offset >= -radius && offset <= radius ? gaussian_window(offset, sigma) : 0.0f;
@@ -109,7 +132,7 @@ __device__ float make_tables(const BlurParams& p, int64_t sample, float scale, T
   for (int offset = lane; offset <= kTile * kMostReach; offset += 32)
     rounded_sum += (offset == 0 ? 1.0f : 2.0f) * to_float(Convert<Type>::from(window(offset) * factor));
 #pragma unroll 1
-  for (int k = int(threadIdx.x); k < 2 * kMiddle; k += int(blockDim.x))
+  for (int k = thread; k < 2 * kMiddle; k += int(blockDim.x))
     tables.pairs[k] = Mma16<Type>::pack(window(k - kMiddle) * factor, window(k - kMiddle + 1) * factor);
   __syncthreads();
   auto tile_of = [&](int d, const LaneRows& rows) {
@@ -117,7 +140,7 @@ __device__ float make_tables(const BlurParams& p, int64_t sample, float scale, T
     return make_uint4(own[0], own[-rows.step], own[8], own[8 - rows.step]);
   };
 #pragma unroll 1
-  for (int k = int(threadIdx.x) / 32; k <= 2 * kMostReach; k += int(blockDim.x) / 32) {
+  for (int k = thread / 32; k <= 2 * kMostReach; k += int(blockDim.x) / 32) {
     tables.rows[k][lane] = tile_of(k - kMostReach, rows_in_order(lane));
     tables.columns[k][lane] = tile_of(k - kMostReach, rows_as_columns(lane));
   }
@@ -179,58 +202,60 @@ struct Feed {
   static constexpr int kPixels = 16 / int(sizeof(Source));  // of a chunk
   static constexpr int kSlots = S::kPrepared ? S::kPixels : S::kOperands;
 
+  const BlurParams& p;
   const Images& images;
-  const Weight& weight;
-  int thread, height, width;
-  int first_row, end_row;  // of the stages, in 32 rows
-  int first_column;        // the first column that is read
-  int tiles;               // of columns that are read
-  bool aligned;            // whether chunks are 16 aligned bytes
-  int inverse;             // 2^16 / chunks of a row, rounded up
-  int next_row, slot = 0, prepared_slot = 0;
-  unsigned char *operands, *pixels;
+  const TapTables& tables;
+  int thread, next_row, slot = 0, prepared_slot = 0;
+  unsigned char* operands;
 
   // The thread's first chunk of the upper half of a stage; it copies the chunk 16 rows below too.
   int own_row, own_place, own_bytes;
   const Source* own_from;
 
-  __device__ Feed(const Images& images, const Weight& weight, const Strip& strip, int64_t sample, int64_t channel,
-                  int thread, unsigned char* memory)
-      : images(images), weight(weight), thread(thread), height(strip.height), width(strip.width) {
-    first_row = max(strip.first_row - D, 0) / 2;
-    end_row = min((strip.end_row + D + 1) / 2, (height + kStageRows - 1) / kStageRows);
-    first_column = kTile * max(strip.first_column - D, 0);
-    tiles = staged_tiles(strip.first_column, strip.columns, (width + kTile - 1) / kTile, D);
-    const int64_t bytes = sizeof(Source), plane = images.plane(sample, channel);
-    aligned = images.strides[3] == 1 && images.strides[2] * bytes % 16 == 0 && images.strides[1] * bytes % 16 == 0 &&
-              (reinterpret_cast<uintptr_t>(images.data) + plane * bytes) % 16 == 0;
-    inverse = 65536 / row_chunks() + 1;
-    next_row = kStageRows * first_row;
-    operands = memory;
-    pixels = memory + S::operand_bytes(tiles);
-    own_row = row_of(thread);
-    own_place = recomputed(place_of(thread, own_row, own_column()));
-    own_bytes = recomputed(thread < chunks() ? bytes_inside(own_column()) : -1);
-    own_from = static_cast<const Source*>(images.data) + plane + (next_row + own_row) * images.strides[2] +
-               (first_column + own_column()) * images.strides[3];
+  __device__ static Margins margins(const BlurParams& p, const Images& images, const Work& work) {
+    const int height = int(p.shape[2]), width = int(p.shape[3]);
+    Margins m;
+    m.first_row = max(work.strip.first_row - D, 0) / 2;
+    m.end_row = min((work.strip.end_row + D + 1) / 2, (height + kStageRows - 1) / kStageRows);
+    m.first_column = kTile * max(work.strip.first_column - D, 0);
+    m.tiles = staged_tiles(work.strip.first_column, work.strip.columns, (width + kTile - 1) / kTile, D);
+    m.inverse = 65536 / (kTile / kPixels * m.tiles) + 1;
+    const int64_t bytes = sizeof(Source), plane = images.plane(work.sample, work.first_channel);
+    m.aligned = images.strides[3] == 1 && images.strides[2] * bytes % 16 == 0 && images.strides[1] * bytes % 16 == 0 &&
+                (reinterpret_cast<uintptr_t>(images.data) + plane * bytes) % 16 == 0;
+    return m;
   }
 
-  __device__ int row_chunks() const { return kTile / kPixels * tiles; }
+  __device__ Feed(const BlurParams& p, const Images& images, const TapTables& tables, int thread, unsigned char* memory)
+      : p(p), images(images), tables(tables), thread(thread), next_row(kStageRows * tables.margins.first_row),
+        operands(memory) {
+    own_row = row_of(thread);
+    own_place = place_of(thread, own_row, own_column());
+    if (!S::kPrepared) own_place = recomputed(own_place);
+    own_bytes = recomputed(thread < chunks() ? bytes_inside(own_column()) : -1);
+    own_from = static_cast<const Source*>(images.data) + images.plane(tables.work.sample, tables.work.first_channel) +
+               (next_row + own_row) * images.strides[2] + (tables.margins.first_column + own_column()) * images.strides[3];
+  }
+
+  __device__ int height() const { return int(p.shape[2]); }
+  __device__ int tiles() const { return tables.margins.tiles; }
+  __device__ unsigned char* pixels() const { return operands + S::operand_bytes(tiles()); }
+  __device__ int row_chunks() const { return kTile / kPixels * tiles(); }
   __device__ int chunks() const { return kTile * row_chunks(); }  // of half a stage
-  __device__ int half_bytes() const { return S::kPrepared ? 16 * chunks() : kTile * 2 * S::stride(tiles); }
+  __device__ int half_bytes() const { return S::kPrepared ? 16 * chunks() : kTile * 2 * S::stride(tiles()); }
   __device__ int slot_bytes() const { return 2 * half_bytes(); }
 
   // Place of a chunk in half a stage: its first pixel, the bytes before it where it is copied to, those of it inside the image's
   // width, and its address in device memory for the next stage.
-  __device__ int row_of(int chunk) const { return chunk * inverse >> 16; }
+  __device__ int row_of(int chunk) const { return chunk * tables.margins.inverse >> 16; }
   __device__ int column_of(int chunk, int row) const { return (chunk - row * row_chunks()) * kPixels; }
   __device__ int own_column() const { return column_of(thread, own_row); }
-  __device__ int operand_place(int row, int column) const { return 2 * (row * S::stride(tiles) + column); }
+  __device__ int operand_place(int row, int column) const { return 2 * (row * S::stride(tiles()) + column); }
   __device__ int place_of(int chunk, int row, int column) const {
     return S::kPrepared ? 16 * chunk : operand_place(row, column);
   }
   __device__ int bytes_inside(int column) const {
-    return max(min(width - first_column - column, kPixels), 0) * int(sizeof(Source));
+    return max(min(int(p.shape[3]) - tables.margins.first_column - column, kPixels), 0) * int(sizeof(Source));
   }
   __device__ const Source* from(int row, int column) const {
     return own_from + (row - own_row) * images.strides[2] + (column - own_column()) * images.strides[3];
@@ -241,7 +266,7 @@ struct Feed {
   __device__ void for_own_chunks(const Each& each) const {
     int row = own_row, column = own_column();
 #pragma unroll 1
-    for (int chunk = thread; chunk < chunks();) {
+    for (int chunk = recomputed(thread); chunk < chunks();) {
 #pragma unroll 1
       for (int half = 0; half < 2; ++half) each(chunk, row, column, half);
       chunk += int(blockDim.x);
@@ -252,17 +277,18 @@ struct Feed {
 
   // Begins to copy the next stage; what lies outside the image becomes 0.
   __device__ void copy() {
-    unsigned char* target = (S::kPrepared ? pixels : operands) + slot;
+    unsigned char* target = (S::kPrepared ? pixels() : operands) + slot;
     auto both_halves = [&](int row, const auto& each) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) each(next_row + row + kTile * h < height, h * half_bytes(), kTile * h * images.strides[2]);
+      for (int h = 0; h < 2; ++h) each(next_row + row + kTile * h < height(), h * half_bytes(), kTile * h * images.strides[2]);
     };
-    if (aligned) {
+    if (tables.margins.aligned) {
       if (own_bytes >= 0)
         both_halves(own_row, [&](bool inside, int place, int64_t offset) {
           copy_async(target + own_place + place, own_from + offset, inside ? own_bytes : 0);
         });
-      for (int chunk = thread + int(blockDim.x); chunk < chunks(); chunk += int(blockDim.x)) {
+#pragma unroll 1
+      for (int chunk = recomputed(thread) + int(blockDim.x); chunk < chunks(); chunk += int(blockDim.x)) {
         const int row = row_of(chunk), column = column_of(chunk, row), first_place = place_of(chunk, row, column);
         const Source* source = from(row, column);
         both_halves(row, [&](bool inside, int place, int64_t offset) {
@@ -271,7 +297,7 @@ struct Feed {
       }
     } else {
       for_own_chunks([&](int chunk, int row, int column, int half) {
-        const int count = next_row + row + kTile * half < height ? bytes_inside(column) / int(sizeof(Source)) : 0;
+        const int count = next_row + row + kTile * half < height() ? bytes_inside(column) / int(sizeof(Source)) : 0;
         const Source* source = from(row + kTile * half, column);
         struct alignas(16) {
           Source pixels[kPixels];
@@ -287,15 +313,16 @@ struct Feed {
     slot = slot + slot_bytes() == kSlots * slot_bytes() ? 0 : slot + slot_bytes();
     own_from += kStageRows * images.strides[2];
     next_row += kStageRows;
-    if (next_row < kStageRows * end_row) return;
-    next_row = kStageRows * first_row;
-    own_from += images.strides[1] - kStageRows * (end_row - first_row) * images.strides[2];
+    const Margins& m = tables.margins;
+    if (next_row < kStageRows * m.end_row) return;
+    next_row = kStageRows * m.first_row;
+    own_from += images.strides[1] - kStageRows * (m.end_row - m.first_row) * images.strides[2];
   }
 
   // Makes operands of the thread's oldest pixels, which begin in row `first`, for the stage at `stage` bytes.
   __device__ void prepare(int first, int stage) {
     for_own_chunks([&](int chunk, int row, int column, int half) {
-      const unsigned char* own = pixels + prepared_slot + 16 * (chunk + half * chunks());
+      const unsigned char* own = pixels() + prepared_slot + 16 * (chunk + half * chunks());
       unsigned char* target = operands + stage + operand_place(row + kTile * half, column);
       if constexpr (sizeof(Source) == 1) {  // the bits of v are v 2^-24 in binary16
         const uint4 chunk = *reinterpret_cast<const uint4*>(own);
@@ -311,7 +338,9 @@ struct Feed {
         for (int part = 0; part < kPixels; part += 4) {
           const Four<Source> four = *reinterpret_cast<const Four<Source>*>(own + 2 * part);
           float w[1][4], g[4];
-          weight.acuity_of_rows(first + row + kTile * half, recomputed(first_column + column + part), weight.gain, w);
+          const Weight& weight = tables.weight;
+          weight.acuity_of_rows(first + row + kTile * half, recomputed(tables.margins.first_column + column + part),
+                                weight.gain, w);
 #pragma unroll
           for (int k = 0; k < 4; ++k) g[k] = to_float(four.pixels[k]) - w[0][k] * to_float(four.pixels[k]);
           *reinterpret_cast<uint2*>(target + 2 * part) = make_uint2(Operand::pack(g[0], g[1]), Operand::pack(g[2], g[3]));
@@ -351,67 +380,94 @@ __device__ void finish(const FinishConstants& constants, const Weight& weight, i
     }
 }
 
-// Filters the strip of `channels` planes with taps that reach 16 D pixels, fewer than the image's sides less one. Returns the
+// Filters `tables.work` with taps that reach 16 D pixels, fewer than the image's sides less one. Returns the
 // channels of which this thread met a filtered row that is not finite, a bit for each: a product spreads infinities over
 // its tile, so these have to be filtered in the direct form.
 template <class Source, bool kAdjoint, int D>
-__device__ uint32_t filter_planes(const BlurParams& p, const Images& source, const Images& target, int64_t sample,
-                                  int64_t first_channel, int channels, const Strip& strip, float taps_sum, TapTables& tables,
-                                  unsigned char* memory) {
+__device__ uint32_t filter_planes(const BlurParams& p, const Images& source, const Images& target, float taps_sum,
+                                  TapTables& tables, unsigned char* memory) {
+  using F = Feed<Source, kAdjoint, D>;
   using S = Stages<Source, kAdjoint, D>;
   using Type = typename PixelsOf<Source>::Operand;
   using Operand = Mma16<Type>;
   constexpr int kTiles = 2 * D + 1, kHeldTiles = kTiles + 1, kAhead = S::kAhead, kLag = S::kLag;
   const int thread = recomputed(int(threadIdx.x));  // so that nothing of it is kept in registers for other radii
-  const int warp = uniform(thread / 32), lane = thread % 32, g = lane / 4, t = lane % 4;
-  const int radius = uniform(radius_of(p, sample));
-  const bool busy = warp < strip.columns;
-  // Read from shared memory where registers are short.
-  const std::conditional_t<kAdjoint || D == kMostReach, const Weight&, Weight> weight = tables.weight;
-  Feed<Source, kAdjoint, D> feed(source, weight, strip, sample, first_channel, thread, memory);
-  const int steps = (feed.end_row - feed.first_row) * channels;
+  const int warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
+  const Work& work = tables.work;
+  const Margins& margins = tables.margins;
+  const int height = int(p.shape[2]), width = int(p.shape[3]);
+  if (thread == 0) {
+    const Margins m = tables.margins = F::margins(p, source, work);
+    const int stages = m.end_row - m.first_row;
+    tables.steps = stages * work.channels;
+    tables.inner_tile = max(2 * m.first_row + D, (tables.radius + kTile * D) / (2 * kTile) + 1);
+    tables.end_inner_tile = min(2 * m.end_row - D, (2 * height - 1 - tables.radius - kTile * D) / (2 * kTile));
+    tables.moves_source = can_move_four(source, work.sample, work.first_channel);
+    tables.moves_target = can_move_four(target, work.sample, work.first_channel);
+    tables.weight = Weight(p, work.sample);
+    tables.output_row = target.strides[2] * size_of(target.dtype);
+    tables.output_plane = target.strides[1] * size_of(target.dtype) - kStageRows * stages * tables.output_row;
+    tables.grad_row = source.strides[2] * int(sizeof(Source));
+    tables.grad_plane = source.strides[1] * int(sizeof(Source)) - kStageRows * stages * tables.grad_row;
+  }
+  if (thread < work.channels)
+    tables.finish[thread] = finish_constants<Source, kAdjoint>(p, Weight(p, work.sample), work.first_channel + thread, taps_sum);
+  tables.spoiled[thread] = 0;
+  __syncthreads();
+  F feed(p, source, tables, thread, memory);
+  constexpr bool kShort = D == kMostReach;  // of registers: computes or reads again what another reach keeps
+  auto kept = [](int x) { return kShort ? recomputed(x) : x; };
+  const std::conditional_t<kShort, const int&, int> steps = tables.steps;
+  const std::conditional_t<kShort || kAdjoint, const Weight&, Weight> weight = tables.weight;
   for (int k = 0; k < kAhead; ++k) {
     if (k < steps) feed.copy();
     commit_copies();
   }
 
-  const int own_tile = strip.first_column + warp, staged_column = feed.first_column / kTile;
-  const Multiply<Type, kAdjoint> by_columns = {tables.pairs, Mirror(strip.width, radius), rows_as_columns(lane), lane};
-  const Multiply<Type, kAdjoint> by_rows = {tables.pairs, Mirror(strip.height, radius), rows_in_order(lane), lane};
-  const int first_column_tile = staged_column, end_column_tile = staged_column + feed.tiles;
-  const bool inner_column = own_tile - D >= first_column_tile && own_tile + D < end_column_tile &&
-                            !by_columns.mirror.at_first(kTile * (2 * own_tile - D)) &&
-                            !by_columns.mirror.at_last(kTile * (2 * own_tile + D));
+  // The warp's tile, the first tile that is read, and products with A_w and A_h; made where they are used.
+  const int held_tile = work.strip.first_column + warp;
+  auto own_tile = [&] { return kShort ? work.strip.first_column + recomputed(thread) / 32 : held_tile; };
+  auto first_column_tile = [&] { return margins.first_column / kTile; };
+  auto by_columns = [&] {
+    const int own_lane = kept(lane);
+    return Multiply<Type, kAdjoint>{tables.pairs, Mirror(width, tables.radius), rows_as_columns(own_lane), own_lane};
+  };
+  auto by_rows = [&] {
+    const int own_lane = kept(lane);
+    return Multiply<Type, kAdjoint>{tables.pairs, Mirror(height, tables.radius), rows_in_order(own_lane), own_lane};
+  };
+  const bool inner_column = own_tile() - D >= first_column_tile() && own_tile() + D < first_column_tile() + margins.tiles &&
+                            !by_columns().mirror.at_first(kTile * (2 * own_tile() - D)) &&
+                            !by_columns().mirror.at_last(kTile * (2 * own_tile() + D));
 
   // Bytes of stages, and the lane's places in one.
-  const int half_bytes = recomputed(kTile * 2 * S::stride(feed.tiles)), stage_bytes = 2 * half_bytes;
-  const int all_stages = recomputed(S::kOperands * stage_bytes);
-  const int tile_place = recomputed(feed.operand_place(lane / 16 * 8 + lane % 8, kTile * (own_tile - D - staged_column) + lane / 8 % 2 * 8));
-  const int sharp_place = recomputed(feed.operand_place(g, kTile * (own_tile - staged_column) + 4 * t));
-  const int column = kTile * own_tile + 4 * t, count = strip.width - column;
-  const bool whole = count >= 4 && can_move_four(target, sample, first_channel);
-  const int usual = recomputed(whole && target.dtype == dtype_of(Type{}));
-  const bool whole_source = count >= 4 && can_move_four(source, sample, first_channel);
-  if (thread < channels)
-    tables.finish[thread] =
-        finish_constants<Source, kAdjoint>(p, tables.weight, first_channel + thread, taps_sum);
+  const int held_half_bytes = recomputed(kTile * 2 * S::stride(margins.tiles));
+  auto half_bytes = [&] { return kShort ? kTile * 2 * S::stride(margins.tiles) : held_half_bytes; };
+  const int own_column = kTile * (own_tile() - first_column_tile());
+  const int tile_place = recomputed(feed.operand_place(lane / 16 * 8 + lane % 8, own_column - kTile * D + lane / 8 % 2 * 8));
+  auto sharp_at = [&](int tile_column) { return feed.operand_place(g, tile_column + 4 * t); };
+  const int held_sharp_place = recomputed(sharp_at(own_column));
+  auto sharp_place = [&] {
+    return kShort ? sharp_at(recomputed(kTile * (own_tile() - first_column_tile()))) : held_sharp_place;
+  };
+  auto column = [&] { return kTile * own_tile() + 4 * t; };
+  auto count = [&] { return width - column(); };
+  const bool usual = count() >= 4 && tables.moves_target && target.dtype == dtype_of(Type{});
+  constexpr int kUsual = 1, kInnerColumn = 2, kBusy = 4;
+  const int is = recomputed((usual ? kUsual : 0) | (inner_column ? kInnerColumn : 0) | (warp < work.strip.columns ? kBusy : 0));
   // The lane's first pixel in the first tile.
   auto first_pixel = [&](const Images& images) {
-    const int64_t offset = images.plane(sample, first_channel) + (kStageRows * feed.first_row + g) * images.strides[2] + column * images.strides[3];
+    const int64_t offset = images.plane(work.sample, work.first_channel) +
+                           (kStageRows * margins.first_row + g) * images.strides[2] + column() * images.strides[3];
     return static_cast<unsigned char*>(images.data) + offset * size_of(images.dtype);
   };
-  const int64_t output_row = target.strides[2] * size_of(target.dtype), grad_row = source.strides[2] * int(sizeof(Source));
   unsigned char* output = first_pixel(target);
   const unsigned char* grad = kAdjoint ? first_pixel(source) : nullptr;
-  // Tiles of rows that are read, and those whose taps mirror no pixel.
-  const int first_tile = recomputed(2 * feed.first_row), end_tile = recomputed(2 * feed.end_row);
-  const int inner_tile = recomputed(max(first_tile + D, (radius + kTile * D) / (2 * kTile) + 1));
-  const int end_inner_tile = recomputed(min(end_tile - D, (2 * strip.height - 1 - radius - kTile * D) / (2 * kTile)));
 
   uint32_t filtered[kHeldTiles][2][2] = {};  // the last tiles of rows, oldest first, as right operands of 8 columns each
-  uint32_t not_finite = 0, spoiled = 0;
-  int filtered_row = feed.first_row, filtered_channel = 0, filtered_at = 0;
-  int finished_row = feed.first_row, finished_channel = 0, finished_at = 0;
+  uint32_t not_finite = 0;
+  int filtered_row = margins.first_row, filtered_channel = 0, filtered_at = 0;
+  int finished_row = margins.first_row, finished_channel = 0, finished_at = 0;
   if (S::kPrepared) {
     wait_for_copies<kAhead - 1>();
     feed.prepare(kStageRows * filtered_row, 0);
@@ -427,43 +483,46 @@ __device__ uint32_t filter_planes(const BlurParams& p, const Images& source, con
       if (step + kAhead < steps) feed.copy();
       commit_copies();
     }
-    if (busy && step >= kLag && 2 * finished_row >= strip.first_row && 2 * finished_row < strip.end_row) {
+    if ((is & kBusy) && step >= kLag && 2 * finished_row >= work.strip.first_row && 2 * finished_row < work.strip.end_row) {
 #pragma unroll
       for (int u = 0; u < 2; ++u) {
         const int tile = 2 * finished_row + u, row = kTile * tile + g;
         float sums[2][4] = {};  // [eight columns][rows g, g + 8 x columns 2t, 2t + 1]
-        if (tile >= inner_tile && tile < end_inner_tile) {
+        if (tile >= tables.inner_tile && tile < tables.end_inner_tile) {
 #pragma unroll
-          for (int d = 0; d < kTiles; ++d) by_rows.band(tables.rows[d + kMostReach - D][lane], sums, filtered[u + d]);
+          for (int d = 0; d < kTiles; ++d)
+            Multiply<Type, kAdjoint>::band(tables.rows[d + kMostReach - D][lane], sums, filtered[u + d]);
         } else {
+          const Multiply<Type, kAdjoint> multiply = by_rows();
+          const int first = 2 * margins.first_row, end = 2 * margins.end_row;
 #pragma unroll
           for (int d = 0; d < kTiles; ++d) {
             const int r = recomputed(tile), q = r - D + d;
-            if (q < first_tile || q >= end_tile) continue;
-            by_rows.band(tables.rows[d + kMostReach - D][lane], sums, filtered[u + d]);
-            by_rows.mirrored(kTile * r, kTile * q, sums, filtered[u + d]);
+            if (q < first || q >= end) continue;
+            Multiply<Type, kAdjoint>::band(tables.rows[d + kMostReach - D][lane], sums, filtered[u + d]);
+            multiply.mirrored(kTile * r, kTile * q, sums, filtered[u + d]);
           }
         }
         Four<Source> grads[2];
         if constexpr (kAdjoint)
 #pragma unroll
           for (int h = 0; h < 2; ++h)
-            grads[h] = load_four<Source>(grad + (kTile * u + 8 * h) * grad_row, source.strides[3],
-                                         row + 8 * h < strip.height ? count : 0, whole_source);
+            grads[h] = load_four<Source>(grad + (kTile * u + 8 * h) * tables.grad_row, source.strides[3],
+                                         row + 8 * h < height ? count() : 0, tables.moves_source && count() >= 4);
         Four<Type> sharp[2];
 #pragma unroll
         for (int h = 0; h < 2; ++h)
-          sharp[h] = *reinterpret_cast<const Four<Type>*>(feed.operands + finished_at + sharp_place + u * half_bytes +
-                                                          h * (half_bytes / 2));
+          sharp[h] = *reinterpret_cast<const Four<Type>*>(feed.operands + finished_at + sharp_place() + u * half_bytes() +
+                                                          h * (half_bytes() / 2));
         float y[2][4];
-        finish<Source, kAdjoint>(tables.finish[finished_channel], weight, row, column, sharp, sums, grads, y);
+        finish<Source, kAdjoint>(tables.finish[finished_channel], weight, row, column(), sharp, sums, grads, y);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          unsigned char* four = output + (kTile * u + 8 * h) * output_row;
-          if (usual && row + 8 * h < strip.height) {
+          unsigned char* four = output + (kTile * u + 8 * h) * tables.output_row;
+          if ((is & kUsual) && row + 8 * h < height) {
             *reinterpret_cast<uint2*>(four) = make_uint2(Operand::pack(y[h][0], y[h][1]), Operand::pack(y[h][2], y[h][3]));
-          } else if (row + 8 * h < strip.height) {
-            store_four(target.dtype, four, target.strides[3], count, whole, y[h]);
+          } else if (row + 8 * h < height) {
+            store_four(target.dtype, four, target.strides[3], count(), tables.moves_target && count() >= 4, y[h]);
           }
         }
       }
@@ -474,27 +533,29 @@ __device__ uint32_t filter_planes(const BlurParams& p, const Images& source, con
       for (int n = 0; n < 2; ++n)
 #pragma unroll
         for (int h = 0; h < 2; ++h) filtered[d][n][h] = filtered[d + 2][n][h];
-    if (busy) {
+    if (is & kBusy) {
 #pragma unroll
       for (int u = 0; u < 2; ++u) {
         float along[2][4] = {};  // [eight rows][columns g, g + 8 x rows 2t, 2t + 1]
-        const unsigned char* tiles = feed.operands + filtered_at + tile_place + u * half_bytes;
+        const unsigned char* tiles = feed.operands + filtered_at + tile_place + u * half_bytes();
         auto multiply = [&](int d, const auto& each) {
           uint32_t m[4];
           load_matrices(tiles + 2 * kTile * d, m);
           const uint32_t x[2][2] = {{m[0], m[1]}, {m[2], m[3]}};
-          by_columns.band(tables.columns[d + kMostReach - D][lane], along, x);
+          Multiply<Type, kAdjoint>::band(tables.columns[d + kMostReach - D][lane], along, x);
           each(x);
         };
-        if (inner_column) {
+        if (is & kInnerColumn) {
 #pragma unroll
           for (int d = 0; d < kTiles; ++d) multiply(d, [](const auto&) {});
         } else {
+          const Multiply<Type, kAdjoint> by = by_columns();
+          const int first = first_column_tile(), end = first + margins.tiles;
 #pragma unroll
           for (int d = 0; d < kTiles; ++d) {
-            const int own = recomputed(own_tile), q = own - D + d;
-            if (q < first_column_tile || q >= end_column_tile) continue;
-            multiply(d, [&](const uint32_t(&x)[2][2]) { by_columns.mirrored(kTile * own, kTile * q, along, x); });
+            const int own = recomputed(own_tile()), q = own - D + d;
+            if (q < first || q >= end) continue;
+            multiply(d, [&](const uint32_t(&x)[2][2]) { by.mirrored(kTile * own, kTile * q, along, x); });
           }
         }
 #pragma unroll
@@ -507,22 +568,22 @@ __device__ uint32_t filter_planes(const BlurParams& p, const Images& source, con
           }
       }
     }
+    const int stage_bytes = 2 * half_bytes(), all_stages = S::kOperands * stage_bytes;
     if (step >= kLag) {
       finished_at = finished_at + stage_bytes == all_stages ? 0 : finished_at + stage_bytes;
-      output += kStageRows * output_row;
-      grad += kStageRows * grad_row;
-      if (++finished_row == feed.end_row) {
-        finished_row = feed.first_row;
-        const int stages = feed.end_row - feed.first_row;
-        output += target.strides[1] * size_of(target.dtype) - kStageRows * stages * output_row;
-        grad += source.strides[1] * int(sizeof(Source)) - kStageRows * stages * grad_row;
+      output += kStageRows * tables.output_row;
+      if (kAdjoint) grad += kStageRows * tables.grad_row;
+      if (++finished_row == margins.end_row) {
+        finished_row = margins.first_row;
+        output += tables.output_plane;
+        if (kAdjoint) grad += tables.grad_plane;
         ++finished_channel;
       }
     }
-    if (++filtered_row == feed.end_row) {
-      spoiled |= uint32_t((not_finite & 0x7fff7fffu) != 0) << filtered_channel;
+    if (++filtered_row == margins.end_row) {
+      if (not_finite & 0x7fff7fffu) tables.spoiled[thread] |= 1u << filtered_channel;
       not_finite = 0;
-      filtered_row = feed.first_row;
+      filtered_row = margins.first_row;
       ++filtered_channel;
     }
     if (step + 1 >= steps) continue;
@@ -534,7 +595,7 @@ __device__ uint32_t filter_planes(const BlurParams& p, const Images& source, con
       commit_copies();
     }
   }
-  return spoiled;
+  return tables.spoiled[thread];
 }
 
 }  // namespace fovblur
