@@ -3,8 +3,8 @@
 // A block makes up to 16 tiles of 16 columns, a warp each, for some channels of a sample, and walks down the rows, 16 at a
 // time, from one channel into the next. Rows of pixels are copied to shared memory as they are, some steps ahead.
 // The reflected border is folded into A: A[i, p] = tap(p - i) + tap(p + i) + tap(p + i - 2 (n - 1)), the last two for inner p
-// only. Away from the border A_h is a Toeplitz band, whose tiles are
-// the same for every step; near it, tiles of the mirrored terms are multiplied too.
+// only. Away from the border A_h is a Toeplitz band, whose tiles are the same for every step; near it, tiles of the mirrored
+// terms are multiplied too.
 // Rows are filtered first and transposed: A_w X^T leaves the tensor cores just as A_h (X A_w^T) wants its right operand, so
 // the filtered rows of the last 2 D + 1 steps stay in registers, 16 D being the radius rounded up. Row m of a tile of A_w is
 // column 4 (m / 2) + m % 2, and from m = 8 on two columns further, so that a lane ends up with four neighbouring outputs.
@@ -380,9 +380,9 @@ __device__ void finish(const FinishConstants& constants, const Weight& weight, i
     }
 }
 
-// Filters `tables.work` with taps that reach 16 D pixels, fewer than the image's sides less one. Returns the
-// channels of which this thread met a filtered row that is not finite, a bit for each: a product spreads infinities over
-// its tile, so these have to be filtered in the direct form.
+// Filters `tables.work` with taps that reach 16 D pixels, fewer than the image's sides less one. Returns the channels of
+// which this thread met a filtered row that is not finite, a bit for each: a product spreads infinities over its tile, so
+// these have to be filtered in the direct form.
 template <class Source, bool kAdjoint, int D>
 __device__ uint32_t filter_planes(const BlurParams& p, const Images& source, const Images& target, float taps_sum,
                                   TapTables& tables, unsigned char* memory) {
@@ -415,8 +415,8 @@ __device__ uint32_t filter_planes(const BlurParams& p, const Images& source, con
   tables.spoiled[thread] = 0;
   __syncthreads();
   F feed(p, source, tables, thread, memory);
-  constexpr bool kShort = D == kMostReach;  // of registers: computes or reads again what another reach keeps
-  auto kept = [](int x) { return kShort ? recomputed(x) : x; };
+  // The largest reach is short of registers, its gradient most: they compute or read again what others keep.
+  constexpr bool kShort = D == kMostReach, kShortest = kShort && kAdjoint;
   const std::conditional_t<kShort, const int&, int> steps = tables.steps;
   const std::conditional_t<kShort || kAdjoint, const Weight&, Weight> weight = tables.weight;
   for (int k = 0; k < kAhead; ++k) {
@@ -428,13 +428,14 @@ __device__ uint32_t filter_planes(const BlurParams& p, const Images& source, con
   const int held_tile = work.strip.first_column + warp;
   auto own_tile = [&] { return kShort ? work.strip.first_column + recomputed(thread) / 32 : held_tile; };
   auto first_column_tile = [&] { return margins.first_column / kTile; };
+  auto own_lane = [&] { return kShortest ? recomputed(lane) : lane; };
   auto by_columns = [&] {
-    const int own_lane = kept(lane);
-    return Multiply<Type, kAdjoint>{tables.pairs, Mirror(width, tables.radius), rows_as_columns(own_lane), own_lane};
+    const int l = own_lane();
+    return Multiply<Type, kAdjoint>{tables.pairs, Mirror(width, tables.radius), rows_as_columns(l), l};
   };
   auto by_rows = [&] {
-    const int own_lane = kept(lane);
-    return Multiply<Type, kAdjoint>{tables.pairs, Mirror(height, tables.radius), rows_in_order(own_lane), own_lane};
+    const int l = own_lane();
+    return Multiply<Type, kAdjoint>{tables.pairs, Mirror(height, tables.radius), rows_in_order(l), l};
   };
   const bool inner_column = own_tile() - D >= first_column_tile() && own_tile() + D < first_column_tile() + margins.tiles &&
                             !by_columns().mirror.at_first(kTile * (2 * own_tile() - D)) &&
@@ -442,13 +443,13 @@ __device__ uint32_t filter_planes(const BlurParams& p, const Images& source, con
 
   // Bytes of stages, and the lane's places in one.
   const int held_half_bytes = recomputed(kTile * 2 * S::stride(margins.tiles));
-  auto half_bytes = [&] { return kShort ? kTile * 2 * S::stride(margins.tiles) : held_half_bytes; };
+  auto half_bytes = [&] { return kShortest ? kTile * 2 * S::stride(margins.tiles) : held_half_bytes; };
   const int own_column = kTile * (own_tile() - first_column_tile());
   const int tile_place = recomputed(feed.operand_place(lane / 16 * 8 + lane % 8, own_column - kTile * D + lane / 8 % 2 * 8));
   auto sharp_at = [&](int tile_column) { return feed.operand_place(g, tile_column + 4 * t); };
   const int held_sharp_place = recomputed(sharp_at(own_column));
   auto sharp_place = [&] {
-    return kShort ? sharp_at(recomputed(kTile * (own_tile() - first_column_tile()))) : held_sharp_place;
+    return kShortest ? sharp_at(recomputed(kTile * (own_tile() - first_column_tile()))) : held_sharp_place;
   };
   auto column = [&] { return kTile * own_tile() + 4 * t; };
   auto count = [&] { return width - column(); };
@@ -550,10 +551,10 @@ __device__ uint32_t filter_planes(const BlurParams& p, const Images& source, con
           for (int d = 0; d < kTiles; ++d) multiply(d, [](const auto&) {});
         } else {
           const Multiply<Type, kAdjoint> by = by_columns();
-          const int first = first_column_tile(), end = first + margins.tiles;
+          const int first = first_column_tile(), end = first + margins.tiles, middle = own_tile();
 #pragma unroll
           for (int d = 0; d < kTiles; ++d) {
-            const int own = recomputed(own_tile()), q = own - D + d;
+            const int own = recomputed(middle), q = own - D + d;
             if (q < first || q >= end) continue;
             multiply(d, [&](const uint32_t(&x)[2][2]) { by.mirrored(kTile * own, kTile * q, along, x); });
           }
