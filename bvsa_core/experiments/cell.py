@@ -107,6 +107,17 @@ def load_scores(folder: Path) -> list[RunResult]:
 
 def levels_of(name: str, options: object) -> list[Level]:
     """Return every blur level that a method asks for, in training and at retrieval."""
-    shape = encoders.InputSpec(channels=17, time=250, embedding=2)  # on which no level depends
-    method = methods.method_class(name)(options, functools.partial(encoders.build, "eeg_project"), 1, shape)
+    method = _small_method(name, options)
     return list(dict.fromkeys([*method.training_levels(), *method.gallery_levels()]))
+
+
+def gallery_level_of(name: str, options: object) -> Level:
+    """Return the blur level of the images that a method retrieves; the middle one of several."""
+    levels = _small_method(name, options).gallery_levels()
+    return levels[len(levels) // 2]
+
+
+def _small_method(name: str, options: object) -> methods.Method:
+    """Return a method to ask for its blur levels, which do not depend on the shape of recordings."""
+    shape = encoders.InputSpec(channels=17, time=250, embedding=2)
+    return methods.method_class(name)(options, functools.partial(encoders.build, "eeg_project"), 1, shape)

@@ -6,18 +6,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
-import fovblur
 from bvsa_core.data.dataset import concept_of
 from bvsa_core.errors import UserError
-from bvsa_core.experiments.cell import SCORES, levels_of, load_scores
+from bvsa_core.experiments.cell import SCORES, gallery_level_of, levels_of, load_scores
+from bvsa_core.experiments.recording_cache import RecordingCache
 from bvsa_core.experiments.repetitions import repetition_curves
 from bvsa_core.experiments.results import GridRow
-from bvsa_core.experiments.thumbnails import ThumbnailCache, jpeg
+from bvsa_core.experiments.thumbnails import Blur, ThumbnailCache, jpeg
 from bvsa_core.io.text_files import flatten
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.report.comparison_table import ComparisonRow
@@ -29,7 +27,7 @@ from bvsa_core.training.config import RunConfig, to_dict
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.run_folder import RunFolder
 from bvsa_core.vision.clip import image_size_of
-from bvsa_core.vision.views import SHARP
+from bvsa_core.vision.views import SHARP, Falloff, Level
 
 TOP = 5
 RETRIEVALS = 12  # runs whose retrieved images are shown
@@ -201,16 +199,17 @@ def build_report(
     Images are read from the folder `data`; default: the data folder named by each run.
     """
     chosen = _round_robin([row for row in rows if row.runs], RETRIEVALS)
-    cache = ThumbnailCache(data)
+    cache, recordings = ThumbnailCache(data), RecordingCache(data)
     retrievals = []
     for done, (row, run) in enumerate(chosen, start=1):
-        retrievals.append(_retrieval(row, run, cache))
+        retrievals.append(_retrieval(row, run, cache, recordings))
         progress("retrieved images", done, len(chosen))
     messages = []
     if (runs := sum(len(row.runs) for row in rows)) > len(chosen):
         messages.append(f"{len(chosen)} of {runs} runs are shown, the first of every row; 'bvsa report RUN' shows any.")
-    if (longest := max((len(each.similarity) for each in retrievals), default=0)) > QUERIES:
+    if (longest := max((len(each.ranks) for each in retrievals), default=0)) > QUERIES:
         messages.append(f"Of up to {longest} recordings of a run the first {QUERIES} are shown.")
+    messages += recordings.messages
     missing = {"retrieved": " ".join(messages)} if messages else {}
     blur_examples = _blur_examples(rows, cache)
     images = cache.images(progress)
@@ -220,7 +219,7 @@ def build_report(
     elif cache.full:
         remedy = "to see them, run 'bvsa report RUN' with fewer runs"
         missing["images"] = f"Some images are not shown, to keep the page small; {remedy}."
-    return Report(title, rows, images, retrievals, blur_examples, missing, provenance)
+    return Report(title, rows, images, retrievals, recordings.examples, blur_examples, missing, provenance)
 
 
 def _round_robin(rows: Sequence[ReportRow], limit: int) -> list[tuple[ReportRow, RunSummary]]:
@@ -230,26 +229,33 @@ def _round_robin(rows: Sequence[ReportRow], limit: int) -> list[tuple[ReportRow,
     return [(rows[i], rows[i].runs[turn]) for i, turn in sorted(runs[:limit])]
 
 
-def _retrieval(row: ReportRow, run: RunSummary, cache: ThumbnailCache) -> RetrievalExample:
+def _retrieval(row: ReportRow, run: RunSummary, cache: ThumbnailCache, recordings: RecordingCache) -> RetrievalExample:
     """Compute what a run retrieves, and request thumbnails of it."""
     folder = RunFolder(run.folder)
-    result = folder.result()
+    result, config = folder.result(), folder.config()
     scores = similarity(folder.embeddings(), row.result.protocol.scoring(result.reliability))
-    indices = [cache.index_of(run.settings["data"], image) for image in result.images]
+    data = run.settings["data"]
+    indices = [cache.index_of(data, image) for image in result.images]
     ordered = scores[:QUERIES].sort(dim=1, descending=True, stable=True)
     top = [[indices[i] for i in best] for best in ordered.indices[:, :TOP].tolist()]
-    targets = indices[: len(top)]
-    cache.request([*targets, *(index for best in top for index in best)])
+    level = gallery_level_of(config.method, config.method_options)
+    blur = Blur(level, Falloff(config.decay, config.falloff), image_size_of(config.vision))
+    views = [] if level == SHARP else [cache.index_of(data, image, blur) for image in result.images[: len(top)]]
+    cache.request([*indices[: len(top)], *(index for best in top for index in best), *views])
     return RetrievalExample(
         label=row.label,
         data=row.comparison.data,
         subject=run.result.subject,
         seed=run.result.seed,
-        targets=targets,
-        ranks=run.result.ranks[:QUERIES],
+        targets=indices,
+        ranks=run.result.ranks,
         top=top,
         scores=ordered.values[:, :TOP].tolist(),
         similarity=scores.numpy(),
+        row=row.number,
+        views=views,
+        view_level=_level_name(level) if views else "",
+        recordings=recordings.index_of(config, result, len(top)),
     )
 
 
@@ -269,9 +275,11 @@ def _blur_examples(rows: Sequence[ReportRow], cache: ThumbnailCache) -> list[Blu
         originals = [cache.read(row.runs[0].settings["data"], name, size) for name in names]
         if any(image is None for image in originals):
             continue
-        blurred = _blur(np.stack([image for image in originals if image is not None]), levels, config)
+        sharp = np.stack([image for image in originals if image is not None])
+        falloff = Falloff(config.decay, config.falloff)
+        blurred = np.stack([sharp, *(Blur(level, falloff, size).apply(sharp) for level in levels)], axis=1)
         counts = [run.metrics[-1].get("blur", {}) for run in row.runs if run.metrics]
-        level_names = [f"k{level.kernel_size} gain {level.gain:g}" for level in levels]
+        level_names = [_level_name(level) for level in levels]
         shares: list[float | None] = [None] * len(levels)
         if counts and all(counts):
             shares = [
@@ -289,11 +297,6 @@ def _blur_examples(rows: Sequence[ReportRow], cache: ThumbnailCache) -> list[Blu
     return list(examples.values())
 
 
-def _blur(images: np.ndarray, levels: Sequence[Any], config: RunConfig) -> np.ndarray:
-    """Return images (N, side, side, 3) not blurred and at every level: (N, 1 + levels, side, side, 3)."""
-    originals = torch.from_numpy(images).permute(0, 3, 1, 2)
-    sizes, gains = (torch.tensor(values).repeat(len(images)) for values in zip(*levels))
-    batch = originals.repeat_interleave(len(levels), dim=0)
-    batch = fovblur.foveated_blur(batch, kernel_size=sizes, gain=gains, decay=config.decay, falloff=config.falloff)
-    both = torch.cat([originals[:, None], batch.unflatten(0, (len(images), len(levels)))], dim=1)
-    return both.permute(0, 1, 3, 4, 2).contiguous().numpy()
+def _level_name(level: Level) -> str:
+    """Return the name of a blur level, as in metrics.jsonl."""
+    return f"k{level.kernel_size} gain {level.gain:g}"

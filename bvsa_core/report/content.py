@@ -51,8 +51,20 @@ class GalleryImage:
 
 
 @dataclass(frozen=True)
+class RecordingExamples:
+    """Test recordings of one subject as the page shows them: means over repetitions, at a few channels and times."""
+
+    subject: str
+    values: np.ndarray  # (shown queries, channels, time) float32
+    times: Sequence[float]  # (time,) seconds after image onset
+    channels: Sequence[str]
+    recorded_channels: int  # how many the recordings have
+    units: str  # empty where unknown
+
+
+@dataclass(frozen=True)
 class RetrievalExample:
-    """What one run retrieves for every test recording."""
+    """What one run retrieves for every test recording; the first recordings are shown."""
 
     label: str
     data: str
@@ -60,9 +72,13 @@ class RetrievalExample:
     seed: int
     targets: list[int]  # (queries,) correct image, as an index into Report.images
     ranks: list[int]  # (queries,) rank of the correct image, from 1
-    top: list[list[int]]  # (queries, 5) indices into Report.images, best first
-    scores: list[list[float]]  # (queries, 5)
+    top: list[list[int]]  # (shown queries, 5) indices into Report.images, best first
+    scores: list[list[float]]  # (shown queries, 5)
     similarity: np.ndarray  # (queries, images)
+    row: int = 0  # number of its row in the table
+    views: list[int] = field(default_factory=list)  # (shown queries,) correct images as the run sees them, blurred
+    view_level: str = ""  # of the blur of `views`
+    recordings: int | None = None  # index into Report.recordings
 
 
 @dataclass(frozen=True)
@@ -110,6 +126,7 @@ class Report:
     rows: Sequence[ReportRow]
     images: Sequence[GalleryImage] = ()
     retrievals: Sequence[RetrievalExample] = ()
+    recordings: Sequence[RecordingExamples] = ()
     blur_examples: Sequence[BlurExample] = ()
     missing: dict[str, str] = field(default_factory=dict)  # section of the page: why something is not shown
     provenance: dict[str, str] = field(default_factory=dict)  # command, versions, commit, date

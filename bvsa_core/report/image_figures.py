@@ -89,7 +89,7 @@ def similarity_figure(data: str, retrievals: Sequence[RetrievalExample]) -> Figu
         rows = math.ceil(len(retrievals) / columns)
         figure, axes = subplots(rows, columns, 1.08 * min(WIDTH / columns, 3.4) * rows + 0.5)
         for panel, retrieval in zip(axes.flat, retrievals):
-            matrix = panel.imshow(retrieval.similarity, cmap="cividis", vmin=low, vmax=high)
+            matrix = panel.imshow(retrieval.similarity, cmap="cividis", vmin=low, vmax=high, interpolation="none")
             panel.set(
                 title=textwrap.fill(retrieval.label, 40 if columns > 1 else 80), xlabel="image", ylabel="recording"
             )

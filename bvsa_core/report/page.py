@@ -5,22 +5,29 @@ The template escapes all text that comes from files, and a content security poli
 
 import base64
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from bvsa_core.io.text_files import flatten
 from bvsa_core.report.comparison_table import ABSENT, caveats, notes
-from bvsa_core.report.content import Report, ReportRow
+from bvsa_core.report.content import RecordingExamples, Report, ReportRow, RetrievalExample
+from bvsa_core.report.head_map import EDGE, map_weights
 from bvsa_core.report.result_figures import report_figures, subject_bars
 from bvsa_core.report.style import to_svg
 from bvsa_core.report.tables import ADDED, interval, scoring_text
+from bvsa_core.retrieval.gates import INDUCTIVE
+from bvsa_core.retrieval.statistics import PairedHits, compare_hits
 
 SECTIONS = {
-    "results": "Results", "training": "Training", "blur": "Blur", "retrieved": "Retrieved images",
+    "results": "Results", "retrieved": "Retrieved images", "training": "Training", "blur": "Blur",
     "similarity": "Similarity", "repetitions": "Repetitions", "decoding": "Where and when", "origin": "Provenance",
 }  # fmt: skip
 # Parts of the protocol that are named once above the table where all rows share them.
@@ -29,6 +36,10 @@ _TAGS = {
     "sampling_rate": "{:g} Hz", "window": "{0[0]:g} to {0[1]:g} s", "source": "source {}",
     "repetitions": "{} repetitions averaged", "encoder": "images by {}",
 }  # fmt: skip
+RANKS = ((1, 1), (2, 5), (6, 10), (11, 50), (51, None))  # groups of ranks of the correct image
+INSTEAD = 4  # images named that are found in place of the correct one
+PAIRS = 10  # of runs in the table of pairs; any two can be chosen
+STATIC = 3  # recordings shown without JavaScript
 
 
 def to_html(report: Report) -> str:
@@ -48,9 +59,14 @@ def to_html(report: Report) -> str:
         data_uri=data_uri,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         sections=SECTIONS,
+        headlines=headlines(report),
         table=results_table(report.rows),
         figures={name: [(each, Markup(to_svg(each))) for each in figures if each.section == name] for name in SECTIONS},
         data=_retrieval_data(report),
+        misses=[misses(report, each) for each in _first_of_rows(report)],
+        rank_groups=[_range(*ends) for ends in RANKS],
+        pairs=_pairs_of_rows(report)[:PAIRS],
+        static=STATIC,
         subjects=[(data, _subject_table(rows)) for data, rows in report.rows_by_data.items()],
         settings=_settings(report),
     )
@@ -96,21 +112,141 @@ def data_uri(jpeg: bytes) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
+def headlines(report: Report) -> list[tuple[str, ReportRow | None, int]]:
+    """Return for each data its best row that is a fair test, None if no row is, and the number of test images.
+
+    A fair test is inductive, without a leak or shuffled texts, and its epoch was not selected on the test set.
+    """
+    best = []
+    for data, rows in report.rows_by_data.items():
+        fair = [row for row in rows if _is_fair(row)]
+        images = len(rows[0].runs[0].result.ranks)
+        best.append((data, max(fair, key=lambda row: row.result.top1, default=None), images))
+    return best
+
+
+def _is_fair(row: ReportRow) -> bool:
+    protocol = row.result.protocol
+    tested = protocol.knowledge == INDUCTIVE and not protocol.selection.startswith("oracle")
+    return tested and not protocol.leak and protocol.texts != "shuffled"
+
+
+@dataclass(frozen=True)
+class Misses:
+    """How far from the first place a run ranks the correct images, and what it finds instead."""
+
+    name: str
+    shares: list[float]  # of recordings, by the groups of RANKS
+    instead: list[tuple[str, int]]  # concepts found first for several wrong recordings, and how often
+
+
+def misses(report: Report, retrieval: RetrievalExample) -> Misses:
+    """Group the recordings of a run by the rank of the correct image, and count what is found first instead."""
+    ranks = np.array(retrieval.ranks)
+    shares = [float(((ranks >= low) & (ranks <= (high or ranks.max()))).mean()) for low, high in RANKS]
+    wrong = Counter(best[0] for best, target in zip(retrieval.top, retrieval.targets) if best[0] != target)
+    instead = [(report.images[index].concept, count) for index, count in wrong.most_common(INSTEAD) if count > 1]
+    return Misses(_run_name(report, retrieval), shares, instead)
+
+
+def _range(low: int, high: int | None) -> str:
+    if high is None:
+        return f"{low} or more"
+    return f"{low} to {high}" if high > low else str(low)
+
+
+def _first_of_rows(report: Report) -> list[RetrievalExample]:
+    """Return the first run shown of every row."""
+    return [*{each.row: each for each in reversed(report.retrievals)}.values()][::-1]
+
+
+def comparable(retrievals: Iterable[RetrievalExample]) -> list[tuple[RetrievalExample, RetrievalExample, PairedHits]]:
+    """Compare the hits at rank 1 of every two runs that were tested on the same images."""
+    return [
+        (one, other, compare_hits(np.equal(one.ranks, 1), np.equal(other.ranks, 1)))
+        for one, other in itertools.combinations(retrievals, 2)
+        if one.data == other.data and one.targets == other.targets
+    ]
+
+
+def _pairs_of_rows(report: Report) -> list[tuple[str, str, PairedHits, str]]:
+    """Return names and comparison of the first runs of two rows, and which runs they are, for the script.
+
+    The best row of each data is compared first, with all others.
+    """
+    places = {id(each): place for place, each in enumerate(report.retrievals)}
+    best = [max(rows, key=lambda row: row.result.top1).number for rows in report.rows_by_data.values()]
+    runs = sorted(_first_of_rows(report), key=lambda run: run.row not in best)
+    return [
+        (_run_name(report, one), _run_name(report, other), hits, f"{places[id(one)]} {places[id(other)]}")
+        for one, other, hits in comparable(runs)
+    ]
+
+
+def _run_name(report: Report, retrieval: RetrievalExample) -> str:
+    data = [retrieval.data] if len(report.rows_by_data) > 1 else []
+    return ", ".join([retrieval.label, *data, retrieval.subject, f"seed {retrieval.seed}"])
+
+
 def _retrieval_data(report: Report) -> dict:
     """Return the data of the page's script as plain JSON values."""
     runs: list[dict[str, Any]] = []
     for each in report.retrievals:
-        data = [each.data] if len(report.rows_by_data) > 1 else []
-        scores = [[round(score, 3) for score in scores] for scores in each.scores]
-        name = ", ".join([each.label, *data, each.subject, f"seed {each.seed}"])
-        runs.append({"name": name, "targets": each.targets, "ranks": each.ranks, "top": each.top, "scores": scores})
-    used = {index for run in runs for row in [run["targets"], *run["top"]] for index in row}
+        shown = len(each.top)
+        runs.append(
+            {
+                "name": _run_name(report, each),
+                "row": each.row,
+                "targets": each.targets[:shown],
+                "ranks": each.ranks[:shown],
+                "top": each.top,
+                "scores": [[round(score, 3) for score in scores] for scores in each.scores],
+                "views": each.views,
+                "level": each.view_level,
+                "recordings": each.recordings,
+            }
+        )
+    used = {index for run in runs for row in [run["targets"], run["views"], *run["top"]] for index in row}
     images = {
         index: [image.concept, image.name, data_uri(image.thumbnail) if image.thumbnail else ""]
         for index, image in enumerate(report.images)
         if index in used
     }
-    return {"runs": runs, "images": images}
+    places = {id(each): place for place, each in enumerate(report.retrievals)}
+    pairs = {
+        f"{places[id(one)]} {places[id(other)]}": [hits.both, hits.only_first, hits.only_second, hits.neither, hits.p]
+        for one, other, hits in comparable(report.retrievals)
+    }
+    groups = [[low, high, _range(low, high)] for low, high in RANKS]
+    recordings = [_recording_data(each) for each in report.recordings]
+    return {"runs": runs, "images": images, "recordings": recordings, "pairs": pairs, "groups": groups}
+
+
+def _recording_data(recordings: RecordingExamples) -> dict:
+    """Return recordings as the page's script takes them: whole numbers of a byte, in base64."""
+    values, scale = _quantised(recordings.values)
+    weights = map_weights(recordings.channels)
+    map_values, _ = _quantised(np.zeros(0) if weights is None else weights)
+    shown = len(recordings.channels)
+    return {
+        "subject": recordings.subject,
+        "times": [round(1000 * time) for time in recordings.times],
+        "channels": shown,
+        "about": f"{shown} of {recordings.recorded_channels} channels",
+        "units": recordings.units,
+        "scale": scale,
+        "values": values,
+        "map": map_values,
+        "side": 0 if weights is None else weights.shape[0],
+        "edge": EDGE,
+    }
+
+
+def _quantised(values: np.ndarray) -> tuple[str, float]:
+    """Return values as bytes from -127 to 127 in base64, -128 where they are NaN, and what 127 stands for."""
+    largest = float(np.nanmax(np.abs(values), initial=0)) or 1.0
+    whole = np.where(np.isnan(values), -128, np.round(127 * values / largest)).astype(np.int8)
+    return base64.b64encode(whole.tobytes()).decode(), largest
 
 
 def _settings(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -4,6 +4,7 @@ The palette is Okabe and Ito's, which is readable with any colour vision. Dashes
 one of its eight colours.
 """
 
+import base64
 import io
 import math
 import re
@@ -17,6 +18,7 @@ import matplotlib
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from PIL import Image
 
 from bvsa_core.io.atomic import write_atomically
 
@@ -78,10 +80,18 @@ def to_svg(spec: FigureSpec) -> str:
     text = re.sub(r'<g id="rows ([\d ]+)">', r'<g data-rows="\1">', text)
     text = re.sub(r'<g id="[A-Za-z]+[\d._]*">', "<g>", text)
     text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", text, count=1)
+    text = re.sub(r"(?<=data:image/png;base64,)[A-Za-z0-9+/=\s]+", lambda match: _smaller_png(match[0]), text)
     variables = {INK: "ink", QUIET: "quiet", RULE: "rule", **{colour: f"c{i}" for i, colour in enumerate(PALETTE)}}
     for colour, name in variables.items():
         text = text.replace(colour, f"var(--{name})")
     return text.strip()
+
+
+def _smaller_png(content: str) -> str:
+    """Encode a PNG file in base64 again, with a palette: its colours are those of a colour map, at most 256."""
+    file = io.BytesIO()
+    Image.open(io.BytesIO(base64.b64decode(content))).quantize(256).save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def curve_style(index: int) -> dict[str, str]:

@@ -129,6 +129,30 @@ def wilcoxon(first: ArrayLike, second: ArrayLike) -> float:
     return float(min(1.0, 2 * ways[: extreme + 1].sum() / ways.sum()))
 
 
+@dataclass(frozen=True)
+class PairedHits:
+    """Which of the same test images two runs find."""
+
+    both: int
+    only_first: int
+    only_second: int
+    neither: int
+    p: float  # two-sided, of McNemar's test, exact: binomial over the images that one run alone finds
+
+
+def compare_hits(first: ArrayLike, second: ArrayLike) -> PairedHits:
+    """Compare the hits (images,) bool of two runs (McNemar, Psychometrika 1947).
+
+    >>> compare_hits([True, True, True, False], [False, False, True, False])
+    PairedHits(both=1, only_first=2, only_second=0, neither=1, p=0.5)
+    """
+    first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    both, neither = int((first & second).sum()), int((~first & ~second).sum())
+    one, other = int((first & ~second).sum()), int((second & ~first).sum())
+    p = float(scipy.stats.binomtest(one, one + other).pvalue) if one + other else 1.0
+    return PairedHits(both, one, other, neither, p)
+
+
 def least_p(subjects: int) -> float:
     """Return the smallest p that `wilcoxon` can give: all subjects agree.
 

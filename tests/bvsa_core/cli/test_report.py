@@ -6,8 +6,10 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -16,7 +18,10 @@ from PIL import Image
 
 from bvsa_core.cli import main
 from bvsa_core.cli.provenance import commit_of
-from bvsa_core.experiments import report_data, thumbnails
+from bvsa_core.data.dataset import Dataset
+from bvsa_core.data.split import load_split
+from bvsa_core.errors import UserError
+from bvsa_core.experiments import recording_cache, report_data, thumbnails
 from bvsa_core.experiments.report_data import build_report, find_runs, group_runs
 from bvsa_core.training.run_folder import RunFolder
 
@@ -56,7 +61,7 @@ def browse(page: Path, *flags: str, fragment: str = "") -> str:
     url = f"file://{page}{fragment}"
     process = subprocess.run([*command, *flags, url], capture_output=True, text=True, timeout=120)
     assert process.returncode == 0 and "CONSOLE" not in process.stderr, process.stderr
-    return process.stdout
+    return re.sub(r"<noscript>.*?</noscript>", "", process.stdout, flags=re.DOTALL)
 
 
 def test_a_page_is_made_of_runs(runs, page):
@@ -67,12 +72,19 @@ def test_a_page_is_made_of_runs(runs, page):
     assert "absent" not in text.split("</style>", 1)[1].split("<noscript>")[0]
     assert "<dt>command</dt><dd>bvsa report" in text
     assert not re.search(r"https?:", text) and len(text) < 1e6
+    (recordings,) = data_of(page)["recordings"]  # of both runs, which are of the same subject
+    assert recordings["subject"] == "sub-01" and len(recordings["times"]) == 50 and recordings["side"]
     shown = data_of(page)["runs"]
     assert [run["name"] for run in shown] == [f"{name}, sub-01, seed 0" for name in names]
     for name, run in zip(("bvsa", "vanilla"), shown):
         assert run["ranks"] == json.loads((runs / name / "result.json").read_text())["ranks"]
         places = [top.index(target) + 1 if target in top else 6 for top, target in zip(run["top"], run["targets"])]
-        assert places == [min(6, rank) for rank in run["ranks"]]
+        assert places == [min(6, rank) for rank in run["ranks"]] and run["recordings"] == 0
+    blurred, sharp = shown
+    assert blurred["level"] == "k51 gain 0.5" and sharp["views"] == []
+    images = data_of(page)["images"]
+    for seen, view in zip(blurred["targets"], blurred["views"]):
+        assert images[str(seen)][:2] == images[str(view)][:2] and images[str(seen)][2] != images[str(view)][2]
     figures = {path.name for path in (page.parent / "figures").iterdir()}
     expected = {"levels-bvsa-corrected.png", "blurred-bvsa-corrected.pdf"}
     assert expected | {"repetitions-synthetic-eeg-intra-subject.pdf"} <= figures
@@ -109,6 +121,57 @@ def test_filters_work_by_address_and_by_typing(page, tmp_path):
     assert re.findall(r'data-concept="([^"]*)"', html) == [name for name in names if names[3] in name]
     title = re.search(r"<title>(.*?)</title>", html)[1]
     assert title == f"#q={names[3].upper().replace(' ', '+')} dark dark"
+
+
+def act(page: Path, folder: Path, script: str, fragment: str = "") -> str:
+    """Run a script, which sets the title, after the page's own, and return the title."""
+    without_policy = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
+    (folder / "acted.html").write_text(f"{without_policy}<script>{script}</script>")
+    html = browse(folder / "acted.html", "--dump-dom", fragment=fragment)
+    return unescape(re.search(r"<title>(.*?)</title>", html)[1])
+
+
+@needs_browser
+def test_the_table_is_sorted_and_rows_are_hidden_in_figures(page, tmp_path):
+    script = """
+        const rows = () => [...document.querySelectorAll(".results tbody tr")].map((row) => row.dataset.row);
+        const [system, top1] = document.querySelectorAll(".results thead button");
+        const orders = [system, system, top1, top1].map((button) => { button.click(); return rows().join(""); });
+        const sorted = [system, top1].map((button) => button.parentElement.getAttribute("aria-sort"));
+        document.querySelector("[data-row='1'] input").click();
+        const shown = (node) => getComputedStyle(node).display !== "none";
+        const hidden = [...document.querySelectorAll("[data-rows]")].filter((node) => !shown(node));
+        const numbers = new Set(hidden.map((node) => node.dataset.rows));
+        document.title = JSON.stringify([orders, sorted, [...numbers]]);
+    """
+    orders, sorted_by, hidden = json.loads(act(page, tmp_path, script))
+    top1 = [float(value) for value in re.findall(r'class="n" data-value="([^"]*)">[^<]*<span', page.read_text())[::2]]
+    best_first = "01" if top1[0] >= top1[1] else "10"
+    assert orders[:3] == ["01", "10", best_first] and sorted_by == [None, "ascending"]
+    assert hidden == ["1"]
+
+
+@needs_browser
+def test_two_runs_are_compared_and_misses_grouped(page, tmp_path):
+    first, second = (run["ranks"] for run in data_of(page)["runs"])
+    only_second = sum(a != 1 and b == 1 for a, b in zip(first, second))
+    script = """
+        const text = (selector) => [...document.querySelectorAll(selector)].map((node) => node.textContent);
+        document.title = JSON.stringify([text("#count"), text("#queries .group"), text("#queries .other").length]);
+    """
+    (count,), groups, others = json.loads(act(page, tmp_path, script, fragment="#with=1&second=1&group=rank"))
+    assert f"only the other {only_second}, neither" in count and count.startswith(f"{only_second} of 12 recordings")
+    assert others == only_second
+    sizes = [
+        sum(a != 1 and b == 1 and low <= a <= high for a, b in zip(first, second))
+        for low, high in ((2, 5), (6, 10), (11, 50))
+    ]
+    names = zip(("rank 2 to 5", "rank 6 to 10", "rank 11 to 50"), sizes)
+    assert groups == [f"{name} ({size})" for name, size in names if size]
+    (count,), groups, others = json.loads(act(page, tmp_path, script, fragment="#with=0&group=found"))
+    assert (
+        "McNemar" not in count and others == 0 and sum(int(re.search(r"\((\d+)\)$", each)[1]) for each in groups) == 12
+    )
 
 
 @needs_browser
@@ -177,11 +240,31 @@ def test_runs_that_differ_in_a_setting_are_separate_rows(runs, tmp_path, monkeyp
     monkeypatch.setattr(report_data, "QUERIES", 5)
     monkeypatch.setattr(thumbnails, "THUMBNAILS", 3000)
     small = build_report("", [slow, fast], {})
-    assert [(each.label, len(each.ranks)) for each in small.retrievals] == [(slow.label, 5), (fast.label, 5)]
+    assert [(each.label, len(each.top)) for each in small.retrievals] == [(slow.label, 5), (fast.label, 5)]
     assert small.missing["retrieved"].startswith("2 of 3 runs are shown")
     assert "the first 5 are shown" in small.missing["retrieved"]
     assert 1 <= sum(image.thumbnail is not None for image in small.images) < 12
     assert "keep the page small" in small.missing["images"]
+
+
+def test_recordings_are_reduced_to_a_few_channels_and_times(runs, small_data, monkeypatch):
+    monkeypatch.setattr(recording_cache, "CHANNELS", 3)
+    monkeypatch.setattr(recording_cache, "TIMES", 4)
+    folder = RunFolder(runs / "bvsa")
+    examples = recording_cache.read_examples(small_data, folder.config(), folder.result(), queries=5)
+    split = load_split(Dataset(small_data), ["sub-01"], "test")
+    kept = [0, len(split.channels) // 2, len(split.channels) - 1]
+    quarters = np.array_split(split.recordings.numpy()[:5, kept], 4, axis=2)
+    np.testing.assert_allclose(examples.values, np.stack([part.mean(2) for part in quarters], axis=2), atol=1e-6)
+    assert examples.channels == [split.channels[i] for i in kept] and examples.recorded_channels == len(split.channels)
+    assert examples.values.shape == (5, 3, 4) and examples.values.dtype == np.float32
+    assert (
+        np.all(np.diff(examples.times) > 0)
+        and split.times[0] < examples.times[0] < examples.times[-1] < split.times[-1]
+    )
+    other = replace(folder.result(), images=folder.result().images[::-1])
+    with pytest.raises(UserError, match="are not those of the run"):
+        recording_cache.read_examples(small_data, folder.config(), other, queries=5)
 
 
 @pytest.fixture

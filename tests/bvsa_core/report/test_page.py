@@ -1,5 +1,6 @@
 """The page and its figures, from content made by hand: escaping, completeness and messages about missing parts."""
 
+import base64
 import io
 import json
 import re
@@ -13,8 +14,8 @@ from results import report_row
 
 from bvsa_core.experiments import paper_results
 from bvsa_core.report.comparison_table import ComparisonRow
-from bvsa_core.report.content import BlurExample, GalleryImage, Report, ReportRow, RetrievalExample
-from bvsa_core.report.page import to_html
+from bvsa_core.report.content import BlurExample, GalleryImage, RecordingExamples, Report, ReportRow, RetrievalExample
+from bvsa_core.report.page import headlines, misses, to_html
 from bvsa_core.report.result_figures import blur_shares, report_figures, subject_bars
 from bvsa_core.report.style import PALETTE, save
 
@@ -49,17 +50,35 @@ def report() -> Report:
     image = file.getvalue()
     gallery = [GalleryImage(f"test_images/{name}/a.jpg", name, image) for name in ("dog", EVIL, "cat")]
     published = paper_results.find("BVSA", "eeg", "intra")
-    rows = [report_row(EVIL, published, note=EVIL), report_row("gated", gate="paper", information="uses labels")]
+    gated = replace(report_row("gated", gate="paper", information="uses labels"), number=1)
+    rows = [report_row(EVIL, published, note=EVIL), gated]
     data, top, scores = rows[0].comparison.data, [[0, 1, 2], [2, 1, 0], [2, 0, 1]], [[0.5, 0.25, 0.1]] * 3
     retrieval = RetrievalExample(EVIL, data, "sub-01", 0, [0, 1, 2], [1, 2, 1], top, scores, np.eye(3))
+    blurred = replace(retrieval, views=[0, 1, 2], view_level=EVIL, recordings=0)
+    other = replace(retrieval, label="gated", ranks=[2, 2, 3], top=[[1, 0, 2]] * 2 + [[1, 0, 2]], row=1)
+    values = np.arange(60.0).reshape(3, 5, 4) - 30
+    channels = ["Oz", "O1", "O2", "POz", EVIL]
+    recordings = RecordingExamples(EVIL, values, [-0.1, 0.0, 0.1, 0.2], channels, 63, EVIL)
     levels, images = ["k45 gain 1", "k51 gain 0.5"], np.zeros((1, 3, 8, 8, 3), np.uint8)
     blur = BlurExample(EVIL, levels, [0.3, None], [EVIL], images, [[image] * 3], "falloff exp, decay 3")
-    return Report(f"Title {EVIL}", rows, gallery, [retrieval], [blur], {"images": EVIL}, {"command": EVIL})
+    provenance = {"command": EVIL}
+    examples = [blurred, other], [recordings], [blur]
+    return Report(f"Title {EVIL}", rows, gallery, *examples, {"images": EVIL}, provenance)
 
 
 @pytest.fixture(scope="module")
 def page(report) -> str:
     return to_html(report)
+
+
+def data_of(page: str) -> dict:
+    """Read the data of the page's script."""
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def text_of(html: str) -> str:
+    """Return text without tags, each run of white space as one space."""
+    return " ".join(re.sub(r"<[^>]*>", " ", html).split())
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +92,13 @@ def test_content_of_files_is_escaped(page, elements):
     sources = [attributes["src"] for tag, attributes in elements if tag == "img"]
     assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
     assert "<img src=x" not in page and page.count("<!--") == 0
-    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
+    data = data_of(page)
     assert data["images"]["1"][0] == EVIL and data["runs"][0]["top"][1] == [2, 1, 0]
+    assert data["runs"][0]["level"] == data["recordings"][0]["units"] == EVIL
 
 
 def test_nothing_is_fetched_and_only_the_pages_own_script_runs(page):
-    without_data = re.sub(r"data:image/\w+;base64,[A-Za-z0-9+/=\s]+", "", page)
+    without_data = re.sub(r'data:image/\w+;base64,[A-Za-z0-9+/=\s]+|"(values|map)": "[A-Za-z0-9+/=]+"', "", page)
     assert not re.search(r"https?:|//\w|@import|url\((?!#)", without_data)
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1]
     assert policy.startswith("default-src 'none'; img-src data:;")
@@ -105,8 +125,12 @@ def test_every_number_has_its_protocol_and_published_numbers_are_separate(page):
     table = page.split('<table class="results">')[1].split("</table>")[0]
     assert '<span class="tag warn">uses labels</span>' in table and "gate paper" in table
     assert table.count("selection last") == 2
-    first, second = table.split("<tr>")[2:]
-    assert '<td class="n paper">58.2</td>' in first and "BVSA 2026" in first and 'class="n paper"' not in second
+    first, second = table.split("<tr data-row")[1:]
+    assert (
+        '<td class="n paper" data-value="58.2">58.2</td>' in first
+        and "BVSA 2026" in first
+        and 'class="n paper"' not in second
+    )
     assert '66.7<span class="interval">' in first and "Chance: Top-1 33.3 %, Top-5 100 %" in page
     assert "do not compare them with published scores" in page
     assert "information: ours inductive, published uses labels" in page
@@ -139,6 +163,63 @@ def test_text_has_enough_contrast_in_both_themes(page):
             for ground in ("paper", "raised"):
                 low, high = sorted((values[name], values[ground]))
                 assert (high + 0.05) / (low + 0.05) >= 4.5, (name, ground, theme)
+
+
+def test_the_headline_is_the_best_fair_row_with_interval_chance_and_n(report, page):
+    ((_, row, images),) = headlines(report)
+    assert row is report.rows[0] and images == 3  # the other row uses labels
+    headline = text_of(page.split('<div class="headlines">')[1].split("</header>")[0])
+    low, high = (f"{100 * bound:.1f}" for bound in row.result.top1_interval)
+    assert headline.startswith("66.7 % Top-1 ") and "the best inductive row" in headline
+    times = "\N{MULTIPLICATION SIGN}"
+    assert f"95 % interval {low} to {high} %; chance 33.3 %" in headline
+    assert f"n = 3 test images {times} 2 subjects {times} 1 seed" in headline
+    unfair = [report_row("a", information="uses labels"), report_row("b", leak="x"), report_row("c", texts="shuffled")]
+    unfair.append(report_row("d", selection="oracle (test set)"))
+    assert headlines(Report("", unfair))[0][1] is None
+    assert "No row is a fair test" in to_html(Report("", unfair))
+
+
+def test_misses_are_grouped_by_rank_and_by_what_is_found_instead(report, page):
+    first, second = (misses(report, retrieval) for retrieval in report.retrievals)
+    np.testing.assert_allclose(first.shares, [2 / 3, 1 / 3, 0, 0, 0])
+    assert first.instead == [] and second.instead == [(EVIL, 2)]  # once each is no group
+    far = replace(report.retrievals[0], ranks=[7, 50, 51])
+    np.testing.assert_allclose(misses(report, far).shares, [0, 0, 1 / 3, 1 / 3, 1 / 3])
+    table = text_of(page.split('<table class="misses">')[1].split("</table>")[0])
+    assert "1 2 to 5 6 to 10 11 to 50 51 or more most often first instead" in table
+    assert "gated, sub-01, seed 0 0.0 100.0 0.0 0.0 0.0" in table
+
+
+def test_pairs_of_runs_are_compared_image_by_image(report, page):
+    table = text_of(page.split('<table class="pairs">')[1].split("</table>")[0])
+    assert table.endswith("gated, sub-01, seed 0 0 2 0 1 0.5")
+    assert data_of(page)["pairs"] == {"0 1": [0, 2, 0, 1, 0.5]}
+    elsewhere = replace(report.retrievals[1], targets=[2, 1, 0])
+    apart = to_html(replace(report, retrievals=[report.retrievals[0], elsewhere]))
+    assert 'class="pairs"' not in apart and data_of(apart)["pairs"] == {}
+
+
+def test_recordings_are_on_the_page_as_bytes(report, page):
+    (sent,) = data_of(page)["recordings"]
+    whole = np.frombuffer(base64.b64decode(sent["values"]), np.int8).reshape(3, 5, 4)
+    np.testing.assert_allclose(whole * sent["scale"] / 127, report.recordings[0].values, atol=sent["scale"] / 254)
+    assert sent["times"] == [-100, 0, 100, 200] and sent["about"] == "5 of 63 channels"
+    weights = np.frombuffer(base64.b64decode(sent["map"]), np.int8).reshape(sent["side"], sent["side"], 5)
+    far = weights == -128
+    assert far[0].all() and not far.all() and (weights[..., 4][~far[..., 4]] == 0).all()
+    assert [run["recordings"] for run in data_of(page)["runs"]] == [0, None]
+
+
+def test_the_page_is_readable_without_javascript(page):
+    static = page.split("<noscript>")[1].split("</noscript>")[0]
+    assert static.count('<li class="query">') == 3 and static.count('<li class="correct">') == 3
+    assert text_of(static).count("✓") == 3 and 'alt="seen: dog"' in static
+
+
+def test_parts_of_figures_belong_to_rows(page):
+    assert {"0", "1"} <= set(re.findall(r'<g data-rows="(\d+)">', page))
+    assert re.findall(r'<tr data-row="(\d+)">', page) == ["0", "1"]
 
 
 def test_missing_parts_are_reported(report):
