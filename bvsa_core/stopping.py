@@ -1,7 +1,9 @@
 """Signals that stop a command: Ctrl-C, and SIGTERM and SIGUSR1, which clusters send before they take a machine back."""
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -42,3 +44,17 @@ def stop_on_preemption() -> Iterator[None]:
 
     with handled(PREEMPTION, stop):
         yield
+
+
+def exit_with_parent() -> None:
+    """Make this worker exit on signals, which the parent reports, and, as joblib does not, when the parent dies."""
+    for number in (signal.SIGINT, *PREEMPTION):
+        signal.signal(number, lambda number, _: os._exit(128 + number))
+    parent = os.getppid()
+
+    def follow() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

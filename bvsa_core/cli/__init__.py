@@ -79,6 +79,7 @@ def _dispatch(arguments: list[str]) -> int:
     if name not in COMMANDS:
         raise UserError(unknown_name("command", name, COMMANDS))
     allocator.tune_allocator()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads of torch, imported next, sleep while they wait
     command = importlib.import_module(f"{__name__}.{name}")
     from bvsa_core.cli.arguments import Parser
     from bvsa_core.cli.progress import Display

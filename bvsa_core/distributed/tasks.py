@@ -27,7 +27,7 @@ import torch
 from bvsa_core.allocator import tune_allocator
 from bvsa_core.errors import UserError
 from bvsa_core.progress import Progress, no_progress
-from bvsa_core.stopping import PREEMPTION
+from bvsa_core.stopping import exit_with_parent
 
 Item = TypeVar("Item")
 Context = TypeVar("Context")
@@ -270,20 +270,6 @@ def _run_task(
     torch.set_num_threads(threads)
     gpus = torch.cuda.device_count()
     return _error_of(function, context(f"cuda:{number % gpus}" if gpus else None), item, progress)
-
-
-def exit_with_parent() -> None:
-    """Make this worker exit on signals, which the parent reports, and, as joblib does not, when the parent dies."""
-    for number in (signal.SIGINT, *PREEMPTION):
-        signal.signal(number, lambda number, _: os._exit(128 + number))
-    parent = os.getppid()
-
-    def follow() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 class _Cancelled(BaseException):

@@ -12,13 +12,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -40,7 +36,6 @@ from bvsa_core.data.dataset import (
     Recordings,
     write_recordings,
 )
-from bvsa_core.distributed.tasks import exit_with_parent
 from bvsa_core.errors import UserError, unknown_name
 from bvsa_core.io.atomic import (
     clean_stale,
@@ -53,15 +48,14 @@ from bvsa_core.io.atomic import (
 )
 from bvsa_core.io.text_files import read_json
 from bvsa_core.progress import Progress, no_progress
+from bvsa_core.synthetic.images import IMAGE_STREAM, ImageSpec, Plan, write_images
 
-IMAGE_SIZE = 224  # pixels
 SCALES = ((2.0, 2, 16), (5.0, 4, 10), (10.0, 8, 6))  # (sigma in pixels, stride in pixels, side of the grid)
 UNITS_PER_SCALE = 24
 LATENCIES = (0.17, 0.13, 0.09)  # seconds, one per scale
-MAX_SERIAL_IMAGES = 60  # more are rendered by several processes
 FACTS = {"eeg": things_eeg, "meg": things_meg}
-# Streams of random numbers, so that no part of the data depends on how many numbers another part draws.
-_IMAGES, _CORTEX, _SUBJECT, _TRIALS = range(4)
+# Streams of random numbers after that of the images.
+_CORTEX, _SUBJECT, _TRIALS = range(1, 4)
 _OF_MODALITY: Any = None  # replaced by the published data set's size
 
 
@@ -146,7 +140,7 @@ def make_dataset(root: str | Path, config: SyntheticConfig, progress: Progress =
     refuse_links(recordings)
     with lock(root, activity="the making of data"):
         write_atomically(path, (json.dumps(description, indent=2) + "\n").encode())
-        make_folder(images, lambda folder: _write_images(folder, plan, config.seed, progress))
+        make_folder(images, lambda folder: write_images(folder, plan, config.seed, progress))
         missing = {number: folder for number, folder in subjects.items() if not folder.exists()}
         if not missing:
             return
@@ -156,21 +150,6 @@ def make_dataset(root: str | Path, config: SyntheticConfig, progress: Progress =
         for done, (number, target) in enumerate(missing.items(), start=1):
             make_folder(target, partial(_write_subject, number=number, drive=drive, plan=plan, config=config))
             progress("recordings", done, len(missing))
-
-
-@dataclass(frozen=True)
-class ImageSpec:
-    """An image to be rendered."""
-
-    path: str  # relative to the image folder
-    concept: str
-    concept_number: int  # within the split
-    drawing: int  # index into openmoji.concepts()
-    svg: str  # its file
-    take: int  # number of the image within the concept
-
-
-Plan = dict[str, list[ImageSpec]]  # by split
 
 
 def plan_images(config: SyntheticConfig) -> Plan:
@@ -184,7 +163,7 @@ def plan_images(config: SyntheticConfig) -> Plan:
     if config.train_concepts + config.test_concepts > len(concepts):
         requested = f"{config.train_concepts} training and {config.test_concepts} test concepts"
         raise UserError(f"{requested} are requested; there are {len(concepts)}")
-    order = np.random.default_rng([config.seed, _IMAGES]).permutation(len(concepts))
+    order = np.random.default_rng([config.seed, IMAGE_STREAM]).permutation(len(concepts))
     test, train = np.split(order[: config.test_concepts + config.train_concepts], [config.test_concepts])
     plan: Plan = {"train": [], "test": []}
     splits = (("train", "training", "b", train, config.images_per_concept), ("test", "test", "s", test, 1))
@@ -195,29 +174,6 @@ def plan_images(config: SyntheticConfig) -> Plan:
                 path = f"{prefix}_images/{number + 1:05d}_{name}/{name}_{take + 1:02d}{suffix}.jpg"
                 plan[split].append(ImageSpec(path, name, number, index, svg, take))
     return plan
-
-
-def _write_images(folder: Path, plan: Plan, seed: int, progress: Progress) -> None:
-    images = sorted(itertools.chain(*plan.values()), key=lambda image: image.drawing)  # a worker draws each once
-    for image in images:
-        (folder / image.path).parent.mkdir(parents=True, exist_ok=True)
-    write_image = partial(_write_image, folder=folder, seed=seed)
-    with ExitStack() as stack:
-        written: Iterator[None] = map(write_image, images)
-        if len(images) > MAX_SERIAL_IMAGES:
-            pool = stack.enter_context(ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), exit_with_parent))
-            stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # so that Ctrl-C waits for no other image
-            written = pool.map(write_image, images, chunksize=40)
-        for done, _ in enumerate(written, start=1):
-            progress("images", done, len(images))
-
-
-def _write_image(spec: ImageSpec, folder: Path, seed: int) -> None:
-    from bvsa_core.synthetic import openmoji
-
-    rng = np.random.default_rng([seed, _IMAGES, spec.drawing, spec.take])
-    image = openmoji.render(openmoji.Concept(spec.concept, spec.svg), rng, IMAGE_SIZE)
-    Image.fromarray(image).save(folder / spec.path, quality=95)
 
 
 def _drive_of_units(folder: Path, plan: Plan, seed: int, progress: Progress) -> dict[str, np.ndarray]:

@@ -125,7 +125,8 @@ def _to_bytes(values: NDArray[np.floating]) -> NDArray[np.uint8]:
 @lru_cache(maxsize=128)
 def _drawing(svg: str, width: int) -> tuple[Image.Image, float]:
     """Return an SVG as an RGBA image, rasterised at `width` and without margins, and its mean brightness in [0, 1]."""
-    image = Image.open(io.BytesIO(resvg_py.svg_to_bytes(svg_path=svg, width=width))).convert("RGBA")
+    png = resvg_py.svg_to_bytes(svg_path=svg, width=width, skip_system_fonts=True)  # drawings have no text
+    image = Image.open(io.BytesIO(png)).convert("RGBA")
     image = image.crop(image.getchannel("A").getbbox())
     *colour, alpha = np.asarray(image, np.float64).transpose(2, 0, 1) / 255
     return image, float(np.average(np.mean(colour, axis=0), weights=alpha))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 
@@ -162,6 +163,35 @@ print("imported:", *sorted(slow & set(sys.modules)))
 def test_help_and_a_typo_import_nothing_slow():
     done = subprocess.run([sys.executable, "-c", IMPORTED_BY_HELP], capture_output=True, text=True)
     assert done.stdout.endswith("imported:\n"), done.stdout + done.stderr
+
+
+WAITING_AT_IMPORT = """
+import os, sys
+
+class AtImportOfTorch:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            print(os.environ.get("OMP_WAIT_POLICY"))
+
+sys.meta_path.insert(0, AtImportOfTorch())
+if sys.argv[1] == "library":
+    import fovblur, bvsa_core.training.run
+else:
+    from bvsa_core.cli import main
+    main(["features", "--hepl"])
+"""
+
+
+@pytest.mark.parametrize("user, waiting, expected", [
+    ("command", None, "PASSIVE"), ("command", "ACTIVE", "ACTIVE"), ("library", None, "None"),
+])  # fmt: skip
+def test_threads_of_the_command_sleep_while_they_wait(user, waiting, expected):
+    """Torch's OpenMP reads the policy when it is loaded; a user's choice stays, and the library makes none."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_WAIT_POLICY": waiting} if waiting else {}
+    command = [sys.executable, "-c", WAITING_AT_IMPORT, user]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.stdout == f"{expected}\n", done.stderr
 
 
 def test_the_command_runs_as_a_program_and_names_a_missing_extra(monkeypatch, capsys):

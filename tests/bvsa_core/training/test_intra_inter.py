@@ -25,7 +25,7 @@ def meg_data(small_data, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "meg"
     images = small_data / "Image_set_Resize"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dataset, "_write_images", lambda folder, *_: shutil.copytree(images, folder, dirs_exist_ok=True))
+        patch.setattr(dataset, "write_images", lambda folder, *_: shutil.copytree(images, folder, dirs_exist_ok=True))
         sizes = {"train_concepts": 30, "images_per_concept": 1, "test_concepts": 12, "test_repetitions": 2}
         flags = [f"--{name}={value}" for name, value in sizes.items()]
         assert main(["data", "synthetic", str(folder), "--modality", "meg", *flags]) == 0
