@@ -109,7 +109,7 @@ def from_torch(
     Raises:
         UserError: a sample is no such pair, an id is unknown, or the parts do not fit together.
     """
-    pairs = list(_pairs(samples))
+    pairs = list(read_pairs(samples))
     if not pairs:
         raise UserError("samples: empty; give pairs of a recording (channels, time) and an image id")
     shapes = {recording.shape for recording, _ in pairs}
@@ -130,7 +130,7 @@ def name_of(identifier: Any, images: Mapping[Any, str] | Sequence[str] | None) -
         raise UserError(f"images: none for the id {identifier!r}; give a mapping or list that has all ids") from error
 
 
-def _pairs(samples: Iterable[Any]) -> Iterable[tuple[np.ndarray, Any]]:
+def read_pairs(samples: Iterable[Any]) -> Iterable[tuple[np.ndarray, Any]]:
     """Yield recordings and ids; a data set with a length is read by number, as its contract is."""
     numbered = hasattr(samples, "__getitem__") and hasattr(samples, "__len__")
     for number, sample in enumerate((samples[i] for i in range(len(samples))) if numbered else samples):  # type: ignore

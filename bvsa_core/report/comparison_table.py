@@ -1,16 +1,18 @@
 """The table of a grid: our scores beside published ones, and footnotes on how their protocols differ."""
 
+from __future__ import annotations
+
 import csv
 import io
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
 
-from bvsa_core.errors import printable
+from bvsa_core.errors import import_pandas, printable
 from bvsa_core.report.tables import (
     MethodResult,
     is_toy,
@@ -25,6 +27,9 @@ from bvsa_core.retrieval.result import RunResult, ranks_by_subject
 from bvsa_core.retrieval.scoring import window_text
 from bvsa_core.retrieval.statistics import Comparison
 from bvsa_core.vision.clip import PRETRAINED
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Subjects, channels, sampling rate and test repetitions of THINGS-EEG2 and THINGS-MEG as the field reports them.
 USUAL = {"eeg": (10, 17, 250, 80), "meg": (4, 271, 200, 12)}
@@ -227,6 +232,11 @@ def to_csv(rows: Sequence[ComparisonRow]) -> str:
     return file.getvalue()
 
 
+def to_frame(rows: Sequence[ComparisonRow]) -> pd.DataFrame:
+    """Return the records of `to_csv` as a pandas.DataFrame."""
+    return import_pandas("frames").DataFrame([_record(row) for row in rows])
+
+
 def _record(row: ComparisonRow) -> dict[str, object]:
     result, paper = row.result, row.published
     protocol = result.protocol if result else None
@@ -309,6 +319,11 @@ def _mean(parts: Sequence) -> Any:
     if isinstance(first, list):
         return [_mean(list(each)) for each in zip(*parts)]
     return float(np.mean(parts)) if isinstance(first, float) else first
+
+
+def comparisons_frame(tests: Sequence[Comparison]) -> pd.DataFrame:
+    """Return paired tests as a pandas.DataFrame, with the fields of `Comparison`."""
+    return import_pandas("frames").DataFrame([asdict(test) for test in tests])
 
 
 def comparisons_text(tests: list[Comparison] | str) -> str:

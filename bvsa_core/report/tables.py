@@ -1,8 +1,11 @@
 """Results of methods as tables: means with intervals, and the protocol beside every number."""
 
+from __future__ import annotations
+
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,10 +13,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from bvsa_core.errors import printable
+from bvsa_core.errors import import_pandas, printable
 from bvsa_core.retrieval.result import RunResult, ranks_by_subject
 from bvsa_core.retrieval.scoring import Protocol, score, window_text
 from bvsa_core.retrieval.statistics import Statistics, crossed_bootstrap
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -171,6 +177,17 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str
 def to_markdown(table: Sequence[MethodResult]) -> str:
     """Return the table as Markdown, with its caption."""
     return f"{markdown_table(COLUMNS, map(cells, table))}\n\n{caption(table)}.\n"
+
+
+def to_frame(table: Sequence[MethodResult]) -> pd.DataFrame:
+    """Return a pandas.DataFrame with a row for each method: scores as fractions, and the protocol."""
+    records = []
+    for result in table:
+        scores = {name: getattr(result, name) for name in ("top1", "top5", "map", "median_rank", "subjects", "seeds")}
+        for name in ("top1", "top5"):
+            scores[f"{name}_low"], scores[f"{name}_high"] = getattr(result, f"{name}_interval")
+        records.append({"method": result.method, **scores, **result.protocol.to_row()})
+    return import_pandas("frames").DataFrame(records)
 
 
 def statistics_lines(statistics: Statistics) -> list[str]:

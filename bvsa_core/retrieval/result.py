@@ -18,7 +18,7 @@ from bvsa_core.encoders import InputSpec
 from bvsa_core.errors import UserError, import_pandas
 from bvsa_core.io.typed import build
 from bvsa_core.retrieval.gates import GATE_ALPHA, KINDS, Reliability
-from bvsa_core.retrieval.scoring import Embeddings, Protocol, Scores, Scoring, ranks, score, similarity, window_text
+from bvsa_core.retrieval.scoring import Embeddings, Protocol, Scores, Scoring, ranks, score, similarity
 from bvsa_core.retrieval.statistics import CurvePoint, Statistics, statistics_of
 
 if TYPE_CHECKING:
@@ -83,8 +83,7 @@ class RunResult:
         rank = np.array(self.ranks)
         about = {"method": self.method, "preset": self.preset, "subject": self.subject, "seed": self.seed}
         columns = {"image": self.images or None, "rank": rank, "top1": rank <= 1, "top5": rank <= 5}
-        window = {"window": window_text(self.protocol.window)} if self.protocol.window else {}
-        return pandas.DataFrame({**columns, **about, **self.protocol.to_json(), **window})
+        return pandas.DataFrame({**columns, **about, **self.protocol.to_row()})
 
     def check_ranks(self, embeddings: Embeddings, source: object) -> None:
         """Raise UserError unless the ranks are those that the run's embeddings give, but for rounding."""

@@ -49,8 +49,11 @@ class Protocol:
     training: str | None = None  # what the training knew of the test set, if anything
 
     def __str__(self) -> str:
-        content = self.to_json() | ({"window": window_text(self.window)} if self.window else {})
-        return ", ".join(f"{name} {value}" for name, value in content.items())
+        return ", ".join(f"{name} {value}" for name, value in self.to_row().items())
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the conditions that are known, each one value of a table."""
+        return self.to_json() | ({"window": window_text(self.window)} if self.window else {})
 
     @property
     def knowledge(self) -> str:

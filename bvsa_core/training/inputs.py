@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from bvsa_core.data.dataset import Dataset, Recordings, concept_of
-from bvsa_core.data.from_arrays import from_arrays, from_torch
+from bvsa_core.data.from_arrays import from_arrays, from_torch, read_pairs
 from bvsa_core.data.from_mne import from_mne
 from bvsa_core.errors import UserError, first_few
 from bvsa_core.io.atomic import write_atomically
@@ -127,7 +127,9 @@ def by_subject(recordings: Any, subject: str) -> dict[str, Any]:
 
 def unlabelled(recordings: Any) -> Recordings:
     """Return the recordings of one subject without images: one condition for each, named by its number."""
-    count = len(recordings) if not _is_sessions(recordings) else sum(map(len, recordings))
+    if isinstance(recordings, torch.utils.data.Dataset):
+        recordings = [recording for recording, _ in read_pairs(recordings)]  # type: ignore[arg-type]
+    count = sum(map(len, recordings)) if _is_sessions(recordings) else len(recordings)
     return _with_images(recordings, [str(number) for number in range(count)], None)
 
 
@@ -143,12 +145,18 @@ def _of_subject(part: Any, images: Any, concepts: Any, found: Images) -> Recordi
         return _with_images(part, names, given)
     if not has_ids:
         raise UserError("images: arrays of recordings need one for each; give a list of paths, or uint8 arrays")
-    part = part if isinstance(part, Recordings) else from_mne(part)
-    return _by_id(part, images, concepts, found, keep_names=isinstance(part, Recordings))
+    if isinstance(part, Recordings):
+        return _by_id(part, images, concepts, found, part.concepts)
+    return _by_id(from_mne(part), images, concepts, found)
 
 
-def _by_id(part: Recordings, images: Any, concepts: Any, found: Images, keep_names: bool = False) -> Recordings:
-    """Return recordings whose image names are ids with the names of the images themselves."""
+def _by_id(
+    part: Recordings, images: Any, concepts: Any, found: Images, own_concepts: list[str] | None = None
+) -> Recordings:
+    """Return recordings whose image names are ids with the names of the images themselves.
+
+    What images show is told by `concepts`, else by `own_concepts`, else by their paths.
+    """
     if not isinstance(images, (str, Path, type(None))):
         pairs = images.items() if isinstance(images, Mapping) else enumerate(images)
         images = {str(identifier): image for identifier, image in pairs}
@@ -158,7 +166,7 @@ def _by_id(part: Recordings, images: Any, concepts: Any, found: Images, keep_nam
     elif concepts is not None:
         raise UserError("concepts: recordings have ids of images; give a mapping from the names of images")
     else:
-        named = part.concepts if keep_names else [*map(concept_of, names)]
+        named = [*map(concept_of, names)] if own_concepts is None else own_concepts
     return replace(part, images=names, concepts=named)
 
 
@@ -168,8 +176,6 @@ def _with_images(part: Any, names: list[str], concepts: Sequence[str] | None) ->
         if len(names) != len(part):
             raise UserError(f"images: {len(names)} for {len(part)} conditions; give one each")
         return replace(part, images=names, concepts=part.concepts if concepts is None else list(concepts))
-    if isinstance(part, torch.utils.data.Dataset):
-        return from_torch([(recording, name) for (recording, _), name in zip(part, names)])  # type: ignore
     if _is_epochs(part):
         return from_mne(part, names, concepts)
     if isinstance(part, Tensor):

@@ -141,6 +141,8 @@ def test_paths_pixels_epochs_and_torch_data_sets_are_one_training(toy, tmp_path)
             images = toy.folder if name == "epochs" else np.tile(toy.pixels[TEST], (2, 1, 1, 1))
             assert made.evaluate(shown, images).protocol.repetitions == 2
             assert made.embed(shown).shape[0] == 24
+        if name == "torch":
+            np.testing.assert_allclose(made.embed(pairs), made.embed(x), rtol=1e-5)
     for name, each in losses.items():
         np.testing.assert_allclose(each, losses["paths"], rtol=1e-5, err_msg=name)
     about = decoder().fit(*forms["epochs"]).training_

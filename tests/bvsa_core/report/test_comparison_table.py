@@ -15,6 +15,7 @@ from bvsa_core.experiments import paper_results
 from bvsa_core.report import comparison_table, tables
 from bvsa_core.report.comparison_table import ComparisonRow, cells, notes
 from bvsa_core.report.tables import MethodResult
+from bvsa_core.retrieval.statistics import Comparison
 
 PUBLISHED = paper_results.find("NICE", "eeg", "inter")
 
@@ -49,6 +50,15 @@ def test_notes_list_the_differences_only():
     assert transductive.startswith("label-free transductive")
     assert deviations == ["ours: 63 channels; usual are 17", "ours: 40 test repetitions averaged; usual are 80"]
     assert "information: ours inductive, published uses labels" in notes(row_with("BVSA"))
+
+
+def test_frames_have_the_records_of_the_csv_and_the_paired_tests():
+    rows = [entry(), replace(entry("bvsa"), result=None)]
+    frame = comparison_table.to_frame(rows)
+    assert frame["top1"].tolist()[0] == 25.0 and frame["top1"].isna().tolist() == [False, True]
+    assert list(frame.columns) == next(csv.reader(io.StringIO(comparison_table.to_csv(rows))))
+    test = Comparison("bvsa", "ubp", 0.1, 0.03)
+    assert comparison_table.comparisons_frame([test]).loc[0].tolist() == ["bvsa", "ubp", 0.1, 0.03]
 
 
 WARNED = {

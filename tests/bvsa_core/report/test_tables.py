@@ -8,7 +8,7 @@ from rich.console import Console
 
 from bvsa_core.report import comparison_table
 from bvsa_core.report.comparison_table import ComparisonRow
-from bvsa_core.report.tables import method_results, to_markdown, to_rich
+from bvsa_core.report.tables import method_results, to_frame, to_markdown, to_rich
 
 GATED = {"gate": "paper", "information": "uses labels"}
 
@@ -53,6 +53,13 @@ def test_names_from_files_are_neither_markup_nor_control_characters():
     console.print(comparison_table.to_rich("[/i] \x1b]0;title", rows))
     assert r"[/b] \x1b" in output.getvalue() and r"[/i] \x1b]0;title" in output.getvalue()
     assert "\x1b" not in output.getvalue()
+
+
+def test_a_frame_has_scores_intervals_and_the_protocol():
+    results = [run_result([1, 1, 7, 200], "ubp"), run_result([1, 2, 3, 4], window=(0.0, 0.996), **GATED)]
+    frame = to_frame(method_results(results)).set_index("method")
+    assert frame["top1"].tolist() == [0.5, 0.25] and (frame["top1_low"] <= frame["top1"]).all()
+    assert frame.loc["bvsa (corrected)", ["gate", "window"]].tolist() == ["paper", "0 to 0.996 s"]
 
 
 def test_markdown_lists_the_conditions_under_the_table():
