@@ -25,7 +25,9 @@ from bvsa_core.retrieval.gates import INFORMATION, Reliability
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.scoring import Embeddings, Protocol, Scores, Scoring, ranks, score, similarity
 from bvsa_core.retrieval.statistics import Statistics, statistics_of
-from bvsa_core.training.config import relocated
+from bvsa_core.training.class_centres import CLASS_CENTRES, class_centres
+from bvsa_core.training.config import relocated, with_texts
+from bvsa_core.training.run import load_method
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.run_folder import RunFolder
 from bvsa_core.vision.clip import stay_offline
@@ -45,11 +47,15 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     rescorings = f"{', '.join(rescoring.INFORMATION)}: lets queries inform each other's ranking"
     add("--rescoring", default="none", help=rescorings)
     add("--shuffle_texts", action="store_true", help="control: give every image another's text")
+    texts = "score a run with other captions of its test images, for gates: .csv, .tsv or .json by image or concept"
+    add("--texts", type=Path, help=texts)
+    centres = "score a run against class centres: mean features of other images of each test concept, in this folder"
+    add("--class_centres", type=Path, help=f"{centres}, such as THINGS' object_images")
     full = "also report hubness and smaller galleries and, for a run, curves over test repetitions (reads its data)"
     add("--full", action="store_true", help=full)
-    add("--data", type=Path, help="data folder of the run if it has moved; for --full")
-    add("--bank", type=Path, help="folder of the feature bank if it has moved, or lies outside the data; for --full")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N; for --full")
+    add("--data", type=Path, help="data folder of the run if it has moved, where data are read")
+    add("--bank", type=Path, help="folder of the feature bank if it has moved, or lies outside the data")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N, where features are computed")
     add("--json", type=Path, help="file to write the results to")
 
 
@@ -57,6 +63,9 @@ def run(parsed: jsonargparse.Namespace) -> None:
     """Print the scores, and write them if --json is given."""
     if (parsed.run is None) == (parsed.brain is None):
         raise UserError("give either the folder of a run, or --brain and --image")
+    for flag in ("texts", "class_centres"):
+        if getattr(parsed, flag) and not parsed.run:
+            raise UserError(f"--{flag} is for a run; files of embeddings have --text and --image")
     if parsed.run:
         result = score_run(parsed)
         statistics, content = result.statistics, result.to_json()
@@ -78,14 +87,41 @@ def score_run(parsed: jsonargparse.Namespace) -> RunResult:
     folder = RunFolder(parsed.run)
     saved = folder.verify()
     scoring = replace(scoring_of(parsed, saved.protocol.gate, saved.reliability), alpha=saved.alpha)
-    curve = None
-    if parsed.full:
+    curve, embeddings, other_gallery = None, folder.embeddings(), parsed.texts or parsed.class_centres
+    if parsed.full or other_gallery:
         stay_offline()
-        config = relocated(folder.config(), data=parsed.data, bank=parsed.bank)
+        config = with_texts(relocated(folder.config(), data=parsed.data, bank=parsed.bank), parsed.texts)
         with Display() as display:
             run_data = RunData(replace(config, device=parsed.device), display)
-            (curve,) = repetition_curves(folder, run_data, [scoring])
-    return saved.rescored(folder.embeddings(), scoring, parsed.full, curve)
+            if other_gallery:
+                embeddings, protocol = embed_gallery(parsed, folder, embeddings, run_data, display)
+                saved = replace(saved, protocol=protocol)
+            else:
+                (curve,) = repetition_curves(folder, run_data, [scoring])
+    return saved.rescored(embeddings, scoring, parsed.full, curve)
+
+
+@torch.no_grad()
+def embed_gallery(
+    parsed: jsonargparse.Namespace, folder: RunFolder, embeddings: Embeddings, run_data: RunData, display: Display
+) -> tuple[Embeddings, Protocol]:
+    """Return embeddings with the gallery that --texts and --class_centres ask for, and the protocol with it."""
+    config, method, saved = folder.config(), load_method(folder, run_data), folder.result()
+    if method.transductive_classifier:
+        reason = f"method {config.method} classifies test images and has no gallery to change"
+        raise UserError(f"{parsed.run}: {reason}; leave --texts and --class_centres out")
+    test = run_data.split(config.subject, "test", config.repetitions, saved.axes)
+    protocol = saved.protocol
+    if run_data.stimulus_texts and parsed.texts:
+        texts = run_data.texts(test.images, test.concepts)[test.image_of]
+        embeddings = replace(embeddings, text=method.text_embeddings(texts).cpu())
+        protocol = replace(protocol, texts_of=run_data.stimulus_texts.source)
+    if parsed.class_centres:
+        about = test.images, test.concepts, method.gallery_feature_levels()
+        centres = class_centres(parsed.class_centres, *about, run_data, display)[:, test.image_of]
+        embeddings = replace(embeddings, image=method.image_embeddings(centres).cpu())
+        protocol = replace(protocol, gallery_of=CLASS_CENTRES)
+    return embeddings, protocol
 
 
 def scoring_of(parsed: jsonargparse.Namespace, gate: str, learnt: Reliability | None = None) -> Scoring:

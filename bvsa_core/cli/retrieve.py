@@ -29,7 +29,7 @@ from bvsa_core.retrieval.index import Index, recall, search_candidates
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.scoring import Scoring
 from bvsa_core.retrieval.search import Queries, TopK, search
-from bvsa_core.training.config import RunConfig, relocated
+from bvsa_core.training.config import RunConfig, relocated, with_texts
 from bvsa_core.training.run import load_method
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.run_folder import RunFolder
@@ -49,6 +49,10 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     gallery = "folder of images, folder of a feature bank, or features (M, D): .npy, .safetensors, .safetensors:KEY"
     add("--gallery", help=f"{gallery}; default: the run's test images")
     add("--gallery_text", help="text features (M, E) for a gallery of features, for gates")
+    texts = (
+        "captions of the gallery's images, for gates: .csv, .tsv or .json by image or concept; default: the run's own"
+    )
+    add("--texts", type=Path, help=texts)
     add("--top", type=int, default=5, help="number of images for each recording")
     add("--gate", default="none", help="none, always or label_free")
     add("--index", type=Path, help="FAISS index that proposes images: a file to read, or to build and keep")
@@ -72,7 +76,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
     saved, config = folder.result(), folder.config()
     scoring = Scoring(parsed.gate, saved.reliability)
     stay_offline()
-    config = relocated(config, data=parsed.data, bank=parsed.bank)
+    config = with_texts(relocated(config, data=parsed.data, bank=parsed.bank), parsed.texts)
     with init_processes() as processes, Display(quiet=processes.rank > 0) as display:
         if parsed.index is not None and processes.size > 1:
             raise UserError("--index is for one process; leave torchrun or the index out")
@@ -182,7 +186,8 @@ def open_gallery(
         names = [path.relative_to(where).as_posix() for path in paths]
         concepts, bank = [concept_of(str(path)) for path in paths], run_data.bank_for_paths(paths)
     bank.fill(levels, display)
-    texts = EmbeddingMatrix(bank.texts_path(run_data.prompts(concepts)))
+    unused = parsed.gate == "none"
+    texts = None if unused else EmbeddingMatrix(bank.texts_path(run_data.prompts(names, concepts)))
     return Gallery([EmbeddingMatrix(path) for path in bank.files(levels)], texts, names, **shared)
 
 

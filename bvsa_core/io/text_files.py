@@ -15,7 +15,7 @@ _MAX_YAML, _MAX_NODES = 2**18, 20_000  # bytes of a file, and values in it with 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """Read the object in a JSON file; an error message ends with `remedy`, which says what the user can do."""
-    return parse_json(_read_text(path, remedy), path, remedy)
+    return parse_json(read_text(path, remedy), path, remedy)
 
 
 def parse_json(text: str, source: object, remedy: str) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def parse_json(text: str, source: object, remedy: str) -> dict[str, Any]:
 
 def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
     """Read the settings ('name: value') in a YAML file."""
-    text = _read_text(path, remedy)
+    text = read_text(path, remedy)
     try:
         content = _parse_yaml(text)
     except _YAML_ERRORS as error:
@@ -68,7 +68,8 @@ def _count_nodes(node: yaml.Node, counts: dict[int, int]) -> int:
     return counts[id(node)]
 
 
-def _read_text(path: Path, remedy: str) -> str:
+def read_text(path: Path, remedy: str) -> str:
+    """Read UTF-8 text; an error message ends with `remedy`."""
     if path.exists() and not path.is_file() and not path.is_dir():  # reading a pipe or device might not end
         raise UserError(f"{path}: not a regular file; {remedy}")
     try:

@@ -109,6 +109,10 @@ def caveats(row: ComparisonRow) -> Iterable[str]:
         yield f"transductive: {result.method} {protocol.training}, those of the test images and their texts"
     if protocol.texts == "shuffled":
         yield "control: every image has another's text, so any gain comes from the gate's knowledge of the pairing"
+    if protocol.texts_of:
+        yield f"texts of images: {protocol.texts_of}, in place of prompts with the names of concepts"
+    if protocol.gallery_of:
+        yield f"gallery of {protocol.gallery_of}: no scores of the test images themselves; compare like with like"
     if protocol.selection != "last":
         long = {"validation": "the best epoch on concepts held out of the training data"}
         yield f"selection: {OURS} {long.get(protocol.selection, protocol.selection)}"
@@ -165,8 +169,9 @@ def _differences(paper: PaperResult, result: MethodResult | None) -> Iterable[st
         yield f"selection: {OURS} {protocol.selection}{epoch}, {PAPER} {paper.selection}"
     if paper.channels and protocol.channels not in (None, paper.channels):
         yield f"channels: {OURS} {protocol.channels}, {PAPER} {paper.channels}"
-    if paper.gallery or protocol.gallery != USUAL_GALLERY:
-        yield f"gallery: {OURS} {protocol.gallery} images, {PAPER} {paper.gallery or f'{USUAL_GALLERY} images'}"
+    ours = protocol.gallery_of or f"{protocol.gallery} images"
+    if ours != (theirs := paper.gallery or f"{USUAL_GALLERY} images"):
+        yield f"gallery: {OURS} {ours}, {PAPER} {theirs}"
     usual = {paper.encoder, f"{paper.encoder}/{PRETRAINED.get(encoder)}"}
     if paper.encoder is None or protocol.encoder not in usual:
         yield f"images by: {OURS} {protocol.encoder}, {PAPER} {encoder}"
@@ -255,7 +260,7 @@ def _record(row: ComparisonRow) -> dict[str, object]:
         "gate": scoring_text(protocol) if protocol else None,
         **known(protocol, "gallery", "channels", "sampling_rate"),
         "window": window_text(protocol.window) if protocol and protocol.window else None,
-        **known(protocol, "source", "repetitions"),
+        **known(protocol, "source", "texts_of", "gallery_of", "repetitions"),
         **known(result, "subjects", "seeds"),
         **(percents or dict.fromkeys(names)),
         **known(result, "median_rank"),

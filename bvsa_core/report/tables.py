@@ -110,7 +110,13 @@ def scoring_text(protocol: Protocol) -> str:
     alpha = f", alpha {protocol.alpha:g}" if protocol.alpha is not None else ""
     threshold = f" {protocol.threshold} by hand" if protocol.threshold else ""
     rescoring = f" + {protocol.rescoring}" if protocol.rescoring else ""
-    others = {"texts shuffled": protocol.texts == "shuffled", "LEAK": protocol.leak, "toy encoder": is_toy(protocol)}
+    others = {
+        "texts shuffled": protocol.texts == "shuffled",
+        f"texts: {protocol.texts_of}": protocol.texts_of,
+        f"gallery of {protocol.gallery_of}": protocol.gallery_of,
+        "LEAK": protocol.leak,
+        "toy encoder": is_toy(protocol),
+    }
     return ", ".join([f"{protocol.gate}{threshold}{alpha}{rescoring}", *(name for name in others if others[name])])
 
 

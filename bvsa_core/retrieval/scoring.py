@@ -44,6 +44,8 @@ class Protocol:
     sampling_rate: float | None = None  # Hz
     window: tuple[float, float] | None = None  # first and last sample, seconds after image onset
     source: str | None = None  # of the recordings: the layout they were first read from
+    texts_of: str | None = None  # file of the texts of images; default: prompts with the names of concepts
+    gallery_of: str | None = None  # what the gallery holds if not the test images, such as class centres
     repeated: int | None = None  # test conditions averaged into another of the same image
     leak: str | None = None  # what of the test set the training data have; a run must allow it
     training: str | None = None  # what the training knew of the test set, if anything

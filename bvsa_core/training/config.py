@@ -18,7 +18,7 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 SETTINGS = {"intra": "intra-subject", "inter": "inter-subject"}  # names in tables
 SELECTIONS = {"last": "last", "validation": "validation", "oracle": "oracle (upper bound, selected on test)"}
 LEARNING_RATES = {"intra": 1e-4, "inter": 1e-5}  # as UBP and BVSA publish them
-ADDED = {"allow_leak", "patience"}  # since 0.1, whose run.yaml is read too
+ADDED = {"allow_leak", "patience", "texts", "concepts"}  # since 0.1, whose run.yaml is read too
 Settings = TypeVar("Settings")
 _REMEDY = "delete the folder, and train the run again"
 
@@ -55,12 +55,17 @@ class RunDataConfig:
     """Layers of the image encoder whose features are fused as well; 0 is the first, -1 the last."""
     prompt: str = "A photo of a {object}."
     """Text that names an image; {object} is replaced by its concept, {concept} by the concept with _ for spaces."""
+    texts: Path | None = None
+    """Captions in place of prompts, by name of image or concept: .csv, .tsv (columns image or concept, and text) or
+    .json; default: those that the data folder keeps, if any."""
+    concepts: Path | None = None
+    """List of objects of THINGS (.tsv or .csv with the columns uniqueID and Word), whose words prompts then use."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
     def __post_init__(self) -> None:
         self.data = Path(self.data)
-        for name in ("bank", "cache_dir"):
+        for name in ("bank", "cache_dir", "texts", "concepts"):
             setattr(self, name, Path(getattr(self, name)) if getattr(self, name) is not None else None)
         if set(re.findall(r"{[^}]*}?", self.prompt)) not in ({"{object}"}, {"{concept}"}):
             raise UserError(f"prompt is {self.prompt!r}; it must contain {{object}} or {{concept}}, and no other field")
@@ -213,6 +218,11 @@ def relocated(config: RunConfig, data: Path | None = None, bank: Path | None = N
         problem = f"the run's feature bank {config.bank} is not in its data folder {config.data}"
         raise UserError(f"{problem}; name the bank with --bank if you trust it")
     return config
+
+
+def with_texts(config: RunConfig, texts: Path | None) -> RunConfig:
+    """Return the settings of a run with captions that are given in place of its own texts."""
+    return replace(config, texts=texts, concepts=None) if texts else config
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

@@ -89,6 +89,7 @@ def evaluate(trained: Trained, config: RunConfig, run_data: RunData, scoring: Sc
         sampling_rate=test.axes.sampling_rate,
         window=test.axes.window,
         source=test.source,
+        texts_of=run_data.stimulus_texts.source if run_data.stimulus_texts else None,
         repeated=test.repeated or None,
         leak="test data are trained on" if leak else None,
         training="trains on test features" if config.trains_on_test_features else None,

@@ -11,6 +11,7 @@ from torch import Tensor
 from bvsa_core.data.dataset import Dataset, RecordingAxes
 from bvsa_core.data.leaks import find_leak
 from bvsa_core.data.split import Split, load_split
+from bvsa_core.data.stimulus_texts import StimulusTexts, read_texts, stored_texts
 from bvsa_core.distributed.processes import ProcessGroup
 from bvsa_core.errors import UserError, first_few
 from bvsa_core.io.atomic import refuse_links
@@ -168,12 +169,21 @@ class RunData:
         return BankedViews(bank.load(levels).to(self.device), levels)
 
     def texts(self, images: Sequence[str], concepts: Sequence[str]) -> Tensor:
-        """Return features (images, D) of the prompts that name what images show."""
-        return self.bank(images).texts(self.prompts(concepts)).to(self.device)
+        """Return features (images, D) of the texts that name what images show."""
+        return self.bank(images).texts(self.prompts(images, concepts)).to(self.device)
 
-    def prompts(self, concepts: Sequence[str]) -> list[str]:
-        """Return the prompts of concepts."""
-        text = self.config.prompt
+    @functools.cached_property
+    def stimulus_texts(self) -> StimulusTexts | None:
+        """Captions or words: those of the configuration, else of the data folder; None if prompts name concepts."""
+        return read_texts(self.config.texts, self.config.concepts) or stored_texts(self.config.data)
+
+    def prompts(self, images: Sequence[str], concepts: Sequence[str]) -> list[str]:
+        """Return the texts of images: captions, or prompts with words or names of concepts."""
+        given, text = self.stimulus_texts, self.config.prompt
+        if given and given.captions:
+            return given.captions_of(images, concepts)
+        if given:
+            concepts = [word.replace(" ", "_") for word in given.words_of(concepts)]
         return [text.replace("{object}", name.replace("_", " ")).replace("{concept}", name) for name in concepts]
 
     def bank(self, images: Sequence[str]) -> FeatureBank:

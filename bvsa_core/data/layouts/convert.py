@@ -13,6 +13,7 @@ from bvsa_core.data.dataset import SYNTHETIC, read_description
 from bvsa_core.data.layouts import layouts, recognise, stimuli
 from bvsa_core.data.layouts.destination import refuse_mixture, refuse_overlap, write_description
 from bvsa_core.data.layouts.source import ConversionOptions, Epochs, ReadContext, SubjectSource
+from bvsa_core.data.stimulus_texts import STORED, read_texts, store_texts
 from bvsa_core.data.store import SPLITS, Header, SplitHeader, SubjectWriter, Writer
 from bvsa_core.errors import UserError
 from bvsa_core.progress import Progress, no_progress
@@ -38,6 +39,7 @@ def convert(
     given = _name(source, chosen[0].root, options)
     refuse_mixture(store, given, modality)
     recipes = [each.recipe(options) for each in chosen]
+    texts = read_texts(options.texts, options.concepts)
     store.mkdir(parents=True, exist_ok=True)
     write_description(store, given or {"EEG": "THINGS-EEG2", "MEG": "THINGS-MEG"}[modality], modality)
     for each, recipe in zip(chosen, recipes):
@@ -46,6 +48,9 @@ def convert(
             if not writer.complete:
                 convert_subject(each, writer, options, progress)
         messages.append(f"{each.subject}: {each.layout} {done}, in {writer.target}")
+    if texts:
+        store_texts(store, texts)
+        messages.append(f"texts of {texts.source}, in {store / STORED}")
     return messages
 
 

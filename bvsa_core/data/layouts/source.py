@@ -25,6 +25,11 @@ class ConversionOptions:
     images: Path | None = None
     """Folder or zip file with training_images and test_images, or image_metadata.npy; default: looked for beside the
     recordings."""
+    texts: Path | None = None
+    """Captions that runs use in place of prompts, by name of image or concept: .csv, .tsv (columns image or concept,
+    and text) or .json."""
+    concepts: Path | None = None
+    """List of objects of THINGS (.tsv or .csv with the columns uniqueID and Word), whose words prompts then use."""
     whole_epoch: bool = False
     """Keep the samples before image onset, too; methods take them as input."""
     sampling_rate: float = 250.0
@@ -53,7 +58,7 @@ class SubjectSource:
         for name in self.fixed_options:
             if (value := getattr(options, name)) != getattr(default, name):
                 raise UserError(f"{name} is {value}, but fixed in the layout {self.layout}; leave it out")
-        ignored = {"subjects", "name", "images", *self.fixed_options}
+        ignored = {"subjects", "name", "images", "texts", "concepts", *self.fixed_options}
         chosen = {key: value for key, value in dataclasses.asdict(options).items() if key not in ignored}
         return {"layout": self.layout, **chosen, "files": fingerprint(self.files, self.root)}
 

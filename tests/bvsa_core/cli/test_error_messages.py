@@ -181,6 +181,15 @@ MISTAKES = {
     "data download things-meg {t}/new --mirror x": "--mirror x: give HOST=URL, such as"
     " huggingface.co=https://hf-mirror.com",
     "data eeg {d} {t}/new --subjects sub-44": "{d}: no subject sub-44; there are sub-01, sub-02",
+    "data eeg {d} {t}/new --texts {t}/row.npy": "{t}/row.npy: unknown kind of file; give .csv, .tsv or,"
+    " for captions, .json",
+    "evaluate --brain {t}/row.npy --texts {t}/row.npy": "--texts is for a run; files of embeddings have --text and"
+    " --image",
+    "evaluate {r} --class_centres {t}": "--class_centres {t}: no other image of ... give the images of THINGS,"
+    " in folders of their concepts",
+    "evaluate {r} --texts {t}/nowhere.csv": "{t}/nowhere.csv: no such file; give another file",
+    "train --data {d} --texts {t}/a.csv --concepts {t}/b.csv": "--texts and --concepts are both given; captions need no"
+    " words of concepts, give one of them",
     "data eeg {d} {d}/new": "{d}/new: is in {d}, whose recordings are only read; give a folder outside",
     "data export {d} {d}": "{d}: is in {d}, whose recordings are only read; give a folder outside",
     "data eeg {d} {t}/new --name THINGS-EEG2": "name is 'THINGS-EEG2': the recordings in {d} are synthetic, and"

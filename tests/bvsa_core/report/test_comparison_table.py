@@ -131,6 +131,24 @@ def test_window_and_source_of_the_recordings_are_in_every_table():
     assert "source unknown" in tables.caption([earlier.result])
 
 
+def test_other_texts_and_galleries_are_marked_and_are_rows_of_their_own():
+    other = {"gallery_of": "class centres", "texts_of": "captions.csv"}
+    row = entry(**other)
+    shown = notes(row)
+    assert "texts of images: captions.csv, in place of prompts with the names of concepts" in shown
+    assert "gallery of class centres: no scores of the test images themselves; compare like with like" in shown
+    assert not any(note.startswith("gallery: ours") for note in shown)  # NICE's, which is published, is the same
+    assert "gallery: ours class centres, published 200 images" in notes(
+        entry(paper=paper_results.find("UBP", "eeg", "inter"), **other)
+    )
+    mark = "none, texts: captions.csv, gallery of class centres"
+    assert mark in comparison_table.to_markdown("", [row]) and mark in tables.to_markdown([row.result])
+    (record,) = csv.DictReader(io.StringIO(comparison_table.to_csv([row])))
+    assert (record["texts_of"], record["gallery_of"]) == ("captions.csv", "class centres")
+    runs = [results.run_result([1, 2]), results.run_result([1, 2], **other)]
+    assert [each.protocol.gallery_of for each in tables.method_results(runs)] == [None, "class centres"]
+
+
 @pytest.mark.parametrize("method", ["NICE", "ATM-S"])
 def test_channels_are_compared_with_those_of_the_published_system(method):
     paper = paper_results.find(method, "eeg", "intra")

@@ -64,6 +64,7 @@ def test_as_published_only_what_is_no_setting_deviates(name):
 
 
 def test_prompts_name_the_concept_with_or_without_underscores():
-    prompts = lambda text: RunData(RunDataConfig(prompt=text)).prompts(["aircraft_carrier", "{object}"])  # noqa: E731
+    named = ["aircraft_carrier", "{object}"]
+    prompts = lambda text: RunData(RunDataConfig(prompt=text)).prompts(["a.jpg", "b.jpg"], named)  # noqa: E731
     assert prompts("A photo of a {object}.") == ["A photo of a aircraft carrier.", "A photo of a {object}."]
     assert prompts("{concept}, {concept}")[0] == "aircraft_carrier, aircraft_carrier"
