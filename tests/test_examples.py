@@ -4,7 +4,9 @@ import re
 import runpy
 from pathlib import Path
 
+import nbformat
 import pytest
+import run_notebook
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PROMISED = {
@@ -17,6 +19,27 @@ PROMISED = {
 
 def test_every_example_is_run_here():
     assert {path.stem for path in EXAMPLES.glob("*.py")} == {*PROMISED, "toy_data"}
+
+
+def printed_by(notebook: nbformat.NotebookNode) -> str:
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    return "".join(output.get("text", "") for output in outputs)
+
+
+def test_the_notebook_runs_and_prints_what_it_shows(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    promised = (
+        r"Top-1 accuracy \d+%, among 20 new images; chance is 5%.*gallery 20.*vanilla: Top-1 .*ubp: Top-1 .*MB in one"
+    )
+    kept = nbformat.read(run_notebook.NOTEBOOK, as_version=4)
+    for notebook in (kept, run_notebook.run(tmp_path)):
+        printed = printed_by(notebook)
+        assert re.search(promised, printed, re.DOTALL), printed
+        assert int(re.search(r"accuracy (\d+)%", printed)[1]) >= 20  # four times chance
+    assert {path.name for path in (tmp_path / "quickstart").iterdir()} == {"data", "decoder", "page.html", "runs"}
+    content = run_notebook.NOTEBOOK.read_text()
+    assert len(content) < 200_000 and not re.search(r"/(home|opt|tmp|usr|work)/", content)
 
 
 @pytest.mark.usefixtures("one_thread", "registries")
