@@ -104,7 +104,7 @@ train --allow_leak --average --bank --batch_size --betas --cache_dir --channels 
 evaluate --bank --brain --brain_text --class_centres --data --device --full --gate --image --json --reliability
     --rescoring --shuffle_texts --text --texts RUN
 reproduce --allow_leak --average --bank --batch_size --betas --cache_dir --channels --concepts --config --decay --device
-    --eeg --encoders --epochs --falloff --initial_std --lr --meg --methods --no_lock --optimiser --out --patience
+    --eeg --encoders --epochs --falloff --initial_std --lr --meg --methods --no_lock --optimiser --out --patience --plan
     --precision --prompt --repetitions --resamples --scheduler --seeds --selection --shuffle_pairs --subjects
     --synthetic --synthetic.channels --synthetic.images_per_concept --synthetic.samples --synthetic.seed
     --synthetic.signal_to_noise --synthetic.subjects --synthetic.test_concepts --synthetic.test_repetitions

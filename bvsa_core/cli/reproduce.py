@@ -25,6 +25,7 @@ from bvsa_core.distributed.tasks import TaskPool, Workers
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import RunDataCache, is_complete
 from bvsa_core.experiments.grid import BUILT_IN, SET_BY_GRID, Grid, cells, check_counts, read_grid, systems_named
+from bvsa_core.experiments.plan import plan
 from bvsa_core.experiments.report_data import build_report, grid_rows
 from bvsa_core.experiments.results import GridRow, load_complete, write
 from bvsa_core.experiments.runner import fill_banks, run_cells
@@ -46,6 +47,8 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     add("--eeg", type=Path | None, help=eeg)
     add("--meg", type=Path | None, help="folder of MEG recordings")
     add("--out", type=Path | None, help="folder of the grid; default: bvsa_runs/GRID")
+    text = "print cells, hours by steps timed here, disk and what is missing; nothing is written"
+    add("--plan", action="store_true", help=text)
     parser.add_class_arguments(Workers)
     add_no_lock(parser)
     add("--methods", type=str, nargs="+", help="only these methods or rows of the grid, by name")
@@ -81,6 +84,11 @@ def run(parsed: jsonargparse.Namespace) -> None:
     settings = [field.name for field in fields(RunConfig) if field.name not in SET_BY_GRID]
     flags = {name: value for name in settings if (value := getattr(parsed, name)) is not None}
     root = parsed.out or Path("bvsa_runs", Path(parsed.grid).stem)
+    if parsed.plan:
+        with Display() as display:
+            lines = plan(grid, systems, given_folders(parsed), flags, root, display)
+        say("\n".join(lines))
+        return
     with Display() as display, TaskPool(workers, RunDataCache(None, display), RunDataCache) as pool:
         data = data_folders(parsed, grid, display)
         todo, left_out = cells(grid, systems, data, flags)
@@ -110,12 +118,17 @@ def run(parsed: jsonargparse.Namespace) -> None:
         raise UserError(f"{len(failures)} of {len(todo)} cells failed; {again}")
 
 
+def given_folders(parsed: jsonargparse.Namespace) -> dict[str, Path]:
+    """Return the folder of each modality that was given."""
+    return {name: getattr(parsed, name) for name in ("eeg", "meg") if getattr(parsed, name)}
+
+
 def data_folders(parsed: jsonargparse.Namespace, grid: Grid, display: Display) -> dict[str, Path]:
     """Return the folder of each modality.
 
     Without flags it is the demo's, or that of synthetic data with more subjects if the grid trains between subjects.
     """
-    if given := {name: getattr(parsed, name) for name in ("eeg", "meg") if getattr(parsed, name)}:
+    if given := given_folders(parsed):
         return given
     flags = parsed.synthetic.as_dict()
     flags["subjects"] = max(flags["subjects"], 2 if "inter" in grid.settings else 1)

@@ -7,7 +7,7 @@ which is a row of the table.
 import argparse
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -184,7 +184,11 @@ def systems_named(systems: Sequence[System], names: Sequence[str]) -> list[Syste
 
 
 def cells(
-    grid: Grid, systems: Sequence[System], data: dict[str, Path], flags: dict[str, Any]
+    grid: Grid,
+    systems: Sequence[System],
+    data: dict[str, Path],
+    flags: dict[str, Any],
+    assumed: Mapping[str, list[str]] = {},
 ) -> tuple[list[Cell], list[str]]:
     """Return the cells of a grid in the order of its table, and sentences about what is skipped.
 
@@ -192,6 +196,7 @@ def cells(
         systems: those of the grid, or some of them.
         data: data folder of each modality.
         flags: settings of every run; they override those of the grid and its methods.
+        assumed: subjects of a modality whose data folder is not read.
 
     Raises:
         UserError: an option, subject or encoder does not fit, or no cell remains.
@@ -201,9 +206,9 @@ def cells(
         if modality not in data:
             skipped.append(f"{modality.upper()} is skipped: no folder was given with --{modality}")
             continue
-        dataset = Dataset(data[modality])
-        known = dataset.subjects
-        image_encoders = grid.vision if dataset.synthetic else grid.vision_of_recorded or grid.vision
+        dataset = None if modality in assumed else Dataset(data[modality])
+        known = dataset.subjects if dataset else assumed[modality]
+        image_encoders = grid.vision if dataset and dataset.synthetic else grid.vision_of_recorded or grid.vision
         named = [grid.subjects] if isinstance(grid.subjects, str) else grid.subjects
         subjects = known if grid.subjects == "all" else named
         if unknown := [subject for subject in subjects if subject not in known]:

@@ -172,6 +172,16 @@ def verify_files(paths: list[Path], rows: int, bank: str) -> list[Path]:
     return paths
 
 
+def held_levels(folder: Path, encoder: str, images: int, levels: Sequence[Level]) -> list[Level]:
+    """Return the levels that a bank in a folder probably holds: one of that encoder's name and that many images."""
+    held: set[Level] = set()
+    for path in folder.glob(f"*/{ABOUT}"):
+        about = read_json(path, "delete the folder, and it is made again")
+        if str(about.get("encoder")).partition("/")[0] == encoder and about.get("pictures") == images:
+            held |= {level for level in levels if (path.parent / _file_name(level)).is_file()}
+    return [level for level in levels if level in held]
+
+
 def fingerprint(clip: Clip, falloff: Falloff) -> dict[str, Any]:
     """Return all that shapes a feature beside the image and the level."""
     return {

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +92,17 @@ class Clip:
 
 def image_size_of(name: str) -> int:
     """Return the width of an encoder's images in pixels, without loading it."""
+    size = _description(name)["vision_cfg"]["image_size"]
+    return size if isinstance(size, int) else size[0]
+
+
+def embedding_width_of(name: str) -> int:
+    """Return the width of an encoder's features, without loading it."""
+    return _description(name)["embed_dim"]
+
+
+def _description(name: str) -> dict[str, Any]:
+    """Return open_clip's description of an encoder."""
     import open_clip
 
     if name == TINY:
@@ -100,9 +111,25 @@ def image_size_of(name: str) -> int:
         name = tiny.CONFIG.stem
     else:
         _check_name(name)
-    config: Any = open_clip.get_model_config(name)
-    size = config["vision_cfg"]["image_size"]
-    return size if isinstance(size, int) else size[0]
+    return cast(dict[str, Any], open_clip.get_model_config(name))
+
+
+def weights_are_here(name: str, weights: str | None = None, cache_dir: str | Path | None = None) -> bool:
+    """Return whether an encoder can be loaded without a download; see `load_clip`."""
+    import open_clip
+    from huggingface_hub import try_to_load_from_cache
+    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+
+    tag = None if name == TINY else _tag(name, weights)
+    if tag in (None, RANDOM) or Path(tag).is_file():
+        return True
+    config = open_clip.get_pretrained_cfg(name, tag)
+    if hub := config.get("hf_hub"):
+        repository, _, file = hub.rpartition("/")
+        files = [file] if file else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
+        return any(isinstance(try_to_load_from_cache(repository, each, cache_dir), str) for each in files)
+    folder = Path(cache_dir) if cache_dir else Path.home() / ".cache" / "clip"
+    return (folder / config["url"].rpartition("/")[2]).is_file()
 
 
 def stages(visual: Any) -> list[nn.Module]:
@@ -150,12 +177,8 @@ def load_clip(
 def _load_open_clip(name: str, weights: str | None, cache_dir: str | Path | None) -> tuple[nn.Module, str]:
     import open_clip
 
-    _check_name(name)
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    tag = weights or PRETRAINED.get(name) or (tags[0] if tags else RANDOM)
+    tag = _tag(name, weights)
     is_file = Path(tag).is_file()
-    if not is_file and tag not in (*tags, RANDOM):
-        raise UserError(f"weights {tag!r} of {name}: neither a file nor one of {', '.join(tags)}, {RANDOM}")
     if tag == RANDOM:
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -168,6 +191,18 @@ def _load_open_clip(name: str, weights: str | None, cache_dir: str | Path | None
         remedy = "give another file" if is_file else online
         raise UserError(f"weights {tag!r} of {name} cannot be loaded ({detail}); {remedy}") from error
     return model, f"{name}/{Path(tag).name}"
+
+
+def _tag(name: str, weights: str | None) -> str:
+    """Return the pretrained tag or the weights file of a model of open_clip."""
+    import open_clip
+
+    _check_name(name)
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    tag = weights or PRETRAINED.get(name) or (tags[0] if tags else RANDOM)
+    if not Path(tag).is_file() and tag not in (*tags, RANDOM):
+        raise UserError(f"weights {tag!r} of {name}: neither a file nor one of {', '.join(tags)}, {RANDOM}")
+    return tag
 
 
 def _check_name(name: str) -> None:

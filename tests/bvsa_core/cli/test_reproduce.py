@@ -344,3 +344,28 @@ def test_the_four_settings_are_rows_of_one_table(small_data, tmp_path, succeed):
     assert "2 subject(s); published are means over 4" in ours[3]["notes"]
     bvsa = [(each["modality"], each["published_top1"]) for each in records if each["published_method"] == "BVSA"]
     assert bvsa == [("eeg", "58.2"), ("eeg", "15.8"), ("meg", "32.5"), ("meg", "5.4")]
+
+
+def test_a_plan_counts_what_the_grid_then_runs(grid, done, small_data, tmp_path, capsys):
+    def planned(*flags: object) -> list[str]:
+        before = {path: path.stat().st_mtime_ns for root in (tmp_path, small_data, done) for path in root.rglob("*")}
+        assert main([str(word) for word in ("reproduce", grid, "--plan", *QUICK[:4], *flags)]) == 0
+        after = {path: path.stat().st_mtime_ns for root in (tmp_path, small_data, done) for path in root.rglob("*")}
+        assert before == after
+        return capsys.readouterr().out.splitlines()
+
+    new = planned("--eeg", small_data, "--out", tmp_path / "new")
+    assert new[:2] == [f"EEG: 2 subjects in {small_data}", "4 cells (4 EEG)"]
+    assert re.fullmatch(
+        r"  EEG intra-subject, vanilla, eeg_project, tiny: 2 of 2 cells left, 2 steps of .*hours", new[2]
+    )
+    assert new[-1] == "nothing is missing"
+    finished = planned("--eeg", small_data, "--out", done)
+    assert "vanilla, eeg_project, tiny: 0 of 2 cells left" in finished[2] and "0.00 hours" in finished[2]
+    assert any(line.startswith("about 0.0 hours") for line in finished)
+    nowhere = planned("--eeg", tmp_path / "nowhere", "--vision", "RN50", "--cache_dir", tmp_path / "no_weights")
+    assert "EEG: assumed is THINGS-EEG2 as published, 10 subjects" in nowhere
+    assert f"missing: EEG data ({tmp_path}/nowhere: no such folder); see docs/reproduce.md, or" in "\n".join(nowhere)
+    assert any(line.startswith("missing: weights of RN50; ") for line in nowhere)
+    assert "10 of 10 cells left, 259 steps" in nowhere[2]
+    assert any(line.startswith("  features of 16740 EEG images at ") for line in nowhere)
