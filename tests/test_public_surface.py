@@ -110,7 +110,7 @@ reproduce --allow_leak --average --bank --batch_size --betas --cache_dir --chann
     --synthetic.signal_to_noise --synthetic.subjects --synthetic.test_concepts --synthetic.test_repetitions
     --synthetic.train_concepts --synthetic.train_repetitions --target_layers --target_levels --texts --threads
     --validation --views --vision --weight_decay --weights --window --workers GRID
-retrieve --bank --candidates --data --device --gallery --gallery_text --gate --index --index_type --out --probes
+retrieve --bank --candidates --data --device --gallery --gallery_text --gate --index --index_type --out --page --probes
     --recordings --texts --top RUN
 report --bank --data --decoding --device --figures --out --resamples --title RUNS""",
     )

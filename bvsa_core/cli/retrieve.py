@@ -1,9 +1,10 @@
 """Find the best images of a gallery for recordings, by a trained run. Processes of torchrun share the gallery."""
 
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,17 @@ from bvsa_core.cli.arguments import Parser
 from bvsa_core.cli.evaluate import read_array
 from bvsa_core.cli.output import say
 from bvsa_core.cli.progress import Display
-from bvsa_core.data.dataset import concept_of, read_recordings
+from bvsa_core.data.dataset import Dataset, concept_of, read_recordings
 from bvsa_core.data.split import make_split
 from bvsa_core.distributed.processes import init_processes
 from bvsa_core.errors import UserError
+from bvsa_core.experiments.thumbnails import THUMBNAIL, THUMBNAILS, jpeg
 from bvsa_core.io.atomic import write_atomically
 from bvsa_core.io.image_file import SUFFIXES
 from bvsa_core.methods.base import Method
+from bvsa_core.report.retrieval_page import FoundImage, FoundImages, RetrievalPage, to_html
 from bvsa_core.report.tables import rich_table
-from bvsa_core.retrieval.gallery import EmbeddingMatrix, Gallery, first_invalid_row
+from bvsa_core.retrieval.gallery import EmbeddingMatrix, Gallery, first_invalid_row, rows_of
 from bvsa_core.retrieval.index import Index, recall, search_candidates
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.scoring import Scoring
@@ -35,8 +38,10 @@ from bvsa_core.training.run_data import RunData
 from bvsa_core.training.run_folder import RunFolder
 from bvsa_core.vision.bank import ABOUT, level_files
 from bvsa_core.vision.clip import stay_offline
+from bvsa_core.vision.images import read_images
 
 SHOWN = 20  # queries that are printed; the file has all
+ON_PAGE = 200  # queries on the page
 RECALL_QUERIES = 256  # that are also searched exactly, to measure the recall of an index
 
 
@@ -65,6 +70,7 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     add("--bank", type=Path, help="folder of the feature bank if it has moved, or lies outside the data")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--out", type=Path, help="file for the ranked images; default: retrieved.json in the run's folder")
+    add("--page", type=Path, help="file for an HTML page that shows the images, such as retrieved.html")
 
 
 def run(parsed: jsonargparse.Namespace) -> None:
@@ -72,6 +78,13 @@ def run(parsed: jsonargparse.Namespace) -> None:
     for name in ("top", "candidates", "probes"):
         if (value := getattr(parsed, name)) < 1:
             raise UserError(f"--{name} is {value}; it must be at least 1")
+    if parsed.page is not None:
+        if not has_images(parsed.gallery):
+            raise UserError(
+                f"--page shows images, and --gallery {parsed.gallery} has features; give a folder of images"
+            )
+        if parsed.page.is_dir():
+            raise UserError(f"--page {parsed.page}: is a folder; name a file, such as {parsed.page / 'retrieved.html'}")
     folder = RunFolder(parsed.run)
     saved, config = folder.result(), folder.config()
     scoring = Scoring(parsed.gate, saved.reliability)
@@ -87,6 +100,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
             reason = f"method {config.method} classifies test images and has no embeddings to search with"
             raise UserError(f"{parsed.run}: {reason}")
         names, recordings, subjects = read_queries(parsed.recordings, saved, config, run_data)
+        named = parsed.recordings is None or parsed.recordings.suffix == ".pt"  # after the images that were seen
         with torch.no_grad(), one_thread():
             queries = Queries(*method.query_embeddings(recordings.to(run_data.device), subjects))
         gallery = open_gallery(parsed, method, saved, config, run_data, display)
@@ -96,7 +110,49 @@ def run(parsed: jsonargparse.Namespace) -> None:
             best, measured = search_by_index(parsed, queries, gallery, scoring, display)
     if processes.rank == 0:
         conditions = {**scoring.protocol(), "gallery": len(gallery), "recall": measured}
-        print_ranking(parsed, best, names, gallery, conditions)
+        correct = rows_of(names, gallery.names) if named and has_images(parsed.gallery) else [None] * len(names)
+        ranking = Ranking(names, gallery.names, best, correct)
+        protocol = {key: value for key, value in conditions.items() if value is not None}
+        print_ranking(parsed, ranking, protocol)
+        if parsed.page is not None:
+            write_page(parsed, ranking, protocol, run_data.dataset)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The best images of a gallery for every recording."""
+
+    recordings: Sequence[str]
+    images: Sequence[str]  # names of the gallery
+    best: TopK
+    correct: Sequence[int | None]  # row of the correct image of every recording, None where it is unknown
+
+    def __iter__(self) -> Iterator[tuple[str, int | None, list[tuple[int, float]]]]:
+        """Return for every recording its name, the row of its correct image, and rows and scores of the best ones."""
+        for name, correct, rows, scores in zip(
+            self.recordings, self.correct, self.best.rows.tolist(), self.best.values.tolist()
+        ):
+            yield name, correct, [(row, score) for row, score in zip(rows, scores) if row >= 0]
+
+    @property
+    def ranks(self) -> list[int | None]:
+        """Rank of the correct image where it is known; None if it is not among the best."""
+        known = ((correct, [row for row, _ in best]) for _, correct, best in self if correct is not None)
+        return [rows.index(correct) + 1 if correct in rows else None for correct, rows in known]
+
+    def summary(self) -> str:
+        """Return how many correct images were found; empty where they are unknown."""
+        if not (ranks := self.ranks):
+            return ""
+        first, found = ranks.count(1), sum(rank is not None for rank in ranks)
+        among, known = self.best.rows.shape[1], len(ranks)
+        unknown = f" ({len(self.recordings) - known} others have none there)" if known < len(self.recordings) else ""
+        chance = f"chance {100 / len(self.images):.3g} % and {100 * among / len(self.images):.3g} %"
+        shares = f"{100 * first / known:.1f} % and {100 * found / known:.1f} %"
+        return (
+            f"the correct image is first for {first} and among the best {among} for {found} of {known} recordings"
+            f"{unknown}: {shares}, {chance}"
+        )
 
 
 def search_by_index(
@@ -191,30 +247,79 @@ def open_gallery(
     return Gallery([EmbeddingMatrix(path) for path in bank.files(levels)], texts, names, **shared)
 
 
-def print_ranking(
-    parsed: jsonargparse.Namespace, best: TopK, names: list[str], gallery: Gallery, conditions: dict
-) -> None:
+def has_images(gallery: str | None) -> bool:
+    """Return whether a gallery is of images, not of features: the run's test images, or a folder that is no bank."""
+    return gallery is None or (Path(gallery).is_dir() and not (Path(gallery) / ABOUT).is_file())
+
+
+def print_ranking(parsed: jsonargparse.Namespace, ranking: Ranking, protocol: dict) -> None:
     """Write the ranked images to a file and print the first of them."""
     queries: list[dict[str, Any]] = []
-    table = rich_table(("recording", "rank", "image", "score"), ("recording", "image"), overflow="fold")
-    for name, rows, scores in zip(names, best.rows.tolist(), best.values.tolist()):
+    columns = ("recording", "rank", "image", "score", *([""] if ranking.ranks else []))
+    table = rich_table(columns, ("recording", "image", ""), overflow="fold")
+    for name, correct, best in ranking:
         images = []
-        best_images = [(row, score) for row, score in zip(rows, scores) if row >= 0]
-        for rank, (row, score) in enumerate(best_images, start=1):
-            image = gallery.names[row]
-            images.append({"rank": rank, "row": row, "image": image, "score": score})
+        for rank, (row, score) in enumerate(best, start=1):
+            image, hit = ranking.images[row], row == correct
+            images.append(
+                {"rank": rank, "row": row, "image": image, "score": score, **({"correct": True} if hit else {})}
+            )
             if len(queries) < SHOWN:
-                table.add_row(Path(name).name if rank == 1 else "", str(rank), Path(image).name, f"{score:.4f}")
+                cells = (Path(name).name if rank == 1 else "", str(rank), Path(image).name, f"{score:.4f}")
+                table.add_row(*cells, *(["correct" if hit else ""] if ranking.ranks else []))
         table.add_section()
-        queries.append({"recording": name, "images": images})
-    protocol = {key: value for key, value in conditions.items() if value is not None}
+        queries.append({"recording": name, **({} if correct is None else {"correct_row": correct}), "images": images})
     about = {"run": str(parsed.run), "gallery": str(parsed.gallery or "test images")}
     content = {**about, "protocol": protocol, "queries": queries}
     out = parsed.out or parsed.run / "retrieved.json"
     write_atomically(out, json.dumps(content, indent=1).encode() + b"\n")
     Console().print(table)
-    if len(names) > SHOWN:
-        say(f"and {len(names) - SHOWN} recordings more")
-    texts = (f"{key} {value:.3f}" if key == "recall" else f"{key} {value}" for key, value in protocol.items())
-    say(f"protocol: {', '.join(texts)}")
+    if len(ranking.recordings) > SHOWN:
+        say(f"and {len(ranking.recordings) - SHOWN} recordings more")
+    if summary := ranking.summary():
+        say(f"found: {summary}")
+    say(f"protocol: {', '.join(protocol_texts(protocol))}")
     say(f"all are in {out}")
+
+
+def protocol_texts(protocol: dict) -> list[str]:
+    """Return the conditions of a search as text."""
+    return [f"{key} {value:.3f}" if key == "recall" else f"{key} {value}" for key, value in protocol.items()]
+
+
+def write_page(parsed: jsonargparse.Namespace, ranking: Ranking, protocol: dict, dataset: Dataset) -> None:
+    """Write a page that shows the images of the first recordings, and print its path."""
+    shown = list(itertools.islice(ranking, ON_PAGE))
+    rows = list(dict.fromkeys(row for _, correct, best in shown for row in (correct, *(row for row, _ in best))))
+    places = {row: place for place, row in enumerate(row for row in rows if row is not None)}
+    thumbnails: list[bytes] = []
+    for row in places:
+        name = ranking.images[row]
+        path = Path(parsed.gallery, name) if parsed.gallery else dataset.image_path(name)
+        room = sum(map(len, thumbnails)) < THUMBNAILS
+        pixels = read_images([path], THUMBNAIL)[0].permute(1, 2, 0).numpy() if room else None
+        thumbnails.append(b"" if pixels is None else jpeg(pixels, THUMBNAIL))
+    found = []
+    for name, correct, best in shown:
+        rank = next((place for place, (row, _) in enumerate(best, start=1) if row == correct), None)
+        hits = [FoundImage(places[row], _concept(ranking.images[row]), score, row == correct) for row, score in best]
+        seen = None if correct is None else places[correct]
+        found.append(FoundImages(name if correct is None else _concept(name), hits, seen, rank))
+    left_out = []
+    if len(ranking.recordings) > len(shown):
+        left_out.append(f"The first {len(shown)} of {len(ranking.recordings)} recordings are shown.")
+    if b"" in thumbnails:
+        left_out.append("Some images are not shown, to keep the page small.")
+    title = f"{parsed.run.resolve().name}: images for {len(ranking.recordings)} recordings"
+    texts = [f"gallery: {parsed.gallery or 'test images'}", *protocol_texts(protocol)]
+    summary = ranking.summary()
+    page = RetrievalPage(
+        title, texts, summary[:1].upper() + summary[1:] + "." * bool(summary), found, thumbnails, " ".join(left_out)
+    )
+    parsed.page.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(parsed.page, to_html(page).encode())
+    say(f"the page is {parsed.page}")
+
+
+def _concept(image: str) -> str:
+    return concept_of(image).replace("_", " ")

@@ -1,7 +1,8 @@
 """Galleries on disk: embeddings of images and their texts, memory-mapped and read in chunks."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -132,3 +133,24 @@ def _map_safetensors(path: Path, key: str) -> Tensor:
         if key not in names:
             raise UserError(f"{path}: holds {', '.join(names) or 'nothing'}; pick an entry with {path}:KEY")
         return file.get_tensor(key)
+
+
+def rows_of(images: Sequence[str], gallery: Sequence[str]) -> list[int | None]:
+    """Return the row of each image in a gallery, None where it is not there or its name is not unique.
+
+    An image may have its path in the data set, and the gallery its path in a folder: folder and file are compared.
+
+    >>> rows_of(["test_images/1_dog/a.jpg", "3"], ["1_dog/a.jpg", "2_cat/a.jpg"])
+    [0, None]
+    """
+    exact = {name: row for row, name in enumerate(gallery)}
+    ends = [*map(_end, gallery)]
+    counts = Counter(ends)
+    unique: dict[tuple[str, ...], int] = {
+        end: row for row, end in enumerate(ends) if len(end) == 2 and counts[end] == 1
+    }
+    return [exact.get(name, unique.get(_end(name))) for name in images]
+
+
+def _end(name: str) -> tuple[str, ...]:
+    return PurePath(name).parts[-2:]

@@ -67,6 +67,50 @@ def test_a_folder_of_images_a_bank_and_a_file_of_features_are_the_same_gallery(
     assert rows(by_default) == rows(of_folder)  # the test images are in the order of their paths
 
 
+def test_the_correct_image_is_marked_where_it_is_known(finished, small_data, retrieved, tmp_path):
+    folder = RunFolder(finished)
+    ranks = np.array(folder.result().ranks)
+    ranked, shown = retrieved("--top", 3)
+    assert [query["correct_row"] for query in ranked["queries"]] == list(range(12))
+    marked = [[image["rank"] for image in query["images"] if image.get("correct")] for query in ranked["queries"]]
+    assert marked == [[rank] if rank <= 3 else [] for rank in ranks]
+    first, found = (ranks == 1).sum(), (ranks <= 3).sum()
+    assert f"the correct image is first for {first} and among the best 3 for {found} of 12 recordings" in shown
+    assert f"{100 * first / 12:.1f} % and {100 * found / 12:.1f} %, chance 8.33 % and 25 %" in shown
+    assert len(re.findall(r"\bcorrect +\n", shown)) == found
+    images = small_data / "Image_set_Resize" / "test_images"
+    for path in sorted(images.rglob("*.jpg"))[:4]:
+        (tmp_path / "some" / path.parent.name).mkdir(parents=True)
+        shutil.copy(path, tmp_path / "some" / path.parent.name)
+    some, shown = retrieved("--gallery", tmp_path / "some", "--bank", tmp_path / "bank", "--top", 1)
+    assert [query.get("correct_row") for query in some["queries"]] == [0, 1, 2, 3, *[None] * 8]
+    assert "of 4 recordings (8 others have none there)" in shown
+    test = load_split(Dataset(small_data), ["sub-01"], "test")
+    np.save(tmp_path / "unnamed.npy", test.recordings.numpy())
+    unnamed, shown = retrieved("--recordings", tmp_path / "unnamed.npy")
+    assert "correct" not in json.dumps(unnamed["queries"]) and "the correct image" not in shown
+
+
+def test_a_page_shows_the_images(finished, small_data, retrieved, tmp_path):
+    page = tmp_path / "new" / "page.html"
+    ranked, shown = retrieved("--page", page, "--top", 2)
+    text = page.read_text()
+    assert f"the page is {page}" in shown
+    found = sum(image.get("correct", False) for query in ranked["queries"] for image in query["images"])
+    assert text.count('<li class="query">') == 12 and text.count('<li class="correct">') == found
+    assert text.count('<li class="wrong">') == 24 - found
+    used = set(re.findall(r'class="blank i(\d+)"', text))
+    assert used == set(re.findall(r"\.query \.i(\d+) ", text)) == {str(i) for i in range(12)}
+    assert "<script" not in text and not re.search(r"https?:", text)
+    assert "The correct image is first for" in text and "default-src 'none'" in text
+    images = small_data / "Image_set_Resize" / "test_images"
+    evil = tmp_path / "evil" / "00001_<img src=x onerror=alert(1)>"
+    evil.mkdir(parents=True)
+    shutil.copy(next(images.rglob("*.jpg")), evil / "a.jpg")
+    retrieved("--page", page, "--gallery", evil.parent, "--bank", tmp_path / "bank", "--top", 1)
+    assert "<img" not in page.read_text() and "&lt;img src=x" in page.read_text()
+
+
 def test_a_run_with_fused_targets_fuses_its_gallery(small_data, succeed, tmp_path):
     fused = "--target_levels [[51,0.5]] --target_layers [0] --method vanilla --epochs 1 --lr 0.01"
     succeed("train", "--data", small_data, "--out", tmp_path / "run", *fused.split())
@@ -130,6 +174,8 @@ WRONG = [
     ("{r} --recordings {t}/nan.npy", "recording 1 has NaN or infinite samples"),
     ("{r} --recordings {t}/nope.npy", "{t}/nope.npy: no such file"),
     ("{r} --index {t}/x.faiss --candidates 4", "--candidates 4 are fewer than --top 5"),
+    ("{r} --gallery {t}/rows.npy --page {t}/p.html", "--page shows images, and --gallery {t}/rows.npy has features"),
+    ("{r} --page {t}", "--page {t}: is a folder; name a file, such as {t}/retrieved.html"),
     ("{o}", "a run of an earlier version; train it again"),
     ("{c}", "weights.safetensors: damaged or incomplete"),
 ]
