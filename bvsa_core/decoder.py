@@ -43,7 +43,7 @@ from bvsa_core.io.typed import build
 from bvsa_core.methods import method_class
 from bvsa_core.retrieval.gates import INDUCTIVE, INFORMATION, Reliability, gates
 from bvsa_core.retrieval.result import RetrievalResult, RunResult
-from bvsa_core.retrieval.scoring import Scoring
+from bvsa_core.retrieval.scoring import Scoring, window_text
 from bvsa_core.training.config import RunConfig, from_dict, to_dict
 from bvsa_core.training.embedding import features_at
 from bvsa_core.training.evaluation import Trained, evaluate
@@ -55,7 +55,7 @@ from bvsa_core.training.run_data import RunData, choose_device
 FORMAT = 1
 CONFIG, WEIGHTS, SEEN, CARD = "config.json", "model.safetensors", "seen.json", "README.md"
 SETTINGS = [each.name for each in fields(RunConfig) if each.name not in ("data", "vision", "method")]
-PLACES = ("data", "bank", "cache_dir", "device")  # settings of a machine, which are not saved
+PLACES = ("data", "bank", "cache_dir", "texts", "concepts", "device")  # settings of a machine, which are not saved
 GALLERY = 200  # images searched when the gate label_free is learnt, as in the published test sets
 _USUAL_PLACES = {name: getattr(RunConfig, name) for name in PLACES}
 _REMEDY = "save the decoder again"
@@ -108,7 +108,7 @@ class Decoder(
         history_: metrics of every epoch; of a loaded decoder none.
         training_: what was trained on.
         reliability_: of the gate label_free.
-        result_: the last `RunResult`.
+        result_: the last `RunResult`, of one subject.
 
     Raises:
         UserError: a setting or argument does not fit; NotFittedError is one.
@@ -248,20 +248,23 @@ class Decoder(
             known = [name for name, information in INFORMATION.items() if information == INDUCTIVE]
             raise UserError(unknown_name("gate of a search", gate, known))
         gate = self._gate(gate)
-        if isinstance(recordings, Dataset) and images is None and self._features is None:
-            subject = self.config_.subject
-            images = [recordings.image_path(name) for name in dict.fromkeys(recordings.load(subject, "test").images)]
-        found = self._found()
-        names = list(dict.fromkeys(found.add(image) for image in _gallery(images, found.rows)))
+        found, config = self._found(), self._here()
+        if isinstance(recordings, Dataset) and images is None and not found.rows:
+            test = recordings.load(config.subject, "test")
+            found.sources |= {name: recordings.image_path(name) for name in test.images}
+            shown, config = dict(zip(test.images, test.concepts)), replace(config, data=recordings.root)
+        else:
+            shown = {name: concept_of(name) for name in map(found.add, _gallery(images, found.rows))}
+        names = list(shown)
         if not 1 <= top <= len(names):
             raise UserError(f"top is {top}; the gallery has {len(names)} images")
-        data = self._with(self._here(), {}, found)
+        data = self._with(config, {}, found)
         levels = self.method_.gallery_feature_levels()
         rows = torch.arange(len(names), device=data.device)
         with torch.no_grad():
             views = data.views(names, levels)
             image = self.method_.image_embeddings(torch.stack([features_at(level, views, rows) for level in levels]))
-            text = self.method_.text_embeddings(data.texts(names, [*map(concept_of, names)]))
+            text = self.method_.text_embeddings(data.texts(names, [*shown.values()]))
         row_gate, _ = gates(gate, brain_text, text, self.reliability_)
         values, best = fovblur.enhanced_topk(brain_image, image, brain_text, text, top, row_gate=row_gate)
         return RetrievalResult(names, best.cpu().numpy(), values.float().cpu().numpy())
@@ -279,7 +282,7 @@ class Decoder(
 
         Args:
             folder: made by `save`, or downloaded.
-            settings: of this machine: device, bank or cache_dir.
+            settings: of this machine: device, bank, cache_dir, or files of texts or concepts.
 
         Raises:
             UserError: a file is missing, damaged, or of another version.
@@ -407,8 +410,10 @@ class Decoder(
         return {"data": _cache(), "bank": _cache() / "features", **places}
 
     def _here(self) -> RunConfig:
-        """Return the configuration of the training with the settings of this machine."""
-        return replace(self._fitted().config_, **self._places())
+        """Return the configuration of the training with the settings of this machine, whose device gets the method."""
+        config = replace(self._fitted().config_, **self._places())
+        self.method_.to(choose_device(config.device))
+        return config
 
     def _fitted(self) -> Decoder:
         if not self.__sklearn_is_fitted__():
@@ -473,7 +478,13 @@ class Decoder(
         if method_class(config.method).uses_texts and found.pixels & unnamed:
             remedy = "say what they show with concepts=, or choose vanilla, nice or ubp"
             raise UserError(f"images: given as arrays without names, and method {config.method} reads texts; {remedy}")
+        if isinstance(recordings, Dataset):  # which may keep texts
+            config = replace(config, data=recordings.root)
         first = next(iter(parts.values()))
+        if config.window is not None and first.axes.sampling_rate is None:
+            window = f"a window of {window_text(config.window)}"
+            remedy = "make them by from_arrays(..., times=seconds), or give window=None"
+            raise UserError(f"recordings: without times, and the training takes {window}; {remedy}")
         if seen is not None:
             config = replace(config, channels=list(seen.axes.channels))
         elif "channels" not in self._names and first.modality == "EEG" and {*OCCIPITAL_CHANNELS} - {*first.channels}:

@@ -80,6 +80,8 @@ class Images:
     def _keep(self, name: str, path: Path) -> str:
         if self.rows:
             raise UserError(f"images: {name!r}; target is an array of features, so images are its rows, by number")
+        if self.sources.get(name, path) != path:
+            raise UserError(f"images: {self.sources[name]} and {path} have one id; give paths in place of ids")
         if name not in self.sources and not path.is_file():
             raise UserError(f"images: no file {path}; give paths, or a folder or mapping with an image for each id")
         self.sources[name] = path

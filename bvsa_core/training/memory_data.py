@@ -19,6 +19,7 @@ from bvsa_core.data.store import sha256_of
 from bvsa_core.errors import UserError, first_few
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.run_data import RunData
+from bvsa_core.vision.clip import Clip, load_clip
 from bvsa_core.vision.multilevel import Fusion
 from bvsa_core.vision.views import SHARP, BankedViews, Level, Views
 
@@ -52,6 +53,9 @@ class TrainingSet:
         shared = {"concept(s)": shared_concepts(self.concepts, test.concepts), "image(s)": images}
         parts = [f"{len(names)} {kind} ({first_few(names)})" for kind, names in shared.items() if names]
         return f"the training data have {' and '.join(parts)} of the test set" if parts else None
+
+
+_load_clip = functools.lru_cache(maxsize=1)(load_clip)
 
 
 class _NamedImages(Dataset):
@@ -102,6 +106,12 @@ class MemoryData(RunData):
         """Name of the data set, and files of its images."""
         names = [part.dataset or "own recordings" for part in self.recordings.values()]
         return _NamedImages(", ".join(dict.fromkeys(names)), self.images)
+
+    @functools.cached_property
+    def clip(self) -> Clip:
+        """The image encoder, kept for the next data."""
+        clip = _load_clip(self.config.vision, self.config.weights, self.config.cache_dir, self.device)
+        return clip.with_layers(self.config.target_layers)
 
     @functools.cached_property
     def samples(self) -> Split:

@@ -103,7 +103,8 @@ def test_a_data_set_gives_the_result_of_a_run(small_data, tmp_path):
     frame = result.to_frame()
     assert frame["window"].unique().tolist() == ["0 to 0.396 s"] and frame["sampling_rate"].eq(250).all()
     best = loaded.retrieve(Dataset(small_data), top=1)
-    assert [name in best.gallery[i] for i, name in enumerate(result.images)] == [True] * len(result.images)
+    assert best.gallery == result.images
+    assert [names[0] == name for names, name in zip(best.images, result.images)] == [rank == 1 for rank in result.ranks]
     card = (tmp_path / "saved" / "README.md").read_text()
     assert "**synthetic data: made on a machine" in card and "| sampling rate | 250 Hz |" in card
     assert "| channels | 17: P7, " in card and "settings, the released code's in brackets" in card
@@ -345,6 +346,32 @@ def test_a_gallery_is_a_folder_or_a_list(toy):
     with pytest.raises(UserError, match="images: no image in .*empty"):
         (toy.folder / "empty").mkdir()
         decoder.retrieve(toy.recordings, toy.folder / "empty")
+
+
+@pytest.mark.parametrize(("method", "encoder"), [("bravl", "eeg_project"), ("atm", "atm"), ("bvsa", "tsconv")])
+def test_methods_that_read_texts_learn_from_names_or_given_concepts(toy, method, encoder):
+    times = np.arange(160) / 250  # which the encoders need
+    x = np.repeat(toy.recordings, 8, axis=2)
+    train, test = (from_arrays(x[part], toy.names[part], channels=CHANNELS, times=times) for part in (TRAIN, TEST))
+    decoder = Decoder(method, encoder=encoder, epochs=1, batch_size=20, device="cpu").fit(train, toy.folder)
+    result = decoder.evaluate(test, toy.folder)
+    assert sorted(result.images) == sorted(toy.names[TEST]) and max(result.ranks) <= 12
+    named = Decoder(method, encoder=encoder, epochs=1, batch_size=20, device="cpu")
+    named.fit(train, toy.pixels[TRAIN], [f"thing{i}" for i in range(40)])
+    np.testing.assert_allclose(named.history_[0]["loss"], decoder.history_[0]["loss"], rtol=1e-5)
+    if method == "bravl":
+        with pytest.raises(UserError, match="bravl classifies test images; it has no embeddings"):
+            decoder.embed(test)
+        with pytest.raises(UserError, match="without times, and the training takes a window of 0.07 to 0.39 s; make"):
+            named.fit(x[TRAIN], toy.paths[TRAIN])
+
+
+def test_one_id_for_two_files_is_refused(toy, tmp_path):
+    (tmp_path / toy.names[0]).parent.mkdir(parents=True)
+    shutil.copy(toy.paths[1], tmp_path / toy.names[0])
+    parts = {name: from_arrays(toy.recordings[:1], toy.names[:1]) for name in ("anna", "ben")}
+    with pytest.raises(UserError, match="images: .* have one id; give paths in place of ids"):
+        Decoder(**SETTINGS).fit(parts, {"anna": toy.folder, "ben": tmp_path})
 
 
 def test_equal_pixels_are_one_image(tmp_path):
