@@ -5,32 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import PIL.Image
 import torch
 from torch import Tensor
 
 try:
     from torchvision import tv_tensors
     from torchvision.transforms import v2
-    from torchvision.transforms.v2 import functional as F
 except ModuleNotFoundError as missing:
     raise ModuleNotFoundError(
         f"fovblur.transforms needs torchvision ({missing}); pip install 'fovblur[train]'"
     ) from missing
 
 from fovblur.foveated_blur.api import foveated_blur
+from fovblur.image_types import blur_image, is_image
 from fovblur.modules import FoveatedBlur2d, GaussianBlur2d
 
 __all__ = ["FoveatedBlur", "FoveatedBlur2d", "GaussianBlur2d", "RandomFoveatedBlur"]
-
-_NOT_IMAGES = (tv_tensors.BoundingBoxes, tv_tensors.Mask)
 
 
 class FoveatedBlur(v2.Transform):
     """Blur images with :func:`fovblur.foveated_blur`.
 
-    Takes tensors (..., C, H, W), tv_tensors.Image and Video, and PIL images, and returns the same type. Bounding boxes
-    and masks are returned unchanged.
+    Takes tensors (..., C, H, W), tv_tensors.Image and Video, and PIL images, and returns the same type; every channel
+    is blurred, alpha too. Other tv_tensors, such as boxes, masks and key points, are returned unchanged.
 
     Args:
         sigma: standard deviation in pixels; all arguments are numbers, as for the function.
@@ -62,14 +59,7 @@ class FoveatedBlur(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Blur one input of the transform."""
-        if isinstance(inpt, _NOT_IMAGES):
-            return inpt
-        if isinstance(inpt, PIL.Image.Image):
-            rgb_or_grey = inpt if inpt.mode in ("L", "RGB") else inpt.convert("RGB")
-            return F.to_pil_image(self.blur(F.pil_to_tensor(rgb_or_grey)[None], params)[0])
-        images = inpt.as_subclass(Tensor)
-        blurred = self.blur(images.reshape(-1, *images.shape[-3:]), params).reshape(images.shape)
-        return tv_tensors.wrap(blurred, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else blurred
+        return blur_image(inpt, lambda images: self.blur(images, params)) if is_image(inpt) else inpt
 
     def blur(self, images: Tensor, params: dict[str, Any]) -> Tensor:
         """Blur images (B, C, H, W)."""
@@ -127,7 +117,7 @@ class RandomFoveatedBlur(FoveatedBlur):
 
     @staticmethod
     def _shares(inpt: Any) -> bool:
-        return isinstance(inpt, (tv_tensors.Video, *_NOT_IMAGES))
+        return isinstance(inpt, tv_tensors.Video) or not is_image(inpt)
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Blur one input of the transform; the frames of a video share the first row of numbers."""

@@ -21,11 +21,11 @@ def gaussian_blur2d(
         input: (B, C, H, W).
         kernel_size: odd width, or (along y, along x).
         sigma: standard deviations in pixels, (along y, along x), or a tensor (B, 2) of them.
-        border_type: only "reflect" is supported.
+        border_type: only "reflect" is supported, in any case.
         separable: accepted for compatibility; it does not change the result.
 
     Returns:
-        (B, C, H, W). Differentiable in input and sigma.
+        (B, C, H, W), float32 for integers, in the memory format of input. Differentiable in input and sigma.
 
     Raises:
         ValueError: an unsupported border_type, or a wrong shape of sigma.
@@ -34,8 +34,9 @@ def gaussian_blur2d(
         >>> gaussian_blur2d(torch.rand(2, 3, 8, 8), (3, 3), torch.tensor([[1.0, 1.0], [2.0, 2.0]])).shape
         torch.Size([2, 3, 8, 8])
     """
-    if border_type != "reflect":
+    if border_type.lower() != "reflect":
         raise ValueError(f"border_type is {border_type!r}; only 'reflect' is supported")
+    input = input if input.is_floating_point() else input.float()
     kernel_y, kernel_x = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
     if not isinstance(sigma, Tensor):
         same = kernel_y == kernel_x and sigma[0] == sigma[1]

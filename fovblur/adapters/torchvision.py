@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from torch import Tensor
+from typing import Any
 
 from fovblur.adapters._anisotropic import gaussian_blur_separately
 from fovblur.foveated_blur.api import sigma_from_kernel_size
+from fovblur.image_types import blur_image, is_image
 
 
-def gaussian_blur(
-    inpt: Tensor, kernel_size: int | Sequence[int], sigma: float | Sequence[float] | None = None
-) -> Tensor:
+def gaussian_blur(inpt: Any, kernel_size: int | Sequence[int], sigma: float | Sequence[float] | None = None) -> Any:
     """Blur images (..., C, H, W) with torchvision's arguments.
 
     Args:
-        inpt: images of any leading dimensions; uint8 or floating point.
+        inpt: a tensor of any type and leading dimensions, tv_tensors.Image or Video, or a PIL image.
         kernel_size: odd width, or [width along x, width along y].
         sigma: standard deviation in pixels, or [along x, along y]. Default: computed from the kernel size.
 
     Returns:
-        (..., C, H, W) in the dtype of inpt. Images may be smaller than the radius, unlike torchvision's.
+        What inpt is, with its type, dtype and memory format. Images may be smaller than the radius, unlike
+        torchvision's.
 
     Raises:
-        ValueError: inpt is not a tensor of three or more dimensions, or a pair has not one or two values.
+        TypeError: inpt is no image.
+        ValueError: a tensor has fewer than three dimensions, a PIL image's mode has no channels to blur, or a pair has
+            not one or two values.
 
     Examples:
         >>> import torch
@@ -35,12 +36,10 @@ def gaussian_blur(
     if sigma is None:
         sigma = [sigma_from_kernel_size(kernel_x), sigma_from_kernel_size(kernel_y)]
     sigma_x, sigma_y = _pair("sigma", sigma)
-    if not isinstance(inpt, Tensor) or inpt.ndim < 3:
-        described = tuple(inpt.shape) if isinstance(inpt, Tensor) else type(inpt).__name__
-        raise ValueError(f"inpt is {described}; it must be a tensor (..., C, H, W)")
-    images = inpt.reshape(-1, *inpt.shape[-3:])
+    if not is_image(inpt):
+        raise TypeError(f"inpt is a {type(inpt).__name__}; it must be a tensor, a tv_tensors.Image or Video, or PIL's")
     same = kernel_x == kernel_y and sigma_x == sigma_y
-    return gaussian_blur_separately(images, sigma_y, sigma_x, kernel_y, kernel_x, same).reshape(inpt.shape)
+    return blur_image(inpt, lambda images: gaussian_blur_separately(images, sigma_y, sigma_x, kernel_y, kernel_x, same))
 
 
 def _pair(name: str, value):

@@ -113,8 +113,9 @@ def foveated_blur(
         sigma = validation.per_sample("sigma", sigma, images, dtype)
     if kernel_size is not None:
         kernel_size = validation.per_sample("kernel_size", kernel_size, images, torch.int32)
-        if sigma is None:
-            sigma = sigma_from_kernel_size(kernel_size.to(dtype))
+        if sigma is None:  # of sizes that can be served, so that an error names kernel_size
+            sizes = kernel_size.clamp(1, validation.LARGEST_KERNEL_SIZE)
+            sigma = sigma_from_kernel_size(sizes.to(dtype))
     elif sigma is not None:
         kernel_size = kernel_size_from_sigma(sigma)
     else:

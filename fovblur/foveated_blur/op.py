@@ -11,6 +11,8 @@ from fovblur import backends
 from fovblur.foveated_blur import native, reference, validation
 from fovblur.foveated_blur.params import BlurGradients, BlurParams
 
+SHARP_SIGMA = 0.025  # pixels; below it, exp(-1 / (2 sigma^2)) is 0 in float64
+
 
 @torch.library.custom_op("fovblur::foveated_blur", mutates_args=())
 def foveated_blur_op(
@@ -28,7 +30,7 @@ def foveated_blur_op(
 ) -> Tensor:
     """Blur images (B, C, H, W); the parameters are those of BlurParams, and backend "" stands for None."""
     params = BlurParams(sigma, kernel_size, gain, fixation, mean, std, falloff, decay)
-    validation.check_values(params)
+    validation.check_values(params, images)
     forward, _ = _functions(backends.resolve(backend or None, "foveated_blur", images.device, images.dtype))
     out = torch.empty_like(images, dtype=out_dtype)
     if out.numel() > 0:
@@ -66,6 +68,8 @@ def foveated_blur_backward_op(
         params = BlurParams(sigma, kernel_size, gain, fixation, mean, std, falloff, decay)
         needed = BlurGradients(*(grad if need else None for grad, need in zip(grads, needs)))
         backward(grad, images, needed, params)
+        if needs[1]:  # taps beside the middle one vanish there, and sigma^-3 overflows
+            grads[1].masked_fill_((sigma >= 0) & (sigma < SHARP_SIGMA), 0)
     return grads
 
 

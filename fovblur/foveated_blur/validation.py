@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -33,6 +34,7 @@ _RANGES = {
         lambda v: (abs(v) <= 3e38) & (abs(v) >= SMALLEST_STD),
     ),
 }
+_FIT_INT32 = (torch.int32, torch.int16, torch.int8, torch.uint8)
 _constants: dict[tuple, Tensor] = {}
 
 
@@ -42,11 +44,21 @@ def check_images(images: Tensor) -> None:
         raise TypeError(f"images is a {type(images).__name__}; pass a torch.Tensor of shape (B, C, H, W)")
     if images.ndim != 4:
         hint = "; add the batch dimension with images[None]" if images.ndim == 3 else ""
+        if images.ndim == 3 and _has_channels_last(images):
+            hint = "; if it is (H, W, C), pass images.permute(2, 0, 1)[None]"
         raise ValueError(f"images has shape {tuple(images.shape)}; it must be (B, C, H, W){hint}")
     if images.dtype not in DTYPES:
         raise TypeError(f"images is {images.dtype}; it must be one of {_names(DTYPES)}")
     if images.is_sparse or images.is_quantized:
         raise TypeError("images must be a dense tensor; pass images.to_dense() or images.dequantize()")
+    if _has_channels_last(images) and not torch.compiler.is_compiling():
+        problem = f"images of shape {tuple(images.shape)} are taken as (B, C, H, W), {images.shape[3]} pixels wide"
+        warnings.warn(f"{problem}; if they are (B, H, W, C), pass images.permute(0, 3, 1, 2)", stacklevel=3)
+
+
+def _has_channels_last(images: Tensor) -> bool:
+    """Return whether the last dimension looks like colours, and the one of the channels does not."""
+    return images.shape[-1] in (3, 4) and images.shape[-3] not in (1, 3, 4)
 
 
 def per_sample(name: str, value: float | Tensor, images: Tensor, dtype: torch.dtype) -> Tensor:
@@ -58,6 +70,9 @@ def per_sample(name: str, value: float | Tensor, images: Tensor, dtype: torch.dt
             raise ValueError(
                 f"{name} has shape {tuple(value.shape)}; it must be a number or ({batch},), one for each image"
             )
+        if dtype == torch.int32 and value.dtype not in _FIT_INT32:  # otherwise 2^32 + 3 would become 3
+            limits = torch.iinfo(torch.int32)
+            value = value.to(torch.int64).clamp(limits.min, limits.max)
         return value.to(dtype).expand(batch)
     _check_number(name, value, integer=dtype == torch.int32)
     return constant((value,), dtype, images).expand(batch)
@@ -130,7 +145,7 @@ def out_dtype(value: torch.dtype | None, images: Tensor, normalise: bool) -> tor
     return value
 
 
-def check_values(params: BlurParams) -> None:
+def check_values(params: BlurParams, images: Tensor) -> None:
     """Check the ranges of parameters in CPU memory. The op calls it, because tracers have no values."""
     for name, value in params._asdict().items():
         if not isinstance(value, Tensor) or value.device.type != "cpu":
@@ -141,21 +156,36 @@ def check_values(params: BlurParams) -> None:
             where = (~inside).nonzero()[0].tolist()
             place = f"[{', '.join(map(str, where))}]" if value.numel() > 1 else ""
             raise ValueError(f"{name}{place} is {value[tuple(where)].item():g}; it must be {meaning}")
+    fixation = params.fixation
+    if fixation.device.type == "cpu" and min(images.shape[-2:]) > 2 and fixation.numel() > 0:
+        if ((fixation > 0) & (fixation < 1)).all():
+            first = tuple(fixation[0].tolist())
+            problem = f"fixation {first} is in pixels, (y, x), and next to the corner"
+            warnings.warn(f"{problem}; multiply fractions of the image by (H - 1, W - 1)", stacklevel=2)
 
 
 def constant(values: tuple[float, ...], dtype: torch.dtype, images: Tensor) -> Tensor:
     """Return numbers as a cached tensor on the images' device; copies would stall a GPU and break graph capture."""
     if torch.compiler.is_compiling() or _is_capturing(images):  # fills are captured, copies from the host are not
         return torch.stack([torch.full((), value, dtype=dtype, device=images.device) for value in values])
-    if type(images) not in (Tensor, torch.nn.Parameter):  # a tracer's fake tensor does not mix with cached real ones
+    # A tracer's fake tensor does not mix with cached real ones, and what is made under a mode may be no real one.
+    if type(images) not in (Tensor, torch.nn.Parameter) or _is_under_a_mode():
         return torch.tensor(values, dtype=dtype, device=images.device)
     key = (values, dtype, images.device)
     if key not in _constants:
         if len(_constants) >= 4096:
             _constants.clear()
         with torch.inference_mode(False):
-            _constants[key] = torch.tensor(values, dtype=dtype, device=images.device)
+            made = torch.tensor(values, dtype=dtype, device=images.device)
+        if type(made) is not Tensor:  # under a mode of __torch_function__
+            return made
+        _constants[key] = made
     return _constants[key]
+
+
+def _is_under_a_mode() -> bool:
+    """Return whether tensors that are made now may be those of a transform of torch.func or of a dispatch mode."""
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _is_capturing(images: Tensor) -> bool:

@@ -25,6 +25,12 @@ CASES = {
     ],
     ValueError: [
         (dict(images=torch.rand(3, 8, 8)), r"images has shape \(3, 8, 8\); it must be \(B, C, H, W\); add the batch"),
+        (
+            dict(images=torch.rand(8, 9, 3)),
+            r"images has shape \(8, 9, 3\).*; if it is \(H, W, C\), pass images.permute",
+        ),
+        (dict(kernel_size=torch.tensor([2**32 + 3, 3])), r"kernel_size\[0\] is 2.14748e\+09; it must be odd"),
+        (dict(kernel_size=torch.tensor([3, 3 - 2**32])), r"kernel_size\[1\] is -2.14748e\+09"),
         (dict(sigma=None), "sigma and kernel_size are both missing"),
         (dict(sigma=-1.0), "sigma is -1.0; it must be a finite number of pixels"),
         (dict(sigma=float("nan")), "sigma is nan"),
@@ -64,3 +70,26 @@ def test_bad_arguments(error, case):
     sigma = None if "kernel_size" in arguments else 1.0
     with pytest.raises(error, match=message):
         fovblur.foveated_blur(**{"images": IMAGES, "sigma": sigma, **arguments})
+
+
+def test_images_that_look_like_rows_of_colours_are_warned_of():
+    with pytest.warns(UserWarning, match=r"taken as \(B, C, H, W\), 3 pixels wide; if they are \(B, H, W, C\), pass"):
+        fovblur.gaussian_blur(torch.rand(2, 8, 9, 3), 1.0)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 9, 3), (2, 1, 9, 4), (2, 8, 9, 5)], ids=str)
+def test_other_shapes_are_not_warned_of(shape, recwarn):
+    fovblur.gaussian_blur(torch.rand(shape), 1.0)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("fixation", [(0.5, 0.25), torch.tensor([[0.5, 0.5], [0.25, 0.75]])], ids=["pair", "tensor"])
+def test_fractions_as_fixation_are_warned_of(fixation):
+    with pytest.warns(UserWarning, match=r"fixation \(0.5, 0.*in pixels.*; multiply fractions of the image by"):
+        fovblur.foveated_blur(IMAGES, 1.0, fixation=fixation)
+
+
+@pytest.mark.parametrize("fixation", [(0.0, 0.5), (0.5, 3.0), (1.0, 1.0)], ids=str)
+def test_pixels_as_fixation_are_not_warned_of(fixation, recwarn):
+    fovblur.foveated_blur(IMAGES, 1.0, fixation=fixation)
+    assert not recwarn.list

@@ -75,6 +75,15 @@ def test_sigma_and_gain_learn_from_uint8_images(implementation, seed):
     assert sigma.grad.isfinite().all() and (sigma.grad != 0).all()
 
 
+@pytest.mark.parametrize("sigma", [1e-30, 1e-12, 1e-3, 0.02])
+def test_a_sigma_too_small_to_blur_has_no_gradient(implementation, sigma, seed):
+    images = torch.rand(2, 1, 8, 8, device=implementation.device)
+    sigmas = torch.tensor([sigma, 1.0], device=implementation.device, requires_grad=True)
+    blurred = implementation.foveated_blur(images, sigmas, kernel_size=5, gain=0.0)
+    (gradient,) = torch.autograd.grad((blurred * images).sum(), sigmas)
+    assert gradient[0] == 0 and gradient[1] < 0
+
+
 def test_gradients_of_nothing(implementation):
     images = torch.rand(0, 3, 8, 8, device=implementation.device, requires_grad=True)
     sigma = torch.rand(0, device=implementation.device, requires_grad=True)

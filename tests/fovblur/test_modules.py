@@ -43,12 +43,32 @@ def test_a_module_learns_sigma_and_gain(seed):
 
 @pytest.mark.parametrize("shape", [(3, 20, 30), (2, 3, 20, 30), (2, 4, 3, 20, 30)], ids=str)
 @pytest.mark.parametrize("sizes", [([9, 9], [2.0, 2.0]), ([5, 9], [0.7, 2.5]), ([7, 7], None), (5, 1.1)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.int16, torch.int64, torch.bool], ids=str)
 def test_torchvision_adapter_equals_torchvision(shape, sizes, dtype, seed):
-    images = torch.rand(shape) if dtype == torch.float32 else (torch.rand(shape) * 255).to(dtype)
+    images = torch.rand(shape) if dtype == torch.float32 else (torch.rand(shape) * 255 - 40 * dtype.is_signed).to(dtype)
     expected, ours = (blur(images, *sizes) for blur in (F.gaussian_blur, gaussian_blur))
     assert ours.dtype == expected.dtype and ours.shape == expected.shape
     assert (ours.double() - expected.double()).abs().max() <= (1e-5 if dtype == torch.float32 else 1)
+
+
+@pytest.mark.parametrize("sizes", [([9, 9], [2.0, 2.0]), ([5, 9], [0.7, 2.5])], ids=str)
+def test_torchvision_adapter_keeps_the_kind_of_image(sizes, seed):
+    pixels = (torch.rand(3, 20, 30) * 255).to(torch.uint8)
+    pil = F.to_pil_image(pixels)
+    for image in (tv_tensors.Image(pixels), tv_tensors.Video(pixels[None]), pil):
+        expected, ours = (blur(image, *sizes) for blur in (F.gaussian_blur, gaussian_blur))
+        assert type(ours) is type(expected)
+        arrays = [F.pil_to_tensor(each) if image is pil else each for each in (ours, expected)]
+        arrays = [each.as_subclass(torch.Tensor).double().numpy() for each in arrays]
+        assert np.abs(arrays[0] - arrays[1]).max() <= 1
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_adapters_keep_the_memory_format(memory_format, seed):
+    images = torch.rand(2, 3, 12, 10).contiguous(memory_format=memory_format)
+    for sizes in (((5, 9), (0.7, 2.5)), ((5, 5), (1.0, 1.0))):
+        for blurred in (gaussian_blur2d(images, *sizes), gaussian_blur(images, list(sizes[0]), list(sizes[1]))):
+            assert blurred.is_contiguous(memory_format=memory_format) and blurred.stride() == images.stride()
 
 
 OF_EACH_IMAGE = [torch.tensor([[1.0, 1.0], [2.0, 2.0]]), torch.tensor([[1.0, 0.5], [2.0, 1.5]])]
@@ -62,6 +82,17 @@ def test_kornia_adapter_equals_kornia(sizes, seed):
     images = torch.rand(2, 3, 20, 25)
     expected, ours = (blur(images, *sizes) for blur in (kornia.filters.gaussian_blur2d, gaussian_blur2d))
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", SIZES[:3], ids=str)
+def test_kornia_adapter_gives_float32_for_integers_and_takes_its_names_of_borders(sizes, seed):
+    import kornia
+
+    images = (torch.rand(2, 3, 20, 25) * 255).to(torch.uint8)
+    whole = sizes[0], tuple(float(round(each)) for each in sizes[1])  # kornia makes sigma an integer, too
+    expected, ours = (blur(images, *whole, "REFLECT") for blur in (kornia.filters.gaussian_blur2d, gaussian_blur2d))
+    assert ours.dtype == expected.dtype == torch.float32
+    torch.testing.assert_close(ours, gaussian_blur2d(images.float(), *whole))
 
 
 def test_kornia_adapter_has_kornias_gradients(seed):
@@ -83,8 +114,12 @@ def test_adapters_refuse_unsupported_arguments():
         gaussian_blur2d(torch.rand(1, 1, 8, 8), 3, (1.0, 1.0), "circular")
     with pytest.raises(ValueError, match=r"sigma has shape \(3, 2\); it must be \(1, 2\)"):
         gaussian_blur2d(torch.rand(1, 1, 8, 8), 3, torch.rand(3, 2))
-    with pytest.raises(ValueError, match="inpt is str"):
+    with pytest.raises(TypeError, match="inpt is a str"):
         gaussian_blur("image.png", 3)
+    with pytest.raises(ValueError, match=r"inpt has shape \(8, 8\)"):
+        gaussian_blur(torch.rand(8, 8), 3)
+    with pytest.raises(TypeError, match="inpt is a Mask"):
+        gaussian_blur(tv_tensors.Mask(torch.ones(8, 8)), 3)
 
 
 def test_transform_takes_every_kind_of_image(seed):
@@ -101,6 +136,38 @@ def test_transform_takes_every_kind_of_image(seed):
     assert isinstance(pil, PIL.Image.Image) and np.array_equal(np.array(pil), expected.permute(1, 2, 0).numpy())
     grey = transform(PIL.Image.fromarray(array[..., 0]))
     assert grey.mode == "L" and grey.size == (20, 24)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "I", "F"])
+def test_pil_images_keep_their_mode_and_all_channels(mode, seed):
+    channels = 1 if mode in "LIF" else len(mode.replace("YCbCr", "YCC"))
+    pixels = np.random.rand(14, 12, channels) * 255
+    kind = {"I": np.int32, "F": np.float32}.get(mode, np.uint8)
+    scale = 200 if mode == "I" else 1  # beyond 8 bits
+    image = F.to_pil_image((pixels * scale).astype(kind), mode=mode)
+    blurred = FoveatedBlur(sigma=1.5, kernel_size=5, gain=0)(image)
+    expected = F.gaussian_blur(image, [5, 5], [1.5, 1.5])
+    assert blurred.mode == expected.mode == mode
+    assert np.abs(np.array(blurred, np.float64) - np.array(expected, np.float64)).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "PA", "I;16"])
+def test_pil_images_without_channels_to_blur_are_refused(mode):
+    with pytest.raises(ValueError, match=f"a PIL image of mode {mode} has no channels to blur"):
+        FoveatedBlur(1.0)(PIL.Image.new(mode, (8, 6)))
+
+
+class Gaze(tv_tensors.TVTensor):
+    """A type of input that somebody else has made."""
+
+
+def test_transform_leaves_key_points_and_unknown_types_alone(seed):
+    points = tv_tensors.KeyPoints(torch.rand(3, 2), canvas_size=(24, 20))
+    gaze = torch.rand(7).as_subclass(Gaze)
+    image = tv_tensors.Image(torch.rand(3, 24, 20))
+    for transform in (FoveatedBlur(2.0), RandomFoveatedBlur((1.0, 2.0))):
+        blurred, points_after, gaze_after = transform(image, points, gaze)
+        assert torch.equal(points_after, points) and torch.equal(gaze_after, gaze) and not torch.equal(blurred, image)
 
 
 def test_transform_leaves_boxes_and_masks_alone(seed):

@@ -64,6 +64,20 @@ def test_fake_tensors_leave_no_trace():
     assert type(real) is torch.Tensor
 
 
+def test_constants_made_under_a_transform_or_mode_are_not_kept(seed):
+    images = torch.rand(1, 3, 8, 8)
+    blur = lambda images: fovblur.gaussian_blur(images, 2.125, kernel_size=5)  # noqa: E731
+    expected = torch.func.functionalize(blur)(images)
+    assert torch.equal(torch.tensor(blur(images).tolist()), expected)
+    with torch._subclasses.FakeTensorMode():
+        fovblur.gaussian_blur(torch.empty(1, 3, 8, 8), 2.25)
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
+        fovblur.gaussian_blur(images, 2.25)  # images made outside are no fake tensors
+    assert type(fovblur.gaussian_blur(images, 2.25)) is torch.Tensor
+    assert all(type(each) is torch.Tensor for each in validation._constants.values())
+    assert not any(torch._is_functional_tensor(each) for each in validation._constants.values())
+
+
 def test_constants_made_in_inference_mode_serve_training():
     with torch.inference_mode():
         fovblur.foveated_blur(torch.rand(1, 1, 8, 8), 1.375)
