@@ -34,7 +34,7 @@ from bvsa_core.data.quality.check import CheckReport
 from bvsa_core.data.store import HEADER, read_header, sha256_of
 from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import refuse_links, write_atomically
-from bvsa_core.io.image_archive import SUFFIXES, archived_images, hidden, open_archive
+from bvsa_core.io.image_archive import SUFFIXES, archived_images, hidden, open_archive, read_image
 from bvsa_core.io.image_file import DECODE_ERRORS, to_rgb
 from bvsa_core.io.text_files import read_json
 from bvsa_core.progress import Progress, no_progress
@@ -165,7 +165,7 @@ def _images_in_zip(path: Path, report: CheckReport) -> Iterator[_SourceImage]:
         except ValueError:  # a day that does not exist
             mtime = None
         parts = image.parts if path.stem not in _SPLITS or image.parts[0] in _SPLITS else (path.stem, *image.parts)
-        read = functools.partial(archive.read, image.info)
+        read = functools.partial(read_image, archive, image.info)
         yield _SourceImage(f"{path}: {image.info.filename}", parts, image.info.file_size, mtime, read)
 
 

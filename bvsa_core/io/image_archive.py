@@ -58,6 +58,12 @@ def archived_images(archive: zipfile.ZipFile) -> Iterator[ArchivedImage]:
         raise UserError(f"{path}: holds zip files ({inner[0]}) and no images; unpack it, then give the folder")
 
 
+def read_image(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """Return the bytes of an image, never more than its header says; `read` would decompress all at once."""
+    with archive.open(info) as stream:
+        return stream.read(info.file_size)
+
+
 def hidden(name: str) -> bool:
     """Return whether a part of a path is hidden, or of macOS."""
     return name.startswith(".") or name == "__MACOSX"

@@ -11,7 +11,7 @@ from bvsa_core.data.dataset import concept_of
 from bvsa_core.data.leaks import shared_images
 from bvsa_core.data.split import fold_concept
 from bvsa_core.errors import UserError, first_few
-from bvsa_core.io.image_archive import SUFFIXES
+from bvsa_core.io.image_archive import SUFFIXES, hidden
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.training.run_data import RunData
 from bvsa_core.vision.views import Level
@@ -44,7 +44,8 @@ def class_centres(
     """
     known = dict.fromkeys(map(fold_concept, concepts))
     shown = {Path(image).stem for image in images}
-    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
+    files = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = [path for path in files if not any(map(hidden, path.relative_to(folder).parts))]
     others = [path for path in paths if fold_concept(concept_of(str(path))) in known and path.stem not in shown]
     same = set(shared_images([run_data.dataset.image_path(image) for image in images], others))
     others = [path for path in others if path not in same]

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import stat
+import tracemalloc
 import zipfile
 from pathlib import Path
 from unittest.mock import Mock
@@ -273,6 +274,21 @@ def test_archives_cannot_write_elsewhere(source, store, tmp_path):
     assert all("points outside the archive; it was not read" in problem for problem in report.problems)
     new = set(tmp_path.rglob("*")) - before
     assert all(store / "Image_set_Resize" in (path, *path.parents) for path in new)
+
+
+def test_a_member_that_is_larger_than_it_says_is_not_decompressed(source, store, tmp_path):
+    path, size = tmp_path / "bomb.zip", 2**26
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(TEST[0], bytes(size))
+        for name in TRAINING:
+            archive.write(source / name, name)
+    content = path.read_bytes().replace(size.to_bytes(4, "little"), (1000).to_bytes(4, "little"))
+    path.write_bytes(content)
+    tracemalloc.start()
+    [problem] = import_images(path, store, SIZE).problems
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert f"{TEST[0]}: cannot be used (Bad CRC-32" in problem and peak < size / 8
 
 
 def test_damaged_archives_are_reported(source, store, tmp_path):
