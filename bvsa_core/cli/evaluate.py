@@ -67,9 +67,9 @@ def run(parsed: jsonargparse.Namespace) -> None:
         if getattr(parsed, flag) and not parsed.run:
             raise UserError(f"--{flag} is for a run; files of embeddings have --text and --image")
     if parsed.run:
-        result = score_run(parsed)
-        statistics, content = result.statistics, result.to_json()
-        Console().print(to_rich(method_results([result])))
+        results = score_run(parsed)
+        statistics, content = results[-1].statistics, results[-1].to_json()
+        Console().print(to_rich(method_results(results)))
     else:
         scores, protocol, statistics = score_files(parsed)
         content = scores.to_json(protocol) | ({"statistics": statistics} if statistics else {})
@@ -82,12 +82,13 @@ def run(parsed: jsonargparse.Namespace) -> None:
         say(line)
 
 
-def score_run(parsed: jsonargparse.Namespace) -> RunResult:
-    """Return the result of a run, scored as the flags say."""
+def score_run(parsed: jsonargparse.Namespace) -> list[RunResult]:
+    """Return the result of a run, scored as the flags say; with another gallery, after that with its own."""
     folder = RunFolder(parsed.run)
     saved = folder.verify()
     scoring = replace(scoring_of(parsed, saved.protocol.gate, saved.reliability), alpha=saved.alpha)
     curve, embeddings, other_gallery = None, folder.embeddings(), parsed.texts or parsed.class_centres
+    own = [saved.rescored(embeddings, scoring, statistics=False)] if other_gallery else []
     if parsed.full or other_gallery:
         stay_offline()
         config = with_texts(relocated(folder.config(), data=parsed.data, bank=parsed.bank), parsed.texts)
@@ -98,7 +99,7 @@ def score_run(parsed: jsonargparse.Namespace) -> RunResult:
                 saved = replace(saved, protocol=protocol)
             else:
                 (curve,) = repetition_curves(folder, run_data, [scoring])
-    return saved.rescored(embeddings, scoring, parsed.full, curve)
+    return [*own, saved.rescored(embeddings, scoring, parsed.full, curve)]
 
 
 @torch.no_grad()

@@ -109,7 +109,8 @@ def run(parsed: jsonargparse.Namespace) -> None:
         else:
             best, measured = search_by_index(parsed, queries, gallery, scoring, display)
     if processes.rank == 0:
-        conditions = {**scoring.protocol(), "gallery": len(gallery), "recall": measured}
+        texts_of = run_data.stimulus_texts.source if gallery.texts and run_data.stimulus_texts else None
+        conditions = {**scoring.protocol(), "texts_of": texts_of, "gallery": len(gallery), "recall": measured}
         correct = rows_of(names, gallery.names) if named and has_images(parsed.gallery) else [None] * len(names)
         ranking = Ranking(names, gallery.names, best, correct)
         protocol = {key: value for key, value in conditions.items() if value is not None}

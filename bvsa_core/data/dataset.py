@@ -8,7 +8,9 @@ ROOT/Image_set_Resize/test_images/00001_aircraft_carrier/aircraft_carrier_06s.jp
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,8 +119,16 @@ class Dataset:
 
     @property
     def name(self) -> str:
-        """Name in tables: from dataset.json, else the folder's name."""
-        return self.description.get("name", self.root.resolve().name)
+        """Name in tables: "synthetic" if the recordings say so, else from dataset.json, else the folder's name."""
+        return SYNTHETIC if self._stored_synthetic else self.description.get("name", self.root.resolve().name)
+
+    @functools.cached_property
+    def _stored_synthetic(self) -> bool:
+        """Whether the first header of a store says that its recordings are synthetic."""
+        with contextlib.suppress(UserError):  # a damaged header is reported by whoever reads the recordings
+            folders = (self.recordings_folder / subject for subject in self.subjects if self.in_store(subject))
+            return any(store.read_header(folder).source == SYNTHETIC for folder in itertools.islice(folders, 1))
+        return False
 
     @property
     def synthetic(self) -> bool:

@@ -22,7 +22,7 @@ from bvsa_core.io.typed import build
 
 STORED = "texts.json"
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_REMEDY = "give another file"
+_REMEDY = "give another file with --texts or --concepts"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The store: the format into which `bvsa data eeg` and `bvsa data meg` convert recordings, and which all else reads.
 
     STORE/dataset.json            name and modality
+    STORE/texts.json              captions or words of the images, if any were given
     STORE/sub-01/train.npy        (conditions, repetitions, channels, time) float16, memory-mapped
     STORE/sub-01/test.npy
     STORE/sub-01/header.json      describes both arrays, see Header

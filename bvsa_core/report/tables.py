@@ -169,7 +169,8 @@ def to_rich(table: Sequence[MethodResult]) -> Table:
         _, top1, top5, mean_precision, rank, selection, information, gate = cells(result)
         in_two_lines = [text.replace(" ", "\n", 1) for text in (result.method, top1, top5)]
         protocol = textwrap.wrap(f"{selection}, {information}", 17, break_on_hyphens=False)
-        protocol.append(f"gate {gate}".replace(" + ", "\n+ ").replace(", ", "\n"))
+        for part in f"gate {gate}".replace(" + ", "\n+ ").replace(", ", "\n").splitlines():
+            protocol += textwrap.wrap(part, 17, break_on_hyphens=False)
         shown.add_row(*in_two_lines, mean_precision, rank, "\n".join([*protocol, *filter(None, [result.note])]))
     return shown
 

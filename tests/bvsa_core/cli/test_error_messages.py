@@ -187,7 +187,8 @@ MISTAKES = {
     " --image",
     "evaluate {r} --class_centres {t}": "--class_centres {t}: no other image of ... give the images of THINGS,"
     " in folders of their concepts",
-    "evaluate {r} --texts {t}/nowhere.csv": "{t}/nowhere.csv: no such file; give another file",
+    "evaluate {r} --texts {t}/nowhere.csv": "{t}/nowhere.csv: no such file; give another file with --texts or"
+    " --concepts",
     "train --data {d} --texts {t}/a.csv --concepts {t}/b.csv": "--texts and --concepts are both given; captions need no"
     " words of concepts, give one of them",
     "data eeg {d} {d}/new": "{d}/new: is in {d}, whose recordings are only read; give a folder outside",

@@ -49,6 +49,7 @@ def test_a_run_is_scored_with_captions(finished, run_data, test_set, captions, t
     assert result["ranks"] == ranks(brain).tolist()
     assert result["ranks"] != ranks(similarity(embeddings, Scoring("always"))).tolist()
     assert result["protocol"]["texts_of"] == "captions.json" and "captions.json" in shown
+    assert shown.count("bvsa") == 2  # beside the run's own texts
 
 
 def test_class_centres_are_means_of_other_images(finished, run_data, test_set, tmp_path, succeed):
@@ -75,12 +76,10 @@ def test_class_centres_are_means_of_other_images(finished, run_data, test_set, t
     embeddings = RunFolder(finished).embeddings()
     expected = embeddings.brain_image @ method.image_embeddings(centres).detach().T
     assert result["ranks"] == ranks(expected).tolist() != json.loads((finished / "result.json").read_text())["ranks"]
-    assert result["protocol"]["gallery_of"] == "class centres" and "gallery of class centres" in shown.replace(
-        "\n", " "
-    )
-    assert (
-        "repetitions" not in scored(succeed, tmp_path, finished, "--class_centres", things, "--full")[0]["statistics"]
-    )
+    assert result["protocol"]["gallery_of"] == "class centres" and "gallery of" in shown and "class centres" in shown
+    assert "mAP %" in shown and shown.count("bvsa") == 2  # beside the run's own gallery, and no column is cut
+    full, _ = scored(succeed, tmp_path, finished, "--class_centres", things, "--full")
+    assert "hubness" in full["statistics"] and "repetitions" not in full["statistics"]
 
 
 def test_galleries_are_found_by_captions(finished, captions, test_set, tmp_path, succeed, fail):
@@ -89,7 +88,9 @@ def test_galleries_are_found_by_captions(finished, captions, test_set, tmp_path,
     scores = {}
     for name, texts in {"prompts": (), "captions": ("--texts", captions)}.items():
         succeed("retrieve", finished, *texts, *flags)
-        queries = json.loads(out.read_text())["queries"]
+        found = json.loads(out.read_text())
+        queries = found["queries"]
+        assert found["protocol"].get("texts_of") == (captions.name if texts else None)
         scores[name] = [{each["image"]: each["score"] for each in query["images"]} for query in queries]
     method = load_method(RunFolder(finished), RunData(RunFolder(finished).config()))
     texts = list(json.loads(captions.read_text()).values())

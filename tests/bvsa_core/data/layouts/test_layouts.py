@@ -149,6 +149,8 @@ def test_synthetic_data_stay_synthetic(planted, tmp_path, converted, refused):
             assert made.synthetic and made.load("sub-01", "train").source == "synthetic"
     again = Dataset(converted(source=tmp_path / "out0", store="again"))
     assert again.synthetic and read_header(again.root / "sub-01").source == "synthetic"
+    (again.root / "dataset.json").write_text('{"name": "THINGS-EEG2", "modality": "EEG"}')
+    assert Dataset(again.root).synthetic  # the recordings say so themselves
     fake_eeg.osf(tmp_path / "other", planted)
     refused(
         "store0: holds the data set synthetic; give recorded data another", source=tmp_path / "other", store="store0"
