@@ -70,7 +70,9 @@ def comparison_rows(cells: Sequence[Cell], scored: Scored, list_others: bool, pl
             name = spec.name or system
             joined: list[MethodResult | None] = [*method_results(results)] or [None]
             if len(joined) > 1:
-                differ = "subjects differ in gallery, channels, sampling rate, repetitions or leaks, and have no mean"
+                differ = (
+                    "subjects differ in gallery, channels, rate, window, source, repetitions or leaks, and have no mean"
+                )
                 raise UserError(f"{name}: {differ}; name those that agree")
             row = ComparisonRow(modality, setting, name, encoder, joined[0], missing, len(group), paper, planned_seeds)
             rows.append(GridRow(row, results, [] if missing else folders))

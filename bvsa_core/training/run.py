@@ -92,6 +92,7 @@ def train(
     fabric = make_fabric(run_data.device, run_data.processes, config.precision)
     split, validation = split_off_validation(run_data.split(run_data.training_subjects(config), "train"), config)
     test, _ = run_data.test_split(config, split, validation)  # which raises if it is no test
+    run_data.prompts(test.images, test.concepts)  # which raises if one has no caption, before the training
     texts = run_data.texts(split.images, split.concepts)
     _, channels, time = split.recordings.shape
     shape = encoders.InputSpec(channels, time, texts.shape[1], len(split.subjects))

@@ -113,5 +113,9 @@ def test_training_takes_captions(small_data, captions, test_set, tmp_path, succe
     quick = ("--method", "bvsa", "--epochs", 1, "--batch_size", 64, "--out", tmp_path / "run")
     printed = " ".join(succeed("train", "--data", small_data, "--texts", every, *quick).split())
     assert "texts: every.csv" in printed and RunFolder(tmp_path / "run").result().protocol.texts_of == "every.csv"
+    every.write_text("concept,text\n" + "".join(f"{name},my {name}\n" for name in set(shown.concepts)))
+    no_test = (*quick[:-1], tmp_path / "no_test")
+    fail("every.csv: 12 captions of image(s) are missing", "train", "--data", small_data, "--texts", every, *no_test)
+    assert not (tmp_path / "no_test" / "metrics.jsonl").exists()  # it was noticed before the training
     missing = f"captions.json: {len(shown.images)} captions of image(s) are missing"
     fail(missing, "train", "--data", small_data, "--texts", captions, *quick[:-1], tmp_path / "other")

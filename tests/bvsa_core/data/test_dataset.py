@@ -88,6 +88,7 @@ BROKEN = [
     ({"ch_names": ["Oz"]}, "'ch_names' has 1 names for 17 channels"),
     ({"times": ["now"] * 60}, "'ch_names' or 'times' is no list .could not convert"),
     ({"ch_names": 3}, "'ch_names' or 'times' is no list"),
+    ({"source": 3}, "'source' is no text"),
     ({"times": np.arange(10.0)}, "'times' has shape .10,. for 60 time points"),
 ]
 

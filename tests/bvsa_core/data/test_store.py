@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bvsa_core.data import store
+from bvsa_core.data.dataset import read_stored
 from bvsa_core.data.store import Header, SplitHeader, SubjectWriter, fingerprint, open_array, read_header, verify
 from bvsa_core.errors import UserError
 
@@ -60,6 +61,14 @@ def test_what_is_written_reads_back(made):
     np.testing.assert_array_equal(open_array(made, written, "test"), np.arange(120).reshape(3, 4, 2, 5) + 1)
     for split in store.SPLITS:
         verify(made, written, split)
+
+
+def test_a_header_of_an_earlier_version_has_its_layout_as_source(made):
+    path = made / "header.json"
+    content = json.loads(path.read_text())
+    assert content.pop("source") == ""
+    path.write_text(json.dumps(content))
+    assert read_header(made).source == "" and read_stored(made, "test").source == read_header(made).layout
 
 
 def test_a_finished_subject_is_complete_and_another_recipe_is_refused(made):

@@ -14,6 +14,7 @@ from bvsa_core.data.dataset import RECORDINGS_FOLDER, Dataset
 from bvsa_core.data.quality.check import check_dataset
 from bvsa_core.errors import UserError
 from bvsa_core.io.safe_readers import read_arrays
+from bvsa_core.report.tables import caption, method_results
 from bvsa_core.training.config import RunDataConfig
 from bvsa_core.training.run import train
 from bvsa_core.training.run_data import RunData
@@ -148,18 +149,25 @@ def test_files_that_changed_after_a_run_are_noticed(small_data, tmp_path):
 
 
 def test_runs_of_earlier_versions_are_read(small_data, tmp_path):
-    """They have no checksums, axes, or sampling rate, and no setting allow_leak."""
+    """They have no checksums, axes, rate, window or source of the recordings, and no settings allow_leak and texts."""
     data, folder = run_data(small_data), RunFolder(tmp_path / "run")
     first = train_run(folder.path, data, **ONE)
     content = json.loads((folder.path / "result.json").read_text())
     for name in ("checksum", "files", "axes"):
         del content[name]
-    del content["protocol"]["sampling_rate"]
+    for name in ("sampling_rate", "window", "source"):
+        del content["protocol"][name]
     (folder.path / "result.json").write_text(json.dumps(content))
-    lines = [line for line in folder.settings.read_text().splitlines() if "allow_leak" not in line]
+    lines = [
+        line
+        for line in folder.settings.read_text().splitlines()
+        if not line.startswith(("allow_leak", "texts", "concepts"))
+    ]
     folder.settings.write_text("\n".join(lines))
     again = train_run(folder.path, data, **ONE)
     assert again.ranks == first.ranks and not again.files and again.axes is None and folder.verify() == again
+    assert "17 channels (unknown rate, unknown window, source unknown)" in caption(method_results([again]))
+    assert method_results([again, replace(first, seed=1)])[0].protocol == first.protocol  # which knows them
 
 
 def test_training_reads_the_test_set_only_to_compare_it(copy):
