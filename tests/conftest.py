@@ -25,6 +25,7 @@ SLOW = (
     "bvsa_core/cli/test_odd_run_folders.py",
     "bvsa_core/cli/test_report.py",
     "bvsa_core/cli/test_reproduce.py",
+    "bvsa_core/cli/test_reproduce_page.py",
     "bvsa_core/cli/test_retrieve.py::test_a_run_with_fused",
     "bvsa_core/data/layouts/test_osf_raw.py",
     "bvsa_core/data/test_store.py::test_a_conversion_killed",
