@@ -14,7 +14,7 @@ from PIL import Image
 from bvsa_core.cli import main
 from bvsa_core.data import store, things_eeg
 from bvsa_core.data.quality.check import check_dataset
-from bvsa_core.data.store import Header, SplitHeader, SubjectWriter, read_header
+from bvsa_core.data.store import Header, SplitHeader, SubjectWriter
 from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import Locked, lock
 
@@ -174,7 +174,7 @@ def test_a_data_set_of_a_published_name_must_have_its_shape(tmp_path, monkeypatc
     check_each_once(lines, ["3 conditions, and THINGS-EEG2 has 16540", "2 conditions", "4 repetitions, and THINGS"])
     assert sum("THINGS-EEG2's channel(s) Fp1, Fp2" in line for line in lines) == 2
     assert sum("repetitions" in line for line in lines) == 1 and len(things_eeg.CHANNELS) == 63
-    monkeypatch.setattr(things_eeg, "OCCIPITAL_CHANNELS", read_header(tmp_path / "sub-01").channels)
+    monkeypatch.setattr(things_eeg, "OCCIPITAL_CHANNELS", store.read_header(tmp_path / "sub-01").channels)
     assert not any("channel" in line for line in problems(tmp_path))
     (tmp_path / "dataset.json").write_text('{"name": ')
     with pytest.raises(
