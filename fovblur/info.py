@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import platform
+import sys
 
 import torch
 
@@ -40,4 +42,7 @@ def report() -> str:
 
 
 if __name__ == "__main__":
-    print(report())
+    try:
+        print(report(), flush=True)
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -44,9 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with stop_on_preemption():
-            code = _dispatch(arguments)
-            sys.stdout.flush()
-            return code
+            try:
+                return _dispatch(arguments)
+            finally:
+                sys.stdout.flush()
     except UserError as error:
         say(f"bvsa: error: {error}", file=sys.stderr)
         return error.exit_code

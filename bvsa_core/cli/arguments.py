@@ -178,6 +178,12 @@ def add_no_lock(parser: Parser) -> None:
     parser.add_argument("--no_lock", action="store_true", help=text)
 
 
+def add_overwrite(parser: Parser) -> None:
+    """Add the flag that replaces runs of other settings, see `bvsa_core.training.run_folder`."""
+    text = "replace runs of other settings in the folder, each when its data and options have been checked"
+    parser.add_argument("--overwrite", action="store_true", help=text)
+
+
 def add_run_arguments(parser: Parser, arguments: list[str], skip: Set[str] = frozenset()) -> None:
     """Add the flags of a RunConfig. Options and defaults depend on method, preset and encoder, which are read first."""
     config = "YAML file with any of these settings, such as a run's run.yaml"

@@ -8,23 +8,25 @@ from pathlib import Path
 import jsonargparse
 from rich.console import Console
 
-from bvsa_core.cli.arguments import Parser, add_no_lock, to_dataclass
+from bvsa_core.cli.arguments import Parser, add_no_lock, add_overwrite, to_dataclass
 from bvsa_core.cli.output import say
 from bvsa_core.cli.progress import Display
 from bvsa_core.cli.provenance import origin
 from bvsa_core.cli.report import PAGE, write_page
+from bvsa_core.data.dataset import DEMO_FOLDER
 from bvsa_core.distributed.tasks import TaskPool, Workers
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import RunDataCache
 from bvsa_core.experiments.grid import SET_BY_GRID, Cell, Grid, ScoringSpec, System, cells, read_grid
 from bvsa_core.experiments.report_data import build_report, group_runs
-from bvsa_core.experiments.runner import fill_banks, run_cells
+from bvsa_core.experiments.runner import check_start, fill_banks, run_cells
 from bvsa_core.io.atomic import lock, write_atomically
 from bvsa_core.methods import method_class
 from bvsa_core.report.tables import method_results, to_markdown, to_rich
 from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.run_folder import RunFolder
+from bvsa_core.vision.clip import check_weights
 
 DEMO, _SYSTEMS = read_grid("demo")
 
@@ -33,7 +35,7 @@ DEMO, _SYSTEMS = read_grid("demo")
 class DemoConfig:
     """Size of the demonstration."""
 
-    data: Path = Path("bvsa_data/demo")
+    data: Path = DEMO_FOLDER
     """Folder of the synthetic data, made if it is missing."""
     out: Path = Path("bvsa_runs/demo")
     """Folder of runs and table."""
@@ -54,6 +56,7 @@ class DemoConfig:
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
     """Add the flags of the command."""
     parser.add_class_arguments(DemoConfig)
+    add_overwrite(parser)
     add_no_lock(parser)
     parser.add_class_arguments(SyntheticConfig, "synthetic")
     skipped = {
@@ -78,11 +81,14 @@ def run(parsed: jsonargparse.Namespace) -> None:
     base = to_dataclass(RunConfig, parsed)
     started = time.perf_counter()
     with Display() as display, TaskPool(Workers(), RunDataCache(None, display), RunDataCache) as pool:
+        check_weights(base.vision, base.weights, base.cache_dir)
         make_dataset(demo.data, synthetic, display)
         grid = demo_cells(demo, base)
+        check_start(grid, demo.out, parsed.overwrite)
         with lock(demo.out, activity="a demonstration"):
             fill_banks(grid, pool)
-            errors = run_cells(grid, demo.out, pool, lambda _, *done: display("runs", *done))
+            shown = lambda _, *done: display("runs", *done)  # noqa: E731
+            errors = run_cells(grid, demo.out, pool, shown, parsed.overwrite)
             if errors:
                 raise UserError("; ".join(errors.values()))
             folders = [RunFolder(demo.out / cell.folder) for cell in grid]

@@ -35,9 +35,14 @@ def run(parsed: jsonargparse.Namespace) -> None:
     workers = to_dataclass(Workers, parsed)
     with Display() as display, TaskPool(workers, RunDataCache(None, display), RunDataCache) as pool:
         run_data = pool.context.run_data(config)
+        shown: dict[str, dict[str, str]] = {}  # concept by image
         for split in ("train", "test"):
             recordings = run_data.dataset.load(run_data.dataset.subjects[0], split)
-            concepts = dict(zip(recordings.images, recordings.concepts))
+            shown[split] = dict(zip(recordings.images, recordings.concepts))
+            for image in recordings.images:
+                run_data.dataset.image_path(image)  # raises, before anything is written, if it is missing
+            run_data.prompts(recordings.images, recordings.concepts)  # so does this for texts
+        for split, concepts in shown.items():
             fill_bank(run_data, list(concepts), levels, pool, lambda task, *done: display(f"{task} of {split}", *done))  # noqa: B023
             run_data.texts(list(concepts), list(concepts.values()))
             bank = run_data.bank(list(concepts))

@@ -15,12 +15,12 @@ from typing import get_type_hints
 import jsonargparse
 from rich.console import Console
 
-from bvsa_core.cli.arguments import Parser, add_no_lock, to_dataclass
+from bvsa_core.cli.arguments import Parser, add_no_lock, add_overwrite, to_dataclass
 from bvsa_core.cli.output import say, warn_of_toy_encoder
 from bvsa_core.cli.progress import Display
 from bvsa_core.cli.provenance import origin
 from bvsa_core.cli.report import PAGE, write_page
-from bvsa_core.data.dataset import Dataset
+from bvsa_core.data.dataset import DEMO_FOLDER, Dataset
 from bvsa_core.distributed.tasks import TaskPool, Workers
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import RunDataCache, is_complete
@@ -28,14 +28,13 @@ from bvsa_core.experiments.grid import BUILT_IN, SET_BY_GRID, Grid, cells, check
 from bvsa_core.experiments.plan import plan
 from bvsa_core.experiments.report_data import build_report, grid_rows
 from bvsa_core.experiments.results import GridRow, load_complete, write
-from bvsa_core.experiments.runner import fill_banks, run_cells
+from bvsa_core.experiments.runner import check_start, fill_banks, run_cells
 from bvsa_core.io.atomic import clean_stale, lock
 from bvsa_core.report.comparison_table import to_rich
 from bvsa_core.report.content import Report
 from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
 from bvsa_core.training.config import RunConfig
-
-DEMO = Path("bvsa_data/demo")  # where `bvsa demo` keeps its data
+from bvsa_core.vision.clip import check_weights
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
@@ -50,6 +49,7 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     text = "print cells, hours by steps timed here, disk and what is missing; nothing is written"
     add("--plan", action="store_true", help=text)
     parser.add_class_arguments(Workers)
+    add_overwrite(parser)
     add_no_lock(parser)
     add("--methods", type=str, nargs="+", help="only these methods or rows of the grid, by name")
     add("--seeds", type=int | None, help="number of seeds of every method; default: the grid's")
@@ -94,6 +94,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
         todo, left_out = cells(grid, systems, data, flags)
         for folder, vision in dict.fromkeys((cell.config.data, cell.config.vision) for cell in todo):
             warn_of_toy_encoder(vision, Dataset(folder))
+        check_start(todo, root, parsed.overwrite)
         with lock(root, activity="a grid"):
             missing = []
             for cell in todo:
@@ -102,7 +103,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
                 else:
                     missing.append(cell)
             fill_banks(missing, pool)
-            failures = run_cells(todo, root, pool, display)
+            failures = run_cells(todo, root, pool, display, parsed.overwrite)
             scored, damaged = load_complete(todo, root)
             failures |= damaged
             print_failures(failures)
@@ -130,12 +131,15 @@ def data_folders(parsed: jsonargparse.Namespace, grid: Grid, display: Display) -
     """
     if given := given_folders(parsed):
         return given
+    for vision in grid.vision:
+        check_weights(vision, parsed.weights, parsed.cache_dir)
     flags = parsed.synthetic.as_dict()
     flags["subjects"] = max(flags["subjects"], 2 if "inter" in grid.settings else 1)
     folders: dict[str, Path] = {}
     for modality in grid.modalities:
         as_demo = modality == "eeg" and flags["subjects"] == 1
-        folders[modality] = DEMO if as_demo else DEMO.with_name(f"synthetic_{modality}_{flags['subjects']}_subjects")
+        name = f"synthetic_{modality}_{flags['subjects']}_subjects"
+        folders[modality] = DEMO_FOLDER if as_demo else DEMO_FOLDER.with_name(name)
         make_dataset(folders[modality], SyntheticConfig(**{**flags, "modality": modality}), display)
     return folders
 

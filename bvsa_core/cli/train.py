@@ -11,7 +11,7 @@ from typing import Literal
 import jsonargparse
 from rich.console import Console
 
-from bvsa_core.cli.arguments import Parser, add_no_lock, add_run_arguments, to_dataclass
+from bvsa_core.cli.arguments import Parser, add_no_lock, add_overwrite, add_run_arguments, to_dataclass
 from bvsa_core.cli.output import say, warn_of_toy_encoder
 from bvsa_core.cli.progress import Display
 from bvsa_core.distributed.processes import ProcessGroup, init_processes
@@ -32,6 +32,7 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("bvsa_runs/train"), help=out)
     log = "where else to log the metrics of every epoch: tensorboard (in the run's folder), wandb or none"
     parser.add_argument("--log", type=Literal["tensorboard", "wandb", "none"], default="none", help=log)
+    add_overwrite(parser)
     add_no_lock(parser)
 
 
@@ -44,11 +45,16 @@ def run(parsed: jsonargparse.Namespace) -> None:
             warn_of_toy_encoder(config.vision, run_data.dataset)
         everyone = config.subject == "all"
         results = []
+        runs = []
         for subject in run_data.dataset.subjects if everyone else [config.subject]:
-            folder = RunFolder(parsed.out / subject if everyone else parsed.out)
-            refuse_links(folder.path, below=parsed.out)
+            path = parsed.out / subject if everyone else parsed.out
+            refuse_links(path, below=parsed.out)
+            runs.append((replace(config, subject=subject), RunFolder(path, parsed.overwrite)))
+        # Before any is trained, other runs in the way are errors.
+        processes.broadcast(lambda: [folder.is_complete(own) for own, folder in runs])
+        for own, folder in runs:
             with logger(parsed.log if processes.rank == 0 else "none", folder.path) as log:
-                results.append(run_one(replace(config, subject=subject), run_data, folder, display, log))
+                results.append(run_one(own, run_data, folder, display, log))
     if processes.rank == 0:
         Console().print(to_rich(method_results(results)))
         say(f"runs are in {parsed.out}")

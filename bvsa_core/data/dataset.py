@@ -25,6 +25,7 @@ from bvsa_core.io.safe_readers import read_arrays
 from bvsa_core.io.text_files import read_json
 
 RECORDINGS_FOLDER = "Preprocessed_data_250Hz_whiten"
+DEMO_FOLDER = Path("bvsa_data/demo")  # of `bvsa demo`, and the default of other commands
 DESCRIPTION = "dataset.json"
 SYNTHETIC = "synthetic"  # name of data that a forward model made; they keep it
 _RECORDINGS_FOLDERS = "Preprocessed_data*"
@@ -104,7 +105,8 @@ class Dataset:
     def __init__(self, root: str | Path):
         self.root = Path(root)
         if not self.root.is_dir():
-            raise UserError(f"{root}: no such folder; make the synthetic data with 'bvsa data synthetic {root}'")
+            make = ", or make synthetic data there with 'bvsa demo'" if self.root == DEMO_FOLDER else ""
+            raise UserError(f"{root}: no such folder; give the folder of your recordings{make}")
         candidates = [self.root, *sorted(self.root.glob(_RECORDINGS_FOLDERS))]
         names = (store.HEADER, "train.pt", "test.pt")
         folders = [folder for folder in candidates if any(any(folder.glob(f"sub-*/{name}")) for name in names)]

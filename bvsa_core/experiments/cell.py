@@ -18,7 +18,7 @@ from bvsa_core.io.text_files import read_json
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.scoring import Scoring
-from bvsa_core.training.config import RunDataConfig, to_dict
+from bvsa_core.training.config import RunDataConfig
 from bvsa_core.training.run import run
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.run_folder import RunFolder
@@ -53,11 +53,13 @@ class RunDataCache:
         return self._run_data
 
 
-def run_cell(cell: Cell, root: Path, cache: RunDataCache, progress: Progress = no_progress) -> None:
-    """Train and score a cell, unless it is done."""
+def run_cell(
+    cell: Cell, root: Path, cache: RunDataCache, progress: Progress = no_progress, overwrite: bool = False
+) -> None:
+    """Train and score a cell, unless it is done; with `overwrite`, in place of a run of other settings."""
     if is_complete(cell, root):
         return
-    folder = RunFolder(root / cell.folder)
+    folder = RunFolder(root / cell.folder, overwrite)
     refuse_links(folder.path, below=root)
     run_data = cache.run_data(cell.config)
     result = run(cell.config, run_data, folder, progress)
@@ -85,7 +87,7 @@ def is_complete(cell: Cell, root: Path) -> bool:
         return False
     try:
         refuse_links(folder, below=root)
-        if to_dict(RunFolder(folder).config()) != to_dict(cell.config):
+        if RunFolder(folder).differences(cell.config):
             return False
         return read_json(folder / SCORES, "")["asked"] == requested_scores(cell)
     except (UserError, KeyError):

@@ -15,15 +15,24 @@ from bvsa_core.experiments.grid import Cell
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.training.config import RunDataConfig, to_dict
 from bvsa_core.training.run_data import RunData
+from bvsa_core.training.run_folder import RunFolder
 from bvsa_core.vision.bank import ShardTask
+from bvsa_core.vision.clip import check_weights
 from bvsa_core.vision.views import Level
 
 
 def run_cells(
-    cells: Sequence[Cell], root: Path, pool: TaskPool[RunDataCache], progress: Progress = no_progress
+    cells: Sequence[Cell],
+    root: Path,
+    pool: TaskPool[RunDataCache],
+    progress: Progress = no_progress,
+    overwrite: bool = False,
 ) -> dict[str, str]:
-    """Run the cells that are not complete. Returns what went wrong with those that failed, in the order of `cells`."""
-    waiting = [(cell, root) for cell in cells if not is_complete(cell, root)]
+    """Run the cells that are not complete. Returns what went wrong with those that failed, in the order of `cells`.
+
+    With `overwrite`, cells replace runs of other settings in their folders.
+    """
+    waiting = [(cell, root, overwrite) for cell in cells if not is_complete(cell, root)]
     done, errors = len(cells) - len(waiting), dict[str, str]()
 
     def part(_task: str, epoch: float, epochs: int, note: str = "", /) -> None:
@@ -31,7 +40,7 @@ def run_cells(
         progress("cells", done + epoch / epochs, len(cells), note)
 
     progress("cells", done, len(cells))
-    for (cell, _), error in pool.run(_run_cell, waiting, part):
+    for (cell, *_), error in pool.run(_run_cell, waiting, part):
         if error:
             errors[str(cell)] = error
         done += 1
@@ -39,8 +48,29 @@ def run_cells(
     return {str(cell): errors[str(cell)] for cell in cells if str(cell) in errors}
 
 
-def _run_cell(cache: RunDataCache, item: tuple[Cell, Path], progress: Progress) -> None:
-    run_cell(*item, cache, progress)
+def _run_cell(cache: RunDataCache, item: tuple[Cell, Path, bool], progress: Progress) -> None:
+    cell, root, overwrite = item
+    run_cell(cell, root, cache, progress, overwrite)
+
+
+def check_start(cells: Sequence[Cell], root: Path, overwrite: bool = False) -> None:
+    """Check, before anything is written, that image encoders can be loaded and folders hold no run of other settings.
+
+    Cells whose folder is damaged report it when they run. With `overwrite`, other runs will be replaced.
+
+    Raises:
+        UserError: an encoder cannot be loaded, or a folder holds another run.
+    """
+    readable = []
+    for cell in cells:
+        folder = RunFolder(root / cell.folder, overwrite)
+        with suppress(UserError):
+            folder.config()
+            readable.append((folder, cell.config))
+    for folder, config in readable:
+        folder.is_complete(config)
+    for encoder in {(cell.config.vision, cell.config.weights, cell.config.cache_dir) for cell in cells}:
+        check_weights(*encoder)
 
 
 def fill_bank(

@@ -11,7 +11,7 @@ import socket
 import stat
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -129,8 +129,9 @@ class Locked(UserError):
 def lock(folder: Path, name: str | None = None, *, blocking: bool = False, activity: str = "work") -> Iterator[None]:
     """Hold the lock of a folder, or of one name in it, until the end of the block.
 
-    The folder is made if it is missing, and temporary files of killed processes are removed (only the name's, if
-    given). The system releases the lock when the process ends, however it ends.
+    The folder is made if it is missing, and removed again if nothing was written to it. Temporary files of killed
+    processes are removed (only the name's, if given). The system releases the lock when the process ends, however it
+    ends.
 
     Args:
         folder: what is written to.
@@ -144,37 +145,49 @@ def lock(folder: Path, name: str | None = None, *, blocking: bool = False, activ
     """
     path = folder / (f".{name}{LOCK}" if name else LOCK)
     refuse_links(path)
-    if os.environ.get(NO_LOCK):
+    with _existing(folder):
+        if os.environ.get(NO_LOCK):
+            remove_temporary(folder, name)
+            yield
+            return
+        held = FileLock(path, timeout=-1 if blocking else 0, fallback_to_soft=False)  # a soft lock outlives its process
         with os_errors_to_user_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        remove_temporary(folder, name)
-        yield
-        return
-    held = FileLock(path, timeout=-1 if blocking else 0, fallback_to_soft=False)  # a soft lock outlives its process
+            try:
+                held.acquire()
+            except Timeout:
+                where = folder / name if name else folder
+                owner = path.read_text(errors="replace").strip() if path.exists() else ""
+                owner = f"{activity} is going on there ({owner or 'another process'})"
+                raise Locked(f"{where}: {owner}; wait for its end, or choose another folder") from None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                path.unlink(missing_ok=True)
+                problem = f"its file system has no locks ({error.strerror})"
+                remedy = f"choose a folder elsewhere, or add --no_lock ({NO_LOCK}=1) if no other process writes there"
+                raise UserError(f"{folder}: {problem}; {remedy}") from error
+        try:
+            with os.fdopen(_no_follow(path, os.O_WRONLY | os.O_TRUNC), "w") as file:
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            remove_temporary(folder, name)
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # before the release, or it could be the next owner's
+            held.release()
+
+
+@contextmanager
+def _existing(folder: Path) -> Iterator[None]:
+    """Make a folder that is missing, and its parents; those that are still empty at the end are removed again."""
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
     with os_errors_to_user_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            held.acquire()
-        except Timeout:
-            where = folder / name if name else folder
-            owner = path.read_text(errors="replace").strip() if path.exists() else ""
-            owner = f"{activity} is going on there ({owner or 'another process'})"
-            raise Locked(f"{where}: {owner}; wait for its end, or choose another folder") from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            path.unlink(missing_ok=True)
-            problem = f"its file system has no locks ({error.strerror})"
-            remedy = f"choose a folder elsewhere, or add --no_lock ({NO_LOCK}=1) if no other process writes there"
-            raise UserError(f"{folder}: {problem}; {remedy}") from error
     try:
-        with os.fdopen(_no_follow(path, os.O_WRONLY | os.O_TRUNC), "w") as file:
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        remove_temporary(folder, name)
         yield
     finally:
-        path.unlink(missing_ok=True)  # before the release, or it could be the next owner's
-        held.release()
+        with suppress(OSError):  # not empty, or removed by another process
+            for each in made:
+                each.rmdir()
 
 
 def clean_stale(folder: Path, name: str | None = None, *, activity: str = "work") -> None:

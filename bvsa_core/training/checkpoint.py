@@ -136,6 +136,11 @@ class Checkpointer:
         self.stopping: int | None = None  # the signal that stops the training
         self.save_interval, self.last_saved, self.last_reported = SAVE_EVERY_S, time.monotonic(), 0.0
 
+    def begin(self, config: RunConfig) -> None:
+        """Write the settings of the run, if it has a folder."""
+        if self.folder is not None and self.processes.rank == 0:
+            self.folder.begin(config)
+
     def resume(self, state: TrainingState) -> None:
         """Restore the state of a training that was stopped, if there is one."""
         if self.folder is None:

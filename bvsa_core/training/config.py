@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from bvsa_core import encoders, methods
+from bvsa_core.data.dataset import DEMO_FOLDER
 from bvsa_core.errors import UserError, first_few, unknown_name
 from bvsa_core.io.typed import build
 from bvsa_core.methods.base import Preset
@@ -27,8 +28,8 @@ _REMEDY = "delete the folder, and train the run again"
 class RunDataConfig:
     """Recordings, images and their features."""
 
-    data: Path = Path("bvsa_data")
-    """Folder in the layout of UBP and BVSA, as 'bvsa data synthetic' makes one."""
+    data: Path = DEMO_FOLDER
+    """Folder of recordings and images: one that 'bvsa data' makes, or in the layout of UBP and BVSA."""
     channels: str | list[str] = "standard"
     """'standard' (17 occipital and parietal of EEG, every sensor of MEG), 'all', or a list of names."""
     window: tuple[float, float] | None = None

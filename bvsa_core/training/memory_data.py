@@ -204,6 +204,10 @@ class FeatureData(MemoryData):
             raise UserError(f"target is an array of features, and {problem}; choose vanilla or nice, or an encoder")
         return BankedViews(normalize(self._features_of(images).float(), dim=1)[None].to(self.device), [SHARP])
 
+    def text_width(self) -> int:
+        """Return the width of the features."""
+        return self.features.shape[1]
+
     def texts(self, images: Sequence[str], concepts: Sequence[str]) -> Tensor:
         """Return zeros (images, D): methods that read texts are refused before."""
         return torch.zeros(len(images), self.features.shape[1], device=self.device)

@@ -46,7 +46,7 @@ def run(
         note = ", ".join(f"{name} {value:.4f}" for name, value in losses.items() if value is not None)
         progress("epochs", metrics["epoch"], config.epochs, note)
 
-    with folder.locked(config) if processes.rank == 0 else nullcontext():
+    with folder.locked() if processes.rank == 0 else nullcontext():
         trained = train(config, run_data, report, Checkpointer(folder, processes, progress))
         evaluation = evaluate(trained, config, run_data)
         result = result_of(trained, evaluation, config)
@@ -82,6 +82,7 @@ def train(
 
     Before training, the test set is compared with the training data, and a method that trains on test features gets its
     images and texts. After that, only the selection oracle reads it. `report` is called with every epoch's metrics.
+    Nothing is written, not even a feature, before data, encoder and options have been checked.
 
     Raises:
         UserError: data or options do not fit.
@@ -93,11 +94,11 @@ def train(
     split, validation = split_off_validation(run_data.split(run_data.training_subjects(config), "train"), config)
     test, _ = run_data.test_split(config, split, validation)  # which raises if it is no test
     run_data.prompts(test.images, test.concepts)  # which raises if one has no caption, before the training
-    texts = run_data.texts(split.images, split.concepts)
     _, channels, time = split.recordings.shape
-    shape = encoders.InputSpec(channels, time, texts.shape[1], len(split.subjects))
+    shape = encoders.InputSpec(channels, time, run_data.text_width(), len(split.subjects))
     seed_everything(config.seed, verbose=False)  # after the image encoder, which draws random numbers
     method = build_method(config, shape, len(split), run_data)
+    texts = run_data.texts(split.images, split.concepts)
     views = run_data.views(split.images, method.training_levels(), method.fusion)
     held_out = extra_metrics = unpaired = None
     if config.trains_on_test_features:
@@ -115,6 +116,7 @@ def train(
         extra_metrics = lambda: {"validation_top1": validation_top1(*common)}  # noqa: E731
     elif config.selection == "oracle":
         extra_metrics = oracle(Trained(method, 0, shape, split, validation), run_data, config)
+    checkpointer.begin(config)
     seal = nullcontext() if config.selection == "oracle" else run_data.sealed()
     with seal, checkpointer.catch_signals():
         log = report, held_out, extra_metrics, checkpointer

@@ -168,9 +168,14 @@ class RunData:
         bank.fill(levels, self.progress, processes=self.processes)
         return BankedViews(bank.load(levels).to(self.device), levels)
 
+    def text_width(self) -> int:
+        """Return the width of the features of texts; loads the image encoder, and writes nothing."""
+        return self.clip.encode_texts([self.config.prompt]).shape[1]
+
     def texts(self, images: Sequence[str], concepts: Sequence[str]) -> Tensor:
         """Return features (images, D) of the texts that name what images show."""
-        return self.bank(images).texts(self.prompts(images, concepts)).to(self.device)
+        prompts = self.prompts(images, concepts)  # which may be missing: before the bank makes its folder
+        return self.bank(images).texts(prompts).to(self.device)
 
     @functools.cached_property
     def stimulus_texts(self) -> StimulusTexts | None:

@@ -1,6 +1,6 @@
 """The folder of a run.
 
-RUN/run.yaml               the configuration, which 'bvsa train --config' takes
+RUN/run.yaml               the configuration, which 'bvsa train --config' takes, and where its relative paths start
 RUN/metrics.jsonl          one line an epoch
 RUN/weights.safetensors    encoder, scale, weights of fused targets, per-sample state
 RUN/embeddings.safetensors what retrieval compares: recordings, images and texts of the test set
@@ -10,6 +10,7 @@ RUN/resume.pt              the training state of a run that is not complete; see
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,10 +24,19 @@ import yaml
 from torch import Tensor, nn
 
 from bvsa_core.data.store import sha256_of
-from bvsa_core.errors import UserError
-from bvsa_core.io.atomic import append_line, clean_stale, is_temporary, lock, refuse_links, write_atomically
+from bvsa_core.errors import UserError, first_few
+from bvsa_core.io.atomic import (
+    append_line,
+    clean_stale,
+    is_temporary,
+    lock,
+    os_errors_to_user_errors,
+    refuse_links,
+    remove,
+    write_atomically,
+)
 from bvsa_core.io.safe_readers import read_arrays
-from bvsa_core.io.text_files import parse_json, read_json, read_yaml
+from bvsa_core.io.text_files import flatten, parse_json, read_json, read_yaml
 from bvsa_core.io.typed import build
 from bvsa_core.retrieval.result import REMEDY, RunResult
 from bvsa_core.retrieval.scoring import Embeddings
@@ -35,6 +45,12 @@ from bvsa_core.training.config import SELECTIONS, SETTINGS, RunConfig, from_dict
 ACTIVITY = "a run"  # what other processes report while the folder is locked
 NO_RUN = "train one with 'bvsa train --out'"
 WEIGHTS, EMBEDDINGS, METRICS = "weights.safetensors", "embeddings.safetensors", "metrics.jsonl"
+OUTPUTS = (  # of a run and of commands that work on it, the one that makes it complete first
+    "result.json", "scores.json", "resume.pt", WEIGHTS, EMBEDDINGS, METRICS, "retrieved.json", "page.html",
+    "tensorboard", "wandb",
+)  # fmt: skip
+PATHS = ("data", "bank", "cache_dir")  # settings that name a place
+_START = "# relative paths start in {}, seen from this file"
 ALTERED = "altered since the run ended (its checksum differs); delete its folder, and train the run again"
 _LEVEL = re.compile(r"k\d+ gain \d+(\.\d+)?(e-\d+)?")
 
@@ -58,10 +74,14 @@ class RunFolder:
     """A folder that holds one run.
 
     Methods raise UserError if files are missing, damaged, of another run or version, or cannot be written.
+
+    Args:
+        path: of the folder, which may be missing.
+        overwrite: replace a run of other settings that is there.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, overwrite: bool = False):
+        self.path, self.overwrite = Path(path), overwrite
         self.settings = self.path / "run.yaml"
         self.resume = self.path / "resume.pt"  # the training state
 
@@ -71,12 +91,34 @@ class RunFolder:
             if self.path.exists() and any(not is_temporary(path) for path in self.path.iterdir()):
                 raise UserError(f"{self.path}: not empty and not a run; choose another folder with --out")
             return False
-        if to_dict(self.config()) != to_dict(config):
-            problem = "holds a run with other settings (see run.yaml)"
-            raise UserError(f"{self.path}: {problem}; choose another folder with --out")
+        if self._is_replaced(config):
+            return False
+        if differing := self.differences(config):
+            problem = f"holds a run with other settings: {first_few(differing)}"
+            remedy = "choose another folder with --out, or replace the run with --overwrite"
+            raise UserError(f"{self.path}: {problem}; {remedy}")
         if (old := self.path / "resume.safetensors").exists():
             raise UserError(f"{old}: the state of an earlier version; delete it, and the run starts again")
         return (self.path / "result.json").exists() and not self.resume.exists()
+
+    def differences(self, config: RunConfig) -> list[str]:
+        """Return the settings in which the run there differs from a configuration, as "NAME OLD -> NEW"."""
+        saved, given = (_comparable(each) for each in (self.config(), config))
+        names = dict.fromkeys((*saved, *given))
+        return [
+            f"{name} {json.dumps(saved.get(name))} -> {json.dumps(given.get(name))}"
+            for name in names
+            if saved.get(name) != given.get(name)
+        ]
+
+    def _is_replaced(self, config: RunConfig) -> bool:
+        """Return whether the run there gives way to that of a configuration; a damaged one does, too."""
+        if not self.overwrite or not self.settings.exists():
+            return False
+        try:
+            return bool(self.differences(config))
+        except UserError:
+            return True
 
     def finished_result(self, config: RunConfig) -> RunResult | None:
         """Return the result of the run of a configuration, verified, or None if it is not complete."""
@@ -86,13 +128,26 @@ class RunFolder:
         return self.verify()
 
     @contextmanager
-    def locked(self, config: RunConfig) -> Iterator[None]:
-        """Lock the folder for a run of a configuration, which is written to run.yaml."""
+    def locked(self) -> Iterator[None]:
+        """Lock the folder for a run."""
         with lock(self.path, activity=ACTIVITY):
-            for path in (self.resume, self.path / METRICS):  # which are read to continue the run
+            for path in (self.settings, self.resume, self.path / METRICS):  # which are read to continue the run
                 refuse_links(path)
-            write_atomically(self.settings, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
             yield
+
+    def begin(self, config: RunConfig) -> None:
+        """Write the settings of a run whose data and options have been checked; the first files it writes.
+
+        With `overwrite`, what a run of other settings left there is deleted before. The caller holds the lock.
+        """
+        if self._is_replaced(config):
+            for name in OUTPUTS:
+                with os_errors_to_user_errors(self.path / name):
+                    remove(self.path / name)
+        text = yaml.safe_dump(to_dict(config), sort_keys=False)
+        if not all(path.is_absolute() for path in _paths(config).values()):
+            text = f"{_START.format(os.path.relpath(Path.cwd(), self.path.resolve()))}\n{text}"
+        write_atomically(self.settings, text.encode())
 
     def add_metrics(self, metrics: dict) -> None:
         """Append the metrics of an epoch."""
@@ -166,14 +221,26 @@ class RunFolder:
         return epochs
 
     def config(self) -> RunConfig:
-        """Read the configuration of the run."""
+        """Read the configuration of the run.
+
+        Relative paths are those that the run was trained with as long as they lead to the same place, else absolute.
+        """
         if not self.settings.is_file():
             raise UserError(f"{self.path}: no run there (run.yaml is missing); {NO_RUN}")
         settings = read_yaml(self.settings, "delete the folder, and train the run again")
         try:
-            return from_dict(settings)
+            config = from_dict(settings)
         except UserError as error:
             raise UserError(f"{self.settings}: {error}") from error
+        with open(self.settings, errors="replace") as file:
+            match = re.fullmatch(_START.format("(.+)"), file.readline().rstrip("\n"))
+        if match is None:
+            return config
+        start = self.path.resolve() / match[1]
+        for name, path in _paths(config).items():
+            if (there := (start / path).resolve()).exists() and there != path.resolve():
+                setattr(config, name, there)
+        return config
 
     def _read(self, name: str) -> dict[str, Tensor]:
         """Read the tensors of a file that the run wrote."""
@@ -212,3 +279,13 @@ class RunFolder:
             problem = f"not the embeddings of a run ({held})"
             raise UserError(f"{self.path / EMBEDDINGS}: {problem}; delete its folder, and train the run again")
         return Embeddings(**tensors)
+
+
+def _paths(config: RunConfig) -> dict[str, Path]:
+    """Return the settings that name a place."""
+    return {name: path for name in PATHS if (path := getattr(config, name)) is not None}
+
+
+def _comparable(config: RunConfig) -> dict[str, Any]:
+    """Return settings by name, with paths that are equal if they lead to the same place."""
+    return flatten(to_dict(config) | {name: str(path.resolve()) for name, path in _paths(config).items()})

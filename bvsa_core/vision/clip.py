@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import http.client
 import os
+import queue
+import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -18,6 +24,7 @@ from bvsa_core.errors import UserError, unknown_name
 
 TINY = "tiny"
 RANDOM = "random"
+ANSWER_S = 3.0  # wait for an answer of the server that has weights
 # Weights that UBP and BVSA use; the default of other models is the first that open_clip lists.
 PRETRAINED = {
     "RN50": "openai", "RN101": "openai", "ViT-B-16": "laion2b_s34b_b88k", "ViT-B-32": "laion2b_s34b_b79k",
@@ -159,38 +166,83 @@ def load_clip(
     Raises:
         UserError: the name or tag is unknown, or the weights cannot be found or downloaded.
     """
-    import open_clip
-
     if name == TINY:
         from bvsa_core.vision import tiny
 
         full_name, model, tokenize = TINY, tiny.create_tiny(tiny.WEIGHTS), tiny.tiny_tokenizer()
     else:
-        model, full_name = _load_open_clip(name, weights, cache_dir)
-        tokenize = open_clip.get_tokenizer(name)
+        model, full_name, tokenize = _load_open_clip(name, weights, cache_dir)
     model = model.eval().requires_grad_(False).to(device)
     size, mean, std = model.visual.image_size, tuple(model.visual.image_mean), tuple(model.visual.image_std)
     size = size if isinstance(size, int) else size[0]
     return Clip(full_name, model, tokenize, size, mean, std, fingerprint(full_name, model))
 
 
-def _load_open_clip(name: str, weights: str | None, cache_dir: str | Path | None) -> tuple[nn.Module, str]:
+def _load_open_clip(
+    name: str, weights: str | None, cache_dir: str | Path | None
+) -> tuple[nn.Module, str, Callable[[list[str]], Tensor]]:
     import open_clip
 
     tag = _tag(name, weights)
-    is_file = Path(tag).is_file()
-    if tag == RANDOM:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            return open_clip.create_model(name, load_weights=False), f"{name}/{RANDOM}"
+    check_weights(name, weights, cache_dir)
     try:
-        model = open_clip.create_model(name, pretrained=tag, cache_dir=cache_dir, weights_only=True)
+        tokenize = open_clip.get_tokenizer(name)
+        if tag == RANDOM:
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                return open_clip.create_model(name, load_weights=False), f"{name}/{RANDOM}", tokenize
+        settings = {"force_quick_gelu": (open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu", False)}
+        model = open_clip.create_model(name, pretrained=tag, cache_dir=cache_dir, weights_only=True, **settings)
     except Exception as error:  # open_clip does not wrap the errors of its downloaders
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        online = "give a local file with --weights, or a folder that has them with --cache_dir"
-        remedy = "give another file" if is_file else online
+        remedy = "give another file" if Path(tag).is_file() else "give a folder that has them with --cache_dir"
         raise UserError(f"weights {tag!r} of {name} cannot be loaded ({detail}); {remedy}") from error
-    return model, f"{name}/{Path(tag).name}"
+    return model, f"{name}/{Path(tag).name}", tokenize
+
+
+def check_weights(name: str, weights: str | None = None, cache_dir: str | Path | None = None) -> None:
+    """Check that an encoder's weights are on this machine or can be downloaded; see `load_clip`.
+
+    Raises:
+        UserError: name or tag are unknown, or the server of the weights does not answer within ANSWER_S seconds.
+    """
+    import open_clip
+    from huggingface_hub import constants
+
+    if weights_are_here(name, weights, cache_dir):
+        return
+    tag = _tag(name, weights)
+    source = open_clip.get_pretrained_cfg(name, tag)
+    hub = source.get("hf_hub", "").rpartition("/")[0]
+    offline = hub and constants.HF_HUB_OFFLINE
+    problem = "downloads are switched off" if offline else _unreachable(constants.ENDPOINT if hub else source["url"])
+    if problem is not None:
+        get = f"run 'hf download {hub} --cache-dir FOLDER'" if hub else f"download {source['url']} into FOLDER"
+        remedy = f"{get} on a machine with network, copy FOLDER here, and give it with --cache_dir"
+        raise UserError(f"weights {tag!r} of {name} are not on this machine, and {problem}; {remedy}")
+
+
+@functools.cache
+def _unreachable(address: str) -> str | None:
+    """Return why a server does not answer; None if it does. Looking up a name has no time limit, so a thread waits."""
+    problems: queue.Queue[str | None] = queue.Queue()
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=ANSWER_S).close()
+        except urllib.error.HTTPError:  # an answer
+            problems.put(None)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            problems.put(str(getattr(error, "reason", error)))
+        else:
+            problems.put(None)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        problem = problems.get(timeout=ANSWER_S)
+    except queue.Empty:
+        problem = f"no answer within {ANSWER_S:g} s"
+    return problem and f"{address} cannot be reached ({problem})"
 
 
 def _tag(name: str, weights: str | None) -> str:
@@ -225,6 +277,8 @@ def stay_offline() -> None:
 def fingerprint(name: str, model: nn.Module) -> str:
     """Return the SHA-256 of the name and every weight of a model."""
     digest = hashlib.sha256(name.encode())
+    if "quickgelu" not in name and any(type(module).__name__ == "QuickGELU" for module in model.modules()):
+        digest.update(b" QuickGELU")  # which the tag asks for; the name and the weights do not tell
     for key, value in sorted(model.state_dict().items()):
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

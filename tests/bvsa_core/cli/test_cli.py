@@ -146,6 +146,48 @@ def test_every_command_has_help(command, capsys):
         assert all(name in shown for name in (*methods.names(), *encoders.names(), "braindecode:CLASS"))
 
 
+@pytest.mark.parametrize("words", [["fovblur.info"], ["bvsa_core.cli", "--help"], ["bvsa_core.cli", "data", "--help"]])
+def test_a_reader_that_closes_the_pipe_ends_a_command_silently(words):
+    process = subprocess.Popen(
+        [sys.executable, "-m", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 0
+
+
+def test_help_and_version_by_name(succeed, capsys):
+    assert "usage: bvsa COMMAND" in succeed("help")
+    with pytest.raises(SystemExit):
+        main(["help", "data", "eeg"])
+    assert "usage: bvsa data eeg [" in capsys.readouterr().out
+    assert succeed("--version").startswith("bvsa 0.") and ", Python 3." in succeed("--version")
+
+
+def test_help_is_in_words(capsys):
+    for words in ([name] for name in COMMANDS):
+        with pytest.raises(SystemExit):
+            main([*words, "--help"])
+        shown = capsys.readouterr().out
+        for part in ("<class", "Optional", "Literal", "type:", "null", "[options]"):
+            assert part not in shown, words
+        if words == ["train"]:
+            texts = (
+                "(path, default: bvsa_data/demo)",
+                "(two numbers)",
+                "(whole number, default: 50)",
+                "(list of whole",
+            )
+            assert [text for text in texts if text not in " ".join(shown.split())] == []
+
+
+def test_flags_take_hyphens_another_spelling_and_two_numbers(small_data, tmp_path, succeed):
+    flags = "--batch-size 64 --epochs=1 --optimizer adam --method-options.gallery-views=3 --window 0 0.2 --no-lock"
+    succeed("train", "--data", small_data, "--out", tmp_path / "run", *flags.split(), "--betas", -0.0, 0.5)
+    settings = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
+    given = {"batch_size": 64, "optimiser": "adam", "window": [0.0, 0.2], "betas": [0.0, 0.5]}
+    assert given.items() <= settings.items() and settings["method_options"]["gallery_views"] == 3
+
+
 IMPORTED_BY_HELP = """
 import contextlib, io, sys
 from bvsa_core.cli import COMMANDS, main

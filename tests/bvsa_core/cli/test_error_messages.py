@@ -34,7 +34,7 @@ GRID_KEYS = (
     "methods, title, encoders, vision, vision_of_recorded, modalities, settings, subjects, seeds, resamples, run,"
     " baseline, list_others"
 )
-MAKE = "make the synthetic data with 'bvsa data synthetic"
+GIVE = "no such folder; give the folder of your recordings"
 TRAIN = "train one with 'bvsa train --out'"
 LEVEL = "write an odd kernel size and a gain in [0, 1], such as 51:0.5"
 RELIABILITY = "write margin:THRESHOLD or max:THRESHOLD, such as margin:0.05"
@@ -157,8 +157,13 @@ MISTAKES = {
     "train --data {d} --target_layers [99]": "vision encoder tiny has no layer 99; it has 3, from 0 or from -3 to -1",
     "train --weights openai": "weights are 'openai', but the vision encoder tiny has its own; choose another encoder"
     " with --vision",
-    "train --data {d} --out {r} --seed 5": "{r}: holds a run with other settings (see run.yaml); choose another folder"
-    " with --out",
+    "train --data {d} --out {r} --seed 5 --method-options.c 0.1 --epochs 2 --batch-size 64": "{r}: holds a run with"
+    " other settings: method_options.c 0.5 -> 0.1, seed 0 -> 5; choose another folder with --out, or replace the run"
+    " with --overwrite",
+    "train --data {d} --out {t}/notes --overwrite": "{t}/notes: not empty and not a run; choose another folder with"
+    " --out",
+    "train --epochs 3": f"bvsa_data/demo: {GIVE}, or make synthetic data there with 'bvsa demo'",
+    "features": f"bvsa_data/demo: {GIVE}, or make synthetic data there with 'bvsa demo'",
     "train --data {d} --out {t}/no_lr": "{t}/no_lr/run.yaml: method is missing or no name; delete the folder, and train"
     " the run again",
     "train --data {d} --out {t}/half": "{t}/half/run.yaml: precision, seed, shuffle_pairs missing; damaged, or settings"
@@ -197,14 +202,14 @@ MISTAKES = {
     " keep that name",
     "data eeg {d} {t}/new --sampling_rate 100": "sampling_rate is 100.0, but fixed in the layout ubp; leave it out",
     # files and folders
-    "train --data {t}/nowhere": f"{{t}}/nowhere: no such folder; {MAKE} {{t}}/nowhere'",
+    "train --data {t}/nowhere": f"{{t}}/nowhere: {GIVE}",
     "train --data {d} --out {t}/file": "{t}/file: Not a directory",
-    "features --data {t}/file": f"{{t}}/file: no such folder; {MAKE} {{t}}/file'",
+    "features --data {t}/file": f"{{t}}/file: {GIVE}",
     "evaluate {t}/nowhere": f"{{t}}/nowhere: no finished run there (result.json is missing); {TRAIN}",
     "evaluate {t}/cut": "{t}/cut/embeddings.safetensors: damaged or incomplete (Error while deserializing header:"
     " incomplete metadata, file not fully covered); fetch or make it again",
     "evaluate {t}/untold --full": f"{{t}}/untold: no run there (run.yaml is missing); {TRAIN}",
-    "evaluate {r} --full --data {t}/nowhere": f"{{t}}/nowhere: no such folder; {MAKE} {{t}}/nowhere'",
+    "evaluate {r} --full --data {t}/nowhere": f"{{t}}/nowhere: {GIVE}",
     "evaluate --brain {t}/cut.npy --image {t}/matrix.npy": "{t}/cut.npy: damaged or incomplete (39 bytes of data where"
     " its header says 48); fetch or make it again",
     "evaluate --brain {t} --image {t}/matrix.npy": f"{{t}}: {FILES}",
@@ -215,8 +220,8 @@ MISTAKES = {
     " .tiff), nor is it a feature bank",
     "data eeg {t}/nowhere {t}/new": "{t}/nowhere: no such folder",
     "data images {t}/nowhere {d}": "{t}/nowhere: no such folder or zip file",
-    "data export {t}/nowhere {t}/new": f"{{t}}/nowhere: no such folder; {MAKE} {{t}}/nowhere'",
-    "data check {t}/nowhere": f"{{t}}/nowhere: no such folder; {MAKE} {{t}}/nowhere'",
+    "data export {t}/nowhere {t}/new": f"{{t}}/nowhere: {GIVE}",
+    "data check {t}/nowhere": f"{{t}}/nowhere: {GIVE}",
     "data synthetic {t}/notes": "{t}/notes: not empty and not a synthetic data set; choose another folder",
     "demo --data {t}/notes": "{t}/notes: not empty and not a synthetic data set; choose another folder",
     "demo --data {b}": "{b}: holds a synthetic data set made with other settings; choose another folder or delete it",
@@ -297,6 +302,11 @@ def test_a_check_that_finds_problems_names_them_and_ends_with_1(broken, capsys):
 LINES = [pytest.param(line, marks=[NO_GPU] if "0 GPUs" in message else []) for line, message in MISTAKES.items()]
 
 
+def files(*folders: Path) -> dict[Path, tuple[int, int]]:
+    """Return size and time of every file in folders."""
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for folder in folders for path in folder.rglob("*")}
+
+
 @pytest.mark.parametrize("line", LINES)
 def test_a_mistake_is_reported_in_one_line(line, wrong, broken, finished, small_data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # the default of --out is below it
@@ -307,12 +317,12 @@ def test_a_mistake_is_reported_in_one_line(line, wrong, broken, finished, small_
         "r": finished,
         "s": SHARED,
     }
+    before = files(small_data, finished, wrong, broken)
     assert main([word.format(**places) for word in line.split()]) == 2
     message = MISTAKES[line].format(**places).replace("(see --", f"(see bvsa {line.split()[0]} --")
     error, (start, dots, _) = error_of(capsys.readouterr().err), f"bvsa: error: {message}\n".partition("...")
     assert error == start or (dots and error.startswith(start) and error.count("\n") == 1)
-    assert not list(tmp_path.rglob("metrics.jsonl"))
-    assert json.loads((finished / "result.json").read_text())["seed"] == 0
+    assert not list(tmp_path.iterdir()) and files(small_data, finished, wrong, broken) == before
 
 
 def test_drawing_images_without_resvg_names_the_extra(tmp_path, monkeypatch, capsys):

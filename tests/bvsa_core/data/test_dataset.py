@@ -110,7 +110,7 @@ def test_a_recording_that_is_not_finite_is_reported(tmp_path, value):
 
 
 def test_folders_without_recordings_are_refused(tmp_path):
-    with pytest.raises(UserError, match="no such folder; make the synthetic data with"):
+    with pytest.raises(UserError, match="no such folder; give the folder of your recordings"):
         Dataset(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no recordings inside; expected Preprocessed_data_250Hz_whiten"):
         Dataset(tmp_path)

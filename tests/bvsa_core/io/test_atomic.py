@@ -102,7 +102,17 @@ def test_names_have_locks_of_their_own_and_others_can_wait(tmp_path):
     for thread in threads:
         thread.join()
     assert (tmp_path / "lines").read_text() == "first\nsecond\n" * 4
-    assert sorted(os.listdir(tmp_path)) == ["lines", "new"] and not os.listdir(tmp_path / "new")
+    assert os.listdir(tmp_path) == ["lines"]
+
+
+def test_a_folder_that_stays_empty_is_removed_with_the_parents_that_were_made(tmp_path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ZeroDivisionError), lock(tmp_path / "there" / "new" / "run"):
+        raise ZeroDivisionError
+    assert os.listdir(tmp_path) == ["there"] and not os.listdir(tmp_path / "there")
+    with lock(tmp_path / "new" / "run"):
+        (tmp_path / "new" / "run" / "file").touch()
+    assert os.listdir(tmp_path / "new" / "run") == ["file"]
 
 
 def append_in_lock(folder: Path) -> None:

@@ -62,8 +62,9 @@ def bring_images(folder: Path) -> None:
 
 
 def run(folder: Path) -> None:
-    with RunFolder(folder).locked(RunConfig()):
-        pass
+    run_folder = RunFolder(folder)
+    with run_folder.locked():
+        run_folder.begin(RunConfig())
 
 
 def run_in_grid(folder: Path) -> None:

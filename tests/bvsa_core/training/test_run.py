@@ -48,7 +48,7 @@ def test_every_method_runs_from_recordings_to_scores(run_data, tmp_path, method,
     assert protocol.information == ("uses labels" if uses_labels else "inductive")
     epochs = RunFolder(folder).metrics()
     assert [line["epoch"] for line in epochs] == [1, 2] and all(sum(line["blur"].values()) == 90 for line in epochs)
-    assert ("epochs", 2, 2) in reports
+    assert ("epochs", 2, 2, f"loss {epochs[-1]['loss']:.4f}") in reports
     settings = yaml.safe_load((folder / "run.yaml").read_text())
     assert settings["method"] == method and settings["encoder"] == encoder and settings["seed"] == 0
 
