@@ -27,7 +27,7 @@ from bvsa_core.retrieval.gates import INDUCTIVE
 from bvsa_core.retrieval.statistics import PairedHits, compare_hits
 
 SECTIONS = {
-    "results": "Results", "retrieved": "Retrieved images", "training": "Training", "blur": "Blur",
+    "results": "Results", "retrieved": "Retrieved images", "blur": "Blur", "training": "Training",
     "similarity": "Similarity", "repetitions": "Repetitions", "decoding": "Where and when", "origin": "Provenance",
 }  # fmt: skip
 # Parts of the protocol that are named once above the table where all rows share them.
