@@ -20,6 +20,7 @@ from bvsa_core.distributed.processes import ProcessGroup
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import is_complete, levels_of
 from bvsa_core.experiments.grid import Cell, Grid, System, cells
+from bvsa_core.io.atomic import free_disk
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.training.config import SETTINGS, RunConfig, RunDataConfig
 from bvsa_core.training.loop import fit, make_fabric
@@ -112,7 +113,8 @@ def plan(
         *features,
         f"about {hours:.1f} hours, one training after another: an estimate from steps timed on this machine ({name});"
         " reading, evaluation and curves are not in it",
-        f"about {(disk + features_disk) / 1e9:.1f} GB of disk for runs and features (computed)",
+        f"about {(disk + features_disk) / 1e9:.1f} GB of disk for runs and features (computed);"
+        f" {free_disk(root) / 1e9:.0f} GB are free",
         *(f"missing: {each}" for each in (*missing, *lacking)),
         *([] if missing or lacking else ["nothing is missing"]),
     ]

@@ -48,6 +48,12 @@ def refuse_links(path: Path, below: Path | None = None, remedy: str = "remove it
             raise UserError(f"{each}: is {kind}, which is not written to; {remedy}")
 
 
+def free_disk(path: Path) -> int:
+    """Return the bytes that are free where a file or folder is, or will be made."""
+    place = path.absolute()
+    return shutil.disk_usage(next(each for each in (place, *place.parents) if each.is_dir())).free
+
+
 def remove(path: Path) -> None:
     """Delete a file, a folder with its content, or a link without what it leads to."""
     if path.is_dir() and not path.is_symlink():

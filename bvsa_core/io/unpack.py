@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from bvsa_core.errors import UserError
-from bvsa_core.io.atomic import make_folder
+from bvsa_core.io.atomic import free_disk, make_folder
 from bvsa_core.progress import Progress, no_progress
 
 _MAX_MEMBERS = 200_000
@@ -34,7 +34,7 @@ def unpack(archive: Path, folder: Path, progress: Progress = no_progress) -> dic
         with zipfile.ZipFile(archive) as opened:
             members = _members(opened, archive)
             sizes = {name: member.file_size for name, member in members.items()}
-            if not folder.exists() and sum(sizes.values()) > (free := shutil.disk_usage(archive.parent).free):
+            if not folder.exists() and sum(sizes.values()) > (free := free_disk(archive.parent)):
                 needed = f"{sum(sizes.values()) / 1e9:.1f} GB are inside, and {free / 1e9:.1f} GB of disk are free"
                 raise UserError(f"{archive}: {needed}; make room, and the same command continues")
             report = lambda done: progress(f"unpacking {archive.name}", done, len(members))  # noqa: E731

@@ -6,7 +6,6 @@ DEST/downloads.json                   size and checksum of every file, and what 
 """
 
 import json
-import shutil
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -16,7 +15,14 @@ from typing import Any
 
 from bvsa_core.data.downloads.registry import parse_subjects, published_datasets
 from bvsa_core.errors import UserError, first_few, unknown_name
-from bvsa_core.io.atomic import lock, os_errors_to_user_errors, refuse_links, remove_temporary, write_atomically
+from bvsa_core.io.atomic import (
+    free_disk,
+    lock,
+    os_errors_to_user_errors,
+    refuse_links,
+    remove_temporary,
+    write_atomically,
+)
 from bvsa_core.io.text_files import read_json
 from bvsa_core.io.typed import build
 from bvsa_core.io.unpack import unpack
@@ -92,7 +98,6 @@ class Download:
 
     def describe(self) -> list[str]:
         """Return lines about the data set, the sizes and the disk."""
-        free = shutil.disk_usage(next(each for each in self.folder.resolve().parents if each.is_dir())).free
         there = sum(file.size for file in self.files) - self.bytes_missing
         disk = f"about {self.dataset.gigabytes * len(self.subjects):.0f} GB of recordings once unpacked (estimate)"
         return [
@@ -101,7 +106,7 @@ class Download:
             f"please cite: {self.dataset.citation}",
             *self.summary,
             f"to fetch: {_gigabytes(self.bytes_missing)}, and {_gigabytes(there)} are there; {disk}; "
-            f"{_gigabytes(free)} of disk are free",
+            f"{_gigabytes(free_disk(self.folder))} of disk are free",
         ]
 
     def run(self, progress: Progress = no_progress) -> list[str]:
@@ -110,8 +115,7 @@ class Download:
         Raises:
             UserError: the disk is too small, a file cannot be fetched, or its bytes are not the publisher's.
         """
-        free = shutil.disk_usage(next(each for each in self.folder.resolve().parents if each.is_dir())).free
-        if self.bytes_missing > free:
+        if self.bytes_missing > (free := free_disk(self.folder)):
             needed = f"{_gigabytes(self.bytes_missing)} are to be fetched, and {_gigabytes(free)} of disk are free"
             raise UserError(f"{self.folder}: {needed}; make room, or take fewer with --subjects")
         pooch.get_logger().setLevel("WARNING")
@@ -164,7 +168,8 @@ class Download:
         if file.unpack and self._is_there(file):
             return
         target = self.folder / file.path
-        refuse_links(target, below=self.folder)
+        for path in (target, self._part(file)):
+            refuse_links(path, below=self.folder)
         with os_errors_to_user_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
         known = file.checksum or self._recorded(file)

@@ -20,7 +20,7 @@ _TIMEOUTS = 15, 30  # seconds to connect, and between two packets
 _CHUNK = 2**16  # bytes written at once: as many may be lost with a connection
 _ENOUGH = 2**20  # bytes; a connection that brings less has brought next to nothing
 _LARGEST_ANSWER = 2**26  # bytes of a list of files
-_PASSING = {408, 425, 429, 500, 502, 503, 504}  # statuses that another attempt may change
+_PASSING = {202, 408, 425, 429, 500, 502, 503, 504}  # statuses that another attempt may change
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
@@ -44,6 +44,7 @@ class Client:
         self.hosts: set[str] = set()  # asked for so far
         self.stopped = threading.Event()  # ends downloads that other threads are at
         self._session = requests.Session()
+        self._session.headers["User-Agent"] = "fovblur (https://github.com/fovblur/fovblur)"
         self._open: set[requests.Response] = set()
 
     def address(self, url: str) -> str:

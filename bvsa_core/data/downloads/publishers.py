@@ -98,7 +98,7 @@ def _osf(source: Source, client: Client) -> Iterator[RemoteFile]:
                 if about["kind"] == "folder":
                     folders.append(item["relationships"]["files"]["links"]["related"]["href"])
                     continue
-                hashes = about["extra"].get("hashes", {})
+                hashes = about["extra"].get("hashes") or {}
                 checksum = _checksum(sha256=hashes.get("sha256"), md5=hashes.get("md5"))
                 path = about["materialized_path"].removeprefix("/")
                 yield RemoteFile(path, item["links"]["download"], about["size"], checksum)
@@ -124,7 +124,8 @@ def _huggingface(source: Source, client: Client) -> Iterator[RemoteFile]:
             for item in page:
                 if item["type"] == "file":
                     url = f"{base}/datasets/{source.id}/resolve/main/{quote(item['path'])}"
-                    yield RemoteFile(item["path"], url, item["size"], _checksum(sha256=item.get("lfs", {}).get("oid")))
+                    kept = item.get("lfs") or {}  # large files have a checksum, small ones a hash of git's own
+                    yield RemoteFile(item["path"], url, item["size"], _checksum(sha256=kept.get("oid")))
 
 
 def _openneuro(source: Source, client: Client) -> Iterator[RemoteFile]:

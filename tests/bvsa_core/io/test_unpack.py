@@ -75,7 +75,6 @@ def test_damage_leaves_nothing(pack, tmp_path):
 
 
 def test_the_free_disk_is_checked_before(pack, tmp_path, monkeypatch):
-    usage = module.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=10))
+    monkeypatch.setattr(module, "free_disk", lambda path: 10)
     with pytest.raises(UserError, match="0.0 GB are inside, and 0.0 GB of disk are free; make room"):
         unpack(pack({"a.npy": bytes(11)}), tmp_path / "sub-01")

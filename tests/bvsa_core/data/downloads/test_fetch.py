@@ -1,10 +1,12 @@
 """Downloads from a server that fails: what comes is what the publisher has, or an error with a remedy."""
 
+import contextlib
 import hashlib
 import io
 import json
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -239,8 +241,7 @@ def test_links_in_the_destination_are_not_followed(server, start, tmp_path):
 
 
 def test_a_full_disk_is_reported_before(server, start, tmp_path, monkeypatch):
-    usage = fetch.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(fetch, "free_disk", lambda path: 1000)
     with pytest.raises(UserError, match="0.6 MB are to be fetched, and 0.0 MB of disk are free; make room"):
         start()
     assert not (tmp_path / "data").exists()
@@ -260,6 +261,16 @@ def test_lists_that_are_not_understood_are_named(server, start, monkeypatch):
     monkeypatch.setattr(http.Client, "read", lambda self, url: (b'{"error": "gone"}', None))
     with pytest.raises(UserError, match="list of files is not understood .*; get the files by hand from https://hugg"):
         start()
+
+
+def test_an_encrypted_address_must_not_lead_to_an_open_one(monkeypatch):
+    answer = contextlib.nullcontext(SimpleNamespace(status_code=200, reason="OK", url="http://elsewhere/file"))
+    client = http.Client()
+    monkeypatch.setattr(client._session, "get", lambda *args, **kwargs: answer)
+    with pytest.raises(UserError, match="leads to http://elsewhere/file, which is not encrypted; nothing was read"):
+        client.read("https://huggingface.co/file")
+    with pytest.raises(UserError, match="'file:///etc/passwd' is no address of a file"):
+        client.read("file:///etc/passwd")
 
 
 def test_unknown_names_subjects_and_hosts_are_refused(server, start):
