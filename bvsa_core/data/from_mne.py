@@ -50,11 +50,12 @@ def from_mne(
     mne = import_mne("MNE epochs")
     sessions: list[Any] = list(epochs) if isinstance(epochs, (list, tuple)) else [epochs]
     for number, session in enumerate(sessions, start=1):
-        if not isinstance(session, mne.BaseEpochs) or not len(session):
-            kind = "no epochs" if isinstance(session, mne.BaseEpochs) else f"a {type(session).__name__}"
-            raise UserError(f"epochs: session {number} is {kind}; give mne.Epochs, or a list of them")
-    if not sessions:
-        raise UserError("epochs: an empty list; give mne.Epochs, or a list of them")
+        if not isinstance(session, mne.BaseEpochs):
+            kind = type(session).__name__
+            raise UserError(f"epochs: session {number} is a {kind}; give mne.Epochs, or a list of them")
+    sessions = [*map(loaded, sessions)]
+    if not sum(map(len, sessions)):
+        raise UserError("epochs: there are none; give mne.Epochs, or a list of them")
     kinds = _channel_kinds(sessions[0])
     _check_sessions(sessions, list(kinds))
     exported = _EXPORTED.fullmatch(sessions[0].info["description"] or "")
@@ -78,6 +79,11 @@ def from_mne(
         np.repeat(np.arange(len(sessions)) + 1, list(map(len, sessions))).tolist(),
         exported["dataset"] if exported else "",
     )
+
+
+def loaded(session: mne.BaseEpochs) -> mne.BaseEpochs:
+    """Return epochs whose samples are in memory, without those that their thresholds reject; the given ones stay."""
+    return session if session.preload else session.copy().load_data()
 
 
 def _channel_kinds(session: mne.BaseEpochs) -> dict[str, str]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bvsa_core.data.dataset import Dataset, Recordings, concept_of
 from bvsa_core.data.from_arrays import from_arrays, from_torch, read_pairs
-from bvsa_core.data.from_mne import from_mne
+from bvsa_core.data.from_mne import from_mne, loaded
 from bvsa_core.errors import UserError, first_few
 from bvsa_core.io.atomic import write_atomically
 
@@ -131,7 +131,10 @@ def unlabelled(recordings: Any) -> Recordings:
     """Return the recordings of one subject without images: one condition for each, named by its number."""
     if isinstance(recordings, torch.utils.data.Dataset):
         recordings = [recording for recording, _ in read_pairs(recordings)]  # type: ignore[arg-type]
-    count = sum(map(len, recordings)) if _is_sessions(recordings) else len(recordings)
+    if _is_epochs(recordings):
+        sessions = recordings if _is_sessions(recordings) else [recordings]
+        recordings = [*map(loaded, sessions)]
+    count = sum(map(len, recordings)) if _is_epochs(recordings) else len(recordings)
     return _with_images(recordings, [str(number) for number in range(count)], None)
 
 

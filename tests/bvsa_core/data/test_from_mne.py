@@ -12,6 +12,7 @@ from bvsa_core.data.dataset import Dataset, Recordings
 from bvsa_core.data.from_arrays import write_subject
 from bvsa_core.data.split import load_split
 from bvsa_core.errors import UserError
+from bvsa_core.training.inputs import unlabelled
 
 EVENT_ID = {"cat/cat_01.png": 5, "dog/dog_01.png": 3}
 MICROVOLT = 1e-6
@@ -105,14 +106,26 @@ def test_a_store_goes_to_mne_and_back(tmp_path, seed, units):
     assert load_split(Dataset(tmp_path / "second"), ["sub-01"], "train", channels="all").axes.sampling_rate == 250
 
 
+def test_epochs_that_are_not_loaded_lose_what_their_thresholds_reject(seed):
+    data = np.random.default_rng(seed).standard_normal((2, 400)) * MICROVOLT
+    data[:, 210] = 1e-3  # in the third epoch
+    raw = mne.io.RawArray(data, mne.create_info(["Oz", "Pz"], 100.0, "eeg"), verbose="ERROR")
+    events = np.array([[start, 0, code] for start, code in zip((0, 100, 200, 300), (5, 3, 5, 3))])
+    epochs = mne.Epochs(raw, events, EVENT_ID, 0, 0.5, baseline=None, reject={"eeg": 1e-4}, verbose="ERROR")
+    recordings = from_mne(epochs)
+    assert recordings.images == ["cat/cat_01.png", "dog/dog_01.png", "dog/dog_01.png"] and not epochs.preload
+    np.testing.assert_allclose(recordings.data[2, 0], data[:, 300:351] / MICROVOLT, rtol=1e-4)
+    assert unlabelled(epochs).data.shape == (3, 1, 2, 51)
+
+
 def test_epochs_that_do_not_fit_are_refused(make_epochs):
     epochs = make_epochs()
     others = make_epochs(names=["O2", "EOG", "Pz", "O1", "STI"])
     named = [make_epochs(subject_info={"his_id": name}) for name in ("anna", "ben")]
     mistakes = {
         r"epochs: session 1 is a str; give mne.Epochs, or a list of them": partial(from_mne, ["file.fif"]),
-        r"epochs: an empty list; give mne.Epochs": partial(from_mne, []),
-        r"epochs: session 1 is no epochs; give": partial(from_mne, epochs[:0]),
+        r"epochs: there are none; give mne.Epochs": partial(from_mne, []),
+        r"epochs: there are none; give": partial(from_mne, epochs[:0]),
         r"no good EEG or MEG channel among those of kind eog": partial(from_mne, epochs.copy().pick("eog")),
         r"session 2 has other good channels \(O2, Oz\); interpolate or drop": partial(from_mne, [epochs, others]),
         r"session 2 has other times than session 1; cut": partial(from_mne, [epochs, epochs.copy().crop(0, None)]),
