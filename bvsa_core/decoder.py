@@ -88,10 +88,12 @@ class Decoder(
     """Finds the image that a person saw from a recording of their brain.
 
     `recordings` are an array (N, channels, time), mne.Epochs, a `torch.utils.data.Dataset` of (recording, image id),
-    `Recordings`, or a `Dataset`. Several subjects are a dict by name, or a list (sub-01, sub-02, ...); sessions of one
-    subject are a list inside the dict. `images` has one for each recording: paths, uint8 arrays, or numbers of rows if
-    the target is an array. Recordings that have ids of images (epochs: the names of events, see `from_mne`) take a
-    folder or a mapping from ids instead, or nothing if the ids are paths. Recordings of one image are averaged.
+    `Recordings`, or a `Dataset`. Several subjects are a dict by name, or a list (sub-01, sub-02, ...; epochs are joined
+    by subject_info["his_id"] of their info, if all have it); sessions of one subject are a list inside the dict.
+
+    `images` has one for each recording: paths, uint8 arrays, or numbers of rows if the target is an array. Recordings
+    that have ids of images (epochs: the names of events, see `from_mne`) take a folder or a mapping from ids instead,
+    or nothing if the ids are paths. Recordings of one image are averaged.
 
     Args:
         method: vanilla, nice, atm, bravl, ubp, mcdb, bvsa, or one of your own.
@@ -107,7 +109,7 @@ class Decoder(
         epoch_: whose weights were kept, from 1.
         history_: metrics of every epoch; of a loaded decoder none.
         training_: what was trained on.
-        reliability_: of the gate label_free.
+        reliability_: of the gate label_free, if there are texts.
         result_: the last `RunResult`, of one subject.
 
     Raises:
@@ -179,7 +181,7 @@ class Decoder(
         trained = train(data.config, data, self.history_.append)
         self.config_, self.epoch_, self.method_, self.shape_ = data.config, trained.epoch, trained.method, trained.shape
         self.training_ = data.training_set(len(trained.split))
-        learns = not trained.method.transductive_classifier
+        learns = self._features is None and not trained.method.transductive_classifier
         self.reliability_ = trained.learn_gate(data, GALLERY, config.seed) if learns else None
         self.result_: RunResult | None = None
         self.method_.eval()

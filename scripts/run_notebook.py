@@ -8,13 +8,18 @@ from unittest import mock
 import nbformat
 from nbclient import NotebookClient
 
-NOTEBOOK = Path(__file__).parents[1] / "examples" / "quickstart.ipynb"
+ROOT = Path(__file__).parents[1]
+NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
 
 
 def run(folder: Path) -> nbformat.NotebookNode:
     """Return the notebook with its outputs; what it writes is in the folder."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    places = {"JUPYTER_RUNTIME_DIR": str(folder / "jupyter"), "IPYTHONDIR": str(folder / "ipython")}
+    places = {
+        "JUPYTER_RUNTIME_DIR": str(folder / "jupyter"),
+        "IPYTHONDIR": str(folder / "ipython"),
+        "PYTHONPATH": str(ROOT),
+    }
     with mock.patch.dict(os.environ, places):
         resources = {"metadata": {"path": str(folder)}}
         NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()

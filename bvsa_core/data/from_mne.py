@@ -86,6 +86,11 @@ def loaded(session: mne.BaseEpochs) -> mne.BaseEpochs:
     return session if session.preload else session.copy().load_data()
 
 
+def subject_of(session: mne.BaseEpochs) -> str:
+    """Return the name that epochs give their subject; empty if they give none."""
+    return str((session.info["subject_info"] or {}).get("his_id", ""))
+
+
 def _channel_kinds(session: mne.BaseEpochs) -> dict[str, str]:
     """Return the kinds of the channels to take, by name."""
     kinds = dict(zip(session.ch_names, session.get_channel_types()))
@@ -99,7 +104,7 @@ def _channel_kinds(session: mne.BaseEpochs) -> dict[str, str]:
 
 def _check_sessions(sessions: Sequence[mne.BaseEpochs], channels: list[str]) -> None:
     """Check that sessions are of one subject and have the same channels and times."""
-    subjects = {str((session.info["subject_info"] or {}).get("his_id", "")) for session in sessions} - {""}
+    subjects = {*map(subject_of, sessions)} - {""}
     if len(subjects) > 1:
         problem = f"sessions of several subjects ({first_few(sorted(subjects))})"
         raise UserError(f"epochs: {problem}; convert each subject by itself, or give Decoder.fit a dict of subjects")

@@ -73,7 +73,7 @@ def evaluate(trained: Trained, config: RunConfig, run_data: RunData, scoring: Sc
     test, leak = run_data.test_split(config, trained.split, trained.held_out)
     embeddings = embed(method, test, run_data, trained.split.subjects)
     scoring = scoring or Scoring(method.default_gate, alpha=method.gate_alpha)
-    if scoring.reliability is None and not method.transductive_classifier:
+    if scoring.reliability is None and len(trained.split) and not method.transductive_classifier:
         reliability = trained.learn_gate(run_data, len(test.images), config.seed)
         scoring = replace(scoring, reliability=reliability)
     rank = ranks(similarity(embeddings, scoring))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bvsa_core.data.dataset import Dataset, Recordings, concept_of
 from bvsa_core.data.from_arrays import from_arrays, from_torch, read_pairs
-from bvsa_core.data.from_mne import from_mne, loaded
+from bvsa_core.data.from_mne import from_mne, loaded, subject_of
 from bvsa_core.errors import UserError, first_few
 from bvsa_core.io.atomic import write_atomically
 
@@ -115,9 +115,16 @@ def gather(
 
 
 def by_subject(recordings: Any, subject: str) -> dict[str, Any]:
-    """Return the recordings of every subject by its name; a list is of sub-01, sub-02 and so on."""
+    """Return the recordings of every subject by its name; a list is of sub-01, sub-02 and so on.
+
+    Epochs in a list are joined by subject_info["his_id"] of their info, if all have it.
+    """
     if isinstance(recordings, Mapping):
         parts = dict(recordings)
+    elif _is_sessions(recordings) and all(names := [subject_of(session) for session in recordings]):
+        parts = {name: [] for name in names}
+        for name, session in zip(names, recordings):
+            parts[name].append(session)
     elif isinstance(recordings, (list, tuple)) and not _is_trials(recordings):
         parts = {f"sub-{number:02d}": part for number, part in enumerate(recordings, start=1)}
     else:

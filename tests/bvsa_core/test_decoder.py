@@ -146,6 +146,11 @@ def test_paths_pixels_epochs_and_torch_data_sets_are_one_training(toy, tmp_path)
             np.testing.assert_allclose(made.embed(pairs), made.embed(x), rtol=1e-5)
     for name, each in losses.items():
         np.testing.assert_allclose(each, losses["paths"], rtol=1e-5, err_msg=name)
+    named = [toy.epochs(TRAIN)[:30], toy.epochs(TRAIN)[30:]]
+    for session in named:
+        session.info["subject_info"] = {"his_id": "anna"}
+    joined = decoder().fit(named, toy.folder)
+    assert joined.training_.subjects == ["anna"] and joined.training_.samples == 40
     about = decoder().fit(*forms["epochs"]).training_
     assert (about.axes.channels, about.units, about.axes.sampling_rate) == (tuple(CHANNELS), "µV", 100)
     assert "thing7" in about.concepts
