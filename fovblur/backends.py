@@ -140,6 +140,11 @@ def check_name(name: str | None, origin: str = "backend") -> None:
         raise ValueError(f"{origin} is {name!r}; choose one of auto, {', '.join(NAMES)}")
 
 
+def from_environment() -> str:
+    """Return the backend that FOVBLUR_BACKEND names; "auto" without it."""
+    return os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+
+
 def resolve(requested: str | None, op: str, device: torch.device, dtype: torch.dtype) -> str:
     """Return the backend that serves a call: the requested one, else FOVBLUR_BACKEND's, else the fastest.
 
@@ -153,7 +158,7 @@ def resolve(requested: str | None, op: str, device: torch.device, dtype: torch.d
         ValueError: the name is unknown.
         RuntimeError: the named backend cannot run; the message says why. There is no silent fallback.
     """
-    name = requested or os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+    name = requested or from_environment()
     check_name(name, "backend" if requested else ENVIRONMENT_VARIABLE)
     if name == "auto":
         return _fastest(op, device, dtype)

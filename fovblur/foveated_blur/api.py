@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from fovblur import backends
 from fovblur.dtypes import accumulation_dtype
-from fovblur.foveated_blur import validation
+from fovblur.foveated_blur import reference, validation
 from fovblur.foveated_blur.op import foveated_blur_op
+from fovblur.foveated_blur.params import BlurParams
 
 
 def sigma_from_kernel_size(k):
@@ -99,7 +101,9 @@ def foveated_blur(
             tensors are not read, because that would stall the stream; a negative or NaN sigma there gives NaN.
         RuntimeError: the requested backend cannot run; the message says why.
 
-    A NaN pixel makes the blur's support NaN and nothing else. Differentiable in images, sigma and gain.
+    A NaN pixel makes the blur's support NaN and nothing else. Differentiable in images, sigma and gain. The reference
+    is composed of PyTorch's own operations, so that everything that PyTorch can do with those works with it: tracing,
+    ONNX, all of torch.func, and gradients of fixation, mean and std.
 
     Examples:
         >>> images = torch.rand(2, 3, 32, 32)
@@ -108,16 +112,18 @@ def foveated_blur(
     """
     validation.check_images(images)
     height, width = images.shape[-2:]
+    if torch.jit.is_tracing():  # where sizes are tensors
+        height, width = int(height), int(width)
     dtype = accumulation_dtype(images.dtype)
-    if sigma is not None:
-        sigma = validation.per_sample("sigma", sigma, images, dtype)
+    largest_size = _largest_size(sigma, kernel_size)
     if kernel_size is not None:
-        kernel_size = validation.per_sample("kernel_size", kernel_size, images, torch.int32)
-        if sigma is None:  # of sizes that can be served, so that an error names kernel_size
-            sizes = kernel_size.clamp(1, validation.LARGEST_KERNEL_SIZE)
-            sigma = sigma_from_kernel_size(sizes.to(dtype))
-    elif sigma is not None:
-        kernel_size = kernel_size_from_sigma(sigma)
+        sizes = validation.per_sample("kernel_size", kernel_size, images, torch.int32)
+    if sigma is not None:
+        sigmas = validation.per_sample("sigma", sigma, images, dtype)
+        if kernel_size is None:
+            sizes = kernel_size_from_sigma(sigmas)
+    elif kernel_size is not None:  # of sizes that can be served, so that an error names kernel_size
+        sigmas = sigma_from_kernel_size(sizes.clamp(1, validation.LARGEST_KERNEL_SIZE).to(dtype))
     else:
         raise ValueError("sigma and kernel_size are both missing; give at least one of them")
     gain = validation.per_sample("gain", gain, images, dtype)
@@ -125,14 +131,29 @@ def foveated_blur(
     validation.check_falloff(falloff)
     fixation = validation.fixation((height // 2, width // 2) if fixation is None else fixation, images, dtype)
     normalise = mean is not None or std is not None
+    means = stds = None
     if normalise:
-        mean = validation.per_channel("mean", 0.0 if mean is None else mean, images, dtype)
-        std = validation.per_channel("std", 1.0 if std is None else std, images, dtype)
+        means = validation.per_channel("mean", 0.0 if mean is None else mean, images, dtype)
+        stds = validation.per_channel("std", 1.0 if std is None else std, images, dtype)
     out_dtype = validation.out_dtype(out_dtype, images, normalise)
     backends.check_name(backend)
+    if backend == "reference" or (backend is None and backends.from_environment() == "reference"):
+        params = BlurParams(sigmas, sizes, gain, fixation, means, stds, falloff, decay)
+        if not torch.compiler.is_compiling() and not validation.is_under_a_mode():
+            validation.check_values(params, images)
+        return reference.foveated_blur(images, params, out_dtype, largest_size)
     return foveated_blur_op(
-        images, sigma, kernel_size, gain, fixation, mean, std, falloff, decay, out_dtype, backend or ""
+        images, sigmas, sizes, gain, fixation, means, stds, falloff, decay, out_dtype, backend or ""
     )
+
+
+def _largest_size(sigma: float | Tensor | None, kernel_size: int | Tensor | None) -> int | None:
+    """Return the largest kernel size if it is known without reading a tensor."""
+    if isinstance(kernel_size, numbers.Integral):
+        return int(kernel_size)
+    if kernel_size is None and isinstance(sigma, numbers.Real) and math.isfinite(sigma):
+        return kernel_size_from_sigma(float(sigma))
+    return None
 
 
 def gaussian_blur(

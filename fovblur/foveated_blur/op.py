@@ -11,8 +11,6 @@ from fovblur import backends
 from fovblur.foveated_blur import native, reference, validation
 from fovblur.foveated_blur.params import BlurGradients, BlurParams
 
-SHARP_SIGMA = 0.025  # pixels; below it, exp(-1 / (2 sigma^2)) is 0 in float64
-
 
 @torch.library.custom_op("fovblur::foveated_blur", mutates_args=())
 def foveated_blur_op(
@@ -69,7 +67,7 @@ def foveated_blur_backward_op(
         needed = BlurGradients(*(grad if need else None for grad, need in zip(grads, needs)))
         backward(grad, images, needed, params)
         if needs[1]:  # taps beside the middle one vanish there, and sigma^-3 overflows
-            grads[1].masked_fill_((sigma >= 0) & (sigma < SHARP_SIGMA), 0)
+            grads[1].masked_fill_((sigma >= 0) & (sigma < reference.SHARP_SIGMA), 0)
     return grads
 
 

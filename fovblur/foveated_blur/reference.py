@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fovblur.foveated_blur.params import BlurGradients, BlurParams
 
+SHARP_SIGMA = 0.025  # pixels; below it, exp(-1 / (2 sigma^2)) is 0 in float64
 
-def foveated_blur(images: Tensor, params: BlurParams, out_dtype: torch.dtype) -> Tensor:
-    """Return y = W x + (1 - W) G(x, sigma), normalised and converted; sigma's dtype is the one it is computed in."""
+
+def foveated_blur(
+    images: Tensor, params: BlurParams, out_dtype: torch.dtype, largest_size: int | None = None
+) -> Tensor:
+    """Return y = W x + (1 - W) G(x, sigma), normalised and converted; sigma's dtype is the one it is computed in.
+
+    Args:
+        images: (B, C, H, W).
+        params: of the blur.
+        out_dtype: dtype of the result.
+        largest_size: the largest kernel size, where its value cannot be read, as in a tracer.
+    """
     sigma, kernel_size, gain, fixation, mean, std, falloff, decay = params
     _, _, height, width = images.shape
     x = images.to(sigma.dtype)
-    weight = gain[:, None, None] * acuity(falloff, decay, fixation, height, width)
-    samples = []
-    for i, size in enumerate(kernel_size.tolist()):
-        radius = 0 if sigma[i] == 0 else size // 2
-        if radius == 0:
-            samples.append(x[i])
-            continue
-        blurred = gaussian(x[i], sigma[i], radius)
-        blended = weight[i] * x[i] + (1 - weight[i]) * blurred
-        samples.append(torch.where((weight[i] == 0) & ~x[i].isfinite(), blurred, blended))  # 0 * inf is not NaN here
-    y = torch.stack(samples)
+    weight = (gain[:, None, None] * acuity(falloff, decay, fixation, height, width))[:, None]
+    blurred = gaussian(x, gaussian_taps(sigma, kernel_size, largest_size))
+    blended = weight * x + (1 - weight) * blurred
+    blended = torch.where((weight == 0) & ~x.isfinite(), blurred, blended)  # 0 * inf is not NaN here
+    y = torch.where(is_sharp(sigma, kernel_size), x, blended)
     if mean is not None and std is not None:
         scale = 255.0 if images.dtype == torch.uint8 else 1.0
         y = (y / scale - mean[:, None, None]) / std[:, None, None]
@@ -34,25 +40,44 @@ def foveated_blur(images: Tensor, params: BlurParams, out_dtype: torch.dtype) ->
     return y.to(out_dtype)
 
 
-def gaussian(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Blur (C, H, W) with a separable Gaussian whose weights sum to 1, border REFLECT_101."""
-    taps = gaussian_taps(sigma, radius)
+def is_sharp(sigma: Tensor, kernel_size: Tensor) -> Tensor:
+    """Return which samples are not blurred, (B, 1, 1, 1)."""
+    return ((sigma == 0) | (kernel_size == 1))[:, None, None, None]
+
+
+class Taps(NamedTuple):
+    """Weights of every sample's Gaussian, from -radius to radius of the largest."""
+
+    values: Tensor  # (B, 2 radius + 1)
+    inside: Tensor  # (B, 2 radius + 1) those of the sample's own radius; the others touch no pixel
+
+
+def gaussian_taps(sigma: Tensor, kernel_size: Tensor, largest_size: int | None = None) -> Taps:
+    """Return the weights of Gaussians, which sum to 1; those of a negative or NaN sigma are NaN."""
+    radius = (int(kernel_size.max()) if largest_size is None else largest_size) // 2
+    offsets = torch.arange(-radius, radius + 1, device=sigma.device)
+    inside = offsets.abs() <= kernel_size[:, None] // 2
+    valid = torch.where(sigma >= 0, sigma.clamp(min=SHARP_SIGMA), torch.nan)
+    values = torch.exp(-0.5 * (offsets / valid[:, None]) ** 2)
+    values = values.clamp(min=torch.finfo(torch.float32).tiny)  # an infinite pixel stays so: 0 * inf would be NaN
+    values = torch.where(inside, values, 0)
+    return Taps(values / values.sum(dim=1, keepdim=True), inside)
+
+
+def gaussian(x: Tensor, taps: Taps) -> Tensor:
+    """Blur (B, C, H, W) with separable Gaussians, border REFLECT_101."""
     return correlate(correlate(x, taps, -2), taps, -1)
 
 
-def gaussian_taps(sigma: Tensor, radius: int) -> Tensor:
-    """Return the 2 radius + 1 weights of a Gaussian, which sum to 1."""
-    offsets = torch.arange(-radius, radius + 1, dtype=sigma.dtype, device=sigma.device)
-    taps = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    taps = taps.clamp(min=torch.finfo(torch.float32).tiny)  # an infinite pixel stays so: 0 * inf would be NaN
-    return taps / taps.sum()
-
-
-def correlate(x: Tensor, taps: Tensor, dim: int) -> Tensor:
-    """Return the weighted sum of the neighbours along one dimension of (C, H, W), border REFLECT_101."""
-    n, radius = x.shape[dim], len(taps) // 2
-    padded = x.index_select(dim, reflected_indices(n, radius, x.device))
-    return sum(tap * padded.narrow(dim, t, n) for t, tap in enumerate(taps))
+def correlate(x: Tensor, taps: Taps, dim: int) -> Tensor:
+    """Return the weighted sum of the neighbours along one dimension of (B, C, H, W), border REFLECT_101."""
+    n, count = x.shape[dim], taps.values.shape[1]
+    padded = x.index_select(dim, reflected_indices(n, count // 2, x.device))
+    weights, inside = (each[:, :, None, None, None] for each in taps)
+    result = torch.zeros_like(x)
+    for t in range(count):
+        result = result + torch.where(inside[:, t], weights[:, t] * padded.narrow(dim, t, n), 0)
+    return result
 
 
 def reflected_indices(n: int, radius: int, device: torch.device) -> Tensor:
@@ -68,13 +93,20 @@ def acuity(falloff: str, decay: float, fixation: Tensor, height: int, width: int
     cy, cx = fixation[:, 0, None, None], fixation[:, 1, None, None]
     y = torch.arange(height, dtype=fixation.dtype, device=fixation.device)[:, None]
     x = torch.arange(width, dtype=fixation.dtype, device=fixation.device)
-    distance = torch.hypot(y - cy, x - cx)
+    distance = length(y - cy, x - cx)
     is_default = (cy == height // 2) & (cx == width // 2)
     farthest_y = torch.where(is_default, height - 1 - cy, torch.maximum(cy.abs(), (height - 1 - cy).abs()))
     farthest_x = torch.where(is_default, width - 1 - cx, torch.maximum(cx.abs(), (width - 1 - cx).abs()))
-    reach = torch.hypot(farthest_y, farthest_x)
+    reach = length(farthest_y, farthest_x)
     u = torch.where(distance < reach, distance / reach, (distance > 0).to(distance.dtype))
     return falloff_curve(falloff, decay, u)
+
+
+def length(y: Tensor, x: Tensor) -> Tensor:
+    """Return sqrt(y^2 + x^2), with gradient 0 at 0; ONNX has no hypot."""
+    squared = y**2 + x**2
+    positive = squared > 0
+    return torch.where(positive, torch.where(positive, squared, 1).sqrt(), 0)
 
 
 def falloff_curve(falloff: str, decay: float, u: Tensor) -> Tensor:
@@ -116,27 +148,26 @@ def reference_backward(grad: Tensor, images: Tensor, grads: BlurGradients, param
     x, grad = images.to(sigma.dtype), grad.to(sigma.dtype)
     if std is not None:
         grad = grad / (std[:, None, None] * (255.0 if images.dtype == torch.uint8 else 1.0))
-    f = acuity(falloff, decay, fixation, height, width)
-    for i, size in enumerate(kernel_size.tolist()):
-        radius = 0 if sigma[i] == 0 else size // 2
-        through_blur = (1 - gain[i] * f[i]) * grad[i]
-        if grad_images is not None:
-            spread = through_blur if radius == 0 else gaussian_adjoint(through_blur, sigma[i], radius)
-            grad_images[i] = grad[i] - through_blur + spread
-        if grad_sigma is not None:
-            grad_sigma[i] = 0 if radius == 0 else (through_blur * gaussian_derivative(x[i], sigma[i], radius)).sum()
-        if grad_gain is not None:
-            grad_gain[i] = 0 if radius == 0 else (grad[i] * f[i] * (x[i] - gaussian(x[i], sigma[i], radius))).sum()
+    f = acuity(falloff, decay, fixation, height, width)[:, None]
+    taps, sharp = gaussian_taps(sigma, kernel_size), is_sharp(sigma, kernel_size)
+    through_blur = (1 - gain[:, None, None, None] * f) * grad
+    if grad_images is not None:
+        grad_images.copy_(torch.where(sharp, grad, grad - through_blur + gaussian_adjoint(through_blur, taps)))
+    if grad_sigma is not None:
+        products = through_blur * gaussian_derivative(x, sigma, taps)
+        grad_sigma.copy_(torch.where(sharp, 0, products).sum((1, 2, 3)))
+    if grad_gain is not None:
+        grad_gain.copy_(torch.where(sharp, 0, grad * f * (x - gaussian(x, taps))).sum((1, 2, 3)))
 
 
-def gaussian_adjoint(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
+def gaussian_adjoint(x: Tensor, taps: Taps) -> Tensor:
     """Apply the transpose of :func:`gaussian`.
 
     Under REFLECT_101 an inner pixel appears twice as often as a border pixel, so that the blur is symmetric once border
     pixels count half: A^T = E A E^-1 with E = diag(1/2, 1, ..., 1, 1/2).
     """
     share = border_share(x.shape[-2], x)[:, None] * border_share(x.shape[-1], x)
-    return share * gaussian(x / share, sigma, radius)
+    return share * gaussian(x / share, taps)
 
 
 def border_share(n: int, like: Tensor) -> Tensor:
@@ -146,9 +177,10 @@ def border_share(n: int, like: Tensor) -> Tensor:
     return share
 
 
-def gaussian_derivative(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
+def gaussian_derivative(x: Tensor, sigma: Tensor, taps: Taps) -> Tensor:
     """Return the derivative of :func:`gaussian` in sigma, whose taps are t_i (i^2 - sum_j t_j j^2) / sigma^3."""
-    taps = gaussian_taps(sigma, radius)
+    radius = taps.values.shape[1] // 2
     squares = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device) ** 2
-    slopes = taps * (squares - (taps * squares).sum()) / sigma**3
-    return correlate(correlate(x, taps, -2), slopes, -1) + correlate(correlate(x, slopes, -2), taps, -1)
+    slopes = taps.values * (squares - (taps.values * squares).sum(1, keepdim=True)) / sigma[:, None] ** 3
+    derivative = Taps(torch.where(sigma[:, None] < SHARP_SIGMA, 0, slopes), taps.inside)
+    return correlate(correlate(x, taps, -2), derivative, -1) + correlate(correlate(x, derivative, -2), taps, -1)

@@ -58,7 +58,7 @@ def check_images(images: Tensor) -> None:
 
 def _has_channels_last(images: Tensor) -> bool:
     """Return whether the last dimension looks like colours, and the one of the channels does not."""
-    return images.shape[-1] in (3, 4) and images.shape[-3] not in (1, 3, 4)
+    return images.shape[-1] in (3, 4) and images.shape[-3] > 4
 
 
 def per_sample(name: str, value: float | Tensor, images: Tensor, dtype: torch.dtype) -> Tensor:
@@ -159,8 +159,8 @@ def check_values(params: BlurParams, images: Tensor) -> None:
     fixation = params.fixation
     if fixation.device.type == "cpu" and min(images.shape[-2:]) > 2 and fixation.numel() > 0:
         if ((fixation > 0) & (fixation < 1)).all():
-            first = tuple(fixation[0].tolist())
-            problem = f"fixation {first} is in pixels, (y, x), and next to the corner"
+            y, x = fixation[0].tolist()
+            problem = f"fixation ({y:g}, {x:g}) is in pixels, (y, x), and next to the corner"
             warnings.warn(f"{problem}; multiply fractions of the image by (H - 1, W - 1)", stacklevel=2)
 
 
@@ -169,7 +169,7 @@ def constant(values: tuple[float, ...], dtype: torch.dtype, images: Tensor) -> T
     if torch.compiler.is_compiling() or _is_capturing(images):  # fills are captured, copies from the host are not
         return torch.stack([torch.full((), value, dtype=dtype, device=images.device) for value in values])
     # A tracer's fake tensor does not mix with cached real ones, and what is made under a mode may be no real one.
-    if type(images) not in (Tensor, torch.nn.Parameter) or _is_under_a_mode():
+    if type(images) not in (Tensor, torch.nn.Parameter) or is_under_a_mode() or torch.jit.is_tracing():
         return torch.tensor(values, dtype=dtype, device=images.device)
     key = (values, dtype, images.device)
     if key not in _constants:
@@ -183,7 +183,7 @@ def constant(values: tuple[float, ...], dtype: torch.dtype, images: Tensor) -> T
     return _constants[key]
 
 
-def _is_under_a_mode() -> bool:
+def is_under_a_mode() -> bool:
     """Return whether tensors that are made now may be those of a transform of torch.func or of a dispatch mode."""
     return torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
