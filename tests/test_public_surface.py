@@ -77,8 +77,8 @@ def test_commands_and_flags():
         "\n".join(lines),
         """\
 demo --average --bank --batch_size --betas --cache_dir --concepts --data --decay --device --encoder --epochs --falloff
-    --initial_std --lr --methods --no_lock --optimiser --out --overwrite --patience --precision --prompt --repetitions
-    --resamples --seed --seeds --selection --setting --shuffle_pairs --synthetic --synthetic.channels
+    --full --initial_std --lr --methods --no_lock --optimiser --out --overwrite --patience --precision --prompt
+    --repetitions --resamples --seed --seeds --selection --setting --shuffle_pairs --synthetic --synthetic.channels
     --synthetic.images_per_concept --synthetic.modality --synthetic.samples --synthetic.seed --synthetic.signal_to_noise
     --synthetic.subjects --synthetic.test_concepts --synthetic.test_repetitions --synthetic.train_concepts
     --synthetic.train_repetitions --target_layers --target_levels --texts --validation --views --vision --weight_decay
@@ -107,7 +107,7 @@ evaluate --bank --brain --brain_text --class_centres --data --device --full --ga
 reproduce --allow_leak --average --bank --batch_size --betas --cache_dir --channels --concepts --config --decay --device
     --eeg --encoders --epochs --falloff --initial_std --lr --meg --methods --no_lock --optimiser --out --overwrite
     --patience --plan --precision --prompt --repetitions --resamples --scheduler --seeds --selection --shuffle_pairs
-    --subjects --synthetic --synthetic.channels --synthetic.images_per_concept --synthetic.samples --synthetic.seed
+    --subjects --synthetic.channels --synthetic.images_per_concept --synthetic.samples --synthetic.seed
     --synthetic.signal_to_noise --synthetic.subjects --synthetic.test_concepts --synthetic.test_repetitions
     --synthetic.train_concepts --synthetic.train_repetitions --target_layers --target_levels --texts --threads
     --validation --views --vision --weight_decay --weights --window --workers GRID

@@ -1,11 +1,14 @@
 """The embedded default end to end: synthetic data, features, methods trained with several seeds, a table, a page."""
 
+import itertools
 import json
 import time
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import jsonargparse
+import numpy as np
 from rich.console import Console
 
 from bvsa_core.cli.arguments import Parser, add_no_lock, add_overwrite, to_dataclass
@@ -22,28 +25,28 @@ from bvsa_core.experiments.report_data import build_report, group_runs
 from bvsa_core.experiments.runner import check_start, fill_banks, run_cells
 from bvsa_core.io.atomic import lock, write_atomically
 from bvsa_core.methods import method_class
-from bvsa_core.report.tables import method_results, to_markdown, to_rich
+from bvsa_core.report.tables import MethodResult, method_results, to_markdown, to_rich
+from bvsa_core.retrieval.result import RunResult, ranks_by_subject
+from bvsa_core.retrieval.statistics import crossed_bootstrap
 from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.run_folder import RunFolder
 from bvsa_core.vision.clip import check_weights
-
-DEMO, _SYSTEMS = read_grid("demo")
 
 
 @dataclass
 class DemoConfig:
     """Size of the demonstration."""
 
-    data: Path = DEMO_FOLDER
+    data: Path
     """Folder of the synthetic data, made if it is missing."""
-    out: Path = Path("bvsa_runs/demo")
+    out: Path
     """Folder of runs and table."""
-    methods: list[str] = field(default_factory=lambda: [system.method for system in _SYSTEMS])
+    methods: list[str]
     """Methods to train, all with the same settings."""
-    seeds: int = DEMO.seeds
+    seeds: int
     """Seeds of every method."""
-    resamples: int = DEMO.resamples
+    resamples: int
     """Draws for the curves over test repetitions on the page, of the first seed; 0 for no curves."""
 
     def __post_init__(self) -> None:
@@ -54,7 +57,10 @@ class DemoConfig:
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
-    """Add the flags of the command."""
+    """Add the flags of the command; their defaults are those of a grid."""
+    name = "demo-full" if "--full" in arguments else "demo"
+    grid, systems = read_grid(name)
+    parser.add_argument("--full", action="store_true", help="six times as many images, which takes minutes more")
     parser.add_class_arguments(DemoConfig)
     add_overwrite(parser)
     add_no_lock(parser)
@@ -71,7 +77,10 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
         "allow_leak",
     }
     parser.add_class_arguments(RunConfig, skip=skipped)
-    parser.set_defaults({"synthetic.subjects": 1, **DEMO.run})
+    methods = [system.method for system in systems]
+    parser.set_defaults({"data": DEMO_FOLDER.with_name(name), "out": Path("bvsa_runs", name), "methods": methods})
+    parser.set_defaults({"seeds": grid.seeds, "resamples": grid.resamples, "synthetic.subjects": 1, **grid.run})
+    parser.set_defaults({f"synthetic.{size}": value for size, value in grid.synthetic.items()})
 
 
 def run(parsed: jsonargparse.Namespace) -> None:
@@ -87,19 +96,58 @@ def run(parsed: jsonargparse.Namespace) -> None:
         check_start(grid, demo.out, parsed.overwrite)
         with lock(demo.out, activity="a demonstration"):
             fill_banks(grid, pool)
-            shown = lambda _, *done: display("runs", *done)  # noqa: E731
-            errors = run_cells(grid, demo.out, pool, shown, parsed.overwrite)
-            if errors:
-                raise UserError("; ".join(errors.values()))
-            folders = [RunFolder(demo.out / cell.folder) for cell in grid]
+            first = [cell for cell in grid if cell.config.seed == base.seed]
+            results = [folder.result() for folder in train(first, demo.out, pool, display, parsed.overwrite)]
+            if len(first) < len(grid):
+                show(method_results(results))
+                say(f"seed {base.seed}; {demo.seeds - 1} more, which narrow the intervals, and the page follow")
+            folders = train(grid, demo.out, pool, display, parsed.overwrite)
             results = [folder.result() for folder in folders]
             table = method_results(results)
             write_atomically(demo.out / "table.md", to_markdown(table).encode())
             write_atomically(demo.out / "results.json", json.dumps([result.to_json() for result in results]).encode())
             report = build_report("bvsa demo", group_runs(folders), origin(parsed.command_line), progress=display)
-    Console().print(to_rich(table))
+    show(table)
+    for line in in_words(results):
+        say(line)
     write_page(report, demo.out / PAGE)
     say(f"{time.perf_counter() - started:.0f} s; table, runs and their settings are in {demo.out}")
+
+
+def train(
+    grid: Sequence[Cell], out: Path, pool: TaskPool[RunDataCache], display: Display, overwrite: bool
+) -> list[RunFolder]:
+    """Run the cells that are not complete, and return the folders of all."""
+    errors = run_cells(grid, out, pool, lambda _, *done: display("runs", *done), overwrite)
+    if errors:
+        raise UserError("; ".join(errors.values()))
+    return [RunFolder(out / cell.folder) for cell in grid]
+
+
+def show(table: Sequence[MethodResult]) -> None:
+    """Print a table, above the bars where some are shown."""
+    console = Console()
+    with console.capture() as shown:
+        console.print(to_rich(table))
+    print(shown.get(), end="")
+
+
+def in_words(results: Sequence[RunResult]) -> list[str]:
+    """Say which methods find more images than chance, and which pairs of them the results tell apart."""
+    ranks: dict[str, np.ndarray] = {}  # (subjects, seeds, images) by method
+    for name in dict.fromkeys(result.method for result in results):
+        runs = ranks_by_subject(result for result in results if result.method == name)
+        ranks[name] = np.stack(list(runs.values()))
+    chance = 1 / results[0].protocol.gallery
+    above = [name for name, of_images in ranks.items() if crossed_bootstrap(of_images == 1)[0] > chance]
+    lines = [f"Top-1 above chance ({100 * chance:g} %) by the whole interval: {', '.join(above) or 'no method'}"]
+    for one, other in itertools.combinations(ranks, 2):
+        difference = 1 / ranks[one] - 1 / ranks[other]  # in average precision, which is finer than Top-1
+        low, high = crossed_bootstrap(difference)
+        points = f"{100 * difference.mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] points of mAP"
+        verdict = "not told apart" if low <= 0 <= high else "told apart"
+        lines.append(f"{one} - {other}, on the same recordings: {points}: {verdict}")
+    return [*lines, "The recordings are synthetic: what ranks first here need not do so on people."]
 
 
 def demo_cells(demo: DemoConfig, base: RunConfig) -> list[Cell]:

@@ -1,9 +1,9 @@
 """Methods x encoders x subjects x seeds x settings from one YAML file: one table and page beside published figures.
 
 GRID is main (the four settings), ablation (the parts of BVSA, every gate and the control), c-sweep, fidelity (presets
-side by side), demo (the grid of 'bvsa demo'), or a YAML file like those in bvsa_core/experiments. Cells are shared by
---workers of this machine, or by the workers of a Dask --scheduler. Cells that are complete are not run again, so the
-same command continues a grid that was stopped.
+side by side), demo and demo-full (those of 'bvsa demo'), or a YAML file like those in bvsa_core/experiments. Cells are
+shared by --workers of this machine, or by the workers of a Dask --scheduler. Cells that are complete are not run again,
+so the same command continues a grid that was stopped.
 """
 
 import sys
@@ -36,6 +36,8 @@ from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
 from bvsa_core.training.config import RunConfig
 from bvsa_core.vision.clip import check_weights
 
+FULL = DEMO_FOLDER.with_name("demo-full")  # where `bvsa demo --full` keeps its data
+
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
     """Add the command's flags."""
@@ -62,8 +64,9 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     for field in fields(RunConfig):
         if field.name not in SET_BY_GRID:
             add(f"--{field.name}", type=hints[field.name] | None, help="of every run; see bvsa train --help")
-    parser.add_class_arguments(SyntheticConfig, "synthetic", skip={"modality"})
-    parser.set_defaults({"synthetic.subjects": 1})
+    for name, hint in get_type_hints(SyntheticConfig).items():
+        if name != "modality":
+            add(f"--synthetic.{name}", type=hint | None, help="of data that are made; see bvsa data synthetic --help")
 
 
 def run(parsed: jsonargparse.Namespace) -> None:
@@ -127,20 +130,23 @@ def given_folders(parsed: jsonargparse.Namespace) -> dict[str, Path]:
 def data_folders(parsed: jsonargparse.Namespace, grid: Grid, display: Display) -> dict[str, Path]:
     """Return the folder of each modality.
 
-    Without flags it is the demo's, or that of synthetic data with more subjects if the grid trains between subjects.
+    Without flags they are made: of the size that the grid names, or that of `bvsa demo --full`, with more subjects if
+    the grid trains between subjects.
     """
     if given := given_folders(parsed):
         return given
     for vision in grid.vision:
         check_weights(vision, parsed.weights, parsed.cache_dir)
-    flags = parsed.synthetic.as_dict()
-    flags["subjects"] = max(flags["subjects"], 2 if "inter" in grid.settings else 1)
+    sizes = {name: value for name, value in parsed.synthetic.as_dict().items() if value is not None}
+    sizes = {"subjects": 1, **grid.synthetic, **sizes}
+    sizes["subjects"] = max(sizes["subjects"], 2 if "inter" in grid.settings else 1)
+    full = FULL.with_name(Path(parsed.grid).stem) if grid.synthetic else FULL
     folders: dict[str, Path] = {}
     for modality in grid.modalities:
-        as_demo = modality == "eeg" and flags["subjects"] == 1
-        name = f"synthetic_{modality}_{flags['subjects']}_subjects"
-        folders[modality] = DEMO_FOLDER if as_demo else DEMO_FOLDER.with_name(name)
-        make_dataset(folders[modality], SyntheticConfig(**{**flags, "modality": modality}), display)
+        as_demo = modality == "eeg" and sizes["subjects"] == 1
+        other = f"{full.name if grid.synthetic else 'synthetic'}_{modality}_{sizes['subjects']}_subjects"
+        folders[modality] = full if as_demo else full.with_name(other)
+        make_dataset(folders[modality], SyntheticConfig(**{**sizes, "modality": modality}), display)
     return folders
 
 

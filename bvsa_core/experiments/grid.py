@@ -21,9 +21,10 @@ from bvsa_core.experiments import paper_results
 from bvsa_core.io.text_files import read_yaml
 from bvsa_core.methods import method_class
 from bvsa_core.retrieval.scoring import Scoring
+from bvsa_core.synthetic.dataset import SyntheticConfig
 from bvsa_core.training.config import RunConfig, method_options, training_of
 
-BUILT_IN = ("main", "ablation", "c-sweep", "fidelity", "demo")
+BUILT_IN = ("main", "ablation", "c-sweep", "fidelity", "demo", "demo-full")
 # Settings of a run that other keys of a grid determine; its key `run` takes the rest.
 SET_BY_GRID = (
     "data", "vision", "method", "method_options", "preset", "encoder", "encoder_options", "subject", "setting", "seed",
@@ -77,6 +78,7 @@ class Grid:
     seeds: int = 3
     resamples: int = 10  # draws of test repetitions per point of a curve; 0: no curves
     run: dict[str, Any] = field(default_factory=dict)
+    synthetic: dict[str, Any] = field(default_factory=dict)  # sizes of the data that are made where none are given
     baseline: str | None = None  # system that the others are tested against; default: every pair is tested
     list_others: bool = False  # list published methods that the grid does not have
 
@@ -127,6 +129,7 @@ def read_grid(name: str) -> tuple[Grid, list[System]]:
     if equal := [label for label, slug in zip(labels, slugs) if slugs.count(slug) > 1]:
         raise UserError(f"{path}: {' and '.join(equal)} have the same name; give each a name of its own")
     grid.run = _checked(RunConfig, grid.run, f"{path}: run", SET_BY_GRID)
+    grid.synthetic = _checked(SyntheticConfig, grid.synthetic, f"{path}: synthetic", ("modality",))
     for encoder in itertools.chain(grid.encoders, *(system.encoders for system in systems)):
         encoders.options_class(encoder)
     return grid, systems

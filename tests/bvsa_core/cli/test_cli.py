@@ -5,12 +5,14 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from bvsa_core import encoders, methods
 from bvsa_core.cli import COMMANDS, main
+from bvsa_core.cli.demo import in_words
 
 QUICK = ("--epochs", 2, "--batch_size", 64)
 
@@ -27,6 +29,9 @@ def test_demo_makes_table_and_page_and_the_second_time_trains_nothing(tmp_path, 
     shown = succeed(*command)
     parts = ("vanilla", "ubp", "bvsa", "(corrected)", "last, inductive", "gate none", "synthetic data, 8-way retrieval")
     assert [part for part in parts if part not in shown] == []
+    assert (
+        shown.index("1 seed(s)") < shown.index("seed 0; 1 more") < shown.index("2 seed(s)") < shown.index("bvsa - ubp")
+    )
     page = (runs / "page.html").read_text()
     parts = ("<h1>bvsa demo</h1>", "vanilla (corrected)", "Blur levels, ubp", "Test repetitions, synthetic")
     assert [part for part in parts if part not in page] == []
@@ -37,6 +42,29 @@ def test_demo_makes_table_and_page_and_the_second_time_trains_nothing(tmp_path, 
     succeed(*command)
     assert {path: path.stat().st_mtime_ns for path in weights} == weights
     assert (runs / "table.md").read_text() == table
+
+
+def test_full_demo_has_a_larger_grid_and_folders_of_its_own(capsys):
+    for flags, name, concepts, batch_size in ((["--full"], "demo-full", 600, 1024), ([], "demo", 500, 256)):
+        with pytest.raises(SystemExit):
+            main(["demo", *flags, "--help"])
+        shown = " ".join(capsys.readouterr().out.split())
+        defaults = f"bvsa_data/{name}", f"bvsa_runs/{name}", concepts, batch_size
+        assert [value for value in defaults if f"default: {value})" not in shown] == []
+
+
+def test_words_under_the_table_follow_from_paired_intervals():
+    hits = {"a": 1, "b": 3, "c": 3}  # rank of every image
+    protocol = SimpleNamespace(gallery=4)
+    results = [
+        SimpleNamespace(method=name, subject="sub-01", seed=seed, ranks=[rank] * 4, protocol=protocol)
+        for name, rank in hits.items() for seed in (0, 1)
+    ]  # fmt: skip
+    lines = in_words(results)
+    assert lines[0] == "Top-1 above chance (25 %) by the whole interval: a"
+    apart = "a - b, on the same recordings: +66.7 [+66.7, +66.7] points of mAP: told apart"
+    assert lines[1] == apart and lines[2] == apart.replace("- b", "- c")
+    assert lines[3] == "b - c, on the same recordings: +0.0 [+0.0, +0.0] points of mAP: not told apart"
 
 
 def test_demo_with_online_views_gives_the_same_table(tmp_path, succeed):

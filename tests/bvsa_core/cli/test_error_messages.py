@@ -29,10 +29,12 @@ BRAIN = (
 METHODS = "choose one of atm, bravl, bvsa, mcdb, nice, ubp, vanilla, or register your own first"
 GATES = "choose one of none, always, label_free, paper, code"
 FILES = "unknown kind of file; give one of .pt, .pth, .npy, .npz, .safetensors"
-GRIDS = "no such file, nor built in; choose one of main, ablation, c-sweep, fidelity, demo, or give a YAML file"
+GRIDS = (
+    "no such file, nor built in; choose one of main, ablation, c-sweep, fidelity, demo, demo-full, or give a YAML file"
+)
 GRID_KEYS = (
     "methods, title, encoders, vision, vision_of_recorded, modalities, settings, subjects, seeds, resamples, run,"
-    " baseline, list_others"
+    " synthetic, baseline, list_others"
 )
 GIVE = "no such folder; give the folder of your recordings"
 TRAIN = "train one with 'bvsa train --out'"

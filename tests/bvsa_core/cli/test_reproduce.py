@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from dask_cluster import REPOSITORY, kill_in_the_middle, wait_for
 
-from bvsa_core.cli import main
+from bvsa_core.cli import main, reproduce
 from bvsa_core.data.dataset import Dataset
+from bvsa_core.errors import UserError
 from bvsa_core.experiments import results
 from bvsa_core.experiments.grid import BUILT_IN, cells, read_grid
 from bvsa_core.experiments.repetitions import averaged, repetition_curves, steps
 from bvsa_core.retrieval.scoring import Scoring
+from bvsa_core.synthetic.dataset import SyntheticConfig
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.run_folder import RunFolder
 
@@ -256,7 +258,7 @@ def test_built_in_grids_have_cells(name, small_data):
 def test_published_grids_take_the_published_image_encoder_for_recorded_data(name, recorded):
     grid, systems = read_grid(name)
     todo, _ = cells(grid, systems, {"eeg": recorded}, {})
-    assert {cell.config.vision for cell in todo} == {"tiny" if name == "demo" else "RN50"}
+    assert {cell.config.vision for cell in todo} == {"tiny" if name in ("demo", "demo-full") else "RN50"}
 
 
 def test_the_toy_encoder_on_recorded_data_is_warned_of(recorded, small_data, tmp_path, capsys):
@@ -283,6 +285,23 @@ def recorded(small_data, tmp_path_factory) -> Path:
     return folder
 
 
+MADE = {  # folder and concepts of the data that a grid without data makes
+    "demo": ("demo", 500), "demo-full": ("demo-full", 600), "ablation": ("demo-full", 600),
+    "main": ("synthetic_eeg_2_subjects", 600), "ablation --synthetic.train_concepts 7": ("demo-full", 7),
+    "demo --synthetic.subjects 3": ("demo_eeg_3_subjects", 500),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", MADE)
+def test_a_grid_without_data_makes_those_it_names(flags, monkeypatch, fail):
+    def make(folder: Path, config: SyntheticConfig, _: object) -> None:
+        raise UserError(f"{folder} {config.train_concepts} of {config.subjects}")
+
+    monkeypatch.setattr(reproduce, "make_dataset", make)
+    folder, concepts = MADE[flags]
+    fail(f"bvsa_data/{folder} {concepts} of ", "reproduce", *flags.split())
+
+
 WRONG = {
     "metods: [ubp]": "mine.yaml: unknown key 'metods'; did you mean 'methods'?",
     "[ubp]": "mine.yaml: must hold settings as 'name: value'",
@@ -299,6 +318,7 @@ WRONG = {
     "methods: [{method: ubp, scorings: [{gait: none}]}]": "methods[0]: scorings[0]: unknown key 'gait';"
     " did you mean 'gate'?",
     "methods: [ubp, ubp]": "ubp and ubp have the same name",
+    "methods: [ubp]\nsynthetic: {concepts: 3}": "mine.yaml: synthetic: unknown key 'concepts'",
     "methods: [ubp]\nseeds: many": "mine.yaml: Parser key \"seeds\": Expected a <class 'int'>. Got value: many",
     "methods: [ubp]\nseeds: 0": "seeds is 0; it must be 1 to 1000",
     "methods: [ubp]\nseeds: 1000000000": "seeds is 1000000000; it must be 1 to 1000",
