@@ -2,6 +2,7 @@
 
 DEST/images/training_images.zip       files, below the folder of their source
 DEST/Raw_data/sub-01/ses-01/...       what zip files of recordings held
+DEST/dataset.json                     name and modality, where the files are used as they are
 DEST/downloads.json                   size and checksum of every file, and what was unpacked from it
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bvsa_core.data.downloads.registry import parse_subjects, published_datasets
+from bvsa_core.data.layouts.destination import write_description
 from bvsa_core.errors import UserError, first_few, unknown_name
 from bvsa_core.io.atomic import (
     free_disk,
@@ -149,6 +151,8 @@ class Download:
                         self._unpack(file, progress)
             finally:
                 self._write_record()
+            if self.dataset.layout == "ubp":  # used as it is; conversions write it themselves
+                write_description(self.folder, self.dataset.name, self.dataset.modality)
         fetched = [self._fetched[file.path] for file in self.files]
         own = sum(not each.published for each in fetched)
         checked = f"{len(fetched) - own} files have the publisher's checksums"
@@ -160,8 +164,7 @@ class Download:
         images = f"bvsa data images {self.folder / 'images'}"
         if self.dataset.layout == "ubp":
             return [f"next: {images} {self.folder}"]
-        modality = "meg" if self.dataset.layout == "meg_epochs" else "eeg"
-        return [f"next: bvsa data {modality} {self.folder} STORE && {images} STORE"]
+        return [f"next: bvsa data {self.dataset.modality.lower()} {self.folder} STORE && {images} STORE"]
 
     def _fetch(self, file: RemoteFile, report: Any) -> None:
         """Fetch one file, or check that it is what it should be."""

@@ -38,6 +38,8 @@ class PublishedDataset:
     """A data set as one group publishes it."""
 
     title: str
+    name: str  # in tables
+    modality: Literal["EEG", "MEG"]
     subjects: int
     layout: str  # name of its module in bvsa_core.data.layouts
     gigabytes: float  # of one subject on disk

@@ -17,14 +17,15 @@ from publisher_server import HOSTS, Publishers, publishers
 from bvsa_core.cli import main
 from bvsa_core.data import stimulus_set
 from bvsa_core.data.downloads.registry import published_datasets
+from bvsa_core.data.quality import check
 from bvsa_core.data.store import read_header
+from bvsa_core.data.things_eeg import OCCIPITAL_CHANNELS
 
 PAGE = (Path(__file__).parents[3] / "docs" / "reproduce.md").read_text()
 BLOCKS = dict(re.findall(r"<!-- (\S+) -->\n```bash\n(.*?)```", PAGE, re.DOTALL))
 SMALL = {  # the real job on files of this size: flags that a command gets beside those of the page
     "data download": ["--subjects", "1", "--mirror"],
-    "data eeg": ["--name", "small"],
-    "data meg": ["--name", "small", "--sensors", "4"],
+    "data meg": ["--sensors", "4"],
     "data images": ["--size", "32"],
     "reproduce main": [
         *("--methods", "vanilla", "--seeds", "1", "--epochs", "1", "--batch_size", "8"),
@@ -86,8 +87,13 @@ def things_eeg2_atm(server: Publishers, folder: Path) -> None:
 
 
 def things_eeg2(server: Publishers, folder: Path) -> None:
-    fake_eeg.osf(folder, publish_planted(server), folder="sub-01")
-    recordings = {name: content for name, content in files_in(folder).items() if name.startswith("sub-01/")}
+    planted, recordings = publish_planted(server), {}
+    for split, part in fake_eeg.PARTS.items():
+        samples = planted.whole[split][:, :, -len(OCCIPITAL_CHANNELS) :, :100].astype(float)
+        content = {"preprocessed_eeg_data": samples, "ch_names": list(OCCIPITAL_CHANNELS)}
+        stream = io.BytesIO()
+        np.save(stream, content | {"times": np.arange(-20, 80) / 100})
+        recordings[f"sub-01/preprocessed_eeg_{part}.npy"] = stream.getvalue()
     server.files["osf", "anp5v", "sub-01.zip"] = zipped(recordings)
 
 
@@ -143,6 +149,7 @@ def test_from_a_download_to_the_table(form, server, tmp_path, monkeypatch, capsy
     FORMS[form](server, tmp_path / "published")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(stimulus_set, "_EXPECTED", {"training_images": [6], "test_images": [3]})
+    monkeypatch.setattr(check, "_NAMES", {})  # whose numbers of images the check knows
     addresses = [f"{host}={address}" for host, address in server.mirrors().items()]
     for line in BLOCKS[form].splitlines():
         words = shlex.split(line)[1:]
@@ -156,6 +163,8 @@ def test_from_a_download_to_the_table(form, server, tmp_path, monkeypatch, capsy
     table = (tmp_path / "RUNS" / "table.md").read_text()
     modality = "MEG" if form == "things-meg" else "EEG"
     assert f"{modality} intra-subject | vanilla" in table and "BVSA" in table
+    rate = {"things-eeg2": "100 Hz, 0 to 0.79 s", "things-meg": "200 Hz, 0 to 1 s"}.get(form, "250 Hz, 0 to 0.996 s")
+    assert f"our recordings: {rate}, source {published_datasets()[form].layout}" in " ".join(table.split())
     if "--plan" in BLOCKS[form]:
         assert "1 cells (1 EEG)" in printed and "missing: features of tiny for EEG" in printed
     if (tmp_path / "STORE").exists():

@@ -67,6 +67,7 @@ def expected(server, subjects=("01",)) -> dict[str, bytes]:
 def check(server, tmp_path, subjects=("01",)) -> None:
     made = content_of(tmp_path / "data")
     record = json.loads(made.pop(RECORD))["files"]
+    assert json.loads(made.pop("dataset.json")) == {"name": "THINGS-EEG2", "modality": "EEG"}
     assert made == expected(server, subjects)
     assert record.keys() == made.keys()
     for path, about in record.items():
