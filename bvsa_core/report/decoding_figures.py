@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -11,7 +12,18 @@ from matplotlib.ticker import MaxNLocator
 from bvsa_core.errors import import_mne
 from bvsa_core.report.content import Accuracy, LinearDecoding, RetrievalExample
 from bvsa_core.report.recording_figures import located_channels
-from bvsa_core.report.style import INK, PALETTE, QUIET, WIDTH, FigureSpec, curve_style, legend_below, slug, subplots
+from bvsa_core.report.style import (
+    INK,
+    PALETTE,
+    QUIET,
+    WIDTH,
+    FigureSpec,
+    curve_style,
+    legend_below,
+    mark_rows,
+    slug,
+    subplots,
+)
 from bvsa_core.retrieval.statistics import crossed_bootstrap
 
 SECTION = "decoding"
@@ -151,11 +163,14 @@ def confidence_figure(data: str, retrievals: Sequence[RetrievalExample]) -> Figu
     def draw() -> Figure:
         figure, ((axes,),) = subplots(1, 1, 2.7)
         handles: list[Any] = []
-        for i, values in enumerate(curves.values()):
+        for i, (label, values) in enumerate(curves.items()):
             style, middles = curve_style(i), (np.arange(len(values)) + 0.5) * 100 / len(values)
-            handles += axes.plot(middles, values[:, 0], marker="o", ms=3, **style)
+            parts: list[Artist] = [*axes.plot(middles, values[:, 0], marker="o", ms=3, **style)]
+            handles += parts
             if len(curves) <= 3:  # more bands would hide each other
-                axes.fill_between(middles, values[:, 1], values[:, 2], color=style["color"], alpha=0.12, lw=0)
+                band = axes.fill_between(middles, values[:, 1], values[:, 2], color=style["color"], alpha=0.12, lw=0)
+                parts.append(band)
+            mark_rows(parts, [systems[label][0].row])
         axes.set(xlabel="recordings by confidence / % (least to most)", ylabel="Top-1 / %", xlim=(0, 100))
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))

@@ -112,16 +112,26 @@ def data_uri(jpeg: bytes) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
-def headlines(report: Report) -> list[tuple[str, ReportRow | None, int]]:
-    """Return for each data its best row that is a fair test, None if no row is, and the number of test images.
+@dataclass(frozen=True)
+class Headline:
+    """The best row of some data that is a fair test; None if no row is."""
+
+    data: str
+    row: ReportRow | None
+    rows: int  # that are fair tests
+    images: int  # of the test set
+
+
+def headlines(report: Report) -> list[Headline]:
+    """Return the headline of each data.
 
     A fair test is inductive, without a leak or shuffled texts, and its epoch was not selected on the test set.
     """
     best = []
     for data, rows in report.rows_by_data.items():
         fair = [row for row in rows if _is_fair(row)]
-        images = len(rows[0].runs[0].result.ranks)
-        best.append((data, max(fair, key=lambda row: row.result.top1, default=None), images))
+        row = max(fair, key=lambda row: row.result.top1, default=None)
+        best.append(Headline(data, row, len(fair), len(rows[0].runs[0].result.ranks)))
     return best
 
 

@@ -166,17 +166,20 @@ def test_text_has_enough_contrast_in_both_themes(page):
 
 
 def test_the_headline_is_the_best_fair_row_with_interval_chance_and_n(report, page):
-    ((_, row, images),) = headlines(report)
-    assert row is report.rows[0] and images == 3  # the other row uses labels
+    (best,) = headlines(report)
+    row = best.row
+    assert row is report.rows[0] and (best.images, best.rows) == (3, 1)  # the other row uses labels
     headline = text_of(page.split('<div class="headlines">')[1].split("</header>")[0])
     low, high = (f"{100 * bound:.1f}" for bound in row.result.top1_interval)
-    assert headline.startswith("66.7 % Top-1 ") and "the best inductive row" in headline
+    assert headline.startswith("66.7 % Top-1 ") and "the only inductive row" in headline
     times = "\N{MULTIPLICATION SIGN}"
     assert f"95 % interval {low} to {high} %; chance 33.3 %" in headline
     assert f"n = 3 test images {times} 2 subjects {times} 1 seed" in headline
     unfair = [report_row("a", information="uses labels"), report_row("b", leak="x"), report_row("c", texts="shuffled")]
     unfair.append(report_row("d", selection="oracle (test set)"))
-    assert headlines(Report("", unfair))[0][1] is None
+    assert headlines(Report("", unfair))[0].row is None
+    fair = [report_row("a"), replace(report_row("b"), number=1)]
+    assert "the best of 2 inductive rows" in to_html(Report("", fair))
     assert "No row is a fair test" in to_html(Report("", unfair))
 
 
@@ -209,6 +212,9 @@ def test_recordings_are_on_the_page_as_bytes(report, page):
     far = weights == -128
     assert far[0].all() and not far.all() and (weights[..., 4][~far[..., 4]] == 0).all()
     assert [run["recordings"] for run in data_of(page)["runs"]] == [0, None]
+    unplaced = replace(report.recordings[0], channels=[f"MEG{i}" for i in range(5)])
+    (sent,) = data_of(to_html(replace(report, recordings=[unplaced])))["recordings"]
+    assert (sent["map"], sent["side"]) == ("", 0)
 
 
 def test_the_page_is_readable_without_javascript(page):
