@@ -19,6 +19,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GroupKFold, cross_val_score
 
 from bvsa_core import Dataset, Decoder, RunConfig, RunData, RunFolder, UserError, from_arrays, run
+from bvsa_core.data.dataset import DEMO_FOLDER
 from bvsa_core.training.inputs import Images
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -252,7 +253,7 @@ def test_settings_of_a_folder_are_checked(fitted, tmp_path):
     places = {name: "/elsewhere" for name in ("data", "bank", "cache_dir")}
     path.write_text(json.dumps({**content, "settings": {**content["settings"], **places, "device": "cuda:7"}}))
     config = Decoder.load(tmp_path).config_
-    assert (config.data, config.bank, config.cache_dir, config.device) == (Path("bvsa_data"), None, None, "auto")
+    assert (config.data, config.bank, config.cache_dir, config.device) == (DEMO_FOLDER, None, None, "auto")
 
 
 def test_the_hub_gets_the_files_and_gives_them_back(toy, fitted, tmp_path, monkeypatch):

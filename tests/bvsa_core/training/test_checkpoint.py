@@ -77,7 +77,7 @@ def test_a_job_killed_at_random_moments_continues_to_the_same_bytes(fork_server,
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_reports_how_to_continue_and_the_run_does(fork_server, jobs, tmp_path, number):
-    arguments = ("train", *jobs["train"][1:-3], "--epochs", 15, "--out", tmp_path / "run")
+    arguments = ("train", "--quiet", *jobs["train"][1:-3], "--epochs", 15, "--out", tmp_path / "run")
     folder = tmp_path / "run"
     (ended,) = fork_server.bvsa(*arguments, after=folder / "resume.pt", by=number)
     message = rf"bvsa: {folder}: stopped in epoch \d+ of 15; the same command continues\n"
@@ -177,6 +177,7 @@ def test_a_disk_that_is_full_at_any_write_loses_nothing(run_data, tmp_path, ever
 
 def test_a_folder_takes_one_run_at_a_time_and_a_dead_one_does_not_count(run_data, tmp_path):
     folder = tmp_path / "run"
+    folder.mkdir()
     with (
         lock(folder, activity="a run"),
         pytest.raises(UserError, match=rf"run: a run is going on there \(process {os.getpid()} on .*\); wait"),
