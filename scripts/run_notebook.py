@@ -22,7 +22,7 @@ def run(folder: Path) -> nbformat.NotebookNode:
     }
     with mock.patch.dict(os.environ, places):
         resources = {"metadata": {"path": str(folder)}}
-        NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
+        NotebookClient(notebook, timeout=600, startup_timeout=300, kernel_name="python3", resources=resources).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times, which differ from run to run
         if cell.cell_type == "code":
