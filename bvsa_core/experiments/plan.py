@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -113,11 +114,18 @@ def plan(
         *features,
         f"about {hours:.1f} hours, one training after another: an estimate from steps timed on this machine ({name});"
         " reading, evaluation and curves are not in it",
+        *_busy(),
         f"about {(disk + features_disk) / 1e9:.1f} GB of disk for runs and features (computed);"
         f" {free_disk(root) / 1e9:.0f} GB are free",
         *(f"missing: {each}" for each in (*missing, *lacking)),
         *([] if missing or lacking else ["nothing is missing"]),
     ]
+
+
+def _busy() -> list[str]:
+    """Return a line if other programs have made the timed steps longer."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    return [f"the machine is busy (load {load:.0f} on {cores} cores): alone it is faster"] if load > 1.5 * cores else []
 
 
 def _measure(dataset: Dataset, config: RunConfig) -> _Data:

@@ -66,6 +66,8 @@ def _checked(file: RemoteFile) -> RemoteFile:
         raise UserError(f"{file.url}: is called {file.path!r}, which is no safe name; nothing was fetched")
     if isinstance(file.size, bool) or not isinstance(file.size, int) or file.size < 0:
         raise ValueError(f"size of {file.path} is {file.size!r}")
+    if not isinstance(file.url, str):
+        raise ValueError(f"address of {file.path} is {file.url!r}")
     return file
 
 
