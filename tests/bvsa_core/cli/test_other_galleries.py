@@ -105,17 +105,20 @@ def test_galleries_are_found_by_captions(finished, captions, test_set, tmp_path,
     fail("some.csv: 12 captions of image(s) are missing ... add them", "retrieve", finished, "--texts", some, *flags)
 
 
-def test_training_takes_captions(small_data, captions, test_set, tmp_path, succeed, fail):
-    every = tmp_path / "every.csv"
-    shown = RunData(RunDataConfig(data=small_data)).split("sub-01", "train")
-    rows = dict(zip(shown.concepts, shown.concepts)) | dict(zip(test_set.concepts, test_set.concepts))
-    every.write_text("concept,text\n" + "".join(f"{name},my {name}\n" for name in rows))
-    quick = ("--method", "bvsa", "--epochs", 1, "--batch_size", 64, "--out", tmp_path / "run")
-    printed = " ".join(succeed("train", "--data", small_data, "--texts", every, *quick).split())
-    assert "texts: every.csv" in printed and RunFolder(tmp_path / "run").result().protocol.texts_of == "every.csv"
-    every.write_text("concept,text\n" + "".join(f"{name},my {name}\n" for name in set(shown.concepts)))
-    no_test = (*quick[:-1], tmp_path / "no_test")
-    fail("every.csv: 12 captions of image(s) are missing", "train", "--data", small_data, "--texts", every, *no_test)
-    assert not (tmp_path / "no_test" / "metrics.jsonl").exists()  # it was noticed before the training
-    missing = f"captions.json: {len(shown.images)} captions of image(s) are missing"
-    fail(missing, "train", "--data", small_data, "--texts", captions, *quick[:-1], tmp_path / "other")
+def test_training_takes_captions(small_data, captions, test_set, tmp_path, monkeypatch, succeed, fail):
+    every, train = tmp_path / "every.csv", RunData(RunDataConfig(data=small_data)).split("sub-01", "train")
+    write = lambda names: every.write_text("concept,text\n" + "".join(f"{name},my {name}\n" for name in names))  # noqa: E731
+    write({*train.concepts, *test_set.concepts})
+    quick = ("train", "--data", small_data, "--method", "bvsa", "--epochs", 1, "--batch_size", 64)
+    monkeypatch.chdir(tmp_path)
+    printed = " ".join(succeed(*quick, "--texts", "every.csv", "--out", "run").split())
+    assert "texts:" in printed and "every.csv" in printed
+    run = RunFolder(tmp_path / "run")
+    assert run.result().protocol.texts_of == "every.csv"
+    monkeypatch.chdir("/")
+    assert run.config().texts == every  # found from any folder
+    write(set(train.concepts))  # none of the test images
+    for texts, missing in ((every, len(test_set.images)), (captions, len(train.images))):
+        message = f"{texts.name}: {missing} captions of image(s) are missing"
+        fail(message, *quick, "--texts", texts, "--out", tmp_path / "other")
+        assert not (tmp_path / "other").exists()  # it was noticed before anything was written
