@@ -15,7 +15,7 @@ from bvsa_core.io.atomic import os_errors_to_user_errors
 
 ATTEMPTS = 6  # in a row that bring next to nothing
 FIRST_WAIT = 1.0  # seconds before the second attempt; doubled each time
-_LONGEST_WAIT = 60.0
+_LONGEST_WAIT, _LONGEST_ASKED = 60.0, 600.0  # of our own, and as a server asks
 _TIMEOUTS = 15, 30  # seconds to connect, and between two packets
 _CHUNK = 2**16  # bytes written at once: as many may be lost with a connection
 _ENOUGH = 2**20  # bytes; a connection that brings less has brought next to nothing
@@ -119,8 +119,8 @@ class Client:
             detail = " ".join(str(error).split())
             remedy = "check the connection, and the same command continues"
             raise UserError(f"{url}: {failures} attempts in a row failed ({detail}); {remedy}") from error
-        wait = max(FIRST_WAIT * 2 ** max(0, failures - 1), getattr(error, "wait", 0.0))
-        if self.stopped.wait(min(wait, _LONGEST_WAIT)):
+        own = min(FIRST_WAIT * 2 ** max(0, failures - 1), _LONGEST_WAIT)
+        if self.stopped.wait(max(own, min(getattr(error, "wait", 0.0), _LONGEST_ASKED))):
             raise UserError("stopped")
 
 

@@ -4,14 +4,16 @@ import contextlib
 import hashlib
 import io
 import json
+import sys
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from publisher_server import publishers
 
+from bvsa_core.cli import main
 from bvsa_core.data.downloads import fetch, http
 from bvsa_core.data.downloads.fetch import RECORD, Download
 from bvsa_core.data.downloads.registry import parse_subjects, published_datasets
@@ -265,13 +267,38 @@ def test_lists_that_are_not_understood_are_named(server, start, monkeypatch):
 
 
 def test_an_encrypted_address_must_not_lead_to_an_open_one(monkeypatch):
-    answer = contextlib.nullcontext(SimpleNamespace(status_code=200, reason="OK", url="http://elsewhere/file"))
+    answer = contextlib.nullcontext(Mock(status_code=200, reason="OK", url="http://elsewhere/file"))
     client = http.Client()
     monkeypatch.setattr(client._session, "get", lambda *args, **kwargs: answer)
     with pytest.raises(UserError, match="leads to http://elsewhere/file, which is not encrypted; nothing was read"):
         client.read("https://huggingface.co/file")
     with pytest.raises(UserError, match="'file:///etc/passwd' is no address of a file"):
         client.read("file:///etc/passwd")
+
+
+def test_a_server_that_asks_for_time_gets_it(server, monkeypatch):
+    waits = []
+    client = http.Client(server.mirrors())
+    monkeypatch.setattr(client.stopped, "wait", waits.append)
+    answers = iter([(429, "7"), (503, ""), (429, "100000"), (429, "Thu, 01 Jan"), (200, "")])
+
+    def answer(*args, **kwargs):
+        status, seconds = next(answers)
+        made = Mock(status_code=status, reason="", url="https://x", headers={"Retry-After": seconds}, links={})
+        made.iter_content = lambda size: [b"content"]
+        return contextlib.nullcontext(made)
+
+    monkeypatch.setattr(client._session, "get", answer)
+    assert client.read("https://huggingface.co/list") == (b"content", None)
+    assert waits == [7, 0.002, 600, 0.008]
+
+
+def test_without_pooch_the_extra_is_named(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    monkeypatch.delitem(sys.modules, "bvsa_core.data.downloads.fetch")
+    assert main(["data", "download", "things-meg", str(tmp_path / "data")]) == 2
+    needed = "bvsa: error: pooch is not installed; downloads need: pip install 'fovblur[download]'\n"
+    assert capsys.readouterr().err == needed
 
 
 def test_unknown_names_subjects_and_hosts_are_refused(server, start):
