@@ -71,8 +71,8 @@ const element = (tag, className, text) => {
       for (const [node, rows] of parts) node.classList.toggle("gone", rows.every((each) => off.has(each)));
     });
     const point = (on) => { for (const [node, rows] of parts) node.classList.toggle("faint", on && !rows.includes(number)); };
-    row.addEventListener("pointerenter", () => point(true));
-    row.addEventListener("pointerleave", () => point(false));
+    for (const event of ["pointerenter", "focusin"]) row.addEventListener(event, () => point(true));
+    for (const event of ["pointerleave", "focusout"]) row.addEventListener(event, () => point(false));
   }
   for (const node of document.querySelectorAll(".script")) node.hidden = false;
 }

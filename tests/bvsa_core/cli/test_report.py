@@ -175,6 +175,25 @@ def test_two_runs_are_compared_and_misses_grouped(page, tmp_path):
 
 
 @needs_browser
+def test_recordings_are_drawn_with_a_map_at_a_chosen_time(page, tmp_path):
+    script = """
+        const time = document.querySelector("[name=time]");
+        time.value = "3";
+        time.dispatchEvent(new Event("input", { bubbles: true }));
+        const canvas = document.querySelector(".map canvas");
+        const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        const painted = data.filter((value, i) => i % 4 === 3 && value).length / data.length * 4;
+        const paths = document.querySelectorAll(".query:first-child .evoked path").length;
+        const cards = document.querySelectorAll(".query .evoked").length;
+        document.title = JSON.stringify([cards, paths, painted, canvas.getAttribute("aria-label")]);
+    """
+    (recordings,) = data_of(page)["recordings"]
+    cards, paths, painted, label = json.loads(act(page, tmp_path, script))
+    assert cards == 12 and paths == recordings["channels"] + 3  # zero, standard deviation, and the time of the map
+    assert 0.05 < painted < 0.5 and label == f"topographic map at {recordings['times'][3]} ms"
+
+
+@needs_browser
 @pytest.mark.parametrize("run", ["constructor", "9"])
 def test_an_address_that_names_no_run_shows_the_first(page, run):
     html = browse(page, "--dump-dom", fragment=f"#run={run}")
