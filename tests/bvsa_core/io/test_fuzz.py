@@ -22,10 +22,11 @@ from PIL import Image
 from bvsa_core.data import store
 from bvsa_core.data.dataset import Dataset, Recordings, read_recordings
 from bvsa_core.data.from_arrays import write_subject
-from bvsa_core.data.layouts import meg_trials
+from bvsa_core.data.layouts import meg_trials, stimuli
 from bvsa_core.data.layouts.files import read_description
 from bvsa_core.data.quality.check import check_dataset
 from bvsa_core.data.stimulus_set import import_images
+from bvsa_core.data.stimulus_texts import read_texts, stored_texts
 from bvsa_core.io.image_file import read_image
 from bvsa_core.io.safe_readers import read_arrays
 from bvsa_core.io.text_files import read_yaml
@@ -125,6 +126,9 @@ def all_kinds(root: Path) -> list[Kind]:
     (tables / "image_paths.csv").write_text("images/a/a_01b.jpg\nimages/b/b_01b.jpg\n")
     (tables / "image_concept_index.csv").write_text("1\n2\n")
     (tables / "settings.yaml").write_text("method: bvsa\ndata: {window: [0.0, 1.0], subjects: [sub-01]}\nepochs: 20\n")
+    (tables / "captions.csv").write_text('image,concept,text\nthing0_01b.jpg,,"one, two"\n,thing1,three\n')
+    (tables / "captions.json").write_text('{"thing0_01b": "one", "thing1": "two"}')
+    (tables / "texts.json").write_text('{"source": "a.csv", "captions": {"thing0": "one"}, "words": {}}')
     conditions = sessions / "sub-01" / "img_conditions_test_sub-01.npy"
     lists = tables / "image_paths.csv", tables / "image_concept_index.csv"
     return [
@@ -146,6 +150,12 @@ def all_kinds(root: Path) -> list[Kind]:
         Kind("img_conditions", conditions, lambda path: _check(sessions)),
         *(Kind(name, stills / name, read_image) for name in ("a.jpg", "b.png", "c.jpg")),
         Kind("zip of images", stills / "training_images.zip", lambda path: _import(path, root / "images")),
+        Kind("zip of names", stills / "training_images.zip", stimuli._in_zip),
+        *(
+            Kind(f"captions.{kind}", tables / f"captions.{kind}", lambda path: _captions(path))
+            for kind in ("csv", "json")
+        ),
+        Kind("texts.json", tables / "texts.json", lambda path: stored_texts(path.parent)),
         Kind("attributes", tables / "a.csv", meg_trials.read_attributes),
         *(Kind(table.name, table, lambda path: meg_trials.read_images(*lists)) for table in lists),
         *(Kind(f"gallery {rows.suffix}", rows, _first_rows) for rows in sorted(npy.glob("rows.*"))),
@@ -172,6 +182,11 @@ def _check(folder: Path) -> None:
 
 def _first_rows(path: Path) -> object:
     return EmbeddingMatrix(path).read(slice(0, 2))
+
+
+def _captions(path: Path) -> object:
+    texts = read_texts(path, None)
+    return texts and texts.captions_of(IMAGES[:1], ["thing0"])
 
 
 def _import(path: Path, target: Path) -> None:
