@@ -315,10 +315,11 @@ class Decoder(
         decoder.config_, decoder.epoch_, decoder.shape_ = config, saved.epoch, saved.shape
         decoder.training_, decoder.reliability_ = training, saved.reliability
         decoder.history_, decoder.result_ = [], None
-        decoder.method_ = build_method(config, saved.shape, training.samples, RunData(config))
+        weights = read_arrays(folder / WEIGHTS)
         try:
-            decoder.method_.load_state_dict(read_arrays(folder / WEIGHTS))
-        except RuntimeError as error:
+            decoder.method_ = build_method(config, saved.shape, training.samples, RunData(config))
+            decoder.method_.load_state_dict(weights)
+        except (RuntimeError, MemoryError) as error:  # of sizes that no memory holds, or other weights
             detail = str(error).splitlines()[-1].strip()
             raise UserError(f"{folder / WEIGHTS}: not the weights of {CONFIG} ({detail}); {_REMEDY}") from error
         decoder.method_.eval()

@@ -245,6 +245,7 @@ def test_settings_of_a_folder_are_checked(fitted, tmp_path):
         ("settings", {**content["settings"], "method": "os.system"}, "unknown method 'os.system'"),
         ("settings", {**content["settings"], "epochs": "many"}, "config.json: epochs must be a whole number"),
         ("training", {**content["training"], "samples": 0}, "shape, axes and samples contradict each other"),
+        ("shape", {**content["shape"], "embedding": 2**62}, "model.safetensors: not the weights of config.json"),
         ("shape", {**content["shape"], "time": 10**9}, "shape, axes and samples contradict each other"),
     ):
         path.write_text(json.dumps({**content, part: value}))
