@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from torch import Tensor
 
 import bvsa_core
 import fovblur
-from bvsa_core.data.dataset import Dataset, Recordings, concept_of
+from bvsa_core.data.dataset import SYNTHETIC, Dataset, Recordings, concept_of
 from bvsa_core.data.split import make_split
 from bvsa_core.data.things_eeg import OCCIPITAL_CHANNELS
 from bvsa_core.decoder_card import model_card
@@ -51,6 +52,7 @@ from bvsa_core.training.inputs import Images, by_subject, gather, unlabelled
 from bvsa_core.training.memory_data import FeatureData, MemoryData, TrainingSet
 from bvsa_core.training.run import build_method, result_of, train
 from bvsa_core.training.run_data import RunData, choose_device
+from bvsa_core.vision.clip import TINY
 
 FORMAT = 1
 CONFIG, WEIGHTS, SEEN, CARD = "config.json", "model.safetensors", "seen.json", "README.md"
@@ -177,6 +179,9 @@ class Decoder(
         if in_set and config.setting == "inter":
             subjects = recordings.others(config.subject)
         data = self._data(config, recordings, images, concepts, "train", subjects)
+        if data.encoder_name == TINY and data.samples.source != SYNTHETIC:
+            toy = f"{TINY} is a toy encoder for synthetic images, and {data.dataset.name} are not called synthetic"
+            warnings.warn(f"target: {toy}; take a published one, such as RN50", stacklevel=2)
         self.history_: list[dict[str, Any]] = []
         trained = train(data.config, data, self.history_.append)
         self.config_, self.epoch_, self.method_, self.shape_ = data.config, trained.epoch, trained.method, trained.shape

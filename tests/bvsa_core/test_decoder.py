@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from bvsa_core import Dataset, Decoder, RunConfig, RunData, RunFolder, UserError
 from bvsa_core.data.dataset import DEMO_FOLDER
 from bvsa_core.training.inputs import Images
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:target. tiny is a toy")]
 CHANNELS, TIMES = ["P7", "Pz", "O1", "Oz"], np.arange(20) / 100
 SETTINGS = {"method": "vanilla", "epochs": 30, "lr": 3e-3, "batch_size": 64, "device": "cpu"}
 TRAIN, TEST = slice(0, 40), slice(40, 52)
@@ -94,7 +95,9 @@ def test_a_data_set_gives_the_result_of_a_run(small_data, tmp_path):
     settings = {"epochs": 1, "batch_size": 32, "validation": 10, "bank": small_data / "Image_feature", "device": "cpu"}
     config = RunConfig.of("ubp", data=small_data, **settings)
     result = run(config, RunData(config), RunFolder(tmp_path / "run"))
-    decoder = Decoder("ubp", "tiny", **settings).fit(Dataset(small_data))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        decoder = Decoder("ubp", "tiny", **settings).fit(Dataset(small_data))
     same = decoder.evaluate(Dataset(small_data))
     assert (same.ranks, same.images, same.protocol) == (result.ranks, result.images, result.protocol)
     assert same.samples == result.samples < decoder.training_.samples + result.held_out
@@ -343,7 +346,8 @@ def test_mistakes_name_the_argument_and_the_remedy(toy, fitted, tmp_path):
 
 
 def test_a_gallery_is_a_folder_or_a_list(toy):
-    decoder = Decoder(**{**SETTINGS, "epochs": 1}).fit(toy.recordings[TRAIN], toy.paths[TRAIN])
+    with pytest.warns(UserWarning, match="target: tiny is a toy encoder for synthetic images, and own recordings are"):
+        decoder = Decoder(**{**SETTINGS, "epochs": 1}).fit(toy.recordings[TRAIN], toy.paths[TRAIN])
     folder, listed = decoder.retrieve(toy.recordings[:2], toy.folder), decoder.retrieve(toy.recordings[:2], toy.paths)
     assert folder.gallery == sorted(toy.paths) and folder.images == listed.images
     gated = decoder.retrieve(toy.recordings[:2], toy.paths, gate="always")
