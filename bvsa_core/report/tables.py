@@ -133,12 +133,13 @@ def recordings_text(protocol: Protocol) -> str:
 
 
 def caption(table: Sequence[MethodResult]) -> str:
-    """Return the conditions that all rows share."""
+    """Return the conditions that all rows share, and the recordings of each if they differ."""
     first, protocol = table[0], table[0].protocol
+    recordings = "; ".join(dict.fromkeys(recordings_text(result.protocol) for result in table))
     repeated = f" ({protocol.repeated} condition(s) with the image of another join it)" if protocol.repeated else ""
     return (
         f"{protocol.dataset} data, {protocol.gallery}-way retrieval (chance {100 / protocol.gallery:g} %), "
-        f"{protocol.channels} channels ({recordings_text(protocol)}), "
+        f"{protocol.channels} channels ({recordings}), "
         f"{protocol.repetitions} repetitions averaged{repeated}, images by {protocol.encoder}; "
         f"{first.subjects} subject(s) x {first.seeds} seed(s), 95 % crossed bootstrap intervals"
     )

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from bvsa_core.report import comparison_table
 from bvsa_core.report.comparison_table import ComparisonRow
-from bvsa_core.report.tables import method_results, to_frame, to_markdown, to_rich
+from bvsa_core.report.tables import caption, method_results, to_frame, to_markdown, to_rich
 
 GATED = {"gate": "paper", "information": "uses labels"}
 
@@ -71,9 +71,16 @@ def test_markdown_lists_the_conditions_under_the_table():
     assert f"synthetic data, 200-way retrieval (chance 0.5 %), {averaged}" in text
 
 
-def test_results_of_earlier_versions_join_those_that_know_their_sampling_rate():
-    old, new = run_result([1, 2]), run_result([1, 2], seed=1, sampling_rate=250.0)
-    (joined,) = method_results([old, new])
-    assert joined.seeds == 2 and joined.protocol.sampling_rate == 250
+def test_results_of_earlier_versions_join_those_that_know_their_recordings():
+    old = run_result([1, 2], sampling_rate=None, window=None, source=None)
+    older, new = run_result([1, 2], seed=2, window=None, source=None), run_result([1, 2], seed=1)
+    (joined,) = method_results([old, older, new])
+    assert joined.seeds == 3 and joined.protocol == new.protocol and joined.protocol.sampling_rate == 250
+    assert caption(method_results([old])).count("unknown") == 3
     slow = run_result([1, 2], seed=2, sampling_rate=100.0)
-    assert [each.protocol.sampling_rate for each in method_results([new, slow])] == [250, 100]
+    both = method_results([new, slow])
+    assert [each.protocol.sampling_rate for each in both] == [250, 100]
+    shown = "17 channels (250 Hz, 0 to 0.996 s, source synthetic; 100 Hz, 0 to 0.996 s, source synthetic), "
+    assert shown in caption(both)
+    for differing in ({"window": (0.0, 0.5)}, {"source": "osf_raw"}):
+        assert len(method_results([old, new, run_result([1, 2], seed=3, **differing)])) == 3
