@@ -12,7 +12,7 @@ from torch import Tensor
 from fovblur import backends
 from fovblur.dtypes import accumulation_dtype
 from fovblur.foveated_blur import reference, validation
-from fovblur.foveated_blur.op import foveated_blur_op
+from fovblur.foveated_blur.autograd import differentiable_blur
 from fovblur.foveated_blur.params import BlurParams
 
 
@@ -101,9 +101,9 @@ def foveated_blur(
             tensors are not read, because that would stall the stream; a negative or NaN sigma there gives NaN.
         RuntimeError: the requested backend cannot run; the message says why.
 
-    A NaN pixel makes the blur's support NaN and nothing else. Differentiable in images, sigma and gain. The reference
-    is composed of PyTorch's own operations, so that everything that PyTorch can do with those works with it: tracing,
-    ONNX, all of torch.func, and gradients of fixation, mean and std.
+    A NaN pixel makes the blur's support NaN and nothing else. Differentiable in images, sigma, gain, fixation, mean and
+    std, any number of times, in forward mode too, and under ``torch.func.vmap``. The reference is composed of PyTorch's
+    own operations, so that tracing and ONNX work with it, too.
 
     Examples:
         >>> images = torch.rand(2, 3, 32, 32)
@@ -142,7 +142,7 @@ def foveated_blur(
         if not torch.compiler.is_compiling() and not validation.is_under_a_mode():
             validation.check_values(params, images)
         return reference.foveated_blur(images, params, out_dtype, largest_size)
-    return foveated_blur_op(
+    return differentiable_blur(
         images, sigmas, sizes, gain, fixation, means, stds, falloff, decay, out_dtype, backend or ""
     )
 

@@ -1,4 +1,7 @@
-"""The op ``fovblur::foveated_blur``: declaration, fake, gradient, and dispatch to the backend that runs it."""
+"""The op ``fovblur::foveated_blur`` and its backward: declarations, fakes, and dispatch to the backend that runs them.
+
+`autograd.py` gives them their derivatives.
+"""
 
 from __future__ import annotations
 
@@ -93,18 +96,3 @@ def _functions(backend: str) -> tuple[Callable[..., None], Callable[..., None]]:
         "cpu": (native.cpu_forward, native.cpu_backward),
         "cuda": (native.cuda_forward, native.cuda_backward),
     }[backend]
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    images, sigma, kernel_size, gain, fixation, mean, std, ctx.falloff, ctx.decay, _, ctx.backend = inputs
-    ctx.save_for_backward(images, sigma, kernel_size, gain, fixation, mean, std)
-
-
-def _backward(ctx, grad):
-    needs = [ctx.needs_input_grad[i] for i in (0, 1, 3)]
-    grads = foveated_blur_backward_op(grad, *ctx.saved_tensors, ctx.falloff, ctx.decay, ctx.backend, needs)
-    grad_images, grad_sigma, grad_gain = (g if needed else None for g, needed in zip(grads, needs))
-    return grad_images, grad_sigma, None, grad_gain, None, None, None, None, None, None, None
-
-
-foveated_blur_op.register_autograd(_backward, setup_context=_setup_context)

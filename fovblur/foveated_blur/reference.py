@@ -130,9 +130,14 @@ def brachistochrone(u: Tensor) -> Tensor:
     low, high = torch.zeros_like(x), torch.full_like(x, math.pi)
     for _ in range(60):
         s = (low + high) / 2
-        below = r * (s - s.sin()) < x
+        below = r * (s - s.sin()) < x.detach()
         low, high = torch.where(below, s, low), torch.where(below, high, s)
-    return (1 - r * (1 - low.cos())).to(u.dtype)
+    s = low
+    for _ in range(2):  # Newton's steps, which change nothing but give derivatives
+        slope = r * (1 - s.cos())
+        steep = slope > 1e-6
+        s = torch.where(steep, s - (r * (s - s.sin()) - x) / torch.where(steep, slope, 1), s)
+    return (1 - r * (1 - s.cos())).to(u.dtype)
 
 
 def reference_forward(images: Tensor, out: Tensor, params: BlurParams) -> None:

@@ -1,0 +1,281 @@
+"""Derivatives of the blur of any order, in reverse and forward mode, and its rules for `torch.func.vmap`.
+
+Derivatives in images are calls of the two ops, as the blur is linear in them, and so are first derivatives in sigma and
+gain. All others go through the reference.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fovblur.foveated_blur import reference
+from fovblur.foveated_blur.op import foveated_blur_backward_op, foveated_blur_op
+from fovblur.foveated_blur.params import BlurParams
+
+_DIFFERENTIABLE = (0, 1, 3, 4, 5, 6)  # images, sigma, gain, fixation, mean, std
+
+
+def setup_context(ctx, inputs, output) -> None:
+    """Keep what the gradients need."""
+    images, sigma, kernel_size, gain, fixation, mean, std, ctx.falloff, ctx.decay, ctx.out_dtype, ctx.backend = inputs
+    kept = output if ctx.needs_input_grad[6] else None
+    _keep(ctx, images, sigma, kernel_size, gain, fixation, mean, std, kept)
+
+
+def _keep(ctx, *tensors: Tensor | None) -> None:
+    """Keep tensors for the gradients; vmap's rule takes no None among them."""
+    ctx.present = [each is not None for each in tensors]
+    given = [each for each in tensors if each is not None]
+    ctx.save_for_backward(*given)
+    if hasattr(ctx, "save_for_forward"):
+        ctx.save_for_forward(*given)
+
+
+def _kept(ctx) -> list[Tensor | None]:
+    """Return the tensors that were kept, with their None."""
+    saved = iter(ctx.saved_tensors)
+    return [next(saved) if there else None for there in ctx.present]
+
+
+def backward(ctx, grad):
+    """Return the gradients of all arguments of the op."""
+    *saved, output = _kept(ctx)
+    images, sigma, kernel_size, gain, fixation, _, std = saved
+    needs = [ctx.needs_input_grad[i] for i in _DIFFERENTIABLE]
+    grads = _differentiable_backward(grad, *saved, ctx.falloff, ctx.decay, ctx.backend, needs[:3])
+    grad_images, grad_sigma, grad_gain = (g if needed else None for g, needed in zip(grads, needs))
+    grad_fixation = grad_mean = grad_std = None
+    if any(needs[3:]):
+        scaled = grad.to(sigma.dtype) if std is None else grad / std[:, None, None]
+        if needs[4]:
+            grad_mean = -scaled.sum((0, 2, 3))
+        if needs[5]:
+            grad_std = -(scaled * output).sum((0, 2, 3))
+        if needs[3]:
+            x = images.to(sigma.dtype)
+            unscaled = None, None, ctx.falloff, ctx.decay, sigma.dtype, ctx.backend
+            blurred = differentiable_blur(x, sigma, kernel_size, torch.zeros_like(gain), fixation, *unscaled)
+            scale = 255 if std is not None and images.dtype == torch.uint8 else 1
+            grad_weight = gain[:, None, None] * (scaled * (x - blurred) / scale).sum(1)
+            grad_fixation = _gradient_of_fixation(grad_weight, fixation, ctx.falloff, ctx.decay)
+    return grad_images, grad_sigma, None, grad_gain, grad_fixation, grad_mean, grad_std, None, None, None, None
+
+
+def _gradient_of_fixation(grad: Tensor, fixation: Tensor, falloff: str, decay: float) -> Tensor:
+    """Return the gradient (B, 2) of a fixation, from that of acuity (B, H, W)."""
+    of_higher_order = torch.is_grad_enabled()
+    with torch.enable_grad():
+        leaf = fixation if of_higher_order and fixation.requires_grad else fixation.detach().requires_grad_()
+        acuity = reference.acuity(falloff, decay, leaf, *grad.shape[1:])
+        (gradient,) = torch.autograd.grad(acuity, leaf, grad, create_graph=of_higher_order)
+    return gradient
+
+
+foveated_blur_op.register_autograd(backward, setup_context=setup_context)
+
+
+def _setup_second_context(ctx, inputs, output) -> None:
+    *tensors, ctx.falloff, ctx.decay, ctx.backend, ctx.needs = inputs
+    _keep(ctx, *tensors)
+
+
+def _second_backward(ctx, *directions):
+    """Return the gradients of the backward op, whose outputs' gradients are directions of images, sigma and gain.
+
+    The gradient of images is linear in that of the result and does not depend on images, so that its own gradients are
+    calls of both ops; all others go through the reference.
+    """
+    grad, images, sigma, kernel_size, gain, fixation, mean, std = _kept(ctx)
+    zero_mean = None if mean is None else torch.zeros_like(mean)
+    needed = dict(zip(("grad", "images", "sigma", "size", "gain", "fixation", "mean", "std"), ctx.needs_input_grad))
+    grads = dict.fromkeys(needed)
+    if any(ctx.needs[1:]) or needed["fixation"] or needed["std"]:
+        at = _inputs(grad, images, sigma, gain, fixation, std, needed)
+        along = {
+            name: value
+            for name, value, need in zip(("images", "sigma", "gain"), directions, ctx.needs)
+            if need and value is not None
+        }
+        params = BlurParams(sigma, kernel_size, gain, fixation, zero_mean, std, ctx.falloff, ctx.decay)
+
+        def product(at):
+            given = {"images": images, "sigma": sigma, "gain": gain}
+            start = {name: at.get(name, given[name]) for name in along}
+            tangent = derivative_along(lambda moved: _by_reference({**at, **moved}, images, params), start, along)
+            return (at.get("grad", grad) * tangent).sum()
+
+        grads |= torch.func.grad(product)(at) if along and at else {}
+    elif directions[0] is not None:
+        options = fixation, zero_mean, std, ctx.falloff, ctx.decay
+        if needed["grad"]:
+            blur = (*options, directions[0].dtype, ctx.backend)
+            grads["grad"] = differentiable_blur(directions[0], sigma, kernel_size, gain, *blur)
+        if needed["sigma"] or needed["gain"]:
+            needs = [False, needed["sigma"], needed["gain"]]
+            blur = (*options, ctx.backend, needs)
+            _, *of = _differentiable_backward(grad, directions[0], sigma, kernel_size, gain, *blur)
+            grads["sigma"], grads["gain"] = (value if need else None for value, need in zip(of, needs[1:]))
+    return *grads.values(), None, None, None, None
+
+
+def _inputs(grad, images, sigma, gain, fixation, std, chosen) -> dict[str, Tensor]:
+    """Return the inputs of the backward op that are chosen, by name; integers have no derivatives."""
+    known = {"grad": grad, "images": images, "sigma": sigma, "gain": gain, "fixation": fixation, "std": std}
+    return {name: value for name, value in known.items() if chosen[name] and value.is_floating_point()}
+
+
+def _by_reference(changed: dict[str, Any], images: Tensor, params: BlurParams) -> Tensor:
+    """Return the result of the reference with some inputs changed."""
+    others = {name: value for name, value in changed.items() if name not in ("grad", "images")}
+    return reference.foveated_blur(changed.get("images", images), params._replace(**others), params.sigma.dtype)
+
+
+def _merged(count: int, value: Tensor | None, dim: int | None) -> Tensor | None:
+    """Return a batched tensor (count, B, ...) as (count B, ...); one without that dimension is repeated."""
+    if value is None:
+        return None
+    batched = value.expand(count, *value.shape) if dim is None else value.movedim(dim, 0)
+    return batched.flatten(0, 1)
+
+
+@foveated_blur_op.register_vmap
+def _(info, dims, images, sigma, kernel_size, gain, fixation, mean, std, falloff, decay, out_dtype, backend):
+    per_sample = (images, sigma, kernel_size, gain, fixation)
+    merged = [_merged(info.batch_size, *each) for each in zip(per_sample, dims)]
+    if dims[5] is None and dims[6] is None:
+        blurred = foveated_blur_op(*merged, mean, std, falloff, decay, out_dtype, backend)
+        return blurred.unflatten(0, (info.batch_size, -1)), 0
+    computed = merged[1].dtype
+    blurred = foveated_blur_op(*merged, None, None, falloff, decay, computed, backend)
+    blurred = blurred.unflatten(0, (info.batch_size, -1)) / (255 if images.dtype == torch.uint8 else 1)
+    mean, std = (
+        (value.expand(info.batch_size, -1) if dim is None else value.movedim(dim, 0))[:, None, :, None, None]
+        for value, dim in zip((mean, std), dims[5:7])
+    )
+    return ((blurred - mean) / std).to(out_dtype), 0
+
+
+@foveated_blur_backward_op.register_vmap
+def _(info, dims, grad, images, sigma, kernel_size, gain, fixation, mean, std, falloff, decay, backend, needs):
+    per_sample = (grad, images, sigma, kernel_size, gain, fixation)
+    merged = [_merged(info.batch_size, *each) for each in zip(per_sample, dims)]
+    if std is not None and dims[7] is not None:  # a std of each: the gradient is divided by it beforehand
+        divisors = std.movedim(dims[7], 0)[:, None, :, None, None]
+        merged[0] = (merged[0].unflatten(0, (info.batch_size, -1)) / divisors).flatten(0, 1)
+        std = torch.ones_like(std.select(dims[7], 0))
+    mean = None if std is None else torch.zeros_like(std)
+    grads = foveated_blur_backward_op(*merged, mean, std, falloff, decay, backend, needs)
+    shaped = (
+        each.unflatten(0, (info.batch_size, -1)) if need else each.expand(info.batch_size, 0)
+        for each, need in zip(grads, needs)
+    )
+    return tuple(shaped), (0, 0, 0)
+
+
+class Blur(torch.autograd.Function):
+    """The op for transforms of torch.func and forward mode, which pass by the derivatives of torch.library's ops."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*arguments):
+        """Call the op."""
+        return foveated_blur_op(*arguments)
+
+    setup_context = staticmethod(setup_context)
+    backward = staticmethod(backward)
+
+    @staticmethod
+    def jvp(ctx, of_images, of_sigma, _of_size, of_gain, *rest):
+        """Return the blurred tangent of the images, and the derivatives along the parameters by the reference."""
+        images, sigma, kernel_size, gain, fixation, mean, std, _ = _kept(ctx)
+        tangent = None
+        if of_images is not None:
+            zero = None if mean is None else torch.zeros_like(mean)
+            options = fixation, zero, std, ctx.falloff, ctx.decay, of_images.dtype, ctx.backend
+            tangent = differentiable_blur(of_images, sigma, kernel_size, gain, *options)
+        parameters = {"sigma": sigma, "gain": gain, "fixation": fixation, "mean": mean, "std": std}
+        along = dict(zip(parameters, (of_sigma, of_gain, *rest[:3])))
+        along = {name: value for name, value in along.items() if value is not None}
+        if along:
+
+            def blur(changed):
+                all_of = {**parameters, **changed}
+                params = BlurParams(kernel_size=kernel_size, falloff=ctx.falloff, decay=ctx.decay, **all_of)
+                return reference.foveated_blur(images, params, sigma.dtype)
+
+            change = derivative_along(blur, {name: parameters[name] for name in along}, along)
+            tangent = change if tangent is None else tangent.to(change.dtype) + change
+        return tangent.to(ctx.out_dtype)
+
+
+class BlurBackward(torch.autograd.Function):
+    """The backward op for transforms of torch.func."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*arguments):
+        """Call the op; its list of needs is the last three arguments here, as transforms take no lists."""
+        return foveated_blur_backward_op(*arguments[:-3], list(arguments[-3:]))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        """Keep what the gradients need."""
+        _setup_second_context(ctx, (*inputs[:-3], list(inputs[-3:])), output)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        """Return the gradients of all arguments."""
+        return *_second_backward(ctx, *grads), None, None
+
+    @staticmethod
+    def jvp(ctx, of_grad, of_images, of_sigma, _of_size, of_gain, of_fixation, _of_mean, of_std, *_):
+        """Return the derivatives of the gradients, by the reference."""
+        grad, images, sigma, kernel_size, gain, fixation, mean, std = _kept(ctx)
+        tangents = {"grad": of_grad, "images": of_images, "sigma": of_sigma, "gain": of_gain}
+        tangents |= {"fixation": of_fixation, "std": of_std}
+        at = _inputs(grad, images, sigma, gain, fixation, std, {k: v is not None for k, v in tangents.items()})
+        zero_mean = None if mean is None else torch.zeros_like(mean)
+        params = BlurParams(sigma, kernel_size, gain, fixation, zero_mean, std, ctx.falloff, ctx.decay)
+
+        def gradients(at):
+            start = {"images": images, "sigma": sigma, "gain": gain}
+            start = {name: at.get(name, value) for name, value in start.items() if value.is_floating_point()}
+            result, pull_back = torch.func.vjp(lambda moved: _by_reference({**at, **moved}, images, params), start)
+            (pulled,) = pull_back(at.get("grad", grad).to(result.dtype))
+            return tuple(pulled.get(name, result.new_zeros(images.shape)) for name in ("images", "sigma", "gain"))
+
+        changes = derivative_along(gradients, at, {name: tangents[name] for name in at})
+        return tuple(change if need else change.new_zeros(0) for change, need in zip(changes, ctx.needs))
+
+
+def _is_transformed() -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    return torch.autograd.forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def differentiable_blur(*arguments) -> Tensor:
+    """Call the op in a way that can be differentiated wherever the call is made."""
+    return Blur.apply(*arguments) if _is_transformed() else foveated_blur_op(*arguments)
+
+
+def _differentiable_backward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
+    if _is_transformed():
+        return BlurBackward.apply(*arguments[:-1], *arguments[-1])
+    return foveated_blur_backward_op(*arguments)
+
+
+def derivative_along(function, at, direction):
+    """Return the derivative of a function of tensors along a direction; forward mode cannot be nested, this can."""
+    value, pull_back = torch.func.vjp(function, at)
+    zeros = tuple(map(torch.zeros_like, value)) if isinstance(value, tuple) else torch.zeros_like(value)
+    _, push_forward = torch.func.vjp(lambda cotangent: pull_back(cotangent)[0], zeros)
+    return push_forward(direction)[0]
+
+
+foveated_blur_backward_op.register_autograd(_second_backward, setup_context=_setup_second_context)
