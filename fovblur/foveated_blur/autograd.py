@@ -256,7 +256,10 @@ class BlurBackward(torch.autograd.Function):
 def _is_transformed() -> bool:
     if torch.compiler.is_compiling():
         return False
-    return torch.autograd.forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+    innermost = torch._C._functorch.peek_interpreter_stack()
+    if innermost is not None and innermost.key() == torch._C._functorch.TransformType.Functionalize:
+        return False  # which knows no autograd functions, and needs none
+    return torch.autograd.forward_ad._current_level >= 0 or innermost is not None
 
 
 def differentiable_blur(*arguments) -> Tensor:
