@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -31,7 +32,7 @@ from bvsa_core.vision.bank import held_levels
 from bvsa_core.vision.clip import RANDOM, embedding_width_of, load_clip, weights_are_here
 from bvsa_core.vision.views import Level, OnlineViews
 
-_EPOCHS, _LEAST_SAMPLES = 3, 128  # of a timed training
+_EPOCHS, _LEAST_EPOCHS, _SECONDS, _LEAST_SAMPLES = 20, 3, 0.5, 128  # of a timed training, which ends after these
 _CPU_NUMBERS = 2**23  # of a timed batch's recordings; a larger one may take more memory than there is
 _TIMED_VISION = ("tiny", "RN50", "RN101", "ViT-B-16", "ViT-B-32")  # the others may not fit into the memory
 _IMAGES = 16  # of a timed batch
@@ -60,6 +61,10 @@ class _Timed:
 
     seconds: float  # of a step
     parameters: int
+
+
+class _TimedEnough(Exception):
+    """Ends a timed training."""
 
 
 def plan(
@@ -208,13 +213,19 @@ def _time_batch(config: RunConfig, data: _Data) -> _Timed:
     run_data = RunData(RunDataConfig(**{each.name: getattr(plain, each.name) for each in fields(RunDataConfig)}))
     device, width, samples = run_data.device, embedding_width_of(config.vision), max(config.batch_size, _LEAST_SAMPLES)
     ends: list[float] = []
+
+    def log(metrics: dict) -> None:
+        ends.append(_now(device))
+        if len(ends) >= _LEAST_EPOCHS and ends[-1] - ends[0] >= _SECONDS:
+            raise _TimedEnough
+
     with torch.random.fork_rng():
         method = build_method(plain, encoders.InputSpec(data.channels, data.time, width, 1), samples, run_data)
         features = normalize(torch.randn(samples, width, device=device), dim=-1)
         split = _random_split(samples, data).to(device)
-        log = lambda metrics: ends.append(_now(device))  # noqa: E731
         views = lambda indices, gain, kernel_size: features[indices]  # noqa: E731
-        fit(method, split, views, features, plain, make_fabric(device, ProcessGroup(), plain.precision), log)
+        with suppress(_TimedEnough):
+            fit(method, split, views, features, plain, make_fabric(device, ProcessGroup(), plain.precision), log)
     shortest = min(after - before for before, after in pairwise(ends)) * config.batch_size / samples
     return _Timed(shortest, sum(parameter.numel() for parameter in method.parameters()))
 
