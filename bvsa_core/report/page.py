@@ -40,6 +40,7 @@ RANKS = ((1, 1), (2, 5), (6, 10), (11, 50), (51, None))  # groups of ranks of th
 INSTEAD = 4  # images named that are found in place of the correct one
 PAIRS = 10  # of runs in the table of pairs; any two can be chosen
 STATIC = 3  # recordings shown without JavaScript
+SHOWN_FIGURES = 6  # of a section; the others unfold
 
 
 def to_html(report: Report) -> str:
@@ -67,6 +68,7 @@ def to_html(report: Report) -> str:
         rank_groups=[_range(*ends) for ends in RANKS],
         pairs=_pairs_of_rows(report)[:PAIRS],
         static=STATIC,
+        shown_figures=SHOWN_FIGURES,
         subjects=[(data, _subject_table(rows)) for data, rows in report.rows_by_data.items()],
         settings=_settings(report),
     )

@@ -228,6 +228,15 @@ def test_parts_of_figures_belong_to_rows(page):
     assert re.findall(r'<tr data-row="(\d+)">', page) == ["0", "1"]
 
 
+def test_many_figures_of_a_section_unfold(report, page):
+    assert "figures more" not in page
+    blur = [replace(report_row(f"method {i}"), number=i) for i in range(8)]
+    rows = [replace(row, runs=[replace(run, folder=f"{row.label} {run.folder}") for run in row.runs]) for row in blur]
+    many = to_html(Report("", rows)).split('<section id="blur"')[1].split("</section>")[0]
+    shown, unfold = many.split("<summary>2 figures more</summary>")
+    assert shown.count("<figure") == 6 and unfold.count("<figure") == 2
+
+
 def test_missing_parts_are_reported(report):
     row = replace(report.rows[0], runs=[replace(run, metrics=[], repetition_curve=None) for run in report.rows[0].runs])
     empty = ReportRow("none", "none", ComparisonRow("eeg", "intra", "none", missing=2, cells=6), [])
