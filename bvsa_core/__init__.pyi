@@ -7,7 +7,7 @@ from .data.from_mne import from_mne as from_mne
 from .data.mne_export import to_mne as to_mne
 from .data.split import Split as Split
 from .data.split import load_split as load_split
-from .decoder import Decoder as Decoder
+from .decoder.estimator import Decoder as Decoder
 from .encoders import InputSpec as InputSpec
 from .encoders import register_encoder as register_encoder
 from .errors import UserError as UserError

@@ -11,8 +11,8 @@ from bvsa_core import from_mne, to_mne
 from bvsa_core.data.dataset import Dataset, Recordings
 from bvsa_core.data.from_arrays import write_subject
 from bvsa_core.data.split import load_split
+from bvsa_core.decoder.inputs import unlabelled
 from bvsa_core.errors import UserError
-from bvsa_core.training.inputs import unlabelled
 
 EVENT_ID = {"cat/cat_01.png": 5, "dog/dog_01.png": 3}
 MICROVOLT = 1e-6

@@ -1,26 +1,14 @@
-"""Decoder: a method as an estimator with the manners of scikit-learn, and as a model of the Hugging Face Hub.
-
-    FOLDER/config.json          settings, and what the method was trained on
-    FOLDER/model.safetensors    weights and per-sample state
-    FOLDER/seen.json            concepts and checksums of the training images, so that a test on them is noticed
-    FOLDER/README.md            the model card, with the protocol
-
-Loading reads these as data: nothing is unpickled or executed.
-"""
+"""Decoder: a method as an estimator with the manners of scikit-learn, and as a model of the Hugging Face Hub."""
 
 from __future__ import annotations
 
-import functools
-import json
-import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import sklearn.exceptions
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
@@ -28,56 +16,33 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
-import bvsa_core
 import fovblur
 from bvsa_core.data.dataset import SYNTHETIC, Dataset, Recordings, concept_of
 from bvsa_core.data.split import make_split
 from bvsa_core.data.things_eeg import OCCIPITAL_CHANNELS
-from bvsa_core.decoder_card import model_card
-from bvsa_core.encoders import InputSpec
+from bvsa_core.decoder import files
+from bvsa_core.decoder.card import model_card
+from bvsa_core.decoder.files import PLACES
+from bvsa_core.decoder.inputs import Images, by_subject, gallery_images, gather, temporary_folder, unlabelled
+from bvsa_core.decoder.memory_data import FeatureData, MemoryData, TrainingSet
 from bvsa_core.errors import UserError, unknown_name
-from bvsa_core.io.atomic import write_atomically
-from bvsa_core.io.image_file import SUFFIXES
-from bvsa_core.io.safe_readers import read_arrays
-from bvsa_core.io.text_files import read_json
-from bvsa_core.io.typed import build
 from bvsa_core.methods import method_class
-from bvsa_core.retrieval.gates import INDUCTIVE, INFORMATION, Reliability, gates
+from bvsa_core.retrieval.gates import INDUCTIVE, INFORMATION, gates
 from bvsa_core.retrieval.result import RetrievalResult, RunResult
 from bvsa_core.retrieval.scoring import Scoring, window_text
-from bvsa_core.training.config import RunConfig, from_dict, to_dict
+from bvsa_core.training.config import RunConfig
 from bvsa_core.training.embedding import features_at
 from bvsa_core.training.evaluation import Trained, evaluate
-from bvsa_core.training.inputs import Images, by_subject, gather, unlabelled
-from bvsa_core.training.memory_data import FeatureData, MemoryData, TrainingSet
-from bvsa_core.training.run import build_method, result_of, train
-from bvsa_core.training.run_data import RunData, choose_device
+from bvsa_core.training.run import result_of, train
+from bvsa_core.training.run_data import choose_device
 from bvsa_core.vision.clip import TINY
 
-FORMAT = 1
-CONFIG, WEIGHTS, SEEN, CARD = "config.json", "model.safetensors", "seen.json", "README.md"
 SETTINGS = [each.name for each in fields(RunConfig) if each.name not in ("data", "vision", "method")]
-PLACES = ("data", "bank", "cache_dir", "texts", "concepts", "device")  # settings of a machine, which are not saved
 GALLERY = 200  # images searched when the gate label_free is learnt, as in the published test sets
-_USUAL_PLACES = {name: getattr(RunConfig, name) for name in PLACES}
-_REMEDY = "save the decoder again"
 
 
 class NotFittedError(UserError, sklearn.exceptions.NotFittedError):
     """The decoder is used before it was fitted or loaded."""
-
-
-@dataclass(frozen=True)
-class _Saved:
-    """What config.json holds beside the settings."""
-
-    format: int
-    features: int  # width of given features; 0 if the target is an image encoder
-    settings: dict[str, Any]
-    shape: InputSpec
-    epoch: int
-    reliability: Reliability | None
-    training: dict[str, Any]
 
 
 class Decoder(
@@ -261,7 +226,7 @@ class Decoder(
             found.sources |= {name: recordings.image_path(name) for name in test.images}
             shown, config = dict(zip(test.images, test.concepts)), replace(config, data=recordings.root)
         else:
-            shown = {name: concept_of(name) for name in map(found.add, _gallery(images, found.rows))}
+            shown = {name: concept_of(name) for name in map(found.add, gallery_images(images, found.rows))}
         names = list(shown)
         if not 1 <= top <= len(names):
             raise UserError(f"top is {top}; the gallery has {len(names)} images")
@@ -294,40 +259,18 @@ class Decoder(
         Raises:
             UserError: a file is missing, damaged, or of another version.
         """
-        folder = Path(folder)
-        path = folder / CONFIG
-        content = read_json(path, _REMEDY)
-        if content.get("format") != FORMAT:
-            raise UserError(f"{path}: format {content.get('format')!r}, where this release reads {FORMAT}; {_REMEDY}")
         if wrong := [name for name in settings if name not in PLACES]:
-            raise UserError(
-                f"Decoder.load: {wrong[0]} is a setting of the training; give {', '.join(PLACES[1:])} alone"
-            )
-        saved = build(_Saved, content, str(path), _REMEDY)
-        try:
-            config = replace(from_dict(saved.settings), **{**_USUAL_PLACES, **settings})
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
-        seen = read_json(folder / SEEN, _REMEDY)
-        training = build(TrainingSet, {**saved.training, **seen}, f"{folder}: training", _REMEDY)
-        sizes = len(training.axes.channels), len(training.axes.times)
-        if sizes != (saved.shape.channels, saved.shape.time) or training.axes.problem() or training.samples < 1:
-            raise UserError(f"{path}: shape, axes and samples contradict each other; {_REMEDY}")
+            places = ", ".join(PLACES[1:])
+            raise UserError(f"Decoder.load: {wrong[0]} is a setting of the training; give {places} alone")
+        state, method = files.read(Path(folder), settings)
+        config = state.config
         usual = RunConfig.of(config.method, preset=config.preset)
         changed = {name for name in SETTINGS if getattr(config, name) != getattr(usual, name)} - {*PLACES}
         given = {name: getattr(config, name) for name in SETTINGS if name in changed}
-        decoder = cls(config.method, None if saved.features else config.vision, **given, **settings)
-        decoder.config_, decoder.epoch_, decoder.shape_ = config, saved.epoch, saved.shape
-        decoder.training_, decoder.reliability_ = training, saved.reliability
-        decoder.history_, decoder.result_ = [], None
-        weights = read_arrays(folder / WEIGHTS)
-        try:
-            decoder.method_ = build_method(config, saved.shape, training.samples, RunData(config))
-            decoder.method_.load_state_dict(weights)
-        except (RuntimeError, MemoryError) as error:  # of sizes that no memory holds, or other weights
-            detail = str(error).splitlines()[-1].strip()
-            raise UserError(f"{folder / WEIGHTS}: not the weights of {CONFIG} ({detail}); {_REMEDY}") from error
-        decoder.method_.eval()
+        decoder = cls(config.method, None if state.features else config.vision, **given, **settings)
+        decoder.config_, decoder.epoch_, decoder.shape_ = config, state.epoch, state.shape
+        decoder.training_, decoder.reliability_ = state.training, state.reliability
+        decoder.method_, decoder.history_, decoder.result_ = method.eval(), [], None
         return decoder
 
     @classmethod
@@ -366,7 +309,7 @@ class Decoder(
                     force_download=force_download,
                     token=token,
                     local_files_only=local_files_only,
-                    allow_patterns=[CONFIG, WEIGHTS, SEEN],
+                    allow_patterns=[files.CONFIG, files.WEIGHTS, files.SEEN],
                 )
             except (HfHubHTTPError, HFValidationError, OSError) as error:
                 detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -379,25 +322,10 @@ class Decoder(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Write the files of the decoder; the mixin calls this."""
-        self._fitted()
-        training = asdict(self.training_)
-        seen = {name: training.pop(name) for name in ("concepts", "images")}
-        content = {
-            "format": FORMAT,
-            "fovblur": bvsa_core.__version__,
-            "features": self.shape_.embedding if self.training_.encoder == FeatureData.ENCODER else 0,
-            "settings": to_dict(replace(self.config_, **_USUAL_PLACES)),
-            "shape": asdict(self.shape_),
-            "epoch": self.epoch_,
-            "reliability": asdict(self.reliability_) if self.reliability_ else None,
-            "training": training,
-        }
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.method_.state_dict().items()}
+        features = self._fitted().shape_.embedding if self.training_.encoder == FeatureData.ENCODER else 0
+        about = self.config_, features, self.shape_, self.epoch_, self.reliability_, self.training_
         card = model_card(self.config_, self.training_, self.epoch_, self.result_, self._hub_mixin_info.model_card_data)
-        files = {WEIGHTS: safetensors.torch.save(weights), CARD: card.encode()}
-        files |= {name: json.dumps(each, indent=1).encode() + b"\n" for name, each in ((CONFIG, content), (SEEN, seen))}
-        for name, part in files.items():
-            write_atomically(save_directory / name, part)
+        files.write(save_directory, files.State(*about), self.method_, card)
 
     def _config(self) -> RunConfig:
         """Return the configuration of a training with the decoder's settings."""
@@ -415,7 +343,7 @@ class Decoder(
     def _places(self) -> dict[str, Any]:
         """Return the settings of this machine."""
         places = {name: getattr(self, name) for name in self._names if name in PLACES}
-        return {"data": _cache(), "bank": _cache() / "features", **places}
+        return {"data": temporary_folder(), "bank": temporary_folder() / "features", **places}
 
     def _here(self) -> RunConfig:
         """Return the configuration of the training with the settings of this machine, whose device gets the method."""
@@ -465,7 +393,7 @@ class Decoder(
         return features.detach().cpu()
 
     def _found(self) -> Images:
-        return Images(0 if self._features is None else len(self._features), _cache() / "images")
+        return Images(0 if self._features is None else len(self._features), temporary_folder() / "images")
 
     def _data(
         self,
@@ -520,28 +448,3 @@ class Decoder(
         split = split.to(choose_device(config.device))
         with torch.no_grad():
             return self.method_.query_embeddings(split.recordings, split.subject_indices(self.training_.subjects))
-
-
-@functools.cache
-def _temporary() -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory(prefix="bvsa_decoder_")
-
-
-def _cache() -> Path:
-    """Return a folder of this process, removed when it ends: images that are given as arrays, and features."""
-    (Path(_temporary().name) / "images").mkdir(exist_ok=True)
-    return Path(_temporary().name)
-
-
-def _gallery(images: Any, rows: int) -> list[Any]:
-    """Return the images of a gallery."""
-    if images is None:
-        if not rows:
-            raise UserError("images: give the images to search, a list or a folder")
-        return list(range(rows))
-    if isinstance(images, (str, Path)):
-        files = [path for path in sorted(Path(images).rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
-        if not files:
-            raise UserError(f"images: no image in {images} ({', '.join(SUFFIXES)}); name their folder, or give a list")
-        return files
-    return list(images.values()) if isinstance(images, dict) else list(images)

@@ -7,8 +7,10 @@ Recordings of a subject are an array (N, channels, time), MNE epochs or a list o
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from bvsa_core.data.from_arrays import from_arrays, from_torch, read_pairs
 from bvsa_core.data.from_mne import from_mne, loaded, subject_of
 from bvsa_core.errors import UserError, first_few
 from bvsa_core.io.atomic import write_atomically
+from bvsa_core.io.image_file import SUFFIXES
 
 Source: TypeAlias = Path | int  # a file, or a row of given features
 
@@ -143,6 +146,31 @@ def unlabelled(recordings: Any) -> Recordings:
         recordings = [*map(loaded, sessions)]
     count = sum(map(len, recordings)) if _is_epochs(recordings) else len(recordings)
     return _with_images(recordings, [str(number) for number in range(count)], None)
+
+
+@functools.cache
+def _temporary() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="bvsa_decoder_")
+
+
+def temporary_folder() -> Path:
+    """Return a folder of this process, removed when it ends: images that are given as arrays, and features."""
+    (Path(_temporary().name) / "images").mkdir(exist_ok=True)
+    return Path(_temporary().name)
+
+
+def gallery_images(images: Any, rows: int) -> list[Any]:
+    """Return the images of a gallery."""
+    if images is None:
+        if not rows:
+            raise UserError("images: give the images to search, a list or a folder")
+        return list(range(rows))
+    if isinstance(images, (str, Path)):
+        files = [path for path in sorted(Path(images).rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
+        if not files:
+            raise UserError(f"images: no image in {images} ({', '.join(SUFFIXES)}); name their folder, or give a list")
+        return files
+    return list(images.values()) if isinstance(images, dict) else list(images)
 
 
 def _of_subject(part: Any, images: Any, concepts: Any, found: Images) -> Recordings:

@@ -6,12 +6,12 @@ from huggingface_hub import ModelCardData
 
 import bvsa_core
 from bvsa_core.data.dataset import SYNTHETIC
+from bvsa_core.decoder.memory_data import TrainingSet
 from bvsa_core.errors import first_few, printable
 from bvsa_core.report.tables import markdown_table
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.scoring import window_text
 from bvsa_core.training.config import SELECTIONS, RunConfig, deviations
-from bvsa_core.training.memory_data import TrainingSet
 from bvsa_core.vision.clip import TINY
 
 MADE = "synthetic data: made on a machine by a forward model, not recorded from people"

@@ -21,7 +21,7 @@ from sklearn.model_selection import GroupKFold, cross_val_score
 
 from bvsa_core import Dataset, Decoder, RunConfig, RunData, RunFolder, UserError, from_arrays, run
 from bvsa_core.data.dataset import DEMO_FOLDER
-from bvsa_core.training.inputs import Images
+from bvsa_core.decoder.inputs import Images
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:target. tiny is a toy")]
 CHANNELS, TIMES = ["P7", "Pz", "O1", "Oz"], np.arange(20) / 100
@@ -220,7 +220,7 @@ def test_saved_and_loaded_it_is_the_same(toy, fitted, tmp_path):
 DAMAGE = {
     "config.json: damaged or incomplete": ("config.json", b"{"),
     "config.json: format 2, where this release reads 1": ("config.json", b'{"format": 2}'),
-    "config.json: features, settings, .* missing": ("config.json", b'{"format": 1}'),
+    "config.json: settings, features, .* missing": ("config.json", b'{"format": 1}'),
     "seen.json: no such file": ("seen.json", None),
     "training: concepts must be a list of names": ("seen.json", b'{"concepts": 3, "images": []}'),
     "model.safetensors: no such file": ("model.safetensors", None),
@@ -282,7 +282,7 @@ def test_the_hub_gets_the_files_and_gives_them_back(toy, fitted, tmp_path, monke
         return str(tmp_path / repo_id)
 
     monkeypatch.setattr(huggingface_hub.hub_mixin, "HfApi", Api)
-    monkeypatch.setattr("bvsa_core.decoder.snapshot_download", download)
+    monkeypatch.setattr("bvsa_core.decoder.estimator.snapshot_download", download)
     assert fitted.push_to_hub("someone/decoder", private=True, token="secret") == "commit of someone/decoder"
     again = Decoder.from_pretrained("someone/decoder", revision="v1", device="cpu")
     np.testing.assert_array_equal(again.embed(toy.recordings), fitted.embed(toy.recordings))
