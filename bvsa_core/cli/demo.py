@@ -90,7 +90,8 @@ def run(parsed: jsonargparse.Namespace) -> None:
     base = to_dataclass(RunConfig, parsed)
     started = time.perf_counter()
     with Display() as display, TaskPool(Workers(), RunDataCache(None, display), RunDataCache) as pool:
-        check_weights(base.vision, base.weights, base.cache_dir)
+        if not demo.data.exists():
+            check_weights(base.vision, base.weights, base.cache_dir)  # before data are made
         make_dataset(demo.data, synthetic, display)
         grid = demo_cells(demo, base)
         check_start(grid, demo.out, parsed.overwrite)

@@ -17,6 +17,7 @@ from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import RunDataCache, levels_of
 from bvsa_core.experiments.runner import fill_bank
 from bvsa_core.training.config import RunDataConfig, method_options
+from bvsa_core.vision.clip import check_weights
 from bvsa_core.vision.views import Level
 
 
@@ -33,6 +34,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
     config = to_dataclass(RunDataConfig, parsed)
     levels = levels_of_all_methods() if parsed.levels is None else [parse_level(text) for text in parsed.levels]
     workers = to_dataclass(Workers, parsed)
+    check_weights(config.vision, config.weights, config.cache_dir)  # before anything is read that takes long
     with Display() as display, TaskPool(workers, RunDataCache(None, display), RunDataCache) as pool:
         run_data = pool.context.run_data(config)
         shown: dict[str, dict[str, str]] = {}  # concept by image

@@ -135,8 +135,6 @@ def data_folders(parsed: jsonargparse.Namespace, grid: Grid, display: Display) -
     """
     if given := given_folders(parsed):
         return given
-    for vision in grid.vision:
-        check_weights(vision, parsed.weights, parsed.cache_dir)
     sizes = {name: value for name, value in parsed.synthetic.as_dict().items() if value is not None}
     sizes = {"subjects": 1, **grid.synthetic, **sizes}
     sizes["subjects"] = max(sizes["subjects"], 2 if "inter" in grid.settings else 1)
@@ -146,6 +144,8 @@ def data_folders(parsed: jsonargparse.Namespace, grid: Grid, display: Display) -
         as_demo = modality == "eeg" and sizes["subjects"] == 1
         other = f"{full.name if grid.synthetic else 'synthetic'}_{modality}_{sizes['subjects']}_subjects"
         folders[modality] = full if as_demo else full.with_name(other)
+        for vision in grid.vision if not folders[modality].exists() else ():
+            check_weights(vision, parsed.weights, parsed.cache_dir)  # before data are made
         make_dataset(folders[modality], SyntheticConfig(**{**sizes, "modality": modality}), display)
     return folders
 

@@ -23,6 +23,7 @@ from bvsa_core.training.logs import logger
 from bvsa_core.training.run import run as run_one
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.run_folder import RunFolder
+from bvsa_core.vision.clip import check_weights
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
@@ -44,14 +45,17 @@ def run(parsed: jsonargparse.Namespace) -> None:
         if processes.rank == 0:
             warn_of_toy_encoder(config.vision, run_data.dataset)
         everyone = config.subject == "all"
-        results = []
-        runs = []
+        results, runs = [], []
         for subject in run_data.dataset.subjects if everyone else [config.subject]:
             path = parsed.out / subject if everyone else parsed.out
             refuse_links(path, below=parsed.out)
             runs.append((replace(config, subject=subject), RunFolder(path, parsed.overwrite)))
-        # Before any is trained, other runs in the way are errors.
-        processes.broadcast(lambda: [folder.is_complete(own) for own, folder in runs])
+
+        def check_start() -> None:  # before anything is read that takes long
+            if not all([folder.is_complete(own) for own, folder in runs]):  # raises where another run is in the way
+                check_weights(config.vision, config.weights, config.cache_dir)
+
+        processes.broadcast(check_start)
         for own, folder in runs:
             with logger(parsed.log if processes.rank == 0 else "none", folder.path) as log:
                 results.append(run_one(own, run_data, folder, display, log))

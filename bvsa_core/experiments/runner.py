@@ -69,7 +69,8 @@ def check_start(cells: Sequence[Cell], root: Path, overwrite: bool = False) -> N
             readable.append((folder, cell.config))
     for folder, config in readable:
         folder.is_complete(config)
-    for encoder in {(cell.config.vision, cell.config.weights, cell.config.cache_dir) for cell in cells}:
+    missing = [cell.config for cell in cells if not is_complete(cell, root)]
+    for encoder in {(config.vision, config.weights, config.cache_dir) for config in missing}:
         check_weights(*encoder)
 
 

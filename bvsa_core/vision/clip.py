@@ -206,11 +206,11 @@ def check_weights(name: str, weights: str | None = None, cache_dir: str | Path |
     Raises:
         UserError: name or tag are unknown, or the server of the weights does not answer within ANSWER_S seconds.
     """
+    if name == TINY or weights_are_here(name, weights, cache_dir):
+        return
     import open_clip
     from huggingface_hub import constants
 
-    if weights_are_here(name, weights, cache_dir):
-        return
     tag = _tag(name, weights)
     source = open_clip.get_pretrained_cfg(name, tag)
     hub = source.get("hf_hub", "").rpartition("/")[0]

@@ -13,6 +13,7 @@ import yaml
 from bvsa_core import encoders, methods
 from bvsa_core.cli import COMMANDS, main
 from bvsa_core.cli.demo import in_words
+from bvsa_core.vision import clip
 
 QUICK = ("--epochs", 2, "--batch_size", 64)
 
@@ -181,6 +182,24 @@ def test_a_reader_that_closes_the_pipe_ends_a_command_silently(words):
     )
     process.stdout.close()
     assert process.stderr.read() == "" and process.wait() == 0
+
+
+@pytest.mark.parametrize("command", ["demo", "features", "train", "reproduce main"])
+def test_weights_that_cannot_be_fetched_end_a_start_that_leaves_nothing(
+    command, small_data, tmp_path, monkeypatch, fail
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(clip, "_unreachable", lambda address: "the hub cannot be reached")
+    before = {path: path.stat().st_mtime_ns for path in small_data.rglob("*")}
+    data = ["--data", small_data] if command in ("features", "train") else []
+    flags = [*data, "--vision", "RN50", "--cache_dir", tmp_path / "cache"]
+    fail("weights 'openai' of RN50 are not on this machine, and the hub", *command.split(), *flags)
+    assert not list(tmp_path.iterdir()) and {path: path.stat().st_mtime_ns for path in small_data.rglob("*")} == before
+
+
+def test_a_complete_run_needs_no_weights(finished, monkeypatch, succeed):
+    monkeypatch.setattr("bvsa_core.cli.train.check_weights", lambda *_: pytest.fail("looked for weights"))
+    assert "bvsa" in succeed("train", "--config", finished / "run.yaml", "--out", finished)
 
 
 def test_help_and_version_by_name(succeed, capsys):

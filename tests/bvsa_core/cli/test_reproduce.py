@@ -94,6 +94,18 @@ def test_a_cluster_that_loses_a_worker_gives_the_same_bytes(grid, done, small_da
     assert not list(out.rglob(".lock")) and len(written(out)) == 4
 
 
+def test_runs_of_other_settings_stop_a_grid_at_once_and_are_replaced_on_request(
+    grid, done, small_data, tmp_path, succeed, fail
+):
+    out = shutil.copytree(done, tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    command = ("reproduce", grid, "--eeg", small_data, "--out", out, "--epochs", 2, "--batch_size", 64)
+    fail("holds a run with other settings: epochs 1 -> 2; choose another ... --overwrite", *command)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
+    succeed(*command, "--overwrite")
+    assert {len(path.read_text().splitlines()) for path in out.rglob("metrics.jsonl")} == {2}
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_every_training(grid, small_data, tmp_path, number):
     command = (sys.executable, "-m", "bvsa_core.cli", "reproduce", grid, "--eeg", small_data, "--out", tmp_path)
