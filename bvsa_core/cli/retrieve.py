@@ -17,7 +17,7 @@ from bvsa_core.cli.arguments import Parser
 from bvsa_core.cli.evaluate import read_array
 from bvsa_core.cli.output import say
 from bvsa_core.cli.progress import Display
-from bvsa_core.data.dataset import Dataset, concept_of, read_recordings
+from bvsa_core.data.dataset import concept_of, read_recordings
 from bvsa_core.data.split import make_split
 from bvsa_core.distributed.processes import init_processes
 from bvsa_core.errors import UserError
@@ -116,7 +116,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
         protocol = {key: value for key, value in conditions.items() if value is not None}
         print_ranking(parsed, ranking, protocol)
         if parsed.page is not None:
-            write_page(parsed, ranking, protocol, run_data.dataset)
+            write_page(parsed, ranking, protocol, run_data)
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,8 @@ def has_images(gallery: str | None) -> bool:
 def print_ranking(parsed: jsonargparse.Namespace, ranking: Ranking, protocol: dict) -> None:
     """Write the ranked images to a file and print the first of them."""
     queries: list[dict[str, Any]] = []
-    columns = ("recording", "rank", "image", "score", *([""] if ranking.ranks else []))
+    marks = any(row is not None for row in ranking.correct)
+    columns = ("recording", "rank", "image", "score", *([""] if marks else []))
     table = rich_table(columns, ("recording", "image", ""), overflow="fold")
     for name, correct, best in ranking:
         images = []
@@ -267,7 +268,7 @@ def print_ranking(parsed: jsonargparse.Namespace, ranking: Ranking, protocol: di
             )
             if len(queries) < SHOWN:
                 cells = (Path(name).name if rank == 1 else "", str(rank), Path(image).name, f"{score:.4f}")
-                table.add_row(*cells, *(["correct" if hit else ""] if ranking.ranks else []))
+                table.add_row(*cells, *(["correct" if hit else ""] if marks else []))
         table.add_section()
         queries.append({"recording": name, **({} if correct is None else {"correct_row": correct}), "images": images})
     about = {"run": str(parsed.run), "gallery": str(parsed.gallery or "test images")}
@@ -288,18 +289,19 @@ def protocol_texts(protocol: dict) -> list[str]:
     return [f"{key} {value:.3f}" if key == "recall" else f"{key} {value}" for key, value in protocol.items()]
 
 
-def write_page(parsed: jsonargparse.Namespace, ranking: Ranking, protocol: dict, dataset: Dataset) -> None:
+def write_page(parsed: jsonargparse.Namespace, ranking: Ranking, protocol: dict, run_data: RunData) -> None:
     """Write a page that shows the images of the first recordings, and print its path."""
     shown = list(itertools.islice(ranking, ON_PAGE))
     rows = list(dict.fromkeys(row for _, correct, best in shown for row in (correct, *(row for row, _ in best))))
     places = {row: place for place, row in enumerate(row for row in rows if row is not None)}
-    thumbnails: list[bytes] = []
-    for row in places:
+    thumbnails, size = [b""] * len(places), 0
+    for row, place in places.items():
+        if size >= THUMBNAILS:
+            break
         name = ranking.images[row]
-        path = Path(parsed.gallery, name) if parsed.gallery else dataset.image_path(name)
-        room = sum(map(len, thumbnails)) < THUMBNAILS
-        pixels = read_images([path], THUMBNAIL)[0].permute(1, 2, 0).numpy() if room else None
-        thumbnails.append(b"" if pixels is None else jpeg(pixels, THUMBNAIL))
+        path = Path(parsed.gallery, name) if parsed.gallery else run_data.dataset.image_path(name)
+        thumbnails[place] = jpeg(read_images([path], THUMBNAIL)[0].permute(1, 2, 0).numpy(), THUMBNAIL)
+        size += len(thumbnails[place])
     found = []
     for name, correct, best in shown:
         rank = next((place for place, (row, _) in enumerate(best, start=1) if row == correct), None)
@@ -314,9 +316,8 @@ def write_page(parsed: jsonargparse.Namespace, ranking: Ranking, protocol: dict,
     title = f"{parsed.run.resolve().name}: images for {len(ranking.recordings)} recordings"
     texts = [f"gallery: {parsed.gallery or 'test images'}", *protocol_texts(protocol)]
     summary = ranking.summary()
-    page = RetrievalPage(
-        title, texts, summary[:1].upper() + summary[1:] + "." * bool(summary), found, thumbnails, " ".join(left_out)
-    )
+    sentence = f"{summary[0].upper()}{summary[1:]}." if summary else ""
+    page = RetrievalPage(title, texts, sentence, found, thumbnails, " ".join(left_out))
     parsed.page.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(parsed.page, to_html(page).encode())
     say(f"the page is {parsed.page}")

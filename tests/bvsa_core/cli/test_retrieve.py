@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from bvsa_core.cli import main
+from bvsa_core.cli import main, retrieve
 from bvsa_core.cli.retrieve import read_queries
 from bvsa_core.data.dataset import Dataset
 from bvsa_core.data.split import load_split
@@ -91,7 +91,7 @@ def test_the_correct_image_is_marked_where_it_is_known(finished, small_data, ret
     assert "correct" not in json.dumps(unnamed["queries"]) and "the correct image" not in shown
 
 
-def test_a_page_shows_the_images(finished, small_data, retrieved, tmp_path):
+def test_a_page_shows_the_images(small_data, retrieved, tmp_path, monkeypatch):
     page = tmp_path / "new" / "page.html"
     ranked, shown = retrieved("--page", page, "--top", 2)
     text = page.read_text()
@@ -103,6 +103,11 @@ def test_a_page_shows_the_images(finished, small_data, retrieved, tmp_path):
     assert used == set(re.findall(r"\.query \.i(\d+) ", text)) == {str(i) for i in range(12)}
     assert "<script" not in text and not re.search(r"https?:", text)
     assert "The correct image is first for" in text and "default-src 'none'" in text
+    monkeypatch.setattr(retrieve, "ON_PAGE", 5)
+    monkeypatch.setattr(retrieve, "THUMBNAILS", 1)
+    retrieved("--page", page)
+    assert "The first 5 of 12 recordings are shown. Some images are not shown" in page.read_text()
+    assert page.read_text().count("data:image/jpeg") == 1
     images = small_data / "Image_set_Resize" / "test_images"
     evil = tmp_path / "evil" / "00001_<img src=x onerror=alert(1)>"
     evil.mkdir(parents=True)
