@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 import shutil
 import warnings
 from functools import partial
@@ -258,6 +259,28 @@ def test_settings_of_a_folder_are_checked(fitted, tmp_path):
     path.write_text(json.dumps({**content, "settings": {**content["settings"], **places, "device": "cuda:7"}}))
     config = Decoder.load(tmp_path).config_
     assert (config.data, config.bank, config.cache_dir, config.device) == (DEMO_FOLDER, None, None, "auto")
+
+
+def test_odd_values_in_a_folder_are_one_line_or_harmless(fitted, tmp_path, seed):
+    rng = random.Random(seed)
+    path = fitted.save(tmp_path) / "config.json"
+    content = path.read_text()
+    outcomes = set()
+    for _ in range(80):
+        changed = json.loads(content)
+        inner, name = changed, rng.choice(list(changed))
+        while isinstance(inner[name], dict) and rng.random() < 0.8:
+            inner = inner[name]
+            name = rng.choice(list(inner))
+        inner[name] = rng.choice([None, -1, 0, 1e308, 2**62, True, "x", "\ud800", [], [1, 2], {}, {"a": 1}])
+        path.write_text(json.dumps(changed))
+        try:
+            Decoder.load(tmp_path, device="cpu")
+            outcomes.add("loaded")
+        except UserError as error:
+            assert "\n" not in str(error)
+            outcomes.add("refused")
+    assert "refused" in outcomes
 
 
 def test_the_hub_gets_the_files_and_gives_them_back(toy, fitted, tmp_path, monkeypatch):
