@@ -153,6 +153,8 @@ MISTAKES = {
     " P4, P6, P8, PO7, PO3, POz, PO4, PO8, O1, Oz, O2",
     "train --data {d} --window 2 3": "{d}/{s}/sub-01/train.pt: no sample between 2.0 and 3.0 s; times run 0 to 0.396",
     "train --data {d} --window [2,3]": "{d}/{s}/sub-01/train.pt: no sample between 2.0 and 3.0 s; times run 0 to 0.396",
+    "train --data {d} --log tensorboard --validation 999": "validation is 999; that leaves none of ...",
+    "train --data {d} --subject all --validation 999": "validation is 999; that leaves none of ...",
     "train --data {d} --validation 999": "validation is 999; that leaves none of 90 training images, hold out fewer",
     "train --data {d} --encoder deepnet": "encoder deepnet: needs at least 151 time points, not 100; choose a longer"
     " window",
