@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bvsa_core.cli.arguments import Parser
-from bvsa_core.cli.output import say
+from bvsa_core.cli.output import say, write_file
 from bvsa_core.cli.progress import Display
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.repetitions import repetition_curves
-from bvsa_core.io.atomic import write_atomically
 from bvsa_core.io.safe_readers import file_and_key, read_arrays
 from bvsa_core.report.tables import method_results, statistics_lines, to_rich
 from bvsa_core.retrieval import rescoring
@@ -77,7 +76,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
         say(f"{shown}  median rank {scores.median_rank:g}  of {scores.n} queries")
         say(f"protocol: {protocol}")
     if parsed.json:
-        write_atomically(parsed.json, json.dumps(content, indent=2).encode() + b"\n")
+        write_file(parsed.json, json.dumps(content, indent=2).encode() + b"\n")
     for line in statistics_lines(statistics or {}):
         say(line)
 

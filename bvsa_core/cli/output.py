@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from bvsa_core.errors import printable
+from bvsa_core.io.atomic import os_errors_to_user_errors, write_atomically
 
 if TYPE_CHECKING:
     from bvsa_core.data.dataset import Dataset
@@ -14,6 +16,13 @@ if TYPE_CHECKING:
 def say(text: str, file: TextIO | None = None) -> None:
     """Print text, which may hold names from files, to a stream; default: standard output."""
     print(printable(text), file=file)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file that the user named, and the folders above it."""
+    with os_errors_to_user_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)
 
 
 def warn_of_toy_encoder(vision: str, dataset: Dataset) -> None:

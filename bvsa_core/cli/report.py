@@ -10,14 +10,13 @@ from pathlib import Path
 import jsonargparse
 
 from bvsa_core.cli.arguments import Parser
-from bvsa_core.cli.output import say
+from bvsa_core.cli.output import say, write_file
 from bvsa_core.cli.progress import Display
 from bvsa_core.cli.provenance import origin
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import RunDataCache
 from bvsa_core.experiments.linear_decoding import decode_rows
 from bvsa_core.experiments.report_data import build_report, find_runs, group_runs, with_curves
-from bvsa_core.io.atomic import write_atomically
 from bvsa_core.report.content import Report
 from bvsa_core.training.config import relocated
 from bvsa_core.vision.clip import stay_offline
@@ -73,6 +72,5 @@ def write_page(report: Report, path: Path) -> None:
     """Write the page and print its path."""
     from bvsa_core.report.page import to_html  # imports matplotlib
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, to_html(report).encode())
+    write_file(path, to_html(report).encode())
     say(f"the page is {path}")

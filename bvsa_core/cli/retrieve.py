@@ -15,14 +15,13 @@ from torch import Tensor
 
 from bvsa_core.cli.arguments import Parser
 from bvsa_core.cli.evaluate import read_array
-from bvsa_core.cli.output import say
+from bvsa_core.cli.output import say, write_file
 from bvsa_core.cli.progress import Display
 from bvsa_core.data.dataset import concept_of, read_recordings
 from bvsa_core.data.split import make_split
 from bvsa_core.distributed.processes import init_processes
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.thumbnails import THUMBNAIL, THUMBNAILS, jpeg
-from bvsa_core.io.atomic import write_atomically
 from bvsa_core.io.image_file import SUFFIXES
 from bvsa_core.methods.base import Method
 from bvsa_core.report.retrieval_page import FoundImage, FoundImages, RetrievalPage, to_html
@@ -31,7 +30,7 @@ from bvsa_core.retrieval.gallery import EmbeddingMatrix, Gallery, first_invalid_
 from bvsa_core.retrieval.index import Index, recall, search_candidates
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.scoring import Scoring
-from bvsa_core.retrieval.search import Queries, TopK, search
+from bvsa_core.retrieval.search import Queries, TopK, check, search
 from bvsa_core.training.config import RunConfig, relocated, with_texts
 from bvsa_core.training.run import load_method
 from bvsa_core.training.run_data import RunData
@@ -162,6 +161,7 @@ def search_by_index(
     """Return the best images among those an index proposes, and its recall of the exact search."""
     if parsed.candidates < parsed.top:
         raise UserError(f"--candidates {parsed.candidates} are fewer than --top {parsed.top}")
+    check(queries, gallery, parsed.top, scoring)  # before an index is built and kept
     index = Index(parsed.index, gallery, parsed.index_type, display)
     candidates = index.propose(queries.brain_image, parsed.candidates, parsed.probes)
     best = search_candidates(queries, gallery, candidates, parsed.top, scoring)
@@ -274,7 +274,7 @@ def print_ranking(parsed: jsonargparse.Namespace, ranking: Ranking, protocol: di
     about = {"run": str(parsed.run), "gallery": str(parsed.gallery or "test images")}
     content = {**about, "protocol": protocol, "queries": queries}
     out = parsed.out or parsed.run / "retrieved.json"
-    write_atomically(out, json.dumps(content, indent=1).encode() + b"\n")
+    write_file(out, json.dumps(content, indent=1).encode() + b"\n")
     Console().print(table)
     if len(ranking.recordings) > SHOWN:
         say(f"and {len(ranking.recordings) - SHOWN} recordings more")
@@ -318,8 +318,7 @@ def write_page(parsed: jsonargparse.Namespace, ranking: Ranking, protocol: dict,
     summary = ranking.summary()
     sentence = f"{summary[0].upper()}{summary[1:]}." if summary else ""
     page = RetrievalPage(title, texts, sentence, found, thumbnails, " ".join(left_out))
-    parsed.page.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(parsed.page, to_html(page).encode())
+    write_file(parsed.page, to_html(page).encode())
     say(f"the page is {parsed.page}")
 
 

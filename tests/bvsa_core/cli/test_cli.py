@@ -152,8 +152,8 @@ def test_setting_and_selection_are_saved_with_the_run(small_data, tmp_path, succ
 
 def test_a_run_is_scored_again_under_another_gate(finished, tmp_path, succeed):
     def evaluate(*flags: str) -> tuple[str, dict]:
-        shown = succeed("evaluate", finished, *flags, "--json", tmp_path / "figures.json")
-        return shown, json.loads((tmp_path / "figures.json").read_text())
+        shown = succeed("evaluate", finished, *flags, "--json", tmp_path / "new" / "figures.json")
+        return shown, json.loads((tmp_path / "new" / "figures.json").read_text())
 
     assert "last, inductive" in succeed("evaluate", finished)
     shown, figures = evaluate("--gate", "paper")

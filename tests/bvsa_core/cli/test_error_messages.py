@@ -180,6 +180,7 @@ MISTAKES = {
     "evaluate {t}/other_shape --full": "{t}/other_shape/weights.safetensors: not the weights of this run (size"
     " mismatch for logit_scale: copying a param with shape torch.Size([2]) from checkpoint,"
     " the shape in current model is torch.Size([]).); train it again",
+    "retrieve {r} --index {t}/new --top 99 --candidates 100": "99 images are requested; the gallery has 12",
     "retrieve {r} --gallery {t}/matrix.npy --top 9": "9 images are requested; the gallery has 4",
     "reproduce {t}/grid.yaml --meg {d}": "EEG is skipped: no folder was given with --eeg",
     "reproduce {t}/grid.yaml --eeg {d} --subjects sub-09": "{d}: no subject sub-09; there are sub-01, sub-02",
