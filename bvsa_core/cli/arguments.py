@@ -134,12 +134,12 @@ class Parser(jsonargparse.ArgumentParser):
                 return f"{self.prog} needs a command; choose one of {', '.join(commands)}"
         groups = {name.rpartition(".")[0] for name in self._option_string_actions if "." in name}
         known = [name[2:] for name in self._option_string_actions if name[:2] == "--" and name not in groups]
-        if (unknown := message.removeprefix("unrecognized arguments: ")) != message:
-            flags = [word.partition("=")[0] for word in unknown.split(" ") if word.startswith("-")]
+        if unknown := re.fullmatch("[Uu]nrecognized arguments: (.+)", message):  # upper case in jsonargparse 4.40
+            flags = [word.partition("=")[0] for word in unknown[1].split(" ") if word.startswith("-")]
             if not flags:
-                return f"{self.prog} takes no argument {unknown!r}"
+                return f"{self.prog} takes no argument {unknown[1]!r}"
             return f"{self.prog} has no flag {flags[0]}{_nearest(flags[0].lstrip('-'), known, '--{}')}"
-        match = re.search(r"(?:Group '(.+)' does not accept option|Option) '([^']+)'", message)
+        match = re.search(r"Group '(.+)' does not accept option '([^']+)'|(?:Option|Key) '([^']+)' is not", message)
         if match is None:
             return None
         name = ".".join(filter(None, match.groups()))
