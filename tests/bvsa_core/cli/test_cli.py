@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +15,11 @@ import yaml
 from bvsa_core import encoders, methods
 from bvsa_core.cli import COMMANDS, main
 from bvsa_core.cli.demo import in_words
+from bvsa_core.experiments.grid import read_grid
+from bvsa_core.synthetic.dataset import SyntheticConfig, plan_images
 from bvsa_core.vision import clip
 
+REPOSITORY = Path(__file__).parents[3]
 QUICK = ("--epochs", 2, "--batch_size", 64)
 
 
@@ -52,6 +57,12 @@ def test_full_demo_has_a_larger_grid_and_folders_of_its_own(capsys):
         shown = " ".join(capsys.readouterr().out.split())
         defaults = f"bvsa_data/{name}", f"bvsa_runs/{name}", concepts, batch_size
         assert [value for value in defaults if f"default: {value})" not in shown] == []
+
+
+def test_the_search_in_the_docs_finds_an_image_of_the_demo():
+    word = re.search(r"page\.html#q=(\w+)", (REPOSITORY / "docs" / "command.md").read_text())[1]
+    plan = plan_images(SyntheticConfig(**read_grid("demo")[0].synthetic))
+    assert any(word in image.concept for image in plan["test"])
 
 
 def test_words_under_the_table_follow_from_paired_intervals():
