@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <numeric>
 #include <vector>
 
 #include "../common/cpu_rows.h"
@@ -100,7 +101,7 @@ void image_gradient_strip(Strip<T> strip, const BlurGradients& gradients, const 
   }
 }
 
-// The strip's part of dL/dsigma = sum g (1 - w) (A' x A^T + A x A'^T) and of dL/dgain = sum g f (x - A x A^T).
+// What the strip's rows add to dL/dsigma = sum g (1 - w) (A' x A^T + A x A'^T) and to dL/dgain = sum g f (x - A x A^T).
 template <class T>
 void parameter_gradient_strip(Strip<T> strip, const BlurGradients& gradients, const T* shared_acuity, double* of_sigma,
                               double* of_gain) {
@@ -144,8 +145,8 @@ void parameter_gradient_strip(Strip<T> strip, const BlurGradients& gradients, co
           if (of_sigma)
             for (int64_t j = 0; j < strip.width; ++j)
               sigma_sum += gradient[j] * (T(1) - strip.gain * f[j]) * slope[k * strip.padded_width + j];
-          if (of_gain) *of_gain += double(gain_sum);
-          if (of_sigma) *of_sigma += double(sigma_sum);
+          if (of_gain) of_gain[i] += double(gain_sum);
+          if (of_sigma) of_sigma[i] += double(sigma_sum);
         }
       }
     });
@@ -209,16 +210,21 @@ void backward(const BlurParams& p, const BlurGradients& gradients, int threads) 
   if (gradients.grad_images.data) advise_huge_pages(gradients.grad_images, p.shape);
   const Plan<T> plan(p, threads, true);
   const T* shared = plan.shared_acuity.get();
-  std::vector<double> of_sigma(grad_sigma ? size_t(plan.tasks) : 0), of_gain(grad_gain ? size_t(plan.tasks) : 0);
-  plan.run(p, grad_sigma != nullptr, [&](Strip<T> strip, int64_t task) {
+  // Sums of rows, which are added up in order, so that the result does not depend on the number of threads.
+  const int64_t height = p.shape[2];
+  std::vector<double> of_sigma(grad_sigma ? size_t(p.shape[0] * height) : 0);
+  std::vector<double> of_gain(grad_gain ? size_t(p.shape[0] * height) : 0);
+  plan.run(p, grad_sigma != nullptr, [&](Strip<T> strip, int64_t) {
     if (gradients.grad_images.data) image_gradient_strip(strip, gradients, shared);
+    const size_t first_row = size_t(strip.sample * height);
     if (grad_sigma || grad_gain)
-      parameter_gradient_strip(strip, gradients, shared, grad_sigma ? &of_sigma[size_t(task)] : nullptr,
-                               grad_gain ? &of_gain[size_t(task)] : nullptr);
+      parameter_gradient_strip(strip, gradients, shared, grad_sigma ? &of_sigma[first_row] : nullptr,
+                               grad_gain ? &of_gain[first_row] : nullptr);
   });
-  for (int64_t task = 0; task < plan.tasks; ++task) {  // strip by strip, so that the sum does not depend on the threads
-    if (grad_sigma) grad_sigma[task / plan.strips] += T(of_sigma[size_t(task)]);
-    if (grad_gain) grad_gain[task / plan.strips] += T(of_gain[size_t(task)]);
+  for (int64_t i = 0; i < p.shape[0]; ++i) {
+    const auto row = [&](const std::vector<double>& rows) { return rows.begin() + i * height; };
+    if (grad_sigma) grad_sigma[i] = T(std::accumulate(row(of_sigma), row(of_sigma) + height, 0.0));
+    if (grad_gain) grad_gain[i] = T(std::accumulate(row(of_gain), row(of_gain) + height, 0.0));
   }
 }
 
