@@ -1,8 +1,9 @@
 """Errors that a user can fix."""
 
 import difflib
+import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 
 
@@ -44,6 +45,16 @@ def printable(text: str) -> str:
 def first_few(names: Sequence[str], most: int = 5) -> str:
     """Join the first names, and say how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def changes(old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:
+    """Return what differs between settings.
+
+    >>> changes({"seed": 0, "epochs": 2}, {"seed": 5, "epochs": 2})
+    ['seed 0 -> 5']
+    """
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return [f"{name} {json.dumps(old.get(name))} -> {json.dumps(new.get(name))}" for name in names]
 
 
 def validate_plugin_name(kind: str, name: str, shipped: Iterable[str]) -> None:

@@ -36,7 +36,7 @@ from bvsa_core.data.dataset import (
     Recordings,
     write_recordings,
 )
-from bvsa_core.errors import UserError, unknown_name
+from bvsa_core.errors import UserError, changes, first_few, unknown_name
 from bvsa_core.io.atomic import (
     clean_stale,
     is_temporary,
@@ -46,7 +46,7 @@ from bvsa_core.io.atomic import (
     remove_temporary,
     write_atomically,
 )
-from bvsa_core.io.text_files import read_json
+from bvsa_core.io.text_files import flatten, read_json
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.synthetic.images import IMAGE_STREAM, ImageSpec, Plan, write_images
 
@@ -129,8 +129,10 @@ def make_dataset(root: str | Path, config: SyntheticConfig, progress: Progress =
     images, recordings = root / IMAGE_FOLDERS[0], root / RECORDINGS_FOLDER
     subjects = {number: recordings / f"sub-{number:02d}" for number in range(1, config.subjects + 1)}
     if path.exists():
-        if read_json(path, f"{root}: {remedy}") != description:
-            raise UserError(f"{root}: holds a synthetic data set made with other settings; {remedy}")
+        if (held := read_json(path, f"{root}: {remedy}")) != description:
+            other = [each.removeprefix("config.") for each in changes(flatten(held), flatten(description))]
+            problem = f"holds a data set made with other settings: {first_few(other)}"
+            raise UserError(f"{root}: {problem}; {remedy}")
     elif root.exists() and any(not is_temporary(child) for child in root.iterdir()):
         raise UserError(f"{root}: not empty and not a synthetic data set; choose another folder")
     if all(made.exists() for made in (path, images, *subjects.values())):

@@ -24,7 +24,7 @@ import yaml
 from torch import Tensor, nn
 
 from bvsa_core.data.store import sha256_of
-from bvsa_core.errors import UserError, first_few
+from bvsa_core.errors import UserError, changes, first_few
 from bvsa_core.io.atomic import (
     append_line,
     clean_stale,
@@ -103,13 +103,7 @@ class RunFolder:
 
     def differences(self, config: RunConfig) -> list[str]:
         """Return the settings in which the run there differs from a configuration, as "NAME OLD -> NEW"."""
-        saved, given = (_comparable(each) for each in (self.config(), config))
-        names = dict.fromkeys((*saved, *given))
-        return [
-            f"{name} {json.dumps(saved.get(name))} -> {json.dumps(given.get(name))}"
-            for name in names
-            if saved.get(name) != given.get(name)
-        ]
+        return changes(_comparable(self.config()), _comparable(config))
 
     def _is_replaced(self, config: RunConfig) -> bool:
         """Return whether the run there gives way to that of a configuration; a damaged one does, too."""

@@ -229,7 +229,7 @@ MISTAKES = {
     "data check {t}/nowhere": f"{{t}}/nowhere: {GIVE}",
     "data synthetic {t}/notes": "{t}/notes: not empty and not a synthetic data set; choose another folder",
     "demo --data {t}/notes": "{t}/notes: not empty and not a synthetic data set; choose another folder",
-    "demo --data {b}": "{b}: holds a synthetic data set made with other settings; choose another folder or delete it",
+    "demo --data {b}": "{b}: holds a data set made with other settings: ...",
     "train --data {t}/notes": "{t}/notes: no recordings inside; expected {s}/sub-XX/train.pt as UBP and BVSA publish"
     " it, or sub-XX/header.json as 'bvsa data' makes it; convert other layouts by 'bvsa data eeg' or 'meg'",
     "train --data {b}": "{b}/{s}/sub-01/train.pt: damaged or incomplete (not a zip archive, as torch.save has written"

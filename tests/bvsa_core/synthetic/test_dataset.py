@@ -67,7 +67,7 @@ def test_an_interrupted_call_continues_and_other_folders_are_refused(tmp_path):
     (tmp_path / "data" / RECORDINGS / ".sub-01.partial").mkdir(parents=True)
     make_dataset(tmp_path / "data", TINY)
     assert digests(tmp_path / "data") == whole
-    with pytest.raises(UserError, match="made with other settings; choose another folder"):
+    with pytest.raises(UserError, match="made with other settings: seed 0 -> 5; choose another folder"):
         make_dataset(tmp_path / "data", dataclasses.replace(TINY, seed=5))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
