@@ -21,6 +21,7 @@ from bvsa_core.distributed.tasks import TaskPool, Workers
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import RunDataCache
 from bvsa_core.experiments.grid import SET_BY_GRID, Cell, Grid, ScoringSpec, System, cells, read_grid
+from bvsa_core.experiments.linear_decoding import decode_rows
 from bvsa_core.experiments.report_data import build_report, group_runs
 from bvsa_core.experiments.runner import check_start, fill_banks, run_cells
 from bvsa_core.io.atomic import lock, write_atomically
@@ -107,7 +108,9 @@ def run(parsed: jsonargparse.Namespace) -> None:
             table = method_results(results)
             write_atomically(demo.out / "table.md", to_markdown(table).encode())
             write_atomically(demo.out / "results.json", json.dumps([result.to_json() for result in results]).encode())
-            report = build_report("bvsa demo", group_runs(folders), origin(parsed.command_line), progress=display)
+            rows = group_runs(folders)
+            report = build_report("bvsa demo", rows, origin(parsed.command_line), progress=display)
+            report = replace(report, decodings=decode_rows(rows, RunDataCache(None, display).run_data, display))
     show(table)
     for line in in_words(results):
         say(line)
