@@ -66,7 +66,8 @@ def retrieval_figure(report: Report, retrieval: RetrievalExample, rows: int = 6)
             for panel, index in zip(panels[2:], retrieval.top[query]):
                 show(panel, index, index == target)
         for panel, header in ((axes[0, 0], "seen"), (axes[0, 2], "found")):
-            panel.annotate(header, (0, 1), (0, 14), "axes fraction", "offset points", fontsize=9, fontweight="bold")
+            above = 14 + 7 * panel.get_title(loc="left").count("\n")  # points
+            panel.annotate(header, (0, 1), (0, above), "axes fraction", "offset points", fontsize=9, fontweight="bold")
         return figure
 
     caption = (
