@@ -17,7 +17,7 @@ from bvsa_core.stopping import Stopped, stop_on_preemption
 
 COMMANDS = {
     "demo": "data, features, training, table and page in one go, on synthetic data",
-    "data": "make, convert or check a data set",
+    "data": "fetch, make, convert or check a data set",
     "features": "fill the feature bank",
     "train": "train one method on one or all subjects",
     "evaluate": "score a run, or embeddings made elsewhere",

@@ -122,7 +122,10 @@ class Parser(jsonargparse.ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a UserError of one line."""
         message = " ".join(line.strip(" -\t") for line in message.splitlines() if line.strip())
-        raise UserError(f"{self._unknown(message) or _simplify_message(message)} (see {self.prog} --help)")
+        prog = self.prog
+        if required := re.fullmatch(r"(the following arguments are required: )(\w+)\..+", message):
+            prog, message = f"{prog} {required[2]}", message.replace(f"{required[2]}.", "")  # of a subcommand
+        raise UserError(f"{self._unknown(message) or _simplify_message(message)} (see {prog} --help)")
 
     def _unknown(self, message: str) -> str | None:
         """Return the error for an unknown flag, setting or command, with the nearest one; None for other messages."""

@@ -1,6 +1,7 @@
 """Fetch, make, convert or check a data set."""
 
 import functools
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -119,7 +120,8 @@ def _download(chosen: jsonargparse.Namespace) -> None:
     for host, address in mirrors.items():
         if not address.startswith(("http://", "https://")):
             raise UserError(f"--mirror {host}: give HOST=URL, such as huggingface.co=https://hf-mirror.com")
-    download = Download(chosen.name, chosen.folder, chosen.subjects, mirrors)
+    tell = functools.partial(say, file=sys.stderr)
+    download = Download(chosen.name, chosen.folder, chosen.subjects, mirrors, tell)
     say("\n".join(download.describe()))
     with Display() as display:
         messages = download.run(display)

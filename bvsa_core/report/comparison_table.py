@@ -145,6 +145,8 @@ def _deviations(
         yield f"{OURS}: recordings of {recordings_text(protocol)}: a run of an earlier version, or files without times"
     if protocol.repetitions not in (None, repetitions):
         yield f"{OURS}: {protocol.repetitions} test repetitions averaged; usual are {repetitions}"
+    if not paper and not protocol.gallery_of and protocol.gallery != USUAL_GALLERY:  # else `_differences` compares
+        yield f"{OURS}: gallery of {protocol.gallery} images; usual are {USUAL_GALLERY}"
     if result.subjects != subjects:
         yield f"{OURS}: {result.subjects} subject(s); published are means over {subjects}"
 

@@ -171,7 +171,9 @@ class RunFolder:
         """Read the result of a complete run."""
         path = self.path / "result.json"
         if not path.is_file():
-            raise UserError(f"{self.path}: no finished run there (result.json is missing); {NO_RUN}")
+            inside = next(self.path.rglob("result.json"), None)
+            remedy = f"give one of the runs in it, such as {inside.parent}" if inside else NO_RUN
+            raise UserError(f"{self.path}: no finished run there (result.json is missing); {remedy}")
         return RunResult.from_json(read_json(path, REMEDY), path)
 
     def verify(self) -> RunResult:

@@ -8,7 +8,7 @@ DEST/downloads.json                   size and checksum of every file, and what 
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,18 +61,26 @@ class Download:
         folder: destination.
         subjects: such as "1-10" or "1,3"; default: all.
         mirrors: address that takes the place of a host.
+        tell: called with a sentence before each wait for another attempt.
 
     Raises:
         UserError: a name or number is unknown, or a publisher's list cannot be had.
     """
 
-    def __init__(self, name: str, folder: Path, subjects: str = "", mirrors: Mapping[str, str] = {}):
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        subjects: str = "",
+        mirrors: Mapping[str, str] = {},
+        tell: Callable[[str], None] | None = None,
+    ):
         known = published_datasets()
         if name not in known:
             raise UserError(unknown_name("data set", name, known))
         self.name, self.folder, self.dataset = name, folder, known[name]
         self.subjects = parse_subjects(subjects, self.dataset.subjects)
-        self.client = Client(mirrors)
+        self.client = Client(mirrors, tell)
         self.files: list[RemoteFile] = []
         self.summary: list[str] = []
         self._fetched = self._read_record()

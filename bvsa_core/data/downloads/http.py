@@ -3,7 +3,7 @@
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -37,9 +37,11 @@ class Client:
 
     Args:
         mirrors: address that takes the place of a host, such as {"huggingface.co": "https://hf-mirror.com"}.
+        tell: called with a sentence before each wait for another attempt.
     """
 
-    def __init__(self, mirrors: Mapping[str, str] = {}):
+    def __init__(self, mirrors: Mapping[str, str] = {}, tell: Callable[[str], None] | None = None):
+        self.tell = tell
         self.mirrors = {host: address.rstrip("/") for host, address in mirrors.items()}
         self.hosts: set[str] = set()  # asked for so far
         self.stopped = threading.Event()  # ends downloads that other threads are at
@@ -87,7 +89,8 @@ class Client:
         self.stopped.set()
         for response in list(self._open):
             if hasattr(response.raw, "shutdown"):  # since urllib3 2.3; others end at the next packet, or their timeout
-                response.raw.shutdown()
+                with suppress(RuntimeError):  # the answer was complete, and its connection is free again
+                    response.raw.shutdown()
 
     def read(self, url: str) -> tuple[bytes, str | None]:
         """Return the content of a URL, and the URL of the next page that its header names, if any."""
@@ -116,12 +119,20 @@ class Client:
             UserError: there were too many, or the download was stopped.
         """
         if failures >= ATTEMPTS:
-            detail = " ".join(str(error).split())
             remedy = "check the connection, and the same command continues"
-            raise UserError(f"{url}: {failures} attempts in a row failed ({detail}); {remedy}") from error
+            raise UserError(f"{url}: {failures} attempts in a row failed ({_reason(error)}); {remedy}") from error
         own = min(FIRST_WAIT * 2 ** max(0, failures - 1), _LONGEST_WAIT)
-        if self.stopped.wait(max(own, min(getattr(error, "wait", 0.0), _LONGEST_ASKED))):
+        seconds = max(own, min(getattr(error, "wait", 0.0), _LONGEST_ASKED))
+        if self.tell:
+            self.tell(f"{urlsplit(url).hostname}: {_reason(error)}; another attempt in {seconds:.0f} s")
+        if self.stopped.wait(seconds):
             raise UserError("stopped")
+
+
+def _reason(error: Exception) -> str:
+    """Return why a connection failed, without the address that urllib3 repeats."""
+    reason = getattr(error.args[0] if error.args else None, "reason", None) or error
+    return re.sub(r"^<?[\w.]*Connection\w*\b.*?[)>]: ", "", " ".join(str(reason).split()))
 
 
 class ResumingDownloader:

@@ -101,6 +101,7 @@ MISTAKES = {
     "evaluate {r} --topp 3": "bvsa evaluate has no flag --topp (see --help)",
     "retrieve": "the following arguments are required: run (see --help)",
     "reproduce": "the following arguments are required: grid (see --help)",
+    "data eeg": "the following arguments are required: source, folder (see --help)",
     "reproduce {t}/open.yaml": "{t}/open.yaml: not a YAML file (while parsing a flow sequence); a grid has the settings"
     f" {GRID_KEYS}",
     "reproduce {t}/options.yaml": "{t}/options.yaml: unknown key 'method_options'; did you mean 'methods'? choose one"
@@ -211,6 +212,7 @@ MISTAKES = {
     "train --data {d} --out {t}/file": "{t}/file: Not a directory",
     "features --data {t}/file": f"{{t}}/file: {GIVE}",
     "evaluate {t}/nowhere": f"{{t}}/nowhere: no finished run there (result.json is missing); {TRAIN}",
+    "retrieve {t}": "{t}: no finished run there (result.json is missing); give one of the runs in it, such as {t}/...",
     "evaluate {t}/cut": "{t}/cut/embeddings.safetensors: damaged or incomplete (Error while deserializing header:"
     " incomplete metadata, file not fully covered); fetch or make it again",
     "evaluate {t}/untold --full": f"{{t}}/untold: no run there (run.yaml is missing); {TRAIN}",
@@ -324,7 +326,8 @@ def test_a_mistake_is_reported_in_one_line(line, wrong, broken, finished, small_
     }
     before = files(small_data, finished, wrong, broken)
     assert main([word.format(**places) for word in line.split()]) == 2
-    message = MISTAKES[line].format(**places).replace("(see --", f"(see bvsa {line.split()[0]} --")
+    command = " ".join(line.split()[: 2 if line.startswith("data ") else 1])
+    message = MISTAKES[line].format(**places).replace("(see --", f"(see bvsa {command} --")
     error, (start, dots, _) = error_of(capsys.readouterr().err), f"bvsa: error: {message}\n".partition("...")
     assert error == start or (dots and error.startswith(start) and error.count("\n") == 1)
     assert not list(tmp_path.iterdir()) and files(small_data, finished, wrong, broken) == before

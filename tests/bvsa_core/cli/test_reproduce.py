@@ -305,8 +305,10 @@ MADE = {  # folder and concepts of the data that a grid without data makes
 
 
 @pytest.mark.parametrize("flags", MADE)
-def test_a_grid_without_data_makes_those_it_names(flags, monkeypatch, fail):
+def test_a_grid_without_data_says_so_and_makes_those_it_names(flags, monkeypatch, fail, capsys):
     def make(folder: Path, config: SyntheticConfig, _: object) -> None:
+        said = "the grid runs on synthetic data; for recorded ones give --eeg or --meg" in capsys.readouterr().err
+        assert said == (not flags.startswith("demo"))  # which is made for synthetic data
         raise UserError(f"{folder} {config.train_concepts} of {config.subjects}")
 
     monkeypatch.setattr(reproduce, "make_dataset", make)

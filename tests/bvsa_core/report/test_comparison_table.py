@@ -95,8 +95,9 @@ def rendered(table: Table) -> str:
     return console.file.getvalue()
 
 
-def test_the_sampling_rate_planned_seeds_and_unchecked_files_are_notes():
+def test_the_sampling_rate_gallery_planned_seeds_and_unchecked_files_are_notes():
     assert notes(entry(paper=None, sampling_rate=250.0)) == []
+    assert notes(entry(paper=None, gallery=50)) == ["ours: gallery of 50 images; usual are 200"]
     assert notes(entry(paper=None, sampling_rate=100.0)) == ["ours: recordings of 100 Hz; usual are 250 Hz"]
     assert "17 channels (100 Hz, 0 to 0.996 s, source ubp)" in tables.caption([entry(sampling_rate=100.0).result])
     assert "averaged (2 condition(s) with the image of another join it)" in tables.caption([entry(repeated=2).result])

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -291,6 +292,23 @@ def test_a_server_that_asks_for_time_gets_it(server, monkeypatch):
     monkeypatch.setattr(client._session, "get", answer)
     assert client.read("https://huggingface.co/list") == (b"content", None)
     assert waits == [7, 0.002, 600, 0.008]
+
+
+def test_a_wait_is_told_with_its_reason_alone(monkeypatch):
+    monkeypatch.setattr(http, "ATTEMPTS", 2)
+    told = []
+    client = http.Client({"huggingface.co": "http://127.0.0.1:9"}, told.append)  # where nobody answers
+    with pytest.raises(UserError, match=r"list: 2 attempts in a row failed \([^()]*refused\); check the connection"):
+        client.read("https://huggingface.co/list")
+    assert len(told) == 1 and re.fullmatch("huggingface.co: [^()]*refused; another attempt in 1 s", told[0])
+
+
+def test_downloads_stop_beside_an_answer_that_is_complete(server):
+    client = http.Client(server.mirrors())
+    with client.open("https://api.osf.io/v2/nodes/y63gw/files/osfstorage/") as response:
+        assert response.content
+        client.stop()
+    assert client.stopped.is_set()
 
 
 def test_without_pooch_the_extra_is_named(monkeypatch, tmp_path, capsys):
