@@ -45,19 +45,23 @@ struct Tiling {
 
 constexpr int kBlockBytes = 99 * 1024;  // the latter on sm_86
 
-// Strips of the planes for the products of 16-bit operands: as wide as their rows fit into shared memory, up to 16 tiles; all
-// rows, or a part of them if there are few planes.
+// Strips of the planes for the products of 16-bit operands, and of those that float is split into: as wide as their rows fit
+// into shared memory, up to 16 or 8 tiles; all rows, or a part of them if there are few planes.
 template <class Source, bool kAdjoint>
 struct Strips {
+  static constexpr bool kSplit = std::is_same_v<Source, float>;
+  static constexpr int kMostColumns = kSplit ? kSplitColumns : kMostStripThreads / 32;
+  static constexpr int kMostBytes = kSplit ? kSplitBytes : kBlockBytes;
+
   int height, width, columns, column_strips, rows, row_strips, channels_together;  // columns and rows in tiles
   int64_t channels, channel_groups, count;
   int64_t first = 0;  // of a launch
 
   explicit Strips(const int64_t (&shape)[4]) : height(int(shape[2])), width(int(shape[3])), channels(shape[1]) {
     const int row_tiles = (height + kTile - 1) / kTile, column_tiles = (width + kTile - 1) / kTile;
-    for (column_strips = (column_tiles + 15) / 16;; ++column_strips) {
+    for (column_strips = (column_tiles + kMostColumns - 1) / kMostColumns;; ++column_strips) {
       columns = (column_tiles + column_strips - 1) / column_strips;
-      if (shared_bytes() <= kBlockBytes) break;
+      if (shared_bytes() <= kMostBytes) break;
     }
     column_strips = (column_tiles + columns - 1) / columns;
     const int64_t enough = 512;  // blocks for every multiprocessor
@@ -69,13 +73,26 @@ struct Strips {
     count = planes * row_strips;
   }
 
-  int threads() const { return columns <= kMostStripThreads / 64 ? kMostStripThreads / 2 : kMostStripThreads; }
+  int threads() const {
+    if (kSplit) return kSplitThreads;
+    return columns <= kMostStripThreads / 64 ? kMostStripThreads / 2 : kMostStripThreads;
+  }
 
   int shared_bytes() const {
+    if constexpr (kSplit) {
+      const int stages = std::max(SplitStages<1>::bytes(columns, read_tiles(1)),
+                                  SplitStages<kSplitReach>::bytes(columns, read_tiles(kSplitReach)));
+      return std::max(int(sizeof(SplitTables)) + stages, int(sizeof(FilterMemory<kSplitThreads, 1>)));
+    }
     const int products = int(sizeof(TapTables)) + std::max(stage_bytes<2>(), stage_bytes<kMostReach>());
     const bool most = threads() == kMostStripThreads;
     const int direct = int(most ? sizeof(FilterMemory<kMostStripThreads, 1>) : sizeof(FilterMemory<kMostStripThreads / 2, 1>));
     return std::max(products, direct);
+  }
+
+  // Tiles of columns that the widest strip reads.
+  int read_tiles(int reach) const {
+    return std::min(columns + std::min(column_strips - 1, 2) * reach, (width + kTile - 1) / kTile);
   }
 
   template <int D>
@@ -234,28 +251,6 @@ __global__ void __launch_bounds__(kThreads, 512 / kThreads)
   });
 }
 
-// A strip by split products, or directly if they cannot compute it (a radius beyond their reach, non-finite pixels).
-__device__ inline void split_region(const Forward& pass, const Taps& taps, const Region& region, int shared_floats) {
-  if (taps.radius <= kSplitMargin) {
-    const SplitStrip strip(pass, taps, region, *reinterpret_cast<SplitMemory*>(dynamic_shared));
-    const StoredOutput<Forward> output(pass, region);
-    if (taps.radius <= kSplitSide ? strip.run<1>(output) : strip.run<kSplitReach>(output)) return;
-    __syncthreads();
-  }
-  direct_region<kSplitThreads>(pass, taps, region, shared_floats);
-}
-
-// Three blocks of a multiprocessor: the rows that a warp keeps take more than the 128 registers of four.
-__global__ void __launch_bounds__(kSplitThreads, 3)
-    blur_split(const BlurParams p, const Images out, const Tiling tiling, const int shared_floats) {
-  __shared__ float partial[2][kSplitThreads];
-  tiling.for_own_tiles([&](int64_t sample, int64_t channel, int row, int column, int64_t) {
-    const Taps taps = make_taps<kSplitThreads>(p, sample, partial);
-    const Forward pass(p, out, sample, channel, taps.radius == 0);
-    split_region(pass, taps, region_of(p, tiling, row, column), shared_floats);
-  });
-}
-
 __global__ void __launch_bounds__(kDirectThreads, 2)
     blur_parameter_gradient(const BlurParams p, const BlurGradients gradients, const Tiling tiling, const int shared_floats) {
   __shared__ float partial[2][kDirectThreads];
@@ -342,6 +337,60 @@ __global__ void __launch_bounds__(kMostStripThreads, 1)
   }
 }
 
+// Filters a strip by split products if they reach far enough; `left` gets the channels of which this thread met a filtered row
+// that is not finite, a bit for each.
+template <class Destination>
+__device__ void split_planes(const BlurParams& p, const Destination& destination, const Work& work, const Taps& taps,
+                             uint8_t& left) {
+  constexpr bool kAdjoint = PassOf<Destination>::Type::kPrepares;
+  SplitTables& tables = *reinterpret_cast<SplitTables*>(dynamic_shared);
+  const int radius = uniform(taps.radius);
+  if (radius == 0 || radius > kTile * kSplitReach || radius >= p.shape[2] - 1 || radius >= p.shape[3] - 1) return;
+  if (threadIdx.x == 0) tables.weight = Weight(p, work.sample);
+  make_split_tables(taps, tables);
+  const Images &source = source_of(p, destination), &target = target_of(destination);
+#pragma unroll 1
+  for (int sampled = kSampledRows;; sampled = 1) {
+    if (radius <= kTile) {
+      SplitStrip<kAdjoint, 1>(p, source, target, work, radius, tables).run(sampled, left);
+    } else {
+      SplitStrip<kAdjoint, 2>(p, source, target, work, radius, tables).run(sampled, left);
+    }
+    if (sampled == 1 || !__syncthreads_or(left != 0)) return;
+  }
+}
+
+// Float32 as split products, and directly where those cannot compute it: a radius beyond their reach or as large as the image,
+// non-finite pixels.
+template <class Destination>
+__global__ void __launch_bounds__(kSplitThreads, 2) blur_split(const BlurParams p, const Destination destination,
+                                                               const StripsOf<float, Destination> strips,
+                                                               const int shared_floats) {
+  __shared__ float partial[2][kSplitThreads];
+  __shared__ uint8_t left[kSplitThreads];  // by thread, a bit for each channel that is not done
+  __shared__ Work work;
+  __shared__ int channel;  // shared because registers are short
+  left[threadIdx.x] = 0xff;
+  if (threadIdx.x == 0) {
+    channel = 0;
+    work = strips.work(blockIdx.x);
+  }
+  __syncthreads();
+  split_planes(p, destination, work, make_taps<kSplitThreads>(p, work.sample, partial), left[threadIdx.x]);
+#pragma unroll 1
+  while (channel < work.channels) {
+    if (__syncthreads_or(left[threadIdx.x] >> channel & 1)) {
+      const Taps taps = make_taps<kSplitThreads>(p, work.sample, partial);
+      const int64_t its_channel = work.first_channel + channel;
+      const typename PassOf<Destination>::Type pass(p, destination, work.sample, its_channel, taps.radius == 0);
+      direct_region<kSplitThreads>(pass, taps, region_of(p, work.strip), shared_floats);
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) ++channel;
+    __syncthreads();
+  }
+}
+
 // ---- launches ----
 
 enum class Form { exact, products };
@@ -377,24 +426,34 @@ cudaError_t launch_products(const BlurParams& p, const Destination& destination,
   return error;
 }
 
+template <class Destination>
+cudaError_t launch_split(const BlurParams& p, const Destination& destination, void* stream) {
+  StripsOf<float, Destination> strips(p.shape);
+  const int bytes = strips.shared_bytes();
+  const auto kernel = blur_split<Destination>;
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  for (; error == cudaSuccess && strips.first < strips.count; strips.first += INT32_MAX)  // as many as a grid holds
+    error = launch(kernel, kSplitThreads, strips.count - strips.first, bytes, stream, p, destination, strips, bytes / 4);
+  return error;
+}
+
 // Planes as tiles of the exact forms, cut so that every multiprocessor has some, in multiples of the last resort's tiles.
-Tiling exact_tiling(const int64_t (&shape)[4], int most_columns) {
+Tiling exact_tiling(const int64_t (&shape)[4]) {
   constexpr int kSmallest = 64;
   constexpr int64_t kEnough = 512;
-  int rows = int(shape[2]), columns = std::min(int(shape[3]), most_columns);
+  int rows = int(shape[2]), columns = int(shape[3]);
   auto enough = [&] { return Tiling(shape, rows, columns).tiles >= kEnough; };
   while (!enough() && columns > kSmallest) columns = round_up((columns + 1) / 2, kSmallest);
   while (!enough() && rows > kSmallest) rows = round_up((rows + 1) / 2, kSmallest);
   return Tiling(shape, rows, columns);
 }
-Tiling parameter_tiling(const int64_t (&shape)[4]) { return exact_tiling(shape, INT32_MAX); }
 
 // Launches an exact form with as much shared memory as its walk uses up to kernels of 65 pixels, within a block's of sm_86.
 template <int kThreads, int kFilters, class Destination>
 cudaError_t launch_walk(void (*kernel)(BlurParams, Destination, Tiling, int), const BlurParams& p,
                         const Destination& destination, const Tiling& tiling, void* stream) {
   constexpr int kMostBytes = 99 * 1024 - int(sizeof(float)) * 2 * kThreads;
-  constexpr int kFewestBytes = int(std::max(sizeof(FilterMemory<kThreads, kFilters>), sizeof(SplitMemory)));
+  constexpr int kFewestBytes = int(sizeof(FilterMemory<kThreads, kFilters>));
   const int rows = std::min(tiling.tile_rows, int(p.shape[2])), columns = std::min(tiling.tile_columns, int(p.shape[3]));
   const Walk<kThreads, kFilters> usual({rows, columns, 0, rows, 0, columns}, 32, INT32_MAX);
   const int bytes = std::max(std::min(4 * usual.floats(), kMostBytes), kFewestBytes);
@@ -406,10 +465,8 @@ cudaError_t launch_walk(void (*kernel)(BlurParams, Destination, Tiling, int), co
 template <class Destination>
 cudaError_t launch_pass(const BlurParams& p, const Destination& destination, DType source, DType result, void* stream) {
   if (choose_form(source, result, p) == Form::exact) {
-    if constexpr (std::is_same_v<Destination, Images>)  // preparing gradients would cost what split products save
-      if (source == DType::float32 && splits_float32())
-        return launch_walk<kSplitThreads, 1>(blur_split, p, destination, exact_tiling(p.shape, kSplitColumns), stream);
-    const Tiling tiling = exact_tiling(p.shape, INT32_MAX);
+    if (source == DType::float32 && splits_float32()) return launch_split(p, destination, stream);
+    const Tiling tiling = exact_tiling(p.shape);
     if (int64_t(tiling.tile_rows) * tiling.tile_columns <= kSmallThreads * kLines * kRun)
       return launch_walk<kSmallThreads, 1>(blur_direct<kSmallThreads, Destination>, p, destination, tiling, stream);
     return launch_walk<kDirectThreads, 1>(blur_direct<kDirectThreads, Destination>, p, destination, tiling, stream);
@@ -447,13 +504,13 @@ const char* foveated_blur_backward_cuda(const BlurParams& p, const BlurGradients
   if (gradients.grad_images.data)
     error = launch_pass(p, gradients, gradients.grad.dtype, gradients.grad_images.dtype, stream);
   if (error == cudaSuccess && (gradients.grad_sigma || gradients.grad_gain)) {
-    error = launch_walk<kDirectThreads, 2>(blur_parameter_gradient, p, gradients, parameter_tiling(p.shape), stream);
+    error = launch_walk<kDirectThreads, 2>(blur_parameter_gradient, p, gradients, exact_tiling(p.shape), stream);
   }
   return message(error);
 }
 
 int64_t parameter_gradient_tiles(const int64_t (&shape)[4]) {
-  return is_empty(shape) ? 0 : parameter_tiling(shape).tiles / shape[0];
+  return is_empty(shape) ? 0 : exact_tiling(shape).tiles / shape[0];
 }
 
 }  // namespace fovblur

@@ -211,14 +211,14 @@ struct Weight {
   __device__ float exponential_acuity(int i, int j) const { return power_of_two(-eccentricity_of(i, j)); }
   __device__ float exponential_at(int i, int j) const { return gain * exponential_acuity(i, j); }
 
-  // Computes `factor` times the acuity at (i, j..j+kCount-1) and as many pixels of every eighth row below.
-  template <int kRows, int kCount>
+  // Computes `factor` times the acuity at (i, j..j+kCount-1) and as many pixels of every kStep-th row below.
+  template <int kRows, int kCount, int kStep = 8>
   __device__ void acuity_of_rows(int i, int j, float factor, float (&acuities)[kRows][kCount]) const {
     if (kind == Falloff::exp) {
       const float first_dx = (float(j) - cx) * rate;
 #pragma unroll
       for (int h = 0; h < kRows; ++h) {
-        const float dy = (float(i + 8 * h) - cy) * rate;
+        const float dy = (float(i + kStep * h) - cy) * rate;
 #pragma unroll
         for (int k = 0; k < kCount; ++k) {
           const float dx = float(k) * rate + first_dx;
@@ -229,7 +229,7 @@ struct Weight {
     }
 #pragma unroll 1
     for (int place = 0; place < kRows * kCount; ++place) {
-      const float acuity = factor * this->acuity(i + place / kCount * 8, j + place % kCount);
+      const float acuity = factor * this->acuity(i + place / kCount * kStep, j + place % kCount);
 #pragma unroll
       for (int h = 0; h < kRows; ++h)
 #pragma unroll

@@ -70,6 +70,7 @@ struct Walk {
 
   // Writes the taps, and as a second filter their slopes.
   __device__ void hold(const Taps& gaussian) const {
+#pragma unroll 1
     for (int k = int(threadIdx.x); k < tap_floats(); k += kThreads) {
       const int offset = k - radius;
       const bool inside = offset <= radius;

@@ -54,7 +54,8 @@ void blur(int source, int result, int64_t side, bool tf32) {
   p.allow_tf32 = tf32;
   const std::string types = std::string(kTypes[source]) + " to " + kTypes[result] + (tf32 ? ", tf32" : "");
   p.images = images_of(source, side);
-  call = "blur, " + types + (architecture == 90 ? ", 9.0" : "");
+  const std::string on = architecture == 90 ? ", 9.0" : "";
+  call = "blur, " + types + on;
   check(fovblur::foveated_blur_cuda(p, images_of(result, side), nullptr));
   if (result == 0) return;  // has no gradient
   fovblur::BlurGradients gradients = {images_of(result, side), {}, kData, kData};
@@ -62,7 +63,7 @@ void blur(int source, int result, int64_t side, bool tf32) {
   check(fovblur::foveated_blur_backward_cuda(p, gradients, nullptr));
   if (source == 0) return;
   gradients = {images_of(result, side), images_of(source, side), nullptr, nullptr};
-  call = std::string("gradient of images, ") + kTypes[result] + " to " + kTypes[source] + (tf32 ? ", tf32" : "");
+  call = std::string("gradient of images, ") + kTypes[result] + " to " + kTypes[source] + (tf32 ? ", tf32" : "") + on;
   check(fovblur::foveated_blur_backward_cuda(p, gradients, nullptr));
 }
 

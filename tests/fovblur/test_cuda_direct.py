@@ -19,11 +19,12 @@ from fovblur.foveated_blur.params import BlurParams
 pytestmark = pytest.mark.parametrize("implementation", ["cuda"], indirect=True)
 
 # Height, width and kernel sizes: fewer taps than a run of results, odd and even radii; rings longer and shorter than
-# the image; several strips of a plane; radii whose ring does not fit.
+# the image; several strips of a plane, cut in both directions by split products; radii whose ring does not fit.
 CASES = {
     "small": ((9, 40), (1, 3, 5, 7, 9, 11)),
     "radii": ((37, 70), (17, 19, 21, 23, 51, 53)),
     "wide": ((20, 530), (51, 9)),
+    "cut": ((70, 300), (51, 33)),
     "strips": ((150, 64), (401, 301)),
     "reflected-often": ((5, 12), (51, 255)),
     "tiles": ((30, 20), (2001, 9)),
@@ -68,8 +69,8 @@ def test_pixels_of_any_scale(implementation, unit, seed):
 
 
 def test_few_planes_are_cut_and_many_are_not(implementation, seed):
-    for batch in (1, 520):
-        images = torch.rand(batch, 1, 130 if batch == 1 else 17, 100 if batch == 1 else 12)
+    for batch, channels in (1, 1), (520, 2):
+        images = torch.rand(batch, channels, 130 if batch == 1 else 17, 100 if batch == 1 else 12)
         kernel_size = torch.randint(0, 9, (batch,)) * 2 + 1
         ours = implementation.gaussian_blur(images, kernel_size=kernel_size)
         assert relative_error(ours, exact(images, kernel_size=kernel_size, gain=0.0)) < 1e-5

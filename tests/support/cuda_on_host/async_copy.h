@@ -35,6 +35,7 @@ namespace fovblur {
 inline uint4* const dynamic_shared = reinterpret_cast<uint4*>(cuda_on_host::shared_memory);
 
 inline void copy_async(void* shared, const void* global, int bytes) { cuda_on_host::start_copy(shared, global, 16, bytes); }
+inline void copy_async(void* shared, const void* global) { cuda_on_host::start_copy(shared, global, 16, 16); }
 inline void copy_async_float(float* shared, const float* global) { cuda_on_host::start_copy(shared, global, 4, 4); }
 
 inline void commit_copies() { ++cuda_on_host::running->groups; }
