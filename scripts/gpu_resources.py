@@ -60,8 +60,8 @@ Where few blocks share a multiprocessor, this is intended:
   shared memory. Its operands take two registers each; three blocks would need 168.
 - `blur_direct` and `blur_parameter_gradient` take nearly all the shared memory that sm_86 has for large images: a wide
   ring of filtered rows means that few margins are read. sm_90 holds two such blocks.
-- `blur_split` keeps filtered rows in registers in two parts each, and rows as they are and as operands in shared memory:
-  two blocks of eight warps share a multiprocessor of sm_80 and sm_90, for which it is."""
+- `blur_split` keeps filtered rows in registers in two parts each, and in shared memory rows as they are and operands.
+  Two blocks of eight warps share a multiprocessor of sm_80 and sm_90, for which it is."""
 
 UNITS = ("issue", "tensor", "FMA", "shared memory", "device memory")
 COST_COLUMNS = (
