@@ -24,6 +24,7 @@ from torch import Tensor
 from bvsa_core.data.dataset import Dataset, Recordings, concept_of
 from bvsa_core.data.from_arrays import from_arrays, from_torch, read_pairs
 from bvsa_core.data.from_mne import from_mne, loaded, subject_of
+from bvsa_core.data.store import first_bad_condition
 from bvsa_core.errors import UserError, first_few
 from bvsa_core.io.atomic import write_atomically
 from bvsa_core.io.image_file import SUFFIXES
@@ -114,7 +115,10 @@ def gather(
     else:
         parts = by_subject(recordings, subjects[0])
     own = isinstance(images, Mapping) and images.keys() == parts.keys()
-    return {name: _of_subject(part, images[name] if own else images, concepts, found) for name, part in parts.items()}
+    return {
+        name: _finite(_of_subject(part, images[name] if own else images, concepts, found))
+        for name, part in parts.items()
+    }
 
 
 def by_subject(recordings: Any, subject: str) -> dict[str, Any]:
@@ -145,7 +149,7 @@ def unlabelled(recordings: Any) -> Recordings:
         sessions = recordings if _is_sessions(recordings) else [recordings]
         recordings = [*map(loaded, sessions)]
     count = sum(map(len, recordings)) if _is_epochs(recordings) else len(recordings)
-    return _with_images(recordings, [str(number) for number in range(count)], None)
+    return _finite(_with_images(recordings, [str(number) for number in range(count)], None))
 
 
 @functools.cache
@@ -171,6 +175,14 @@ def gallery_images(images: Any, rows: int) -> list[Any]:
             raise UserError(f"images: no image in {images} ({', '.join(SUFFIXES)}); name their folder, or give a list")
         return files
     return list(images.values()) if isinstance(images, dict) else list(images)
+
+
+def _finite(recordings: Recordings) -> Recordings:
+    """Return recordings without NaN and infinite samples."""
+    if (where := first_bad_condition(recordings.data)) is not None:
+        condition = f"condition {where} ({recordings.images[where]})"
+        raise UserError(f"recordings: {condition} has NaN or infinite samples; mend it or leave it out")
+    return recordings
 
 
 def _of_subject(part: Any, images: Any, concepts: Any, found: Images) -> Recordings:

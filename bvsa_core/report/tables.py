@@ -138,7 +138,7 @@ def caption(table: Sequence[MethodResult]) -> str:
     recordings = "; ".join(dict.fromkeys(recordings_text(result.protocol) for result in table))
     repeated = f" ({protocol.repeated} condition(s) with the image of another join it)" if protocol.repeated else ""
     return (
-        f"{protocol.dataset} data, {protocol.gallery}-way retrieval (chance {100 / protocol.gallery:g} %), "
+        f"{protocol.dataset} data, {protocol.gallery}-way retrieval (chance {100 / protocol.gallery:.3g} %), "
         f"{protocol.channels} channels ({recordings}), "
         f"{protocol.repetitions} repetitions averaged{repeated}, images by {protocol.encoder}; "
         f"{first.subjects} subject(s) x {first.seeds} seed(s), 95 % crossed bootstrap intervals"

@@ -81,7 +81,7 @@ def check_dataset(folder: Path, progress: Progress = no_progress, images: Path |
     for split in SPLITS:
         report.problems += _differences([summary for (_, of), summary in about.items() if of == split])
     images_named = dict.fromkeys(image for summary in about.values() for image in summary.images)
-    paths = _images(dataset, images_named, progress, report)
+    paths = _images(dataset, images_named, len(about) == len(dataset.subjects) * len(SPLITS), progress, report)
     report.problems += _leaks(folder, about, paths)
     return report
 
@@ -249,8 +249,13 @@ def _leaks(folder: Path, about: dict[tuple[str, str], _SplitSummary], paths: dic
     return [f"{folder}: {leak}; retrieval is not zero-shot" for leak in leaks]
 
 
-def _images(dataset: Dataset, named: Iterable[str], progress: Progress, report: CheckReport) -> dict[str, Path]:
-    """Open the images that recordings name, and report other images in the folders. Returns the paths of those read."""
+def _images(
+    dataset: Dataset, named: Iterable[str], all_named: bool, progress: Progress, report: CheckReport
+) -> dict[str, Path]:
+    """Open the images that recordings name. Returns the paths of those read.
+
+    Other images in the folders are reported if all recordings could be read, which may name them.
+    """
     named, used, read = list(named), set(), dict[str, Path]()
     wrong: dict[str, list[str]] = {"missing": [], "damaged": []}
     for done, image in enumerate(named):
@@ -270,6 +275,8 @@ def _images(dataset: Dataset, named: Iterable[str], progress: Progress, report: 
         if (count := len(problems)) > _NAMED:
             total = f"{count} images {kind} in all, of {len(named)}"
             report.problems.append(f"{dataset.root}: {total}; the first {_NAMED} are above")
+    if not all_named:
+        return read
     files = (path for folder in dataset.image_folders for path in sorted(folder.rglob("*")) if path not in used)
     if spare := [str(path) for path in files if path.suffix.lower() in _SUFFIXES and path.name[0] != "."]:
         report.summary.append(f"{len(spare)} images that no recording names: {first_few(spare)}")

@@ -333,6 +333,8 @@ def test_mistakes_name_the_argument_and_the_remedy(toy, fitted, tmp_path):
     features, tiny = partial(Decoder, **good, target=toy.features), partial(Decoder, **good)
     oracle, bravl = {"selection": "oracle"}, {"method": "bravl", "preset": "code"}
     epochs = toy.epochs(TRAIN)
+    flawed = x.copy()
+    flawed[3, 1, 5] = np.nan
     mistakes = {
         "unknown setting 'epoch'; did you mean 'epochs'": lambda: Decoder(epoch=3),
         "unknown setting 'vision'; .*give it as target": lambda: Decoder(vision="RN50"),
@@ -355,6 +357,8 @@ def test_mistakes_name_the_argument_and_the_remedy(toy, fitted, tmp_path):
         "concepts: recordings have ids": lambda: tiny().fit(epochs, toy.folder, ["a"] * 80),
         "concepts: none for '0'; there are a": lambda: features().fit(x, range(52), {"a": "b"}),
         r"recordings: float64 of shape \(52, 4\); give floats": lambda: features().fit(x[..., 0], range(52)),
+        r"recordings: condition 3 \(3\) has NaN or infinite": lambda: features().fit(flawed, range(52)),
+        r"recordings: condition 0 \(0\) has NaN or infinite": lambda: fitted.embed(flawed[3:]),
         "recordings: there are none": lambda: features().fit([], range(52)),
         "sub-01: 19 samples .* where the run was trained on 20 samples": lambda: fitted.embed(x[..., 1:]),
         "top is 13; the gallery has 12": lambda: fitted.retrieve(x, range(12), top=13),
