@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from bvsa_core.report.content import BlurExample, Report, RetrievalExample
@@ -40,8 +41,9 @@ def blur_figure(example: BlurExample) -> FigureSpec:
 
 def retrieval_figure(report: Report, retrieval: RetrievalExample, rows: int = 6) -> FigureSpec:
     """Show what a run retrieves for some recordings, evenly spaced over the test set."""
-    count, best, images = len(retrieval.targets), len(retrieval.top[0]), retrieval.similarity.shape[1]
-    queries = [i * (count - 1) // max(1, rows - 1) for i in range(min(rows, count))]
+    count, best, images = len(retrieval.top), len(retrieval.top[0]), retrieval.similarity.shape[1]
+    rows = min(rows, count)
+    queries = [i * (count - 1) // max(1, rows - 1) for i in range(rows)]
 
     def show(axes: Axes, index: int, correct: bool = False) -> None:
         image, colour = report.images[index], CORRECT if correct else INK
@@ -70,9 +72,10 @@ def retrieval_figure(report: Report, retrieval: RetrievalExample, rows: int = 6)
             panel.annotate(header, (0, 1), (0, above), "axes fraction", "offset points", fontsize=9, fontweight="bold")
         return figure
 
+    those = "test set" if count == len(retrieval.targets) else f"first {count} recordings"
     caption = (
         f"Left: the image that was seen. Right: the best {best} of {images} images for its recording, best first, for "
-        f"{len(queries)} recordings evenly spaced over the test set of {retrieval.subject}, seed {retrieval.seed}. "
+        f"{len(queries)} recordings evenly spaced over the {those} of {retrieval.subject}, seed {retrieval.seed}. "
         f"The correct image is framed. {retrieval.data}."
     )
     hits = sum(retrieval.ranks[query] <= best for query in queries)
@@ -95,6 +98,8 @@ def similarity_figure(data: str, retrievals: Sequence[RetrievalExample]) -> Figu
                 title=textwrap.fill(retrieval.label, 40 if columns > 1 else 80), xlabel="image", ylabel="recording"
             )
             panel.grid(False)
+            for axis in (panel.xaxis, panel.yaxis):
+                axis.set_major_locator(MaxNLocator("auto", integer=True))
         for panel in axes.flat[len(retrievals) :]:
             panel.set_visible(False)
         figure.colorbar(matrix, ax=axes, label="similarity", location="bottom", shrink=0.6, aspect=40)
