@@ -27,8 +27,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
 
 def did_you_mean(name: str, known: Sequence[str], shown: str = "{!r}") -> str:
     """Return the question whether the closest known name was meant; empty if none is close. `shown` formats it."""
-    close = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1)
-    return f"; did you mean {shown.format(close[0])}?" if close else ""
+    by_letters = {each.lower().replace("-", "_"): each for each in known}
+    close = difflib.get_close_matches(name.lower().replace("-", "_"), by_letters, n=1)
+    return f"; did you mean {shown.format(by_letters[close[0]])}?" if close else ""
 
 
 def printable(text: str) -> str:

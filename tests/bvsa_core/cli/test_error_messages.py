@@ -60,6 +60,7 @@ MISTAKES = {
     "train --falloff lin": "unknown falloff 'lin'; did you mean 'linear'? choose one of exp, linear, quadratic, log,"
     " brachistochrone (see --help)",
     "train --optimiser sgd": "unknown optimiser 'sgd'; choose one of adamw, adam (see --help)",
+    "features --data {d} --vision rn-50": f"unknown vision encoder 'rn-50'; did you mean 'RN50'? {VISION}",
     "features --data {d} --vision tiny2": f"unknown vision encoder 'tiny2'; did you mean 'tiny'? {VISION}",
     "evaluate {r} --gate papr": f"unknown gate 'papr'; did you mean 'paper'? {GATES}",
     "evaluate {r} --rescoring cls": "unknown rescoring 'cls'; did you mean 'csls'? choose one of none, csls, sinkhorn",
