@@ -1,5 +1,6 @@
 """Small synthetic data sets, made once per session."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,12 +8,19 @@ import pytest
 from dask_cluster import Cluster
 from fork_server import Forks
 
+from bvsa_core.io.atomic import NO_LOCK
 from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
 
 SMALL = {"subjects": 2, "train_concepts": 30, "images_per_concept": 3, "train_repetitions": 2, "test_concepts": 12}
 SMALL |= {"test_repetitions": 6, "samples": 100, "signal_to_noise": 1.0}
 TINY = "--subjects 1 --train_concepts 10 --images_per_concept 3 --train_repetitions 1 --test_concepts 6"
 TINY = (*TINY.split(), "--test_repetitions", 2, "--samples", 75)
+
+
+@pytest.fixture(autouse=True)
+def locks(monkeypatch) -> None:
+    """Keep a test's --no_lock, which holds for the whole process, from the tests after it."""
+    monkeypatch.setenv(NO_LOCK, os.environ.get(NO_LOCK, ""))
 
 
 @pytest.fixture(scope="session")
