@@ -140,16 +140,18 @@ def data_folders(parsed: jsonargparse.Namespace, grid: Grid, display: Display) -
     sizes["subjects"] = max(sizes["subjects"], 2 if "inter" in grid.settings else 1)
     full = FULL.with_name(Path(parsed.grid).stem) if grid.synthetic else FULL
     folders: dict[str, Path] = {}
-    if not grid.synthetic:
-        recorded = "for recorded ones give --eeg or --meg"
-        say(f"no folder of recordings was given: the grid runs on synthetic data; {recorded}", file=sys.stderr)
     for modality in grid.modalities:
         as_demo = modality == "eeg" and sizes["subjects"] == 1
         other = f"{full.name if grid.synthetic else 'synthetic'}_{modality}_{sizes['subjects']}_subjects"
         folders[modality] = full if as_demo else full.with_name(other)
-        for vision in grid.vision if not folders[modality].exists() else ():
+    if not all(folder.exists() for folder in folders.values()):
+        for vision in grid.vision:
             check_weights(vision, parsed.weights, parsed.cache_dir)  # before data are made
-        make_dataset(folders[modality], SyntheticConfig(**{**sizes, "modality": modality}), display)
+    if not grid.synthetic:
+        recorded = "for recorded ones give --eeg or --meg"
+        say(f"no folder of recordings was given: the grid runs on synthetic data; {recorded}", file=sys.stderr)
+    for modality, folder in folders.items():
+        make_dataset(folder, SyntheticConfig(**{**sizes, "modality": modality}), display)
     return folders
 
 

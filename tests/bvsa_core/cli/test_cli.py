@@ -116,7 +116,8 @@ def test_features_fill_the_bank_that_runs_then_only_read(small_data, tmp_path, s
 
 def test_all_subjects_are_trained_one_after_another(small_data, tmp_path, succeed):
     out = ["--subject", "all", "--out", tmp_path / "runs", "--method", "vanilla"]
-    assert "2 subject(s) x 1 seed(s)" in succeed("train", "--data", small_data, *out, *QUICK).replace("\n", " ")
+    shown = succeed("train", "--data", small_data, *out, *QUICK)
+    assert "2 subject(s) x 1 seed(s)" in " ".join(shown.split())
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"sub-01", "sub-02"}
 
 
