@@ -34,8 +34,10 @@ PYBIND11_MODULE(_cuda, m) {
       py::arg("params"), py::arg("gradients"), py::arg("stream"), "Launch on a cudaStream_t of the current device.");
   m.def(
       "parameter_gradient_tiles",
-      [](const fovblur::BlurParams& params) { return fovblur::parameter_gradient_tiles(params.shape); }, py::arg("params"),
-      "Partial sums of a sample's parameter gradients that foveated_blur_backward writes.");
+      [](const fovblur::BlurParams& params, const fovblur::Images& grad) {
+        return fovblur::parameter_gradient_tiles(params, grad.dtype);
+      },
+      py::arg("params"), py::arg("grad"), "Partial sums of a sample's parameter gradients that foveated_blur_backward writes.");
   m.def(
       "enhanced_similarity",
       [](const fovblur::SimilarityParams& params, uintptr_t out, int out_dtype, uintptr_t stream) {

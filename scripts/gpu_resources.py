@@ -56,6 +56,8 @@ Where few blocks share a multiprocessor, this is intended:
 - Triton's `blur` of float32 keeps its taps, in two parts, in shared memory.
 - `blur_products` filters whole rows of images up to 256 pixels wide: a block of 16 warps with 128 registers each fills
   a multiprocessor. What its warps share is read from shared memory where it is needed, so that nothing is spilled.
+- `parameter_products` has as many warps, and filters columns first, straight from the copied rows: filtered columns
+  pass through shared memory and take no registers. For radii above 32 it does wide images in parts of their columns.
 - `blur_products_tf32` keeps taps and the filtered rows of 2 D + 1 chunks in registers, so that only pixels pass through
   shared memory. Its operands take two registers each; three blocks would need 168.
 - `blur_direct` and `blur_parameter_gradient` take nearly all the shared memory that sm_86 has for large images: a wide

@@ -233,7 +233,7 @@ void blur(DType source, DType result, const int64_t (&shape)[4], Layout layout, 
   check(fovblur::foveated_blur_cuda(p, out.images(), nullptr));
 
   const bool has_gradient = result != DType::uint8, has_image_gradient = has_gradient && source != DType::uint8;
-  const int64_t tiles = has_gradient ? fovblur::parameter_gradient_tiles(p.shape) : 0;
+  const int64_t tiles = has_gradient ? fovblur::parameter_gradient_tiles(p, result) : 0;
   Buffer of_sigma(std::max<int64_t>(batch * tiles, 1) * 4), of_gain(std::max<int64_t>(batch * tiles, 1) * 4);
   if (has_gradient) {
     grad.draw(-0.5, 1);

@@ -49,6 +49,14 @@ __device__ __forceinline__ void load_matrices(const void* row, uint32_t (&m)[4])
                : "memory");
 }
 
+// The same of the transposed matrices: rows 2t..2t+1 of column g of each.
+__device__ __forceinline__ void load_transposed_matrices(const void* row, uint32_t (&m)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+               : "memory");
+}
+
 // Two floats rounded to the operand's type, the first in the low bits.
 __device__ __forceinline__ uint32_t pack_half(float low, float high) {
   uint32_t both;

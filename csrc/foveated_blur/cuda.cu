@@ -9,6 +9,7 @@
 #include "cuda_filter.cuh"
 #include "cuda_pixels.cuh"
 #include "cuda_products.cuh"
+#include "cuda_products_gradient.cuh"
 #include "cuda_products_tf32.cuh"
 #include "cuda_split.cuh"
 #include "cuda_streamed.cuh"
@@ -45,23 +46,74 @@ struct Tiling {
 
 constexpr int kBlockBytes = 99 * 1024;  // the latter on sm_86
 
-// Strips of the planes for the products of 16-bit operands, and of those that float is split into: as wide as their rows fit
-// into shared memory, up to 16 or 8 tiles; all rows, or a part of them if there are few planes.
-template <class Source, bool kAdjoint>
-struct Strips {
-  static constexpr bool kSplit = std::is_same_v<Source, float>;
-  static constexpr int kMostColumns = kSplit ? kSplitColumns : kMostStripThreads / 32;
-  static constexpr int kMostBytes = kSplit ? kSplitBytes : kBlockBytes;
+// Threads of a block whose warps make up to 16 tiles of columns, and bytes of the direct form that such a block falls back to.
+constexpr int threads_of_products(int columns) {
+  return columns <= kMostStripThreads / 64 ? kMostStripThreads / 2 : kMostStripThreads;
+}
+template <int kFilters>
+constexpr int direct_bytes(int threads) {
+  return int(threads == kMostStripThreads ? sizeof(FilterMemory<kMostStripThreads, kFilters>)
+                                          : sizeof(FilterMemory<kMostStripThreads / 2, kFilters>));
+}
 
+// Tiles of columns that are staged for the strip that reads the most.
+template <int D>
+int most_staged_tiles(int columns, int column_strips, int image_columns) {
+  const bool inner = column_strips > 1;
+  return staged_tiles(inner ? D : 0, columns, inner ? columns + 2 * D : image_columns, D);
+}
+
+// Shared memory of a block by the tiles of columns of its strip, how many strips an image has, and the tiles of the image: for
+// the blur and the gradient of images as products of 16-bit operands; for the gradients of sigma and gain, which can do a strip
+// in parts; and for products that float is split into.
+template <class Source, bool kAdjoint>
+struct BlurMemory {
+  static constexpr int kMostColumns = kMostStripThreads / 32, kMostBytes = kBlockBytes;
+  static int threads(int columns) { return threads_of_products(columns); }
+  static int bytes(int columns, int column_strips, int image_columns) {
+    const int near = Stages<Source, kAdjoint, 2>::bytes(most_staged_tiles<2>(columns, column_strips, image_columns));
+    const int far =
+        Stages<Source, kAdjoint, kMostReach>::bytes(most_staged_tiles<kMostReach>(columns, column_strips, image_columns));
+    return std::max(int(sizeof(TapTables)) + std::max(near, far), direct_bytes<1>(threads(columns)));
+  }
+};
+
+template <class Source>
+struct SumMemory {
+  static constexpr int kMostColumns = kMostStripThreads / 32, kMostBytes = kBlockBytes;
+  static int threads(int columns) { return threads_of_products(columns); }
+  static int bytes(int columns, int column_strips, int image_columns) {
+    const int near = SumStages<Source, 2>::bytes(most_staged_tiles<2>(columns, column_strips, image_columns));
+    const int far = SumStages<Source, kMostReach>::bytes(most_staged_tiles<kMostReach>(columns, column_strips, image_columns));
+    const int tables = int(sizeof(SumTables));
+    return std::max({tables + near, std::min(tables + far, kBlockBytes), tables + direct_bytes<2>(threads(columns))});
+  }
+};
+
+struct SplitMemory {
+  static constexpr int kMostColumns = kSplitColumns, kMostBytes = kSplitBytes;
+  static int threads(int) { return kSplitThreads; }
+  static int bytes(int columns, int column_strips, int image_columns) {
+    auto read = [&](int reach) { return std::min(columns + std::min(column_strips - 1, 2) * reach, image_columns); };
+    const int stages =
+        std::max(SplitStages<1>::bytes(columns, read(1)), SplitStages<kSplitReach>::bytes(columns, read(kSplitReach)));
+    return std::max(int(sizeof(SplitTables)) + stages, int(sizeof(FilterMemory<kSplitThreads, 1>)));
+  }
+};
+
+// Strips of the planes for products: as wide as their rows fit into shared memory, up to 16 or 8 tiles; all rows, or a part of
+// them if there are few planes.
+template <class Memory>
+struct Strips {
   int height, width, columns, column_strips, rows, row_strips, channels_together;  // columns and rows in tiles
   int64_t channels, channel_groups, count;
   int64_t first = 0;  // of a launch
 
   explicit Strips(const int64_t (&shape)[4]) : height(int(shape[2])), width(int(shape[3])), channels(shape[1]) {
     const int row_tiles = (height + kTile - 1) / kTile, column_tiles = (width + kTile - 1) / kTile;
-    for (column_strips = (column_tiles + kMostColumns - 1) / kMostColumns;; ++column_strips) {
+    for (column_strips = (column_tiles + Memory::kMostColumns - 1) / Memory::kMostColumns;; ++column_strips) {
       columns = (column_tiles + column_strips - 1) / column_strips;
-      if (shared_bytes() <= kMostBytes) break;
+      if (shared_bytes() <= Memory::kMostBytes) break;
     }
     column_strips = (column_tiles + columns - 1) / columns;
     const int64_t enough = 512;  // blocks for every multiprocessor
@@ -73,34 +125,8 @@ struct Strips {
     count = planes * row_strips;
   }
 
-  int threads() const {
-    if (kSplit) return kSplitThreads;
-    return columns <= kMostStripThreads / 64 ? kMostStripThreads / 2 : kMostStripThreads;
-  }
-
-  int shared_bytes() const {
-    if constexpr (kSplit) {
-      const int stages = std::max(SplitStages<1>::bytes(columns, read_tiles(1)),
-                                  SplitStages<kSplitReach>::bytes(columns, read_tiles(kSplitReach)));
-      return std::max(int(sizeof(SplitTables)) + stages, int(sizeof(FilterMemory<kSplitThreads, 1>)));
-    }
-    const int products = int(sizeof(TapTables)) + std::max(stage_bytes<2>(), stage_bytes<kMostReach>());
-    const bool most = threads() == kMostStripThreads;
-    const int direct = int(most ? sizeof(FilterMemory<kMostStripThreads, 1>) : sizeof(FilterMemory<kMostStripThreads / 2, 1>));
-    return std::max(products, direct);
-  }
-
-  // Tiles of columns that the widest strip reads.
-  int read_tiles(int reach) const {
-    return std::min(columns + std::min(column_strips - 1, 2) * reach, (width + kTile - 1) / kTile);
-  }
-
-  template <int D>
-  int stage_bytes() const {
-    const bool inner = column_strips > 1;  // these read the most columns
-    const int tiles = staged_tiles(inner ? D : 0, columns, inner ? columns + 2 * D : (width + kTile - 1) / kTile, D);
-    return Stages<Source, kAdjoint, D>::bytes(tiles);
-  }
+  int threads() const { return Memory::threads(columns); }
+  int shared_bytes() const { return Memory::bytes(columns, column_strips, (width + kTile - 1) / kTile); }
 
   __device__ Work work(int64_t block) const {
     const int64_t place = first + block;
@@ -131,9 +157,9 @@ __device__ void direct_tile(const Pass& pass, const Taps& taps, int height, int 
 
 constexpr int kFallbackSubRuns = 2;
 
-template <int kThreads>
-__device__ FilterMemory<kThreads, 1>& filter_memory() {
-  return *reinterpret_cast<FilterMemory<kThreads, 1>*>(dynamic_shared);
+template <int kThreads, int kFilters = 1>
+__device__ FilterMemory<kThreads, kFilters>& filter_memory() {
+  return *reinterpret_cast<FilterMemory<kThreads, kFilters>*>(dynamic_shared);
 }
 
 // The direct form of a region, tile by tile, for radii whose ring does not fit and where 16-bit products fail.
@@ -181,17 +207,16 @@ __device__ void tf32_strip(const Pass& pass, const Taps& taps, const Tf32Strip& 
                 shared.direct);
 }
 
-template <int kThreads>
+template <int kThreads, int kSubRuns>
 __device__ void parameter_sums_of_region(const ParameterSums& sums, const Taps& taps, const Region& region, float& of_sigma,
-                                         float& of_gain) {
-  auto& shared = *reinterpret_cast<FilterMemory<kThreads, 2>*>(dynamic_shared);
+                                         float& of_gain, FilterMemory<kThreads, 2>& shared) {
   hold_taps(taps, shared);
-  for (int row = region.first_row; row < region.end_row; row += 4 * kRun * kFallbackSubRuns)
+  for (int row = region.first_row; row < region.end_row; row += 4 * kRun * kSubRuns)
     for (int column = region.first_column; column < region.end_column; column += Shape<kThreads>::kColumns) {
-      float blurred[kFallbackSubRuns][kRun] = {}, slope[kFallbackSubRuns][kRun] = {};
-      filter_tile<kThreads, kFallbackSubRuns, 2>([&](int i, int j) { return sums.source.load(i, j); }, taps, region.height,
-                                                 region.width, row, column, shared, blurred, slope);
-      auto each_output = [&](const float(&filtered)[kFallbackSubRuns][kRun], const auto& each) {
+      float blurred[kSubRuns][kRun] = {}, slope[kSubRuns][kRun] = {};
+      filter_tile<kThreads, kSubRuns, 2>([&](int i, int j) { return sums.source.load(i, j); }, taps, region.height, region.width,
+                                         row, column, shared, blurred, slope);
+      auto each_output = [&](const float(&filtered)[kSubRuns][kRun], const auto& each) {
         for_each_output<kThreads>(filtered, region.height, region.width, row, column, shared.filtered[0], each);
       };
       each_output(slope, [&](int i, int j, float y) {
@@ -256,12 +281,14 @@ __global__ void __launch_bounds__(kDirectThreads, 2)
   __shared__ float partial[2][kDirectThreads];
   tiling.for_own_tiles([&](int64_t sample, int64_t channel, int row, int column, int64_t tile) {
     const Taps taps = make_taps<kDirectThreads>(p, sample, partial);
-    const ParameterSums sums(p, gradients, sample, channel);
+    const Weight weight(p, sample);
+    const ParameterSums sums(p, gradients, sample, channel, weight);
     const Region region = region_of(p, tiling, row, column);
     const Walk<kDirectThreads, 2> walk(region, taps.radius, shared_floats);
     float of_sigma = 0.0f, of_gain = 0.0f;
     if (walk.columns == 0) {
-      parameter_sums_of_region<kDirectThreads>(sums, taps, region, of_sigma, of_gain);
+      parameter_sums_of_region<kDirectThreads, kFallbackSubRuns>(sums, taps, region, of_sigma, of_gain,
+                                                                 filter_memory<kDirectThreads, 2>());
     } else {
       walk.hold(taps);
       Stream(sums, walk, region).run(SummedOutput(sums, region, of_sigma, of_gain));
@@ -300,7 +327,8 @@ __device__ void direct_strip(const BlurParams& p, const Destination& destination
 }
 
 template <class Source, class Destination>
-using StripsOf = Strips<Source, std::is_same_v<Destination, BlurGradients>>;
+using StripsOf = Strips<std::conditional_t<std::is_same_v<Source, float>, SplitMemory,
+                                           BlurMemory<Source, std::is_same_v<Destination, BlurGradients>>>>;
 
 // Images as products of 16-bit operands, and directly where those cannot compute them: a radius beyond their reach or as
 // large as the image, non-finite pixels.
@@ -391,6 +419,77 @@ __global__ void __launch_bounds__(kSplitThreads, 2) blur_split(const BlurParams 
   }
 }
 
+// Adds the sums of the channels of tables.work to the block's partial sums in device memory, in the direct form. What it needs
+// lies in shared memory, since registers are short.
+template <int kThreads>
+__device__ void add_channels_directly(const BlurParams& p, const BlurGradients& gradients, SumTables& tables,
+                                      int64_t first_place) {
+  auto& shared = *reinterpret_cast<FilterMemory<kThreads, 2>*>(&tables + 1);
+  for (;;) {
+    __syncthreads();
+    if (tables.work.channels == 0) return;
+    const Taps taps = make_taps<kThreads>(p, tables.work.sample, shared.partial);
+    if (threadIdx.x == 0) tables.taps = taps;
+    __syncthreads();
+    float of_sigma = 0.0f, of_gain = 0.0f;
+    parameter_sums_of_region<kThreads, 1>(
+        ParameterSums(p, gradients, tables.work.sample, tables.work.first_channel, tables.weight), tables.taps, tables.region,
+        of_sigma, of_gain, shared);
+    block_sum<kThreads>(of_sigma, of_gain, shared.partial);
+    if (threadIdx.x != 0) continue;
+    const float factor = Normalisation(p, tables.work.first_channel).factor;
+    const int64_t place = first_place + recomputed(int(blockIdx.x));
+    if (gradients.grad_sigma) static_cast<float*>(gradients.grad_sigma)[place] += factor * shared.partial[0][0];
+    if (gradients.grad_gain) static_cast<float*>(gradients.grad_gain)[place] += factor * shared.partial[1][0];
+    ++tables.work.first_channel;
+    --tables.work.channels;
+  }
+}
+
+// The gradients of sigma and gain as products of 16-bit operands, and directly where those cannot compute them: a radius beyond
+// their reach or as large as the image, operands that are not finite. A block writes one partial sum of each.
+template <class Source>
+__global__ void __launch_bounds__(kMostStripThreads, 1)
+    parameter_products(const BlurParams p, const BlurGradients gradients, const Strips<SumMemory<Source>> strips,
+                       const int shared_bytes) {
+  unsigned char* memory = reinterpret_cast<unsigned char*>(dynamic_shared);
+  SumTables& tables = *reinterpret_cast<SumTables*>(memory);
+  if (threadIdx.x == 0) {
+    tables.work = strips.work(blockIdx.x);
+    tables.radius = radius_of(p, tables.work.sample);
+  }
+  if (threadIdx.x < kMostStripThreads / 32) tables.sums[threadIdx.x][0] = tables.sums[threadIdx.x][1] = 0.0f;
+  __syncthreads();
+  const int radius = tables.radius;
+  const bool multiplies = radius <= kTile * kMostReach && radius < p.shape[2] - 1 && radius < p.shape[3] - 1;
+  if (radius > 0 && multiplies) {
+    make_tables<Source>(p, tables.work.sample, PixelsOf<Source>::kTapScale, tables);
+    unsigned char* stages = memory + sizeof(SumTables);
+    const int bytes = shared_bytes - int(sizeof(SumTables));
+    if (radius <= 2 * kTile)
+      add_strip<Source, 2>(p, gradients.grad, tables, stages, bytes);
+    else
+      add_strip<Source, kMostReach>(p, gradients.grad, tables, stages, bytes);
+  }
+  __syncthreads();
+  float of_sigma = 0.0f, of_gain = 0.0f;
+  for (const auto& of_warp : tables.sums) of_sigma += of_warp[0], of_gain += of_warp[1];
+  const bool done = radius == 0 || (multiplies && isfinite(of_sigma) && isfinite(of_gain));
+  if (threadIdx.x == 0) {
+    const int64_t place = strips.first + blockIdx.x;
+    if (gradients.grad_sigma) static_cast<float*>(gradients.grad_sigma)[place] = done ? of_sigma : 0.0f;
+    if (gradients.grad_gain) static_cast<float*>(gradients.grad_gain)[place] = done ? of_gain : 0.0f;
+    tables.region = region_of(p, strips.work(blockIdx.x).strip);
+    tables.weight = Weight(p, tables.work.sample);
+  }
+  if (done) return;
+  if (blockDim.x == kMostStripThreads) {
+    add_channels_directly<kMostStripThreads>(p, gradients, tables, strips.first);
+  } else {
+    add_channels_directly<kMostStripThreads / 2>(p, gradients, tables, strips.first);
+  }
+}
+
 // ---- launches ----
 
 enum class Form { exact, products };
@@ -415,26 +514,42 @@ Form choose_form(DType source, DType result, const BlurParams& p) {
   return exact_enough || p.allow_tf32 ? Form::products : Form::exact;
 }
 
+// Whether the gradients of sigma and gain are computed by products, which are of 16-bit operands only.
+bool multiplies_sums(const BlurParams& p, DType grad) {
+  return p.images.dtype != DType::float32 && choose_form(p.images.dtype, grad, p) == Form::products;
+}
+
+// Calls each(strips, bytes of shared memory) to launch as many strips as a grid holds, until all are.
+template <class Kernel, class Memory, class Each>
+cudaError_t launch_strips(Kernel kernel, Strips<Memory> strips, const Each& each) {
+  const int bytes = strips.shared_bytes();
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  for (; error == cudaSuccess && strips.first < strips.count; strips.first += INT32_MAX) error = each(strips, bytes);
+  return error;
+}
+
 template <class Source, class Destination>
 cudaError_t launch_products(const BlurParams& p, const Destination& destination, void* stream) {
-  StripsOf<Source, Destination> strips(p.shape);
-  const int bytes = strips.shared_bytes();
   const auto kernel = blur_products<Source, Destination>;
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  for (; error == cudaSuccess && strips.first < strips.count; strips.first += INT32_MAX)  // as many as a grid holds
-    error = launch(kernel, strips.threads(), strips.count - strips.first, bytes, stream, p, destination, strips);
-  return error;
+  return launch_strips(kernel, StripsOf<Source, Destination>(p.shape), [&](const auto& strips, int bytes) {
+    return launch(kernel, strips.threads(), strips.count - strips.first, bytes, stream, p, destination, strips);
+  });
+}
+
+template <class Source>
+cudaError_t launch_parameter_products(const BlurParams& p, const BlurGradients& gradients, void* stream) {
+  const auto kernel = parameter_products<Source>;
+  return launch_strips(kernel, Strips<SumMemory<Source>>(p.shape), [&](const auto& strips, int bytes) {
+    return launch(kernel, strips.threads(), strips.count - strips.first, bytes, stream, p, gradients, strips, bytes);
+  });
 }
 
 template <class Destination>
 cudaError_t launch_split(const BlurParams& p, const Destination& destination, void* stream) {
-  StripsOf<float, Destination> strips(p.shape);
-  const int bytes = strips.shared_bytes();
   const auto kernel = blur_split<Destination>;
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  for (; error == cudaSuccess && strips.first < strips.count; strips.first += INT32_MAX)  // as many as a grid holds
-    error = launch(kernel, kSplitThreads, strips.count - strips.first, bytes, stream, p, destination, strips, bytes / 4);
-  return error;
+  return launch_strips(kernel, StripsOf<float, Destination>(p.shape), [&](const auto& strips, int bytes) {
+    return launch(kernel, kSplitThreads, strips.count - strips.first, bytes, stream, p, destination, strips, bytes / 4);
+  });
 }
 
 // Planes as tiles of the exact forms, cut so that every multiprocessor has some, in multiples of the last resort's tiles.
@@ -481,6 +596,14 @@ cudaError_t launch_pass(const BlurParams& p, const Destination& destination, DTy
   return launch(blur_products_tf32<Destination>, kStripThreads, tiling.tiles, 0, stream, p, destination, tiling);
 }
 
+cudaError_t launch_parameters(const BlurParams& p, const BlurGradients& gradients, void* stream) {
+  if (!multiplies_sums(p, gradients.grad.dtype))
+    return launch_walk<kDirectThreads, 2>(blur_parameter_gradient, p, gradients, exact_tiling(p.shape), stream);
+  if (p.images.dtype == DType::uint8) return launch_parameter_products<uint8_t>(p, gradients, stream);
+  if (p.images.dtype == DType::float16) return launch_parameter_products<Half>(p, gradients, stream);
+  return launch_parameter_products<BFloat16>(p, gradients, stream);
+}
+
 bool is_empty(const int64_t (&shape)[4]) { return shape[0] * shape[1] * shape[2] * shape[3] == 0; }
 
 const char* why_not(const int64_t (&shape)[4]) {
@@ -503,14 +626,15 @@ const char* foveated_blur_backward_cuda(const BlurParams& p, const BlurGradients
   cudaError_t error = cudaSuccess;
   if (gradients.grad_images.data)
     error = launch_pass(p, gradients, gradients.grad.dtype, gradients.grad_images.dtype, stream);
-  if (error == cudaSuccess && (gradients.grad_sigma || gradients.grad_gain)) {
-    error = launch_walk<kDirectThreads, 2>(blur_parameter_gradient, p, gradients, exact_tiling(p.shape), stream);
-  }
+  if (error == cudaSuccess && (gradients.grad_sigma || gradients.grad_gain)) error = launch_parameters(p, gradients, stream);
   return message(error);
 }
 
-int64_t parameter_gradient_tiles(const int64_t (&shape)[4]) {
-  return is_empty(shape) ? 0 : exact_tiling(shape).tiles / shape[0];
+int64_t parameter_gradient_tiles(const BlurParams& p, DType grad) {
+  if (is_empty(p.shape)) return 0;
+  if (!multiplies_sums(p, grad)) return exact_tiling(p.shape).tiles / p.shape[0];
+  if (p.images.dtype == DType::uint8) return Strips<SumMemory<uint8_t>>(p.shape).count / p.shape[0];
+  return Strips<SumMemory<Half>>(p.shape).count / p.shape[0];
 }
 
 }  // namespace fovblur

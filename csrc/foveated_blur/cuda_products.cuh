@@ -93,7 +93,7 @@ FOVBLUR_HD int staged_tiles(int first_column, int columns, int image_columns, in
 // The stages of 32 rows in shared memory: operands of the products, and pixels that have to be changed before they are.
 template <class Source, bool kAdjoint, int D>
 struct Stages {
-  static constexpr bool kPrepared = kAdjoint || sizeof(Source) == 1;
+  static constexpr bool kPrepared = kAdjoint || sizeof(Source) == 1, kHoldsPlaces = true;
   static constexpr int kAhead = D < kMostReach ? 2 : 1;
   // A step reads the stage that it filters, and the one that it finishes, which is kLag steps older.
   static constexpr int kLag = D / 2 + 1, kOperands = kLag + 1 + (kPrepared ? 1 : kAhead), kPixels = kPrepared ? kAhead : 0;
@@ -157,6 +157,24 @@ struct Mirror {
   __device__ bool at_last(int sum) const { return sum + 2 * (kTile - 1) >= 2 * last - radius; }
 };
 
+// A lane's part of the terms of the tile that starts at (row, column) that are mirrored at `pixel`.
+template <bool kAdjoint>
+__device__ uint4 mirrored_tile(const uint32_t* pairs, const LaneRows& rows, int lane, int pixel, int row, int column) {
+  const int pair = lane % 4 * 2;
+  const uint32_t* own = pairs + recomputed(kMiddle + row + column - 2 * pixel + rows.first + pair);
+  uint4 a = make_uint4(own[0], own[rows.step], own[8], own[8 + rows.step]);
+  if (kAdjoint) {  // the pixel itself is not mirrored
+    if (pixel - row == rows.first) a.x = a.z = 0;
+    if (pixel - row == rows.first + rows.step) a.y = a.w = 0;
+  } else {
+    const int place = pixel - column - pair;
+    const uint32_t kept = place % 2 == 0 ? 0xffff0000u : 0x0000ffffu;
+    if (place == 0 || place == 1) a.x &= kept, a.y &= kept;
+    if (place == 8 || place == 9) a.z &= kept, a.w &= kept;
+  }
+  return a;
+}
+
 // Products with tiles of A, whose rows are arranged as `rows` says.
 template <class Type, bool kAdjoint>
 struct Multiply {
@@ -178,38 +196,25 @@ struct Multiply {
 
  private:
   __device__ void mirrored_at(int pixel, int row, int column, float (&c)[2][4], const uint32_t (&b)[2][2]) const {
-    const int pair = lane % 4 * 2;
-    const uint32_t* own = pairs + recomputed(kMiddle + row + column - 2 * pixel + rows.first + pair);
-    uint32_t a[4] = {own[0], own[rows.step], own[8], own[8 + rows.step]};
-    if (kAdjoint) {  // the pixel itself is not mirrored
-      if (pixel - row == rows.first) a[0] = a[2] = 0;
-      if (pixel - row == rows.first + rows.step) a[1] = a[3] = 0;
-    } else {
-      const int place = pixel - column - pair;
-      const uint32_t kept = place % 2 == 0 ? 0xffff0000u : 0x0000ffffu;
-      if (place == 0 || place == 1) a[0] &= kept, a[1] &= kept;
-      if (place == 8 || place == 9) a[2] &= kept, a[3] &= kept;
-    }
-    band(make_uint4(a[0], a[1], a[2], a[3]), c, b);
+    band(mirrored_tile<kAdjoint>(pairs, rows, lane, pixel, row, column), c, b);
   }
 };
 
 // Copies the rows of a strip to shared memory, 32 at a time and channel after channel. A thread changes only pixels that it
 // has copied itself.
-template <class Source, bool kAdjoint, int D>
+template <class Source, class S, class Tables, int D>
 struct Feed {
-  using S = Stages<Source, kAdjoint, D>;
   static constexpr int kPixels = 16 / int(sizeof(Source));  // of a chunk
   static constexpr int kSlots = S::kPrepared ? S::kPixels : S::kOperands;
 
   const BlurParams& p;
   const Images& images;
-  const TapTables& tables;
+  const Tables& tables;
   int thread, next_row, slot = 0, prepared_slot = 0;
   unsigned char* operands;
 
-  // The thread's first chunk of the upper half of a stage; it copies the chunk 16 rows below too.
-  int own_row, own_place, own_bytes;
+  // The thread's first chunk of the upper half of a stage; it copies the chunk 16 rows below too. Held where registers suffice.
+  int held_row, held_place, held_bytes;
   const Source* own_from;
 
   __device__ static Margins margins(const BlurParams& p, const Images& images, const Work& work) {
@@ -226,15 +231,17 @@ struct Feed {
     return m;
   }
 
-  __device__ Feed(const BlurParams& p, const Images& images, const TapTables& tables, int thread, unsigned char* memory)
+  __device__ Feed(const BlurParams& p, const Images& images, const Tables& tables, int thread, unsigned char* memory)
       : p(p), images(images), tables(tables), thread(thread), next_row(kStageRows * tables.margins.first_row),
         operands(memory) {
-    own_row = row_of(thread);
-    own_place = place_of(thread, own_row, own_column());
-    if (!S::kPrepared) own_place = recomputed(own_place);
-    own_bytes = recomputed(thread < chunks() ? bytes_inside(own_column()) : -1);
+    if constexpr (S::kHoldsPlaces) {
+      held_row = row_of(thread);
+      held_place = place_of(thread, held_row, own_column());
+      if (!S::kPrepared) held_place = recomputed(held_place);
+      held_bytes = recomputed(first_bytes(thread));
+    }
     own_from = static_cast<const Source*>(images.data) + images.plane(tables.work.sample, tables.work.first_channel) +
-               (next_row + own_row) * images.strides[2] + (tables.margins.first_column + own_column()) * images.strides[3];
+               (next_row + own_row()) * images.strides[2] + (tables.margins.first_column + own_column()) * images.strides[3];
   }
 
   __device__ int height() const { return int(p.shape[2]); }
@@ -249,7 +256,8 @@ struct Feed {
   // width, and its address in device memory for the next stage.
   __device__ int row_of(int chunk) const { return chunk * tables.margins.inverse >> 16; }
   __device__ int column_of(int chunk, int row) const { return (chunk - row * row_chunks()) * kPixels; }
-  __device__ int own_column() const { return column_of(thread, own_row); }
+  __device__ int own_row() const { return S::kHoldsPlaces ? held_row : row_of(recomputed(thread)); }
+  __device__ int own_column() const { return column_of(thread, own_row()); }
   __device__ int operand_place(int row, int column) const { return 2 * (row * S::stride(tiles()) + column); }
   __device__ int place_of(int chunk, int row, int column) const {
     return S::kPrepared ? 16 * chunk : operand_place(row, column);
@@ -257,14 +265,15 @@ struct Feed {
   __device__ int bytes_inside(int column) const {
     return max(min(int(p.shape[3]) - tables.margins.first_column - column, kPixels), 0) * int(sizeof(Source));
   }
+  __device__ int first_bytes(int chunk) const { return chunk < chunks() ? bytes_inside(own_column()) : -1; }
   __device__ const Source* from(int row, int column) const {
-    return own_from + (row - own_row) * images.strides[2] + (column - own_column()) * images.strides[3];
+    return own_from + (row - own_row()) * images.strides[2] + (column - own_column()) * images.strides[3];
   }
 
   // Calls each(chunk, row, column, half) for the thread's chunks of both halves.
   template <class Each>
   __device__ void for_own_chunks(const Each& each) const {
-    int row = own_row, column = own_column();
+    int row = own_row(), column = own_column();
 #pragma unroll 1
     for (int chunk = recomputed(thread); chunk < chunks();) {
 #pragma unroll 1
@@ -283,8 +292,10 @@ struct Feed {
       for (int h = 0; h < 2; ++h) each(next_row + row + kTile * h < height(), h * half_bytes(), kTile * h * images.strides[2]);
     };
     if (tables.margins.aligned) {
+      const int own_bytes = S::kHoldsPlaces ? held_bytes : first_bytes(recomputed(thread));
+      const int own_place = S::kHoldsPlaces ? held_place : place_of(recomputed(thread), own_row(), own_column());
       if (own_bytes >= 0)
-        both_halves(own_row, [&](bool inside, int place, int64_t offset) {
+        both_halves(own_row(), [&](bool inside, int place, int64_t offset) {
           copy_async(target + own_place + place, own_from + offset, inside ? own_bytes : 0);
         });
 #pragma unroll 1
@@ -386,8 +397,8 @@ __device__ void finish(const FinishConstants& constants, const Weight& weight, i
 template <class Source, bool kAdjoint, int D>
 __device__ uint32_t filter_planes(const BlurParams& p, const Images& source, const Images& target, float taps_sum,
                                   TapTables& tables, unsigned char* memory) {
-  using F = Feed<Source, kAdjoint, D>;
   using S = Stages<Source, kAdjoint, D>;
+  using F = Feed<Source, S, TapTables, D>;
   using Type = typename PixelsOf<Source>::Operand;
   using Operand = Mma16<Type>;
   constexpr int kTiles = 2 * D + 1, kHeldTiles = kTiles + 1, kAhead = S::kAhead, kLag = S::kLag;

@@ -495,9 +495,10 @@ struct StoredOutput {
 struct ParameterSums {
   static constexpr bool kPrepares = false;
   Plane source, grad;
-  Weight weight;
-  __device__ ParameterSums(const BlurParams& p, const BlurGradients& gradients, int64_t sample, int64_t channel)
-      : source(p.images, sample, channel), grad(gradients.grad, sample, channel), weight(p, sample) {}
+  const Weight& weight;
+  __device__ ParameterSums(const BlurParams& p, const BlurGradients& gradients, int64_t sample, int64_t channel,
+                           const Weight& weight)
+      : source(p.images, sample, channel), grad(gradients.grad, sample, channel), weight(weight) {}
 };
 
 struct SummedOutput {

@@ -50,7 +50,7 @@ def launch_backward(
 ) -> None:
     """Launch the gradients on a cudaStream_t; those of sigma and gain are sums over tiles, added up by PyTorch."""
     native = blur_params(module, images, params)
-    tiles = module.parameter_gradient_tiles(native)
+    tiles = module.parameter_gradient_tiles(native, describe(module, grad))
     totals = (grads.sigma, grads.gain)
     partial = [None if total is None else total.new_empty(len(total), tiles) for total in totals]
     gradients = blur_gradients(module, grad, BlurGradients(grads.images, *partial))

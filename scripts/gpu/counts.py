@@ -115,8 +115,8 @@ def forms() -> list[Form]:
             blurs.append(blur(name, source, result, size, "forward", tf32))
             if source != u8:
                 blurs.append(blur(name, source, result, size, "images", tf32))
-                if not tf32:
-                    blurs.append(blur(name, source, result, size, "parameters"))
+            if not tf32 and result != u8:
+                blurs.append(blur(name, source, result, size, "parameters"))
     scores = [
         similarity(dtype, name, k, tf32)
         for k in (0, 10)

@@ -59,7 +59,7 @@ void blur(int source, int result, int64_t side, bool tf32) {
   check(fovblur::foveated_blur_cuda(p, images_of(result, side), nullptr));
   if (result == 0) return;  // has no gradient
   fovblur::BlurGradients gradients = {images_of(result, side), {}, kData, kData};
-  call = "gradient of sigma and gain";
+  call = "gradient of sigma and gain, " + types;
   check(fovblur::foveated_blur_backward_cuda(p, gradients, nullptr));
   if (source == 0) return;
   gradients = {images_of(result, side), images_of(source, side), nullptr, nullptr};

@@ -12,6 +12,7 @@ RESIDENT = {
     "blur_products_tf32": 2,
     "blur_split": 1,  # two on sm_80 and sm_90, for which it is
     "blur_parameter_gradient": 1,
+    "parameter_products": 1,  # as blur_products
     "similarity_scores": 1,
     "merge_slices": 8,
 }
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.skipif(not HAS_NVCC, reason=WITHOUT_NVCC)
 
 def test_kernels_do_not_spill_and_share_a_multiprocessor(gpu_resources):
     rows = of(gpu_resources, "cuda")
-    assert len(rows) == len(ARCHITECTURES) * (4 + 7 + 2 + 1 + 16 + 1)
+    assert len(rows) == len(ARCHITECTURES) * (4 + 7 + 2 + 1 + 3 + 16 + 1)
     for row in rows:
         (blocks,) = (blocks for name, blocks in RESIDENT.items() if row["kernel"].startswith(name))
         assert_fits(row, blocks)
@@ -38,7 +39,7 @@ def test_shared_memory_is_what_a_launch_asks_for(gpu_resources):
         assert (row["static_shared"], row["dynamic_shared"]) == (0, similarity), row
     for row in of(gpu_resources, "cuda", "blur_products_tf32"):
         assert row["dynamic_shared"] == 0 < row["static_shared"] <= DEFAULT_SHARED, row
-    for row in of(gpu_resources, "cuda", "blur_products<"):
+    for row in of(gpu_resources, "cuda", "blur_products<") + of(gpu_resources, "cuda", "parameter_products"):
         assert row["static_shared"] == 0 < DEFAULT_SHARED < row["dynamic_shared"] <= SHARED_OF_A_BLOCK[86], row
     for row in of(gpu_resources, "cuda", "blur_direct<256") + of(gpu_resources, "cuda", "blur_parameter_gradient"):
         assert DEFAULT_SHARED < row["static_shared"] + row["dynamic_shared"] <= SHARED_OF_A_BLOCK[86], row
@@ -59,6 +60,8 @@ def test_calls_launch_the_form_that_is_exact_enough(gpu_resources):
     split = {f"blur, float32 to {kind}, 9.0" for kind in ("float16", "bfloat16", "float32")}
     assert launched["blur_split<Images>"] == split
     assert launched["blur_split<BlurGradients>"] == {"gradient of images, float32 to float32, 9.0"}
+    assert "gradient of sigma and gain, float16 to float32" in launched["parameter_products<Half>"]
+    assert "gradient of sigma and gain, uint8 to float32" in launched["blur_parameter_gradient"]
     assert "blur, uint8 to float16" in launched["blur_products<unsigned char, Images>"]
     assert launched["similarity_scores<ExactProducts, true, Matrix>"] == {"similarity, float32"}
     assert launched["similarity_scores<ExactProducts, false, Matrix>"] == {"similarity, float32, strided"}
@@ -87,6 +90,16 @@ def test_the_blur_uses_tensor_cores_and_wide_loads(gpu_resources):
         # For D = 1, 2 and 4, all or three of the 2 D + 1 tiles of taps are unrolled, in four products of 16 x 8 each.
         assert used["HMMA"] == 4 * ((3 + 3) + (5 + 5) + (3 + 9)), row
         assert used["LDG.128"] > 0 and used["STG.128"] > 0, row
+
+
+def test_gradients_of_sigma_and_gain_share_operands(gpu_resources):
+    rows = of(gpu_resources, "cuda", "parameter_products")
+    assert len(rows) == len(ARCHITECTURES) * 3
+    for row in rows:
+        # Taps and slopes filter columns in four products of 16 x 8 for each of 2 D + 1 tiles, and rows in six; near the
+        # border a loop has three times as many for one tile. D is 2 or 4.
+        assert row["instructions"]["HMMA"] == (4 + 6) * (5 + 9) + 2 * 3 * (4 + 6), row
+        assert row["instructions"]["LDGSTS.128"] > 0 and row["instructions"]["LDSM"] > 0, row
 
 
 def test_the_similarity_uses_tensor_cores_and_wide_copies(gpu_resources):

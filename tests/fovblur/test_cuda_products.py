@@ -3,9 +3,20 @@
 import pytest
 import torch
 from backends_under_test import exact, in_both_orders
-from comparisons import LAYOUTS, assert_close, exact_gradients, gradients, random_images, relative_error
+from comparisons import (
+    LAYOUTS,
+    assert_close,
+    edges,
+    exact_gradients,
+    exact_parameter_gradients,
+    followed_by_gradients,
+    gradients,
+    random_images,
+    relative_error,
+)
 
 import fovblur
+from fovblur.foveated_blur.params import BlurParams
 
 KERNEL_SIZES = (1, 3, 45, 51, 57, 101, 129, 131, 201)  # 129 reaches 64 pixels, the most that products serve
 TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
@@ -108,6 +119,38 @@ def test_gradients(implementation, dtype, shape, seed):
     assert_close(ours, exact_gradients(*arguments, std=0.25), IMAGE_GRADIENT[dtype], 4 * grad)
 
 
+@pytest.mark.parametrize("dtype", TYPES[:3], ids=str)
+def test_gradients_of_sigma_and_gain(implementation, dtype, seed):
+    sigma, kernel_size = torch.tensor([0.5, 2.0, 8.5, 16.0, 8.5]), torch.tensor([3, 51, 51, 101, 151])
+    images, gain = edges((5, 2, 70, 100), dtype), torch.rand(5)
+    grad = followed_by_gradients(images, sigma, kernel_size).to(torch.float16 if dtype == torch.uint8 else dtype)
+    leaves = [x.to(implementation.device).requires_grad_() for x in (sigma, gain)]
+    options = {"kernel_size": kernel_size, "falloff": "quadratic", "mean": 0.4, "std": 0.25, "out_dtype": grad.dtype}
+    y = fovblur.foveated_blur(images.to(implementation.device), leaves[0], gain=leaves[1], **options, backend="cuda")
+    ours = torch.autograd.grad(y, leaves, grad.to(implementation.device))
+    fixation, normalisation = torch.tensor([[35.0, 50.0]]).expand(5, 2), (torch.full((2,), 0.4), torch.full((2,), 0.25))
+    params = BlurParams(sigma, kernel_size, gain, fixation, *normalisation, "quadratic", 3.0)
+    for one, other in zip(ours, exact_parameter_gradients(grad, images, params)):
+        assert ((one.cpu() - other) / other).abs().max() < 4 * ROUNDING[dtype]
+
+
+@pytest.mark.parametrize("dtype", TYPES[1:3], ids=str)
+def test_parameter_gradients_of_large_and_infinite_pixels(implementation, dtype, seed):
+    """Where operands overflow, a block's channels are summed in the direct form."""
+    images = torch.full((3, 2, 40, 60), 0.5).to(dtype)
+    images[0, 1, 20, 30] = float("inf")
+    images[1, :, ::2] = min(torch.finfo(dtype).max / 1.01, 1e30)  # whose sums float32 holds
+    sigma, kernel_size, gain = torch.full((3,), 0.6), torch.full((3,), 5), torch.full((3,), 0.5)
+    images[2, :, :, 30:] = 1.0
+    grad = followed_by_gradients(images[1:], sigma[1:], kernel_size[1:]).to(dtype)
+    grad = torch.cat([torch.ones_like(grad[:1]), grad / 256])
+    _, of_sigma, of_gain = gradients(implementation, images, sigma, kernel_size, gain, grad)
+    _, *expected = exact_gradients(images[1:], sigma[1:], kernel_size[1:], gain[1:], grad[1:])
+    assert not of_sigma[0].isfinite() and not of_gain[0].isfinite()
+    for one, other in zip((of_sigma, of_gain), expected):
+        assert ((one[1:] - other) / other).abs().max() < 4 * ROUNDING[dtype]
+
+
 def test_a_border_gradient_beyond_half_precision(implementation):
     """A corner counts four times in the adjoint's product, so gradients above 16376 overflow a half."""
     images, grad = torch.rand(1, 1, 20, 30).half(), torch.full((1, 1, 20, 30), 30000.0).half()
@@ -141,12 +184,14 @@ def test_uint8_is_exact_in_float32_and_rounded_in_half_precision(implementation,
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_threads_may_take_turns_in_any_order(implementation, monkeypatch, tmp_path_factory, dtype, seed):
     images = random_images((3, 1, 40, 90), dtype)
-    options = {"kernel_size": torch.tensor([45, 3, 129]), "gain": 0.4}
+    options = {"kernel_size": torch.tensor([45, 3, 129]), "out_dtype": torch.float16 if dtype == torch.uint8 else dtype}
 
     def call() -> list[torch.Tensor]:
         leaf = images.to(implementation.device, copy=True).requires_grad_(dtype.is_floating_point)
-        out = fovblur.foveated_blur(leaf, **options, backend="cuda")
-        return [out, *(torch.autograd.grad(out.sum(), leaf) if leaf.requires_grad else ())]
+        parameters = [torch.tensor([7.0, 0.5, 20.0]), torch.tensor([0.4, 0.5, 0.6])]
+        sigma, gain = (x.to(implementation.device).requires_grad_() for x in parameters)
+        out = fovblur.foveated_blur(leaf, sigma, gain=gain, **options, backend="cuda")
+        return [out, *torch.autograd.grad(out.float().sum(), [leaf, sigma, gain][not leaf.requires_grad :])]
 
     results = in_both_orders(call, monkeypatch, tmp_path_factory)
     assert all(torch.equal(one, other) for one, other in zip(*results))

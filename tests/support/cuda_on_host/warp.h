@@ -97,13 +97,21 @@ inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[
   cuda_on_host::multiply<8>(c, all, of_a, of_b);
 }
 
-inline void load_matrices(const void* row, uint32_t (&m)[4]) {
+inline void load_matrices_as(bool transposed, const void* row, uint32_t (&m)[4]) {
   if (reinterpret_cast<uintptr_t>(row) % 16) cuda_on_host::fail("a row of load_matrices is not aligned to 16 bytes");
   const cuda_on_host::Exchange& all = cuda_on_host::exchange({reinterpret_cast<uint64_t>(row)});
   const unsigned g = cuda_on_host::lane() / 4, t = cuda_on_host::lane() % 4;
+  auto element = [&](unsigned k, unsigned row, unsigned column) {
+    uint16_t bits;
+    std::memcpy(&bits, reinterpret_cast<const char*>(all.words[8 * k + row][0]) + 2 * column, sizeof(bits));
+    return uint32_t(bits);
+  };
   for (unsigned k = 0; k < 4; ++k)
-    std::memcpy(&m[k], reinterpret_cast<const char*>(all.words[8 * k + g][0]) + 4 * t, sizeof(uint32_t));
+    m[k] = transposed ? element(k, 2 * t, g) | element(k, 2 * t + 1, g) << 16
+                      : element(k, g, 2 * t) | element(k, g, 2 * t + 1) << 16;
 }
+inline void load_matrices(const void* row, uint32_t (&m)[4]) { load_matrices_as(false, row, m); }
+inline void load_transposed_matrices(const void* row, uint32_t (&m)[4]) { load_matrices_as(true, row, m); }
 
 template <class Type>
 uint32_t pack(float low, float high) {
