@@ -27,7 +27,8 @@ from bvsa_core.vision.views import SHARP, Level
 BIN = 0.025  # seconds that are averaged into one value
 WINDOW, STEP = 4, 2  # bins of a window, and from one window to the next
 NEIGHBOURS = 5  # channels of a map's every value: one and those nearest to it
-PENALTIES = torch.logspace(-4, 4, 17, dtype=torch.float64)  # times the mean square of a principal component
+# Made by NumPy: torch would make threads at import, which a forked process does not survive.
+PENALTIES = np.logspace(-4, 4, 17)  # times the mean square of a principal component
 
 
 def ridge(x: Tensor, y: Tensor) -> Tensor:
@@ -39,7 +40,7 @@ def ridge(x: Tensor, y: Tensor) -> Tensor:
     squares = squares.clamp(min=0)
     projected = axes.T @ (x.T @ y)
     explained, total = projected.square().sum(1), y.square().sum()
-    penalties = PENALTIES.to(x.device)[:, None] * squares.mean().clamp(min=1e-30)
+    penalties = torch.tensor(PENALTIES, device=x.device)[:, None] * squares.mean().clamp(min=1e-30)
     shrunk = squares + penalties  # (penalties, P)
     residual = total - (explained * (squares + 2 * penalties) / shrunk.square()).sum(1)
     freedom = len(x) - (squares / shrunk).sum(1)

@@ -179,7 +179,7 @@ def test_published_scores_stay_in_their_columns():
     text = comparison_table.to_markdown("A | B", [absent, failed, entry(system="a|b")])
     assert "2 of 6 cells missing" in text and "a&#124;b" in text and "| 25.0 [20.0, 30.0] | 50.0 [40.0, 60.0] |" in text
     assert paper_results.find("SAMGA", "meg", "intra") and paper_results.find("NICE", "meg", "intra") is None
-    with pytest.raises(UserError, match="unknown published row 'SAMBA'; choose one of BraVL"):
+    with pytest.raises(UserError, match="unknown published row 'SAMBA'; did you mean 'SAMGA'\\? choose one of BraVL"):
         paper_results.check("SAMBA")
 
 
