@@ -150,8 +150,8 @@ def data_folders(parsed: jsonargparse.Namespace, grid: Grid, display: Display) -
     if not grid.synthetic:
         recorded = "for recorded ones give --eeg or --meg"
         say(f"no folder of recordings was given: the grid runs on synthetic data; {recorded}", file=sys.stderr)
-    for modality, folder in folders.items():
-        make_dataset(folder, SyntheticConfig(**{**sizes, "modality": modality}), display)
+    for modality in grid.modalities:
+        make_dataset(folders[modality], SyntheticConfig(**{**sizes, "modality": modality}), display)
     return folders
 
 
