@@ -137,7 +137,7 @@ def show(table: Sequence[MethodResult]) -> None:
 
 
 def in_words(results: Sequence[RunResult]) -> list[str]:
-    """Say which methods find more images than chance, and which pairs of them the results tell apart."""
+    """Say which methods find more images than chance, and which pairs of them differ significantly."""
     ranks: dict[str, np.ndarray] = {}  # (subjects, seeds, images) by method
     for name in dict.fromkeys(result.method for result in results):
         runs = ranks_by_subject(result for result in results if result.method == name)
@@ -149,7 +149,7 @@ def in_words(results: Sequence[RunResult]) -> list[str]:
         difference = 1 / ranks[one] - 1 / ranks[other]  # in average precision, which is finer than Top-1
         low, high = crossed_bootstrap(difference)
         points = f"{100 * difference.mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] points of mAP"
-        verdict = "not told apart" if low <= 0 <= high else "told apart"
+        verdict = "no significant difference" if low <= 0 <= high else "a significant difference"
         lines.append(f"{one} - {other}, on the same recordings: {points}: {verdict}")
     return [*lines, "The recordings are synthetic: what ranks first here need not do so on people."]
 

@@ -74,9 +74,9 @@ def test_words_under_the_table_follow_from_paired_intervals():
     ]  # fmt: skip
     lines = in_words(results)
     assert lines[0] == "Top-1 above chance (25 %) by the whole interval: a"
-    apart = "a - b, on the same recordings: +66.7 [+66.7, +66.7] points of mAP: told apart"
+    apart = "a - b, on the same recordings: +66.7 [+66.7, +66.7] points of mAP: a significant difference"
     assert lines[1] == apart and lines[2] == apart.replace("- b", "- c")
-    assert lines[3] == "b - c, on the same recordings: +0.0 [+0.0, +0.0] points of mAP: not told apart"
+    assert lines[3] == "b - c, on the same recordings: +0.0 [+0.0, +0.0] points of mAP: no significant difference"
 
 
 def test_demo_with_online_views_gives_the_same_table(tmp_path, succeed):
