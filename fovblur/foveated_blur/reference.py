@@ -26,8 +26,8 @@ def foveated_blur(
     """
     sigma, kernel_size, gain, fixation, mean, std, falloff, decay = params
     _, _, height, width = images.shape
-    if images.numel() == 0:
-        return images.to(out_dtype)
+    if images.numel() == 0:  # with gradients of 0
+        return (images.to(sigma.dtype) + 0 * (sigma.sum() + gain.sum())).to(out_dtype)
     x = images.to(sigma.dtype)
     weight = (gain[:, None, None] * acuity(falloff, decay, fixation, height, width))[:, None]
     blurred = gaussian(x, gaussian_taps(sigma, kernel_size, largest_size))
