@@ -220,7 +220,7 @@ class Decoder(
             known = [name for name, information in INFORMATION.items() if information == INDUCTIVE]
             raise UserError(unknown_name("gate of a search", gate, known))
         gate = self._gate(gate)
-        found, config = self._found(), self._here()
+        found, config = self._empty_images(), self._here()
         if isinstance(recordings, Dataset) and images is None and not found.rows:
             test = recordings.load(config.subject, "test")
             found.sources |= {name: recordings.image_path(name) for name in test.images}
@@ -392,7 +392,7 @@ class Decoder(
             raise UserError(f"target: features of {features.shape[1]} dimensions; trained on {width.embedding}")
         return features.detach().cpu()
 
-    def _found(self) -> Images:
+    def _empty_images(self) -> Images:
         return Images(0 if self._features is None else len(self._features), temporary_folder() / "images")
 
     def _data(
@@ -406,7 +406,7 @@ class Decoder(
         seen: TrainingSet | None = None,
     ) -> MemoryData:
         """Return recordings and images as the data of a training or a test."""
-        found = self._found()
+        found = self._empty_images()
         parts = gather(recordings, images, concepts, found, split, subjects)
         unnamed = {
             name for part in parts.values() for name, what in zip(part.images, part.concepts) if what + ".png" == name

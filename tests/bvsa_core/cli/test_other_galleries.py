@@ -82,7 +82,7 @@ def test_class_centres_are_means_of_other_images(finished, run_data, test_set, t
     assert "hubness" in full["statistics"] and "repetitions" not in full["statistics"]
 
 
-def test_galleries_are_found_by_captions(finished, captions, test_set, tmp_path, succeed, fail):
+def test_retrieve_searches_a_gallery_by_captions(finished, captions, test_set, tmp_path, succeed, fail):
     out = tmp_path / "found.json"
     flags = ("--gate", "always", "--top", 12, "--out", out)
     scores = {}

@@ -183,7 +183,7 @@ def test_the_headline_is_the_best_fair_row_with_interval_chance_and_n(report, pa
     assert "No row is a fair test" in to_html(Report("", unfair))
 
 
-def test_misses_are_grouped_by_rank_and_by_what_is_found_instead(report, page):
+def test_misses_are_grouped_by_rank_and_by_the_first_image(report, page):
     first, second = (misses(report, retrieval) for retrieval in report.retrievals)
     np.testing.assert_allclose(first.shares, [2 / 3, 1 / 3, 0, 0, 0])
     assert first.instead == [] and second.instead == [(EVIL, 2)]  # once each is no group

@@ -294,7 +294,7 @@ def test_a_server_that_asks_for_time_gets_it(server, monkeypatch):
     assert waits == [7, 0.002, 600, 0.008]
 
 
-def test_a_wait_is_told_with_its_reason_alone(monkeypatch):
+def test_a_wait_is_reported_with_its_reason_alone(monkeypatch):
     monkeypatch.setattr(http, "ATTEMPTS", 2)
     told = []
     client = http.Client({"huggingface.co": "http://127.0.0.1:9"}, told.append)  # where nobody answers
