@@ -510,7 +510,7 @@ bool splits_float32() {
 // PyTorch's matmul precision allows tf32. Only the device knows the radii; regions of radii beyond the reach of products are
 // filtered directly.
 Form choose_form(DType source, DType result, const BlurParams& p) {
-  const bool exact_enough = is_half(source) || (source == DType::uint8 && result != DType::float32);
+  const bool exact_enough = is_half(source) || (source == DType::uint8 && is_half(result));
   return exact_enough || p.allow_tf32 ? Form::products : Form::exact;
 }
 

@@ -92,8 +92,7 @@ def foveated_blur(
 
     Returns:
         (B, C, H, W) in ``out_dtype``, accumulated in float32 (float64 for float64 images). On GPUs half types and uint8
-        are multiplied in half precision or tf32, which changes a uint8 result by a tenth of a level before it is
-        rounded; cuda multiplies uint8 exactly if the result is float32.
+        are multiplied in half precision or tf32: by triton always, by cuda for uint8 only if the result is a half type.
         If ``torch.set_float32_matmul_precision`` allows tf32, which it does not by default, cuda multiplies float32 in
         tf32 and uint8 in half precision.
 
