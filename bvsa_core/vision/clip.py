@@ -54,7 +54,8 @@ class Clip:
     def encode_images(self, images: Tensor) -> Tensor:
         """Encode normalised images (B, 3, image_size, image_size) to unit-norm features (B, D) float32.
 
-        With layers, the spatial mean of each of these stages, unit-norm too, is appended to the output.
+        With layers, the spatial mean of each of these stages, unit-norm too, is appended to the output. Differentiable:
+        there is a graph if the images, or weights of the encoder, require gradients; none of `load_clip` does.
         """
         return torch.cat(self._encode(images), dim=-1)
 
@@ -63,7 +64,6 @@ class Clip:
         blank = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
         return [part.shape[1] for part in self._encode(blank)]
 
-    @torch.no_grad()
     def _encode(self, images: Tensor) -> list[Tensor]:
         outputs: dict[nn.Module, Tensor] = {}
 

@@ -148,3 +148,18 @@ def test_other_sizes_are_resized(tmp_path):
     Image.fromarray(np.full((50, 80, 3), 77, np.uint8)).save(tmp_path / "small.png")
     images = read_images([tmp_path / "small.png"], 224)
     assert images.shape == (1, 3, 224, 224) and (images == 77).all()
+
+
+def test_gradients_reach_the_blur_through_the_frozen_encoder(clip, paths):
+    online = OnlineViews(clip, read_images(paths[:3], clip.image_size))
+    direction = online(torch.arange(3), torch.zeros(3), torch.full((3,), 51))
+    assert not direction.requires_grad
+
+    def loss(gain):
+        return (online(torch.arange(3), gain, torch.full((3,), 51)) * direction).sum()
+
+    gain = torch.full((3,), 0.5, requires_grad=True)
+    (gradient,) = torch.autograd.grad(loss(gain), gain)
+    step = 0.02
+    expected = (loss(torch.full((3,), 0.5 + step)) - loss(torch.full((3,), 0.5 - step))) / (2 * step)
+    torch.testing.assert_close(gradient.sum(), expected, rtol=0.02, atol=0)
