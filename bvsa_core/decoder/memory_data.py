@@ -19,7 +19,8 @@ from bvsa_core.data.store import sha256_of
 from bvsa_core.errors import UserError, first_few
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.run_data import RunData
-from bvsa_core.vision.clip import Clip, load_clip
+from bvsa_core.vision.clip import load_clip
+from bvsa_core.vision.encoder import VisionEncoder
 from bvsa_core.vision.multilevel import Fusion
 from bvsa_core.vision.views import SHARP, BankedViews, Level, Views
 
@@ -108,7 +109,7 @@ class MemoryData(RunData):
         return _NamedImages(", ".join(dict.fromkeys(names)), self.images)
 
     @functools.cached_property
-    def clip(self) -> Clip:
+    def clip(self) -> VisionEncoder:
         """The image encoder, kept for the next data."""
         clip = _load_clip(self.config.vision, self.config.weights, self.config.cache_dir, self.device)
         return clip.with_layers(self.config.target_layers)

@@ -18,7 +18,8 @@ from bvsa_core.io.atomic import refuse_links
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.training.config import RunConfig, RunDataConfig
 from bvsa_core.vision.bank import FeatureBank
-from bvsa_core.vision.clip import Clip, load_clip
+from bvsa_core.vision.clip import load_clip
+from bvsa_core.vision.encoder import VisionEncoder
 from bvsa_core.vision.images import read_images
 from bvsa_core.vision.multilevel import Fusion, MultiLevelViews
 from bvsa_core.vision.views import BankedViews, Falloff, Level, OnlineViews, Views
@@ -68,7 +69,7 @@ class RunData:
         return Dataset(self.config.data)
 
     @functools.cached_property
-    def clip(self) -> Clip:
+    def clip(self) -> VisionEncoder:
         """The image encoder."""
         self.progress("image encoder", 0, 1, self.config.vision)
         clip = load_clip(self.config.vision, self.config.weights, self.config.cache_dir, self.device)

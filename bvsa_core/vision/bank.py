@@ -27,7 +27,7 @@ from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import refuse_links, write_atomically
 from bvsa_core.io.text_files import read_json
 from bvsa_core.progress import Progress, no_progress
-from bvsa_core.vision.clip import Clip
+from bvsa_core.vision.encoder import VisionEncoder
 from bvsa_core.vision.feature_file import map_features, write_features
 from bvsa_core.vision.images import RESIZING, hash_files, read_images
 from bvsa_core.vision.shards import Shards, write_shared
@@ -47,7 +47,7 @@ class ShardTask:
     targets: dict[Path, Level]
     falloff: Falloff
 
-    def run(self, clip: Clip, progress: Progress = no_progress) -> None:
+    def run(self, clip: VisionEncoder, progress: Progress = no_progress) -> None:
         """Compute what is missing of the shard, and report the batches."""
         missing = self.shards.missing(self.number, self.targets)
         if not missing:
@@ -77,7 +77,7 @@ class FeatureBank:
         UserError: an image is missing, or the bank in the folder holds other features.
     """
 
-    def __init__(self, folder: str | Path, clip: Clip, paths: Sequence[Path], falloff: Falloff = Falloff()):
+    def __init__(self, folder: str | Path, clip: VisionEncoder, paths: Sequence[Path], falloff: Falloff = Falloff()):
         self.clip, self.paths, self.falloff = clip, list(paths), falloff
         about = {**fingerprint(clip, falloff), "pictures": len(self.paths), "pictures_sha256": hash_files(self.paths)}
         self.key = _key(about)
@@ -159,7 +159,7 @@ class FeatureBank:
         return self.folder / _file_name(level)
 
 
-def level_files(folder: Path, levels: Sequence[Level], clip: Clip, falloff: Falloff = Falloff()) -> list[Path]:
+def level_files(folder: Path, levels: Sequence[Level], clip: VisionEncoder, falloff: Falloff = Falloff()) -> list[Path]:
     """Return the files of levels in a bank of any images, verified to be of this encoder and blur."""
     about = check_matches(folder, fingerprint(clip, falloff), "give a bank made with these settings")
     return verify_files([folder / _file_name(level) for level in levels], about.get("pictures", -1), _key(about))
@@ -182,7 +182,7 @@ def held_levels(folder: Path, encoder: str, images: int, levels: Sequence[Level]
     return [level for level in levels if level in held]
 
 
-def fingerprint(clip: Clip, falloff: Falloff) -> dict[str, Any]:
+def fingerprint(clip: VisionEncoder, falloff: Falloff) -> dict[str, Any]:
     """Return all that shapes a feature beside the image and the level."""
     return {
         "format": FORMAT,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import http.client
 import os
 import queue
@@ -11,8 +10,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from bvsa_core.errors import UserError, unknown_name
+from bvsa_core.vision.encoder import VisionEncoder, fingerprint
 
 TINY = "tiny"
 RANDOM = "random"
@@ -34,60 +33,23 @@ PRETRAINED = {
 
 
 @dataclass(frozen=True)
-class Clip:
-    """A frozen image encoder and text encoder with a common embedding space."""
+class Clip(VisionEncoder):
+    """A frozen image encoder and text encoder of open_clip with a common embedding space."""
 
-    name: str  # in tables, such as "RN50/openai"
-    model: Any  # of open_clip
-    tokenize: Callable[[list[str]], Tensor]
-    image_size: int  # pixels
-    mean: tuple[float, float, float]  # of the pixels it was trained on, in [0, 1]
-    std: tuple[float, float, float]
-    fingerprint: str  # hash of name and weights, equal only for equal models
-    layers: tuple[int, ...] = ()  # stages of the image encoder whose features are appended to its output
+    tokenize: Callable[[list[str]], Tensor] = field(kw_only=True)
 
     @property
-    def device(self) -> torch.device:
-        """Device of the model."""
-        return next(self.model.parameters()).device
+    def tower(self) -> nn.Module:
+        """The part of the model that encodes images."""
+        return self.model.visual
 
-    def encode_images(self, images: Tensor) -> Tensor:
-        """Encode normalised images (B, 3, image_size, image_size) to unit-norm features (B, D) float32.
+    @property
+    def has_texts(self) -> bool:
+        """Whether it encodes texts too: it does."""
+        return True
 
-        With layers, the spatial mean of each of these stages, unit-norm too, is appended to the output. Differentiable:
-        there is a graph if the images, or weights of the encoder, require gradients; none of `load_clip` does.
-        """
-        return torch.cat(self._encode(images), dim=-1)
-
-    def widths(self) -> list[int]:
-        """Return the widths of the parts of a feature: the output, and each layer."""
-        blank = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
-        return [part.shape[1] for part in self._encode(blank)]
-
-    def _encode(self, images: Tensor) -> list[Tensor]:
-        outputs: dict[nn.Module, Tensor] = {}
-
-        def keep(module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            # Of a transformer (B, tokens, width), of a ResNet (B, width, height, width).
-            outputs[module] = output.mean(1 if output.ndim == 3 else (2, 3))
-
-        blocks = [stages(self.model.visual)[layer] for layer in self.layers]
-        with ExitStack() as hooks:
-            for block in blocks:
-                hooks.callback(block.register_forward_hook(keep).remove)
-            parts = [self.model.encode_image(images)]
-        return [normalize(part.float(), dim=-1) for part in (*parts, *(outputs[block] for block in blocks))]
-
-    def with_layers(self, layers: Sequence[int]) -> Clip:
-        """Return the same encoder with features of some stages appended to its output: 0 is the first, -1 the last."""
-        count = len(stages(self.model.visual))
-        for layer in layers:
-            if not -count <= layer < count:
-                known = f"it has {count}, from 0 or from -{count} to -1"
-                raise UserError(f"vision encoder {self.name} has no layer {layer}; {known}")
-        chosen = tuple(layer % count for layer in layers)
-        digest = hashlib.sha256(f"{self.fingerprint} {chosen}".encode()).hexdigest()
-        return replace(self, layers=chosen, fingerprint=digest) if chosen else self
+    def _output(self, images: Tensor) -> Tensor:
+        return self.model.encode_image(images)
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
@@ -139,16 +101,6 @@ def weights_are_here(name: str, weights: str | None = None, cache_dir: str | Pat
     return (folder / config["url"].rpartition("/")[2]).is_file()
 
 
-def stages(visual: Any) -> list[nn.Module]:
-    """Return the blocks of an image encoder, a transformer or a ResNet of open_clip, first to last."""
-    if hasattr(visual, "transformer"):
-        return list(visual.transformer.resblocks)
-    if hasattr(visual, "layer4"):
-        return [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
-    remedy = "do not give target_layers, or choose a ViT or RN"
-    raise UserError(f"a vision encoder of kind {type(visual).__name__} has no known layers; {remedy}")
-
-
 def load_clip(
     name: str = TINY,
     weights: str | None = None,
@@ -175,7 +127,7 @@ def load_clip(
     model = model.eval().requires_grad_(False).to(device)
     size, mean, std = model.visual.image_size, tuple(model.visual.image_mean), tuple(model.visual.image_std)
     size = size if isinstance(size, int) else size[0]
-    return Clip(full_name, model, tokenize, size, mean, std, fingerprint(full_name, model))
+    return Clip(full_name, model, size, mean, std, fingerprint(full_name, model), tokenize=tokenize)
 
 
 def _load_open_clip(
@@ -272,14 +224,3 @@ def stay_offline() -> None:
     The environment variable HF_HUB_OFFLINE=0 allows it. Without effect once huggingface_hub is imported.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-
-def fingerprint(name: str, model: nn.Module) -> str:
-    """Return the SHA-256 of the name and every weight of a model."""
-    digest = hashlib.sha256(name.encode())
-    if "quickgelu" not in name and any(type(module).__name__ == "QuickGELU" for module in model.modules()):
-        digest.update(b" QuickGELU")  # which the tag asks for; the name and the weights do not tell
-    for key, value in sorted(model.state_dict().items()):
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

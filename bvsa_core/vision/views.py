@@ -9,7 +9,7 @@ from torch import Tensor
 
 import fovblur
 from bvsa_core.errors import UserError
-from bvsa_core.vision.clip import Clip
+from bvsa_core.vision.encoder import VisionEncoder
 
 
 class Level(NamedTuple):
@@ -52,7 +52,7 @@ class OnlineViews:
         encode_batch: images encoded at a time, a bound on memory.
     """
 
-    def __init__(self, clip: Clip, images: Tensor, falloff: Falloff = Falloff(), encode_batch: int = 256):
+    def __init__(self, clip: VisionEncoder, images: Tensor, falloff: Falloff = Falloff(), encode_batch: int = 256):
         self.clip, self.images, self.encode_batch = clip, images, encode_batch
         self._options: dict[str, Any] = {"decay": falloff.decay, "falloff": falloff.curve}
         self._options |= {"mean": clip.mean, "std": clip.std}
