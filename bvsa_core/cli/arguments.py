@@ -192,8 +192,9 @@ def add_run_arguments(parser: Parser, arguments: list[str], skip: Set[str] = fro
     config = "YAML file with any of these settings, such as a run's run.yaml"
     parser.add_argument("--config", action="config", help=config)
     parser.add_class_arguments(RunConfig, skip={"method_options", "encoder_options", *skip})
-    method, preset = _read_ahead(arguments, {"method": RunConfig.method, "preset": RunConfig.preset}).values()
-    training = training_of(method, preset)
+    defaults = {"method": RunConfig.method, "preset": RunConfig.preset, "setting": RunConfig.setting}
+    method, preset, setting = _read_ahead(arguments, defaults).values()
+    training = training_of(method, preset, setting)
     parser.set_defaults({name: value for name, value in training.items() if name not in skip})
     encoder = _read_ahead(arguments, {"encoder": training.get("encoder", RunConfig.encoder)})["encoder"]
     options = {"method_options": method_options(method, preset), "encoder_options": encoders.options_class(encoder)()}

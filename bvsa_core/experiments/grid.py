@@ -221,7 +221,7 @@ def cells(
                 skipped.append(f"{modality.upper()} inter-subject is skipped: {data[modality]} has one subject")
                 continue
             for system, vision in itertools.product(systems, image_encoders):
-                values = {**training_of(system.method, system.preset), **grid.run, **system.run, **flags}
+                values = {**training_of(system.method, system.preset, setting), **grid.run, **system.run, **flags}
                 own = values.pop("encoder", RunConfig.encoder)
                 values |= {"data": data[modality], "vision": vision, "setting": setting, "method": system.method}
                 options = method_options(system.method, system.preset, **system.options)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, softplus
+from torch.optim import Optimizer
 
 from bvsa_core.encoders import InputSpec, encode
 from bvsa_core.errors import UserError, unknown_name
@@ -51,6 +52,7 @@ class Method(nn.Module, ABC):
     Options: ClassVar[type]
     PRESETS: ClassVar[Mapping[str, Preset]] = {"corrected": Preset()}  # also "paper" and "code", the released code
     TRAINING: ClassVar[dict[str, Any]] = {}  # the authors' training: fields of RunConfig, which flags and YAML override
+    INTER_TRAINING: ClassVar[dict[str, Any]] = {}  # what they chose otherwise in the setting inter
     DEVIATIONS: ClassVar[tuple[str, ...]] = ()  # of every preset from the released code; footnotes of tables
     TABLE_NOTE: ClassVar[str] = ""  # a caveat about its scores, printed in every table
     uses_texts: ClassVar[bool] = True  # the loss reads the texts of a batch; others can be trained without any
@@ -67,6 +69,13 @@ class Method(nn.Module, ABC):
 
     def setup(self, full_batch: Callable[[], Batch]) -> None:
         """Prepare for training; called once. `full_batch` returns one batch of the whole training set."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the parameters to train, in groups of the optimiser."""
+        return [{"params": list(self.parameters())}]
+
+    def start_epoch(self, optimiser: Optimizer) -> None:
+        """Prepare for `self.epoch`, before its first batch; what changes in the optimiser is saved with its state."""
 
     def training_levels(self) -> list[Level]:
         """Return every blur level that `blur` may return."""

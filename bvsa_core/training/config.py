@@ -166,7 +166,8 @@ class RunConfig(RunDataConfig):
             ('tsconv', 1000, 3)
         """
         try:
-            return cls(**{**training_of(method, changes.get("preset", cls.preset)), **changes, "method": method})
+            training = training_of(method, changes.get("preset", cls.preset), changes.get("setting", cls.setting))
+            return cls(**{**training, **changes, "method": method})
         except TypeError as error:
             raise UserError(f"RunConfig: {error}") from error
 
@@ -179,9 +180,11 @@ def preset_of(method: str, name: str) -> Preset:
     return presets[name]
 
 
-def training_of(method: str, preset: str = RunConfig.preset) -> dict[str, Any]:
+def training_of(method: str, preset: str = RunConfig.preset, setting: str = RunConfig.setting) -> dict[str, Any]:
     """Return the training that a method's authors chose, as fields of RunConfig."""
-    return {**methods.method_class(method).TRAINING, **preset_of(method, preset).training}
+    kind = methods.method_class(method)
+    of_setting = kind.INTER_TRAINING if setting == "inter" else {}
+    return {**kind.TRAINING, **preset_of(method, preset).training, **of_setting}
 
 
 def method_options(method: str, preset: str, **changes: Any) -> Any:
@@ -198,7 +201,7 @@ def deviations(config: RunConfig) -> list[str]:
     source = next((preset for preset in ("code", "paper") if preset in kind.PRESETS), None)
     if source is None:
         return list(kind.DEVIATIONS)
-    published = training_of(config.method, source) | asdict(method_options(config.method, source))
+    published = training_of(config.method, source, config.setting) | asdict(method_options(config.method, source))
     ours = vars(config) | asdict(config.method_options)
     text = lambda value: json.dumps(value).replace('"', "")  # noqa: E731
     pairs = {name: (text(ours[name]), text(value)) for name, value in published.items()}

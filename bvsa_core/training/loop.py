@@ -63,7 +63,7 @@ def fit(
     method.setup(lambda: make_batch(method, train, everything, views, texts))
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimiser]
     options = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay, "fused": True}
-    optimiser = kind(method.parameters(), **options)
+    optimiser = kind(method.parameter_groups(), **options)
     best, total = Best(config.selection), torch.zeros((), device=train.recordings.device)
     state = TrainingState(method, optimiser, best, total, fabric, config)
     checkpointer = checkpointer or Checkpointer()
@@ -78,6 +78,8 @@ def fit(
             break
         module.train()
         method.epoch = epoch
+        if state.batch == 0:
+            method.start_epoch(state.parts["optimiser"])  # which Fabric's wrapper shares only until a state is loaded
         order = epoch_order(config, epoch, (train, views, texts), unpaired)
         for samples, (split, split_views, split_texts) in order[state.batch :]:
             batch = make_batch(method, split, samples, split_views, split_texts)
