@@ -14,12 +14,21 @@ from bvsa_core.data.dataset import DEMO_FOLDER
 from bvsa_core.errors import UserError, first_few, unknown_name
 from bvsa_core.io.typed import build
 from bvsa_core.methods.base import Preset
+from bvsa_core.training import augmentation
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 SETTINGS = {"intra": "intra-subject", "inter": "inter-subject"}  # names in tables
 SELECTIONS = {"last": "last", "validation": "validation", "oracle": "oracle (upper bound, selected on test)"}
 LEARNING_RATES = {"intra": 1e-4, "inter": 1e-5}  # as UBP and BVSA publish them
-ADDED = {"allow_leak", "patience", "texts", "concepts"}  # since 0.1, whose run.yaml is read too
+ADDED = {
+    "allow_leak",
+    "augment",
+    "augment_once",
+    "concepts",
+    "mixup_alpha",
+    "patience",
+    "texts",
+}  # since 0.1, whose run.yaml is read too
 Settings = TypeVar("Settings")
 _REMEDY = "delete the folder, and train the run again"
 
@@ -124,6 +133,13 @@ class RunConfig(RunDataConfig):
     """Seed of initial weights, batches and held-out concepts."""
     precision: str = "32-true"
     """Precision of the encoder: 32-true, bf16-mixed or, on GPUs, 16-mixed. Weights are always float32."""
+    augment: str | list[str] = field(default_factory=list)
+    """Augmentation of training recordings, a list such as mixup,noise: mixup (with another recording of the same image,
+    of another subject in the setting inter), shift, smooth, noise, channel_dropout; applied in this order."""
+    augment_once: bool = False
+    """Augment all training recordings once, before the first epoch, instead of anew for every batch."""
+    mixup_alpha: float = 1.0
+    """Mixup's share of the own recording is drawn from Beta(mixup_alpha, mixup_alpha); 1 is uniform."""
     allow_leak: bool = False
     """Train although concepts or images of the test set are in the training data; every table and page says so."""
     shuffle_pairs: bool = False
@@ -144,6 +160,13 @@ class RunConfig(RunDataConfig):
         for name, minimum in least.items():
             if getattr(self, name) is not None and not getattr(self, name) >= minimum:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {minimum}")
+        if isinstance(self.augment, str):
+            self.augment = [name.strip() for name in self.augment.split(",") if name.strip()]
+        for name in self.augment:
+            if name not in augmentation.NAMES:
+                raise UserError(unknown_name("augmentation", name, augmentation.NAMES))
+        if not 0 < self.mixup_alpha < math.inf:
+            raise UserError(f"mixup_alpha is {self.mixup_alpha}; it must be positive and finite")
         if not self.lr > 0:
             raise UserError(f"lr is {self.lr}; it must be positive")
         if not all(0 <= beta < 1 for beta in self.betas):

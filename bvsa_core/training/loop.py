@@ -14,6 +14,7 @@ from bvsa_core.data.split import Split
 from bvsa_core.distributed.processes import ProcessGroup
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Batch, Method
+from bvsa_core.training.augmentation import Augmentation
 from bvsa_core.training.checkpoint import Checkpointer, TrainingState
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.embedding import features_at
@@ -39,6 +40,7 @@ def fit(
     extra_metrics: Callable[[], dict[str, float]] | None = None,
     checkpointer: Checkpointer | None = None,
     unpaired: Source | None = None,
+    augment: Augmentation | None = None,
 ) -> int:
     """Train a method in place, and return the epoch, from 1, whose weights config.selection kept.
 
@@ -55,6 +57,7 @@ def fit(
         checkpointer: saves the training state, and restores that of an earlier process.
         unpaired: samples, views and texts as of train; the method trains on their images and texts, without their
             recordings, before the samples of every epoch, on each image as often as its recordings were repeated.
+        augment: augments the recordings of every batch of train.
 
     Raises:
         UserError: the loss is no longer finite, or several processes train on unpaired images.
@@ -85,6 +88,8 @@ def fit(
             batch = make_batch(method, split, samples, split_views, split_texts)
             if split is not train:
                 batch.recordings = batch.recordings[:0]
+            elif augment is not None:
+                batch.recordings = augment(samples, epoch, state.batch)
             loss = module(batch)
             fabric.backward(loss)
             optimiser.step()

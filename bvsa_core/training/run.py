@@ -12,6 +12,7 @@ from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Method
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.retrieval.result import RunResult
+from bvsa_core.training.augmentation import Augmentation
 from bvsa_core.training.checkpoint import Checkpointer
 from bvsa_core.training.config import RunConfig, deviations
 from bvsa_core.training.evaluation import Evaluation, Trained, evaluate, oracle
@@ -116,11 +117,14 @@ def train(
         extra_metrics = lambda: {"validation_top1": validation_top1(*common)}  # noqa: E731
     elif config.selection == "oracle":
         extra_metrics = oracle(Trained(method, 0, shape, split, validation), run_data, config)
+    seen, augment = split, make_augmentation(config, split)
+    if augment is not None and config.augment_once:
+        seen, augment = replace(split, recordings=augment.whole(config.batch_size)), None
     checkpointer.begin(config)
     seal = nullcontext() if config.selection == "oracle" else run_data.sealed()
     with seal, checkpointer.catch_signals():
         log = report, held_out, extra_metrics, checkpointer
-        epoch = fit(method, split, views, texts, config, fabric, *log, unpaired)
+        epoch = fit(method, seen, views, texts, config, fabric, *log, unpaired, augment)
     return Trained(method, epoch, shape, split, validation)
 
 
@@ -136,6 +140,13 @@ def split_off_validation(split: Split, config: RunConfig) -> tuple[Split, Split 
         problem = f"validation is {images}; that holds one concept out, and selection takes two"
         raise UserError(f"{problem}: hold out more images")
     return split, held_out
+
+
+def make_augmentation(config: RunConfig, split: Split) -> Augmentation | None:
+    """Return the augmentation of a run's training samples, if it has any."""
+    if not config.augment:
+        return None
+    return Augmentation(split, list(config.augment), config.seed, config.mixup_alpha, config.setting == "inter")
 
 
 def build_method(config: RunConfig, shape: encoders.InputSpec, samples: int, run_data: RunData) -> Method:

@@ -23,6 +23,7 @@ from bvsa_core.errors import UserError
 from bvsa_core.io import atomic
 from bvsa_core.io.atomic import lock
 from bvsa_core.training import checkpoint
+from bvsa_core.training.augmentation import Augmentation
 from bvsa_core.training.checkpoint import Checkpointer, Stopped
 from bvsa_core.training.config import RunConfig, RunDataConfig
 from bvsa_core.training.loop import fit
@@ -92,12 +93,13 @@ def test_a_signal_reports_how_to_continue_and_the_run_does(fork_server, jobs, tm
 
 @pytest.mark.parametrize("name", methods.names())
 def test_every_method_continues_from_any_batch(tmp_path, name, seed):
-    """The saved state is complete: parameters, per-sample state, moments and random numbers."""
+    """The saved state is complete: parameters, per-sample state, moments, random numbers, augmentation."""
     torch.manual_seed(seed)
     features = torch.nn.functional.normalize(torch.randn(20, 8), dim=1)
     names, subject_of = [str(i) for i in range(20)], torch.zeros(20, dtype=torch.int64)
     split = Split(torch.randn(20, 2, 75), torch.arange(20), names, names, ["O1", "O2"], 1, subject_of, ["sub-01"])
     config = RunConfig(method=name, encoder="tsconv", epochs=2, batch_size=8, lr=1e-3)
+    augment = Augmentation(split, ["shift", "smooth", "noise", "channel_dropout"], seed)
 
     def train(checkpointer: Checkpointer | None, begin: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(begin)
@@ -105,7 +107,8 @@ def test_every_method_continues_from_any_batch(tmp_path, name, seed):
         method = methods.method_class(name)(config.method_options, build, len(split), encoders.InputSpec(2, 75, 8))
         views = lambda indices, gain, kernel_size: features[indices]  # noqa: E731
         report = checkpointer.folder.add_metrics if checkpointer else lambda metrics: None
-        fit(method, split, views, features, config, Fabric(accelerator="cpu"), report, checkpointer=checkpointer)
+        settings = {"checkpointer": checkpointer, "augment": augment}
+        fit(method, split, views, features, config, Fabric(accelerator="cpu"), report, **settings)
         return method.state_dict()
 
     expected = train(None, seed)
