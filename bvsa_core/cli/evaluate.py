@@ -43,7 +43,9 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     add("--gate", help=f"{', '.join(INFORMATION)}; default: the run's own, or none")
     reliability = "reliability of the gate label_free, as KIND:THRESHOLD, such as margin:0.05; default: the run's own"
     add("--reliability", help=reliability)
-    rescorings = f"{', '.join(rescoring.INFORMATION)}: lets queries inform each other's ranking"
+    rescorings = (
+        f"{', '.join(rescoring.INFORMATION)}, or several as whitening,csls: lets queries inform each other's ranking"
+    )
     add("--rescoring", default="none", help=rescorings)
     add("--shuffle_texts", action="store_true", help="control: give every image another's text")
     texts = "score a run with other captions of its test images, for gates: .csv, .tsv or .json by image or concept"

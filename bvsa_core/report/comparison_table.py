@@ -22,7 +22,7 @@ from bvsa_core.report.tables import (
     score_cells,
     scoring_text,
 )
-from bvsa_core.retrieval.gates import TRANSDUCTIVE
+from bvsa_core.retrieval.gates import BIJECTION, TRANSDUCTIVE
 from bvsa_core.retrieval.result import RunResult, ranks_by_subject
 from bvsa_core.retrieval.scoring import window_text
 from bvsa_core.retrieval.statistics import Comparison
@@ -101,8 +101,10 @@ def caveats(row: ComparisonRow) -> Iterable[str]:
     yield from (f"{result.method}: {deviation}" for deviation in result.deviations)
     if protocol.information == "uses labels":
         yield f"gate {protocol.gate} uses labels: it reads which text belongs to which test recording"
-    elif protocol.information == TRANSDUCTIVE:
-        yield f"{protocol.information}: test recordings inform each other's ranking"
+    elif protocol.rescoring:
+        yield f"{TRANSDUCTIVE}: test recordings inform each other's ranking"
+    if protocol.information == BIJECTION:
+        yield f"{protocol.rescoring} {BIJECTION.split(', ')[1]}: no two test recordings may show the same image"
     if protocol.threshold:
         yield f"threshold {protocol.threshold} by hand: not learnt on training recordings, so it may fit the test set"
     if protocol.training:

@@ -109,7 +109,7 @@ def scoring_text(protocol: Protocol) -> str:
     """Return the gate, whatever else turned embeddings into scores, and what makes them no test, as text."""
     alpha = f", alpha {protocol.alpha:g}" if protocol.alpha is not None else ""
     threshold = f" {protocol.threshold} by hand" if protocol.threshold else ""
-    rescoring = f" + {protocol.rescoring}" if protocol.rescoring else ""
+    rescoring = "".join(f" + {step}" for step in (protocol.rescoring or "").split(",") if step)
     others = {
         "texts shuffled": protocol.texts == "shuffled",
         f"texts: {protocol.texts_of}": protocol.texts_of,

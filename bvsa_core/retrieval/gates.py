@@ -21,6 +21,7 @@ from bvsa_core.errors import UserError, unknown_name
 INDUCTIVE = "inductive"
 BY_HAND = "threshold by hand"
 TRANSDUCTIVE = "label-free transductive"
+BIJECTION = "label-free transductive, assumes a bijection"  # each recording has an image of its own
 USES_LABELS = "uses labels"
 INFORMATION = {
     "none": INDUCTIVE, "always": INDUCTIVE, "label_free": INDUCTIVE, "paper": USES_LABELS, "code": USES_LABELS,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import fovblur
 from bvsa_core.errors import UserError, unknown_name
 from bvsa_core.retrieval import gates, rescoring
+from bvsa_core.retrieval.gallery import first_invalid_row
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Protocol:
 
     dataset: str  # "synthetic" for synthetic data
     selection: str  # of the weights: last, validation or oracle
-    information: str  # that scoring uses: inductive, threshold by hand, label-free transductive, or uses labels
+    information: str  # that scoring uses; one of retrieval.gates
     gate: str
     gallery: int  # number of images
     threshold: str | None = None  # of the gate label_free, if it was given by hand
-    rescoring: str | None = None
+    rescoring: str | None = None  # its steps, such as "whitening,csls"
     texts: str | None = None  # "shuffled" in the control condition
     channels: int | None = None
     alpha: float | None = None  # significance level of the gate paper
@@ -104,26 +104,27 @@ class Scoring:
     """How similarities are computed from embeddings.
 
     Raises:
-        UserError: the gate or rescoring is unknown.
+        UserError: the gate or a step of the rescoring is unknown, or the order of steps makes no sense.
     """
 
     gate: str = "none"
     reliability: gates.Reliability | None = None  # of the gate label_free
-    rescoring: str = "none"
+    rescoring: str = "none"  # or a list of steps, such as "whitening,csls"
     shuffle_texts: bool = False  # control: every image gets the text of another one
     alpha: float = gates.GATE_ALPHA  # significance level of the gate paper
 
     def __post_init__(self) -> None:
-        for kind, known in (("gate", gates.INFORMATION), ("rescoring", rescoring.INFORMATION)):
-            if (name := getattr(self, kind)) not in known:
-                raise UserError(unknown_name(kind, name, known))
+        if self.gate not in gates.INFORMATION:
+            raise UserError(unknown_name("gate", self.gate, gates.INFORMATION))
+        rescoring.steps(self.rescoring)
 
     @property
     def information(self) -> str:
-        """The most that the gate or the rescoring uses."""
-        known = (gates.INFORMATION[self.gate], rescoring.INFORMATION[self.rescoring])
-        order = (gates.INDUCTIVE, gates.BY_HAND, gates.TRANSDUCTIVE, gates.USES_LABELS)
-        return max(*known, gates.BY_HAND if self.threshold else gates.INDUCTIVE, key=order.index)
+        """The most that the gate or a step of the rescoring uses."""
+        known = [gates.INFORMATION[self.gate], gates.BY_HAND if self.threshold else gates.INDUCTIVE]
+        known += [rescoring.INFORMATION[step] for step in rescoring.steps(self.rescoring)]
+        order = (gates.INDUCTIVE, gates.BY_HAND, gates.TRANSDUCTIVE, gates.BIJECTION, gates.USES_LABELS)
+        return max(known, key=order.index)
 
     @property
     def threshold(self) -> str | None:
@@ -138,25 +139,32 @@ class Scoring:
             "gate": self.gate,
             "threshold": self.threshold,
             "alpha": self.alpha if self.gate == "paper" and self.alpha != gates.GATE_ALPHA else None,
-            "rescoring": None if self.rescoring == "none" else self.rescoring,
+            "rescoring": ",".join(rescoring.steps(self.rescoring)) or None,
             "texts": "shuffled" if self.shuffle_texts else None,
         }
 
 
 def similarity(embeddings: Embeddings, scoring: Scoring) -> Tensor:
-    """Return similarities (N, M) of recordings and images."""
+    """Return similarities (N, M) of recordings and images, rescored; the gate reads embeddings as they were.
+
+    Raises:
+        UserError: as of `gates.gates`, or an embedding to rescore is NaN or infinite.
+    """
     brain_image, image, brain_text, text = (each.float() for each in vars(embeddings).values())
     if scoring.shuffle_texts:
-        text = text[another_text(text)]
+        text = text[rescoring.derangement(len(text)).to(text.device)]
     rows, columns = gates.gates(scoring.gate, brain_text, text, scoring.reliability, scoring.alpha)
+    steps = rescoring.steps(scoring.rescoring)
+    if steps:  # one NaN would spread to every score
+        for name, part in zip(("recording", "image", "recording", "text"), (brain_image, image, brain_text, text)):
+            if (row := first_invalid_row(part)) is not None:
+                raise UserError(f"the embedding of {name} {row} is NaN or infinite; check the embeddings")
+    for step in (name for name in steps if name in rescoring.EMBEDDING_STEPS):
+        brain_image = rescoring.EMBEDDING_STEPS[step](brain_image, image)
     scores = fovblur.enhanced_similarity(brain_image, image, brain_text, text, row_gate=rows, column_gate=columns)
-    return rescoring.rescore(scoring.rescoring, scores)
-
-
-def another_text(text: Tensor, seed: int = 0) -> Tensor:
-    """Return a permutation (M,) of texts (M, E) without fixed points: a random cycle through all rows."""
-    order = torch.randperm(len(text), generator=torch.Generator().manual_seed(seed))
-    return torch.empty_like(order).scatter_(0, order, order.roll(1)).to(text.device)
+    for step in (name for name in steps if name in rescoring.SCORE_STEPS):
+        scores = rescoring.SCORE_STEPS[step](scores)
+    return scores
 
 
 def ranks(scores: Tensor) -> Tensor:

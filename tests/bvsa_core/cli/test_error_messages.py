@@ -63,7 +63,10 @@ MISTAKES = {
     "features --data {d} --vision rn-50": f"unknown vision encoder 'rn-50'; did you mean 'RN50'? {VISION}",
     "features --data {d} --vision tiny2": f"unknown vision encoder 'tiny2'; did you mean 'tiny'? {VISION}",
     "evaluate {r} --gate papr": f"unknown gate 'papr'; did you mean 'paper'? {GATES}",
-    "evaluate {r} --rescoring cls": "unknown rescoring 'cls'; did you mean 'csls'? choose one of none, csls, sinkhorn",
+    "evaluate {r} --rescoring cls": "unknown rescoring 'cls'; did you mean 'csls'? choose one of none, whitening,"
+    " procrustes, csls, adaptive_csls, sinkhorn, mutual, hungarian",
+    "evaluate {r} --rescoring csls,whitening": "rescoring csls,whitening: whitening changes embeddings, and"
+    " csls the scores made of them; name whitening first",
     "retrieve {r} --gate allways": f"unknown gate 'allways'; did you mean 'always'? {GATES}",
     "reproduce mian": f"grid mian: {GRIDS}",
     "reproduce {t}": f"grid {{t}}: {GRIDS}",
