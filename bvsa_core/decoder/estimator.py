@@ -31,11 +31,11 @@ from bvsa_core.retrieval.gates import INDUCTIVE, INFORMATION, gates
 from bvsa_core.retrieval.result import RetrievalResult, RunResult
 from bvsa_core.retrieval.scoring import Scoring, window_text
 from bvsa_core.training.config import RunConfig
-from bvsa_core.training.embedding import features_at
 from bvsa_core.training.evaluation import Trained, evaluate
 from bvsa_core.training.run import result_of, train
 from bvsa_core.training.run_data import choose_device
 from bvsa_core.vision.clip import TINY
+from bvsa_core.vision.views import features_at
 
 SETTINGS = [each.name for each in fields(RunConfig) if each.name not in ("data", "vision", "method")]
 GALLERY = 200  # images searched when the gate label_free is learnt, as in the published test sets

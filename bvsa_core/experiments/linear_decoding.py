@@ -19,10 +19,9 @@ from bvsa_core.report.content import Accuracy, LinearDecoding, ReportRow, RunSum
 from bvsa_core.retrieval.scoring import ranks
 from bvsa_core.retrieval.statistics import crossed_bootstrap
 from bvsa_core.training.config import RunConfig
-from bvsa_core.training.embedding import features_at
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.run_folder import RunFolder
-from bvsa_core.vision.views import SHARP, Level
+from bvsa_core.vision.views import SHARP, Level, features_at
 
 BIN = 0.025  # seconds that are averaged into one value
 WINDOW, STEP = 4, 2  # bins of a window, and from one window to the next

@@ -32,8 +32,8 @@ class Blur(NamedTuple):
     def apply(self, images: np.ndarray) -> np.ndarray:
         """Blur images (N, side, side, 3) uint8."""
         batch = torch.from_numpy(images).permute(0, 3, 1, 2)
-        (size, gain), (decay, curve) = self.level, astuple(self.falloff)
-        blurred = fovblur.foveated_blur(batch, kernel_size=size, gain=gain, decay=decay, falloff=curve)
+        (size, gain, sigma), (decay, curve) = self.level, astuple(self.falloff)
+        blurred = fovblur.foveated_blur(batch, sigma, kernel_size=size, gain=gain, decay=decay, falloff=curve)
         return blurred.permute(0, 2, 3, 1).numpy()
 
 

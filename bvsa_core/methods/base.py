@@ -16,6 +16,7 @@ from bvsa_core.encoders import InputSpec, encode
 from bvsa_core.errors import UserError, unknown_name
 from bvsa_core.retrieval.gates import GATE_ALPHA
 from bvsa_core.retrieval.scoring import Embeddings
+from bvsa_core.vision.learnt_blur import LearntBlur
 from bvsa_core.vision.multilevel import Fusion
 from bvsa_core.vision.views import SHARP, Level
 
@@ -57,6 +58,7 @@ class Method(nn.Module, ABC):
     TABLE_NOTE: ClassVar[str] = ""  # a caveat about its scores, printed in every table
     uses_texts: ClassVar[bool] = True  # the loss reads the texts of a batch; others can be trained without any
     transductive_classifier: ClassVar[bool] = False  # fitted on the test images; it can search no others
+    learns_blur: ClassVar[bool] = True  # the gradient of its loss reaches the features of images
     default_gate: str = "none"  # of the texts at retrieval
     gate_alpha: float = GATE_ALPHA
 
@@ -65,6 +67,7 @@ class Method(nn.Module, ABC):
         self.options = options
         self.encoder = build_encoder(shape)
         self.fusion: Fusion | None = None  # of multi-level targets, trained with the method
+        self.learnt_blur: LearntBlur | None = None  # takes the place of the method's own levels, and is trained with it
         self.epoch, self.epochs = 0, 1  # the current one, from 0, and how many there are
 
     def setup(self, full_batch: Callable[[], Batch]) -> None:
@@ -85,13 +88,24 @@ class Method(nn.Module, ABC):
         """Return the blur levels of the images to retrieve."""
         return [SHARP]
 
+    def retrieval_levels(self) -> list[Level]:
+        """Return the blur levels of the images to retrieve: the learnt one, else `gallery_levels`."""
+        return self.gallery_levels() if self.learnt_blur is None else [self.learnt_blur.level()]
+
     def gallery_feature_levels(self) -> list[Level]:
         """Return the blur levels whose features retrieval needs: the gallery's, then those fused with each of them."""
-        return [*self.gallery_levels(), *(self.fusion.levels if self.fusion is not None else [])]
+        return [*self.retrieval_levels(), *(self.fusion.levels if self.fusion is not None else [])]
 
     def blur(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Return gain and kernel size (B,) of the next blur of training samples (B,)."""
         return torch.full(samples.shape, SHARP.gain), torch.full(samples.shape, SHARP.kernel_size)
+
+    def next_blur(self, samples: Tensor, subjects: Tensor) -> tuple[Tensor, ...]:
+        """Return what `Views` take: gain and kernel size (B,), and sigma (B,) if the blur is learnt, with a graph."""
+        if self.learnt_blur is None:
+            return self.blur(samples)
+        gain, sigma = self.learnt_blur(samples, subjects)
+        return gain, torch.full_like(samples, self.learnt_blur.kernel_size), sigma
 
     @abstractmethod
     def forward(self, batch: Batch) -> Tensor:
@@ -112,7 +126,7 @@ class Method(nn.Module, ABC):
 
     def query_embeddings(self, recordings: Tensor, subjects: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return embeddings of test recordings (N, channels, time), to compare with those of images and of texts."""
-        levels = len(self.gallery_levels())
+        levels = len(self.retrieval_levels())
         brain_image, brain_text = self.embed(recordings, subjects)
         return brain_image.repeat(1, levels) / math.sqrt(levels), brain_text
 
@@ -120,7 +134,7 @@ class Method(nn.Module, ABC):
         """Return features (gallery levels, M, D) of images, from those at `gallery_feature_levels`."""
         if self.fusion is None:
             return features
-        own = len(self.gallery_levels())
+        own = len(self.retrieval_levels())
         return torch.stack([self.fusion([view, *features[own:]]) for view in features[:own]])
 
     def image_embeddings(self, features: Tensor) -> Tensor:

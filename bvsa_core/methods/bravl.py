@@ -109,6 +109,7 @@ class BraVL(Method):
     Options = BraVLOptions
     TABLE_NOTE = "fitted on gallery"
     transductive_classifier = True
+    learns_blur = False  # it is trained on components of features that setup computes once
     PRESETS = {
         "corrected": Preset(),
         "code": Preset(

@@ -20,6 +20,7 @@ from bvsa_core.io.typed import build
 from bvsa_core.retrieval.gates import GATE_ALPHA, KINDS, Reliability
 from bvsa_core.retrieval.scoring import Embeddings, Protocol, Scores, Scoring, ranks, score, similarity
 from bvsa_core.retrieval.statistics import CurvePoint, Statistics, statistics_of
+from bvsa_core.vision.learnt_blur import LearntValues
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,6 +50,7 @@ class RunResult:
     shape: InputSpec | None = None
     axes: RecordingAxes | None = None  # channels and times trained on
     images: list[str] = field(default_factory=list)  # (N,) of the test set
+    learnt_blur: dict[str, LearntValues] = field(default_factory=dict)  # by name, see LearntBlur.values
     statistics: Statistics | None = None
     files: dict[str, str] = field(default_factory=dict)  # SHA-256 of the run's other files; none in earlier releases
 

@@ -19,12 +19,15 @@ from bvsa_core.training import augmentation
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 SETTINGS = {"intra": "intra-subject", "inter": "inter-subject"}  # names in tables
 SELECTIONS = {"last": "last", "validation": "validation", "oracle": "oracle (upper bound, selected on test)"}
+LEARN_BLUR = ("off", "subject", "similarity")
 LEARNING_RATES = {"intra": 1e-4, "inter": 1e-5}  # as UBP and BVSA publish them
 ADDED = {
     "allow_leak",
     "augment",
     "augment_once",
+    "blur_lr",
     "concepts",
+    "learn_blur",
     "mixup_alpha",
     "patience",
     "texts",
@@ -122,6 +125,11 @@ class RunConfig(RunDataConfig):
     """Weight decay of the optimiser."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of the optimiser's two moments."""
+    learn_blur: Literal["off", "subject", "similarity"] = "off"
+    """Learn the blur's gain and sigma by the loss's gradient, in place of the method's steps: for each training
+    'subject', or as a function of the 'similarity' of recording and image; needs --views online."""
+    blur_lr: float = 0.02
+    """Learning rate of the learnt blur, in logits of its share of the range."""
     initial_std: float | None = None
     """Standard deviation of the brain encoder's initial weights; default: PyTorch's initialisation."""
     validation: int = 0
@@ -151,7 +159,8 @@ class RunConfig(RunDataConfig):
             self.method_options = method_options(self.method, self.preset, **(self.method_options or {}))
         if self.encoder_options is None or isinstance(self.encoder_options, dict):
             self.encoder_options = encoders.options_class(self.encoder)(**(self.encoder_options or {}))
-        for name, known in (("setting", SETTINGS), ("selection", SELECTIONS), ("precision", PRECISIONS)):
+        choices = {"setting": SETTINGS, "selection": SELECTIONS, "precision": PRECISIONS, "learn_blur": LEARN_BLUR}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise UserError(unknown_name(name, getattr(self, name), known))
         self.lr = LEARNING_RATES[self.setting] if self.lr is None else self.lr
@@ -167,12 +176,22 @@ class RunConfig(RunDataConfig):
                 raise UserError(unknown_name("augmentation", name, augmentation.NAMES))
         if not 0 < self.mixup_alpha < math.inf:
             raise UserError(f"mixup_alpha is {self.mixup_alpha}; it must be positive and finite")
-        if not self.lr > 0:
-            raise UserError(f"lr is {self.lr}; it must be positive")
+        for name in ("lr", "blur_lr"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be positive")
+        if self.learn_blur != "off":
+            self._check_learnt_blur()
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas are {self.betas}; each must be at least 0 and below 1")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; it must be at least 0 and below 2**32")
+
+    def _check_learnt_blur(self) -> None:
+        if self.views != "online":
+            problem = f"learn_blur is {self.learn_blur}, whose gradient passes the image encoder in every step"
+            raise UserError(f"{problem}, and views are {self.views}; add --views online")
+        if not methods.method_class(self.method).learns_blur:
+            raise UserError(f"learn_blur: method {self.method} gives the blur no gradient; choose another method")
 
     @property
     def trains_on_test_features(self) -> bool:

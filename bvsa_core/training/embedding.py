@@ -7,7 +7,7 @@ from bvsa_core.data.split import Split
 from bvsa_core.methods.base import Method
 from bvsa_core.retrieval.scoring import Embeddings
 from bvsa_core.training.run_data import RunData
-from bvsa_core.vision.views import Level, Views
+from bvsa_core.vision.views import Views, features_at
 
 
 @torch.no_grad()
@@ -25,12 +25,6 @@ def compute_embeddings(method: Method, split: Split, views: Views, texts: Tensor
     method.eval()
     subjects = split.subject_indices(trained)
     return method.retrieval_embeddings(split.recordings, gallery, texts[split.image_of], subjects)
-
-
-def features_at(level: Level, views: Views, image_index: Tensor) -> Tensor:
-    """Return features (B, D) of images (B,) at one blur level."""
-    gain = torch.full(image_index.shape, level.gain, device=image_index.device)
-    return views(image_index, gain, torch.full_like(image_index, level.kernel_size))
 
 
 def embed(method: Method, split: Split, run_data: RunData, trained: list[str]) -> Embeddings:

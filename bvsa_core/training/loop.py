@@ -17,10 +17,9 @@ from bvsa_core.methods.base import Batch, Method
 from bvsa_core.training.augmentation import Augmentation
 from bvsa_core.training.checkpoint import Checkpointer, TrainingState
 from bvsa_core.training.config import RunConfig
-from bvsa_core.training.embedding import features_at
 from bvsa_core.training.logs import Log, no_log
 from bvsa_core.training.selection import Best
-from bvsa_core.vision.views import Views
+from bvsa_core.vision.views import Views, features_at
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -66,7 +65,7 @@ def fit(
     method.setup(lambda: make_batch(method, train, everything, views, texts))
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.optimiser]
     options = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay, "fused": True}
-    optimiser = kind(method.parameter_groups(), **options)
+    optimiser = kind(parameter_groups(method, config), **options)
     best, total = Best(config.selection), torch.zeros((), device=train.recordings.device)
     state = TrainingState(method, optimiser, best, total, fabric, config)
     checkpointer = checkpointer or Checkpointer()
@@ -94,6 +93,8 @@ def fit(
             fabric.backward(loss)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
+            if method.learnt_blur is not None:
+                method.learnt_blur.observe(samples, similarities(method, batch))
             if split is train:
                 total += loss.detach() * len(samples)
             state.batch += 1
@@ -102,7 +103,7 @@ def fit(
         if not mean < float("inf"):
             raise UserError(f"the loss of epoch {epoch + 1} is {mean}; lower the learning rate (now {config.lr:g})")
         processes.broadcast_buffers(method)  # running statistics may differ where there is no SyncBatchNorm
-        metrics = {"epoch": epoch + 1, "loss": mean, **blur_level_counts(method, len(train))}
+        metrics = {"epoch": epoch + 1, "loss": mean, **blur_metrics(method, train)}
         if held_out is not None:
             metrics["validation_loss"] = validate(module, method, *held_out, texts, config.batch_size)
         if extra_metrics is not None:
@@ -115,6 +116,20 @@ def fit(
         total.zero_()
         checkpointer.on_step_end(state, config.epochs, len(order))
     return best.restore(method)
+
+
+def parameter_groups(method: Method, config: RunConfig) -> list[dict[str, Any]]:
+    """Return the optimiser's groups of parameters: the method's, and one of a learnt blur.
+
+    A learnt blur has no weight decay, which would pull it to the middle of its ranges.
+    """
+    groups = method.parameter_groups()
+    if method.learnt_blur is None:
+        return groups
+    own = list(method.learnt_blur.parameters())
+    taken = set(map(id, own))
+    groups = [{**each, "params": [one for one in each["params"] if id(one) not in taken]} for each in groups]
+    return [*groups, {"params": own, "lr": config.blur_lr, "weight_decay": 0.0}]
 
 
 def make_fabric(device: torch.device, processes: ProcessGroup, precision: Any) -> Fabric:
@@ -143,9 +158,9 @@ def make_fabric(device: torch.device, processes: ProcessGroup, precision: Any) -
 def make_batch(method: Method, split: Split, samples: Tensor, views: Views, texts: Tensor) -> Batch:
     """Return training samples (B,) with the features of their images under the method's blur."""
     image_index = split.image_of[samples]
-    gain, kernel_size = method.blur(samples)
-    images = views(image_index, gain.to(samples.device), kernel_size.to(samples.device))
-    return Batch(samples, split.recordings[samples], images, texts[image_index], split.subject_of[samples])
+    subjects = split.subject_of[samples]
+    images = views(image_index, *(each.to(samples.device) for each in method.next_blur(samples, subjects)))
+    return Batch(samples, split.recordings[samples], images, texts[image_index], subjects)
 
 
 @torch.no_grad()
@@ -157,7 +172,7 @@ def validate(
     Leaves the method's state and the stream of random numbers alone.
     """
     module.eval()
-    level = method.gallery_levels()[0]
+    level = method.retrieval_levels()[0]
     total = 0.0
     with torch.random.fork_rng():
         for samples in torch.arange(len(split), device=split.image_of.device).split(batch_size):
@@ -184,9 +199,20 @@ def batches(count: int, size: int, seed: int, epoch: int, device: torch.device) 
     return torch.randperm(count, generator=generator).to(device).split(size)
 
 
-def blur_level_counts(method: Method, samples: int) -> dict[str, dict[str, int]]:
-    """Count the training samples by the blur level they get next; continuous levels are rounded."""
-    gain, kernel_size = method.blur(torch.arange(samples, device=next(method.parameters()).device))
+@torch.no_grad()
+def similarities(method: Method, batch: Batch) -> Tensor:
+    """Return the cosine similarities (B,) of a batch's recordings and images, without dropout."""
+    method.eval()
+    brain, _ = method.embed(batch.recordings, batch.subjects)
+    method.train()
+    return (brain * method.embed_images(batch.images[None])[0]).sum(dim=-1)
+
+
+def blur_metrics(method: Method, train: Split) -> dict[str, Any]:
+    """Return the learnt blur, or how many training samples get each blur level next; continuous levels are rounded."""
+    if method.learnt_blur is not None:
+        return {"learnt_blur": method.learnt_blur.values(train.subjects)}
+    gain, kernel_size = method.blur(torch.arange(len(train), device=train.image_of.device))
     if kernel_size.is_floating_point():
         gain, kernel_size = (gain * 10).round() / 10, kernel_size.round()
     counts = Counter(zip(kernel_size.tolist(), gain.tolist()))

@@ -21,6 +21,7 @@ from bvsa_core.training.loop import fit, make_fabric
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.run_folder import RunFolder
 from bvsa_core.training.selection import one_sample_per_concept_batches, validation_top1
+from bvsa_core.vision.learnt_blur import LearntBlur
 
 
 def run(
@@ -56,6 +57,7 @@ def run(
 
 def result_of(trained: Trained, evaluation: Evaluation, config: RunConfig) -> RunResult:
     """Return the result of a trained method's evaluation."""
+    learnt = trained.method.learnt_blur
     return RunResult(
         method=config.method,
         preset=config.preset,
@@ -73,6 +75,7 @@ def result_of(trained: Trained, evaluation: Evaluation, config: RunConfig) -> Ru
         axes=trained.split.axes,
         ranks=evaluation.ranks.tolist(),
         images=evaluation.images,
+        learnt_blur=learnt.values(trained.split.subjects) if learnt else {},
     )
 
 
@@ -106,7 +109,7 @@ def train(
         test_views = run_data.views(test.images, method.training_levels(), method.fusion)
         unpaired = test, test_views, run_data.texts(test.images, test.concepts)
     if validation is not None:
-        held_out = validation, run_data.views(split.images, method.gallery_levels(), method.fusion)
+        held_out = validation, run_data.views(split.images, method.retrieval_levels(), method.fusion)
     if config.shuffle_pairs:
         order = torch.randperm(len(split), generator=torch.Generator().manual_seed(config.seed)).to(run_data.device)
         split = replace(split, image_of=split.image_of[order])
@@ -160,6 +163,9 @@ def build_method(config: RunConfig, shape: encoders.InputSpec, samples: int, run
 
     method = methods.method_class(config.method)(config.method_options, build_encoder, samples, shape)
     method.fusion = run_data.fusion()
+    if config.learn_blur != "off":
+        own, gallery = method.training_levels(), method.gallery_levels()
+        method.learnt_blur = LearntBlur(config.learn_blur, samples, shape.subjects, own, gallery[len(gallery) // 2])
     return method.to(run_data.device)
 
 

@@ -31,7 +31,7 @@ from bvsa_core.vision.encoder import VisionEncoder
 from bvsa_core.vision.feature_file import map_features, write_features
 from bvsa_core.vision.images import RESIZING, hash_files, read_images
 from bvsa_core.vision.shards import Shards, write_shared
-from bvsa_core.vision.views import Falloff, Level, OnlineViews
+from bvsa_core.vision.views import Falloff, Level, OnlineViews, features_at
 
 FORMAT = 2  # of the files, and of what the blur computes; part of every key
 ABOUT = "about.json"
@@ -60,9 +60,7 @@ class ShardTask:
                 features = []
                 for batch in torch.arange(len(self.paths)).split(batch_size):
                     progress("features", done, total)
-                    gain = torch.full((len(batch),), self.targets[target].gain)
-                    kernel_size = torch.full((len(batch),), self.targets[target].kernel_size)
-                    features.append(views(batch, gain, kernel_size).cpu())
+                    features.append(features_at(self.targets[target], views, batch).cpu())
                     done += len(batch)
                 self.shards.add(target, self.number, torch.cat(features))
 
@@ -226,7 +224,8 @@ def _full_precision() -> Iterator[None]:
 
 def _file_name(level: Level) -> str:
     gain = f"{level.gain:g}"
-    return f"k{level.kernel_size}_gain{gain if float(gain) == level.gain else repr(level.gain)}.safetensors"
+    sigma = "" if level.sigma is None else f"_sigma{level.sigma!r}"
+    return f"k{level.kernel_size}_gain{gain if float(gain) == level.gain else repr(level.gain)}{sigma}.safetensors"
 
 
 def _key(value: object) -> str:

@@ -48,9 +48,9 @@ class MultiLevelViews:
     def __init__(self, fusion: Fusion, views: Views, fixed: Views):
         self.fusion, self.views, self.fixed = fusion, views, fixed
 
-    def __call__(self, indices: Tensor, gain: Tensor, kernel_size: Tensor) -> Tensor:
+    def __call__(self, indices: Tensor, gain: Tensor, kernel_size: Tensor, *sigma: Tensor) -> Tensor:
         """Return fused features (B, D); see `Views`."""
-        views = [self.views(indices, gain, kernel_size)]
+        views = [self.views(indices, gain, kernel_size, *sigma)]
         for level in self.fusion.levels:
             size = torch.full_like(indices, level.kernel_size)
             views.append(self.fixed(indices, torch.full(indices.shape, level.gain, device=indices.device), size))

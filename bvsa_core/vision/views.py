@@ -17,6 +17,7 @@ class Level(NamedTuple):
 
     kernel_size: int  # pixels, odd
     gain: float  # sharpness at the fixation, 0 to 1
+    sigma: float | None = None  # pixels; None is the one that OpenCV derives from the kernel size
 
 
 SHARP = Level(1, 0.0)
@@ -39,7 +40,14 @@ class Views(Protocol):
         """Return unit-norm features (B, D) of images (B,), blurred with gains (B,) and odd kernel sizes (B,).
 
         Floating-point kernel sizes need not be odd or whole: each stands for the sigma that OpenCV derives from it.
+        Views that are made online take sigma (B,) itself as a fourth argument, and are differentiable in it and gain.
         """
+
+
+def features_at(level: Level, views: Views, image_index: Tensor) -> Tensor:
+    """Return features (B, D) of images (B,) at one blur level."""
+    values = [level.gain, level.kernel_size, *([] if level.sigma is None else [level.sigma])]
+    return views(image_index, *(torch.full(image_index.shape, each, device=image_index.device) for each in values))
 
 
 class OnlineViews:
@@ -57,12 +65,12 @@ class OnlineViews:
         self._options: dict[str, Any] = {"decay": falloff.decay, "falloff": falloff.curve}
         self._options |= {"mean": clip.mean, "std": clip.std}
 
-    def __call__(self, indices: Tensor, gain: Tensor, kernel_size: Tensor) -> Tensor:
+    def __call__(self, indices: Tensor, gain: Tensor, kernel_size: Tensor, sigma: Tensor | None = None) -> Tensor:
         """Return unit-norm features (B, D); see `Views`."""
         device = self.clip.device
         images = self.images[indices.to(self.images.device)].to(device, non_blocking=True)
-        sigma, kernel_size = None, kernel_size.to(device)
-        if kernel_size.is_floating_point():
+        kernel_size, sigma = kernel_size.to(device), sigma if sigma is None else sigma.to(device)
+        if sigma is None and kernel_size.is_floating_point():
             sigma = fovblur.sigma_from_kernel_size(kernel_size)
             kernel_size = 2 * ((kernel_size - 1) / 2).ceil().int() + 1
         blurred = fovblur.foveated_blur(images, sigma, kernel_size=kernel_size, gain=gain.to(device), **self._options)

@@ -38,10 +38,10 @@ def test_banked_views_interpolate_between_levels(seed):
     levels = [Level(size, gain) for size in (45, 51, 57) for gain in (0.0, 0.5, 1.0)]
     features = normalize(torch.randn(9, 7, 12), dim=-1)
     banked = BankedViews(features, levels)
-    held = [banked(torch.arange(7), torch.full((7,), gain), torch.full((7,), float(size))) for size, gain in levels]
+    held = [banked(torch.arange(7), torch.full((7,), gain), torch.full((7,), float(size))) for size, gain, _ in levels]
     torch.testing.assert_close(torch.stack(held), features)  # where a level lies, it is that level
     gain, size = torch.tensor([0.0, 0.3, 0.9, 2.0]), torch.tensor([47.0, 51.0, 56.2, 80.0])
-    of = lambda size, gain: features[levels.index((size, gain)), :4].double()  # noqa: E731
+    of = lambda size, gain: features[levels.index(Level(size, gain)), :4].double()  # noqa: E731
     expected = [
         (2 * of(45, 0.0)[0] + of(51, 0.0)[0]) / 3,
         0.4 * of(51, 0.0)[1] + 0.6 * of(51, 0.5)[1],
