@@ -93,7 +93,7 @@ def fit(
             fabric.backward(loss)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-            if method.learnt_blur is not None:
+            if method.learnt_blur is not None and method.learnt_blur.kind == "similarity":
                 method.learnt_blur.observe(samples, similarities(method, batch))
             if split is train:
                 total += loss.detach() * len(samples)

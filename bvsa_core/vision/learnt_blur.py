@@ -76,11 +76,10 @@ class LearntBlur(nn.Module):
 
     @torch.no_grad()
     def observe(self, samples: Tensor, similarity: Tensor) -> None:
-        """Note the similarity (B,) of recordings and images of a batch of samples (B,)."""
-        if self.kind == "similarity":
-            deviation = similarity.float() - similarity.float().mean()
-            spread = deviation.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
-            self.z[samples] = (deviation / spread).nan_to_num()
+        """Note the similarity (B,) of recordings and images of samples (B,), a batch; of kind similarity alone."""
+        deviation = similarity.float() - similarity.float().mean()
+        spread = deviation.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+        self.z[samples] = (deviation / spread).nan_to_num()
 
     @torch.no_grad()
     def values(self, subjects: Sequence[str]) -> dict[str, LearntValues]:
