@@ -42,6 +42,9 @@ from .training.run import run as run
 from .training.run import train as train
 from .training.run_data import RunData as RunData
 from .training.run_folder import RunFolder as RunFolder
+from .vision.encoder import VisionEncoder as VisionEncoder
+from .vision.loading import load_vision_encoder as load_vision_encoder
+from .vision.loading import register_vision_encoder as register_vision_encoder
 from .vision.views import Level as Level
 
 __version__: str

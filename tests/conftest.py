@@ -86,6 +86,7 @@ def one_thread() -> Iterator[None]:
 def registries(monkeypatch) -> None:
     """Empty the registries of methods and encoders; they are restored afterwards."""
     from bvsa_core import encoders, methods
+    from bvsa_core.vision import loading
 
-    for registry in (encoders, methods):
+    for registry in (encoders, methods, loading):
         monkeypatch.setattr(registry, "_registered", {})

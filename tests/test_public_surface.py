@@ -46,8 +46,9 @@ kernel_size_from_sigma(sigma)
 sigma_from_kernel_size(k)
 Batch Contrastive Dataset Decoder EmbeddingMatrix Embeddings Evaluation Gallery InputSpec Level Method Protocol Queries
     Recordings RetrievalResult RunConfig RunData RunDataConfig RunFolder RunResult Scores Scoring Split SyntheticConfig
-    TopK Trained UserError evaluate from_arrays from_mne from_torch load_method load_split make_dataset ranks
-    register_encoder register_method run score search similarity symmetric_contrastive to_mne train write_subject
+    TopK Trained UserError VisionEncoder evaluate from_arrays from_mne from_torch load_method load_split
+    load_vision_encoder make_dataset ranks register_encoder register_method register_vision_encoder run score search
+    similarity symmetric_contrastive to_mne train write_subject
 atm bravl bvsa mcdb nice ubp vanilla
 atm deepnet eeg_project eegnet perceptron shallownet tsconv tsconv_ubp
 fovblur::enhanced_similarity fovblur::enhanced_topk fovblur::foveated_blur fovblur::foveated_blur_backward""",

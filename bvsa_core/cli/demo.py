@@ -32,7 +32,7 @@ from bvsa_core.retrieval.statistics import crossed_bootstrap
 from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.run_folder import RunFolder
-from bvsa_core.vision.clip import check_weights
+from bvsa_core.vision.loading import check_weights
 
 
 @dataclass

@@ -29,7 +29,7 @@ from bvsa_core.training.config import relocated, with_texts
 from bvsa_core.training.run import load_method
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.run_folder import RunFolder
-from bvsa_core.vision.clip import stay_offline
+from bvsa_core.vision.downloads import stay_offline
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:

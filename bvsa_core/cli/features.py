@@ -17,7 +17,7 @@ from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import RunDataCache, levels_of
 from bvsa_core.experiments.runner import fill_bank
 from bvsa_core.training.config import RunDataConfig, method_options
-from bvsa_core.vision.clip import check_weights
+from bvsa_core.vision.loading import check_weights
 from bvsa_core.vision.views import Level
 
 

@@ -19,7 +19,7 @@ from bvsa_core.experiments.linear_decoding import decode_rows
 from bvsa_core.experiments.report_data import build_report, find_runs, group_runs, with_curves
 from bvsa_core.report.content import Report
 from bvsa_core.training.config import relocated
-from bvsa_core.vision.clip import stay_offline
+from bvsa_core.vision.downloads import stay_offline
 
 PAGE = "page.html"
 

@@ -34,7 +34,7 @@ from bvsa_core.report.comparison_table import to_rich
 from bvsa_core.report.content import Report
 from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
 from bvsa_core.training.config import RunConfig
-from bvsa_core.vision.clip import check_weights
+from bvsa_core.vision.loading import check_weights
 
 FULL = DEMO_FOLDER.with_name("demo-full")  # where `bvsa demo --full` keeps its data
 

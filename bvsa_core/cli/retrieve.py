@@ -36,7 +36,7 @@ from bvsa_core.training.run import load_method
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.run_folder import RunFolder
 from bvsa_core.vision.bank import ABOUT, level_files
-from bvsa_core.vision.clip import stay_offline
+from bvsa_core.vision.downloads import stay_offline
 from bvsa_core.vision.images import read_images
 
 SHOWN = 20  # queries that are printed; the file has all

@@ -23,7 +23,7 @@ from bvsa_core.training.logs import logger
 from bvsa_core.training.run import run as run_one
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.run_folder import RunFolder
-from bvsa_core.vision.clip import check_weights
+from bvsa_core.vision.loading import check_weights
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:

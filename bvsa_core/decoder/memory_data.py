@@ -19,8 +19,8 @@ from bvsa_core.data.store import sha256_of
 from bvsa_core.errors import UserError, first_few
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.run_data import RunData
-from bvsa_core.vision.clip import load_clip
 from bvsa_core.vision.encoder import VisionEncoder
+from bvsa_core.vision.loading import load_vision_encoder
 from bvsa_core.vision.multilevel import Fusion
 from bvsa_core.vision.views import SHARP, BankedViews, Level, Views
 
@@ -56,7 +56,7 @@ class TrainingSet:
         return f"the training data have {' and '.join(parts)} of the test set" if parts else None
 
 
-_load_clip = functools.lru_cache(maxsize=1)(load_clip)
+_load_encoder = functools.lru_cache(maxsize=1)(load_vision_encoder)
 
 
 class _NamedImages(Dataset):
@@ -111,7 +111,7 @@ class MemoryData(RunData):
     @functools.cached_property
     def clip(self) -> VisionEncoder:
         """The image encoder, kept for the next data."""
-        clip = _load_clip(self.config.vision, self.config.weights, self.config.cache_dir, self.device)
+        clip = _load_encoder(self.config.vision, self.config.weights, self.config.cache_dir, self.device)
         return clip.with_layers(self.config.target_layers)
 
     @functools.cached_property

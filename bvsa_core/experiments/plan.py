@@ -29,7 +29,8 @@ from bvsa_core.training.loop import fit, make_fabric
 from bvsa_core.training.run import build_method
 from bvsa_core.training.run_data import RunData, choose_device
 from bvsa_core.vision.bank import held_levels
-from bvsa_core.vision.clip import RANDOM, embedding_width_of, load_clip, weights_are_here
+from bvsa_core.vision.clip import RANDOM, load_clip
+from bvsa_core.vision.loading import embedding_width_of, weights_are_here
 from bvsa_core.vision.views import Level, OnlineViews
 
 _EPOCHS, _LEAST_EPOCHS, _SECONDS, _LEAST_SAMPLES = 20, 3, 0.5, 128  # of a timed training, which ends after these
@@ -211,7 +212,8 @@ def _time_batch(config: RunConfig, data: _Data) -> _Timed:
     """Train on random numbers of the same shape, and return the shortest time of a step."""
     plain = replace(config, target_levels=[], target_layers=[], epochs=_EPOCHS, validation=0, selection="last")
     run_data = RunData(RunDataConfig(**{each.name: getattr(plain, each.name) for each in fields(RunDataConfig)}))
-    device, width, samples = run_data.device, embedding_width_of(config.vision), max(config.batch_size, _LEAST_SAMPLES)
+    width = embedding_width_of(config.vision, config.cache_dir)
+    device, samples = run_data.device, max(config.batch_size, _LEAST_SAMPLES)
     ends: list[float] = []
 
     def log(metrics: dict) -> None:
@@ -270,7 +272,7 @@ def _features(
         if modality not in assumed:  # training and test images have a bank each
             bank = config.bank or config.data / "Image_feature"
             count -= sum(each * len(held_levels(bank, vision, each, list(levels))) for each in images)
-        disk += 4 * count * embedding_width_of(vision)
+        disk += 4 * count * embedding_width_of(vision, config.cache_dir)
         if not count:
             continue
         if vision not in rates:

@@ -26,7 +26,7 @@ from bvsa_core.retrieval.scoring import similarity
 from bvsa_core.training.config import RunConfig, to_dict
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.run_folder import RunFolder
-from bvsa_core.vision.clip import image_size_of
+from bvsa_core.vision.loading import image_size_of
 from bvsa_core.vision.views import SHARP, Falloff, Level
 
 TOP = 5
@@ -239,7 +239,7 @@ def _retrieval(row: ReportRow, run: RunSummary, cache: ThumbnailCache, recording
     ordered = scores[:QUERIES].sort(dim=1, descending=True, stable=True)
     top = [[indices[i] for i in best] for best in ordered.indices[:, :TOP].tolist()]
     level = gallery_level_of(config.method, config.method_options)
-    blur = Blur(level, Falloff(config.decay, config.falloff), image_size_of(config.vision))
+    blur = Blur(level, Falloff(config.decay, config.falloff), image_size_of(config.vision, config.cache_dir))
     views = [] if level == SHARP else [cache.index_of(data, image, blur) for image in result.images[: len(top)]]
     cache.request([*indices[: len(top)], *(index for best in top for index in best), *views])
     return RetrievalExample(
@@ -271,7 +271,7 @@ def _blur_examples(rows: Sequence[ReportRow], cache: ThumbnailCache) -> list[Blu
             continue
         images = folder.result().images
         names = [images[i * (len(images) - 1) // max(1, SAMPLES - 1)] for i in range(min(SAMPLES, len(images)))]
-        size = image_size_of(config.vision)
+        size = image_size_of(config.vision, config.cache_dir)
         originals = [cache.read(row.runs[0].settings["data"], name, size) for name in names]
         if any(image is None for image in originals):
             continue

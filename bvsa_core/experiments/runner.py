@@ -17,7 +17,7 @@ from bvsa_core.training.config import RunDataConfig, to_dict
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.run_folder import RunFolder
 from bvsa_core.vision.bank import ShardTask
-from bvsa_core.vision.clip import check_weights
+from bvsa_core.vision.loading import check_weights
 from bvsa_core.vision.views import Level
 
 

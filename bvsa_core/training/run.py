@@ -97,6 +97,8 @@ def train(
     fabric = make_fabric(run_data.device, run_data.processes, config.precision)
     split, validation = split_off_validation(run_data.split(run_data.training_subjects(config), "train"), config)
     test, _ = run_data.test_split(config, split, validation)  # which raises if it is no test
+    if methods.method_class(config.method).uses_texts:
+        run_data.check_texts()
     run_data.prompts(test.images, test.concepts)  # which raises if one has no caption, before the training
     _, channels, time = split.recordings.shape
     shape = encoders.InputSpec(channels, time, run_data.text_width(), len(split.subjects))

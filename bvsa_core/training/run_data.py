@@ -18,9 +18,9 @@ from bvsa_core.io.atomic import refuse_links
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.training.config import RunConfig, RunDataConfig
 from bvsa_core.vision.bank import FeatureBank
-from bvsa_core.vision.clip import load_clip
 from bvsa_core.vision.encoder import VisionEncoder
 from bvsa_core.vision.images import read_images
+from bvsa_core.vision.loading import load_vision_encoder
 from bvsa_core.vision.multilevel import Fusion, MultiLevelViews
 from bvsa_core.vision.views import BankedViews, Falloff, Level, OnlineViews, Views
 
@@ -72,7 +72,7 @@ class RunData:
     def clip(self) -> VisionEncoder:
         """The image encoder."""
         self.progress("image encoder", 0, 1, self.config.vision)
-        clip = load_clip(self.config.vision, self.config.weights, self.config.cache_dir, self.device)
+        clip = load_vision_encoder(self.config.vision, self.config.weights, self.config.cache_dir, self.device)
         self.progress("image encoder", 1, 1, self.config.vision)
         return clip.with_layers(self.config.target_layers)
 
@@ -169,12 +169,28 @@ class RunData:
         bank.fill(levels, self.progress, processes=self.processes)
         return BankedViews(bank.load(levels).to(self.device), levels)
 
+    def check_texts(self) -> None:
+        """Check that there are features of texts, for a method that reads them.
+
+        Raises:
+            UserError: the image encoder has no text encoder.
+        """
+        if not self.clip.has_texts:
+            remedy = "choose a method that reads none, such as vanilla or ubp, or an encoder with texts, such as RN50"
+            raise UserError(
+                f"the method reads texts, and vision encoder {self.clip.name} has no text encoder; {remedy}"
+            )
+
     def text_width(self) -> int:
         """Return the width of the features of texts; loads the image encoder, and writes nothing."""
+        if not self.clip.has_texts:
+            return self.clip.widths()[0]
         return self.clip.encode_texts([self.config.prompt]).shape[1]
 
     def texts(self, images: Sequence[str], concepts: Sequence[str]) -> Tensor:
-        """Return features (images, D) of the texts that name what images show."""
+        """Return features (images, D) of the texts that name what images show; zeros of an encoder without texts."""
+        if not self.clip.has_texts:
+            return torch.zeros(len(images), self.text_width(), device=self.device)
         prompts = self.prompts(images, concepts)  # which may be missing: before the bank makes its folder
         return self.bank(images).texts(prompts).to(self.device)
 

@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import http.client
-import os
-import queue
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from bvsa_core.errors import UserError, unknown_name
-from bvsa_core.vision.encoder import VisionEncoder, fingerprint
+from bvsa_core.vision.downloads import check_reachable
+from bvsa_core.vision.encoder import VisionEncoder
 
 TINY = "tiny"
 RANDOM = "random"
-ANSWER_S = 3.0  # wait for an answer of the server that has weights
 # Weights that UBP and BVSA use; the default of other models is the first that open_clip lists.
 PRETRAINED = {
     "RN50": "openai", "RN101": "openai", "ViT-B-16": "laion2b_s34b_b88k", "ViT-B-32": "laion2b_s34b_b79k",
@@ -59,15 +52,11 @@ class Clip(VisionEncoder):
         return normalize(torch.cat(features), dim=-1)
 
 
-def image_size_of(name: str) -> int:
-    """Return the width of an encoder's images in pixels, without loading it."""
-    size = _description(name)["vision_cfg"]["image_size"]
-    return size if isinstance(size, int) else size[0]
-
-
-def embedding_width_of(name: str) -> int:
-    """Return the width of an encoder's features, without loading it."""
-    return _description(name)["embed_dim"]
+def sizes(name: str, cache_dir: str | Path | None = None) -> tuple[int, int]:
+    """Return the width of an encoder's images in pixels and that of its features, without loading it."""
+    about = _description(name)
+    size = about["vision_cfg"]["image_size"]
+    return size if isinstance(size, int) else size[0], about["embed_dim"]
 
 
 def _description(name: str) -> dict[str, Any]:
@@ -106,8 +95,8 @@ def load_clip(
     weights: str | None = None,
     cache_dir: str | Path | None = None,
     device: str | torch.device = "cpu",
-) -> Clip:
-    """Load an encoder.
+) -> VisionEncoder:
+    """Load an encoder, frozen; see `loading.load_vision_encoder` for those of other libraries.
 
     Args:
         name: "tiny", or a model of open_clip: RN50, RN101, ViT-B-16, ViT-B-32, RN50-quickgelu, ...
@@ -118,16 +107,19 @@ def load_clip(
     Raises:
         UserError: the name or tag is unknown, or the weights cannot be found or downloaded.
     """
+    return load(name, weights, cache_dir).frozen(device)
+
+
+def load(name: str, weights: str | None, cache_dir: str | Path | None) -> Clip:
+    """Load an encoder on the CPU; see `load_clip`."""
     if name == TINY:
         from bvsa_core.vision import tiny
 
         full_name, model, tokenize = TINY, tiny.create_tiny(tiny.WEIGHTS), tiny.tiny_tokenizer()
     else:
         model, full_name, tokenize = _load_open_clip(name, weights, cache_dir)
-    model = model.eval().requires_grad_(False).to(device)
     size, mean, std = model.visual.image_size, tuple(model.visual.image_mean), tuple(model.visual.image_std)
-    size = size if isinstance(size, int) else size[0]
-    return Clip(full_name, model, size, mean, std, fingerprint(full_name, model), tokenize=tokenize)
+    return Clip(model, size if isinstance(size, int) else size[0], mean, std, full_name, tokenize=tokenize)
 
 
 def _load_open_clip(
@@ -161,40 +153,11 @@ def check_weights(name: str, weights: str | None = None, cache_dir: str | Path |
     if name == TINY or weights_are_here(name, weights, cache_dir):
         return
     import open_clip
-    from huggingface_hub import constants
 
     tag = _tag(name, weights)
     source = open_clip.get_pretrained_cfg(name, tag)
     hub = source.get("hf_hub", "").rpartition("/")[0]
-    offline = hub and constants.HF_HUB_OFFLINE
-    problem = "downloads are switched off" if offline else _unreachable(constants.ENDPOINT if hub else source["url"])
-    if problem is not None:
-        get = f"run 'hf download {hub} --cache-dir FOLDER'" if hub else f"download {source['url']} into FOLDER"
-        remedy = f"{get} on a machine with network, copy FOLDER here, and give it with --cache_dir"
-        raise UserError(f"weights {tag!r} of {name} are not on this machine, and {problem}; {remedy}")
-
-
-@functools.cache
-def _unreachable(address: str) -> str | None:
-    """Return why a server does not answer; None if it does. Looking up a name has no time limit, so a thread waits."""
-    problems: queue.Queue[str | None] = queue.Queue()
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=ANSWER_S).close()
-        except urllib.error.HTTPError:  # an answer
-            problems.put(None)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            problems.put(str(getattr(error, "reason", error)))
-        else:
-            problems.put(None)
-
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        problem = problems.get(timeout=ANSWER_S)
-    except queue.Empty:
-        problem = f"no answer within {ANSWER_S:g} s"
-    return problem and f"{address} cannot be reached ({problem})"
+    check_reachable(f"weights {tag!r} of {name}", hub, source.get("url", ""))
 
 
 def _tag(name: str, weights: str | None) -> str:
@@ -211,16 +174,13 @@ def _tag(name: str, weights: str | None) -> str:
 
 def _check_name(name: str) -> None:
     """Raise UserError for a name that is not in open_clip's own list: it asks a hub for some, and reads folders."""
+    if name not in names():
+        message = unknown_name("vision encoder", name, [TINY, *PRETRAINED])
+        raise UserError(f"{message}, or any other model of open_clip, or register your own first")
+
+
+def names() -> list[str]:
+    """Return the names of all encoders: the tiny one and those of open_clip."""
     import open_clip
 
-    if name not in open_clip.list_models():
-        message = unknown_name("vision encoder", name, [TINY, *PRETRAINED])
-        raise UserError(f"{message}, or any other model of open_clip")
-
-
-def stay_offline() -> None:
-    """Let this process ask no hub for weights, because it reads a run that may come from elsewhere.
-
-    The environment variable HF_HUB_OFFLINE=0 allows it. Without effect once huggingface_hub is imported.
-    """
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    return [TINY, *open_clip.list_models()]

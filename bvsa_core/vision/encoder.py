@@ -23,12 +23,12 @@ class VisionEncoder:
     Subclasses say where another kind of model keeps its parts, and encode texts if it can.
     """
 
-    name: str  # in tables, such as "RN50/openai"
     model: Any
     image_size: int  # pixels
     mean: tuple[float, float, float]  # of the pixels it was trained on, in [0, 1]
     std: tuple[float, float, float]
-    fingerprint: str  # hash of name and weights, equal only for equal models
+    name: str = ""  # in tables, such as "RN50/openai"
+    fingerprint: str = ""  # hash of name and weights, equal only for equal models
     layers: tuple[int, ...] = ()  # of the image encoder, whose features are appended to its output
 
     @property
@@ -51,6 +51,11 @@ class VisionEncoder:
         """Whether it encodes texts too, to the space of images."""
         return False
 
+    def frozen(self, device: str | torch.device = "cpu") -> VisionEncoder:
+        """Return the encoder on a device, in eval mode, without gradients of weights, and with its fingerprint."""
+        model = self.model.eval().requires_grad_(False).to(device)
+        return replace(self, model=model, fingerprint=fingerprint(self.name, model))
+
     def encode_images(self, images: Tensor) -> Tensor:
         """Encode normalised images (B, 3, image_size, image_size) to unit-norm features (B, D) float32.
 
@@ -60,13 +65,8 @@ class VisionEncoder:
         return torch.cat(self._encode(images), dim=-1)
 
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Encode texts to unit-norm features (B, D) float32.
-
-        Raises:
-            UserError: the encoder is of images only.
-        """
-        remedy = "choose a method that reads no texts, such as vanilla or ubp, or an encoder with texts, such as RN50"
-        raise UserError(f"vision encoder {self.name} has no text encoder; {remedy}")
+        """Encode texts to unit-norm features (B, D) float32, if `has_texts`."""
+        raise NotImplementedError
 
     def widths(self) -> list[int]:
         """Return the widths of the parts of a feature: the output, and each layer."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import bvsa_core
-from bvsa_core import encoders, methods, register_encoder, register_method
+from bvsa_core import encoders, methods, register_encoder, register_method, register_vision_encoder
 from bvsa_core.cli.arguments import Parser, add_run_arguments, to_dataclass
 from bvsa_core.data.store import read_header
 from bvsa_core.errors import UserError
@@ -86,6 +86,8 @@ REFUSED = {
     "method 'bvsa' is shipped": lambda: register_method("bvsa"),
     "method 'a/b': give a name of letters": lambda: register_method("a/b"),
     "encoder 'tsconv' is shipped .*; register yours under another name": lambda: register_encoder("tsconv"),
+    "vision encoder 'tiny' is shipped .*; register yours under another name": lambda: register_vision_encoder("tiny"),
+    "vision encoder 'hf:mine': give a name of letters": lambda: register_vision_encoder("hf:mine"),
     "encoder 'mine': options is .*; give a dataclass": lambda: register_encoder("mine", dict),
     "method 'mine': register a subclass of bvsa_core.Method": lambda: register_method("mine")(torch.nn.Linear),
     "'mine': Half lacks forward and Options, a dataclass": lambda: register_method("mine")(type("Half", (Method,), {})),

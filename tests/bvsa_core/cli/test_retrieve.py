@@ -266,9 +266,8 @@ def test_a_run_is_read_offline_unless_the_user_allows_a_hub(finished, tmp_path, 
     if setting is None:
         monkeypatch.delenv("HF_HUB_OFFLINE")
     seen = []
-    monkeypatch.setattr(
-        "bvsa_core.training.run_data.load_clip", lambda *_: seen.append(os.environ.get("HF_HUB_OFFLINE")) or 1 / 0
-    )
+    load = lambda *_: seen.append(os.environ.get("HF_HUB_OFFLINE")) or 1 / 0  # noqa: E731
+    monkeypatch.setattr("bvsa_core.training.run_data.load_vision_encoder", load)
     shutil.copytree(finished, run := tmp_path / "run")
     with pytest.raises(ZeroDivisionError):
         main([command[0], str(run), *command[1:]])

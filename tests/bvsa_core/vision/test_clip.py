@@ -11,7 +11,8 @@ from open_clip.transformer import QuickGELU
 from torch import nn
 
 from bvsa_core.errors import UserError
-from bvsa_core.vision import clip
+from bvsa_core.vision import clip, downloads
+from bvsa_core.vision.encoder import fingerprint
 
 REPOSITORY = "timm/resnet50_clip.openai"
 
@@ -24,7 +25,7 @@ def hub(monkeypatch):
 
 
 def test_a_server_that_is_silent_or_refuses_is_reported_with_the_remedy(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(clip, "ANSWER_S", 0.2)
+    monkeypatch.setattr(downloads, "ANSWER_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections, and never answers
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         hub(address)
@@ -40,7 +41,7 @@ def test_a_server_that_is_silent_or_refuses_is_reported_with_the_remedy(hub, tmp
 
 def test_downloads_that_are_switched_off_are_not_tried(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(clip, "_unreachable", lambda address: pytest.fail("asked"))
+    monkeypatch.setattr(downloads, "unreachable", lambda address: pytest.fail("asked"))
     with pytest.raises(UserError, match="downloads are switched off; run 'hf download"):
         clip.check_weights("RN50", cache_dir=tmp_path)
 
@@ -67,7 +68,7 @@ def test_weights_on_this_machine_need_no_server(hub, tmp_path, monkeypatch, name
     (folder / "refs/main").write_text("abc")
     (folder / "snapshots/abc").mkdir(parents=True)
     (folder / "snapshots/abc" / name).touch()
-    monkeypatch.setattr(clip, "_unreachable", lambda address: pytest.fail("asked"))
+    monkeypatch.setattr(downloads, "unreachable", lambda address: pytest.fail("asked"))
     clip.check_weights("RN50", cache_dir=tmp_path)
 
 
@@ -86,7 +87,7 @@ def test_weights_get_the_activation_that_they_were_trained_with(monkeypatch, nam
 
 
 def test_fingerprints_know_the_activation():
-    quick, plain = (clip.fingerprint("RN50/openai", nn.Sequential(kind())) for kind in (QuickGELU, nn.GELU))
+    quick, plain = (fingerprint("RN50/openai", nn.Sequential(kind())) for kind in (QuickGELU, nn.GELU))
     assert quick != plain
-    named = [clip.fingerprint("RN50-quickgelu/openai", nn.Sequential(kind())) for kind in (QuickGELU, nn.GELU)]
+    named = [fingerprint("RN50-quickgelu/openai", nn.Sequential(kind())) for kind in (QuickGELU, nn.GELU)]
     assert named[0] == named[1]

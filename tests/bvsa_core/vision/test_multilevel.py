@@ -69,7 +69,7 @@ def test_a_resnet_has_four_layers():
     vision = {"image_size": 32, "layers": (1, 1, 1, 1), "width": 8, "patch_size": None}
     text = {"width": 16, "heads": 2, "layers": 1, "vocab_size": 8}
     model = open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text).eval()
-    clip = Clip("RN", model, 32, (0.5,) * 3, (0.25,) * 3, "print", tokenize=lambda texts: texts)
+    clip = Clip(model, 32, (0.5,) * 3, (0.25,) * 3, "RN", "print", tokenize=lambda texts: texts)
     assert clip.with_layers([0, 1, 2, 3]).widths() == [16, 32, 64, 128, 256]
     model.visual = torch.nn.Flatten()
     with pytest.raises(UserError, match="of kind Flatten has no known layers"):
