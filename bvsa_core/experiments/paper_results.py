@@ -29,16 +29,17 @@ def known() -> list[str]:
 
 def find(reference: str, modality: str, setting: str) -> PaperResult | None:
     """Return the row of a method, or TABLE/ROW; None if it is not published for this modality and setting."""
-    table, _, name = reference.partition("/")
-    place = f"{modality}_{setting}"
+    place, rows = f"{modality}_{setting}", {row["method"]: row for row in content()["rows"]}
+    table, _, name = reference.partition("/") if reference not in rows else ("", "", "")
     method = table.split("_")[0].upper() if name else reference  # the name of a table starts with its method
-    row = next(row for row in content()["rows"] if row["method"] == method)
+    row = rows[method]
     accuracies = row.get(place)
     if name:
         accuracies = content()[table][name] if table.endswith(place) else None
     if accuracies is None:
         return None
-    about = {key: row[key] for key in ("year", "selection", "encoder", "channels", "gallery", "caveat") if key in row}
+    keys = ("year", "selection", "source", "encoder", "channels", "gallery", "caveat")
+    about = {key: row[key] for key in keys if key in row}
     about |= {"top1": accuracies[0], "top5": accuracies[1], "uses_labels": reference in content()["uses_labels"]}
     return PaperResult(f"{method} ({name})" if name else method, **about)
 

@@ -48,7 +48,8 @@ class PaperResult:
     year: int
     top1: float
     top5: float
-    selection: str
+    selection: str  # of the epoch
+    source: str  # who printed them
     encoder: str | None = None  # of the images
     channels: int | None = None  # default: as usual
     gallery: str | None = None  # default: one image per concept
@@ -165,7 +166,7 @@ def _differences(paper: PaperResult, result: MethodResult | None) -> Iterable[st
     if paper.caveat:
         yield f"{PAPER} {paper.method}: {paper.caveat}"
     if result is None:
-        yield f"{PAPER} {paper.method}: selection {paper.selection}, images by {encoder}"
+        yield f"{PAPER} {paper.method}: images by {encoder}, source {paper.source}"
         return
     protocol = result.protocol
     if not paper.selection.startswith(protocol.selection.split()[0]):
@@ -185,7 +186,7 @@ def _differences(paper: PaperResult, result: MethodResult | None) -> Iterable[st
 
 COLUMNS = (
     "data", "system", "brain encoder", "gate", "Top-1 %", "Top-5 %", "mAP %", "median rank", "subjects x seeds",
-    "published", "published Top-1 %", "published Top-5 %", "notes",
+    "published", "published selection", "published Top-1 %", "published Top-5 %", "notes",
 )  # fmt: skip
 ABSENT = "–"  # noqa: RUF001
 
@@ -199,9 +200,9 @@ def cells(rows: Sequence[ComparisonRow]) -> tuple[list[tuple[str, ...]], list[st
         footnotes += [note for note in dict.fromkeys(own) if note not in footnotes]
         marks = " ".join(str(number) for number in sorted(footnotes.index(note) + 1 for note in own))
         paper = row.published
-        published = (
-            (f"{paper.method} {paper.year}", f"{paper.top1:.1f}", f"{paper.top5:.1f}") if paper else [ABSENT] * 3
-        )
+        published = [ABSENT] * 4
+        if paper:
+            published = [f"{paper.method} {paper.year}", paper.selection, f"{paper.top1:.1f}", f"{paper.top5:.1f}"]
         table.append((row.data, row.system, *_our_cells(row), *published, marks))
     return table, footnotes
 
@@ -246,6 +247,9 @@ def to_frame(rows: Sequence[ComparisonRow]) -> pd.DataFrame:
     return import_pandas("frames").DataFrame([_record(row) for row in rows])
 
 
+_OF_PAPER = ("method", "year", "top1", "top5", "selection", "source")
+
+
 def _record(row: ComparisonRow) -> dict[str, object]:
     result, paper = row.result, row.published
     protocol = result.protocol if result else None
@@ -268,7 +272,7 @@ def _record(row: ComparisonRow) -> dict[str, object]:
         **known(result, "subjects", "seeds"),
         **(percents or dict.fromkeys(names)),
         **known(result, "median_rank"),
-        **{f"published_{key}": getattr(paper, key, None) for key in ("method", "year", "top1", "top5", "selection")},
+        **{f"published_{key}": getattr(paper, key, None) for key in _OF_PAPER},
         "notes": "; ".join(notes(row)),
     }
 
@@ -292,17 +296,19 @@ def to_latex(title: str, rows: Sequence[ComparisonRow]) -> str:
     body = [part for _, group in groups for part in (r"\midrule", *map(line, group))]
     numbered = [rf"\textsuperscript{{{number}}} {escape(note)}.\\" for number, note in enumerate(footnotes, start=1)]
     head = ["% needs \\usepackage{booktabs}", r"\begin{table*}", r"\centering\scriptsize"]
-    head += [rf"\caption{{{escape(caption(title, rows))}.}}", rf"\begin{{tabular}}{{{'l' * 4 + 'r' * 5 + 'lrrl'}}}"]
+    head += [rf"\caption{{{escape(caption(title, rows))}.}}", rf"\begin{{tabular}}{{{'l' * 4 + 'r' * 5 + 'llrrl'}}}"]
     foot = [r"\bottomrule", r"\end{tabular}", "", r"\raggedright", *numbered, r"\end{table*}", ""]
     return "\n".join([*head, r"\toprule", line(COLUMNS), *body, *foot])
 
 
 def to_rich(title: str, rows: Sequence[ComparisonRow]) -> Table:
     """Return a table for a terminal of 80 columns, without the columns that do not fit."""
-    columns = ("data", "system", "Top-1 %", "Top-5 %", "published\nTop-1, Top-5")
+    columns = ("data", "system", "Top-1 %", "Top-5 %", "published\nTop-1, Top-5,\nselection")
     shown = rich_table(columns, ("data", "system"), caption(title, rows), overflow="fold")
     for (data, system, _, gate, top1, top5, *_), row in zip(cells(rows)[0], rows):
-        paper = f"{row.published.top1:.1f}, {row.published.top5:.1f}" if row.published else ABSENT
+        paper = ABSENT
+        if row.published:
+            paper = f"{row.published.top1:.1f}, {row.published.top5:.1f}\n{row.published.selection}"
         name = system if gate in ("none", ABSENT) else f"{system}, gate {gate}"
         if row.result and row.result.protocol.selection.startswith("oracle"):
             name += ", oracle"

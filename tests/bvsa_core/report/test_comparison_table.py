@@ -183,6 +183,25 @@ def test_published_scores_stay_in_their_columns():
         paper_results.check("SAMBA")
 
 
+def test_every_published_result_has_its_selection_and_source():
+    """Also those whose names have a slash, as the rows of tables have."""
+    places = [(modality, setting) for modality in ("eeg", "meg") for setting in ("intra", "inter")]
+    for name in paper_results.known():
+        results_of_name = [paper for place in places if (paper := paper_results.find(name, *place))]
+        assert results_of_name, name
+        for paper in results_of_name:
+            assert paper.selection and paper.source and 0 < paper.top1 < paper.top5 < 100, name
+    tuned = paper_results.find("SAMGA ViT-B/32 + LoRA", "eeg", "intra")
+    assert (tuned.method, tuned.top1) == ("SAMGA ViT-B/32 + LoRA", 82.68)
+    absent = ComparisonRow("eeg", "intra", "SAMGA", published=paper_results.find("SAMGA", "eeg", "intra"))
+    (record,) = csv.DictReader(io.StringIO(comparison_table.to_csv([absent])))
+    assert (record["published_selection"], record["published_source"]) == ("best on test", "arXiv 2604.17782")
+    assert "| SAMGA 2026 | best on test | 91.3 | 98.8 |" in comparison_table.to_markdown("", [absent])
+    console = Console(width=80, file=io.StringIO())
+    console.print(comparison_table.to_rich("", [entry(), absent]))
+    assert "best on test" in console.file.getvalue()
+
+
 def test_latex_prints_every_character():
     assert comparison_table.escape("\x1b[31m") == r"\textbackslash{}x1b[31m"
     assert comparison_table.escape(r"50 % & $1_2 {x}^# ~ \n") == (
