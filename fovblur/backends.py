@@ -145,6 +145,11 @@ def from_environment() -> str:
     return os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
 
 
+def is_reference(requested: str | None) -> bool:
+    """Return whether the reference is asked for by name: it is then composed of plain operations, without the op."""
+    return (requested or from_environment()) == "reference"
+
+
 def resolve(requested: str | None, op: str, device: torch.device, dtype: torch.dtype) -> str:
     """Return the backend that serves a call: the requested one, else FOVBLUR_BACKEND's, else the fastest.
 

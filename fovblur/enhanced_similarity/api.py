@@ -5,8 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from fovblur import backends
-from fovblur.enhanced_similarity import validation
+from fovblur.enhanced_similarity import reference, validation
 from fovblur.enhanced_similarity.op import enhanced_similarity_op, enhanced_topk_op
+from fovblur.enhanced_similarity.params import Inputs
+from fovblur.tracing import is_transformed
 
 
 def enhanced_similarity(
@@ -45,7 +47,9 @@ def enhanced_similarity(
         TypeError, ValueError: a wrong type, shape, dtype or device; the message names the argument.
         RuntimeError: the requested backend cannot run; the message says why.
 
-    Differentiable, any number of times, in the four embeddings and the gates.
+    Differentiable, any number of times, in the four embeddings and the gates, in forward mode too. Transforms of
+    ``torch.func`` and forward mode use the reference, which is composed of PyTorch's own matrix products, so that
+    tracing and ONNX work with ``backend="reference"``, too.
 
     Examples:
         >>> import torch
@@ -58,7 +62,10 @@ def enhanced_similarity(
     row_gate = validation.gate("row_gate", row_gate, "brain_image", brain_image)
     column_gate = validation.gate("column_gate", column_gate, "image", image)
     backends.check_name(backend)
-    return enhanced_similarity_op(brain_image, image, brain_text, text, row_gate, column_gate, backend or "")
+    inputs = Inputs(brain_image, image, brain_text, text, row_gate, column_gate)
+    if backends.is_reference(backend) or is_transformed():
+        return reference.enhanced_similarity(inputs).to(brain_image.dtype)
+    return enhanced_similarity_op(*inputs, backend or "")
 
 
 def enhanced_topk(

@@ -91,7 +91,10 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _gated(x: Tensor, row_gate: Tensor | None, column_gate: Tensor | None) -> Tensor:
-    """Return r_i c_j x, and 0 where either gate is 0, even if x is infinite or NaN."""
+    """Return r_i c_j x, and 0 where either gate is 0, even if x is infinite or NaN.
+
+    Only such values are masked, so that a gate of 0 has its derivative.
+    """
     if row_gate is not None:
         gates, closed = row_gate[:, None], (row_gate == 0)[:, None]
         if column_gate is not None:
@@ -100,4 +103,5 @@ def _gated(x: Tensor, row_gate: Tensor | None, column_gate: Tensor | None) -> Te
         gates, closed = column_gate, column_gate == 0
     else:
         return x
-    return torch.where(closed, 0.0, gates * x)
+    gates, x = (torch.where(closed & ~each.isfinite(), 0.0, each) for each in (gates, x))
+    return gates * x

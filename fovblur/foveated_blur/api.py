@@ -14,6 +14,7 @@ from fovblur.dtypes import accumulation_dtype
 from fovblur.foveated_blur import reference, validation
 from fovblur.foveated_blur.autograd import differentiable_blur
 from fovblur.foveated_blur.params import BlurParams
+from fovblur.tracing import is_under_a_mode
 
 
 def sigma_from_kernel_size(k):
@@ -137,9 +138,9 @@ def foveated_blur(
         stds = validation.per_channel("std", 1.0 if std is None else std, images, dtype)
     out_dtype = validation.out_dtype(out_dtype, images, normalise)
     backends.check_name(backend)
-    if backend == "reference" or (backend is None and backends.from_environment() == "reference"):
+    if backends.is_reference(backend):
         params = BlurParams(sigmas, sizes, gain, fixation, means, stds, falloff, decay)
-        if not torch.compiler.is_compiling() and not validation.is_under_a_mode():
+        if not torch.compiler.is_compiling() and not is_under_a_mode():
             validation.check_values(params, images)
         return reference.foveated_blur(images, params, out_dtype, largest_size)
     return differentiable_blur(

@@ -14,6 +14,7 @@ from torch import Tensor
 from fovblur.foveated_blur import reference
 from fovblur.foveated_blur.op import foveated_blur_backward_op, foveated_blur_op
 from fovblur.foveated_blur.params import BlurParams
+from fovblur.tracing import is_transformed
 
 _DIFFERENTIABLE = (0, 1, 3, 4, 5, 6)  # images, sigma, gain, fixation, mean, std
 
@@ -253,22 +254,13 @@ class BlurBackward(torch.autograd.Function):
         return tuple(change if need else change.new_zeros(0) for change, need in zip(changes, ctx.needs))
 
 
-def _is_transformed() -> bool:
-    if torch.compiler.is_compiling():
-        return False
-    innermost = torch._C._functorch.peek_interpreter_stack()
-    if innermost is not None and innermost.key() == torch._C._functorch.TransformType.Functionalize:
-        return False  # which knows no autograd functions, and needs none
-    return torch.autograd.forward_ad._current_level >= 0 or innermost is not None
-
-
 def differentiable_blur(*arguments) -> Tensor:
     """Call the op in a way that can be differentiated wherever the call is made."""
-    return Blur.apply(*arguments) if _is_transformed() else foveated_blur_op(*arguments)
+    return Blur.apply(*arguments) if is_transformed() else foveated_blur_op(*arguments)
 
 
 def _differentiable_backward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
-    if _is_transformed():
+    if is_transformed():
         return BlurBackward.apply(*arguments[:-1], *arguments[-1])
     return foveated_blur_backward_op(*arguments)
 

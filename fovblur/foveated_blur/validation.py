@@ -13,6 +13,7 @@ from torch import Tensor
 from fovblur.dtypes import DTYPES
 from fovblur.dtypes import names as _names
 from fovblur.foveated_blur.params import BlurParams
+from fovblur.tracing import is_under_a_mode
 
 # In the order of csrc/foveated_blur/blur_math.h's enum Falloff, which is passed by index.
 FALLOFFS = ("exp", "linear", "quadratic", "log", "brachistochrone")
@@ -181,11 +182,6 @@ def constant(values: tuple[float, ...], dtype: torch.dtype, images: Tensor) -> T
             return made
         _constants[key] = made
     return _constants[key]
-
-
-def is_under_a_mode() -> bool:
-    """Return whether tensors that are made now may be those of a transform of torch.func or of a dispatch mode."""
-    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _is_capturing(images: Tensor) -> bool:
