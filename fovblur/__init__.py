@@ -1,5 +1,7 @@
 """Foveated Gaussian blur and text-enhanced similarity of recordings to images, compiled for CPUs and GPUs."""
 
+from types import ModuleType
+
 from fovblur.backends import available_backends
 from fovblur.enhanced_similarity.api import enhanced_similarity, enhanced_topk
 from fovblur.foveated_blur.api import foveated_blur, gaussian_blur, kernel_size_from_sigma, sigma_from_kernel_size
@@ -15,9 +17,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> str:
+def __getattr__(name: str) -> str | ModuleType:
     if name == "__version__":  # read only on request: a source tree need not be installed
         from importlib.metadata import version
 
         return version("fovblur")
+    if name in ("modules", "transforms"):  # imported on request: transforms need torchvision
+        from importlib import import_module
+
+        return import_module(f"fovblur.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,7 @@ from fovblur.foveated_blur.api import foveated_blur, gaussian_blur
 
 
 class FoveatedBlur2d(nn.Module):
-    """Blur images (B, C, H, W) with :func:`fovblur.foveated_blur`.
+    """Blur images (..., C, H, W) with :func:`fovblur.foveated_blur`.
 
     The arguments are those of the function. An ``nn.Parameter`` given as ``sigma`` or ``gain`` is learnt; any other
     tensor becomes a buffer, which moves with the module.
@@ -48,7 +48,7 @@ class FoveatedBlur2d(nn.Module):
         self.decay, self.falloff, self.out_dtype, self.backend = decay, falloff, out_dtype, backend
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the blurred images (B, C, H, W)."""
+        """Return the blurred images (..., C, H, W)."""
         return foveated_blur(
             images,
             self.sigma,
@@ -69,7 +69,7 @@ class FoveatedBlur2d(nn.Module):
 
 
 class GaussianBlur2d(nn.Module):
-    """Blur images (B, C, H, W) with :func:`fovblur.gaussian_blur`.
+    """Blur images (..., C, H, W) with :func:`fovblur.gaussian_blur`.
 
     Args:
         sigma: standard deviation in pixels, a number, (B,), or an ``nn.Parameter``, which is learnt. Default: computed
@@ -97,7 +97,7 @@ class GaussianBlur2d(nn.Module):
         self.backend = backend
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the blurred images (B, C, H, W)."""
+        """Return the blurred images (..., C, H, W)."""
         return gaussian_blur(images, self.sigma, kernel_size=self.kernel_size, backend=self.backend)
 
     def extra_repr(self) -> str:

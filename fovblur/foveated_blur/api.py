@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,12 +12,15 @@ from fovblur import backends
 from fovblur.dtypes import accumulation_dtype
 from fovblur.foveated_blur import reference, validation
 from fovblur.foveated_blur.autograd import differentiable_blur
-from fovblur.foveated_blur.params import BlurParams
+from fovblur.foveated_blur.params import BlurParams, Values
 from fovblur.tracing import is_under_a_mode
 
 
 def sigma_from_kernel_size(k):
     """Return OpenCV's standard deviation for an odd kernel size: 0.3 ((k - 1) / 2 - 1) + 0.8.
+
+    For 3 to 9 pixels ``cv2.GaussianBlur(image, (k, k), 0)`` itself takes tables, which differ a little from this
+    Gaussian.
 
     Args:
         k: width in pixels, a number or a tensor.
@@ -53,15 +55,15 @@ def kernel_size_from_sigma(sigma):
 
 def foveated_blur(
     images: Tensor,
-    sigma: float | Tensor | None = None,
+    sigma: Values | None = None,
     *,
-    kernel_size: int | Tensor | None = None,
-    gain: float | Tensor = 0.5,
+    kernel_size: Values | None = None,
+    gain: Values = 0.5,
     decay: float = 3.0,
     falloff: str = "exp",
-    fixation: Sequence[float] | Tensor | None = None,
-    mean: float | Sequence[float] | Tensor | None = None,
-    std: float | Sequence[float] | Tensor | None = None,
+    fixation: Values | None = None,
+    mean: Values | None = None,
+    std: Values | None = None,
     out_dtype: torch.dtype | None = None,
     backend: str | None = None,
 ) -> Tensor:
@@ -72,16 +74,18 @@ def foveated_blur(
     reflected border (OpenCV's REFLECT_101), for any radius. From UBP (CVPR 2025), which BVSA (CVPR 2026) follows.
 
     Args:
-        images: (B, C, H, W) uint8, float16, bfloat16, float32 or float64, in any memory format, which is kept.
-        sigma: standard deviation of the Gaussian in pixels, a number or (B,), at most 9830.7, or 8191 without a
+        images: (..., C, H, W) uint8, float16, bfloat16, float32 or float64, in any memory format, which is kept: one
+            image, a batch (B, C, H, W), clips (B, T, C, H, W). Parameters of every image broadcast to the leading
+            dimensions; they are tensors, or lists and arrays, which every call copies to the images' device.
+        sigma: standard deviation of the Gaussian in pixels, a number or (...), at most 9830.7, or 8191 without a
             ``kernel_size``; 0 is the identity. Default: computed from ``kernel_size`` by
             :func:`sigma_from_kernel_size`.
-        kernel_size: odd width of the Gaussian in pixels, an int or an integer tensor (B,), at most 65535. Default:
+        kernel_size: odd width of the Gaussian in pixels, an int or integers (...), at most 65535. Default:
             computed from ``sigma`` by :func:`kernel_size_from_sigma`. At least one of the two is needed.
-        gain: weight of the sharp image at the fixation, in [0, 1], a number or (B,). 0 blurs uniformly.
+        gain: weight of the sharp image at the fixation, in [0, 1], a number or (...). 0 blurs uniformly.
         decay: rate of the ``"exp"`` falloff, at least 0.
         falloff: f, ``"exp"`` (exp(-decay u)), ``"linear"``, ``"quadratic"``, ``"log"`` or ``"brachistochrone"``.
-        fixation: (y, x) in pixels, two numbers, (2,) or (B, 2); it may lie outside the image. Default:
+        fixation: (y, x) in pixels, two numbers, (2,) or (..., 2); it may lie outside the image. Default:
             (H // 2, W // 2), with D = sqrt((H - y - 1)^2 + (W - x - 1)^2). For any other fixation D is the largest
             distance to a pixel.
         mean: of the channels, a number or C numbers. Default: 0.
@@ -92,10 +96,10 @@ def foveated_blur(
             FOVBLUR_BACKEND, else ``"auto"``, the fastest that serves the images' device.
 
     Returns:
-        (B, C, H, W) in ``out_dtype``, accumulated in float32 (float64 for float64 images). On GPUs half types and uint8
-        are multiplied in half precision or tf32: by triton always, by cuda for uint8 only if the result is a half type.
-        If ``torch.set_float32_matmul_precision`` allows tf32, which it does not by default, cuda multiplies float32 in
-        tf32 and uint8 in half precision.
+        (..., C, H, W) in ``out_dtype``, accumulated in float32 (float64 for float64 images). On GPUs half types and
+        uint8 are multiplied in half precision or tf32: by triton always, by cuda for uint8 only if the result is a half
+        type. If ``torch.set_float32_matmul_precision`` allows tf32, which it does not by default, cuda multiplies
+        float32 in tf32 and uint8 in half precision.
 
     Raises:
         TypeError, ValueError: a wrong type, shape, device or range; the message names the argument. Values of CUDA
@@ -108,10 +112,11 @@ def foveated_blur(
 
     Examples:
         >>> images = torch.rand(2, 3, 32, 32)
-        >>> foveated_blur(images, kernel_size=torch.tensor([5, 9]), gain=torch.tensor([1.0, 0.5])).shape
+        >>> foveated_blur(images, kernel_size=[5, 9], gain=torch.tensor([1.0, 0.5])).shape
         torch.Size([2, 3, 32, 32])
     """
     validation.check_images(images)
+    shape = images.shape
     height, width = images.shape[-2:]
     if torch.jit.is_tracing():  # where sizes are tensors
         height, width = int(height), int(width)
@@ -138,17 +143,19 @@ def foveated_blur(
         stds = validation.per_channel("std", 1.0 if std is None else std, images, dtype)
     out_dtype = validation.out_dtype(out_dtype, images, normalise)
     backends.check_name(backend)
+    images = images if images.ndim == 4 else images.reshape(math.prod(shape[:-3]), *shape[-3:])
     if backends.is_reference(backend):
         params = BlurParams(sigmas, sizes, gain, fixation, means, stds, falloff, decay)
         if not torch.compiler.is_compiling() and not is_under_a_mode():
             validation.check_values(params, images)
-        return reference.foveated_blur(images, params, out_dtype, largest_size)
-    return differentiable_blur(
-        images, sigmas, sizes, gain, fixation, means, stds, falloff, decay, out_dtype, backend or ""
-    )
+        blurred = reference.foveated_blur(images, params, out_dtype, largest_size)
+    else:
+        parameters = sigmas, sizes, gain, fixation, means, stds, falloff, decay
+        blurred = differentiable_blur(images, *parameters, out_dtype, backend or "")
+    return blurred if len(shape) == 4 else blurred.reshape(shape)
 
 
-def _largest_size(sigma: float | Tensor | None, kernel_size: int | Tensor | None) -> int | None:
+def _largest_size(sigma: Values | None, kernel_size: Values | None) -> int | None:
     """Return the largest kernel size if it is known without reading a tensor."""
     if isinstance(kernel_size, numbers.Integral):
         return int(kernel_size)
@@ -159,21 +166,21 @@ def _largest_size(sigma: float | Tensor | None, kernel_size: int | Tensor | None
 
 def gaussian_blur(
     images: Tensor,
-    sigma: float | Tensor | None = None,
+    sigma: Values | None = None,
     *,
-    kernel_size: int | Tensor | None = None,
+    kernel_size: Values | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Blur every image with its own Gaussian: :func:`foveated_blur` with gain 0.
 
     Args:
-        images: (B, C, H, W), as for :func:`foveated_blur`.
-        sigma: standard deviation in pixels, a number or (B,). Default: computed from ``kernel_size``.
-        kernel_size: odd width in pixels, an int or (B,). Default: computed from ``sigma``.
+        images: (..., C, H, W), as for :func:`foveated_blur`.
+        sigma: standard deviation in pixels, a number or (...). Default: computed from ``kernel_size``.
+        kernel_size: odd width in pixels, an int or (...). Default: computed from ``sigma``.
         backend: as for :func:`foveated_blur`.
 
     Returns:
-        (B, C, H, W) in the dtype and memory format of the images.
+        (..., C, H, W) in the dtype and memory format of the images.
 
     Examples:
         >>> gaussian_blur(torch.ones(1, 1, 4, 4), 2.0).allclose(torch.ones(1, 1, 4, 4))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 from torch import Tensor
+
+Values: TypeAlias = float | Sequence[Any] | np.ndarray | Tensor  # a number, or numbers for every image or channel
 
 
 class BlurParams(NamedTuple):

@@ -6,13 +6,15 @@ import math
 import numbers
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fovblur.dtypes import DTYPES
 from fovblur.dtypes import names as _names
-from fovblur.foveated_blur.params import BlurParams
+from fovblur.foveated_blur.params import BlurParams, Values
 from fovblur.tracing import is_under_a_mode
 
 # In the order of csrc/foveated_blur/blur_math.h's enum Falloff, which is passed by index.
@@ -40,21 +42,22 @@ _constants: dict[tuple, Tensor] = {}
 
 
 def check_images(images: Tensor) -> None:
-    """Raise TypeError or ValueError unless images is a dense tensor (B, C, H, W) of a supported dtype."""
+    """Raise TypeError or ValueError unless images is a dense tensor (..., C, H, W) of a supported dtype."""
     if not isinstance(images, Tensor):
-        raise TypeError(f"images is a {type(images).__name__}; pass a torch.Tensor of shape (B, C, H, W)")
-    if images.ndim != 4:
-        hint = "; add the batch dimension with images[None]" if images.ndim == 3 else ""
-        if images.ndim == 3 and _has_channels_last(images):
-            hint = "; if it is (H, W, C), pass images.permute(2, 0, 1)[None]"
-        raise ValueError(f"images has shape {tuple(images.shape)}; it must be (B, C, H, W){hint}")
+        raise TypeError(f"images is a {type(images).__name__}; pass a torch.Tensor of shape (..., C, H, W)")
+    if images.ndim < 3:
+        hint = "; add the dimension of channels with images[None]" if images.ndim == 2 else ""
+        raise ValueError(f"images has shape {tuple(images.shape)}; it must be (..., C, H, W){hint}")
+    if images.ndim == 3 and _has_channels_last(images):
+        hint = "; if it is (H, W, C), pass images.permute(2, 0, 1), else images[None]"
+        raise ValueError(f"images has shape {tuple(images.shape)}; it must be (C, H, W){hint}")
     if images.dtype not in DTYPES:
         raise TypeError(f"images is {images.dtype}; it must be one of {_names(DTYPES)}")
     if images.is_sparse or images.is_quantized:
         raise TypeError("images must be a dense tensor; pass images.to_dense() or images.dequantize()")
     if _has_channels_last(images) and not torch.compiler.is_compiling():
-        problem = f"images of shape {tuple(images.shape)} are taken as (B, C, H, W), {images.shape[3]} pixels wide"
-        warnings.warn(f"{problem}; if they are (B, H, W, C), pass images.permute(0, 3, 1, 2)", stacklevel=3)
+        problem = f"images of shape {tuple(images.shape)} are taken as (..., C, H, W), {images.shape[-1]} pixels wide"
+        warnings.warn(f"{problem}; if they are (..., H, W, C), pass images.movedim(-1, -3)", stacklevel=3)
 
 
 def _has_channels_last(images: Tensor) -> bool:
@@ -62,26 +65,27 @@ def _has_channels_last(images: Tensor) -> bool:
     return images.shape[-1] in (3, 4) and images.shape[-3] > 4
 
 
-def per_sample(name: str, value: float | Tensor, images: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a number or a tensor (B,) as a tensor (B,) on the images' device."""
-    batch = images.shape[0]
+def per_sample(name: str, value: Values, images: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a number, or values that broadcast to the leading dimensions of images, as one value an image, flat."""
+    leading = images.shape[:-3]
+    if isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str):
+        value = _from_host(name, value, images, "a number, or numbers")
     if isinstance(value, Tensor):
         _check_tensor(name, value, images, integer=dtype == torch.int32)
-        if value.ndim > 1 or (value.ndim == 1 and value.shape[0] != batch):
-            raise ValueError(
-                f"{name} has shape {tuple(value.shape)}; it must be a number or ({batch},), one for each image"
-            )
         if dtype == torch.int32 and value.dtype not in _FIT_INT32:  # otherwise 2^32 + 3 would become 3
             limits = torch.iinfo(torch.int32)
             value = value.to(torch.int64).clamp(limits.min, limits.max)
-        return value.to(dtype).expand(batch)
-    _check_number(name, value, integer=dtype == torch.int32)
-    return constant((value,), dtype, images).expand(batch)
+        wanted = f"a number or {tuple(leading)}, one for each image"
+        return _expand(name, value.to(dtype), leading, wanted).reshape(math.prod(leading))
+    number = _check_number(name, value, integer=dtype == torch.int32)
+    return constant((number,), dtype, images).expand(math.prod(leading))
 
 
-def per_channel(name: str, value: float | Sequence[float] | Tensor, images: Tensor, dtype: torch.dtype) -> Tensor:
+def per_channel(name: str, value: Values, images: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a number, C numbers or a tensor (C,) as a contiguous tensor (C,) on the images' device."""
-    channels = images.shape[1]
+    channels = images.shape[-3]
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if isinstance(value, Tensor):
         _check_tensor(name, value, images, integer=False)
         if value.ndim > 1 or (value.ndim == 1 and value.shape[0] != channels):
@@ -92,28 +96,46 @@ def per_channel(name: str, value: float | Sequence[float] | Tensor, images: Tens
     values = tuple(value) if isinstance(value, Sequence) else (value,) * channels
     if len(values) != channels:
         raise ValueError(f"{name} has {len(values)} values; images has {channels} channels")
-    for each in values:
-        _check_number(name, each, integer=False)
-    return constant(values, dtype, images)
+    return constant(tuple(_check_number(name, each, integer=False) for each in values), dtype, images)
 
 
-def fixation(value: Sequence[float] | Tensor, images: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return two numbers (y, x), (2,) or (B, 2) as a tensor (B, 2) on the images' device; its last stride is 1."""
-    batch = images.shape[0]
+def fixation(value: Values, images: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return two numbers (y, x), or pairs for every image, as a tensor (images, 2); its last stride is 1."""
+    leading = images.shape[:-3]
+    batch = math.prod(leading)
+    pairs = (*leading, 2)
+    if isinstance(value, np.ndarray) or (
+        isinstance(value, Sequence) and any(isinstance(each, (Sequence, np.ndarray)) for each in value)
+    ):
+        value = _from_host("fixation", value, images, "two numbers (y, x), or pairs")
     if isinstance(value, Tensor):
         _check_tensor("fixation", value, images, integer=False)
-        if tuple(value.shape) not in ((2,), (batch, 2)):
-            raise ValueError(
-                f"fixation has shape {tuple(value.shape)}; it must be (2,) or ({batch}, 2), as (y, x) pixels"
-            )
-        return value.to(dtype).contiguous().expand(batch, 2)
+        wanted = f"(2,) or {pairs}, as (y, x) pixels"
+        if value.shape[-1:] != (2,):
+            raise ValueError(f"fixation has shape {tuple(value.shape)}; it must be {wanted}")
+        return _expand("fixation", value.to(dtype).contiguous(), pairs, wanted).reshape(batch, 2)
     if not isinstance(value, Sequence) or len(value) != 2:
-        raise TypeError(
-            f"fixation is {value!r}; it must be two numbers (y, x) or a tensor of shape (2,) or ({batch}, 2)"
-        )
-    for each in value:
-        _check_number("fixation", each, integer=False)
-    return constant(tuple(value), dtype, images).expand(batch, 2)
+        raise TypeError(f"fixation is {value!r}; it must be two numbers (y, x) or a tensor of shape (2,) or {pairs}")
+    pair = tuple(_check_number("fixation", each, integer=False) for each in value)
+    return constant(pair, dtype, images).expand(batch, 2)
+
+
+def _from_host(name: str, value: Sequence | np.ndarray, images: Tensor, wanted: str) -> Tensor:
+    """Return values in host memory, whose range is checked, as a tensor on the images' device."""
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} is {value!r}; it must be {wanted} for every image ({error})") from error
+    if not torch.compiler.is_compiling():
+        _check_range(name, tensor)
+    return tensor.to(images.device)
+
+
+def _expand(name: str, value: Tensor, shape: Sequence[int], wanted: str) -> Tensor:
+    try:
+        return value.expand(shape)
+    except RuntimeError as error:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; it must be {wanted}") from error
 
 
 def decay(value: float) -> float:
@@ -151,18 +173,22 @@ def check_values(params: BlurParams, images: Tensor) -> None:
     for name, value in params._asdict().items():
         if not isinstance(value, Tensor) or value.device.type != "cpu":
             continue
-        meaning, allowed = _RANGES[name]
-        inside = allowed(value)
-        if not inside.all():
-            where = (~inside).nonzero()[0].tolist()
-            place = f"[{', '.join(map(str, where))}]" if value.numel() > 1 else ""
-            raise ValueError(f"{name}{place} is {value[tuple(where)].item():g}; it must be {meaning}")
+        _check_range(name, value)
     fixation = params.fixation
     if fixation.device.type == "cpu" and min(images.shape[-2:]) > 2 and fixation.numel() > 0:
         if ((fixation > 0) & (fixation < 1)).all():
             y, x = fixation[0].tolist()
             problem = f"fixation ({y:g}, {x:g}) is in pixels, (y, x), and next to the corner"
             warnings.warn(f"{problem}; multiply fractions of the image by (H - 1, W - 1)", stacklevel=2)
+
+
+def _check_range(name: str, value: Tensor) -> None:
+    meaning, allowed = _RANGES[name]
+    inside = allowed(value)
+    if not inside.all():
+        where = (~inside).nonzero()[0].tolist()
+        place = f"[{', '.join(map(str, where))}]" if value.numel() > 1 else ""
+        raise ValueError(f"{name}{place} is {value[tuple(where)].item():g}; it must be {meaning}")
 
 
 def constant(values: tuple[float, ...], dtype: torch.dtype, images: Tensor) -> Tensor:
@@ -201,13 +227,14 @@ def _check_tensor(name: str, value: Tensor, images: Tensor, integer: bool) -> No
         raise TypeError(f"{name} is a tensor of {value.dtype}; it must hold real numbers")
 
 
-def _check_number(name: str, value: float, integer: bool) -> None:
+def _check_number(name: str, value: object, integer: bool) -> Any:
     kind = numbers.Integral if integer else numbers.Real
     if isinstance(value, (bool, torch.SymBool)) or not isinstance(value, (kind, torch.SymInt, torch.SymFloat)):
         wanted = "an int or an integer tensor" if integer else "a number or a tensor"
         raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it must be {wanted}")
     if isinstance(value, (torch.SymInt, torch.SymFloat)):
-        return
+        return value
     meaning, allowed = _RANGES[name]
     if not allowed(value):
         raise ValueError(f"{name} is {value}; it must be {meaning}")
+    return value

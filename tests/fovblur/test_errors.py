@@ -15,6 +15,9 @@ CASES = {
         (dict(images=torch.zeros(1, 1, 4, 4).to_sparse()), "dense tensor"),
         (dict(sigma="8"), "sigma is '8' \\(str\\); it must be a number or a tensor"),
         (dict(sigma=True), "sigma is True"),
+        (dict(sigma=[1.0, "8"]), r"sigma is \[1.0, '8'\]; it must be a number, or numbers for every image"),
+        (dict(sigma=[True, False]), "sigma is a tensor of torch.bool"),
+        (dict(kernel_size=np.array([3.0, 5.0])), "kernel_size is a tensor of torch.float64; it must hold int"),
         (dict(sigma=torch.tensor([True, False])), "sigma is a tensor of torch.bool"),
         (dict(kernel_size=51.0), "kernel_size is 51.0 \\(float\\); it must be an int"),
         (dict(kernel_size=torch.tensor([51.0, 45.0])), "kernel_size is a tensor of torch.float32; it must hold int"),
@@ -24,7 +27,7 @@ CASES = {
         (dict(out_dtype=torch.int32), "out_dtype is torch.int32"),
     ],
     ValueError: [
-        (dict(images=torch.rand(3, 8, 8)), r"images has shape \(3, 8, 8\); it must be \(B, C, H, W\); add the batch"),
+        (dict(images=torch.rand(8, 8)), r"images has shape \(8, 8\); it must be \(..., C, H, W\); add the dimension"),
         (
             dict(images=torch.rand(8, 9, 3)),
             r"images has shape \(8, 9, 3\).*; if it is \(H, W, C\), pass images.permute",
@@ -40,6 +43,13 @@ CASES = {
         (dict(sigma=torch.tensor([1.0, -2.0])), r"sigma\[1\] is -2; it must be"),
         (dict(sigma=torch.tensor([1.0, float("nan")])), r"sigma\[1\] is nan"),
         (dict(sigma=torch.rand(2, device="meta")), r"sigma is on meta and images on cpu; move it with sigma.to"),
+        (dict(sigma=[1.0, -2.0]), r"sigma\[1\] is -2; it must be"),
+        (dict(sigma=[1.0, 2.0, 3.0]), r"sigma has shape \(3,\); it must be a number or \(2,\)"),
+        (
+            dict(images=torch.rand(2, 4, 3, 8, 8), sigma=torch.ones(2)),
+            r"sigma has shape \(2,\); it must be a number or \(2, 4\), one for each image",
+        ),
+        (dict(fixation=[[1.0, 2.0, 3.0]]), r"fixation has shape \(1, 3\); it must be \(2,\) or \(2, 2\)"),
         (dict(kernel_size=50), "kernel_size is 50; it must be odd"),
         (dict(kernel_size=-3), "kernel_size is -3"),
         (dict(kernel_size=torch.tensor([51, 44])), r"kernel_size\[1\] is 44; it must be odd"),
@@ -73,7 +83,9 @@ def test_bad_arguments(error, case):
 
 
 def test_images_that_look_like_rows_of_colours_are_warned_of():
-    with pytest.warns(UserWarning, match=r"taken as \(B, C, H, W\), 3 pixels wide; if they are \(B, H, W, C\), pass"):
+    with pytest.warns(
+        UserWarning, match=r"taken as \(..., C, H, W\), 3 pixels wide; if they are \(..., H, W, C\), pass"
+    ):
         fovblur.gaussian_blur(torch.rand(2, 8, 9, 3), 1.0)
 
 
