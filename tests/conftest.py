@@ -30,6 +30,7 @@ SLOW = (
     "bvsa_core/data/layouts/test_osf_raw.py",
     "bvsa_core/data/test_store.py::test_a_conversion_killed",
     "bvsa_core/distributed/",
+    "bvsa_core/encoders/test_pretrained.py",
     "bvsa_core/io/test_fuzz.py",
     "bvsa_core/retrieval/test_search.py",
     "bvsa_core/training/test_checkpoint.py",

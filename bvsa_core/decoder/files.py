@@ -107,7 +107,7 @@ def read(folder: Path, places: dict[str, Any]) -> tuple[State, Method]:
         raise UserError(f"{path}: shape, axes and samples contradict each other; {_REMEDY}")
     weights = read_arrays(folder / WEIGHTS)
     try:
-        method = build_method(config, saved.shape, training.samples, RunData(config))
+        method = build_method(config, saved.shape, training.samples, RunData(config), training.axes)
         method.load_state_dict(weights)
     except (RuntimeError, MemoryError) as error:  # of sizes that no memory holds, or other weights
         detail = str(error).splitlines()[-1].strip()

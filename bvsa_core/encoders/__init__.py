@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from bvsa_core.data.dataset import RecordingAxes
 from bvsa_core.encoders._shared import InputSpec
 from bvsa_core.errors import UserError, unknown_name, validate_plugin_name
 
@@ -71,8 +72,14 @@ def options_class(name: str) -> type:
     return _module(name).Options
 
 
-def build(name: str, shape: InputSpec, options: object | None = None) -> nn.Module:
+def build(name: str, shape: InputSpec, options: object | None = None, axes: RecordingAxes | None = None) -> nn.Module:
     """Build an encoder by name.
+
+    Args:
+        name: of the encoder.
+        shape: of its input and output.
+        options: an instance of its options; default: those.
+        axes: channels and times of the recordings, which pretrained encoders need.
 
     Raises:
         UserError: there is no such encoder, or it cannot take recordings of this shape.
@@ -82,7 +89,8 @@ def build(name: str, shape: InputSpec, options: object | None = None) -> nn.Modu
         if value < 1:
             raise UserError(f"encoder {name}: {field} is {value}; it must be at least 1")
     try:
-        return module.build(shape, options or module.Options())
+        inputs = (axes,) if getattr(module, "uses_axes", False) else ()
+        return module.build(shape, options or module.Options(), *inputs)
     except ValueError as error:
         raise UserError(f"encoder {name}: {error}") from error
 
@@ -93,6 +101,24 @@ def encode(encoder: nn.Module, recordings: Tensor, subjects: Tensor | None = Non
     Encoders with `uses_subject_ids` also get the subjects (B,) int64; -1 is an unknown one.
     """
     return encoder(recordings, subjects) if getattr(encoder, "uses_subject_ids", False) else encoder(recordings)
+
+
+def load_pretrained(method: nn.Module) -> list[str]:
+    """Load the pretrained weights of a method's encoders, if they have any; return what was left out of them.
+
+    Raises:
+        UserError: the weights cannot be read or downloaded, or are not those of the encoder.
+    """
+    return list(dict.fromkeys(filter(None, (encoder.load_pretrained() for encoder in _pretrained(method)))))
+
+
+def pretrained_note(method: nn.Module) -> str | None:
+    """Return what readers of scores have to know of a method's pretrained encoders; None if it has none."""
+    return " and ".join(dict.fromkeys(encoder.note for encoder in _pretrained(method))) or None
+
+
+def _pretrained(method: nn.Module) -> list[Any]:
+    return [module for module in method.modules() if hasattr(module, "load_pretrained")]
 
 
 @torch.no_grad()

@@ -110,6 +110,8 @@ def caveats(row: ComparisonRow) -> Iterable[str]:
         yield f"threshold {protocol.threshold} by hand: not learnt on training recordings, so it may fit the test set"
     if protocol.training:
         yield f"transductive: {result.method} {protocol.training}, those of the test images and their texts"
+    if protocol.brain:
+        yield f"recordings by {protocol.brain}"
     if protocol.texts == "shuffled":
         yield "control: every image has another's text, so any gain comes from the gate's knowledge of the pairing"
     if protocol.texts_of:

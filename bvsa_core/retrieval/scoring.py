@@ -49,6 +49,7 @@ class Protocol:
     repeated: int | None = None  # test conditions averaged into another of the same image
     leak: str | None = None  # what of the test set the training data have; a run must allow it
     training: str | None = None  # what the training knew of the test set, if anything
+    brain: str | None = None  # pretrained brain encoder, and what it does to recordings
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value}" for name, value in self.to_row().items())

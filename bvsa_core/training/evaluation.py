@@ -93,6 +93,7 @@ def evaluate(trained: Trained, config: RunConfig, run_data: RunData, scoring: Sc
         repeated=test.repeated or None,
         leak="test data are trained on" if leak else None,
         training="trains on test features" if config.trains_on_test_features else None,
+        brain=encoders.pretrained_note(method),
         **scoring.protocol(),
     )
     return Evaluation(score(rank), protocol, rank, test.images, embeddings, scoring.reliability)

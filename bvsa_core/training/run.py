@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from bvsa_core import encoders, methods
+from bvsa_core.data.dataset import RecordingAxes
 from bvsa_core.data.split import Split, hold_out
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Method
@@ -103,7 +104,10 @@ def train(
     _, channels, time = split.recordings.shape
     shape = encoders.InputSpec(channels, time, run_data.text_width(), len(split.subjects))
     seed_everything(config.seed, verbose=False)  # after the image encoder, which draws random numbers
-    method = build_method(config, shape, len(split), run_data)
+    method = build_method(config, shape, len(split), run_data, split.axes)
+    left_out = encoders.load_pretrained(method)
+    if note := encoders.pretrained_note(method):
+        run_data.progress("brain encoder", 1, 1, "; ".join([note, *left_out]))
     texts = run_data.texts(split.images, split.concepts)
     views = run_data.views(split.images, method.training_levels(), method.fusion)
     held_out = extra_metrics = unpaired = None
@@ -154,11 +158,16 @@ def make_augmentation(config: RunConfig, split: Split) -> Augmentation | None:
     return Augmentation(split, list(config.augment), config.seed, config.mixup_alpha, config.setting == "inter")
 
 
-def build_method(config: RunConfig, shape: encoders.InputSpec, samples: int, run_data: RunData) -> Method:
-    """Build the method of a configuration for a number of training samples, on the device of the data."""
+def build_method(
+    config: RunConfig, shape: encoders.InputSpec, samples: int, run_data: RunData, axes: RecordingAxes | None = None
+) -> Method:
+    """Build the method of a configuration for a number of training samples, on the device of the data.
+
+    Pretrained encoders need the channels and times of the recordings.
+    """
 
     def build_encoder(shape: encoders.InputSpec) -> torch.nn.Module:
-        encoder = encoders.build(config.encoder, shape, config.encoder_options)
+        encoder = encoders.build(config.encoder, shape, config.encoder_options, axes)
         if config.initial_std is not None:
             encoders.initialise(encoder, config.initial_std)
         return run_data.processes.shard_encoder(encoder, run_data.device)
@@ -180,6 +189,6 @@ def load_method(folder: RunFolder, run_data: RunData) -> Method:
     result = folder.result()
     if result.shape is None:
         raise UserError(f"{folder.path}: a run of an earlier version; train it again")
-    method = build_method(folder.config(), result.shape, result.samples, run_data)
+    method = build_method(folder.config(), result.shape, result.samples, run_data, result.axes)
     folder.load_weights(method)
     return method.eval()
