@@ -26,7 +26,7 @@ from bvsa_core.io.image_file import SUFFIXES
 from bvsa_core.methods.base import Method
 from bvsa_core.report.retrieval_page import FoundImage, FoundImages, RetrievalPage, to_html
 from bvsa_core.report.tables import rich_table
-from bvsa_core.retrieval.gallery import EmbeddingMatrix, Gallery, first_invalid_row, rows_of
+from bvsa_core.retrieval.gallery import EmbeddingMatrix, Gallery, SideBySide, first_invalid_row, rows_of
 from bvsa_core.retrieval.index import Index, recall, search_candidates
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.scoring import Scoring
@@ -38,6 +38,7 @@ from bvsa_core.training.run_folder import RunFolder
 from bvsa_core.vision.bank import ABOUT, level_files
 from bvsa_core.vision.downloads import stay_offline
 from bvsa_core.vision.images import read_images
+from bvsa_core.vision.layers import OUTPUT
 
 SHOWN = 20  # queries that are printed; the file has all
 ON_PAGE = 200  # queries on the page
@@ -98,6 +99,8 @@ def run(parsed: jsonargparse.Namespace) -> None:
         if method.transductive_classifier:
             reason = f"method {config.method} classifies test images and has no embeddings to search with"
             raise UserError(f"{parsed.run}: {reason}")
+        if parsed.gate != "none" and not method.compares_texts:
+            raise UserError(f"--gate {parsed.gate}: the run's recordings are not mapped to the space of texts; omit it")
         names, recordings, subjects = read_queries(parsed.recordings, saved, config, run_data)
         named = parsed.recordings is None or parsed.recordings.suffix == ".pt"  # after the images that were seen
         with torch.no_grad(), one_thread():
@@ -220,6 +223,7 @@ def open_gallery(
     shared: dict[str, Any] = {"image_embeddings": method.image_embeddings, "text_embeddings": method.text_embeddings}
     shared["device"] = run_data.device
     where, levels = parsed.gallery, method.gallery_feature_levels()
+    unit_norm = config.target == OUTPUT
     given_texts = EmbeddingMatrix(parsed.gallery_text) if parsed.gallery_text else None
     if where is not None and not Path(where).is_dir():
         if not Path(where).suffix:
@@ -227,10 +231,10 @@ def open_gallery(
         if len(levels) > 1:
             several = f"the run sees images at {len(levels)} blur levels"
             raise UserError(f"--gallery {where}: {several}; give a folder of images or a bank")
-        return Gallery([EmbeddingMatrix(where)], given_texts, **shared)
+        return Gallery([EmbeddingMatrix(where, unit_norm)], given_texts, **shared)
     if where is not None and (Path(where) / ABOUT).is_file():
-        paths = level_files(Path(where), levels, run_data.clip, run_data.falloff)
-        return Gallery([EmbeddingMatrix(path) for path in paths], given_texts, **shared)
+        files = level_files(Path(where), levels, run_data.clip, run_data.falloff)
+        return Gallery([_side_by_side(parts, unit_norm) for parts in files], given_texts, **shared)
     if given_texts:
         raise UserError("--gallery_text belongs to a gallery of features; texts of images are made from their names")
     if where is None:
@@ -245,7 +249,11 @@ def open_gallery(
     bank.fill(levels, display)
     unused = parsed.gate == "none"
     texts = None if unused else EmbeddingMatrix(bank.texts_path(run_data.prompts(names, concepts)))
-    return Gallery([EmbeddingMatrix(path) for path in bank.files(levels)], texts, names, **shared)
+    return Gallery([_side_by_side(parts, unit_norm) for parts in bank.files(levels)], texts, names, **shared)
+
+
+def _side_by_side(parts: Sequence[Path], unit_norm: bool) -> SideBySide:
+    return SideBySide([EmbeddingMatrix(path, unit_norm) for path in parts])
 
 
 def has_images(gallery: str | None) -> bool:

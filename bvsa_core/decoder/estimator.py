@@ -35,9 +35,11 @@ from bvsa_core.training.evaluation import Trained, evaluate
 from bvsa_core.training.run import result_of, train
 from bvsa_core.training.run_data import choose_device
 from bvsa_core.vision.clip import TINY
+from bvsa_core.vision.layers import OUTPUT
 from bvsa_core.vision.views import features_at
 
-SETTINGS = [each.name for each in fields(RunConfig) if each.name not in ("data", "vision", "method")]
+SETTINGS = [each.name for each in fields(RunConfig) if each.name not in ("data", "vision", "method", "target")]
+_OWN = ("method", "target", "layers")  # parameters that are no settings
 GALLERY = 200  # images searched when the gate label_free is learnt, as in the published test sets
 
 
@@ -66,6 +68,7 @@ class Decoder(
         method: vanilla, nice, atm, bravl, ubp, mcdb, bvsa, or one of your own.
         target: image encoder, such as RN50, or tiny, which is shipped; or an array of features (M, D), whose rows
             `images` then names by number.
+        layers: of the image encoder, whose features are the target: what `bvsa train --target` takes, such as layer:2.
         **settings: fields of `RunConfig`, such as epochs or preset; default: the method's published training. Without
             `channels`, the 17 standard ones of EEG are taken if all are there, and else all. `bank` names a folder in
             which features of images are kept; default: until the process ends.
@@ -96,18 +99,18 @@ class Decoder(
         (20, 3)
     """
 
-    def __init__(self, method: str = "bvsa", target: Any = "tiny", **settings: Any):
-        self.method, self.target = method, target
+    def __init__(self, method: str = "bvsa", target: Any = "tiny", layers: str = OUTPUT, **settings: Any):
+        self.method, self.target, self.layers = method, target, layers
         self._names: list[str] = []
         self._set(settings)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return method, target and the settings that were given."""
-        return {name: getattr(self, name) for name in ("method", "target", *self._names)}
+        """Return method, target, layers and the settings that were given."""
+        return {name: getattr(self, name) for name in (*_OWN, *self._names)}
 
     def set_params(self, **params: Any) -> Decoder:
-        """Set method, target or settings."""
-        for name in ("method", "target"):
+        """Set method, target, layers or settings."""
+        for name in _OWN:
             setattr(self, name, params.pop(name, getattr(self, name)))
         self._set(params)
         return self
@@ -151,8 +154,7 @@ class Decoder(
         trained = train(data.config, data, self.history_.append)
         self.config_, self.epoch_, self.method_, self.shape_ = data.config, trained.epoch, trained.method, trained.shape
         self.training_ = data.training_set(len(trained.split))
-        learns = self._features is None and not trained.method.transductive_classifier
-        self.reliability_ = trained.learn_gate(data, GALLERY, config.seed) if learns else None
+        self.reliability_ = trained.learn_gate(data, GALLERY, config.seed) if trained.learns_gate else None
         self.result_: RunResult | None = None
         self.method_.eval()
         return self
@@ -267,7 +269,8 @@ class Decoder(
         usual = RunConfig.of(config.method, preset=config.preset)
         changed = {name for name in SETTINGS if getattr(config, name) != getattr(usual, name)} - {*PLACES}
         given = {name: getattr(config, name) for name in SETTINGS if name in changed}
-        decoder = cls(config.method, None if state.features else config.vision, **given, **settings)
+        target = None if state.features else config.vision
+        decoder = cls(config.method, target, config.target, **given, **settings)
         decoder.config_, decoder.epoch_, decoder.shape_ = config, state.epoch, state.shape
         decoder.training_, decoder.reliability_ = state.training, state.reliability
         decoder.method_, decoder.history_, decoder.result_ = method.eval(), [], None
@@ -334,6 +337,7 @@ class Decoder(
             **{name: getattr(self, name) for name in self._names if name not in PLACES},
             **self._places(),
             vision=self.target if isinstance(self.target, str) else RunConfig.vision,
+            target=self.layers,
         )
         if self._features is not None and method_class(self.method).uses_texts:
             reads = f"method {self.method} also reads texts, and the target is an array of features"
@@ -362,11 +366,11 @@ class Decoder(
         return subjects[0] if len(subjects) == 1 else "unnamed"
 
     def _gate(self, gate: str | None, default: str = "none") -> str:
-        """Return a gate, which features without texts must leave closed."""
-        if self._features is None:
+        """Return a gate, which must stay closed where recordings are not compared with texts."""
+        if self._features is None and self.method_.compares_texts:
             return gate or default
         if gate not in (None, "none"):
-            raise UserError(f"gate {gate!r} reads texts, and the target is an array of features; choose none")
+            raise UserError(f"gate {gate!r} reads texts, with which the target cannot be compared; choose none")
         return "none"
 
     @property

@@ -17,9 +17,11 @@ from bvsa_core.data.leaks import shared_concepts
 from bvsa_core.data.split import Split, make_split
 from bvsa_core.data.store import sha256_of
 from bvsa_core.errors import UserError, first_few
+from bvsa_core.methods.base import Method
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.run_data import RunData
 from bvsa_core.vision.encoder import VisionEncoder
+from bvsa_core.vision.layers import OUTPUT, parse_target
 from bvsa_core.vision.loading import load_vision_encoder
 from bvsa_core.vision.multilevel import Fusion
 from bvsa_core.vision.views import SHARP, BankedViews, Level, Views
@@ -112,7 +114,7 @@ class MemoryData(RunData):
     def clip(self) -> VisionEncoder:
         """The image encoder, kept for the next data."""
         clip = _load_encoder(self.config.vision, self.config.weights, self.config.cache_dir, self.device)
-        return clip.with_layers(self.config.target_layers)
+        return clip.with_layers(parse_target(self.config.target, lambda: clip.layer_count))
 
     @functools.cached_property
     def samples(self) -> Split:
@@ -194,20 +196,26 @@ class FeatureData(MemoryData):
 
     def fusion(self) -> Fusion | None:
         """Refuse targets of several levels or layers, which an image encoder has."""
-        if self.config.target_levels or self.config.target_layers:
-            raise UserError("target is an array of features; target_levels and target_layers need an image encoder")
+        if self.config.target_levels or self.config.target != OUTPUT:
+            raise UserError("target is an array of features; target_levels and layers need an image encoder")
         return None
 
-    def views(self, images: Sequence[str], levels: Sequence[Level], fusion: Fusion | None = None) -> Views:
+    def views(self, images: Sequence[str], levels: Sequence[Level], method: Method | None = None) -> Views:
         """Return the features as those of sharp images; other levels are refused."""
+        if method is not None:
+            return super().views(images, levels, method)
         if blurred := [level for level in levels if level.kernel_size != SHARP.kernel_size]:
             problem = f"the method sees images at {len(blurred)} blur level(s)"
             raise UserError(f"target is an array of features, and {problem}; choose vanilla or nice, or an encoder")
         return BankedViews(normalize(self._features_of(images).float(), dim=1)[None].to(self.device), [SHARP])
 
-    def text_width(self) -> int:
+    def part_widths(self) -> list[int]:
         """Return the width of the features."""
-        return self.features.shape[1]
+        return [self.features.shape[1]]
+
+    def text_width(self) -> int:
+        """Return 0: there are no texts."""
+        return 0
 
     def texts(self, images: Sequence[str], concepts: Sequence[str]) -> Tensor:
         """Return zeros (images, D): methods that read texts are refused before."""

@@ -85,8 +85,8 @@ def build(name: str, shape: InputSpec, options: object | None = None, axes: Reco
         UserError: there is no such encoder, or it cannot take recordings of this shape.
     """
     module = _module(name)
-    for field, value in vars(shape).items():
-        if value < 1:
+    for field in ("channels", "time", "embedding", "subjects"):
+        if (value := getattr(shape, field)) < 1:
             raise UserError(f"encoder {name}: {field} is {value}; it must be at least 1")
     try:
         inputs = (axes,) if getattr(module, "uses_axes", False) else ()

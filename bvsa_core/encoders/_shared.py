@@ -12,8 +12,15 @@ class InputSpec:
 
     channels: int
     time: int  # samples
-    embedding: int
+    embedding: int  # width; for a method, of what images are to it
     subjects: int = 1  # trained on
+    texts: int = 0  # width of the features of texts; 0 if there are none
+    parts: tuple[int, ...] = ()  # widths of the parts of the features of images
+
+    @property
+    def text_width(self) -> int:
+        """Width of the features of texts, by default that of images."""
+        return self.texts or self.embedding
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from bvsa_core.retrieval.statistics import crossed_bootstrap
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.run_folder import RunFolder
+from bvsa_core.vision.layers import OUTPUT
 from bvsa_core.vision.views import SHARP, Level, features_at
 
 BIN = 0.025  # seconds that are averaged into one value
@@ -97,7 +98,8 @@ def linear_decoding(
     levels = levels_of(config.method, config.method_options)
     level = SHARP if SHARP in levels else levels[-1]
     targets, gallery = (_features(split, run_data, level) for split in (train, test))
-    width = run_data.clip.widths()[0] if run_data.clip.layers else targets.shape[1]
+    layers = _layers(run_data)
+    whole = next(iter(layers.values()))  # the first part
     (x, times), (x_test, _) = (averaged(split.recordings, train.times) for split in (train, test))
     names, everywhere = train.channels, slice(None)
     starts = range(0, max(1, len(times) - WINDOW + 1), STEP)
@@ -108,10 +110,10 @@ def linear_decoding(
     if len(regions) < 2:
         regions = {}
     nearest = _neighbours(names, positions(names, train.modality))
-    layers = _layers(run_data) if run_data.clip.layers else {}
+    layers = layers if len(layers) > 1 else {}
     total, done = 1 + len(parts) + len(regions) + len(nearest) + len(layers), 0
 
-    def decode(channels: list[int] | slice, part: slice = everywhere, columns: slice = slice(width)) -> Accuracy:
+    def decode(channels: list[int] | slice, part: slice = everywhere, columns: slice = whole) -> Accuracy:
         nonlocal done
         values, test_values = (each[:, channels, part].flatten(1) for each in (x, x_test))
         result = accuracy(values, targets[:, columns], test_values, gallery[:, columns])
@@ -123,7 +125,7 @@ def linear_decoding(
         data=data,
         subject=config.subject,
         images=len(test.images),
-        target=f"{run_data.clip.name}{'' if level == SHARP else f', k{level.kernel_size} gain {level.gain:g}'}",
+        target=f"{run_data.encoder_name}{'' if level == SHARP else f', k{level.kernel_size} gain {level.gain:g}'}",
         window=min(WINDOW, len(times)) * float(times[1] - times[0]) if len(times) > 1 else 0.0,
         everything=decode(everywhere),
         windows={middle: decode(everywhere, part) for middle, part in parts.items()},
@@ -139,11 +141,10 @@ def _features(split: Split, run_data: RunData, level: Level) -> Tensor:
 
 
 def _layers(run_data: RunData) -> dict[str, slice]:
-    """Return the columns of the features of each layer, the output last."""
-    widths = run_data.clip.widths()
-    ends = np.cumsum(widths).tolist()
-    columns = [slice(end - width, end) for width, end in zip(widths, ends)]
-    return {**{f"layer {layer}": part for layer, part in zip(run_data.clip.layers, columns[1:])}, "output": columns[0]}
+    """Return the columns of the features of each part."""
+    ends = np.cumsum(widths := run_data.part_widths()).tolist()
+    names = (part if part == OUTPUT else f"layer {part}" for part in run_data.clip.layers)
+    return {name: slice(end - width, end) for name, width, end in zip(names, widths, ends)}
 
 
 def _neighbours(names: Sequence[str], places: Mapping[str, np.ndarray]) -> dict[str, list[int]]:

@@ -30,6 +30,7 @@ from bvsa_core.training.run import build_method
 from bvsa_core.training.run_data import RunData, choose_device
 from bvsa_core.vision.bank import held_levels
 from bvsa_core.vision.clip import RANDOM, load_clip
+from bvsa_core.vision.layers import OUTPUT
 from bvsa_core.vision.loading import embedding_width_of, weights_are_here
 from bvsa_core.vision.views import Level, OnlineViews
 
@@ -210,7 +211,8 @@ def _time_step(config: RunConfig, data: _Data) -> _Timed | str:
 
 def _time_batch(config: RunConfig, data: _Data) -> _Timed:
     """Train on random numbers of the same shape, and return the shortest time of a step."""
-    plain = replace(config, target_levels=[], target_layers=[], epochs=_EPOCHS, validation=0, selection="last")
+    plain = replace(config, target_levels=[], target=OUTPUT, projector="none")
+    plain = replace(plain, epochs=_EPOCHS, validation=0, selection="last")
     run_data = RunData(RunDataConfig(**{each.name: getattr(plain, each.name) for each in fields(RunDataConfig)}))
     width = embedding_width_of(config.vision, config.cache_dir)
     device, samples = run_data.device, max(config.batch_size, _LEAST_SAMPLES)

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any, ClassVar
@@ -20,6 +20,8 @@ from bvsa_core.vision.learnt_blur import LearntBlur
 from bvsa_core.vision.multilevel import Fusion
 from bvsa_core.vision.views import SHARP, Level
 
+PROJECTORS = ("none", "linear", "mlp")
+
 
 @dataclass
 class Batch:  # not frozen: Lightning casts its tensors to the precision of a run
@@ -27,7 +29,7 @@ class Batch:  # not frozen: Lightning casts its tensors to the precision of a ru
 
     samples: Tensor  # (B,) int64, indices into the training set
     recordings: Tensor  # (B, channels, time); (0, channels, time) for images and texts without recordings
-    images: Tensor  # (B, D) unit-norm features of the images, each under the blur the method asked for
+    images: Tensor  # (B, D) unit-norm features of the images, each under the blur the method asked for; see takes_parts
     texts: Tensor  # (B, D) unit-norm features of the prompts that name what the images show
     subjects: Tensor | None = None  # (B,) int64, subjects of the recordings; -1 for one not trained on
 
@@ -40,6 +42,48 @@ class Preset:
     training: Mapping[str, Any] = field(default_factory=dict)  # fields of RunConfig, over the method's TRAINING
 
 
+class Projector(nn.Module):
+    """A learnt map of features (..., width) to a space (..., dim), in which they are unit-norm.
+
+    Args:
+        kind: linear, mlp (with a hidden layer of `dim`), or none, which keeps the space of the features.
+    """
+
+    def __init__(self, kind: str, width: int, dim: int):
+        super().__init__()
+        self.map: nn.Module = nn.Identity()
+        if kind != "none":
+            self.map = nn.Linear(width, dim)
+        if kind == "mlp":
+            self.map = nn.Sequential(self.map, nn.GELU(), nn.Linear(dim, dim))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return unit-norm features."""
+        return normalize(self.map(features), dim=-1)
+
+
+class ProjectedEncoder(nn.Module):
+    """A brain encoder followed by a map of its embeddings.
+
+    Args:
+        encoder: returns embeddings (B, width).
+        own: a map that belongs to this encoder; without one
+        shared: takes its place, which belongs to another module.
+    """
+
+    uses_subject_ids = True  # and passes them on to an encoder that does
+
+    def __init__(self, encoder: nn.Module, own: nn.Module | None, shared: nn.Module | None = None):
+        super().__init__()
+        self.encoder, self.map = encoder, own
+        self._shared = [shared]  # not a submodule: its weights are saved once
+
+    def forward(self, recordings: Tensor, subjects: Tensor | None = None) -> Tensor:
+        """Return embeddings (B, dim) of recordings (B, channels, time)."""
+        embedding = encode(self.encoder, recordings, subjects)
+        return (self.map or self._shared[0])(embedding)  # type: ignore[misc]
+
+
 class Method(nn.Module, ABC):
     """A brain encoder with its loss, its per-sample state and its embeddings for retrieval.
 
@@ -47,7 +91,10 @@ class Method(nn.Module, ABC):
         options: an instance of the method's `Options`.
         build_encoder: builds a brain encoder for a shape, recordings (B, channels, time) -> (B, embedding).
         samples: number of training samples, for per-sample state.
-        shape: of the recordings and of the features of images and texts, whose width is shape.embedding.
+        shape: of the recordings; shape.embedding is the width of images, shape.text_width that of texts.
+
+    Raises:
+        UserError: images and texts, which the method compares with one embedding of a recording, differ in width.
     """
 
     Options: ClassVar[type]
@@ -57,18 +104,33 @@ class Method(nn.Module, ABC):
     DEVIATIONS: ClassVar[tuple[str, ...]] = ()  # of every preset from the released code; footnotes of tables
     TABLE_NOTE: ClassVar[str] = ""  # a caveat about its scores, printed in every table
     uses_texts: ClassVar[bool] = True  # the loss reads the texts of a batch; others can be trained without any
+    takes_parts: ClassVar[bool] = False  # images are all parts of their features side by side, layers not normalised
+    takes_projectors: ClassVar[bool] = True  # can be trained in a space that maps lead to
     transductive_classifier: ClassVar[bool] = False  # fitted on the test images; it can search no others
     learns_blur: ClassVar[bool] = True  # the gradient of its loss reaches the features of images
     default_gate: str = "none"  # of the texts at retrieval
+    compares_texts: bool = True  # texts are in a space that recordings are mapped to
     gate_alpha: float = GATE_ALPHA
 
     def __init__(self, options: Any, build_encoder: Callable[[InputSpec], nn.Module], samples: int, shape: InputSpec):
         super().__init__()
         self.options = options
+        if self.uses_texts and self.one_embedding(options) and shape.text_width != shape.embedding:
+            widths = f"images have {shape.embedding} dimensions and texts {shape.text_width}"
+            remedy = "give --projector linear, or another --target"
+            raise UserError(f"{type(self).__name__} compares one embedding with both, and {widths}; {remedy}")
         self.encoder = build_encoder(shape)
-        self.fusion: Fusion | None = None  # of multi-level targets, trained with the method
+        self.fusion: Fusion | None = None  # of targets of several levels or layers, trained with the method
+        self.image_map: Projector | None = None  # of the features of images; None leaves them as they are
+        self.text_map: Projector | None = None
+        self.texts_share_map = False  # that of images
         self.learnt_blur: LearntBlur | None = None  # takes the place of the method's own levels, and is trained with it
         self.epoch, self.epochs = 0, 1  # the current one, from 0, and how many there are
+
+    @staticmethod
+    def one_embedding(options: Any) -> bool:
+        """Return whether a recording has the same embedding for images and for texts."""
+        return True
 
     def setup(self, full_batch: Callable[[], Batch]) -> None:
         """Prepare for training; called once. `full_batch` returns one batch of the whole training set."""
@@ -128,23 +190,38 @@ class Method(nn.Module, ABC):
         """Return embeddings of test recordings (N, channels, time), to compare with those of images and of texts."""
         levels = len(self.retrieval_levels())
         brain_image, brain_text = self.embed(recordings, subjects)
+        brain_text = brain_text if self.compares_texts else brain_text.new_zeros(len(brain_text), 1)
         return brain_image.repeat(1, levels) / math.sqrt(levels), brain_text
 
-    def fuse(self, features: Tensor) -> Tensor:
-        """Return features (gallery levels, M, D) of images, from those at `gallery_feature_levels`."""
-        if self.fusion is None:
-            return features
+    def image_targets(self, views: Sequence[Tensor]) -> Tensor:
+        """Return what recordings are aligned with (B, D).
+
+        Args:
+            views: features (B, sum of widths) of images at a level, then at each level of `fusion`.
+        """
+        features = views[0] if self.fusion is None else self.fusion(views)
+        return features if self.image_map is None else self.image_map(features)
+
+    def text_targets(self, features: Tensor) -> Tensor:
+        """Return what recordings are aligned with (B, D), from features of texts (B, E)."""
+        text_map = self.image_map if self.texts_share_map else self.text_map
+        return features if text_map is None else text_map(features)
+
+    def gallery_targets(self, features: Tensor) -> Tensor:
+        """Return targets (gallery levels, M, D) of images, from features at `gallery_feature_levels`."""
         own = len(self.retrieval_levels())
-        return torch.stack([self.fusion([view, *features[own:]]) for view in features[:own]])
+        return torch.stack([self.image_targets([view, *features[own:]]) for view in features[:own]])
 
     def image_embeddings(self, features: Tensor) -> Tensor:
         """Return embeddings of images from features at `gallery_feature_levels`: the levels side by side, unit-norm."""
-        levels = self.embed_images(self.fuse(features))
+        levels = self.embed_images(self.gallery_targets(features))
         return levels.transpose(0, 1).flatten(1) / math.sqrt(len(levels))
 
     def text_embeddings(self, features: Tensor) -> Tensor:
-        """Return embeddings of texts from features (M, D)."""
-        return self.embed_texts(features)
+        """Return embeddings of texts from features (M, E); zeros (M, 1) if recordings are not compared with texts."""
+        if not self.compares_texts:
+            return features.new_zeros(len(features), 1)
+        return self.embed_texts(self.text_targets(features))
 
     def retrieval_embeddings(
         self, recordings: Tensor, images: Tensor, texts: Tensor, subjects: Tensor | None = None

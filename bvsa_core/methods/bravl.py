@@ -146,6 +146,7 @@ class BraVL(Method):
         "epochs": 100,
         "window": (0.07, 0.39),  # samples 27:60 at 100 Hz from -0.2 s
     }
+    takes_projectors = False
     image_mean: Tensor
     components: Tensor  # (width of a feature, principal components)
     text_mean: Tensor
@@ -155,7 +156,7 @@ class BraVL(Method):
         super().__init__(options, build_encoder, samples, replace(shape, embedding=options.hidden))
         width, hidden = shape.embedding, [options.hidden] * options.layers
         components = min(options.components, width)
-        widths = (shape.channels * shape.time, components, width)
+        widths = (shape.channels * shape.time, components, shape.text_width)
         estimate = options.estimator_hidden or options.hidden, options.latent * (1 + (options.estimator_std is None))
         self.bodies = nn.ModuleList(nn.Sequential(*hidden_layers(each, *hidden)) for each in widths[IMAGE:])
         self.heads = nn.ModuleList(nn.Linear(options.hidden, 2 * options.latent) for _ in widths)
@@ -164,8 +165,13 @@ class BraVL(Method):
         self._fitted: tuple[Tensor, Any] | None = None
         self.register_buffer("image_mean", torch.zeros(width))
         self.register_buffer("components", torch.eye(width)[:, :components].contiguous())
-        self.register_buffer("text_mean", torch.zeros(width))
+        self.register_buffer("text_mean", torch.zeros(shape.text_width))
         self.register_buffer("scales", torch.ones(len(widths)))
+
+    @staticmethod
+    def one_embedding(options: BraVLOptions) -> bool:
+        """Return that no embedding is compared: every modality has its own encoder."""
+        return False
 
     @torch.no_grad()
     def setup(self, full_batch: Callable[[], Batch]) -> None:
@@ -273,7 +279,7 @@ class BraVL(Method):
         self, recordings: Tensor, images: Tensor, texts: Tensor, subjects: Tensor | None = None
     ) -> Embeddings:
         """Return embeddings whose products are the classifier's scores (N, M): scores and unit vectors."""
-        gallery = self.observed(recordings[:0], self.fuse(images)[0], texts)
+        gallery = self.observed(recordings[:0], self.gallery_targets(images)[0], texts)
         mean, log_variance = self.experts(gallery[IMAGE:], recordings, subjects)
         brain = self.heads[BRAIN](encode(self.encoder, recordings, subjects)).chunk(2, dim=-1)
         if len(texts) < 2:

@@ -18,7 +18,7 @@ with scale softplus(s), UBP's smoothed similarities, a gate on rows, and a galle
 no gate, because both published gates read which text belongs to which test recording.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -91,13 +91,19 @@ class BVSA(Contrastive):
 
     def __init__(self, options: BVSAOptions, build_encoder, samples: int, shape: InputSpec):
         super().__init__(options, build_encoder, samples, shape)
-        self.text_encoder = build_encoder(shape) if options.heads == 2 else None
+        of_texts = replace(shape, embedding=shape.text_width)
+        self.text_encoder = build_encoder(of_texts) if options.heads == 2 else None
         self.default_gate, self.gate_alpha = options.enhancement, options.alpha
         self.text_interval = OutlierGate(samples, options.alpha, options.gamma)
         self.image_interval = OutlierGate(samples, options.alpha, options.gamma)
         self.register_buffer("gain", torch.full((samples,), 0.5))
         kernel_size = torch.full((samples,), options.kernel_size if self._blurs else SHARP.kernel_size)
         self.register_buffer("kernel_size", kernel_size.float() if self._blurs and options.continuous else kernel_size)
+
+    @staticmethod
+    def one_embedding(options: BVSAOptions) -> bool:
+        """Return whether there is one head."""
+        return options.heads == 1
 
     @property
     def _blurs(self) -> bool:

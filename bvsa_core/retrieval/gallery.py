@@ -37,12 +37,14 @@ class EmbeddingMatrix:
 
     Args:
         where: FILE, or FILE:KEY for an entry of a .safetensors file that has several.
+        unit_norm: normalise the rows that are read.
 
     Raises:
         UserError: the file or entry is missing, damaged, or not a matrix of floats.
     """
 
-    def __init__(self, where: str | Path):
+    def __init__(self, where: str | Path, unit_norm: bool = True):
+        self.unit_norm = unit_norm
         path, key = file_and_key(str(where))
         self.path = Path(path)
         if self.path.suffix not in KINDS:
@@ -67,13 +69,37 @@ class EmbeddingMatrix:
     def __len__(self) -> int:
         return len(self.data)
 
+    @property
+    def width(self) -> int:
+        """Dimensions of an embedding."""
+        return self.data.shape[1]
+
     def read(self, rows: slice | Tensor) -> Tensor:
-        """Return unit-norm float32 rows, by slice or by number; NaN or infinite values are a UserError."""
+        """Return float32 rows, by slice or by number; NaN or infinite values are a UserError."""
         values = self.data[rows].float()
         if (first := first_invalid_row(values)) is not None:
             row = (rows.start or 0) + first if isinstance(rows, slice) else int(rows[first])
             raise UserError(f"{self.path}: row {row} has NaN or infinite values; make the file again")
-        return normalize(values, dim=1)
+        return normalize(values, dim=1) if self.unit_norm else values
+
+
+class SideBySide:
+    """Matrices of the same images read as one, a part of each feature from each of them."""
+
+    def __init__(self, parts: Sequence[EmbeddingMatrix]):
+        self.parts, self.path = list(parts), parts[0].path
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    @property
+    def width(self) -> int:
+        """Dimensions of all parts together."""
+        return sum(part.width for part in self.parts)
+
+    def read(self, rows: slice | Tensor) -> Tensor:
+        """Return float32 rows as `EmbeddingMatrix.read` does."""
+        return torch.cat([part.read(rows) for part in self.parts], dim=1)
 
 
 class Gallery:
@@ -93,7 +119,7 @@ class Gallery:
 
     def __init__(
         self,
-        images: Sequence[EmbeddingMatrix],
+        images: Sequence[EmbeddingMatrix | SideBySide],
         texts: EmbeddingMatrix | None = None,
         names: Sequence[str] | None = None,
         image_embeddings: Callable[[Tensor], Tensor] = lambda features: features.transpose(0, 1).flatten(1),
@@ -103,7 +129,8 @@ class Gallery:
         self.images, self.texts, self.device = list(images), texts, device
         self._image_embeddings, self._text_embeddings = image_embeddings, text_embeddings
         first = self.images[0]
-        for other in (*self.images[1:], *([texts] if texts else [])):
+        others = [*self.images[1:], *([texts] if texts else [])]
+        for other in others:
             if len(other) != len(first):
                 raise UserError(f"{other.path} has {len(other)} rows and {first.path} {len(first)}; they must agree")
         self.names = list(names) if names else [str(row) for row in range(len(self))]

@@ -140,6 +140,6 @@ def merge_topk(parts: list[TopK], k: int) -> TopK:
 
 def chunks(gallery: Gallery, chunk_rows: int | None = None) -> list[slice]:
     """Return the chunks of a gallery, in the order of the file."""
-    width = sum(part.data.shape[1] for part in (*gallery.images, *([gallery.texts] if gallery.texts else [])))
+    width = sum(part.width for part in (*gallery.images, *([gallery.texts] if gallery.texts else [])))
     step = chunk_rows or max(1, CHUNK_BYTES // (4 * width))
     return [slice(start, min(start + step, len(gallery))) for start in range(0, len(gallery), step)]

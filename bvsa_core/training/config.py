@@ -13,8 +13,9 @@ from bvsa_core import encoders, methods
 from bvsa_core.data.dataset import DEMO_FOLDER
 from bvsa_core.errors import UserError, first_few, unknown_name
 from bvsa_core.io.typed import build
-from bvsa_core.methods.base import Preset
+from bvsa_core.methods.base import PROJECTORS, Preset
 from bvsa_core.training import augmentation
+from bvsa_core.vision.layers import OUTPUT, parse_target
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 SETTINGS = {"intra": "intra-subject", "inter": "inter-subject"}  # names in tables
@@ -30,6 +31,10 @@ ADDED = {
     "learn_blur",
     "mixup_alpha",
     "patience",
+    "projector",
+    "projector_dim",
+    "projector_shared",
+    "target",
     "texts",
 }  # since 0.1, whose run.yaml is read too
 Settings = TypeVar("Settings")
@@ -64,8 +69,12 @@ class RunDataConfig:
     """Curve of the fall."""
     target_levels: list[tuple[int, float]] = field(default_factory=list)
     """Blur levels (kernel size, gain) whose features are fused with the method's own, by learnt weights."""
+    target: str = OUTPUT
+    """Features of images that recordings are aligned with: the image encoder's 'output'; 'layer:L', the mean over the
+    patch tokens, or over space, of one of its layers, 0 the first and -1 the last, or with 'layer:L.cls' the CLS token;
+    'layers:[output,A,B]', fused by learnt weights around the first; or 'learned', the output and all layers fused."""
     target_layers: list[int] = field(default_factory=list)
-    """Layers of the image encoder whose features are fused as well; 0 is the first, -1 the last."""
+    """The target of earlier releases: these layers, CLS tokens included, fused with the output; see target."""
     prompt: str = "A photo of a {object}."
     """Text that names an image; {object} is replaced by its concept, {concept} by the concept with _ for spaces."""
     texts: Path | None = None
@@ -87,6 +96,12 @@ class RunDataConfig:
         if self.vision == "tiny" and self.weights is not None:
             problem = f"weights are {self.weights!r}, but the vision encoder tiny has its own"
             raise UserError(f"{problem}; choose another encoder with --vision")
+        if self.target_layers:
+            if self.target != OUTPUT:
+                raise UserError(f"target is {self.target!r}, and target_layers are given too; leave target_layers out")
+            layers = ",".join(f"{layer}.tokens" for layer in self.target_layers)
+            self.target, self.target_layers = f"layers:[{OUTPUT},{layers}]", []
+        parse_target(self.target, lambda: 1)
         for size, gain in self.target_levels:
             if size < 1 or size % 2 == 0 or not 0 <= gain <= 1:
                 raise UserError(f"target_levels has ({size}, {gain}); give an odd kernel size and a gain in [0, 1]")
@@ -105,6 +120,13 @@ class RunConfig(RunDataConfig):
     """Brain encoder: eeg_project, tsconv (NICE's), tsconv_ubp, atm, shallownet, deepnet, eegnet, perceptron, or
     braindecode:CLASS."""
     encoder_options: Any = None
+    projector: Literal["none", "linear", "mlp"] = "none"
+    """Learnt maps of recordings, images and texts to a space of their own: 'linear' with bias, or 'mlp' with a hidden
+    layer as wide."""
+    projector_dim: int = 512
+    """Dimensions of that space."""
+    projector_shared: bool = False
+    """One map for all of them instead of one each; recordings are then encoded as wide as the target."""
     subject: str = "sub-01"
     """The tested subject."""
     setting: Literal["intra", "inter"] = "intra"
@@ -160,11 +182,12 @@ class RunConfig(RunDataConfig):
         if self.encoder_options is None or isinstance(self.encoder_options, dict):
             self.encoder_options = encoders.options_class(self.encoder)(**(self.encoder_options or {}))
         choices = {"setting": SETTINGS, "selection": SELECTIONS, "precision": PRECISIONS, "learn_blur": LEARN_BLUR}
+        choices["projector"] = PROJECTORS
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise UserError(unknown_name(name, getattr(self, name), known))
         self.lr = LEARNING_RATES[self.setting] if self.lr is None else self.lr
-        least = dict.fromkeys(("epochs", "batch_size", "repetitions"), 1)
+        least = dict.fromkeys(("epochs", "batch_size", "repetitions", "projector_dim"), 1)
         least |= dict.fromkeys(("patience", "validation", "weight_decay", "initial_std"), 0)
         for name, minimum in least.items():
             if getattr(self, name) is not None and not getattr(self, name) >= minimum:

@@ -27,6 +27,11 @@ class Trained:
     split: Split
     held_out: Split | None
 
+    @property
+    def learns_gate(self) -> bool:
+        """Whether the gate label_free can be learnt: the method compares recordings with texts, and can search."""
+        return self.method.compares_texts and not self.method.transductive_classifier
+
     def learn_gate(self, run_data: RunData, gallery: int, seed: int) -> Reliability:
         """Learn when the gate label_free opens, on recordings whose images are known.
 
@@ -73,7 +78,7 @@ def evaluate(trained: Trained, config: RunConfig, run_data: RunData, scoring: Sc
     test, leak = run_data.test_split(config, trained.split, trained.held_out)
     embeddings = embed(method, test, run_data, trained.split.subjects)
     scoring = scoring or Scoring(method.default_gate, alpha=method.gate_alpha)
-    if scoring.reliability is None and len(trained.split) and not method.transductive_classifier:
+    if scoring.reliability is None and len(trained.split) and trained.learns_gate:
         reliability = trained.learn_gate(run_data, len(test.images), config.seed)
         scoring = replace(scoring, reliability=reliability)
     rank = ranks(similarity(embeddings, scoring))

@@ -160,7 +160,7 @@ def make_batch(method: Method, split: Split, samples: Tensor, views: Views, text
     image_index = split.image_of[samples]
     subjects = split.subject_of[samples]
     images = views(image_index, *(each.to(samples.device) for each in method.next_blur(samples, subjects)))
-    return Batch(samples, split.recordings[samples], images, texts[image_index], subjects)
+    return Batch(samples, split.recordings[samples], images, method.text_targets(texts[image_index]), subjects)
 
 
 @torch.no_grad()
@@ -178,7 +178,8 @@ def validate(
         for samples in torch.arange(len(split), device=split.image_of.device).split(batch_size):
             image_index = split.image_of[samples]
             images = features_at(level, views, image_index)
-            batch = Batch(samples, split.recordings[samples], images, texts[image_index], split.subject_of[samples])
+            about = method.text_targets(texts[image_index]), split.subject_of[samples]
+            batch = Batch(samples, split.recordings[samples], images, *about)
             total += module(batch).item() * len(samples)
     return total / len(split)
 

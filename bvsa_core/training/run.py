@@ -1,5 +1,6 @@
 """One run, from its configuration to its result."""
 
+import functools
 import math
 from contextlib import nullcontext
 from dataclasses import replace
@@ -10,7 +11,7 @@ from bvsa_core import encoders, methods
 from bvsa_core.data.dataset import RecordingAxes
 from bvsa_core.data.split import Split, hold_out
 from bvsa_core.errors import UserError
-from bvsa_core.methods.base import Method
+from bvsa_core.methods.base import Method, ProjectedEncoder, Projector
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.training.augmentation import Augmentation
@@ -22,6 +23,7 @@ from bvsa_core.training.loop import fit, make_fabric
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.run_folder import RunFolder
 from bvsa_core.training.selection import one_sample_per_concept_batches, validation_top1
+from bvsa_core.vision.layers import OUTPUT, parse_target
 from bvsa_core.vision.learnt_blur import LearntBlur
 
 
@@ -102,20 +104,22 @@ def train(
         run_data.check_texts()
     run_data.prompts(test.images, test.concepts)  # which raises if one has no caption, before the training
     _, channels, time = split.recordings.shape
-    shape = encoders.InputSpec(channels, time, run_data.text_width(), len(split.subjects))
+    parts = run_data.part_widths()
+    widths = parts[0], len(split.subjects), run_data.text_width(), tuple(parts)
+    shape = encoders.InputSpec(channels, time, *widths)
     seed_everything(config.seed, verbose=False)  # after the image encoder, which draws random numbers
     method = build_method(config, shape, len(split), run_data, split.axes)
     left_out = encoders.load_pretrained(method)
     if note := encoders.pretrained_note(method):
         run_data.progress("brain encoder", 1, 1, "; ".join([note, *left_out]))
     texts = run_data.texts(split.images, split.concepts)
-    views = run_data.views(split.images, method.training_levels(), method.fusion)
+    views = run_data.views(split.images, method.training_levels(), method)
     held_out = extra_metrics = unpaired = None
     if config.trains_on_test_features:
-        test_views = run_data.views(test.images, method.training_levels(), method.fusion)
+        test_views = run_data.views(test.images, method.training_levels(), method)
         unpaired = test, test_views, run_data.texts(test.images, test.concepts)
     if validation is not None:
-        held_out = validation, run_data.views(split.images, method.retrieval_levels(), method.fusion)
+        held_out = validation, run_data.views(split.images, method.retrieval_levels(), method)
     if config.shuffle_pairs:
         order = torch.randperm(len(split), generator=torch.Generator().manual_seed(config.seed)).to(run_data.device)
         split = replace(split, image_of=split.image_of[order])
@@ -163,21 +167,63 @@ def build_method(
 ) -> Method:
     """Build the method of a configuration for a number of training samples, on the device of the data.
 
-    Pretrained encoders need the channels and times of the recordings.
-    """
+    Args:
+        config: of the run.
+        shape: of the recordings, and widths of the features of images and texts.
+        samples: to train on.
+        run_data: the data.
+        axes: channels and times of the recordings, which pretrained encoders need.
 
-    def build_encoder(shape: encoders.InputSpec) -> torch.nn.Module:
-        encoder = encoders.build(config.encoder, shape, config.encoder_options, axes)
+    Raises:
+        UserError: method, target and projector do not fit together.
+    """
+    kind, own_space = methods.method_class(config.method), config.projector != "none"
+    _check_target(config, kind, shape)
+    to_space = functools.partial(Projector, config.projector, dim=config.projector_dim)
+    image_map = to_space(shape.embedding) if own_space else None
+    if not own_space and config.target != OUTPUT and not kind.takes_parts:
+        image_map = to_space(shape.embedding)  # to unit norm
+
+    def build_encoder(asked: encoders.InputSpec) -> torch.nn.Module:
+        width = shape.embedding if own_space else asked.embedding
+        encoder = encoders.build(config.encoder, replace(asked, embedding=width), config.encoder_options, axes)
         if config.initial_std is not None:
             encoders.initialise(encoder, config.initial_std)
-        return run_data.processes.shard_encoder(encoder, run_data.device)
+        encoder = run_data.processes.shard_encoder(encoder, run_data.device)
+        if not own_space:
+            return encoder
+        own = None if config.projector_shared else Projector(config.projector, width, asked.embedding).map
+        return ProjectedEncoder(encoder, own, image_map and image_map.map)
 
-    method = methods.method_class(config.method)(config.method_options, build_encoder, samples, shape)
-    method.fusion = run_data.fusion()
+    dim = config.projector_dim
+    space = replace(shape, embedding=dim, texts=dim) if own_space else shape
+    method = kind(config.method_options, build_encoder, samples, space)
+    method.image_map = image_map
+    if own_space and kind.uses_texts:
+        method.texts_share_map = config.projector_shared
+        method.text_map = None if config.projector_shared else to_space(shape.text_width)
+    has_texts = shape.texts > 0 or not shape.parts  # which results of earlier releases do not have
+    in_space_of_texts = not own_space and parse_target(config.target, lambda: 0)[0] == OUTPUT and not kind.takes_parts
+    method.compares_texts = has_texts and (kind.uses_texts or in_space_of_texts)
+    method.fusion = None if kind.takes_parts else run_data.fusion()
     if config.learn_blur != "off":
         own, gallery = method.training_levels(), method.gallery_levels()
         method.learnt_blur = LearntBlur(config.learn_blur, samples, shape.subjects, own, gallery[len(gallery) // 2])
     return method.to(run_data.device)
+
+
+def _check_target(config: RunConfig, kind: type[Method], shape: encoders.InputSpec) -> None:
+    """Raise UserError if a method cannot have the target or the projector of a run."""
+    if kind.takes_parts and config.target_levels:
+        raise UserError(f"method {config.method} fuses layers itself, of one blur level; leave target_levels out")
+    if config.projector == "none":
+        return
+    if kind.takes_parts or not kind.takes_projectors:
+        why = "has its own maps of images" if kind.takes_parts else "is generative: it compares no embeddings"
+        raise UserError(f"method {config.method} {why}; leave projector out")
+    if config.projector_shared and kind.uses_texts and shape.text_width != shape.embedding:
+        widths = f"images have {shape.embedding} dimensions and texts {shape.text_width}"
+        raise UserError(f"projector_shared: {widths}, which one map cannot take; leave it out")
 
 
 def load_method(folder: RunFolder, run_data: RunData) -> Method:

@@ -15,13 +15,15 @@ from bvsa_core.data.stimulus_texts import StimulusTexts, read_texts, stored_text
 from bvsa_core.distributed.processes import ProcessGroup
 from bvsa_core.errors import UserError, first_few
 from bvsa_core.io.atomic import refuse_links
+from bvsa_core.methods.base import Method
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.training.config import RunConfig, RunDataConfig
 from bvsa_core.vision.bank import FeatureBank
 from bvsa_core.vision.encoder import VisionEncoder
 from bvsa_core.vision.images import read_images
+from bvsa_core.vision.layers import OUTPUT, parse_target
 from bvsa_core.vision.loading import load_vision_encoder
-from bvsa_core.vision.multilevel import Fusion, MultiLevelViews
+from bvsa_core.vision.multilevel import Fusion, TargetViews
 from bvsa_core.vision.views import BankedViews, Falloff, Level, OnlineViews, Views
 
 
@@ -74,18 +76,20 @@ class RunData:
         self.progress("image encoder", 0, 1, self.config.vision)
         clip = load_vision_encoder(self.config.vision, self.config.weights, self.config.cache_dir, self.device)
         self.progress("image encoder", 1, 1, self.config.vision)
-        return clip.with_layers(self.config.target_layers)
+        return clip.with_layers(parse_target(self.config.target, lambda: clip.layer_count))
 
     @property
     def encoder_name(self) -> str:
-        """Name of the image encoder, for tables."""
-        return self.clip.name
+        """Name of the image encoder and of its layers if they are the target, for tables."""
+        return self.clip.name if self.config.target == OUTPUT else f"{self.clip.name} {self.config.target}"
 
     def fusion(self) -> Fusion | None:
-        """Return untrained weights of multi-level targets, if the configuration has such targets."""
-        if not self.config.target_levels and not self.config.target_layers:
+        """Return untrained weights of a target of several levels or layers, if the configuration has one."""
+        levels = [Level(*level) for level in self.config.target_levels]
+        if self.config.target == OUTPUT and not levels:
             return None
-        return Fusion(self.clip.widths(), [Level(*level) for level in self.config.target_levels]).to(self.device)
+        widths = self.clip.widths()
+        return Fusion(widths, levels).to(self.device) if levels or len(widths) > 1 else None
 
     @property
     def falloff(self) -> Falloff:
@@ -159,15 +163,24 @@ class RunData:
         """Return the subjects a run trains on; the setting inter needs others than the tested one."""
         return [config.subject] if config.setting == "intra" else self.dataset.others(config.subject)
 
-    def views(self, images: Sequence[str], levels: Sequence[Level], fusion: Fusion | None = None) -> Views:
-        """Return the features of images, at least at these levels; with a fusion, of several levels fused."""
-        if fusion is not None:
-            return MultiLevelViews(fusion, self.views(images, levels), self.views(images, fusion.levels or levels))
+    def views(self, images: Sequence[str], levels: Sequence[Level], method: Method | None = None) -> Views:
+        """Return the features of images, at least at these levels; with a method, its targets of them."""
+        if method is not None:
+            if method.fusion is None and method.image_map is None:
+                return self.views(images, levels)
+            fixed = method.fusion.levels if method.fusion is not None else []
+            return TargetViews(
+                method.image_targets, fixed, self.views(images, levels), self.views(images, fixed or levels)
+            )
         if self.config.views == "online":
             return functools.partial(self.processes.map_rows, self._online(tuple(images)))
         bank = self.bank(images)
         bank.fill(levels, self.progress, processes=self.processes)
-        return BankedViews(bank.load(levels).to(self.device), levels)
+        return BankedViews(bank.load(levels).to(self.device), levels, self.part_widths())
+
+    def part_widths(self) -> list[int]:
+        """Return the widths of the parts of the features of images; loads the image encoder, and writes nothing."""
+        return self.clip.widths()
 
     def check_texts(self) -> None:
         """Check that there are features of texts, for a method that reads them.
@@ -182,10 +195,8 @@ class RunData:
             )
 
     def text_width(self) -> int:
-        """Return the width of the features of texts; loads the image encoder, and writes nothing."""
-        if not self.clip.has_texts:
-            return self.clip.widths()[0]
-        return self.clip.encode_texts([self.config.prompt]).shape[1]
+        """Return the width of the features of texts, 0 if there are none; loads the encoder, and writes nothing."""
+        return self.clip.encode_texts([self.config.prompt]).shape[1] if self.clip.has_texts else 0
 
     def texts(self, images: Sequence[str], concepts: Sequence[str]) -> Tensor:
         """Return features (images, D) of the texts that name what images show; zeros of an encoder without texts."""

@@ -1,15 +1,18 @@
 """The feature bank: features of every image at fixed blur levels, computed once for all subjects, methods and seeds.
 
-    FOLDER/<key>/k51_gain0.5.safetensors     one file a level, (images, D) float32
-    FOLDER/<key>/texts_<key>.safetensors     features of texts
-    FOLDER/<key>/about.json                  what the key stands for
+    FOLDER/<key>/k51_gain0.5.safetensors          outputs at a level, (images, D) float32, unit-norm
+    FOLDER/<key>/k51_gain0.5.layer3.safetensors   a pooled layer at a level, not normalised
+    FOLDER/<key>/texts_<key>.safetensors          features of texts
+    FOLDER/<key>/about.json                       what the key stands for
 
 The key is a hash of everything that shapes a feature, so a bank is never stale: another encoder, image or blur has
-another key. Every file carries the key and a checksum, which are verified when it is read. Any number of processes,
-also of several machines, may fill a bank at once, and any of them may be killed.
+another key; all layers of an encoder have the same, and one pass over the images computes those that are missing. Every
+file carries the key and a checksum, which are verified when it is read. Any number of processes, also of several
+machines, may fill a bank at once, and any of them may be killed.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +33,7 @@ from bvsa_core.progress import Progress, no_progress
 from bvsa_core.vision.encoder import VisionEncoder
 from bvsa_core.vision.feature_file import map_features, write_features
 from bvsa_core.vision.images import RESIZING, hash_files, read_images
+from bvsa_core.vision.layers import OUTPUT
 from bvsa_core.vision.shards import Shards, write_shared
 from bvsa_core.vision.views import Falloff, Level, OnlineViews, features_at
 
@@ -39,12 +43,15 @@ ABOUT = "about.json"
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A shard of a bank that is to be computed at some levels, by any process that has the encoder."""
+    """A shard of a bank that is to be computed at some levels, by any process that has the encoder.
+
+    Each target is a file with a level and a part of its features, `output` or a layer.
+    """
 
     shards: Shards
     number: int
     paths: list[Path]
-    targets: dict[Path, Level]
+    targets: dict[Path, tuple[Level, str]]
     falloff: Falloff
 
     def run(self, clip: VisionEncoder, progress: Progress = no_progress) -> None:
@@ -53,16 +60,21 @@ class ShardTask:
         if not missing:
             return
         batch_size = 32 if clip.device.type == "cpu" else 256  # on the CPU, an allocator can still reuse the results
-        views = OnlineViews(clip, read_images(self.paths, clip.image_size), self.falloff)
+        pixels, wanted = read_images(self.paths, clip.image_size), dict[Level, dict[str, Path]]()
+        for target in missing:
+            level, part = self.targets[target]
+            wanted.setdefault(level, {})[part] = target
         done, total = 0, len(missing) * len(self.paths)
-        with _full_precision():
-            for target in missing:
-                features = []
+        with _full_precision(), torch.no_grad():
+            for level, targets in wanted.items():
+                encoder, features = clip.with_layers(list(targets)), []
+                views = OnlineViews(encoder, pixels, self.falloff)
                 for batch in torch.arange(len(self.paths)).split(batch_size):
                     progress("features", done, total)
-                    features.append(features_at(self.targets[target], views, batch).cpu())
-                    done += len(batch)
-                self.shards.add(target, self.number, torch.cat(features))
+                    features.append(features_at(level, views, batch).cpu())
+                    done += len(batch) * len(targets)
+                for target, part in zip(targets.values(), torch.cat(features).split(encoder.widths(), dim=1)):
+                    self.shards.add(target, self.number, part)
 
 
 class FeatureBank:
@@ -89,12 +101,12 @@ class FeatureBank:
         self._shards = Shards(self.folder, self.key, len(self.paths))
 
     def missing(self, levels: Sequence[Level]) -> list[Level]:
-        """Return the levels that are not computed yet."""
-        return [level for level in dict.fromkeys(levels) if not self.path(level).exists()]
+        """Return the levels of which some part is not computed yet."""
+        return [level for level in dict.fromkeys(levels) if not all(path.exists() for path in self.paths_of(level))]
 
     def _tasks(self, levels: Sequence[Level]) -> list[ShardTask]:
         """Return the shards that are missing of some level."""
-        targets = {self.path(level): level for level in levels}
+        targets = {self.path(level, part): (level, part) for level in levels for part in self.clip.layers}
         parts = ((number, self.paths[part]) for number, part in enumerate(self._shards.slices))
         tasks = [ShardTask(self._shards, number, paths, targets, self.falloff) for number, paths in parts]
         return [task for task in tasks if self._shards.missing(task.number, targets)]
@@ -113,7 +125,8 @@ class FeatureBank:
             run: yields when a task is done; default: run the tasks one by one in this process.
         """
         missing = self.missing(levels)
-        targets, total = [self.path(level) for level in missing], len(missing) * len(self.paths)
+        targets = [path for level in missing for path in self.paths_of(level)]
+        total = len(targets) * len(self.paths)
         tasks = [task for task in self._tasks(missing) if task.number % processes.size == processes.rank]
         done = self._shards.done_count(targets)
         report = lambda name, computed, *_: progress(name, done + computed, total)  # noqa: E731
@@ -123,19 +136,24 @@ class FeatureBank:
             progress("features", done, total)
         processes.barrier()
         if processes.rank == 0:
-            for level in dict.fromkeys(levels):
-                self._shards.merge(self.path(level))
+            for path in dict.fromkeys(path for level in levels for path in self.paths_of(level)):
+                self._shards.merge(path)
         processes.barrier()
         if missing:
             progress("features", total, total)
 
     def load(self, levels: Sequence[Level]) -> Tensor:
-        """Return features (levels, images, D) float32."""
-        return torch.stack([map_features(path, len(self.paths), self.key) for path in self.files(levels)])
+        """Return features (levels, images, D) float32, the parts of a feature side by side."""
+        files = self.files(levels)
+        parts = [[map_features(path, len(self.paths), self.key) for path in paths] for paths in files]
+        features = torch.empty(len(levels), len(self.paths), sum(part.shape[1] for part in parts[0]))
+        for level, its_parts in zip(features, parts):
+            torch.cat(its_parts, dim=1, out=level)
+        return features
 
-    def files(self, levels: Sequence[Level]) -> list[Path]:
-        """Return the files of levels, verified."""
-        return verify_files([self.path(level) for level in levels], len(self.paths), self.key)
+    def files(self, levels: Sequence[Level]) -> list[list[Path]]:
+        """Return the files of the parts of each level, verified."""
+        return verify_files([self.paths_of(level) for level in levels], len(self.paths), self.key)
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Return unit-norm features (texts, D) float32, computed at the first call."""
@@ -152,31 +170,38 @@ class FeatureBank:
         map_features(path, len(texts), self.key)
         return path
 
-    def path(self, level: Level) -> Path:
-        """Return the file of a level."""
-        return self.folder / _file_name(level)
+    def path(self, level: Level, part: str = OUTPUT) -> Path:
+        """Return the file of a part of the features at a level."""
+        return self.folder / _file_name(level, part)
+
+    def paths_of(self, level: Level) -> list[Path]:
+        """Return the files of the encoder's parts at a level."""
+        return [self.path(level, part) for part in self.clip.layers]
 
 
-def level_files(folder: Path, levels: Sequence[Level], clip: VisionEncoder, falloff: Falloff = Falloff()) -> list[Path]:
-    """Return the files of levels in a bank of any images, verified to be of this encoder and blur."""
+def level_files(
+    folder: Path, levels: Sequence[Level], clip: VisionEncoder, falloff: Falloff = Falloff()
+) -> list[list[Path]]:
+    """Return the files of the parts of each level in a bank of any images, verified to be of this encoder and blur."""
     about = check_matches(folder, fingerprint(clip, falloff), "give a bank made with these settings")
-    return verify_files([folder / _file_name(level) for level in levels], about.get("pictures", -1), _key(about))
+    paths = [[folder / _file_name(level, part) for part in clip.layers] for level in levels]
+    return verify_files(paths, about.get("pictures", -1), _key(about))
 
 
-def verify_files(paths: list[Path], rows: int, bank: str) -> list[Path]:
+def verify_files(paths: list[list[Path]], rows: int, bank: str) -> list[list[Path]]:
     """Return the paths once their checksums are verified, which takes as long as reading the files."""
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda path: map_features(path, rows, bank), paths))
+        list(pool.map(lambda path: map_features(path, rows, bank), itertools.chain(*paths)))
     return paths
 
 
 def held_levels(folder: Path, encoder: str, images: int, levels: Sequence[Level]) -> list[Level]:
-    """Return the levels that a bank in a folder probably holds: one of that encoder's name and that many images."""
+    """Return the levels whose outputs a bank there probably holds: one of that encoder's name and number of images."""
     held: set[Level] = set()
     for path in folder.glob(f"*/{ABOUT}"):
         about = read_json(path, "delete the folder, and it is made again")
         if str(about.get("encoder")).partition("/")[0] == encoder and about.get("pictures") == images:
-            held |= {level for level in levels if (path.parent / _file_name(level)).is_file()}
+            held |= {level for level in levels if (path.parent / _file_name(level, OUTPUT)).is_file()}
     return [level for level in levels if level in held]
 
 
@@ -222,10 +247,11 @@ def _full_precision() -> Iterator[None]:
         torch.set_float32_matmul_precision(products)
 
 
-def _file_name(level: Level) -> str:
+def _file_name(level: Level, part: str) -> str:
     gain = f"{level.gain:g}"
+    gain, layer = gain if float(gain) == level.gain else repr(level.gain), "" if part == OUTPUT else f".layer{part}"
     sigma = "" if level.sigma is None else f"_sigma{level.sigma!r}"
-    return f"k{level.kernel_size}_gain{gain if float(gain) == level.gain else repr(level.gain)}{sigma}.safetensors"
+    return f"k{level.kernel_size}_gain{gain}{sigma}{layer}.safetensors"
 
 
 def _key(value: object) -> str:

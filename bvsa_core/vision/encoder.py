@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from bvsa_core.errors import UserError
-from bvsa_core.vision.layers import pool, stages
+from bvsa_core.vision.layers import OUTPUT, Layers, find_layers, resolve
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class VisionEncoder:
     std: tuple[float, float, float]
     name: str = ""  # in tables, such as "RN50/openai"
     fingerprint: str = ""  # hash of name and weights, equal only for equal models
-    layers: tuple[int, ...] = ()  # of the image encoder, whose features are appended to its output
+    layers: tuple[str, ...] = (OUTPUT,)  # parts of a feature: the output, or layers; see vision.layers
 
     @property
     def device(self) -> torch.device:
@@ -44,7 +42,7 @@ class VisionEncoder:
     @property
     def layer_count(self) -> int:
         """Number of layers."""
-        return len(self._blocks())
+        return len(self._layers().blocks)
 
     @property
     def has_texts(self) -> bool:
@@ -57,9 +55,9 @@ class VisionEncoder:
         return replace(self, model=model, fingerprint=fingerprint(self.name, model))
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Encode normalised images (B, 3, image_size, image_size) to unit-norm features (B, D) float32.
+        """Encode normalised images (B, 3, image_size, image_size) to features (B, sum of widths) float32.
 
-        With layers, the spatial mean of each, unit-norm too, is appended to the output. Differentiable: there is a
+        The parts of a feature are side by side: the output is unit-norm, layers are not. Differentiable: there is a
         graph if the images, or weights of the encoder, require gradients; those of a frozen encoder do not.
         """
         return torch.cat(self._encode(images), dim=-1)
@@ -68,49 +66,28 @@ class VisionEncoder:
         """Encode texts to unit-norm features (B, D) float32, if `has_texts`."""
         raise NotImplementedError
 
+    @torch.no_grad()
     def widths(self) -> list[int]:
-        """Return the widths of the parts of a feature: the output, and each layer."""
+        """Return the widths of the parts of a feature."""
         blank = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
         return [part.shape[1] for part in self._encode(blank)]
 
-    def with_layers(self, layers: Sequence[int]) -> VisionEncoder:
-        """Return the same encoder with features of some layers appended to its output: 0 is the first, -1 the last."""
-        if not layers:
-            return self
-        count = self.layer_count
-        for layer in layers:
-            if not -count <= layer < count:
-                known = f"it has {count}, from 0 or from -{count} to -1"
-                raise UserError(f"vision encoder {self.name} has no layer {layer}; {known}")
-        chosen = tuple(layer % count for layer in layers)
-        digest = hashlib.sha256(f"{self.fingerprint} {chosen}".encode()).hexdigest()
-        return replace(self, layers=chosen, fingerprint=digest)
+    def with_layers(self, layers: Sequence[str]) -> VisionEncoder:
+        """Return the same encoder with these parts of a feature: output, or layers, 0 the first and -1 the last."""
+        return replace(self, layers=resolve(layers, lambda: self.layer_count, self.name))
 
     def _encode(self, images: Tensor) -> list[Tensor]:
-        output, layers = self._forward(images)
-        return [normalize(part.float(), dim=-1) for part in (output, *layers)]
+        """Return the parts of the features of images, in one pass."""
+        encode = lambda: normalize(self._output(images).float(), dim=-1)  # noqa: E731
+        return [encode()] if self.layers == (OUTPUT,) else self._layers().record(self.layers, encode)
 
     def _output(self, images: Tensor) -> Tensor:
         """Return the model's own features (B, D) of images."""
         return self.model(images)
 
-    def _blocks(self) -> list[nn.Module]:
-        """Return the layers, first to last."""
-        return stages(self.tower)
-
-    def _forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the model's own features (B, D) of images, and the pooled outputs of `layers`, in one pass."""
-        outputs: dict[nn.Module, Tensor] = {}
-
-        def keep(module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            outputs[module] = pool(output)
-
-        blocks = [self._blocks()[layer] for layer in self.layers]
-        with ExitStack() as hooks:
-            for block in blocks:
-                hooks.callback(block.register_forward_hook(keep).remove)
-            output = self._output(images)
-        return output, [outputs[block] for block in blocks]
+    def _layers(self) -> Layers:
+        """Return the layers, and how what they put out becomes features."""
+        return find_layers(self.tower)
 
 
 def fingerprint(name: str, model: nn.Module) -> str:

@@ -37,7 +37,9 @@ class Views(Protocol):
     """A callable that returns features of blurred images."""
 
     def __call__(self, indices: Tensor, gain: Tensor, kernel_size: Tensor) -> Tensor:
-        """Return unit-norm features (B, D) of images (B,), blurred with gains (B,) and odd kernel sizes (B,).
+        """Return features (B, D) of images (B,), blurred with gains (B,) and odd kernel sizes (B,).
+
+        Parts of a feature are side by side, the output unit-norm and layers not.
 
         Floating-point kernel sizes need not be odd or whole: each stands for the sigma that OpenCV derives from it.
         Views that are made online take sigma (B,) itself as a fourth argument, and are differentiable in it and gain.
@@ -66,7 +68,7 @@ class OnlineViews:
         self._options |= {"mean": clip.mean, "std": clip.std}
 
     def __call__(self, indices: Tensor, gain: Tensor, kernel_size: Tensor, sigma: Tensor | None = None) -> Tensor:
-        """Return unit-norm features (B, D); see `Views`."""
+        """Return features (B, D); see `Views`."""
         device = self.clip.device
         images = self.images[indices.to(self.images.device)].to(device, non_blocking=True)
         kernel_size, sigma = kernel_size.to(device), sigma if sigma is None else sigma.to(device)
@@ -81,17 +83,18 @@ class BankedViews:
     """Views looked up in precomputed features of fixed levels, and interpolated between levels that form a grid.
 
     Args:
-        features: (levels, N, D) unit-norm, on the device of the run.
+        features: (levels, N, D) on the device of the run.
         levels: the level of each slice of features.
+        widths: of the parts of a feature; default: it is one.
     """
 
-    def __init__(self, features: Tensor, levels: Sequence[Level]):
-        self.features, self.levels = features, list(levels)
+    def __init__(self, features: Tensor, levels: Sequence[Level], widths: Sequence[int] = ()):
+        self.features, self.levels, self.widths = features, list(levels), [*widths] or [features.shape[-1]]
         self._kernel_sizes = torch.tensor([level.kernel_size for level in levels], device=features.device)
         self._gains = torch.tensor([level.gain for level in levels], device=features.device)
 
     def __call__(self, indices: Tensor, gain: Tensor, kernel_size: Tensor) -> Tensor:
-        """Return unit-norm features (B, D); floating-point kernel sizes are interpolated, others must be held."""
+        """Return features (B, D); floating-point kernel sizes are interpolated, others must be held."""
         if kernel_size.is_floating_point():
             return self._interpolate(indices, gain, kernel_size)
         return self.features[self._find(gain, kernel_size), indices]
@@ -106,14 +109,19 @@ class BankedViews:
         return matches.int().argmax(dim=1)
 
     def _interpolate(self, indices: Tensor, gain: Tensor, kernel_size: Tensor) -> Tensor:
-        """Interpolate bilinearly between the four levels around each (B,), and rescale to the norm of the features."""
-        mixed = length = torch.zeros((), device=gain.device)
+        """Interpolate bilinearly between the four levels around each (B,), the norm of every part of a feature too."""
+        mixed = lengths = torch.zeros((), device=gain.device)
         for size, size_part in _neighbours(kernel_size, self._kernel_sizes):
             for at, gain_part in _neighbours(gain, self._gains):
                 corner = self.features[self._find(at, size), indices]
                 part = (size_part * gain_part)[:, None]
-                mixed, length = mixed + part * corner, length + part * corner.norm(dim=1, keepdim=True)
-        return mixed * (length / mixed.norm(dim=1, keepdim=True))
+                mixed, lengths = mixed + part * corner, lengths + part * self._norms(corner)
+        factors = lengths / self._norms(mixed)  # (B, parts)
+        return torch.cat([part * factor for part, factor in zip(mixed.split(self.widths, 1), factors.split(1, 1))], 1)
+
+    def _norms(self, features: Tensor) -> Tensor:
+        """Return the norms (B, parts) of the parts of features (B, D)."""
+        return torch.stack([part.norm(dim=1) for part in features.split(self.widths, 1)], 1)
 
 
 def _neighbours(value: Tensor, held: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -21,7 +21,7 @@ from bvsa_core.retrieval.search import Queries, search
 from bvsa_core.training.checkpoint import Checkpointer
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.loop import fit, make_batch, make_fabric
-from bvsa_core.vision.multilevel import Fusion, MultiLevelViews
+from bvsa_core.vision.multilevel import Fusion, TargetViews
 from bvsa_core.vision.views import Level
 
 SAMPLES, BATCH = 35, 17  # the last batch has one sample, and the others do not divide evenly
@@ -61,7 +61,8 @@ class Problem:
         self.views = lambda indices, gain, kernel_size: features[indices] * (1 + gain[:, None])
         if method == "vanilla":
             self.method.fusion = Fusion([16], [Level(51, 0.5)])
-            self.views = MultiLevelViews(self.method.fusion, self.views, lambda indices, *_: texts[indices])
+            fixed = lambda indices, *_: texts[indices]  # noqa: E731
+            self.views = TargetViews(self.method.image_targets, self.method.fusion.levels, self.views, fixed)
 
     def train(self) -> dict:
         lines: list[dict] = []

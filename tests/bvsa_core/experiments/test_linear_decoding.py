@@ -40,19 +40,17 @@ def planted(monkeypatch) -> SimpleNamespace:
         both = torch.cat([noise, features[len(images)]], dim=1)  # output, then the layer
         return lambda index, gain, kernel_size: both[index]
 
-    clip = SimpleNamespace(name="fake", layers=(-2,), widths=lambda: [WIDTH, WIDTH])
-    return SimpleNamespace(split=split, views=views, clip=clip, training_subjects=lambda config: [config.subject])
+    about = {"clip": SimpleNamespace(layers=("output", "4")), "part_widths": lambda: [WIDTH, WIDTH]}
+    about |= {"encoder_name": "fake", "training_subjects": lambda config: [config.subject]}
+    return SimpleNamespace(split=split, views=views, **about)
 
 
-def test_information_is_found_where_and_when_it_was_planted(planted, monkeypatch):
-    widths = planted.clip.widths()
-    first_layer = slice(widths[0], sum(widths))
-    monkeypatch.setattr(linear_decoding, "_layers", lambda run_data: {"output": slice(WIDTH), "layer -2": first_layer})
+def test_information_is_found_where_and_when_it_was_planted(planted):
     config = RunConfig.of("vanilla", subject="sub-01")
     with_layers = linear_decoding.linear_decoding(config, planted, "fake data")
-    assert with_layers.layers["layer -2"].top1 > 0.8 and with_layers.layers["output"].top1 < 0.15
+    assert with_layers.layers["layer 4"].top1 > 0.8 and with_layers.layers["output"].top1 < 0.15
 
-    planted.clip.layers = ()
+    planted.clip.layers, planted.part_widths = ("4",), lambda: [WIDTH]
     views = planted.views
     planted.views = lambda images, levels: lambda *level: views(images, levels)(*level)[:, WIDTH:]
     found = linear_decoding.linear_decoding(config, planted, "fake data")

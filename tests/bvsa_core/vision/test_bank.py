@@ -159,7 +159,7 @@ DAMAGE = {
 @pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_or_foreign_file_is_refused(filled, clip, damage, message):
     file = filled.folder / NAMES[0]
-    assert filled.load(LEVELS).shape == (2, COUNT, 128) and filled.files(LEVELS)[0] == file  # its checksum is known
+    assert filled.load(LEVELS).shape == (2, COUNT, 128) and filled.files(LEVELS)[0] == [file]  # its checksum is known
     damaged = damage(file.read_bytes()) if damage else file.with_name(NAMES[1]).read_bytes()
     file.write_bytes(damaged)
     pattern = f"{re.escape(str(file))}: .*{re.escape(message)}.*; delete it, and the same command"
