@@ -18,6 +18,7 @@ from bvsa_core.retrieval.gallery import EmbeddingMatrix, Gallery
 from bvsa_core.retrieval.gates import Reliability
 from bvsa_core.retrieval.scoring import Scoring
 from bvsa_core.retrieval.search import Queries, search
+from bvsa_core.training.augmentation import Augmentation
 from bvsa_core.training.checkpoint import Checkpointer
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.loop import fit, make_batch, make_fabric
@@ -68,7 +69,8 @@ class Problem:
         lines: list[dict] = []
         data, checkpointer = (self.split, self.views), Checkpointer(processes=self.processes)
         common = self.texts, self.config, self.fabric, lines.append
-        fit(self.method, *data, *common, held_out=data, checkpointer=checkpointer)
+        augment = Augmentation(self.split, ["shift", "smooth", "noise", "channel_dropout"], seed=0)
+        fit(self.method, *data, *common, held_out=data, checkpointer=checkpointer, augment=augment)
         assert self.method.encoder.spare.item() == 1
         buffers = {key: value.tolist() for key, value in self.method.named_buffers() if "num_batches" not in key}
         fused = self.method.fusion.weights.tolist() if self.method.fusion else []
