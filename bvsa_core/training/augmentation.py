@@ -97,8 +97,10 @@ class Augmentation:
 
     def whole(self, batch_size: int) -> Tensor:
         """Return the recordings (samples, channels, time) of all samples, augmented once."""
-        parts = torch.arange(len(self.recordings), device=self.recordings.device).split(batch_size)
-        return torch.cat([self(samples, 0, number) for number, samples in enumerate(parts)])
+        augmented = torch.empty_like(self.recordings)
+        for number, samples in enumerate(torch.arange(len(augmented), device=augmented.device).split(batch_size)):
+            augmented[samples] = self(samples, 0, number)
+        return augmented
 
 
 class Partners:
