@@ -54,11 +54,12 @@ class RunDataConfig:
     average: bool = True
     """Average the repetitions of a training image; otherwise each is a sample. Test recordings are always averaged."""
     vision: str = "tiny"
-    """Image encoder: 'tiny' (shipped) or a model of open_clip, such as RN50, RN101, ViT-B-16, ViT-B-32."""
+    """Image encoder: 'tiny' (shipped); a model of open_clip, such as RN50, RN101, ViT-B-16; hf:NAME or hf:FOLDER of
+    transformers (extra hf), such as hf:facebook/dinov2-base; timm:NAME or timm:FOLDER; or a registered one."""
     weights: str | None = None
-    """Pretrained tag of open_clip, a local weights file, or 'random'; default: the field's usual ones."""
+    """Pretrained tag of open_clip, a weights file of open_clip or timm, or 'random'; default: the usual ones."""
     cache_dir: Path | None = None
-    """Where open_clip keeps downloaded weights."""
+    """Where downloaded weights are kept."""
     views: Literal["banked", "online"] = "banked"
     """'banked' computes every blur level once and keeps it; 'online' blurs and encodes inside each training step."""
     bank: Path | None = None

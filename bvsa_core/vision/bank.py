@@ -200,7 +200,7 @@ def held_levels(folder: Path, encoder: str, images: int, levels: Sequence[Level]
     held: set[Level] = set()
     for path in folder.glob(f"*/{ABOUT}"):
         about = read_json(path, "delete the folder, and it is made again")
-        if str(about.get("encoder")).partition("/")[0] == encoder and about.get("pictures") == images:
+        if f"{about.get('encoder')}/".startswith(f"{encoder}/") and about.get("pictures") == images:
             held |= {level for level in levels if (path.parent / _file_name(level, OUTPUT)).is_file()}
     return [level for level in levels if level in held]
 

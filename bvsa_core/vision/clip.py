@@ -41,6 +41,9 @@ class Clip(VisionEncoder):
         """Whether it encodes texts too: it does."""
         return True
 
+    def _architecture(self) -> str:
+        return ""  # the name says it
+
     def _output(self, images: Tensor) -> Tensor:
         return self.model.encode_image(images)
 
@@ -52,7 +55,7 @@ class Clip(VisionEncoder):
         return normalize(torch.cat(features), dim=-1)
 
 
-def sizes(name: str, cache_dir: str | Path | None = None) -> tuple[int, int]:
+def sizes(name: str) -> tuple[int, int]:
     """Return the width of an encoder's images in pixels and that of its features, without loading it."""
     about = _description(name)
     size = about["vision_cfg"]["image_size"]
@@ -176,7 +179,7 @@ def _check_name(name: str) -> None:
     """Raise UserError for a name that is not in open_clip's own list: it asks a hub for some, and reads folders."""
     if name not in names():
         message = unknown_name("vision encoder", name, [TINY, *PRETRAINED])
-        raise UserError(f"{message}, or any other model of open_clip, or register your own first")
+        raise UserError(f"{message}, or any other model of open_clip, hf:NAME, timm:NAME, or register your own first")
 
 
 def names() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -52,7 +53,7 @@ class VisionEncoder:
     def frozen(self, device: str | torch.device = "cpu") -> VisionEncoder:
         """Return the encoder on a device, in eval mode, without gradients of weights, and with its fingerprint."""
         model = self.model.eval().requires_grad_(False).to(device)
-        return replace(self, model=model, fingerprint=fingerprint(self.name, model))
+        return replace(self, model=model, fingerprint=fingerprint(f"{self.name}{self._architecture()}", model))
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Encode normalised images (B, 3, image_size, image_size) to features (B, sum of widths) float32.
@@ -75,6 +76,10 @@ class VisionEncoder:
     def with_layers(self, layers: Sequence[str]) -> VisionEncoder:
         """Return the same encoder with these parts of a feature: output, or layers, 0 the first and -1 the last."""
         return replace(self, layers=resolve(layers, lambda: self.layer_count, self.name))
+
+    def _architecture(self) -> str:
+        """Return what the fingerprint knows of the model beside its weights."""
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(self.model))
 
     def _encode(self, images: Tensor) -> list[Tensor]:
         """Return the parts of the features of images, in one pass."""

@@ -1,4 +1,4 @@
-"""Image encoders by name: the tiny one, open_clip's, and registered ones."""
+"""Image encoders by name: the tiny one, open_clip's, those of transformers and timm, and registered ones."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,9 +9,10 @@ from typing import TypeVar
 import torch
 
 from bvsa_core.errors import validate_plugin_name
-from bvsa_core.vision import clip
+from bvsa_core.vision import clip, from_timm, from_transformers
 from bvsa_core.vision.encoder import VisionEncoder
 
+OTHERS = {module.PREFIX: module for module in (from_transformers, from_timm)}
 Build = TypeVar("Build", bound=Callable[[str | None], VisionEncoder])
 _registered: dict[str, Callable[[str | None], VisionEncoder]] = {}  # in this process
 
@@ -53,8 +54,9 @@ def load_vision_encoder(
     """Load an image encoder, frozen.
 
     Args:
-        name: "tiny", a model of open_clip (RN50, ViT-B-32, ...), or a registered one.
-        weights: a pretrained tag of open_clip, a weights file, or "random"; default: the usual.
+        name: "tiny", a model of open_clip (RN50, ViT-B-32, ...), hf:NAME or hf:FOLDER of transformers, timm:NAME or
+            timm:FOLDER of timm, or a registered one.
+        weights: a pretrained tag of open_clip, a weights file of open_clip or timm, or "random"; default: the usual.
         cache_dir: where downloaded weights are kept.
         device: device of the model.
 
@@ -102,9 +104,16 @@ def _sizes(name: str, cache_dir: str | Path | None) -> tuple[int, int]:
         encoder = _registered[name](None)
         return encoder.image_size, encoder.widths()[0]
     module, short = _source(name)
-    return module.sizes(short, cache_dir)
+    if module is clip:
+        return clip.sizes(short)
+    with torch.device("meta"):  # without memory for weights
+        encoder = module.load(short, clip.RANDOM, cache_dir)
+        return encoder.image_size, encoder.widths()[0]
 
 
 def _source(name: str) -> tuple[ModuleType, str]:
     """Return the module that loads an encoder, and the name that it knows."""
+    for prefix, module in OTHERS.items():
+        if name.startswith(prefix):
+            return module, name.removeprefix(prefix)
     return clip, name

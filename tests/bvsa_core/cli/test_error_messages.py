@@ -20,7 +20,7 @@ MISSING = "training_images/00019_penguin/penguin_01b.jpg"
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="says how many GPUs there are")
 VISION = (
     "choose one of tiny, RN50, RN101, ViT-B-16, ViT-B-32, ViT-L-14, ViT-H-14, ViT-g-14, ViT-bigG-14,"
-    " or any other model of open_clip, or register your own first"
+    " or any other model of open_clip, hf:NAME, timm:NAME, or register your own first"
 )
 BRAIN = (
     "choose one of atm, deepnet, eeg_project, eegnet, perceptron, shallownet, tsconv, tsconv_ubp, braindecode:CLASS, "
