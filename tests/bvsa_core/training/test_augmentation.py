@@ -1,19 +1,23 @@
 """Augmentation of training recordings, by few-line oracles in NumPy; what is drawn is found from the result."""
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from scipy import stats
 
 from bvsa_core.data.split import Split
 from bvsa_core.errors import UserError
 from bvsa_core.methods import method_class
+from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
 from bvsa_core.training.augmentation import NAMES, Augmentation
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.evaluation import evaluate
-from bvsa_core.training.run import train
+from bvsa_core.training.run import make_augmentation, train
 from bvsa_core.training.run_data import RunData
 
 RECORDINGS, CHANNELS, TIME = 400, 6, 40
@@ -164,6 +168,23 @@ def test_only_recordings_that_are_trained_on_are_augmented(run_data, monkeypatch
     monkeypatch.setattr(kind, "embed", lambda method, *given: embedded.append(given[0]) or embed(method, *given))
     evaluate(trained, config, run_data)
     assert torch.equal(embedded[0], run_data.split("sub-01", "test").recordings)
+
+
+def test_the_recipe_between_subjects_mixes_them(tmp_path):
+    page = (Path(__file__).parents[3] / "docs" / "methods.md").read_text()
+    recipe = yaml.safe_load(re.search(r"between_subjects.*?```yaml\n(.*?)```", page, re.DOTALL)[1])
+    sizes = {"subjects": 3, "train_concepts": 6, "images_per_concept": 2, "train_repetitions": 1, "test_concepts": 3}
+    make_dataset(tmp_path / "data", SyntheticConfig(**sizes, test_repetitions=1, samples=100))
+    here = {"data": tmp_path / "data", "vision": "tiny", "epochs": 1, "batch_size": 16}
+    config = RunConfig(**{**recipe, **here})
+    data = RunData(config)
+    trained = train(config, data)
+    assert trained.split.subjects == ["sub-02", "sub-03"]
+    augment = make_augmentation(config, trained.split)
+    partners = augment.partners.draw(samples := torch.arange(len(trained.split)))
+    assert (trained.split.image_of[partners] == trained.split.image_of).all()
+    assert (trained.split.subject_of[partners] != trained.split.subject_of).all()
+    assert (augment(samples, 0, 0) != trained.split.recordings).flatten(1).any(1).all()
 
 
 def test_settings_that_cannot_augment_are_refused(run_data: RunData, split):
