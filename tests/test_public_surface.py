@@ -36,12 +36,11 @@ enhanced_similarity(brain_image: 'Tensor', image: 'Tensor', brain_text: 'Tensor'
 enhanced_topk(brain_image: 'Tensor', image: 'Tensor', brain_text: 'Tensor', text: 'Tensor', k: 'int', *, row_gate:
     'Tensor | None' = None, column_gate: 'Tensor | None' = None, backend: 'str | None' = None) -> 'tuple[Tensor,
     Tensor]'
-foveated_blur(images: 'Tensor', sigma: 'float | Tensor | None' = None, *, kernel_size: 'int | Tensor | None' = None,
-    gain: 'float | Tensor' = 0.5, decay: 'float' = 3.0, falloff: 'str' = 'exp', fixation: 'Sequence[float] | Tensor |
-    None' = None, mean: 'float | Sequence[float] | Tensor | None' = None, std: 'float | Sequence[float] | Tensor | None'
-    = None, out_dtype: 'torch.dtype | None' = None, backend: 'str | None' = None) -> 'Tensor'
-gaussian_blur(images: 'Tensor', sigma: 'float | Tensor | None' = None, *, kernel_size: 'int | Tensor | None' = None,
-    backend: 'str | None' = None) -> 'Tensor'
+foveated_blur(images: 'Tensor', sigma: 'Values | None' = None, *, kernel_size: 'Values | None' = None, gain: 'Values' =
+    0.5, decay: 'float' = 3.0, falloff: 'str' = 'exp', fixation: 'Values | None' = None, mean: 'Values | None' = None,
+    std: 'Values | None' = None, out_dtype: 'torch.dtype | None' = None, backend: 'str | None' = None) -> 'Tensor'
+gaussian_blur(images: 'Tensor', sigma: 'Values | None' = None, *, kernel_size: 'Values | None' = None, backend: 'str |
+    None' = None) -> 'Tensor'
 kernel_size_from_sigma(sigma)
 sigma_from_kernel_size(k)
 Batch Contrastive Dataset Decoder EmbeddingMatrix Embeddings Evaluation Gallery InputSpec Level Method Protocol Queries
@@ -77,14 +76,15 @@ def test_commands_and_flags():
     assert_expected_inline(
         "\n".join(lines),
         """\
-demo --augment --augment_once --average --bank --batch_size --betas --blur_lr --cache_dir --concepts --data --decay
-    --device --encoder --epochs --falloff --full --initial_std --learn_blur --lr --methods --mixup_alpha --no_lock
-    --optimiser --out --overwrite --patience --precision --projector --projector_dim --projector_shared --prompt
-    --repetitions --resamples --seed --seeds --selection --setting --shuffle_pairs --synthetic --synthetic.channels
-    --synthetic.images_per_concept --synthetic.modality --synthetic.samples --synthetic.seed --synthetic.signal_to_noise
-    --synthetic.subjects --synthetic.test_concepts --synthetic.test_repetitions --synthetic.train_concepts
-    --synthetic.train_repetitions --target --target_layers --target_levels --texts --validation --views --vision
-    --weight_decay --weights
+demo --augment --augment_once --average --bank --batch_size --betas --blur_lr --cache_dir --checkpoint_vision --chunk
+    --concepts --data --decay --device --encoder --epochs --falloff --full --initial_std --learn_blur --lr --methods
+    --mixup_alpha --no_lock --optimiser --out --overwrite --patience --precision --projector --projector_dim
+    --projector_shared --prompt --repetitions --resamples --schedule --seed --seeds --selection --setting
+    --shuffle_pairs --synthetic --synthetic.channels --synthetic.images_per_concept --synthetic.modality
+    --synthetic.samples --synthetic.seed --synthetic.signal_to_noise --synthetic.subjects --synthetic.test_concepts
+    --synthetic.test_repetitions --synthetic.train_concepts --synthetic.train_repetitions --target --target_layers
+    --target_levels --texts --validation --views --vision --vision_dropout --vision_lora --vision_lr --weight_decay
+    --weights
 data
 data download --mirror --no_lock --subjects FOLDER NAME
 data synthetic --channels --images_per_concept --modality --no_lock --samples --seed --signal_to_noise --subjects
@@ -97,24 +97,26 @@ data images --quality --size FOLDER SOURCE
 features --bank --cache_dir --concepts --data --decay --device --falloff --levels --prompt --scheduler --target
     --target_layers --target_levels --texts --threads --vision --weights --workers
 train --allow_leak --augment --augment_once --average --bank --batch_size --betas --blur_lr --cache_dir --channels
-    --concepts --config --data --decay --device --encoder --encoder_options --encoder_options.dropout --epochs --falloff
-    --initial_std --learn_blur --log --lr --method --method_options --method_options.alpha --method_options.c
-    --method_options.continuous --method_options.decouple --method_options.dynamic --method_options.enhancement
-    --method_options.gallery_views --method_options.gamma --method_options.heads --method_options.kernel_size
-    --method_options.scale --method_options.shift --method_options.unit_norm --mixup_alpha --no_lock --optimiser --out
-    --overwrite --patience --precision --preset --projector --projector_dim --projector_shared --prompt --repetitions
-    --seed --selection --setting --shuffle_pairs --subject --target --target_layers --target_levels --texts --validation
-    --views --vision --weight_decay --weights --window
+    --checkpoint_vision --chunk --concepts --config --data --decay --device --encoder --encoder_options
+    --encoder_options.dropout --epochs --falloff --initial_std --learn_blur --log --lr --method --method_options
+    --method_options.alpha --method_options.c --method_options.continuous --method_options.decouple
+    --method_options.dynamic --method_options.enhancement --method_options.gallery_views --method_options.gamma
+    --method_options.heads --method_options.kernel_size --method_options.scale --method_options.shift
+    --method_options.unit_norm --mixup_alpha --no_lock --optimiser --out --overwrite --patience --precision --preset
+    --projector --projector_dim --projector_shared --prompt --repetitions --schedule --seed --selection --setting
+    --shuffle_pairs --subject --target --target_layers --target_levels --texts --validation --views --vision
+    --vision_dropout --vision_lora --vision_lr --weight_decay --weights --window
 evaluate --bank --brain --brain_text --class_centres --data --device --full --gate --image --json --reliability
     --rescoring --shuffle_texts --text --texts RUN
 reproduce --allow_leak --augment --augment_once --average --bank --batch_size --betas --blur_lr --cache_dir --channels
-    --concepts --config --decay --device --eeg --encoders --epochs --falloff --initial_std --learn_blur --lr --meg
-    --methods --mixup_alpha --no_lock --optimiser --out --overwrite --patience --plan --precision --projector
-    --projector_dim --projector_shared --prompt --repetitions --resamples --scheduler --seeds --selection
-    --shuffle_pairs --subjects --synthetic.channels --synthetic.images_per_concept --synthetic.samples --synthetic.seed
-    --synthetic.signal_to_noise --synthetic.subjects --synthetic.test_concepts --synthetic.test_repetitions
-    --synthetic.train_concepts --synthetic.train_repetitions --target --target_layers --target_levels --texts --threads
-    --validation --views --vision --weight_decay --weights --window --workers GRID
+    --checkpoint_vision --chunk --concepts --config --decay --device --eeg --encoders --epochs --falloff --initial_std
+    --learn_blur --lr --meg --methods --mixup_alpha --no_lock --optimiser --out --overwrite --patience --plan
+    --precision --projector --projector_dim --projector_shared --prompt --repetitions --resamples --schedule --scheduler
+    --seeds --selection --shuffle_pairs --subjects --synthetic.channels --synthetic.images_per_concept
+    --synthetic.samples --synthetic.seed --synthetic.signal_to_noise --synthetic.subjects --synthetic.test_concepts
+    --synthetic.test_repetitions --synthetic.train_concepts --synthetic.train_repetitions --target --target_layers
+    --target_levels --texts --threads --validation --views --vision --vision_dropout --vision_lora --vision_lr
+    --weight_decay --weights --window --workers GRID
 retrieve --bank --candidates --data --device --gallery --gallery_text --gate --index --index_type --out --page --probes
     --recordings --texts --top RUN
 report --bank --data --decoding --device --figures --out --resamples --title RUNS""",

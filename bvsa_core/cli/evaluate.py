@@ -120,7 +120,7 @@ def embed_gallery(
         protocol = replace(protocol, texts_of=run_data.stimulus_texts.source)
     if parsed.class_centres:
         about = test.images, test.concepts, method.gallery_feature_levels()
-        centres = class_centres(parsed.class_centres, *about, run_data, display)[:, test.image_of]
+        centres = class_centres(parsed.class_centres, *about, run_data, display, method.vision)[:, test.image_of]
         embeddings = replace(embeddings, image=method.image_embeddings(centres).cpu())
         protocol = replace(protocol, gallery_of=CLASS_CENTRES)
     return embeddings, protocol

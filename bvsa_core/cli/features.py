@@ -23,7 +23,7 @@ from bvsa_core.vision.views import Level
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
     """Add the command's flags."""
-    parser.add_class_arguments(RunDataConfig, skip={"views", "channels", "window", "average"})
+    parser.add_class_arguments(RunDataConfig, skip={"views", "chunk", "channels", "window", "average"})
     parser.add_class_arguments(Workers)
     levels = "blur levels as KERNEL:GAIN, such as 51:0.5 1:0; default: the levels of all methods"
     parser.add_argument("--levels", type=str, nargs="+", default=None, help=levels)

@@ -233,19 +233,20 @@ def open_gallery(
             raise UserError(f"--gallery {where}: {several}; give a folder of images or a bank")
         return Gallery([EmbeddingMatrix(where, unit_norm)], given_texts, **shared)
     if where is not None and (Path(where) / ABOUT).is_file():
-        files = level_files(Path(where), levels, run_data.clip, run_data.falloff)
+        encoder = run_data.clip if method.vision is None else method.vision.fingerprinted()
+        files = level_files(Path(where), levels, encoder, run_data.falloff)
         return Gallery([_side_by_side(parts, unit_norm) for parts in files], given_texts, **shared)
     if given_texts:
         raise UserError("--gallery_text belongs to a gallery of features; texts of images are made from their names")
     if where is None:
         test = run_data.split(config.subject, "test", config.repetitions, saved.axes)
-        names, concepts, bank = test.images, test.concepts, run_data.bank(test.images)
+        names, concepts, bank = test.images, test.concepts, run_data.bank(test.images, method.vision)
     else:
         paths = sorted(path for path in Path(where).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
         if not paths:
             raise UserError(f"--gallery {where}: no image inside ({', '.join(SUFFIXES)}), nor is it a feature bank")
         names = [path.relative_to(where).as_posix() for path in paths]
-        concepts, bank = [concept_of(str(path)) for path in paths], run_data.bank_for_paths(paths)
+        concepts, bank = [concept_of(str(path)) for path in paths], run_data.bank_for_paths(paths, method.vision)
     bank.fill(levels, display)
     unused = parsed.gate == "none"
     texts = None if unused else EmbeddingMatrix(bank.texts_path(run_data.prompts(names, concepts)))

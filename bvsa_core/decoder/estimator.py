@@ -236,7 +236,7 @@ class Decoder(
         levels = self.method_.gallery_feature_levels()
         rows = torch.arange(len(names), device=data.device)
         with torch.no_grad():
-            views = data.views(names, levels)
+            views = data.views(names, levels, vision=self.method_.vision)
             image = self.method_.image_embeddings(torch.stack([features_at(level, views, rows) for level in levels]))
             text = self.method_.text_embeddings(data.texts(names, [*shown.values()]))
         row_gate, _ = gates(gate, brain_text, text, self.reliability_)

@@ -24,6 +24,7 @@ from bvsa_core.vision.encoder import VisionEncoder
 from bvsa_core.vision.layers import OUTPUT, parse_target
 from bvsa_core.vision.loading import load_vision_encoder
 from bvsa_core.vision.multilevel import Fusion
+from bvsa_core.vision.tuned import TunedVision
 from bvsa_core.vision.views import SHARP, BankedViews, Level, Views
 
 
@@ -200,7 +201,17 @@ class FeatureData(MemoryData):
             raise UserError("target is an array of features; target_levels and layers need an image encoder")
         return None
 
-    def views(self, images: Sequence[str], levels: Sequence[Level], method: Method | None = None) -> Views:
+    def tuned_vision(self, config: RunConfig) -> TunedVision:
+        """Refuse to train an image encoder."""
+        raise UserError("target is an array of features; vision_lora trains an image encoder, such as ViT-B-32")
+
+    def views(
+        self,
+        images: Sequence[str],
+        levels: Sequence[Level],
+        method: Method | None = None,
+        vision: TunedVision | None = None,
+    ) -> Views:
         """Return the features as those of sharp images; other levels are refused."""
         if method is not None:
             return super().views(images, levels, method)

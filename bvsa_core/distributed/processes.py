@@ -97,17 +97,22 @@ class ProcessGroup:
             return encoder
         if device.type == "cuda":
             encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
-        forward = encoder.forward
+        encoder.forward = self.shard_rows(encoder.forward, encoder, device)
+        return encoder
+
+    def shard_rows(self, function: Callable[..., Tensor], owner: nn.Module, device: torch.device) -> Callable:
+        """Let every process compute its rows of a function, with random numbers of its own while `owner` is trained."""
+        if self.size == 1:
+            return function
 
         def sharded(*inputs: Tensor) -> Tensor:
-            if not encoder.training:
-                return self.map_rows(forward, *inputs)
+            if not owner.training:
+                return self.map_rows(function, *inputs)
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 torch.manual_seed(random.getrandbits(62) + self.rank)  # torch's own stream stays that of one process
-                return self.map_rows(forward, *inputs)
+                return self.map_rows(function, *inputs)
 
-        encoder.forward = sharded
-        return encoder
+        return sharded
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def repetition_curves(
     trained = run_data.training_subjects(config)
     axes = folder.result().axes
     shown = run_data.split(config.subject, "test", config.repetitions, axes)
-    views = run_data.views(shown.images, method.gallery_feature_levels())
+    views = run_data.views(shown.images, method.gallery_feature_levels(), vision=method.vision)
     texts = run_data.texts(shown.images, shown.concepts)
     conditions, repetitions = recordings.data.shape[:2]
     rng = np.random.default_rng(seed)

@@ -18,6 +18,7 @@ from bvsa_core.retrieval.gates import GATE_ALPHA
 from bvsa_core.retrieval.scoring import Embeddings
 from bvsa_core.vision.learnt_blur import LearntBlur
 from bvsa_core.vision.multilevel import Fusion
+from bvsa_core.vision.tuned import TunedVision
 from bvsa_core.vision.views import SHARP, Level
 
 PROJECTORS = ("none", "linear", "mlp")
@@ -125,6 +126,7 @@ class Method(nn.Module, ABC):
         self.text_map: Projector | None = None
         self.texts_share_map = False  # that of images
         self.learnt_blur: LearntBlur | None = None  # takes the place of the method's own levels, and is trained with it
+        self.vision: TunedVision | None = None  # an image encoder that is trained with the method
         self.epoch, self.epochs = 0, 1  # the current one, from 0, and how many there are
 
     @staticmethod

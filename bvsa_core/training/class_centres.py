@@ -14,6 +14,7 @@ from bvsa_core.errors import UserError, first_few
 from bvsa_core.io.image_archive import SUFFIXES, hidden
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.training.run_data import RunData
+from bvsa_core.vision.tuned import TunedVision
 from bvsa_core.vision.views import Level
 
 CLASS_CENTRES = "class centres"  # in protocols
@@ -26,6 +27,7 @@ def class_centres(
     levels: Sequence[Level],
     run_data: RunData,
     progress: Progress = no_progress,
+    vision: TunedVision | None = None,
 ) -> Tensor:
     """Return unit-norm mean features (levels, images, D) of the images in `folder` of the concept of each test image.
 
@@ -38,6 +40,7 @@ def class_centres(
         levels: blur levels of the features.
         run_data: has the image encoder.
         progress: reports encoding.
+        vision: the image encoder of a method that trained it.
 
     Raises:
         UserError: a concept has no other image in the folder.
@@ -53,7 +56,7 @@ def class_centres(
     if missing := [concept for concept in concepts if fold_concept(concept) not in found]:
         lacks = f"no other image of {len(missing)} test concept(s) ({first_few(missing)})"
         raise UserError(f"--class_centres {folder}: {lacks}; give the images of THINGS, in folders of their concepts")
-    bank = run_data.bank_for_paths(others)
+    bank = run_data.bank_for_paths(others, vision)
     bank.fill(levels, progress)
     features = bank.load(levels)
     number = {concept: i for i, concept in enumerate(known)}

@@ -17,6 +17,7 @@ from bvsa_core.methods.base import PROJECTORS, Preset
 from bvsa_core.training import augmentation
 from bvsa_core.vision.layers import OUTPUT, parse_target
 
+SCHEDULES = ("constant", "cosine")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 SETTINGS = {"intra": "intra-subject", "inter": "inter-subject"}  # names in tables
 SELECTIONS = {"last": "last", "validation": "validation", "oracle": "oracle (upper bound, selected on test)"}
@@ -27,6 +28,8 @@ ADDED = {
     "augment",
     "augment_once",
     "blur_lr",
+    "checkpoint_vision",
+    "chunk",
     "concepts",
     "learn_blur",
     "mixup_alpha",
@@ -35,7 +38,11 @@ ADDED = {
     "projector_dim",
     "projector_shared",
     "target",
+    "schedule",
     "texts",
+    "vision_dropout",
+    "vision_lora",
+    "vision_lr",
 }  # since 0.1, whose run.yaml is read too
 Settings = TypeVar("Settings")
 _REMEDY = "delete the folder, and train the run again"
@@ -62,6 +69,9 @@ class RunDataConfig:
     """Where downloaded weights are kept."""
     views: Literal["banked", "online"] = "banked"
     """'banked' computes every blur level once and keeps it; 'online' blurs and encodes inside each training step."""
+    chunk: int | None = None
+    """Images of a batch whose activations the image encoder keeps at a time if it or the blur is trained: less memory,
+    a second forward pass, and the same gradients. Default: the whole batch."""
     bank: Path | None = None
     """Folder of the feature bank; default: Image_feature in the data folder."""
     decay: float = 3.0
@@ -148,6 +158,8 @@ class RunConfig(RunDataConfig):
     """Weight decay of the optimiser."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of the optimiser's two moments."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """'cosine' lets every learning rate fall to 0 over the epochs, as half a cosine."""
     learn_blur: Literal["off", "subject", "similarity"] = "off"
     """Learn the blur's gain and sigma by the loss's gradient, in place of the method's steps: for each training
     'subject', or as a function of the 'similarity' of recording and image; needs --views online."""
@@ -155,6 +167,15 @@ class RunConfig(RunDataConfig):
     """Learning rate of the learnt blur, in logits of its share of the range."""
     initial_std: float | None = None
     """Standard deviation of the brain encoder's initial weights; default: PyTorch's initialisation."""
+    vision_lora: int = 0
+    """Train the image encoder, a transformer, with the method: rank of low-rank updates of its linear maps (LoRA, extra
+    lora); 0 freezes it. Views are then online."""
+    vision_lr: float = 5e-5
+    """Learning rate of the image encoder."""
+    vision_dropout: float = 0.0
+    """Dropout before the low-rank updates."""
+    checkpoint_vision: bool = False
+    """Keep only what enters each block of a trained image encoder, and compute the rest again for the gradient."""
     validation: int = 0
     """Training images held out, by whole concepts, whose loss is reported after every epoch; 0 is one in twenty if the
     selection needs them."""
@@ -182,14 +203,15 @@ class RunConfig(RunDataConfig):
             self.method_options = method_options(self.method, self.preset, **(self.method_options or {}))
         if self.encoder_options is None or isinstance(self.encoder_options, dict):
             self.encoder_options = encoders.options_class(self.encoder)(**(self.encoder_options or {}))
-        choices = {"setting": SETTINGS, "selection": SELECTIONS, "precision": PRECISIONS, "learn_blur": LEARN_BLUR}
+        choices = {"setting": SETTINGS, "selection": SELECTIONS, "precision": PRECISIONS}
+        choices |= {"schedule": SCHEDULES, "learn_blur": LEARN_BLUR}
         choices["projector"] = PROJECTORS
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise UserError(unknown_name(name, getattr(self, name), known))
         self.lr = LEARNING_RATES[self.setting] if self.lr is None else self.lr
-        least = dict.fromkeys(("epochs", "batch_size", "repetitions", "projector_dim"), 1)
-        least |= dict.fromkeys(("patience", "validation", "weight_decay", "initial_std"), 0)
+        least = dict.fromkeys(("epochs", "batch_size", "repetitions", "chunk", "projector_dim"), 1)
+        least |= dict.fromkeys(("patience", "validation", "weight_decay", "initial_std", "vision_lora"), 0)
         for name, minimum in least.items():
             if getattr(self, name) is not None and not getattr(self, name) >= minimum:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {minimum}")
@@ -200,11 +222,22 @@ class RunConfig(RunDataConfig):
                 raise UserError(unknown_name("augmentation", name, augmentation.NAMES))
         if not 0 < self.mixup_alpha < math.inf:
             raise UserError(f"mixup_alpha is {self.mixup_alpha}; it must be positive and finite")
-        for name in ("lr", "blur_lr"):
+        for name in ("lr", "blur_lr", "vision_lr"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be positive")
+        if not 0 <= self.vision_dropout < 1:
+            raise UserError(f"vision_dropout is {self.vision_dropout}; it must be at least 0 and below 1")
+        if self.vision_lora:
+            self.views = "online"
+            if not methods.method_class(self.method).learns_blur:
+                problem = f"method {self.method} gives images no gradient"
+                raise UserError(f"vision_lora: {problem}; choose another method, such as vanilla")
+        elif self.checkpoint_vision:
+            raise UserError("checkpoint_vision is for an image encoder that is trained; give its rank with vision_lora")
         if self.learn_blur != "off":
             self._check_learnt_blur()
+        elif self.chunk is not None and not self.vision_lora:
+            raise UserError("chunk bounds the memory of gradients of images; give vision_lora or learn_blur")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas are {self.betas}; each must be at least 0 and below 1")
         if not 0 <= self.seed < 2**32:

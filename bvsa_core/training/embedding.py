@@ -29,5 +29,5 @@ def compute_embeddings(method: Method, split: Split, views: Views, texts: Tensor
 
 def embed(method: Method, split: Split, run_data: RunData, trained: list[str]) -> Embeddings:
     """Return embeddings of a split as `compute_embeddings` does, with features from `run_data`."""
-    views = run_data.views(split.images, method.gallery_feature_levels())
+    views = run_data.views(split.images, method.gallery_feature_levels(), vision=method.vision)
     return compute_embeddings(method, split, views, run_data.texts(split.images, split.concepts), trained)

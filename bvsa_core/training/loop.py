@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -84,7 +86,10 @@ def fit(
             method.start_epoch(state.parts["optimiser"])  # which Fabric's wrapper shares only until a state is loaded
         order = epoch_order(config, epoch, (train, views, texts), unpaired)
         for samples, (split, split_views, split_texts) in order[state.batch :]:
-            batch = make_batch(method, split, samples, split_views, split_texts)
+            if config.schedule != "constant":
+                schedule(state.parts["optimiser"], (epoch + state.batch / len(order)) / config.epochs)
+            with fabric.autocast() if method.vision is not None else nullcontext():
+                batch = make_batch(method, split, samples, split_views, split_texts)
             if split is not train:
                 batch.recordings = batch.recordings[:0]
             elif augment is not None:
@@ -119,17 +124,25 @@ def fit(
 
 
 def parameter_groups(method: Method, config: RunConfig) -> list[dict[str, Any]]:
-    """Return the optimiser's groups of parameters: the method's, and one of a learnt blur.
+    """Return the optimiser's groups of parameters: the method's, and those of a trained image encoder and blur.
 
     A learnt blur has no weight decay, which would pull it to the middle of its ranges.
     """
     groups = method.parameter_groups()
-    if method.learnt_blur is None:
-        return groups
-    own = list(method.learnt_blur.parameters())
-    taken = set(map(id, own))
+    own: list[dict[str, Any]] = []
+    if method.vision is not None:
+        own.append({"params": list(method.vision.parameters()), "lr": config.vision_lr})
+    if method.learnt_blur is not None:
+        own.append({"params": list(method.learnt_blur.parameters()), "lr": config.blur_lr, "weight_decay": 0.0})
+    taken = {id(one) for each in own for one in each["params"]}
     groups = [{**each, "params": [one for one in each["params"] if id(one) not in taken]} for each in groups]
-    return [*groups, {"params": own, "lr": config.blur_lr, "weight_decay": 0.0}]
+    return [*groups, *own]
+
+
+def schedule(optimiser: torch.optim.Optimizer, done: float) -> None:
+    """Set every learning rate to its part by half a cosine when a share `done` of the training is over."""
+    for group in optimiser.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * (1 + math.cos(math.pi * done)) / 2
 
 
 def make_fabric(device: torch.device, processes: ProcessGroup, precision: Any) -> Fabric:

@@ -124,7 +124,7 @@ def train(
         order = torch.randperm(len(split), generator=torch.Generator().manual_seed(config.seed)).to(run_data.device)
         split = replace(split, image_of=split.image_of[order])
     if config.selection == "validation":
-        gallery = run_data.views(split.images, method.gallery_feature_levels())
+        gallery = run_data.views(split.images, method.gallery_feature_levels(), vision=method.vision)
         assert validation is not None  # see split_off_validation
         common = method, validation, gallery, texts, split.subjects
         extra_metrics = lambda: {"validation_top1": validation_top1(*common)}  # noqa: E731
@@ -209,6 +209,8 @@ def build_method(
     if config.learn_blur != "off":
         own, gallery = method.training_levels(), method.gallery_levels()
         method.learnt_blur = LearntBlur(config.learn_blur, samples, shape.subjects, own, gallery[len(gallery) // 2])
+    if config.vision_lora:
+        method.vision = run_data.tuned_vision(config)
     return method.to(run_data.device)
 
 

@@ -24,6 +24,7 @@ from bvsa_core.vision.images import read_images
 from bvsa_core.vision.layers import OUTPUT, parse_target
 from bvsa_core.vision.loading import load_vision_encoder
 from bvsa_core.vision.multilevel import Fusion, TargetViews
+from bvsa_core.vision.tuned import TunedVision
 from bvsa_core.vision.views import BankedViews, Falloff, Level, OnlineViews, Views
 
 
@@ -62,7 +63,7 @@ class RunData:
         self._split_of_several = functools.lru_cache(maxsize=1)(self._split)  # takes the most memory
         self._sealed = False
         self._bank_of = functools.cache(lambda images: self.bank_for_paths(self._paths(images)))
-        self._online = functools.cache(self._make_online)
+        self._pixels = functools.cache(self._read_pixels)
         self._leak = functools.lru_cache(maxsize=8)(lambda *parts: find_leak(self.dataset, *parts))
 
     @functools.cached_property
@@ -77,6 +78,11 @@ class RunData:
         clip = load_vision_encoder(self.config.vision, self.config.weights, self.config.cache_dir, self.device)
         self.progress("image encoder", 1, 1, self.config.vision)
         return clip.with_layers(parse_target(self.config.target, lambda: clip.layer_count))
+
+    def tuned_vision(self, config: RunConfig) -> TunedVision:
+        """Return the image encoder with trainable updates, which a run trains with its method."""
+        options = config.vision_lora, config.vision_dropout, config.checkpoint_vision
+        return TunedVision(self.clip, *options)
 
     @property
     def encoder_name(self) -> str:
@@ -163,17 +169,29 @@ class RunData:
         """Return the subjects a run trains on; the setting inter needs others than the tested one."""
         return [config.subject] if config.setting == "intra" else self.dataset.others(config.subject)
 
-    def views(self, images: Sequence[str], levels: Sequence[Level], method: Method | None = None) -> Views:
-        """Return the features of images, at least at these levels; with a method, its targets of them."""
+    def views(
+        self,
+        images: Sequence[str],
+        levels: Sequence[Level],
+        method: Method | None = None,
+        vision: TunedVision | None = None,
+    ) -> Views:
+        """Return the features of images, at least at these levels.
+
+        Args:
+            method: gives its targets of the features, with the image encoder that it trains.
+            vision: the image encoder that a method trains; default: the frozen one.
+        """
         if method is not None:
             if method.fusion is None and method.image_map is None:
-                return self.views(images, levels)
+                return self.views(images, levels, vision=method.vision)
             fixed = method.fusion.levels if method.fusion is not None else []
-            return TargetViews(
-                method.image_targets, fixed, self.views(images, levels), self.views(images, fixed or levels)
-            )
+            parts = (self.views(images, each, vision=method.vision) for each in (levels, fixed or levels))
+            return TargetViews(method.image_targets, fixed, *parts)
+        if vision is not None:
+            return self.processes.shard_rows(self._online(images, vision.encoder), vision, self.device)
         if self.config.views == "online":
-            return functools.partial(self.processes.map_rows, self._online(tuple(images)))
+            return functools.partial(self.processes.map_rows, self._online(images, self.clip))
         bank = self.bank(images)
         bank.fill(levels, self.progress, processes=self.processes)
         return BankedViews(bank.load(levels).to(self.device), levels, self.part_widths())
@@ -219,20 +237,22 @@ class RunData:
             concepts = [word.replace(" ", "_") for word in given.words_of(concepts)]
         return [text.replace("{object}", name.replace("_", " ")).replace("{concept}", name) for name in concepts]
 
-    def bank(self, images: Sequence[str]) -> FeatureBank:
-        """Return the feature bank of the data set's images."""
-        return self._bank_of(tuple(images))
+    def bank(self, images: Sequence[str], vision: TunedVision | None = None) -> FeatureBank:
+        """Return the feature bank of the data set's images; see `views`."""
+        return self._bank_of(tuple(images)) if vision is None else self.bank_for_paths(self._paths(images), vision)
 
-    def bank_for_paths(self, paths: Sequence[Path]) -> FeatureBank:
-        """Return the feature bank of any images."""
+    def bank_for_paths(self, paths: Sequence[Path], vision: TunedVision | None = None) -> FeatureBank:
+        """Return the feature bank of any images; see `views`."""
         bank = self.config.bank or self.config.data / "Image_feature"
         if not self.config.bank:
             refuse_links(bank, remedy="name the folder of features with --bank")
-        return FeatureBank(bank, self.clip, paths, self.falloff)
+        return FeatureBank(bank, self.clip if vision is None else vision.fingerprinted(), paths, self.falloff)
 
     def _paths(self, images: Sequence[str]) -> list[Path]:
         return [self.dataset.image_path(image) for image in images]
 
-    def _make_online(self, images: tuple[str, ...]) -> OnlineViews:
-        pixels = read_images(self._paths(images), self.clip.image_size, self.progress)
-        return OnlineViews(self.clip, pixels, self.falloff)
+    def _online(self, images: Sequence[str], encoder: VisionEncoder) -> OnlineViews:
+        return OnlineViews(encoder, self._pixels(tuple(images)), self.falloff, chunk=self.config.chunk)
+
+    def _read_pixels(self, images: tuple[str, ...]) -> Tensor:
+        return read_images(self._paths(images), self.clip.image_size, self.progress)

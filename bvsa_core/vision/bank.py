@@ -54,6 +54,7 @@ class ShardTask:
     targets: dict[Path, tuple[Level, str]]
     falloff: Falloff
 
+    @torch.no_grad()
     def run(self, clip: VisionEncoder, progress: Progress = no_progress) -> None:
         """Compute what is missing of the shard, and report the batches."""
         missing = self.shards.missing(self.number, self.targets)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import fovblur
 from bvsa_core.errors import UserError
@@ -60,15 +61,32 @@ class OnlineViews:
         images: (N, 3, size, size) uint8, on any device.
         falloff: blur parameters of all images.
         encode_batch: images encoded at a time, a bound on memory.
+        chunk: images whose activations are kept at a time for the gradient: blur and encoder of a chunk are computed
+            again when its gradient is (gradient caching, Gao et al. 2021); default: all of a batch, computed once.
     """
 
-    def __init__(self, clip: VisionEncoder, images: Tensor, falloff: Falloff = Falloff(), encode_batch: int = 256):
-        self.clip, self.images, self.encode_batch = clip, images, encode_batch
+    def __init__(
+        self,
+        clip: VisionEncoder,
+        images: Tensor,
+        falloff: Falloff = Falloff(),
+        encode_batch: int = 256,
+        chunk: int | None = None,
+    ):
+        self.clip, self.images, self.encode_batch, self.chunk = clip, images, encode_batch, chunk
         self._options: dict[str, Any] = {"decay": falloff.decay, "falloff": falloff.curve}
         self._options |= {"mean": clip.mean, "std": clip.std}
 
     def __call__(self, indices: Tensor, gain: Tensor, kernel_size: Tensor, sigma: Tensor | None = None) -> Tensor:
         """Return features (B, D); see `Views`."""
+        if self.chunk is None or not torch.is_grad_enabled():
+            return self._view(indices, gain, kernel_size, sigma)
+        rows = (indices, gain, kernel_size, *([] if sigma is None else [sigma]))
+        chunks = zip(*(each.split(self.chunk) for each in rows))
+        # Keeps indices and the state of random numbers alone, until the backward pass comes to the chunk.
+        return torch.cat([checkpoint(self._view, *chunk, use_reentrant=False) for chunk in chunks])
+
+    def _view(self, indices: Tensor, gain: Tensor, kernel_size: Tensor, sigma: Tensor | None = None) -> Tensor:
         device = self.clip.device
         images = self.images[indices.to(self.images.device)].to(device, non_blocking=True)
         kernel_size, sigma = kernel_size.to(device), sigma if sigma is None else sigma.to(device)
