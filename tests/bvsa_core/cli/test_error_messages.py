@@ -59,6 +59,7 @@ MISTAKES = {
     "train --views bank": "unknown views 'bank'; did you mean 'banked'? choose one of banked, online (see --help)",
     "train --falloff lin": "unknown falloff 'lin'; did you mean 'linear'? choose one of exp, linear, quadratic, log,"
     " brachistochrone (see --help)",
+    "train --augment noise,mixupp": "unknown augmentation 'mixupp'; did you mean 'mixup'? choose ...",
     "train --optimiser sgd": "unknown optimiser 'sgd'; choose one of adamw, adam (see --help)",
     "features --data {d} --vision rn-50": f"unknown vision encoder 'rn-50'; did you mean 'RN50'? {VISION}",
     "features --data {d} --vision tiny2": f"unknown vision encoder 'tiny2'; did you mean 'tiny'? {VISION}",
@@ -132,6 +133,7 @@ MISTAKES = {
     "train --prompt photo": "prompt is 'photo'; it must contain {{object}} or {{concept}}, and no other field",
     "train --prompt {{object:>500000000}}": "prompt is '{{object:>500000000}}'; it must contain {{object}} or ...",
     "train --prompt {{object}}{{object.x}}": "prompt is '{{object}}{{object.x}}'; it must contain {{object}} or ...",
+    "train --mixup_alpha 0": "mixup_alpha is 0.0; it must be positive and finite",
     "train --seed -1": "seed is -1; it must be at least 0 and below 2**32",
     "train --method_options.c -1": "c is -1.0; it must be within [0, 0.5]",
     "train --method_options.shift 7": "kernel_size is 51 and shift 7; give an odd one and a smaller even one",
@@ -161,6 +163,7 @@ MISTAKES = {
     "train --data {d} --log tensorboard --validation 999": "validation is 999; that leaves none of ...",
     "train --data {d} --subject all --validation 999": "validation is 999; that leaves none of ...",
     "train --data {d} --validation 999": "validation is 999; that leaves none of 90 training images, hold out fewer",
+    "train --data {d} --augment mixup": "augment has mixup, and no training image has several recordings to mix; ...",
     "train --data {d} --encoder deepnet": "encoder deepnet: needs at least 151 time points, not 100; choose a longer"
     " window",
     "train --data {d} --target_layers [99]": "vision encoder tiny has no layer 99; it has 3, from 0 or from -3 to -1",
