@@ -147,7 +147,7 @@ class Decoder(
         if in_set and config.setting == "inter":
             subjects = recordings.others(config.subject)
         data = self._data(config, recordings, images, concepts, "train", subjects)
-        if data.encoder_name == TINY and data.samples.source != SYNTHETIC:
+        if self._features is None and data.clip.name == TINY and data.samples.source != SYNTHETIC:
             toy = f"{TINY} is a toy encoder for synthetic images, and {data.dataset.name} are not called synthetic"
             warnings.warn(f"target: {toy}; take a published one, such as RN50", stacklevel=2)
         self.history_: list[dict[str, Any]] = []

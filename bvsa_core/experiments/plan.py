@@ -253,25 +253,25 @@ def _features(
     todo: Sequence[Cell], shapes: Mapping[str, _Data], assumed: Mapping[str, list[str]], progress: Progress
 ) -> tuple[list[str], float, float, list[str]]:
     """Return lines, seconds, bytes and what is missing of the feature banks that the cells look up."""
-    groups: dict[tuple[str, str], dict[Level, None]] = {}
-    configs: dict[tuple[str, str], RunConfig] = {}
+    groups: dict[tuple[str, str, str], dict[Level, None]] = {}
+    configs: dict[tuple[str, str, str], RunConfig] = {}
     for cell in todo:
-        config, key = cell.config, (cell.modality, cell.config.vision)
+        config, key = cell.config, (cell.modality, cell.config.vision, cell.config.target)
         needed = levels_of(config.method, config.method_options) + [Level(*each) for each in config.target_levels]
         groups.setdefault(key, {}).update(dict.fromkeys(needed))
         configs.setdefault(key, config)
     lines, seconds, disk, lacking = [], 0.0, 0.0, []
     rates: dict[str, float | str] = {}
-    for done, ((modality, vision), levels) in enumerate(groups.items()):
+    for done, ((modality, vision, target), levels) in enumerate(groups.items()):
         progress("image encoders timed", done, len(groups))
-        config, images = configs[modality, vision], shapes[modality].images
+        config, images = configs[modality, vision, target], shapes[modality].images
         if not weights_are_here(vision, config.weights, config.cache_dir):
             lacking.append(f"weights of {vision}; the first run downloads them, or give --weights or --cache_dir")
         if config.views == "online":
             lines.append(f"  {vision}: blurs and encodes inside each step, whose time is not in the estimate")
             continue
         count = len(levels) * sum(images)
-        if modality not in assumed:  # training and test images have a bank each
+        if modality not in assumed and target == OUTPUT:  # training and test images have a bank each
             bank = config.bank or config.data / "Image_feature"
             count -= sum(each * len(held_levels(bank, vision, each, list(levels))) for each in images)
         disk += 4 * count * embedding_width_of(vision, config.cache_dir)
@@ -282,7 +282,8 @@ def _features(
         rate = rates[vision]
         took = f"not timed: {rate}" if isinstance(rate, str) else f"{count * rate / 3600:.2f} hours"
         seconds += 0.0 if isinstance(rate, str) else count * rate
-        lines.append(f"  features of {sum(images)} {modality.upper()} images at {len(levels)} levels, {vision}: {took}")
+        about = f"{modality.upper()} images at {len(levels)} levels, {vision}{'' if target == OUTPUT else f' {target}'}"
+        lines.append(f"  features of {sum(images)} {about}: {took}")
         lacking.append(f"features of {vision} for {modality.upper()}; the grid computes them first")
     progress("image encoders timed", len(groups), len(groups))
     return lines, seconds, disk, list(dict.fromkeys(lacking))

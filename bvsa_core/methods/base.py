@@ -134,6 +134,11 @@ class Method(nn.Module, ABC):
         """Return whether a recording has the same embedding for images and for texts."""
         return True
 
+    @staticmethod
+    def trains_texts(options: Any) -> bool:
+        """Return whether the loss aligns recordings with texts, of a method that reads texts."""
+        return True
+
     def setup(self, full_batch: Callable[[], Batch]) -> None:
         """Prepare for training; called once. `full_batch` returns one batch of the whole training set."""
 

@@ -105,6 +105,11 @@ class BVSA(Contrastive):
         """Return whether there is one head."""
         return options.heads == 1
 
+    @staticmethod
+    def trains_texts(options: BVSAOptions) -> bool:
+        """Return whether there is a head for texts: a single one is trained on images."""
+        return options.heads == 2
+
     @property
     def _blurs(self) -> bool:
         return self.options.decouple or self.options.dynamic

@@ -14,6 +14,7 @@ from bvsa_core.errors import UserError, first_few
 from bvsa_core.io.image_archive import SUFFIXES, hidden
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.training.run_data import RunData
+from bvsa_core.vision.layers import OUTPUT
 from bvsa_core.vision.tuned import TunedVision
 from bvsa_core.vision.views import Level
 
@@ -29,9 +30,9 @@ def class_centres(
     progress: Progress = no_progress,
     vision: TunedVision | None = None,
 ) -> Tensor:
-    """Return unit-norm mean features (levels, images, D) of the images in `folder` of the concept of each test image.
+    """Return mean features (levels, images, D) of the images in `folder` of the concept of each test image.
 
-    Test images themselves are left out, by file name and by content.
+    The mean of outputs is unit-norm, as outputs are. Test images themselves are left out, by file name and by content.
 
     Args:
         folder: images in folders of their concepts, such as those of THINGS (object_images).
@@ -62,5 +63,8 @@ def class_centres(
     number = {concept: i for i, concept in enumerate(known)}
     rows = torch.tensor([number[concept] for concept in found])
     sums = torch.zeros(len(features), len(number), features.shape[2]).index_add_(1, rows, features)
+    counts = torch.bincount(rows)[:, None]
+    parts = zip(run_data.clip.layers, sums.split(run_data.part_widths(), dim=2))
+    means = torch.cat([normalize(part, dim=2) if name == OUTPUT else part / counts for name, part in parts], dim=2)
     of_images = torch.tensor([number[fold_concept(concept)] for concept in concepts])
-    return normalize(sums, dim=2)[:, of_images].to(run_data.device)
+    return means[:, of_images].to(run_data.device)

@@ -218,6 +218,12 @@ def _check_target(config: RunConfig, kind: type[Method], shape: encoders.InputSp
     """Raise UserError if a method cannot have the target or the projector of a run."""
     if kind.takes_parts and config.target_levels:
         raise UserError(f"method {config.method} fuses layers itself, of one blur level; leave target_levels out")
+    if kind.uses_texts and not kind.trains_texts(config.method_options):
+        untrained = f"method {config.method} compares texts with embeddings that it trains on images alone"
+        if parse_target(config.target, lambda: 0)[0] != OUTPUT:
+            raise UserError(f"{untrained}, and target {config.target} is not in their space; put the output first")
+        if config.projector != "none" and not config.projector_shared:
+            raise UserError(f"{untrained}, so texts would have an untrained map; give --projector_shared true")
     if config.projector == "none":
         return
     if kind.takes_parts or not kind.takes_projectors:

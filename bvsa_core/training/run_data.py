@@ -94,7 +94,7 @@ class RunData:
         levels = [Level(*level) for level in self.config.target_levels]
         if self.config.target == OUTPUT and not levels:
             return None
-        widths = self.clip.widths()
+        widths = self.part_widths()
         return Fusion(widths, levels).to(self.device) if levels or len(widths) > 1 else None
 
     @property
@@ -198,6 +198,10 @@ class RunData:
 
     def part_widths(self) -> list[int]:
         """Return the widths of the parts of the features of images; loads the image encoder, and writes nothing."""
+        return self._widths
+
+    @functools.cached_property
+    def _widths(self) -> list[int]:
         return self.clip.widths()
 
     def check_texts(self) -> None:
