@@ -36,6 +36,7 @@ SLOW = (
     "bvsa_core/training/test_checkpoint.py",
     "bvsa_core/training/test_intra_inter.py",
     "bvsa_core/training/test_run.py",
+    "bvsa_core/training/test_targets.py",
     "bvsa_core/vision/test_bank.py",
     "bvsa_core/vision/test_tiny.py",
     "fovblur/test_cuda_compiled.py",
