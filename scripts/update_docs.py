@@ -117,8 +117,10 @@ def presets() -> str:
     for name in methods.names():
         kind = methods.method_class(name)
         for preset, content in kind.PRESETS.items():
-            training = kind.TRAINING | content.training
-            lines.append(f"| `{name}` | `{preset}` | {text(content.options)} | {text(training)} |")
+            training = text(kind.TRAINING | content.training)
+            if kind.INTER_TRAINING:
+                training += f"; in the setting inter {text(kind.INTER_TRAINING)}"
+            lines.append(f"| `{name}` | `{preset}` | {text(content.options)} | {training} |")
         deviations += [f"- `{name}`: {deviation}" for deviation in kind.DEVIATIONS]
     return "\n".join([*lines, "", *deviations])
 

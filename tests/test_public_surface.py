@@ -48,7 +48,7 @@ Batch Contrastive Dataset Decoder EmbeddingMatrix Embeddings Evaluation Gallery 
     TopK Trained UserError VisionEncoder evaluate from_arrays from_mne from_torch load_method load_split
     load_vision_encoder make_dataset ranks register_encoder register_method register_vision_encoder run score search
     similarity symmetric_contrastive to_mne train write_subject
-atm bravl bvsa mcdb nice ubp vanilla
+atm bravl bvsa mcdb nice samga ubp vanilla
 atm deepnet eeg_project eegnet perceptron shallownet tsconv tsconv_ubp
 fovblur::enhanced_similarity fovblur::enhanced_topk fovblur::foveated_blur fovblur::foveated_blur_backward""",
     )

@@ -35,7 +35,6 @@ from bvsa_core.training.evaluation import Trained, evaluate
 from bvsa_core.training.run import result_of, train
 from bvsa_core.training.run_data import choose_device
 from bvsa_core.vision.clip import TINY
-from bvsa_core.vision.layers import OUTPUT
 from bvsa_core.vision.views import features_at
 
 SETTINGS = [each.name for each in fields(RunConfig) if each.name not in ("data", "vision", "method", "target")]
@@ -65,10 +64,11 @@ class Decoder(
     or nothing if the ids are paths. Recordings of one image are averaged.
 
     Args:
-        method: vanilla, nice, atm, bravl, ubp, mcdb, bvsa, or one of your own.
+        method: vanilla, nice, atm, bravl, ubp, mcdb, bvsa, samga, or one of your own.
         target: image encoder, such as RN50, or tiny, which is shipped; or an array of features (M, D), whose rows
             `images` then names by number.
-        layers: of the image encoder, whose features are the target: what `bvsa train --target` takes, such as layer:2.
+        layers: of the image encoder, whose features are the target: what `bvsa train --target` takes, such as layer:2;
+            default: the method's own, for most the output.
         **settings: fields of `RunConfig`, such as epochs or preset; default: the method's published training. Without
             `channels`, the 17 standard ones of EEG are taken if all are there, and else all. `bank` names a folder in
             which features of images are kept; default: until the process ends.
@@ -99,7 +99,7 @@ class Decoder(
         (20, 3)
     """
 
-    def __init__(self, method: str = "bvsa", target: Any = "tiny", layers: str = OUTPUT, **settings: Any):
+    def __init__(self, method: str = "bvsa", target: Any = "tiny", layers: str | None = None, **settings: Any):
         self.method, self.target, self.layers = method, target, layers
         self._names: list[str] = []
         self._set(settings)
@@ -270,7 +270,8 @@ class Decoder(
         changed = {name for name in SETTINGS if getattr(config, name) != getattr(usual, name)} - {*PLACES}
         given = {name: getattr(config, name) for name in SETTINGS if name in changed}
         target = None if state.features else config.vision
-        decoder = cls(config.method, target, config.target, **given, **settings)
+        layers = None if config.target == usual.target else config.target
+        decoder = cls(config.method, target, layers, **given, **settings)
         decoder.config_, decoder.epoch_, decoder.shape_ = config, state.epoch, state.shape
         decoder.training_, decoder.reliability_ = state.training, state.reliability
         decoder.method_, decoder.history_, decoder.result_ = method.eval(), [], None
@@ -337,7 +338,7 @@ class Decoder(
             **{name: getattr(self, name) for name in self._names if name not in PLACES},
             **self._places(),
             vision=self.target if isinstance(self.target, str) else RunConfig.vision,
-            target=self.layers,
+            **({} if self.layers is None else {"target": self.layers}),
         )
         if self._features is not None and method_class(self.method).uses_texts:
             reads = f"method {self.method} also reads texts, and the target is an array of features"

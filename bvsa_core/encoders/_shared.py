@@ -16,6 +16,7 @@ class InputSpec:
     subjects: int = 1  # trained on
     texts: int = 0  # width of the features of texts; 0 if there are none
     parts: tuple[int, ...] = ()  # widths of the parts of the features of images
+    layers: tuple[int, ...] = ()  # numbers of these parts; that of the output is the number of layers
 
     @property
     def text_width(self) -> int:

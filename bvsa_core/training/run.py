@@ -106,7 +106,7 @@ def train(
     _, channels, time = split.recordings.shape
     parts = run_data.part_widths()
     widths = parts[0], len(split.subjects), run_data.text_width(), tuple(parts)
-    shape = encoders.InputSpec(channels, time, *widths)
+    shape = encoders.InputSpec(channels, time, *widths, run_data.part_layers())
     seed_everything(config.seed, verbose=False)  # after the image encoder, which draws random numbers
     method = build_method(config, shape, len(split), run_data, split.axes)
     left_out = encoders.load_pretrained(method)

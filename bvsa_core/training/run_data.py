@@ -204,6 +204,13 @@ class RunData:
     def _widths(self) -> list[int]:
         return self.clip.widths()
 
+    def part_layers(self) -> tuple[int, ...]:
+        """Return the layer of every part of the features of images; the output comes after the last layer."""
+        if len(self.part_widths()) == 1:
+            return (0,)  # also of an encoder whose layers are not known
+        numbers = (part.partition(".")[0] for part in self.clip.layers)
+        return tuple(self.clip.layer_count if number == OUTPUT else int(number) for number in numbers)
+
     def check_texts(self) -> None:
         """Check that there are features of texts, for a method that reads them.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from lightning_fabric import seed_everything
+from method_inputs import SMALLER
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -45,6 +46,8 @@ class Problem:
         image_of, subjects = torch.arange(SAMPLES), ["sub-01", "sub-02"]
         self.split = Split(recordings, image_of, names, names, ["a", "b", "c"], 1, subject_of, subjects)
         self.config = RunConfig(method=method, encoder=encoder, epochs=3, batch_size=BATCH)  # at the published rate
+        if method == "samga":
+            self.config.method_options = replace(self.config.method_options, **SMALLER[method])
         self.texts, self.processes = texts, processes
         self.fabric = make_fabric(CPU, processes, self.config.precision)
         seed_everything(seed, verbose=False)

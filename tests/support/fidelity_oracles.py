@@ -88,6 +88,23 @@ def bvsa(
     return contrastive(to_image) if paper else (contrastive(to_image) + contrastive(to_text)) / 2
 
 
+def mmd(x: np.ndarray, y: np.ndarray) -> float:
+    """Return the unbiased squared MMD: over pairs of distinct rows within, and all pairs between the samples."""
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        squares = ((a[:, None] - b) ** 2).sum(2)
+        return np.mean([np.exp(-squares / (2 * sigma**2)) for sigma in (0.1, 0.2, 0.5, 1, 2)], axis=0)
+
+    within = [kernel(z, z)[~np.eye(len(z), dtype=bool)].mean() for z in (x, y)]
+    return sum(within) - 2 * kernel(x, y).mean()
+
+
+def samga(brain, images, weight: float, preset: str) -> float:
+    """Return the loss of mapped recordings and images under a weight of the MMD."""
+    scaled = SOFTPLUS * brain if preset == "code" else SCALE * unit(brain)
+    return weight * mmd(brain, images) + (1 - weight) * contrastive(scaled @ unit(images).T)
+
+
 def adapter(x: np.ndarray, normalise, down, rise) -> np.ndarray:
     """Return x + bottleneck(x) at unit norm; the three layers are (weight, bias)."""
     centred = x - x.mean(1, keepdims=True)
@@ -133,6 +150,13 @@ def scores(brain: np.ndarray, brain_text: np.ndarray, views: np.ndarray, texts: 
 def eeg_project(channels: int, time: int, width: int) -> int:
     """Count parameters: two linear layers with biases, and a layer norm."""
     return (channels * time + 1) * width + (width + 1) * width + 2 * width
+
+
+def samga_maps(layers: list[int], subjects: int) -> int:
+    """Count parameters of the maps of images and recordings, and of the router."""
+    layer = lambda into, out: (into + 1) * out  # noqa: E731
+    of_images = sum(layer(each, 1024) for each in set(layers)) + len(layers) * layer(1024, 512)
+    return of_images + layer(1024, 512) + layer(512, 512) + (1 + subjects) * len(layers)
 
 
 def bravl(channels: int, time: int, width: int, preset: str) -> int:

@@ -10,6 +10,7 @@ from bvsa_core.methods.base import Batch, Method
 from bvsa_core.training.config import method_options
 
 SAMPLES, BATCH, CHANNELS, TIME, WIDTH = 40, 24, 3, 10, 16
+SMALLER = {"bravl": {"hidden": 64, "draws": 2}, "samga": {"hidden": 64, "width": 32}}  # options of quick trainings
 
 
 def make_method(name: str, preset: str = "corrected", **changes: object) -> Method:

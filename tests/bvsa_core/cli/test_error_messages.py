@@ -26,7 +26,7 @@ BRAIN = (
     "choose one of atm, deepnet, eeg_project, eegnet, perceptron, shallownet, tsconv, tsconv_ubp, braindecode:CLASS, "
     "or register your own first"
 )
-METHODS = "choose one of atm, bravl, bvsa, mcdb, nice, ubp, vanilla, or register your own first"
+METHODS = "choose one of atm, bravl, bvsa, mcdb, nice, samga, ubp, vanilla, or register your own first"
 GATES = "choose one of none, always, label_free, paper, code"
 FILES = "unknown kind of file; give one of .pt, .pth, .npy, .npz, .safetensors"
 GRIDS = (

@@ -205,7 +205,7 @@ def test_saved_and_loaded_it_is_the_same(toy, fitted, tmp_path):
         "config.json", "model.safetensors", "seen.json", "README.md"
     }  # fmt: skip
     np.testing.assert_array_equal(loaded.embed(toy.recordings), fitted.embed(toy.recordings))
-    assert loaded.get_params() == {**SETTINGS, "target": None, "channels": "all"}
+    assert loaded.get_params() == {**SETTINGS, "target": None, "layers": None, "channels": "all"}
     with pytest.raises(UserError, match="loaded without features; give some by set_params"):
         loaded.score(toy.recordings[TEST], range(40, 52))
     loaded.set_params(target=toy.features)

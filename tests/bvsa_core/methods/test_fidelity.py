@@ -1,16 +1,17 @@
 """Checks of methods and presets against tests/support/fidelity_oracles.py on random inputs.
 
-| checked                                       | vanilla | nice | atm | ubp | bvsa | mcdb | bravl             |
-| loss of every batch                           | yes     | yes  | yes | yes | yes  | yes  | test_bravl.py     |
-| per-sample state, interval rule               | none    | none | none| yes | yes  | none | none              |
-| balance of gradients                          |         |      |     |     |      | yes  |                   |
-| blur levels, gallery levels, gate             | yes     | yes  | yes | yes | yes  | yes  | yes               |
-| scores at retrieval, with the preset's gate   | yes     | yes  | yes | yes | yes  | yes  | test_bravl.py     |
-| nothing learnt from evaluation                | yes     | yes  | yes | yes | yes  | yes  | yes               |
-| number of parameters                          | yes     | yes  | yes | yes | yes  | yes  | yes               |
+| checked                                       | vanilla | nice | atm | ubp | bvsa | mcdb | samga | bravl             |
+| loss of every batch                           | yes     | yes  | yes | yes | yes  | yes  | yes   | test_bravl.py     |
+| per-sample state, interval rule               | none    | none | none| yes | yes  | none | none  | none              |
+| balance of gradients                          |         |      |     |     |      | yes  |       |                   |
+| blur levels, gallery levels, gate             | yes     | yes  | yes | yes | yes  | yes  | yes   | yes               |
+| scores at retrieval, with the preset's gate   | yes     | yes  | yes | yes | yes  | yes  | yes   | test_bravl.py     |
+| nothing learnt from evaluation                | yes     | yes  | yes | yes | yes  | yes  | yes   | yes               |
+| number of parameters                          | yes     | yes  | yes | yes | yes  | yes  | yes   | yes               |
 
 All for every preset that a method has. Whole trainings under `code` are compared with the released rules in
-test_lock_step.py, random numbers and switches in test_methods.py, the gates in ../retrieval/test_retrieval.py.
+test_lock_step.py and test_samga.py, random numbers and switches in test_methods.py, the gates in
+../retrieval/test_retrieval.py.
 """
 
 import functools
@@ -20,7 +21,7 @@ import method_inputs
 import numpy as np
 import pytest
 import torch
-from method_inputs import SAMPLES, make_method
+from method_inputs import SAMPLES, SMALLER, make_method
 
 from bvsa_core import encoders, methods
 from bvsa_core.encoders import InputSpec
@@ -55,11 +56,14 @@ def of(table: dict, name: str, preset: str, otherwise: object) -> object:
 
 def make(name: str, preset: str, **changes) -> Method:
     """Make a method in float64, without dropout, and with adapters that are not the identity."""
-    method = make_method(name, preset, **changes)
+    smaller = SMALLER[name] if name == "samga" else {}
+    method = make_method(name, preset, **smaller, **changes)
     for adapter in getattr(method, "adapters", {}).values():
         torch.nn.init.normal_(adapter.branch[-1].weight)
     for parameter in method.parameters():
         parameter.data = parameter.data.double()
+    if name == "samga":
+        method.epoch, method.epochs = 5, 40
     return method.double() if name == "bravl" else method  # the state of others stays float32
 
 
@@ -73,6 +77,19 @@ def adapted(method: Method, which: str, x: np.ndarray) -> np.ndarray:
     normalise, down, _, rise = method.adapters[which].branch
     layers = ((part.weight.detach().numpy(), part.bias.detach().numpy()) for part in (normalise, down, rise))
     return oracle.adapter(x, *layers)
+
+
+def mapped(method: Method, x: np.ndarray, *names: str) -> np.ndarray:
+    """Return rows after linear maps of a method."""
+    for name in names:
+        part = method.get_submodule(name)
+        x = x @ part.weight.detach().numpy().T + part.bias.detach().numpy()
+    return x
+
+
+def mapped_images(method: Method, x: np.ndarray) -> np.ndarray:
+    """Return what SAMGA makes of images with a single layer."""
+    return mapped(method, x, f"first_maps.{x.shape[1]}", "layer_maps.0", "shared_map")
 
 
 @pytest.mark.parametrize(
@@ -92,6 +109,9 @@ def test_losses_and_state_of_four_batches(name, preset, changes, seed):
         if name == "mcdb":
             inputs = {"brain": oracle.unit(brain), "image": images, "text": texts}
             expected, factors = oracle.mcdb(*(adapted(method, *each) for each in inputs.items()), 0.5, preset)
+        elif name == "samga":
+            both = mapped(method, brain, "brain_map", "shared_map"), mapped_images(method, images)
+            expected = oracle.samga(*both, 0.9 - 0.4 * 5 / 19, preset)
         else:
             rule = getattr(oracle, name)
             expected = rule(state, batch.samples.numpy(), brain, brain_text, images, texts, preset, **changes)
@@ -130,6 +150,9 @@ def test_scores_at_retrieval(name, preset, seed):
     if name == "mcdb":
         brain = brain_text = adapted(method, "brain", brain)
         views, texts = np.stack([adapted(method, "image", view) for view in views]), adapted(method, "text", texts)
+    if name == "samga":
+        brain = brain_text = oracle.unit(mapped(method, heads(method, recordings)[0], "brain_map", "shared_map"))
+        views, texts = np.stack([oracle.unit(mapped_images(method, view)) for view in views]), np.zeros_like(brain)
     expected = oracle.scores(brain, brain_text, views, texts, of(GATE, name, preset, "none"))
     np.testing.assert_allclose(ours.numpy(), expected, atol=1e-5)  # 16 and 48 terms in float32, none above 12
 
@@ -150,6 +173,7 @@ def parameters(name: str, preset: str, width: int = 1024) -> int:
         "bvsa": (1 if preset == "paper" else 2) * head + scale,
         "mcdb": head + scale + 3 * (2 * width + (width + 1) * (width // 4) + (width // 4 + 1) * width),
         "bravl": oracle.bravl(17, 250, width, preset),
+        "samga": oracle.eeg_project(17, 250, 1024) + scale + oracle.samga_maps([width], 1),
     }.get(name, head + scale)
 
 
@@ -160,7 +184,7 @@ def test_numbers_of_parameters(name, preset):
         method = methods.method_class(name)(method_options(name, preset), build, 10, InputSpec(17, 250, 1024))
     assert sum(parameter.numel() for parameter in method.parameters()) == parameters(name, preset)
     fixed = [key for key, parameter in method.named_parameters() if not parameter.requires_grad]
-    assert fixed == (["logit_scale"] if name == "nice" else [])
+    assert fixed == (["logit_scale"] if name in ("nice", "samga") else [])
 
 
 def test_published_numbers():

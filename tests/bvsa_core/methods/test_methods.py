@@ -95,7 +95,7 @@ def test_targets_are_fused_at_retrieval_too(seed):
 
 
 def test_unknown_names_are_reported():
-    message = "unknown method 'UBPP'; did you mean 'ubp'. choose one of atm, bravl, bvsa, mcdb, nice, ubp"
+    message = "unknown method 'UBPP'; did you mean 'ubp'. choose one of atm, bravl, bvsa, mcdb, nice, samga, ubp"
     with pytest.raises(UserError, match=message):
         methods.method_class("UBPP")
     with pytest.raises(UserError, match="method ubp has no preset 'mine'; choose one of corrected, paper, code"):
@@ -107,10 +107,26 @@ def test_unknown_names_are_reported():
 
 
 @pytest.mark.parametrize(
+    ("option", "value", "bounds"),
+    [
+        ("subject_dropout", 1.5, "between 0 and 1"),
+        ("mmd_weights", (0.9, -0.1), "between 0 and 1"),
+        ("width", 0, "at least 1"),
+        ("coarse_epochs", -1, "at least 0"),
+        ("fine_lr", 0.0, "positive"),
+    ],
+)
+def test_options_of_samga_are_checked(option, value, bounds):
+    with pytest.raises(UserError, match=rf"{option} is .*; it must be {bounds}"):
+        method_options("samga", "corrected", **{option: value})
+
+
+@pytest.mark.parametrize(
     ("name", "preset", "known"),
     [
         ("vanilla", "paper", "corrected, code"),
         ("nice", "paper", "corrected, code"),
+        ("samga", "paper", "corrected, code"),
         ("atm", "paper", "corrected, code"),
         ("mcdb", "code", "corrected, paper"),
     ],

@@ -4,12 +4,11 @@ import dataclasses
 
 import pytest
 import torch
+from method_inputs import SMALLER
 
 from bvsa_core import encoders, methods
 from bvsa_core.errors import UserError
 from bvsa_core.training.config import RunConfig, training_of
-
-SMALLER = {"bravl": {"hidden": 64, "draws": 2}}
 
 
 def config(method: str, **changes) -> RunConfig:
@@ -42,7 +41,7 @@ def test_every_method_takes_every_encoder(linear_problem, encoder):
         assert 0 < problem.test(method).median_rank <= 40, name
 
 
-@pytest.mark.parametrize("name", ["mcdb", "bravl"])
+@pytest.mark.parametrize("name", ["mcdb", "bravl", "samga"])
 def test_methods_that_draw_random_numbers_repeat(linear_problem, name, seed):
     problem = linear_problem(2, 8)
     weights = []

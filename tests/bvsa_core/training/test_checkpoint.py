@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning_fabric import Fabric
+from method_inputs import SMALLER
 
 from bvsa_core import encoders, methods
 from bvsa_core.data.split import Split
@@ -98,7 +99,8 @@ def test_every_method_continues_from_any_batch(tmp_path, name, seed):
     features = torch.nn.functional.normalize(torch.randn(20, 8), dim=1)
     names, subject_of = [str(i) for i in range(20)], torch.zeros(20, dtype=torch.int64)
     split = Split(torch.randn(20, 2, 75), torch.arange(20), names, names, ["O1", "O2"], 1, subject_of, ["sub-01"])
-    config = RunConfig(method=name, encoder="tsconv", epochs=2, batch_size=8, lr=1e-3)
+    options = {"samga": SMALLER["samga"]}.get(name)
+    config = RunConfig(method=name, method_options=options, encoder="tsconv", epochs=2, batch_size=8, lr=1e-3)
     augment = Augmentation(split, ["shift", "smooth", "noise", "channel_dropout"], seed)
 
     def train(checkpointer: Checkpointer | None, begin: int) -> dict[str, torch.Tensor]:
