@@ -38,6 +38,7 @@ SLOW = (
     "bvsa_core/training/test_run.py",
     "bvsa_core/training/test_targets.py",
     "bvsa_core/vision/test_bank.py",
+    "bvsa_core/vision/test_learnt_blur.py",
     "bvsa_core/vision/test_tiny.py",
     "fovblur/test_cuda_compiled.py",
     "fovblur/test_foveated_blur.py::test_threads_of_a_block",
