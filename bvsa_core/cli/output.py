@@ -11,6 +11,7 @@ from bvsa_core.io.atomic import os_errors_to_user_errors, write_atomically
 
 if TYPE_CHECKING:
     from bvsa_core.data.dataset import Dataset
+    from bvsa_core.training.config import RunDataConfig
 
 
 def say(text: str, file: TextIO | None = None) -> None:
@@ -25,10 +26,10 @@ def write_file(path: Path, content: bytes) -> None:
     write_atomically(path, content)
 
 
-def warn_of_toy_encoder(vision: str, dataset: Dataset) -> None:
+def warn_of_toy_encoder(config: RunDataConfig, dataset: Dataset) -> None:
     """Warn if images that people saw are to be encoded by the encoder for synthetic ones."""
     from bvsa_core.vision.clip import TINY  # imports torch, which the command does later
 
-    if vision == TINY and not dataset.synthetic:
+    if config.vision == TINY and config.features is None and not dataset.synthetic:
         toy = f"{TINY} is a toy encoder for synthetic images, and {dataset.name} is not synthetic"
         say(f"warning: {toy}; take the published one with --vision RN50", file=sys.stderr)

@@ -95,8 +95,8 @@ def run(parsed: jsonargparse.Namespace) -> None:
     with Display() as display, TaskPool(workers, RunDataCache(None, display), RunDataCache) as pool:
         data = data_folders(parsed, grid, display)
         todo, left_out = cells(grid, systems, data, flags)
-        for folder, vision in dict.fromkeys((cell.config.data, cell.config.vision) for cell in todo):
-            warn_of_toy_encoder(vision, Dataset(folder))
+        for config in {(cell.config.data, cell.config.vision): cell.config for cell in todo}.values():
+            warn_of_toy_encoder(config, Dataset(config.data))
         check_start(todo, root, parsed.overwrite)
         with lock(root, activity="a grid"):
             missing = []

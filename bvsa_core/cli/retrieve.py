@@ -39,6 +39,7 @@ from bvsa_core.vision.bank import ABOUT, level_files
 from bvsa_core.vision.downloads import stay_offline
 from bvsa_core.vision.images import read_images
 from bvsa_core.vision.layers import OUTPUT
+from bvsa_core.vision.views import features_at
 
 SHOWN = 20  # queries that are printed; the file has all
 ON_PAGE = 200  # queries on the page
@@ -240,6 +241,10 @@ def open_gallery(
         raise UserError("--gallery_text belongs to a gallery of features; texts of images are made from their names")
     if where is None:
         test = run_data.split(config.subject, "test", config.repetitions, saved.axes)
+        if config.features is not None:
+            views, rows = run_data.views(test.images, levels), torch.arange(len(test.images))
+            images = [EmbeddingMatrix.of(features_at(level, views, rows), unit_norm) for level in levels]
+            return Gallery(images, names=test.images, **shared)
         names, concepts, bank = test.images, test.concepts, run_data.bank(test.images, method.vision)
     else:
         paths = sorted(path for path in Path(where).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
@@ -248,7 +253,7 @@ def open_gallery(
         names = [path.relative_to(where).as_posix() for path in paths]
         concepts, bank = [concept_of(str(path)) for path in paths], run_data.bank_for_paths(paths, method.vision)
     bank.fill(levels, display)
-    unused = parsed.gate == "none"
+    unused = parsed.gate == "none" or not run_data.clip.has_texts
     texts = None if unused else EmbeddingMatrix(bank.texts_path(run_data.prompts(names, concepts)))
     return Gallery([_side_by_side(parts, unit_norm) for parts in bank.files(levels)], texts, names, **shared)
 

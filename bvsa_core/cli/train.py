@@ -43,7 +43,7 @@ def run(parsed: jsonargparse.Namespace) -> None:
     with init_processes() as processes, Display(quiet=processes.rank > 0) as display:
         run_data = RunData(replace(config, device=device_of_rank(config.device, processes)), display, processes)
         if processes.rank == 0:
-            warn_of_toy_encoder(config.vision, run_data.dataset)
+            warn_of_toy_encoder(config, run_data.dataset)
         everyone = config.subject == "all"
         results, runs = [], []
         for subject in run_data.dataset.subjects if everyone else [config.subject]:

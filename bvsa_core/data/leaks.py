@@ -1,7 +1,7 @@
 """Leaks: concepts and images that two parts of a data set share, so that a score of one is no test."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bvsa_core.data.dataset import Dataset
@@ -31,7 +31,13 @@ def shared_images(known: Iterable[Path], others: Iterable[Path]) -> list[Path]:
     return shared
 
 
-def find_leak(dataset: Dataset, train: Shown, held_out: Shown, test: Shown) -> str | None:
+def find_leak(
+    dataset: Dataset,
+    train: Shown,
+    held_out: Shown,
+    test: Shown,
+    shared: Callable[[set[str], set[str]], list[str]] | None = None,
+) -> str | None:
     """Return what the training data have of the test set or of the held-out data; None if nothing.
 
     Args:
@@ -39,6 +45,7 @@ def find_leak(dataset: Dataset, train: Shown, held_out: Shown, test: Shown) -> s
         train: image and concept of everything trained on, as `Split.shown` returns them.
         held_out: of what is held out of the training data, if anything is.
         test: of the test set.
+        shared: returns which of some images are among known ones; default: those whose files are equal.
 
     Raises:
         UserError: an image is missing.
@@ -46,8 +53,13 @@ def find_leak(dataset: Dataset, train: Shown, held_out: Shown, test: Shown) -> s
     leaks = []
     for name, seen, others in (("the test set", train + held_out, test), ("the held-out data", train, held_out)):
         concepts = shared_concepts(*((concept for _, concept in each) for each in (seen, others)))
-        images = shared_images(*({dataset.image_path(image) for image, _ in each} for each in (seen, others)))
-        found = {"concept(s)": concepts, "image(s)": [path.name for path in images]}
+        known, compared = ({image for image, _ in each} for each in (seen, others))
+        if shared is None:
+            paths = shared_images(*(map(dataset.image_path, each) for each in (known, compared)))
+            images = [path.name for path in paths]
+        else:
+            images = shared(known, compared)
+        found = {"concept(s)": concepts, "image(s)": images}
         if parts := [f"{len(names)} {kind} ({first_few(names)})" for kind, names in found.items() if names]:
             leaks.append(f"{' and '.join(parts)} of {name}")
     return f"the training data have {', and '.join(leaks)}" if leaks else None

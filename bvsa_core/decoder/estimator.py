@@ -37,7 +37,13 @@ from bvsa_core.training.run_data import choose_device
 from bvsa_core.vision.clip import TINY
 from bvsa_core.vision.views import features_at
 
-SETTINGS = [each.name for each in fields(RunConfig) if each.name not in ("data", "vision", "method", "target")]
+_ELSEWHERE = {  # settings of a run that a decoder has by another name
+    "vision": "target",
+    "data": "recordings, as a Dataset",
+    "target": "layers",
+    **dict.fromkeys(("features", "features_test", "features_images"), "target, an array"),
+}
+SETTINGS = [each.name for each in fields(RunConfig) if each.name not in (*_ELSEWHERE, "method")]
 _OWN = ("method", "target", "layers")  # parameters that are no settings
 GALLERY = 200  # images searched when the gate label_free is learnt, as in the published test sets
 
@@ -118,8 +124,7 @@ class Decoder(
     def _set(self, settings: dict[str, Any]) -> None:
         for name, value in settings.items():
             if name not in SETTINGS:
-                where = {"vision": "target", "data": "recordings, as a Dataset"}
-                remedy = f"; give it as {where[name]}" if name in where else ""
+                remedy = f"; give it as {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
                 raise UserError(f"Decoder: {unknown_name('setting', name, SETTINGS)}{remedy}")
             setattr(self, name, value)
         self._names = list(dict.fromkeys([*self._names, *settings]))

@@ -1,5 +1,7 @@
 """Galleries on disk: embeddings of images and their texts, memory-mapped and read in chunks."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
@@ -65,6 +67,13 @@ class EmbeddingMatrix:
         if self.data.ndim != 2 or 0 in self.data.shape or not self.data.is_floating_point():
             shape = tuple(self.data.shape)
             raise UserError(f"{path}: is {self.data.dtype} of shape {shape}; embeddings are floats {SHAPES}")
+
+    @classmethod
+    def of(cls, features: Tensor, unit_norm: bool = True) -> EmbeddingMatrix:
+        """Return the matrix of features (rows, dimensions) in memory."""
+        matrix = cls.__new__(cls)
+        matrix.path, matrix.data, matrix.unit_norm = Path("features"), features, unit_norm
+        return matrix
 
     def __len__(self) -> int:
         return len(self.data)

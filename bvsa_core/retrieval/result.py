@@ -51,6 +51,7 @@ class RunResult:
     axes: RecordingAxes | None = None  # channels and times trained on
     images: list[str] = field(default_factory=list)  # (N,) of the test set
     learnt_blur: dict[str, LearntValues] = field(default_factory=dict)  # by name, see LearntBlur.values
+    features: dict[str, str] = field(default_factory=dict)  # SHA-256 of files given in place of an image encoder
     statistics: Statistics | None = None
     files: dict[str, str] = field(default_factory=dict)  # SHA-256 of the run's other files; none in earlier releases
 

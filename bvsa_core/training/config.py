@@ -31,6 +31,9 @@ ADDED = {
     "checkpoint_vision",
     "chunk",
     "concepts",
+    "features",
+    "features_images",
+    "features_test",
     "learn_blur",
     "mixup_alpha",
     "patience",
@@ -67,6 +70,14 @@ class RunDataConfig:
     """Pretrained tag of open_clip, a weights file of open_clip or timm, or 'random'; default: the usual ones."""
     cache_dir: Path | None = None
     """Where downloaded weights are kept."""
+    features: Path | None = None
+    """Features of your own in place of an image encoder, of all images or of those of the training set: .npy, .npz, .pt
+    or .safetensors, (N, D) or (N, layers, D), or a vector by name of image; then no image is needed."""
+    features_test: Path | None = None
+    """The features of the test images, if they are in a file of their own."""
+    features_images: Path | None = None
+    """Names of the images of the rows of features, .txt or .json; default: those in the files, or the order of the
+    data set, which must be that of the names."""
     views: Literal["banked", "online"] = "banked"
     """'banked' computes every blur level once and keeps it; 'online' blurs and encodes inside each training step."""
     chunk: int | None = None
@@ -98,7 +109,7 @@ class RunDataConfig:
 
     def __post_init__(self) -> None:
         self.data = Path(self.data)
-        for name in ("bank", "cache_dir", "texts", "concepts"):
+        for name in ("bank", "cache_dir", "features", "features_test", "features_images", "texts", "concepts"):
             setattr(self, name, Path(getattr(self, name)) if getattr(self, name) is not None else None)
         if set(re.findall(r"{[^}]*}?", self.prompt)) not in ({"{object}"}, {"{concept}"}):
             raise UserError(f"prompt is {self.prompt!r}; it must contain {{object}} or {{concept}}, and no other field")
@@ -107,6 +118,9 @@ class RunDataConfig:
         if self.vision == "tiny" and self.weights is not None:
             problem = f"weights are {self.weights!r}, but the vision encoder tiny has its own"
             raise UserError(f"{problem}; choose another encoder with --vision")
+        if self.features is None and (self.features_test or self.features_images):
+            raise UserError("features_test and features_images belong to features; give them, too")
+        self._check_features()
         if self.target_layers:
             if self.target != OUTPUT:
                 raise UserError(f"target is {self.target!r}, and target_layers are given too; leave target_layers out")
@@ -116,6 +130,16 @@ class RunDataConfig:
         for size, gain in self.target_levels:
             if size < 1 or size % 2 == 0 or not 0 <= gain <= 1:
                 raise UserError(f"target_levels has ({size}, {gain}); give an odd kernel size and a gain in [0, 1]")
+
+    def feature_files(self) -> list[Path]:
+        """Return the files of features that are given in place of an image encoder."""
+        return [path for path in (self.features, self.features_test) if path is not None]
+
+    def _check_features(self) -> None:
+        if self.features is not None and (self.vision != "tiny" or self.views == "online"):
+            problem = f"vision is {self.vision} and views are {self.views}"
+            remedy = "leave --vision, --views, --vision_lora and --learn_blur out"
+            raise UserError(f"features are given in place of an image encoder, and {problem}; {remedy}")
 
 
 @dataclass
@@ -234,6 +258,7 @@ class RunConfig(RunDataConfig):
                 raise UserError(f"vision_lora: {problem}; choose another method, such as vanilla")
         elif self.checkpoint_vision:
             raise UserError("checkpoint_vision is for an image encoder that is trained; give its rank with vision_lora")
+        self._check_features()
         if self.learn_blur != "off":
             self._check_learnt_blur()
         elif self.chunk is not None and not self.vision_lora:

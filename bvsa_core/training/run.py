@@ -10,7 +10,8 @@ import torch
 from bvsa_core import encoders, methods
 from bvsa_core.data.dataset import RecordingAxes
 from bvsa_core.data.split import Split, hold_out
-from bvsa_core.errors import UserError
+from bvsa_core.data.store import sha256_of
+from bvsa_core.errors import UserError, first_few
 from bvsa_core.methods.base import Method, ProjectedEncoder, Projector
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.retrieval.result import RunResult
@@ -78,6 +79,7 @@ def result_of(trained: Trained, evaluation: Evaluation, config: RunConfig) -> Ru
         axes=trained.split.axes,
         ranks=evaluation.ranks.tolist(),
         images=evaluation.images,
+        features=_digests(config),
         learnt_blur=learnt.values(trained.split.subjects) if learnt else {},
     )
 
@@ -139,6 +141,10 @@ def train(
         log = report, held_out, extra_metrics, checkpointer
         epoch = fit(method, seen, views, texts, config, fabric, *log, unpaired, augment)
     return Trained(method, epoch, shape, split, validation)
+
+
+def _digests(config: RunConfig) -> dict[str, str]:
+    return {path.name: sha256_of(path) for path in config.feature_files()}
 
 
 def split_off_validation(split: Split, config: RunConfig) -> tuple[Split, Split | None]:
@@ -243,6 +249,11 @@ def load_method(folder: RunFolder, run_data: RunData) -> Method:
     result = folder.result()
     if result.shape is None:
         raise UserError(f"{folder.path}: a run of an earlier version; train it again")
+    if (now := _digests(folder.config())) != result.features:
+        changed = first_few([name for name in {**result.features, **now} if result.features.get(name) != now.get(name)])
+        raise UserError(
+            f"{folder.path}: features {changed} are not those of the training; bring them back, or train again"
+        )
     method = build_method(folder.config(), result.shape, result.samples, run_data, result.axes)
     folder.load_weights(method)
     return method.eval()

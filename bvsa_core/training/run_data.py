@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bvsa_core.data.dataset import Dataset, RecordingAxes
-from bvsa_core.data.leaks import find_leak
+from bvsa_core.data.leaks import Shown, find_leak
 from bvsa_core.data.split import Split, load_split
 from bvsa_core.data.stimulus_texts import StimulusTexts, read_texts, stored_texts
 from bvsa_core.distributed.processes import ProcessGroup
@@ -20,6 +20,7 @@ from bvsa_core.progress import Progress, no_progress
 from bvsa_core.training.config import RunConfig, RunDataConfig
 from bvsa_core.vision.bank import FeatureBank
 from bvsa_core.vision.encoder import VisionEncoder
+from bvsa_core.vision.given_features import GivenFeatures, read_given_features
 from bvsa_core.vision.images import read_images
 from bvsa_core.vision.layers import OUTPUT, parse_target
 from bvsa_core.vision.loading import load_vision_encoder
@@ -64,7 +65,7 @@ class RunData:
         self._sealed = False
         self._bank_of = functools.cache(lambda images: self.bank_for_paths(self._paths(images)))
         self._pixels = functools.cache(self._read_pixels)
-        self._leak = functools.lru_cache(maxsize=8)(lambda *parts: find_leak(self.dataset, *parts))
+        self._leak = functools.lru_cache(maxsize=8)(self._find_leak)
 
     @functools.cached_property
     def dataset(self) -> Dataset:
@@ -73,11 +74,19 @@ class RunData:
 
     @functools.cached_property
     def clip(self) -> VisionEncoder:
-        """The image encoder."""
+        """The image encoder, or features that are given in place of one."""
+        if self.config.features is not None:
+            return self._given.with_layers(parse_target(self.config.target, lambda: self._given.layer_count))
         self.progress("image encoder", 0, 1, self.config.vision)
         clip = load_vision_encoder(self.config.vision, self.config.weights, self.config.cache_dir, self.device)
         self.progress("image encoder", 1, 1, self.config.vision)
         return clip.with_layers(parse_target(self.config.target, lambda: clip.layer_count))
+
+    @functools.cached_property
+    def _given(self) -> GivenFeatures:
+        parts = (self.dataset.load(self.dataset.subjects[0], split).images for split in ("train", "test"))
+        train, test = (list(dict.fromkeys(images)) for images in parts)
+        return read_given_features(self.config.feature_files(), self.config.features_images, train, test)
 
     def tuned_vision(self, config: RunConfig) -> TunedVision:
         """Return the image encoder with trainable updates, which a run trains with its method."""
@@ -190,6 +199,8 @@ class RunData:
             return TargetViews(method.image_targets, fixed, *parts)
         if vision is not None:
             return self.processes.shard_rows(self._online(images, vision.encoder), vision, self.device)
+        if isinstance(self.clip, GivenFeatures):
+            return self.clip.views(images, levels, self.device)
         if self.config.views == "online":
             return functools.partial(self.processes.map_rows, self._online(images, self.clip))
         bank = self.bank(images)
@@ -219,9 +230,7 @@ class RunData:
         """
         if not self.clip.has_texts:
             remedy = "choose a method that reads none, such as vanilla or ubp, or an encoder with texts, such as RN50"
-            raise UserError(
-                f"the method reads texts, and vision encoder {self.clip.name} has no text encoder; {remedy}"
-            )
+            raise UserError(f"the method reads texts, and {self.clip.name} has no text encoder; {remedy}")
 
     def text_width(self) -> int:
         """Return the width of the features of texts, 0 if there are none; loads the encoder, and writes nothing."""
@@ -253,11 +262,25 @@ class RunData:
         return self._bank_of(tuple(images)) if vision is None else self.bank_for_paths(self._paths(images), vision)
 
     def bank_for_paths(self, paths: Sequence[Path], vision: TunedVision | None = None) -> FeatureBank:
-        """Return the feature bank of any images; see `views`."""
+        """Return the feature bank of any images; see `views`.
+
+        Raises:
+            UserError: features are given, which are of the images of the data set only.
+        """
+        if self.config.features is not None:
+            raise UserError(
+                f"{self.clip.name} are of the data set's own images; train with an image encoder for others"
+            )
         bank = self.config.bank or self.config.data / "Image_feature"
         if not self.config.bank:
             refuse_links(bank, remedy="name the folder of features with --bank")
         return FeatureBank(bank, self.clip if vision is None else vision.fingerprinted(), paths, self.falloff)
+
+    def _find_leak(self, *shown: Shown) -> str | None:
+        given = self.clip if self.config.features is not None else None
+        train, held_out, test = shown
+        shared = given.shared if isinstance(given, GivenFeatures) else None
+        return find_leak(self.dataset, train, held_out, test, shared)
 
     def _paths(self, images: Sequence[str]) -> list[Path]:
         return [self.dataset.image_path(image) for image in images]

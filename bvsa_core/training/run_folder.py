@@ -49,7 +49,9 @@ OUTPUTS = (  # of a run and of commands that work on it, the one that makes it c
     "result.json", "scores.json", "resume.pt", WEIGHTS, EMBEDDINGS, METRICS, "retrieved.json", "page.html",
     "tensorboard", "wandb",
 )  # fmt: skip
-PATHS = ("data", "bank", "cache_dir", "texts", "concepts")  # settings that name a place
+PATHS = (  # settings that name a place
+    "data", "bank", "cache_dir", "features", "features_test", "features_images", "texts", "concepts",
+)  # fmt: skip
 _START = "# relative paths start in {}, seen from this file"
 ALTERED = "altered since the run ended (its checksum differs); delete its folder, and train the run again"
 _LEVEL = re.compile(r"k\d+ gain \d+(\.\d+)?(e-\d+)?")

@@ -49,7 +49,7 @@ def test_it_trains_without_texts(mine, small_data, tmp_path):
 @pytest.mark.parametrize("method", ["atm", "bvsa"])
 def test_methods_that_read_texts_refuse_it_before_anything_is_written(mine, method, small_data, tmp_path):
     config = RunConfig.of(method, data=small_data, vision="mine", bank=tmp_path / "bank", device="cpu")
-    with pytest.raises(UserError, match="vision encoder mine has no text encoder; choose a method that reads none"):
+    with pytest.raises(UserError, match="and mine has no text encoder; choose a method that reads none"):
         train(config, RunData(config))
     assert not (tmp_path / "bank").exists()
 
