@@ -27,7 +27,7 @@ from bvsa_core.experiments.cell import RunDataCache, is_complete
 from bvsa_core.experiments.grid import BUILT_IN, SET_BY_GRID, Grid, cells, check_counts, read_grid, systems_named
 from bvsa_core.experiments.plan import plan
 from bvsa_core.experiments.report_data import build_report, grid_rows
-from bvsa_core.experiments.results import GridRow, load_complete, write
+from bvsa_core.experiments.results import GridRow, comparisons, load_complete, write
 from bvsa_core.experiments.runner import check_start, fill_banks, run_cells
 from bvsa_core.io.atomic import clean_stale, lock
 from bvsa_core.report.comparison_table import to_rich
@@ -170,4 +170,6 @@ def finish(grid: Grid, rows: list[GridRow], left_out: list[str], root: Path, sai
     Console().print(to_rich(grid.title, [row.comparison for row in rows]))
     for sentence in left_out:
         say(sentence)
-    return build_report(grid.title or root.name, grid_rows(rows, root), origin(said), progress=display)
+    report_rows = grid_rows(rows, root)
+    report = build_report(grid.title or root.name, report_rows, origin(said), progress=display)
+    return replace(report, comparisons=comparisons(rows, [row.label for row in report_rows]))

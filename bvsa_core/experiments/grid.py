@@ -41,7 +41,7 @@ class ScoringSpec:
     gate: str | None = None  # default: the gate of the method
     rescoring: str = "none"
     shuffle_texts: bool = False
-    published: str | None = None  # published row beside it; default: that of the system
+    published: str | None = None  # published row beside it; default: that of the system, unless rescored
 
 
 @dataclass
@@ -55,6 +55,7 @@ class System:
     encoders: list[str] = field(default_factory=list)
     run: dict[str, Any] = field(default_factory=dict)
     published: str | None = None
+    baseline: str | None = None  # system that this one is tested against; default: the grid's
     scorings: list[Any] = field(default_factory=list)  # `read_grid` makes them ScoringSpec
 
     @property
@@ -92,6 +93,7 @@ class Cell:
     system: str
     rows: tuple[ScoringSpec, ...]
     resamples: int
+    baseline: str | None = None  # system that this one is tested against
 
     @property
     def folder(self) -> Path:
@@ -123,8 +125,9 @@ def read_grid(name: str) -> tuple[Grid, list[System]]:
     check_counts(grid, f"{path}: ")
     systems = [_system(each, f"{path}: methods[{number}]") for number, each in enumerate(grid.methods)]
     labels = [system.label for system in systems]
-    if grid.baseline is not None and grid.baseline not in labels:
-        raise UserError(f"{path}: {unknown_name('baseline', grid.baseline, labels)}")
+    for baseline in (grid.baseline, *(system.baseline for system in systems)):
+        if baseline is not None and baseline not in labels:
+            raise UserError(f"{path}: {unknown_name('baseline', baseline, labels)}")
     slugs = [_slug(label) for label in labels]
     if equal := [label for label, slug in zip(labels, slugs) if slugs.count(slug) > 1]:
         raise UserError(f"{path}: {' and '.join(equal)} have the same name; give each a name of its own")
@@ -153,7 +156,8 @@ def _system(values: Any, source: str) -> System:
     for number, each in enumerate(system.scorings or [{}]):
         spec = ScoringSpec(**_checked(ScoringSpec, each, f"{source}: scorings[{number}]"))
         Scoring(spec.gate or "none", None, spec.rescoring)
-        if published := spec.published or (None if spec.name else system.published):
+        own = None if spec.name or spec.rescoring != "none" else system.published  # published scores are inductive
+        if published := spec.published or own:
             paper_results.check(published)
         specs.append(replace(spec, published=published))
     system.scorings = specs
@@ -229,7 +233,8 @@ def cells(
                 brain_encoders = system.encoders or grid.encoders or [own]
                 for encoder, subject, seed in itertools.product(brain_encoders, subjects, range(grid.seeds)):
                     config = RunConfig(**values, encoder=encoder, subject=subject, seed=seed)
-                    result.append(Cell(config, modality, system.label, tuple(system.scorings), grid.resamples))
+                    rows, baseline = tuple(system.scorings), system.baseline or grid.baseline
+                    result.append(Cell(config, modality, system.label, rows, grid.resamples, baseline))
     if not result:
         raise UserError("; ".join(skipped) or "the grid has no cell")
     return result, skipped

@@ -1,10 +1,13 @@
 """From cells on disk to the files of a grid: table.md, table.csv, table.tex and statistics.json."""
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from bvsa_core.errors import UserError, printable
 from bvsa_core.experiments import paper_results
@@ -14,7 +17,7 @@ from bvsa_core.io.atomic import write_atomically
 from bvsa_core.report import comparison_table
 from bvsa_core.report.comparison_table import ComparisonRow, mean_statistics, subject_rows
 from bvsa_core.report.tables import MethodResult, markdown_table, method_results, scoring_text, statistics_lines
-from bvsa_core.retrieval.result import RunResult
+from bvsa_core.retrieval.result import RunResult, ranks_by_subject
 from bvsa_core.retrieval.statistics import Comparison, compare
 
 
@@ -24,6 +27,7 @@ class GridRow(NamedTuple):
     comparison: ComparisonRow
     results: list[RunResult] = []
     folders: list[Path] = []  # of the results, in the folder of the grid
+    baseline: str | None = None  # system that the row's is compared with
 
     @property
     def joined(self) -> MethodResult:
@@ -75,7 +79,7 @@ def comparison_rows(cells: Sequence[Cell], scored: Scored, list_others: bool, pl
                 )
                 raise UserError(f"{name}: {differ}; name those that agree")
             row = ComparisonRow(modality, setting, name, encoder, joined[0], missing, len(group), paper, planned_seeds)
-            rows.append(GridRow(row, results, [] if missing else folders))
+            rows.append(GridRow(row, results, [] if missing else folders, group[0].baseline))
         following = list(groups)[number + 1 : number + 2]
         if list_others and (not following or following[0][:2] != (modality, setting)):
             listed = {spec.published for cell in cells for spec in cell.rows if spec.published}
@@ -99,7 +103,7 @@ def write(
     rows = comparison_rows(cells, scored, grid.list_others, planned_seeds)
     table = [row.comparison for row in rows]
     with_results = [row for row in rows if row.comparison.result]
-    tests = comparisons(with_results, grid.baseline)
+    tests = comparisons(with_results)
     sections = [comparison_table.to_markdown(grid.title, table), *(f"{sentence}.\n" for sentence in left_out)]
     sections += [_subjects(with_results), _statistics(with_results)]
     for data, part in tests.items():
@@ -115,16 +119,35 @@ def write(
     return rows
 
 
-def comparisons(rows: Sequence[GridRow], baseline: str | None) -> dict[str, list[Comparison] | str]:
-    """Return paired tests across subjects for every data set and setting, of rows that have results."""
-    accuracies: dict[str, dict[str, list[float]]] = {}
-    reference: dict[str, str] = {}
-    for row in rows:
-        data = row.comparison.data
-        accuracies.setdefault(data, {})[row.label] = [top1 for top1, _ in subject_rows(row.results).values()]
-        if row.comparison.system == baseline:
-            reference.setdefault(data, row.label)
-    return {data: compare(of_data, reference.get(data)) for data, of_data in accuracies.items()}
+def comparisons(rows: Sequence[GridRow], labels: Sequence[str] | None = None) -> dict[str, list[Comparison] | str]:
+    """Return paired tests for every data set and setting, of rows that have results.
+
+    Rows that are rescored alike are compared with each other, and none with one that is not: each with its baseline of
+    the same gate, or the baseline's first row; without any baseline, every pair.
+
+    Args:
+        rows: also those without results.
+        labels: names of the rows; default: their full ones.
+    """
+    groups: dict[str, dict[str, GridRow]] = {}
+    for number, row in enumerate(rows):
+        if row.results:
+            rescoring = row.joined.protocol.rescoring
+            data = f"{row.comparison.data}{f', rescored by {rescoring}' if rescoring else ''}"
+            groups.setdefault(data, {})[labels[number] if labels else row.label] = row
+    return {data: _compare(group) for data, group in groups.items()}
+
+
+def _compare(rows: Mapping[str, GridRow]) -> list[Comparison] | str:
+    pairs = []
+    for name, row in rows.items():
+        baselines = [other for other, its in rows.items() if its.comparison.system == row.baseline and other != name]
+        gate = scoring_text(row.joined.protocol)
+        same_gate = [other for other in baselines if scoring_text(rows[other].joined.protocol) == gate]
+        if baselines:
+            pairs.append((name, (same_gate or baselines)[0]))
+    hits = {name: np.stack([*ranks_by_subject(row.results).values()]) == 1 for name, row in rows.items()}
+    return compare(hits, pairs or list(itertools.combinations(hits, 2)))
 
 
 def _described(row: GridRow) -> dict:

@@ -347,5 +347,20 @@ def comparisons_text(tests: list[Comparison] | str) -> str:
     """Return paired tests as a table, or the reason why there are none."""
     if isinstance(tests, str):
         return f"Wilcoxon: {tests}."
-    rows = [(each.first, each.second, f"{100 * each.difference:+.1f}", f"{each.p:.2g}") for each in tests]
-    return markdown_table(("first", "second", "difference of Top-1, points", "p (Wilcoxon, Holm)"), rows)
+    columns = ("first", "second", "difference of Top-1, points", f"p (Wilcoxon over {tests[0].over}, Holm)")
+    rows = [(each.first, each.second, difference_text(each), f"{each.p:.2g}") for each in tests]
+    return markdown_table(columns, rows)
+
+
+def difference_text(test: Comparison) -> str:
+    """Return a difference of Top-1 in points with its 95 % interval."""
+    return gain_text(test.difference, test.interval)
+
+
+def gain_text(difference: float, interval: tuple[float, float]) -> str:
+    """Format a difference of accuracies and its bounds in points.
+
+    >>> gain_text(0.1, (-0.02, 0.2))
+    '+10.0 [-2.0, +20.0]'
+    """
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * each for each in (difference, *interval)))

@@ -9,7 +9,7 @@ import numpy as np
 from bvsa_core.report.comparison_table import ComparisonRow
 from bvsa_core.report.tables import MethodResult
 from bvsa_core.retrieval.result import RunResult
-from bvsa_core.retrieval.statistics import CurvePoint
+from bvsa_core.retrieval.statistics import Comparison, CurvePoint
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,7 @@ class Report:
     missing: dict[str, str] = field(default_factory=dict)  # section of the page: why something is not shown
     provenance: dict[str, str] = field(default_factory=dict)  # command, versions, commit, date
     decodings: Sequence[LinearDecoding] = ()
+    comparisons: Mapping[str, list[Comparison] | str] = field(default_factory=dict)  # paired tests, by data
 
     @property
     def rows_by_data(self) -> dict[str, list[ReportRow]]:

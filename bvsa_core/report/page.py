@@ -8,7 +8,7 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
@@ -17,14 +17,15 @@ import numpy as np
 from markupsafe import Markup
 
 from bvsa_core.io.text_files import flatten
-from bvsa_core.report.comparison_table import ABSENT, caveats, notes
+from bvsa_core.report.comparison_table import ABSENT, ComparisonRow, caveats, difference_text, gain_text, notes
 from bvsa_core.report.content import RecordingExamples, Report, ReportRow, RetrievalExample
 from bvsa_core.report.head_map import EDGE, map_weights
 from bvsa_core.report.result_figures import report_figures, subject_bars
 from bvsa_core.report.style import to_svg
-from bvsa_core.report.tables import ADDED, interval, scoring_text
+from bvsa_core.report.tables import ADDED, MethodResult, interval, scoring_text
 from bvsa_core.retrieval.gates import INDUCTIVE
-from bvsa_core.retrieval.statistics import PairedHits, compare_hits
+from bvsa_core.retrieval.result import ranks_by_subject
+from bvsa_core.retrieval.statistics import PairedHits, compare_hits, crossed_bootstrap
 
 SECTIONS = {
     "results": "Results", "retrieved": "Retrieved images", "blur": "Blur", "training": "Training",
@@ -62,6 +63,9 @@ def to_html(report: Report) -> str:
         sections=SECTIONS,
         headlines=headlines(report),
         table=results_table(report.rows),
+        side_by_side=[(data, lines) for data, rows in report.rows_by_data.items() if (lines := side_by_side(rows))],
+        comparisons=report.comparisons,
+        difference_text=difference_text,
         figures={name: [(each, Markup(to_svg(each))) for each in figures if each.section == name] for name in SECTIONS},
         data=_retrieval_data(report),
         misses=[misses(report, each) for each in _first_of_rows(report)],
@@ -75,21 +79,67 @@ def to_html(report: Report) -> str:
 
 
 def results_table(rows: Sequence[ReportRow]) -> dict:
-    """Return the results table: tags that all rows share, the rows with the others, and footnotes."""
+    """Return the results table: tags that all rows share, the rows with the others, and footnotes.
+
+    Rows that are rescored come after all others.
+    """
     tags = [_tags(row) for row in rows]
     first = next(filter(None, tags), {})
     shared = [text for name, text in first.items() if all(each.get(name) == text for each in tags if each)]
     with_papers = any(row.comparison.published for row in rows)
     footnotes: list[str] = []
-    cells = []
+    cells: list[tuple[int, ComparisonRow, list[str], list[int]]] = []
     for row, own in zip(rows, tags):
         comparison = row.comparison
         remarks = notes(comparison) if with_papers else list(caveats(comparison))
         footnotes += [note for note in dict.fromkeys(remarks) if note not in footnotes]
         others = [text for text in own.values() if text not in shared]
-        cells.append((comparison, others, sorted({footnotes.index(note) + 1 for note in remarks})))
+        cells.append((len(cells), comparison, others, sorted({footnotes.index(note) + 1 for note in remarks})))
+    cells.sort(key=lambda cell: bool(cell[1].result and cell[1].result.protocol.rescoring))
     sizes = sorted({row.result.protocol.gallery for row in rows if row.comparison.result})
     return {"rows": cells, "shared": shared, "footnotes": footnotes, "with_papers": with_papers, "galleries": sizes}
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """One training with one gate: scored inductively, and rescored."""
+
+    name: str
+    inductive: MethodResult | None
+    transductive: list[tuple[str, MethodResult, str]]  # steps, result, and what it adds to Top-1, with its interval
+
+
+def side_by_side(rows: Sequence[ReportRow]) -> list[SideBySide]:
+    """Put the rescored rows of some data beside those of the same training and gate that are not."""
+    groups: dict[tuple, list[ReportRow]] = {}
+    for row in rows:
+        gate = scoring_text(replace(row.result.protocol, rescoring=None))
+        groups.setdefault((row.training_label, gate), []).append(row)
+    gates = Counter(training for training, _ in groups)
+    lines = []
+    for (training, gate), of_gate in groups.items():
+        plain = next((row for row in of_gate if not row.result.protocol.rescoring), None)
+        rescored = [row for row in of_gate if row.result.protocol.rescoring]
+        if rescored:
+            name = training if gates[training] == 1 and gate == "none" else f"{training}, gate {gate}"
+            others = [(_steps(row), row.result, _gain(row, plain)) for row in rescored]
+            lines.append(SideBySide(name, plain.result if plain else None, others))
+    return lines
+
+
+def _steps(row: ReportRow) -> str:
+    return (row.result.protocol.rescoring or "").replace(",", " + ")
+
+
+def _gain(row: ReportRow, plain: ReportRow | None) -> str:
+    """Return how much more often a row's runs find the right image than the same runs of another row."""
+    if plain is None:
+        return ABSENT
+    hits, others = (
+        np.stack([*ranks_by_subject(run.result for run in each.runs).values()]) == 1 for each in (row, plain)
+    )
+    difference = hits.astype(float) - others
+    return gain_text(float(difference.mean()), crossed_bootstrap(difference))
 
 
 def _tags(row: ReportRow) -> dict[str, str]:

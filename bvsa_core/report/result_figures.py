@@ -93,6 +93,10 @@ def _accuracy(data: str, rows: Sequence[ReportRow]) -> FigureSpec:
     subjects = list(dict.fromkeys(name for each in bars[1] for name in each))
     galleries = {row.result.protocol.gallery for row in rows}
     numbers = [row.number for row in rows]
+    rescored = {row.number for row in rows if row.result.protocol.rescoring}
+
+    def fill(number: int, colour: str) -> dict[str, Any]:
+        return {"fill": False, "edgecolor": colour, "hatch": "////"} if number in rescored else {"color": colour}
 
     def plot(axes: Axes, systems: Sequence[dict], numbers: Sequence[int], k: int) -> list[Any]:
         width, handles = 0.8 / len(systems), []
@@ -101,7 +105,7 @@ def _accuracy(data: str, rows: Sequence[ReportRow]) -> FigureSpec:
             values = np.array(list(system.values()))
             errors = {"yerr": np.abs(values[:, 1:] - values[:, :1]).T, "error_kw": {"ecolor": INK, "elinewidth": 0.8}}
             before = len(axes.collections)
-            handles.append(axes.bar(x, values[:, 0], width * 0.9, color=PALETTE[i], **errors))
+            handles.append(axes.bar(x, values[:, 0], width * 0.9, **fill(number, PALETTE[i]), **errors))
             mark_rows([*handles[-1], *axes.collections[before:]], [number])
         for size in galleries:
             axes.axhline(min(100, 100 * k / size), color=QUIET, lw=0.8, ls=":")
@@ -133,7 +137,7 @@ def _accuracy(data: str, rows: Sequence[ReportRow]) -> FigureSpec:
                 ((value, low, high),) = system.values()
                 before = len(panel.collections)
                 errors = {"xerr": [[value - low], [high - value]], "error_kw": {"ecolor": INK, "elinewidth": 0.8}}
-                bar = panel.barh(i, value, 0.7, color=PALETTE[0], **errors)
+                bar = panel.barh(i, value, 0.7, **fill(number, PALETTE[0]), **errors)
                 mark_rows([*bar, *panel.collections[before:]], [number])
             for size in galleries:
                 panel.axvline(min(100, 100 * k / size), color=QUIET, lw=0.8, ls=":")
@@ -150,7 +154,7 @@ def _accuracy(data: str, rows: Sequence[ReportRow]) -> FigureSpec:
         f"{'Top-1' if crowded and several else 'Top-1 and Top-5'} accuracy in percent, "
         f"{'mean over subjects, then each subject' if several else subjects[0]}, mean over seeds. Whiskers: 95 % "
         f"bootstrap interval over test images and seeds{' (for the mean also over subjects)' if several else ''}. "
-        "Dotted: chance."
+        f"Dotted: chance.{' Hatched: transductive, not to be compared with the others.' if rescored else ''}"
     )
     best = max(rows, key=lambda row: row.result.top1)
     alt = (

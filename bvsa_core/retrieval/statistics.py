@@ -1,7 +1,6 @@
 """Statistics of rankings: bootstrap intervals, hubness, smaller galleries, and paired tests of methods."""
 
 import functools
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -115,7 +114,7 @@ def wilcoxon(first: ArrayLike, second: ArrayLike) -> float:
     """Return the two-sided p of the signed-rank test (Wilcoxon, 1945) of paired values (subjects,), exact with ties.
 
     Ours, because scipy's is exact with ties up to 13 pairs only. Equal pairs are dropped; the distribution of the sum
-    of ranks is counted over all 2^n outcomes of the signs.
+    of ranks is that of all 2^n outcomes of the signs.
     """
     differences = np.subtract(first, second, dtype=np.float64)
     differences = differences[~np.isclose(differences, 0.0, rtol=0.0, atol=1e-12)]
@@ -123,10 +122,10 @@ def wilcoxon(first: ArrayLike, second: ArrayLike) -> float:
     twice = (2 * scipy.stats.rankdata(np.abs(differences).round(12))).astype(int)
     ways = np.ones(1)
     for rank in twice:
-        ways = np.pad(ways, (0, rank)) + np.pad(ways, (rank, 0))
+        ways = (np.pad(ways, (0, rank)) + np.pad(ways, (rank, 0))) / 2
     positive = int(twice[differences > 0].sum())
     extreme = min(positive, int(twice.sum()) - positive)
-    return float(min(1.0, 2 * ways[: extreme + 1].sum() / ways.sum()))
+    return float(min(1.0, 2 * ways[: extreme + 1].sum()))
 
 
 @dataclass(frozen=True)
@@ -176,39 +175,49 @@ def holm(p: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Paired test of two methods on the same subjects."""
+    """Paired comparison of two methods on the same subjects and test images."""
 
     first: str
     second: str
-    difference: float  # of accuracies, first minus second, mean over subjects
-    p: float  # adjusted for all comparisons of the table
+    difference: float  # of accuracies, first minus second, mean over subjects, seeds and images
+    interval: tuple[float, float]  # of the difference, 95 %, crossed bootstrap
+    p: float  # of Wilcoxon's test, adjusted for all comparisons of the table
+    over: str  # what the test's pairs are: subjects, or test images
 
 
-def compare(accuracies: Mapping[str, Sequence[float]], baseline: str | None = None) -> list[Comparison] | str:
-    """Compare pairs of methods by `wilcoxon`, adjusted by `holm`.
+def compare(hits: Mapping[str, np.ndarray], pairs: Sequence[tuple[str, str]]) -> list[Comparison] | str:
+    """Compare methods by the interval of their difference and by `wilcoxon`, adjusted by `holm`.
+
+    The pairs of the test are subjects, of whom the means over seeds and images are compared; if they are so few that no
+    p could reach LEVEL they are the test images, and the test speaks of other images of the same subjects.
 
     Args:
-        accuracies: one value per subject for each method, subjects in the same order.
-        baseline: method that all others are compared with; default: every pair.
+        hits: (subjects, seeds, images) bool of each method: whether the right image was found.
+        pairs: names of the methods to compare.
 
     Returns:
-        The comparisons, or the reason why there are none: no p could reach LEVEL.
+        The comparisons, or the reason why there are none.
     """
-    names = list(accuracies)
-    pairs = list(itertools.combinations(names, 2))
-    if baseline in names:
-        pairs = [(other, baseline) for other in names if other != baseline]
     if not pairs:
         return "no test: there is nothing to compare"
-    subjects = len(accuracies[names[0]])
-    if (least := least_p(subjects) * len(pairs)) > LEVEL:
+    if len({hits[name].shape for pair in pairs for name in pair}) > 1:
+        return "no test: numbers of subjects, seeds or test images differ"
+    subjects, _, images = hits[pairs[0][0]].shape
+    least = {count: least_p(count) * len(pairs) for count in (subjects, images)}
+    if min(least.values()) > LEVEL:
+        counts = f"{subjects} subject(s), {images} test image(s) and {len(pairs)} comparison(s)"
         return (
-            f"no test: with {subjects} subject(s) and {len(pairs)} comparison(s) the least p of Wilcoxon's test with "
-            f"Holm's correction is {min(1.0, least):.2g}, above {LEVEL:g} whatever the data"
+            f"no test: with {counts} the least p of Wilcoxon's test with Holm's correction is "
+            f"{min(1.0, *least.values()):.2g}, above {LEVEL:g} whatever the data"
         )
-    adjusted = holm([wilcoxon(accuracies[one], accuracies[other]) for one, other in pairs])
-    difference = lambda one, other: float(np.mean(np.subtract(accuracies[one], accuracies[other])))  # noqa: E731
-    return [Comparison(one, other, difference(one, other), p) for (one, other), p in zip(pairs, adjusted)]
+    over, others = ("subjects", (1, 2)) if least[subjects] <= LEVEL else ("test images", (0, 1))
+    means = {name: values.mean(axis=others) for name, values in hits.items()}
+    adjusted = holm([wilcoxon(means[one], means[other]) for one, other in pairs])
+    differences = [hits[one].astype(float) - hits[other] for one, other in pairs]
+    return [
+        Comparison(one, other, float(values.mean()), crossed_bootstrap(values), p, over)
+        for (one, other), values, p in zip(pairs, differences, adjusted)
+    ]
 
 
 def statistics_of(scores: Tensor, ranks: Tensor) -> Statistics:

@@ -50,7 +50,9 @@ const element = (tag, className, text) => {
       for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
       const rows = [...body.rows].map((row) => [row, value(row, column)]);
-      rows.sort(([, a], [, b]) => {
+      rows.sort(([first, a], [second, b]) => {
+        const apart = first.classList.contains("rescored") - second.classList.contains("rescored");
+        if (apart) return apart;
         if (a === undefined || b === undefined) return (a === undefined) - (b === undefined);
         return (ascending ? 1 : -1) * compare(a, b);
       });

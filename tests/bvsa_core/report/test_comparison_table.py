@@ -57,8 +57,11 @@ def test_frames_have_the_records_of_the_csv_and_the_paired_tests():
     frame = comparison_table.to_frame(rows)
     assert frame["top1"].tolist()[0] == 25.0 and frame["top1"].isna().tolist() == [False, True]
     assert list(frame.columns) == next(csv.reader(io.StringIO(comparison_table.to_csv(rows))))
-    test = Comparison("bvsa", "ubp", 0.1, 0.03)
-    assert comparison_table.comparisons_frame([test]).loc[0].tolist() == ["bvsa", "ubp", 0.1, 0.03]
+    test = Comparison("bvsa", "ubp", 0.1, (-0.02, 0.2), 0.03, "subjects")
+    frame = comparison_table.comparisons_frame([test])
+    assert frame.loc[0].tolist() == ["bvsa", "ubp", 0.1, (-0.02, 0.2), 0.03, "subjects"]
+    text = comparison_table.comparisons_text([test])
+    assert "p (Wilcoxon over subjects, Holm)" in text and "| +10.0 [-2.0, +20.0] | 0.03 |" in text
 
 
 WARNED = {

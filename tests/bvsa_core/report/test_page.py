@@ -18,6 +18,7 @@ from bvsa_core.report.content import BlurExample, GalleryImage, RecordingExample
 from bvsa_core.report.page import headlines, misses, to_html
 from bvsa_core.report.result_figures import blur_shares, report_figures, subject_bars
 from bvsa_core.report.style import PALETTE, save
+from bvsa_core.retrieval.statistics import Comparison
 
 EVIL = '</script><img src=x onerror="alert(1)"><!-- $\\no{ $'
 VOID = {"meta", "link", "img", "input", "br"}
@@ -181,6 +182,33 @@ def test_the_headline_is_the_best_fair_row_with_interval_chance_and_n(report, pa
     fair = [report_row("a"), replace(report_row("b"), number=1)]
     assert "the best of 2 inductive rows" in to_html(Report("", fair))
     assert "No row is a fair test" in to_html(Report("", unfair))
+
+
+def test_inductive_and_transductive_scores_stand_side_by_side():
+    rescored = {"rescoring": "whitening,csls", "information": "label-free transductive"}
+    bijection = {"rescoring": "hungarian", "information": "label-free transductive, assumes a bijection"}
+    rows = [report_row(**rescored), report_row(), report_row(**bijection), report_row("ubp")]
+    better = [replace(run, result=replace(run.result, ranks=[1, 1, 1])) for run in rows[0].runs]
+    rows[0] = replace(rows[0], runs=better)
+    page = to_html(Report("", [replace(row, number=number) for number, row in enumerate(rows)]))
+    table = page.split('<table class="results">')[1].split("</table>")[0]
+    order = re.findall(r'<tr data-row="(\d)"( class="rescored")?', table)
+    assert order == [("1", ""), ("3", ""), ("0", ' class="rescored"'), ("2", ' class="rescored"')]
+    side = page.split("side by side</h3>")[1].split("</table>")[0]
+    (line, second) = re.findall(r"<tr>\n(.*?)</tr>", side.split("<tbody>")[1], re.DOTALL)
+    assert text_of(line).startswith("bvsa 66.7") and "whitening + csls" in line and "+33.3 [" in line
+    assert "hungarian assumes a bijection 66.7" in text_of(second) and "+0.0 [+0.0, +0.0]" in second
+    assert "ubp" not in text_of(side) and "Hatched: transductive" in page
+    alone = to_html(Report("", [report_row(), report_row("other")]))
+    assert "side by side" not in alone and "Hatched" not in alone
+
+
+def test_paired_comparisons_are_on_the_page_or_why_there_are_none():
+    test = Comparison("bvsa", "vanilla", 0.1, (0.02, 0.18), 0.031, "test images")
+    page = to_html(Report("", [report_row()], comparisons={"EEG": [test], "MEG": "no test: nothing to compare"}))
+    shown = text_of(page)
+    assert "bvsa vanilla +10.0 [+2.0, +18.0] 0.031" in shown and "of other images of the same subjects" in shown
+    assert "Paired comparisons, MEG no test: nothing to compare." in shown
 
 
 def test_misses_are_grouped_by_rank_and_by_the_first_image(report, page):

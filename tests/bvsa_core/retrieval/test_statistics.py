@@ -71,13 +71,43 @@ def test_holm_steps_down():
     assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
 
 
-def test_methods_are_compared_only_where_a_difference_could_show(seed):
-    accuracy = {"a": np.arange(6) / 10 + 0.3, "b": np.arange(6) / 10, "c": np.arange(6) / 20}
-    reason = compare({name: values[:5] for name, values in accuracy.items() if name != "c"})
-    assert "with 5 subject(s) and 1 comparison(s)" in reason and "correction is 0.062, above 0.05" in reason
-    assert "3 comparison(s)" in compare(accuracy) and "nothing to compare" in compare({"a": [0.1]})
-    (one,) = compare({name: accuracy[name] for name in "ab"})
-    assert (one.first, one.second) == ("a", "b") and one.difference == pytest.approx(0.3) and one.p == 2 / 2**6
-    longer = {name: np.append(values, [0.1, 0.2]) for name, values in accuracy.items()}
-    assert [(each.first, each.second) for each in compare(longer, "b")] == [("a", "b"), ("c", "b")]
-    assert len(compare(longer)) == 3
+def hits_of(*counts: int, seeds: int = 2, images: int = 10) -> np.ndarray:
+    """Hits (subjects, seeds, images) of which the first so many of each subject are true."""
+    return np.array([[np.arange(images) < count] * seeds for count in counts])
+
+
+def test_methods_are_compared_across_subjects_if_they_are_enough():
+    hits = {"a": hits_of(3, 4, 5, 6, 7, 8), "b": hits_of(0, 1, 2, 3, 4, 5), "c": hits_of(1, 1, 2, 2, 3, 3)}
+    (one,) = compare(hits, [("a", "b")])
+    assert (one.first, one.second, one.over) == ("a", "b", "subjects") and one.difference == pytest.approx(0.3)
+    assert one.p == 2 / 2**6
+    assert {each.over for each in compare(hits, [("a", "b"), ("a", "c"), ("b", "c")])} == {"test images"}
+
+
+def test_methods_are_compared_across_images_of_few_subjects(seed):
+    """Against scipy, whose test is exact without ties; and the interval has those of the images alone."""
+    rng = np.random.default_rng(seed)
+    hits = {name: rng.random((1, 999, 12)) < rng.random(12) for name in "ab"}
+    differences = (hits["a"].mean((0, 1)) - hits["b"].mean((0, 1))).round(12)
+    (test,) = compare(hits, [("a", "b")])
+    assert test.over == "test images" and test.difference == pytest.approx(differences.mean())
+    if len(set(np.abs(differences))) == 12 and differences.all():
+        assert test.p == pytest.approx(scipy.stats.wilcoxon(differences, method="exact").pvalue)
+    same = {name: np.repeat(rng.random((1, 1, 200)) < 0.5, 3, axis=1) for name in "ab"}
+    ((low, high),) = [each.interval for each in compare(same, [("a", "b")])]
+    spread = (same["a"][0, 0].astype(float) - same["b"][0, 0]).std()
+    assert high - low == pytest.approx(2 * 1.96 * spread / np.sqrt(200), rel=0.1)
+
+
+def test_methods_are_compared_only_where_a_difference_could_show():
+    reason = compare({name: hits_of(1, 2, images=4) for name in "ab"}, [("a", "b")])
+    assert "with 2 subject(s), 4 test image(s) and 1 comparison(s)" in reason and "is 0.12, above 0.05" in reason
+    assert "nothing to compare" in compare({"a": hits_of(1)}, [])
+    assert "differ" in compare({"a": hits_of(1), "b": hits_of(1, seeds=3)}, [("a", "b")])
+
+
+def test_wilcoxon_has_no_limit_of_pairs():
+    """More pairs than a double counts outcomes of; the normal approximation holds there."""
+    first = np.random.default_rng(0).normal(0.05, 1, 1200).round(1)
+    expected = scipy.stats.wilcoxon(first, method="asymptotic").pvalue
+    assert wilcoxon(first, np.zeros(1200)) == pytest.approx(expected, rel=0.02)
