@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -305,12 +306,13 @@ def to_latex(title: str, rows: Sequence[ComparisonRow]) -> str:
 
 def to_rich(title: str, rows: Sequence[ComparisonRow]) -> Table:
     """Return a table for a terminal of 80 columns, without the columns that do not fit."""
-    columns = ("data", "system", "Top-1 %", "Top-5 %", "published\nTop-1, Top-5,\nselection")
+    columns = ("data", "system", "Top-1 %", "Top-5 %", "published\nTop-1, Top-5\nselection")
     shown = rich_table(columns, ("data", "system"), caption(title, rows), overflow="fold")
     for (data, system, _, gate, top1, top5, *_), row in zip(cells(rows)[0], rows):
         paper = ABSENT
         if row.published:
-            paper = f"{row.published.top1:.1f}, {row.published.top5:.1f}\n{row.published.selection}"
+            scores = f"{row.published.top1:.1f}, {row.published.top5:.1f}"
+            paper = "\n".join([scores, *textwrap.wrap(row.published.selection, len("Top-1, Top-5"))])
         name = system if gate in ("none", ABSENT) else f"{system}, gate {gate}"
         if row.result and row.result.protocol.selection.startswith("oracle"):
             name += ", oracle"

@@ -17,7 +17,7 @@ from dask_cluster import REPOSITORY, kill_in_the_middle, wait_for
 from bvsa_core.cli import main, reproduce
 from bvsa_core.data.dataset import Dataset
 from bvsa_core.errors import UserError
-from bvsa_core.experiments import results
+from bvsa_core.experiments import paper_results, results
 from bvsa_core.experiments.grid import BUILT_IN, cells, read_grid
 from bvsa_core.experiments.repetitions import averaged, repetition_curves, steps
 from bvsa_core.retrieval.scoring import Scoring
@@ -38,6 +38,7 @@ seeds: 1
 resamples: 2
 list_others: true
 """
+OTHERS = paper_results.others("eeg", "intra", {"UBP", "BVSA"})
 QUICK = ("--epochs", 1, "--batch_size", 64, "--threads", 1)
 
 
@@ -132,9 +133,9 @@ def test_the_table_marks_our_results_and_differences(done):
     assert [line["gate"] for line in ours] == ["none", "none", "paper", "always, texts shuffled"]
     assert all(line["data"] == "synthetic EEG intra-subject" and line["subjects x seeds"] == "2 x 1" for line in ours)
     assert [line["published Top-1 %"] for line in ours] == ["50.9", "–", "58.2", "–"]  # noqa: RUF001
-    assert {line["published"] for line in lines[4:]} == {
-        "BraVL 2023", "NICE 2024", "ATM-S 2024", "NeuroBridge 2026", "VisualEEGDecoding 2026", "SAMGA 2026"
-    }  # fmt: skip
+    others = [f"{paper.method} {paper.year}" for paper in OTHERS]
+    assert [line["published"] for line in lines[4:]] == others and {"ATM-S 2024", "SAMGA 2026"} < set(others)
+    assert all(line["published selection"] for line in lines)
     footnotes = dict(re.findall(r"^(\d+)\. (.*)$", text, re.MULTILINE))
     notes = [[footnotes[number] for number in line["notes"].split()] for line in lines]
     assert all("not recorded from people" in first for first, *_ in notes[:4])
@@ -142,8 +143,8 @@ def test_the_table_marks_our_results_and_differences(done):
     assert "selection: ours last epoch, published best on test, Top-1 and Top-5 separately" in notes[2]
     assert any("gate paper uses labels" in note for note in notes[2]) and any("control" in note for note in notes[3])
     atm = next(number for number, line in enumerate(lines) if line["published"].startswith("ATM-S"))
-    assert any("disagree" in note for note in notes[atm])
-    assert "no test: with 2 subject(s)" in text and "sub-02" in text and "hubness: skewness" in text
+    assert any("other sources: 26.13/55.32" in note for note in notes[atm])
+    assert "p (Wilcoxon over test images, Holm)" in text and "sub-02" in text and "hubness: skewness" in text
 
 
 def test_the_page_holds_the_same_table(done):
@@ -151,7 +152,7 @@ def test_the_page_holds_the_same_table(done):
     table = page.split('<table class="results">')[1].split("</table>")[0]
     names = re.findall(r'<th scope="row" data-value="[^"]*">([\w-]+)', table)
     assert names[:4] == ["vanilla", "both_heads", "gated", "both_heads"]
-    assert names[4:] == ["BraVL", "NICE", "ATM-S", "NeuroBridge", "VisualEEGDecoding", "SAMGA"]
+    assert names[4:] == [re.match(r"[\w-]+", paper.method)[0] for paper in OTHERS]
     assert re.findall(r'<td class="n paper" data-value="[\d.]+">([\d.]+)</td>', table)[:4] == [
         "50.9",
         "79.7",
@@ -168,7 +169,7 @@ def test_the_page_holds_the_same_table(done):
 def test_csv_and_latex_hold_the_same_table(done):
     records = list(csv.DictReader((done / "table.csv").read_text().splitlines()))
     assert [record["system"] for record in records[:4]] == ["vanilla", "both_heads", "gated", "both_heads"]
-    assert len(records) == 10
+    assert len(records) == 4 + len(OTHERS)
     rows = json.loads((done / "statistics.json").read_text())["rows"]
     for record, row in zip(records, rows):
         top1 = np.mean([each[0] for each in row["subjects"].values()])
@@ -178,7 +179,7 @@ def test_csv_and_latex_hold_the_same_table(done):
     latex = (done / "table.tex").read_text()
     inside = latex.split(r"\toprule")[1].split(r"\bottomrule")[0]
     lines = [line for line in inside.splitlines() if line.endswith(r"\\")]
-    assert len(lines) == 11 and all(len(re.findall(r"(?<!\\)&", line)) == 12 for line in lines)
+    assert len(lines) == 5 + len(OTHERS) and all(len(re.findall(r"(?<!\\)&", line)) == 13 for line in lines)
     assert r"Two \& a half." in latex and r"both\_heads" in latex and r"50.9" in latex
     assert not re.search(r"(?<!\\)[%_#$]", latex.split("\n", 1)[1].replace(r"\_", ""))
     assert latex.count("{") == latex.count("}")
