@@ -37,6 +37,7 @@ SLOW = (
     "bvsa_core/training/test_intra_inter.py",
     "bvsa_core/training/test_run.py",
     "bvsa_core/training/test_targets.py",
+    "bvsa_core/training/test_tuned_vision.py",
     "bvsa_core/vision/test_bank.py",
     "bvsa_core/vision/test_learnt_blur.py",
     "bvsa_core/vision/test_tiny.py",

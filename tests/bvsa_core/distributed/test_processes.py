@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from bvsa_core import encoders, methods
@@ -119,6 +120,25 @@ def test_the_command_trains_in_two_processes_and_only_the_first_writes(fork_serv
         "--device cuda:0 is one device for 2 processes; omit the flag, and each process takes its own GPU"
         in first.err + second.err
     )
+
+
+def test_a_trained_image_encoder_is_that_of_one_process(fork_server, tiny_data, tmp_path):
+    settings = (
+        "--quiet --method ubp --epochs 2 --batch_size 13 --encoder_options.dropout 0 --device cpu --vision_lora 2"
+    )
+    settings += " --vision_lr 1e-3 --chunk 4 --learn_blur subject --views online"
+    arguments = ("train", "--data", tiny_data, *settings.split(), "--out")
+    (alone,) = fork_server.bvsa(*arguments, tmp_path / "alone")
+    ended = fork_server.bvsa(*arguments, tmp_path / "together", processes=2)
+    assert alone.code == 0 and [each.code for each in ended] == [0, 0], (alone, ended)
+    one, two = (load_file(tmp_path / name / "weights.safetensors") for name in ("alone", "together"))
+    updates = [name for name in one if "lora" in name]
+    assert one.keys() == two.keys() and updates
+    for name in (*updates, "learnt_blur.offset"):
+        assert (one[name] - two[name]).abs().max() <= 1e-3 * max(one[name].abs().max(), 1e-3), name
+    dropped = (*arguments[:-1], "--vision_dropout", 0.5, "--epochs", 1, "--out", tmp_path / "dropped")
+    ended = fork_server.bvsa(*dropped, processes=2)
+    assert [each.code for each in ended] == [0, 0], ended
 
 
 def test_searches_of_two_processes_are_those_of_one(fork_server, tiny_data, tmp_path):
