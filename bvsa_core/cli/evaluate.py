@@ -26,6 +26,7 @@ from bvsa_core.retrieval.scoring import Embeddings, Protocol, Scores, Scoring, r
 from bvsa_core.retrieval.statistics import Statistics, statistics_of
 from bvsa_core.training.class_centres import CLASS_CENTRES, class_centres
 from bvsa_core.training.config import relocated, with_texts
+from bvsa_core.training.evaluation import check_gate
 from bvsa_core.training.run import load_method
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.run_folder import RunFolder
@@ -89,6 +90,7 @@ def score_run(parsed: jsonargparse.Namespace) -> list[RunResult]:
     saved = folder.verify()
     scoring = replace(scoring_of(parsed, saved.protocol.gate, saved.reliability), alpha=saved.alpha)
     curve, embeddings, other_gallery = None, folder.embeddings(), parsed.texts or parsed.class_centres
+    check_gate(scoring.gate, saved.method, embeddings)
     own = [saved.rescored(embeddings, scoring, statistics=False)] if other_gallery else []
     if parsed.full or other_gallery:
         stay_offline()

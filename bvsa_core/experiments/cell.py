@@ -19,6 +19,7 @@ from bvsa_core.progress import Progress, no_progress
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.scoring import Scoring
 from bvsa_core.training.config import RunDataConfig
+from bvsa_core.training.evaluation import check_gate
 from bvsa_core.training.run import run
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.run_folder import RunFolder
@@ -64,6 +65,8 @@ def run_cell(
     run_data = cache.run_data(cell.config)
     result = run(cell.config, run_data, folder, progress)
     gates = [row.gate or result.protocol.gate for row in cell.rows]
+    for gate in gates:
+        check_gate(gate, result.method, folder.embeddings())
     options = [(result.reliability, row.rescoring, row.shuffle_texts, result.alpha) for row in cell.rows]
     scorings = [Scoring(gate, *each) for gate, each in zip(gates, options)]
     curves = repetition_curves(folder, run_data, scorings, cell.resamples) if cell.resamples else [None] * len(scorings)

@@ -65,17 +65,13 @@ def gates(
     - code: rows only, 1 above the threshold mean - z(0.975) * std / sqrt(n) (its released code).
 
     Raises:
-        UserError: the name is unknown, there are no texts (zeros), label_free has no reliability, or the gate needs a
-            square M_bt.
+        UserError: the name is unknown, label_free has no reliability, or the gate needs a square M_bt.
     """
     if name not in INFORMATION:
         raise UserError(unknown_name("gate", name, INFORMATION))
     rows, columns = len(brain_text), len(text)
     if name == "none":
         return brain_text.new_zeros(rows), None
-    if not text.any():
-        remedy = "choose none, or train with a target that has texts"
-        raise UserError(f"gate {name!r} reads texts, and the recordings were not aligned with any; {remedy}")
     if name == "always":
         return None, None
     if name == "label_free":

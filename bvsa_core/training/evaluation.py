@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bvsa_core import encoders
+from bvsa_core import encoders, methods
 from bvsa_core.data.dataset import SYNTHETIC
 from bvsa_core.data.split import Split
+from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Method
 from bvsa_core.retrieval.gates import Reliability, learn_reliability, reliabilities
 from bvsa_core.retrieval.scoring import Embeddings, Protocol, Scores, Scoring, ranks, score, similarity
@@ -59,6 +60,14 @@ class Evaluation:
     images: list[str]  # (N,) the test images
     embeddings: Embeddings  # row i of each belongs to test recording i
     reliability: Reliability | None  # of the gate label_free; None for transductive classifiers
+
+
+def check_gate(gate: str, method: str, embeddings: Embeddings) -> None:
+    """Raise UserError for a gate that reads texts, of which a run has no embeddings to compare with recordings."""
+    if gate == "none" or embeddings.text.any() or methods.method_class(method).transductive_classifier:
+        return
+    remedy = "choose none, or train a method or target with texts"
+    raise UserError(f"gate {gate!r} reads texts, and the run's recordings are not aligned with any; {remedy}")
 
 
 def evaluate(trained: Trained, config: RunConfig, run_data: RunData, scoring: Scoring | None = None) -> Evaluation:

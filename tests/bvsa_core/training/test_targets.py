@@ -25,7 +25,7 @@ from bvsa_core.retrieval.scoring import Scoring, ranks, similarity
 from bvsa_core.training.checkpoint import Checkpointer, Stopped
 from bvsa_core.training.config import RunConfig, RunDataConfig, from_dict, to_dict
 from bvsa_core.training.embedding import embed
-from bvsa_core.training.evaluation import evaluate
+from bvsa_core.training.evaluation import check_gate, evaluate
 from bvsa_core.training.loop import make_batch
 from bvsa_core.training.run import build_method, load_method, train
 from bvsa_core.training.run_data import RunData
@@ -72,8 +72,9 @@ def test_embeddings_are_maps_of_the_raw_layer_and_of_recordings(run_data, tmp_pa
     np.testing.assert_allclose(saved["brain_image"], mapped(brain, "encoder.map"), atol=2e-5)
     assert saved["text"].shape == (12, 1) and not saved["text"].any()  # no recording was aligned with a text
     assert result.reliability is None
-    with pytest.raises(UserError, match="gate 'always' reads texts, and the recordings were not aligned with any"):
-        similarity(RunFolder(tmp_path / "run").embeddings(), Scoring("always"))
+    message = "gate 'always' reads texts, and the run's recordings are not aligned with any"
+    with pytest.raises(UserError, match=message):
+        check_gate("always", "ubp", RunFolder(tmp_path / "run").embeddings())
 
 
 CASES = [
