@@ -98,25 +98,25 @@ features --bank --cache_dir --concepts --data --decay --device --falloff --level
     --target_layers --target_levels --texts --threads --vision --weights --workers
 train --allow_leak --augment --augment_once --average --bank --batch_size --betas --blur_lr --cache_dir --channels
     --checkpoint_vision --chunk --concepts --config --data --decay --device --encoder --encoder_options
-    --encoder_options.dropout --epochs --falloff --initial_std --learn_blur --log --lr --method --method_options
-    --method_options.alpha --method_options.c --method_options.continuous --method_options.decouple
-    --method_options.dynamic --method_options.enhancement --method_options.gallery_views --method_options.gamma
-    --method_options.heads --method_options.kernel_size --method_options.scale --method_options.shift
-    --method_options.unit_norm --mixup_alpha --no_lock --optimiser --out --overwrite --patience --precision --preset
-    --projector --projector_dim --projector_shared --prompt --repetitions --schedule --seed --selection --setting
-    --shuffle_pairs --subject --target --target_layers --target_levels --texts --validation --views --vision
-    --vision_dropout --vision_lora --vision_lr --weight_decay --weights --window
+    --encoder_options.dropout --epochs --falloff --features --features_images --features_test --initial_std --learn_blur
+    --log --lr --method --method_options --method_options.alpha --method_options.c --method_options.continuous
+    --method_options.decouple --method_options.dynamic --method_options.enhancement --method_options.gallery_views
+    --method_options.gamma --method_options.heads --method_options.kernel_size --method_options.scale
+    --method_options.shift --method_options.unit_norm --mixup_alpha --no_lock --optimiser --out --overwrite --patience
+    --precision --preset --projector --projector_dim --projector_shared --prompt --repetitions --schedule --seed
+    --selection --setting --shuffle_pairs --subject --target --target_layers --target_levels --texts --validation
+    --views --vision --vision_dropout --vision_lora --vision_lr --weight_decay --weights --window
 evaluate --bank --brain --brain_text --class_centres --data --device --full --gate --image --json --reliability
     --rescoring --shuffle_texts --text --texts RUN
 reproduce --allow_leak --augment --augment_once --average --bank --batch_size --betas --blur_lr --cache_dir --channels
-    --checkpoint_vision --chunk --concepts --config --decay --device --eeg --encoders --epochs --falloff --initial_std
-    --learn_blur --lr --meg --methods --mixup_alpha --no_lock --optimiser --out --overwrite --patience --plan
-    --precision --projector --projector_dim --projector_shared --prompt --repetitions --resamples --schedule --scheduler
-    --seeds --selection --shuffle_pairs --subjects --synthetic.channels --synthetic.images_per_concept
-    --synthetic.samples --synthetic.seed --synthetic.signal_to_noise --synthetic.subjects --synthetic.test_concepts
-    --synthetic.test_repetitions --synthetic.train_concepts --synthetic.train_repetitions --target --target_layers
-    --target_levels --texts --threads --validation --views --vision --vision_dropout --vision_lora --vision_lr
-    --weight_decay --weights --window --workers GRID
+    --checkpoint_vision --chunk --concepts --config --decay --device --eeg --encoders --epochs --falloff --features
+    --features_images --features_test --initial_std --learn_blur --lr --meg --methods --mixup_alpha --no_lock
+    --optimiser --out --overwrite --patience --plan --precision --projector --projector_dim --projector_shared --prompt
+    --repetitions --resamples --schedule --scheduler --seeds --selection --shuffle_pairs --subjects --synthetic.channels
+    --synthetic.images_per_concept --synthetic.samples --synthetic.seed --synthetic.signal_to_noise --synthetic.subjects
+    --synthetic.test_concepts --synthetic.test_repetitions --synthetic.train_concepts --synthetic.train_repetitions
+    --target --target_layers --target_levels --texts --threads --validation --views --vision --vision_dropout
+    --vision_lora --vision_lr --weight_decay --weights --window --workers GRID
 retrieve --bank --candidates --data --device --gallery --gallery_text --gate --index --index_type --out --page --probes
     --recordings --texts --top RUN
 report --bank --data --decoding --device --figures --out --resamples --title RUNS""",

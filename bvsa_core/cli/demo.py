@@ -30,7 +30,7 @@ from bvsa_core.report.tables import MethodResult, method_results, to_markdown, t
 from bvsa_core.retrieval.result import RunResult, ranks_by_subject
 from bvsa_core.retrieval.statistics import crossed_bootstrap
 from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
-from bvsa_core.training.config import RunConfig
+from bvsa_core.training.config import GIVEN, RunConfig
 from bvsa_core.training.run_folder import RunFolder
 from bvsa_core.vision.loading import check_weights
 
@@ -76,6 +76,7 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
         "channels",
         "window",
         "allow_leak",
+        *GIVEN,
     }
     parser.add_class_arguments(RunConfig, skip=skipped)
     methods = [system.method for system in systems]

@@ -16,14 +16,14 @@ from bvsa_core.distributed.tasks import TaskPool, Workers
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import RunDataCache, levels_of
 from bvsa_core.experiments.runner import fill_bank
-from bvsa_core.training.config import RunDataConfig, method_options
+from bvsa_core.training.config import GIVEN, RunDataConfig, method_options
 from bvsa_core.vision.loading import check_weights
 from bvsa_core.vision.views import Level
 
 
 def add_arguments(parser: Parser, arguments: list[str]) -> None:
     """Add the command's flags."""
-    parser.add_class_arguments(RunDataConfig, skip={"views", "chunk", "channels", "window", "average"})
+    parser.add_class_arguments(RunDataConfig, skip={"views", "chunk", "channels", "window", "average", *GIVEN})
     parser.add_class_arguments(Workers)
     levels = "blur levels as KERNEL:GAIN, such as 51:0.5 1:0; default: the levels of all methods"
     parser.add_argument("--levels", type=str, nargs="+", default=None, help=levels)

@@ -30,7 +30,7 @@ from bvsa_core.methods import method_class
 from bvsa_core.retrieval.gates import INDUCTIVE, INFORMATION, gates
 from bvsa_core.retrieval.result import RetrievalResult, RunResult
 from bvsa_core.retrieval.scoring import Scoring, window_text
-from bvsa_core.training.config import RunConfig
+from bvsa_core.training.config import GIVEN, RunConfig
 from bvsa_core.training.evaluation import Trained, evaluate
 from bvsa_core.training.run import result_of, train
 from bvsa_core.training.run_data import choose_device
@@ -41,7 +41,7 @@ _ELSEWHERE = {  # settings of a run that a decoder has by another name
     "vision": "target",
     "data": "recordings, as a Dataset",
     "target": "layers",
-    **dict.fromkeys(("features", "features_test", "features_images"), "target, an array"),
+    **dict.fromkeys(GIVEN, "target, an array"),
 }
 SETTINGS = [each.name for each in fields(RunConfig) if each.name not in (*_ELSEWHERE, "method")]
 _OWN = ("method", "target", "layers")  # parameters that are no settings

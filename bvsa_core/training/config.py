@@ -23,7 +23,9 @@ SETTINGS = {"intra": "intra-subject", "inter": "inter-subject"}  # names in tabl
 SELECTIONS = {"last": "last", "validation": "validation", "oracle": "oracle (upper bound, selected on test)"}
 LEARN_BLUR = ("off", "subject", "similarity")
 LEARNING_RATES = {"intra": 1e-4, "inter": 1e-5}  # as UBP and BVSA publish them
+GIVEN = ("features", "features_test", "features_images")  # settings in place of an image encoder
 ADDED = {
+    *GIVEN,
     "allow_leak",
     "augment",
     "augment_once",
@@ -31,9 +33,6 @@ ADDED = {
     "checkpoint_vision",
     "chunk",
     "concepts",
-    "features",
-    "features_images",
-    "features_test",
     "learn_blur",
     "mixup_alpha",
     "patience",
@@ -109,7 +108,7 @@ class RunDataConfig:
 
     def __post_init__(self) -> None:
         self.data = Path(self.data)
-        for name in ("bank", "cache_dir", "features", "features_test", "features_images", "texts", "concepts"):
+        for name in ("bank", "cache_dir", *GIVEN, "texts", "concepts"):
             setattr(self, name, Path(getattr(self, name)) if getattr(self, name) is not None else None)
         if set(re.findall(r"{[^}]*}?", self.prompt)) not in ({"{object}"}, {"{concept}"}):
             raise UserError(f"prompt is {self.prompt!r}; it must contain {{object}} or {{concept}}, and no other field")

@@ -40,7 +40,7 @@ from bvsa_core.io.text_files import flatten, parse_json, read_json, read_yaml
 from bvsa_core.io.typed import build
 from bvsa_core.retrieval.result import REMEDY, RunResult
 from bvsa_core.retrieval.scoring import Embeddings
-from bvsa_core.training.config import SELECTIONS, SETTINGS, RunConfig, from_dict, to_dict
+from bvsa_core.training.config import GIVEN, SELECTIONS, SETTINGS, RunConfig, from_dict, to_dict
 
 ACTIVITY = "a run"  # what other processes report while the folder is locked
 NO_RUN = "train one with 'bvsa train --out'"
@@ -49,9 +49,7 @@ OUTPUTS = (  # of a run and of commands that work on it, the one that makes it c
     "result.json", "scores.json", "resume.pt", WEIGHTS, EMBEDDINGS, METRICS, "retrieved.json", "page.html",
     "tensorboard", "wandb",
 )  # fmt: skip
-PATHS = (  # settings that name a place
-    "data", "bank", "cache_dir", "features", "features_test", "features_images", "texts", "concepts",
-)  # fmt: skip
+PATHS = ("data", "bank", "cache_dir", *GIVEN, "texts", "concepts")  # settings that name a place
 _START = "# relative paths start in {}, seen from this file"
 ALTERED = "altered since the run ended (its checksum differs); delete its folder, and train the run again"
 _LEVEL = re.compile(r"k\d+ gain \d+(\.\d+)?(e-\d+)?")
