@@ -47,3 +47,12 @@ def test_the_suites_write_rows_a_table_and_a_figure(tmp_path):
 def test_a_gpu_that_is_not_there_is_one_clear_error():
     done = run("benchmarks", "--device", "cuda", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 2 and "--device cuda: no CUDA device is available" in done.stderr
+
+
+def test_a_step_with_a_trained_image_encoder_is_timed(tmp_path):
+    arguments = "--device cpu --vision tiny --batch 6 --steps 1 --lora 2 --chunk 4 --json"
+    done = run("benchmarks.pipeline", *arguments.split(), tmp_path / "rows.jsonl")
+    assert done.returncode == 0 and "peak memory is not measured on a CPU" in done.stderr, done.stderr
+    row = json.loads((tmp_path / "rows.jsonl").read_text())
+    assert (row["views"], row["lora"], row["chunk"], row["peak_bytes"]) == ("lora", 2, 4, None)
+    assert row["blur_share"] == pytest.approx(2 * row["blur_s"] / row["step_s"])  # each chunk is blurred in both passes

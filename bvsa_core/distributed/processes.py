@@ -73,11 +73,7 @@ class ProcessGroup:
         """
         if self.size == 1:
             return function(*inputs)
-        count = next(len(each) for each in inputs if each is not None)
-        sizes = [len(range(count)[rank :: self.size]) for rank in range(self.size)]
-        local = slice(sum(sizes[: self.rank]), sum(sizes[: self.rank + 1]))
-        if count < self.size:  # every process computes all rows, and those of the first are taken
-            sizes, local = [count] + [0] * (self.size - 1), slice(count)
+        sizes, local = self.rows(next(len(each) for each in inputs if each is not None))
         rows = function(*(each if each is None else each[local] for each in inputs))
         padded = pad(rows, [0, 0] * (rows.ndim - 1) + [0, max(sizes) - len(rows)])
         with warnings.catch_warnings():
@@ -86,6 +82,13 @@ class ProcessGroup:
 
             gathered = all_gather(padded)
         return torch.cat([part[:size] for part, size in zip(gathered, sizes)])
+
+    def rows(self, count: int) -> tuple[list[int], slice]:
+        """Return how many of so many rows each process computes, and which of them this one does."""
+        if count < self.size:  # every process computes all rows, and those of the first are taken
+            return [count] + [0] * (self.size - 1), slice(count)
+        sizes = [len(range(count)[rank :: self.size]) for rank in range(self.size)]
+        return sizes, slice(sum(sizes[: self.rank]), sum(sizes[: self.rank + 1]))
 
     def shard_encoder(self, encoder: nn.Module, device: torch.device) -> nn.Module:
         """Let every process compute its rows of an encoder's batches; calls return the rows of all, see `map_rows`.

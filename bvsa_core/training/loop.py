@@ -42,6 +42,7 @@ def fit(
     checkpointer: Checkpointer | None = None,
     unpaired: Source | None = None,
     augment: Augmentation | None = None,
+    prefetch: Callable[[Tensor], None] | None = None,
 ) -> int:
     """Train a method in place, and return the epoch, from 1, whose weights config.selection kept.
 
@@ -59,6 +60,7 @@ def fit(
         unpaired: samples, views and texts as of train; the method trains on their images and texts, without their
             recordings, before the samples of every epoch, on each image as often as its recordings were repeated.
         augment: augments the recordings of every batch of train.
+        prefetch: called with the images (B,) of the next batch, numbers on the CPU, while the device is at work.
 
     Raises:
         UserError: the loss is no longer finite, or several processes train on unpaired images.
@@ -83,8 +85,10 @@ def fit(
         module.train()
         method.epoch = epoch
         if state.batch == 0:
-            method.start_epoch(state.parts["optimiser"])  # which Fabric's wrapper shares only until a state is loaded
+            start_epoch(method, state.parts["optimiser"])  # which Fabric's wrapper shares only until a state is loaded
         order = epoch_order(config, epoch, (train, views, texts), unpaired)
+        rest = order[state.batch + 1 :] if prefetch is not None else []
+        upcoming = iter([split.image_of[samples].cpu() for samples, (split, *_) in rest])
         for samples, (split, split_views, split_texts) in order[state.batch :]:
             if config.schedule != "constant":
                 schedule(state.parts["optimiser"], (epoch + state.batch / len(order)) / config.epochs)
@@ -98,6 +102,8 @@ def fit(
             fabric.backward(loss)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
+            if prefetch is not None and (images := next(upcoming, None)) is not None:
+                prefetch(images)
             if method.learnt_blur is not None and method.learnt_blur.kind == "similarity":
                 method.learnt_blur.observe(samples, similarities(method, batch))
             if split is train:
@@ -139,10 +145,19 @@ def parameter_groups(method: Method, config: RunConfig) -> list[dict[str, Any]]:
     return [*groups, *own]
 
 
+def start_epoch(method: Method, optimiser: torch.optim.Optimizer) -> None:
+    """Let the method change the optimiser, whose learning rates are those without schedule."""
+    for group in optimiser.param_groups:
+        group["lr"] = group.get("initial_lr", group["lr"])
+    method.start_epoch(optimiser)
+    for group in optimiser.param_groups:
+        group["initial_lr"] = group["lr"]
+
+
 def schedule(optimiser: torch.optim.Optimizer, done: float) -> None:
     """Set every learning rate to its part by half a cosine when a share `done` of the training is over."""
     for group in optimiser.param_groups:
-        group["lr"] = group.setdefault("initial_lr", group["lr"]) * (1 + math.cos(math.pi * done)) / 2
+        group["lr"] = group["initial_lr"] * (1 + math.cos(math.pi * done)) / 2
 
 
 def make_fabric(device: torch.device, processes: ProcessGroup, precision: Any) -> Fabric:

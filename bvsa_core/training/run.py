@@ -135,11 +135,12 @@ def train(
     seen, augment = split, make_augmentation(config, split)
     if augment is not None and config.augment_once:
         seen, augment = replace(split, recordings=augment.whole(config.batch_size)), None
+    prefetch = run_data.prefetch(split.images)
     checkpointer.begin(config)
     seal = nullcontext() if config.selection == "oracle" else run_data.sealed()
     with seal, checkpointer.catch_signals():
         log = report, held_out, extra_metrics, checkpointer
-        epoch = fit(method, seen, views, texts, config, fabric, *log, unpaired, augment)
+        epoch = fit(method, seen, views, texts, config, fabric, *log, unpaired, augment, prefetch)
     return Trained(method, epoch, shape, split, validation)
 
 

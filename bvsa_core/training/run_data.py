@@ -1,7 +1,7 @@
 """Recordings, images and features that many runs share, each loaded once."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from bvsa_core.vision.images import read_images
 from bvsa_core.vision.layers import OUTPUT, parse_target
 from bvsa_core.vision.loading import load_vision_encoder
 from bvsa_core.vision.multilevel import Fusion, TargetViews
+from bvsa_core.vision.pixels import Pixels
 from bvsa_core.vision.tuned import TunedVision
 from bvsa_core.vision.views import BankedViews, Falloff, Level, OnlineViews, Views
 
@@ -64,7 +65,7 @@ class RunData:
         self._split_of_several = functools.lru_cache(maxsize=1)(self._split)  # takes the most memory
         self._sealed = False
         self._bank_of = functools.cache(lambda images: self.bank_for_paths(self._paths(images)))
-        self._pixels = functools.cache(self._read_pixels)
+        self._kept: dict[tuple[str, ...], Pixels] = {}  # of images that views are made of online
         self._leak = functools.lru_cache(maxsize=8)(self._find_leak)
 
     @functools.cached_property
@@ -286,7 +287,18 @@ class RunData:
         return [self.dataset.image_path(image) for image in images]
 
     def _online(self, images: Sequence[str], encoder: VisionEncoder) -> OnlineViews:
-        return OnlineViews(encoder, self._pixels(tuple(images)), self.falloff, chunk=self.config.chunk)
+        names = tuple(images)
+        if names not in self._kept:
+            pixels = read_images(self._paths(names), self.clip.image_size, self.progress)
+            self._kept[names] = Pixels(pixels, self.device)
+        return OnlineViews(encoder, self._kept[names], self.falloff, chunk=self.config.chunk)
 
-    def _read_pixels(self, images: tuple[str, ...]) -> Tensor:
-        return read_images(self._paths(images), self.clip.image_size, self.progress)
+    def prefetch(self, images: Sequence[str]) -> Callable[[Tensor], None] | None:
+        """Return what copies a batch of images (B,), numbers on the CPU, ahead of it; None if there is nothing to copy.
+
+        Only images that online views were asked for, and that are not all on the device, are copied.
+        """
+        pixels = self._kept.get(tuple(images))
+        if pixels is None or pixels.resident:
+            return None
+        return lambda indices: pixels.prefetch(indices[self.processes.rows(len(indices))[1]])

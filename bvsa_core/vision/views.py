@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 import fovblur
 from bvsa_core.errors import UserError
 from bvsa_core.vision.encoder import VisionEncoder
+from bvsa_core.vision.pixels import Pixels
 
 
 class Level(NamedTuple):
@@ -58,7 +59,7 @@ class OnlineViews:
 
     Args:
         clip: the encoder.
-        images: (N, 3, size, size) uint8, on any device.
+        images: (N, 3, size, size) uint8, or where such images are kept.
         falloff: blur parameters of all images.
         encode_batch: images encoded at a time, a bound on memory.
         chunk: images whose activations are kept at a time for the gradient: blur and encoder of a chunk are computed
@@ -68,27 +69,30 @@ class OnlineViews:
     def __init__(
         self,
         clip: VisionEncoder,
-        images: Tensor,
+        images: Tensor | Pixels,
         falloff: Falloff = Falloff(),
         encode_batch: int = 256,
         chunk: int | None = None,
     ):
-        self.clip, self.images, self.encode_batch, self.chunk = clip, images, encode_batch, chunk
+        self.pixels = images if isinstance(images, Pixels) else Pixels(images, clip.device)
+        self.clip, self.encode_batch, self.chunk = clip, encode_batch, chunk
         self._options: dict[str, Any] = {"decay": falloff.decay, "falloff": falloff.curve}
         self._options |= {"mean": clip.mean, "std": clip.std}
 
     def __call__(self, indices: Tensor, gain: Tensor, kernel_size: Tensor, sigma: Tensor | None = None) -> Tensor:
         """Return features (B, D); see `Views`."""
+        images, indices = self.pixels.rows(indices)
         if self.chunk is None or not torch.is_grad_enabled():
-            return self._view(indices, gain, kernel_size, sigma)
+            return self._view(images, indices, gain, kernel_size, sigma)
         rows = (indices, gain, kernel_size, *([] if sigma is None else [sigma]))
         chunks = zip(*(each.split(self.chunk) for each in rows))
         # Keeps indices and the state of random numbers alone, until the backward pass comes to the chunk.
-        return torch.cat([checkpoint(self._view, *chunk, use_reentrant=False) for chunk in chunks])
+        return torch.cat([checkpoint(self._view, images, *chunk, use_reentrant=False) for chunk in chunks])
 
-    def _view(self, indices: Tensor, gain: Tensor, kernel_size: Tensor, sigma: Tensor | None = None) -> Tensor:
-        device = self.clip.device
-        images = self.images[indices.to(self.images.device)].to(device, non_blocking=True)
+    def _view(
+        self, images: Tensor, indices: Tensor, gain: Tensor, kernel_size: Tensor, sigma: Tensor | None = None
+    ) -> Tensor:
+        device, images = self.clip.device, images[indices]
         kernel_size, sigma = kernel_size.to(device), sigma if sigma is None else sigma.to(device)
         if sigma is None and kernel_size.is_floating_point():
             sigma = fovblur.sigma_from_kernel_size(kernel_size)
