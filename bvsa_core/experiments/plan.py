@@ -214,7 +214,7 @@ def _time_batch(config: RunConfig, data: _Data) -> _Timed:
     plain = replace(config, target_levels=[], target=OUTPUT, projector="none")
     plain = replace(plain, epochs=_EPOCHS, validation=0, selection="last")
     run_data = RunData(RunDataConfig(**{each.name: getattr(plain, each.name) for each in fields(RunDataConfig)}))
-    width = embedding_width_of(config.vision, config.cache_dir)
+    width = run_data.part_widths()[0] if config.features else embedding_width_of(config.vision, config.cache_dir)
     device, samples = run_data.device, max(config.batch_size, _LEAST_SAMPLES)
     ends: list[float] = []
 
@@ -255,7 +255,7 @@ def _features(
     """Return lines, seconds, bytes and what is missing of the feature banks that the cells look up."""
     groups: dict[tuple[str, str, str], dict[Level, None]] = {}
     configs: dict[tuple[str, str, str], RunConfig] = {}
-    for cell in todo:
+    for cell in (each for each in todo if each.config.features is None):
         config, key = cell.config, (cell.modality, cell.config.vision, cell.config.target)
         needed = levels_of(config.method, config.method_options) + [Level(*each) for each in config.target_levels]
         groups.setdefault(key, {}).update(dict.fromkeys(needed))

@@ -70,6 +70,11 @@ class TransformersEncoder(VisionEncoder):
             features.append(self.model.get_text_features(**tokens).pooler_output.float())
         return normalize(torch.cat(features), dim=-1)
 
+    def _layers(self) -> Layers:
+        lists = (module for module in self.tower.modules() if isinstance(module, nn.ModuleList))
+        blocks = next((list(each) for each in lists if len(each) == self.layer_count), None)
+        return super()._layers() if blocks is None else Layers(blocks)
+
     def _encode(self, images: Tensor) -> list[Tensor]:
         found = self._run(images, hidden_states=self.layers != (OUTPUT,))
         parts = []

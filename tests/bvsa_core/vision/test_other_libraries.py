@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from bvsa_core import RunConfig, RunData, UserError, load_vision_encoder, train
 from bvsa_core.vision.loading import check_weights, embedding_width_of, image_size_of, weights_are_here
+from bvsa_core.vision.tuned import TunedVision
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 SMALL = {
@@ -193,6 +194,28 @@ def test_timm_gives_the_features_of_the_model(name, tmp_path):
     safetensors.torch.save_file(kept, file)
     with pytest.raises(UserError, match="cannot be loaded .*; give another file or name"):
         load_vision_encoder(f"timm:{tmp_path}")
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "siglip", "timm"])
+def test_the_blur_and_low_rank_updates_get_gradients(kind, tmp_path):
+    if kind == "timm":
+        encoder = load_vision_encoder("timm:test_vit", "random")
+    else:
+        save(CONFIGS[kind][0], tmp_path)
+        encoder = load_vision_encoder(f"hf:{tmp_path}")
+    images = torch.randn(2, 3, encoder.image_size, encoder.image_size, requires_grad=True)
+    gradients = []
+    for checkpoint_blocks in (False, True):
+        torch.manual_seed(0)
+        tuned = TunedVision(encoder, 2, checkpoint_blocks=checkpoint_blocks)
+        updates = list(tuned.parameters())
+        for weight in updates:
+            torch.nn.init.normal_(weight)
+        features = tuned.encoder.encode_images(images)
+        assert (features - encoder.encode_images(images)).abs().max() > 0.01
+        gradients.append(torch.autograd.grad(features[:, 0].sum(), [images, *updates]))
+        assert all(each.abs().max() > 0 for each in gradients[-1])
+    torch.testing.assert_close(*gradients)
 
 
 def test_unknown_models_tags_and_files_of_timm_are_refused(tmp_path):
