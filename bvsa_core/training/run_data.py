@@ -22,7 +22,7 @@ from bvsa_core.vision.bank import FeatureBank
 from bvsa_core.vision.encoder import VisionEncoder
 from bvsa_core.vision.given_features import GivenFeatures, read_given_features
 from bvsa_core.vision.images import read_images
-from bvsa_core.vision.layers import OUTPUT, parse_target
+from bvsa_core.vision.layers import LEARNED, OUTPUT, parse_target
 from bvsa_core.vision.loading import load_vision_encoder
 from bvsa_core.vision.multilevel import Fusion, TargetViews
 from bvsa_core.vision.pixels import Pixels
@@ -77,7 +77,8 @@ class RunData:
     def clip(self) -> VisionEncoder:
         """The image encoder, or features that are given in place of one."""
         if self.config.features is not None:
-            return self._given.with_layers(parse_target(self.config.target, lambda: self._given.layer_count))
+            parts = parse_target(self.config.target, lambda: self._given.layer_count)
+            return self._given.with_layers(parts[1:] if self.config.target == LEARNED else parts)  # without an output
         self.progress("image encoder", 0, 1, self.config.vision)
         clip = load_vision_encoder(self.config.vision, self.config.weights, self.config.cache_dir, self.device)
         self.progress("image encoder", 1, 1, self.config.vision)

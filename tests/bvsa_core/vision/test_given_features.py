@@ -176,6 +176,19 @@ def test_targets_and_projectors_take_given_features(changes, data, images, array
     assert trained.shape.embedding == WIDTH
 
 
+@pytest.mark.parametrize("target", ["learned", "layers:[2,0]"])
+def test_samga_takes_several_layers(target, data, images, arrays, tmp_path):
+    layers = [np.stack([each, each + 1, each - 1], axis=1) for each in arrays]
+    files = as_nice(tmp_path, *(each[:, 0] for each in layers), images)
+    for file, array in zip(files, layers):
+        np.save(file, array)
+    changes = {"features": files[0], "features_test": files[1], "target": target, "epochs": 1, "batch_size": 64}
+    config = RunConfig.of("samga", data=data, device="cpu", **changes)
+    trained = train(config, RunData(config))
+    assert trained.shape.parts == (WIDTH,) * (3 if target == "learned" else 2)
+    assert len(evaluate(trained, config, RunData(config)).ranks) == len(images[1])
+
+
 def test_a_leak_of_equal_features_is_found(data, images, arrays, tmp_path):
     test = np.concatenate([arrays[0][:1], arrays[1][1:]])
     config = settings(data, as_nice(tmp_path, arrays[0], test, images))
