@@ -18,11 +18,12 @@ from bvsa_core.io.text_files import read_json
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.retrieval.scoring import Scoring
-from bvsa_core.training.config import RunDataConfig
+from bvsa_core.training.config import RunConfig, RunDataConfig
 from bvsa_core.training.evaluation import check_gate
 from bvsa_core.training.run import run
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.run_folder import RunFolder
+from bvsa_core.vision.learnt_blur import window_of
 from bvsa_core.vision.views import Level
 
 SCORES = "scores.json"
@@ -120,6 +121,12 @@ def gallery_level_of(name: str, options: object) -> Level:
     """Return the blur level of the images that a method retrieves; the middle one of several."""
     levels = _small_method(name, options).gallery_levels()
     return levels[len(levels) // 2]
+
+
+def learnt_levels(config: RunConfig, result: RunResult) -> dict[str, Level]:
+    """Return the levels of a run's learnt blur by name, see `LearntBlur.values`; none if the run learnt no blur."""
+    size = window_of(_small_method(config.method, config.method_options).training_levels())
+    return {name: Level(size, each["gain"], each["sigma"]) for name, each in result.learnt_blur.items()}
 
 
 def _small_method(name: str, options: object) -> methods.Method:

@@ -11,7 +11,7 @@ import numpy as np
 
 from bvsa_core.data.dataset import concept_of
 from bvsa_core.errors import UserError
-from bvsa_core.experiments.cell import SCORES, gallery_level_of, levels_of, load_scores
+from bvsa_core.experiments.cell import SCORES, gallery_level_of, learnt_levels, levels_of, load_scores
 from bvsa_core.experiments.recording_cache import RecordingCache
 from bvsa_core.experiments.repetitions import repetition_curves
 from bvsa_core.experiments.results import GridRow
@@ -26,6 +26,7 @@ from bvsa_core.retrieval.scoring import similarity
 from bvsa_core.training.config import RunConfig, to_dict
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.run_folder import RunFolder
+from bvsa_core.vision.learnt_blur import MEAN
 from bvsa_core.vision.loading import image_size_of
 from bvsa_core.vision.views import SHARP, Falloff, Level
 
@@ -238,7 +239,7 @@ def _retrieval(row: ReportRow, run: RunSummary, cache: ThumbnailCache, recording
     indices = [cache.index_of(data, image) for image in result.images]
     ordered = scores[:QUERIES].sort(dim=1, descending=True, stable=True)
     top = [[indices[i] for i in best] for best in ordered.indices[:, :TOP].tolist()]
-    level = gallery_level_of(config.method, config.method_options)
+    level = learnt_levels(config, result).get(MEAN) or gallery_level_of(config.method, config.method_options)
     blur = Blur(level, Falloff(config.decay, config.falloff), image_size_of(config.vision, config.cache_dir))
     views = [] if level == SHARP else [cache.index_of(data, image, blur) for image in result.images[: len(top)]]
     cache.request([*indices[: len(top)], *(index for best in top for index in best), *views])
@@ -265,7 +266,8 @@ def _blur_examples(rows: Sequence[ReportRow], cache: ThumbnailCache) -> list[Blu
     for row in (row for row in rows if row.runs):
         folder = RunFolder(row.runs[0].folder)
         config = folder.config()
-        levels = [level for level in levels_of(config.method, config.method_options) if level != SHARP]
+        learnt = list(dict.fromkeys(learnt_levels(config, folder.result()).values()))
+        levels = learnt or [level for level in levels_of(config.method, config.method_options) if level != SHARP]
         key = json.dumps([levels, config.decay, config.falloff, config.vision])
         if not levels or key in examples:
             continue
@@ -299,4 +301,6 @@ def _blur_examples(rows: Sequence[ReportRow], cache: ThumbnailCache) -> list[Blu
 
 def _level_name(level: Level) -> str:
     """Return the name of a blur level, as in metrics.jsonl."""
+    if level.sigma is not None:
+        return f"sigma {level.sigma:.1f} gain {level.gain:.2f}"
     return f"k{level.kernel_size} gain {level.gain:g}"

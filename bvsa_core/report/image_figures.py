@@ -33,7 +33,7 @@ def blur_figure(example: BlurExample) -> FigureSpec:
 
     caption = (
         "Images of the data set as the image encoder sees them, blurred by fovblur; "
-        f"k: kernel size in pixels; {example.falloff}."
+        f"k: kernel size in pixels; sigma: in pixels; {example.falloff}."
     )
     alt = f"Images of {', '.join(example.concepts)}, first not blurred, then at {', '.join(example.levels)}."
     return FigureSpec(f"blurred-{slug(example.label)}", "", f"Blurred images, {example.label}", caption, alt, draw)

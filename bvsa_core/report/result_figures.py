@@ -22,6 +22,7 @@ from bvsa_core.retrieval.statistics import crossed_bootstrap
 
 MAX_BARS = 32  # on one pair of axes; with more, every row gets axes of its own
 MAX_LEVELS = 12  # blur levels in one figure; with more, gains are merged
+_LEARNT = {"sigma": "sigma / pixels", "gain": "gain"}
 _SAME_SCALE = 3.0  # losses whose sizes differ by more get axes of their own
 _SELECTION_METRICS = {
     "validation_top1": "Top-1 on held-out concepts / %",
@@ -38,6 +39,8 @@ def report_figures(report: Report) -> list[FigureSpec]:
     for name, runs in trainings.items():
         if shares := blur_shares(runs):
             figures.append(_levels(name, *shares))
+        if learnt := learnt_curves(runs):
+            figures.append(_learnt(name, learnt))
     figures += map(blur_figure, report.blur_examples)
     if report.retrievals and any(image.thumbnail for image in report.images):
         figures.append(retrieval_figure(report, report.retrievals[0]))
@@ -285,6 +288,46 @@ def _levels(name: str, levels: list[str], shares: np.ndarray, merged: bool) -> F
         f"percent of training samples are at {levels[most]}."
     )
     return FigureSpec(f"levels-{slug(name)}", "blur", f"Blur levels, {name}", caption, alt, draw)
+
+
+def learnt_curves(runs: Sequence[RunSummary]) -> dict[str, np.ndarray]:
+    """Return sigma and gain (2, epochs) of every subject or similarity that a blur was learnt for, means over runs.
+
+    The mean of a run is left out if it is of a single subject.
+    """
+    curves: dict[str, list[np.ndarray]] = {}
+    for run in runs:
+        epochs = [epoch["learnt_blur"] for epoch in run.metrics if "learnt_blur" in epoch]
+        names = list(epochs[0]) if epochs else []
+        for name in names if len(names) > 2 else names[:1]:
+            curves.setdefault(name, []).append(np.array([[each[name][of] for each in epochs] for of in _LEARNT]))
+    shortest = {name: min(each.shape[1] for each in of_runs) for name, of_runs in curves.items()}
+    return {name: np.mean([each[:, : shortest[name]] for each in of_runs], axis=0) for name, of_runs in curves.items()}
+
+
+def _learnt(name: str, curves: dict[str, np.ndarray]) -> FigureSpec:
+    def draw() -> Figure:
+        figure, axes = subplots(2, 1, 3.2, sharex=True)
+        for row, (panel, label) in enumerate(zip(axes[:, 0], _LEARNT.values())):
+            handles = []
+            for i, values in enumerate(curves.values()):
+                epochs = np.arange(1, values.shape[1] + 1)
+                marker = "o" if len(epochs) == 1 else None
+                handles += panel.plot(epochs, values[row], marker=marker, **curve_style(i))
+            panel.set_ylabel(label)
+            panel.set_ylim(bottom=0)
+        axes[1, 0].set_ylim(0, 1)
+        _epoch_axis(axes[1, 0], max(values.shape[1] for values in curves.values()))
+        legend_below(figure, handles, curves)
+        return figure
+
+    caption = (
+        "Sigma of the blur and gain at the fixation after every epoch, learnt by the gradient of the loss; means over "
+        "runs. Test images have the mean over subjects or training samples."
+    )
+    ends = "; ".join(f"{each} sigma {v[0, -1]:.1f} pixels, gain {v[1, -1]:.2f}" for each, v in curves.items())
+    alt = f"Curves of the learnt blur over epochs. After the last one: {ends}."
+    return FigureSpec(f"learnt-blur-{slug(name)}", "blur", f"Learnt blur, {name}", caption, alt, draw)
 
 
 def _repetitions(data: str, rows: Sequence[ReportRow]) -> FigureSpec:

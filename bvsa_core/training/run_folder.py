@@ -41,6 +41,7 @@ from bvsa_core.io.typed import build
 from bvsa_core.retrieval.result import REMEDY, RunResult
 from bvsa_core.retrieval.scoring import Embeddings
 from bvsa_core.training.config import GIVEN, SELECTIONS, SETTINGS, RunConfig, from_dict, to_dict
+from bvsa_core.vision.learnt_blur import LearntValues
 
 ACTIVITY = "a run"  # what other processes report while the folder is locked
 NO_RUN = "train one with 'bvsa train --out'"
@@ -64,6 +65,7 @@ class Metrics(_EveryMetric, total=False):
     """Metrics of one epoch, a line of metrics.jsonl; a run may have more."""
 
     blur: dict[str, int]  # training samples at each blur level
+    learnt_blur: dict[str, LearntValues]
     validation_loss: float
     validation_top1: float
     test_top1: float
