@@ -213,6 +213,8 @@ class FeatureData(MemoryData):
         vision: TunedVision | None = None,
     ) -> Views:
         """Return the features as those of sharp images; other levels are refused."""
+        if self.config.learn_blur != "off":
+            raise UserError("target is an array of features; learn_blur needs an image encoder, such as RN50")
         if method is not None:
             return super().views(images, levels, method)
         if blurred := [level for level in levels if level.kernel_size != SHARP.kernel_size]:

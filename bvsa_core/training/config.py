@@ -321,9 +321,11 @@ def deviations(config: RunConfig) -> list[str]:
     First the settings, then what is no setting.
     """
     kind = methods.method_class(config.method)
+    blur = f"learns its blur (learn_blur {config.learn_blur}), in place of the method's levels"
+    others = [*([] if config.learn_blur == "off" else [blur]), *kind.DEVIATIONS]
     source = next((preset for preset in ("code", "paper") if preset in kind.PRESETS), None)
     if source is None:
-        return list(kind.DEVIATIONS)
+        return others
     published = training_of(config.method, source, config.setting) | asdict(method_options(config.method, source))
     ours = vars(config) | asdict(config.method_options)
     text = lambda value: json.dumps(value).replace('"', "")  # noqa: E731
@@ -331,7 +333,7 @@ def deviations(config: RunConfig) -> list[str]:
     differing = [f"{name} {own} ({reference})" for name, (own, reference) in pairs.items() if own != reference]
     origin = "the released code's" if source == "code" else "the paper's"
     settings = [f"settings, {origin} in brackets: {', '.join(differing)}"] if differing else []
-    return [*settings, *kind.DEVIATIONS]
+    return [*settings, *others]
 
 
 def relocated(config: RunConfig, data: Path | None = None, bank: Path | None = None) -> RunConfig:

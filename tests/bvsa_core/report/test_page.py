@@ -16,7 +16,7 @@ from bvsa_core.experiments import paper_results
 from bvsa_core.report.comparison_table import ComparisonRow
 from bvsa_core.report.content import BlurExample, GalleryImage, RecordingExamples, Report, ReportRow, RetrievalExample
 from bvsa_core.report.page import headlines, misses, to_html
-from bvsa_core.report.result_figures import blur_shares, report_figures, subject_bars
+from bvsa_core.report.result_figures import blur_shares, learnt_curves, report_figures, subject_bars
 from bvsa_core.report.style import PALETTE, save
 from bvsa_core.retrieval.statistics import Comparison
 
@@ -297,6 +297,28 @@ def test_shares_are_means_over_runs_and_many_levels_are_merged():
     levels, shares, merged = blur_shares([replace(row.runs[0], metrics=[{"blur": many}])])
     assert merged and levels == ["k45", "k47"] and shares.tolist() == [[0.5], [0.5]]
     assert blur_shares([replace(row.runs[0], metrics=[{"blur": {"k1 gain 0": 7}}])]) is None
+
+
+def test_the_page_shows_what_blur_was_learnt_by_each_subject():
+    def blur(sigma: float, gain: float) -> dict[str, float]:
+        return {"sigma": sigma, "gain": gain}
+
+    row = report_row("ubp")
+    histories = [  # of two runs: of one subject, and of two others
+        [{"sub-01": blur(8.0 - n, 0.5), "mean": blur(8.0 - n, 0.5)} for n in range(3)],
+        [{"sub-01": blur(6.0, 0.3), "sub-02": blur(2.0, 0.1), "mean": blur(4.0, 0.2)} for _ in range(3)],
+    ]
+    runs = []
+    for run, history in zip(row.runs, histories):
+        metrics = [{"epoch": n, "loss": 1.0, "learnt_blur": each} for n, each in enumerate(history, start=1)]
+        runs.append(replace(run, metrics=metrics))
+    curves = learnt_curves(runs)
+    assert list(curves) == ["sub-01", "sub-02", "mean"]
+    assert curves["sub-01"] == pytest.approx(np.array([[7.0, 6.5, 6.0], [0.4, 0.4, 0.4]]))
+    assert list(learnt_curves(runs[:1])) == ["sub-01"]
+    text = to_html(Report("", [replace(row, runs=runs)]))
+    assert "Learnt blur, ubp" in text and "sub-01 sigma 6.0 pixels, gain 0.40; sub-02 sigma 2.0 pixels" in text
+    assert "No training here changes its blur level" not in text
 
 
 def test_bars_are_of_subjects_and_their_mean():

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from trainings import make_config, train_run
 
 import fovblur
-from bvsa_core import methods
+from bvsa_core import Decoder, methods
 from bvsa_core.data.dataset import Dataset
 from bvsa_core.data.split import Split
 from bvsa_core.encoders import InputSpec
@@ -179,6 +179,7 @@ def test_a_run_learns_reports_and_keeps_the_blur(online, tmp_path, method, kind)
     first, last = (line["learnt_blur"] for line in folder.metrics())
     assert first != last == result.learnt_blur == folder.verify().learnt_blur
     names = ["sub-02"] if kind == "subject" else ["similarity -1 sd", "mean similarity", "similarity +1 sd"]
+    assert any("learns its blur" in note for note in result.deviations)
     assert list(last) == [*names, "mean"] and last[names[0]] != first[names[0]]
     loaded = load_method(folder, online)
     (level,) = loaded.retrieval_levels()
@@ -198,6 +199,9 @@ def test_where_no_blur_can_be_learnt_is_said(online):
         make(views="banked")
     with pytest.raises(UserError, match="learn_blur: method bravl gives the blur no gradient; choose another"):
         make(method="bravl")
+    with pytest.raises(UserError, match="target is an array of features; learn_blur needs an image encoder"):
+        features, recordings = torch.randn(9, 4).numpy(), torch.randn(9, 3, 10).numpy()
+        Decoder("vanilla", features, epochs=1, learn_blur="subject", views="online").fit(recordings, range(9))
     with pytest.raises(UserError, match="blur_lr is 0; it must be positive"):
         make(blur_lr=0)
     with pytest.raises(UserError, match="unknown learn_blur 'subjects'"):
