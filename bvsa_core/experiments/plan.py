@@ -212,6 +212,7 @@ def _time_step(config: RunConfig, data: _Data) -> _Timed | str:
 def _time_batch(config: RunConfig, data: _Data) -> _Timed:
     """Train on random numbers of the same shape, and return the shortest time of a step."""
     plain = replace(config, target_levels=[], target=OUTPUT, projector="none")
+    plain = replace(plain, vision_lora=0, checkpoint_vision=False, chunk=None, learn_blur="off")
     plain = replace(plain, epochs=_EPOCHS, validation=0, selection="last")
     run_data = RunData(RunDataConfig(**{each.name: getattr(plain, each.name) for each in fields(RunDataConfig)}))
     width = run_data.part_widths()[0] if config.features else embedding_width_of(config.vision, config.cache_dir)

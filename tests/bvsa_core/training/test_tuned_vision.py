@@ -1,5 +1,6 @@
 """Trainings of the image encoder with a method: beside plain PyTorch, reloaded, continued, and beside frozen runs."""
 
+import math
 import signal
 from dataclasses import fields, replace
 
@@ -17,7 +18,7 @@ from bvsa_core.errors import UserError
 from bvsa_core.training.checkpoint import Checkpointer, Stopped
 from bvsa_core.training.config import RunConfig, RunDataConfig
 from bvsa_core.training.embedding import embed
-from bvsa_core.training.loop import batches
+from bvsa_core.training.loop import batches, schedule, start_epoch
 from bvsa_core.training.run import build_method, load_method, run, train
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.run_folder import RunFolder
@@ -87,6 +88,29 @@ def test_training_is_that_of_plain_pytorch(run_data):
         assert (value - expected[name]).norm() <= 1e-3 * (expected[name] - initial[name]).norm(), name
     moved = max(weight.abs().max() for name, weight in updates.items() if name.endswith("lora_B"))
     assert moved > 0.01
+
+
+def test_a_schedule_starts_from_the_rates_that_a_method_sets():
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in (2.0, 3.0)]
+    optimiser, seen, rates = torch.optim.AdamW(groups), [], []
+
+    class Freezes:  # a part, from the second of three epochs on
+        epoch = 0
+
+        def start_epoch(self, optimiser) -> None:
+            seen.append([group["lr"] for group in optimiser.param_groups])
+            if self.epoch == 1:
+                optimiser.param_groups[1]["lr"] = 0.0
+
+    for epoch in range(3):
+        Freezes.epoch = epoch
+        start_epoch(Freezes(), optimiser)
+        for batch in range(2):
+            schedule(optimiser, (epoch + batch / 2) / 3)
+            rates.append([group["lr"] for group in optimiser.param_groups])
+    halves = [(1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)]
+    assert rates == [[2 * half, 3 * half * (step < 2)] for step, half in enumerate(halves)]
+    assert seen == [[2.0, 3.0], [2.0, 3.0], [2.0, 0.0]]  # without schedule
 
 
 def test_a_run_is_reloaded_and_leaves_frozen_features_alone(run_data, tmp_path):

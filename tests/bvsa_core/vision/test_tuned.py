@@ -17,21 +17,11 @@ from bvsa_core.errors import UserError
 from bvsa_core.methods.base import symmetric_contrastive
 from bvsa_core.vision.clip import load_clip
 from bvsa_core.vision.encoder import VisionEncoder
+from bvsa_core.vision.from_transformers import TransformersEncoder
 from bvsa_core.vision.tuned import TunedVision
 from bvsa_core.vision.views import OnlineViews
 
 RANK = 3
-
-
-class Pooled(nn.Module):
-    """A vision model of transformers with the output that an encoder of images has."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(images).pooler_output
 
 
 def eva() -> nn.Module:  # whose attention takes the weight of its map
@@ -47,9 +37,10 @@ def timm_vit() -> nn.Module:
     return timm.models.VisionTransformer(img_size=32, patch_size=16, embed_dim=24, depth=2, num_heads=4, num_classes=8)
 
 
-def siglip() -> nn.Module:  # which pools by nn.MultiheadAttention
+def siglip() -> VisionEncoder:  # which pools by nn.MultiheadAttention
     sizes = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return Pooled(SiglipVisionModel(SiglipVisionConfig(**sizes, image_size=32, patch_size=16)))
+    model = SiglipVisionModel(SiglipVisionConfig(**sizes, image_size=32, patch_size=16))
+    return TransformersEncoder(model, 32, (0.5,) * 3, (0.5,) * 3, "own").frozen()
 
 
 def encoder_of(model: nn.Module) -> VisionEncoder:
@@ -59,7 +50,8 @@ def encoder_of(model: nn.Module) -> VisionEncoder:
 
 ENCODERS: dict[str, Callable[[], VisionEncoder]] = {
     "tiny": lambda: load_clip("tiny"),
-    **{make.__name__: lambda make=make: encoder_of(make()) for make in (vit, timm_vit, eva, siglip)},
+    "siglip": siglip,
+    **{make.__name__: lambda make=make: encoder_of(make()) for make in (vit, timm_vit, eva)},
 }
 
 
@@ -156,11 +148,32 @@ def batch(seed):
     return images, torch.tensor([0, 3, 3, 1, 5, 4, 2, 2, 0, 1]), torch.rand(10), torch.randint(1, 5, (10,)) * 2 + 1
 
 
-@pytest.mark.parametrize("blocks", [False, True])
-def test_chunks_give_the_gradients_of_the_whole_batch(batch, blocks):
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name != "tiny"])
+def test_blocks_that_are_computed_again_give_the_same_gradients(name, batch):
+    images, *rows = batch
+    encoder, results, calls = ENCODERS[name](), [], []
+    for blocks in (False, True):
+        tuned = TunedVision(encoder, RANK, checkpoint_blocks=blocks)
+        torch.manual_seed(0)
+        randomise(tuned)
+        count = []
+        tuned.encoder.model.get_submodule(linear_of_a_block(tuned)).register_forward_hook(lambda *_: count.append(1))  # noqa: B023
+        views = OnlineViews(tuned.encoder, images, chunk=5)
+        results.append(gradients(tuned, lambda: views(*rows)))  # noqa: B023
+        calls.append(len(count))
+    assert calls[1] > calls[0]
+    for one, other in zip(*results):
+        torch.testing.assert_close(one, other)
+
+
+def linear_of_a_block(tuned: TunedVision) -> str:
+    return next(iter(dict(tuned.named_parameters()))).removesuffix("/lora_A").replace("/", ".")
+
+
+def test_chunks_give_the_gradients_of_the_whole_batch(batch):
     images, indices, gain, kernel_size = batch
     gain.requires_grad_(True)
-    tuned = TunedVision(encoder_of(vit()), RANK, checkpoint_blocks=blocks)
+    tuned = TunedVision(encoder_of(vit()), RANK)
     randomise(tuned)
     whole = OnlineViews(tuned.encoder, images)
     expected = gradients(tuned, lambda: whole(indices, gain, kernel_size), gain)
