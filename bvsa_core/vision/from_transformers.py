@@ -83,11 +83,6 @@ class TransformersEncoder(VisionEncoder):
             parts.append(normalize(self._pooled(found).float(), dim=-1) if state is None else _pool(state, part))
         return parts
 
-    def _layers(self) -> Layers:
-        """Return the blocks; `hidden_states` say what they put out."""
-        lists = [list(module) for module in self.tower.modules() if isinstance(module, nn.ModuleList)]
-        return Layers(max(lists, key=len)) if lists else super()._layers()
-
     def _run(self, images: Tensor, hidden_states: bool) -> Any:
         encode = self.model.get_image_features if self.has_texts else self.model
         return encode(pixel_values=images, output_hidden_states=hidden_states)
