@@ -7,7 +7,7 @@ included, as earlier releases had it.
 
 import re
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,18 +89,25 @@ class Layers:
         return tokens.mean(1) if how == "tokens" else tokens[:, self.prefix_tokens :].mean(1)
 
     def record(self, parts: Sequence[str], encode: Callable[[], Tensor]) -> list[Tensor]:
-        """Run an encoder once; return what it puts out and its layers, in the order of the parts."""
+        """Run an encoder once, to the end if its output is a part; return the parts, in their order."""
         outputs: dict[nn.Module, Tensor] = {}
+        block_of = {part: self.blocks[int(part.partition(".")[0])] for part in parts if part != OUTPUT}
+        wanted = dict.fromkeys(block_of.values())
 
         def keep(module: nn.Module, _inputs: Any, output: Tensor) -> None:
             outputs[module] = output
+            if len(outputs) == len(wanted) and OUTPUT not in parts:
+                raise _AllRecorded
 
-        block_of = {part: self.blocks[int(part.partition(".")[0])] for part in parts if part != OUTPUT}
-        with ExitStack() as hooks:
-            for block in dict.fromkeys(block_of.values()):
+        with ExitStack() as hooks, suppress(_AllRecorded):
+            for block in wanted:
                 hooks.callback(block.register_forward_hook(keep).remove)
             output = encode()
         return [output if part == OUTPUT else self.pool(outputs[block_of[part]], part) for part in parts]
+
+
+class _AllRecorded(Exception):
+    """The layers that are wanted have been computed, and what follows is not needed."""
 
 
 def find_layers(visual: Any) -> Layers:

@@ -71,6 +71,18 @@ def test_layers_of_a_transformer_of_open_clip(clip, seed):
         clip.with_layers(["3"])
 
 
+def test_blocks_after_the_last_layer_are_not_computed(clip):
+    called, hooks = [], []
+    for number, block in enumerate(clip.model.visual.transformer.resblocks):
+        hooks.append(block.register_forward_hook(lambda *_, number=number: called.append(number)))
+    for parts, expected in ((["1", "0"], [0, 1]), (["0", "output"], [0, 1, 2])):
+        called.clear()
+        clip.with_layers(parts).encode_images(torch.zeros(1, 3, clip.image_size, clip.image_size))
+        assert called == expected
+    for hook in hooks:
+        hook.remove()
+
+
 @pytest.mark.parametrize("tokens_first", [True, False])
 def test_blocks_that_put_tokens_first_give_the_same(tokens_first, seed):
     output = torch.randn(4, 7, 5)  # (B, tokens, width)
