@@ -1,9 +1,9 @@
 """Methods x encoders x subjects x seeds x settings from one YAML file: one table and page beside published figures.
 
-GRID is main (the four settings), ablation (the parts of BVSA, every gate and the control), c-sweep, fidelity (presets
-side by side), demo and demo-full (those of 'bvsa demo'), or a YAML file like those in bvsa_core/experiments. Cells are
-shared by --workers of this machine, or by the workers of a Dask --scheduler. Cells that are complete are not run again,
-so the same command continues a grid that was stopped.
+GRID is main (the four settings), records (the strongest recipes, with and without blur), ablation (the parts of BVSA,
+every gate and the control), c-sweep, fidelity (presets side by side), demo and demo-full (those of 'bvsa demo'), or a
+YAML file like those in bvsa_core/experiments. Cells are shared by --workers of this machine, or by the workers of a
+Dask --scheduler. Cells that are complete are not run again, so the same command continues a grid that was stopped.
 """
 
 import sys

@@ -24,7 +24,7 @@ from bvsa_core.retrieval.scoring import Scoring
 from bvsa_core.synthetic.dataset import SyntheticConfig
 from bvsa_core.training.config import RunConfig, method_options, training_of
 
-BUILT_IN = ("main", "ablation", "c-sweep", "fidelity", "demo", "demo-full")
+BUILT_IN = ("main", "records", "ablation", "c-sweep", "fidelity", "demo", "demo-full")
 # Settings of a run that other keys of a grid determine; its key `run` takes the rest.
 SET_BY_GRID = (
     "data", "vision", "method", "method_options", "preset", "encoder", "encoder_options", "subject", "setting", "seed",

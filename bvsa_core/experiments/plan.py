@@ -93,6 +93,7 @@ def plan(
         name: data.get(name, Path(f"no --{name}")) for name in grid.modalities if name in data or not data
     }
     shapes: dict[str, _Data] = {}
+    subjects_of: dict[str, list[str]] = {}
     for modality, folder in folders.items():
         title, subjects, shapes[modality] = _PUBLISHED[modality]
         try:
@@ -103,6 +104,7 @@ def plan(
             lines.append(f"{modality.upper()}: assumed is {title} as published, {subjects} subjects")
             why = str(error).split(";")[0] if data else "none given"
             missing.append(f"{modality.upper()} data ({why}); see docs/reproduce.md, or 'bvsa data download --help'")
+        subjects_of[modality] = names
     todo, skipped = cells(grid, systems, folders, flags, assumed)
     for modality, config in {cell.modality: cell.config for cell in todo if cell.modality not in assumed}.items():
         try:
@@ -110,8 +112,11 @@ def plan(
         except UserError as error:
             missing.append(f"{modality.upper()} recordings: {error}")
     trainings, seconds, disk = _trainings(todo, root, shapes, assumed, folders, progress)
-    features, features_seconds, features_disk, lacking = _features(todo, shapes, assumed, progress)
-    hours = (seconds + features_seconds) / 3600
+    rates: dict[str, float | str] = {}
+    features, features_seconds, features_disk, lacking = _features(todo, shapes, assumed, rates, progress)
+    left = [cell for cell in todo if not is_complete(cell, root)]
+    online, online_seconds = _online(left, shapes, {name: len(known) for name, known in subjects_of.items()}, rates)
+    hours = (seconds + features_seconds + online_seconds) / 3600
     device = choose_device(todo[0].config.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     return [
@@ -119,6 +124,7 @@ def plan(
         *skipped,
         *trainings,
         *features,
+        *online,
         f"about {hours:.1f} hours, one training after another: an estimate from steps timed on this machine ({name});"
         " reading, evaluation and curves are not in it",
         *_busy(),
@@ -251,26 +257,29 @@ def _now(device: torch.device) -> float:
 
 
 def _features(
-    todo: Sequence[Cell], shapes: Mapping[str, _Data], assumed: Mapping[str, list[str]], progress: Progress
+    todo: Sequence[Cell],
+    shapes: Mapping[str, _Data],
+    assumed: Mapping[str, list[str]],
+    rates: dict[str, float | str],
+    progress: Progress,
 ) -> tuple[list[str], float, float, list[str]]:
-    """Return lines, seconds, bytes and what is missing of the feature banks that the cells look up."""
+    """Return lines, seconds, bytes and what is missing of the feature banks that the cells look up.
+
+    `rates` gets the seconds of an image, or why they are unknown, by image encoder.
+    """
     groups: dict[tuple[str, str, str], dict[Level, None]] = {}
     configs: dict[tuple[str, str, str], RunConfig] = {}
     for cell in (each for each in todo if each.config.features is None):
         config, key = cell.config, (cell.modality, cell.config.vision, cell.config.target)
         needed = levels_of(config.method, config.method_options) + [Level(*each) for each in config.target_levels]
-        groups.setdefault(key, {}).update(dict.fromkeys(needed))
+        groups.setdefault(key, {}).update(dict.fromkeys(needed if config.views == "banked" else []))
         configs.setdefault(key, config)
     lines, seconds, disk, lacking = [], 0.0, 0.0, []
-    rates: dict[str, float | str] = {}
     for done, ((modality, vision, target), levels) in enumerate(groups.items()):
         progress("image encoders timed", done, len(groups))
         config, images = configs[modality, vision, target], shapes[modality].images
         if not weights_are_here(vision, config.weights, config.cache_dir):
             lacking.append(f"weights of {vision}; the first run downloads them, or give --weights or --cache_dir")
-        if config.views == "online":
-            lines.append(f"  {vision}: blurs and encodes inside each step, whose time is not in the estimate")
-            continue
         count = len(levels) * sum(images)
         if modality not in assumed and target == OUTPUT:  # training and test images have a bank each
             bank = config.bank or config.data / "Image_feature"
@@ -288,6 +297,36 @@ def _features(
         lacking.append(f"features of {vision} for {modality.upper()}; the grid computes them first")
     progress("image encoders timed", len(groups), len(groups))
     return lines, seconds, disk, list(dict.fromkeys(lacking))
+
+
+def _online(
+    left: Sequence[Cell], shapes: Mapping[str, _Data], subjects: Mapping[str, int], rates: dict[str, float | str]
+) -> tuple[list[str], float]:
+    """Return a line for every system whose steps blur and encode images, and the seconds that this takes.
+
+    Gradients are counted as twice the forward pass, and images of a chunk as encoded twice.
+    """
+    lines, total = [], 0.0
+    groups: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in left:
+        if cell.config.views == "online":
+            names = cell.modality, cell.config.setting, cell.system, cell.config.vision
+            groups.setdefault(names, []).append(cell)
+    for (modality, setting, system, vision), group in groups.items():
+        config = group[0].config
+        if vision not in rates:
+            rates[vision] = _time_image(config)
+        rate, others = rates[vision], subjects[modality] - 1 if setting == "inter" else 1
+        passes = 3 if config.vision_lora or config.learn_blur != "off" else 1
+        passes += config.chunk is not None
+        images = len(group) * shapes[modality].samples * others * config.epochs
+        took = f"not timed: {rate}"
+        if not isinstance(rate, str):
+            total += images * passes * rate
+            took = f"{images * passes * rate / 3600:.2f} hours"
+        encoded = f"{images} images blurred and encoded inside the steps, {passes} passes each"
+        lines.append(f"  {modality.upper()} {SETTINGS[setting]}, {system}, {vision}: {encoded}: {took}")
+    return lines, total
 
 
 def _time_image(config: RunConfig) -> float | str:

@@ -16,6 +16,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from bvsa_core.data.dataset import SYNTHETIC
 from bvsa_core.io.text_files import flatten
 from bvsa_core.report.comparison_table import ABSENT, ComparisonRow, caveats, difference_text, gain_text, notes
 from bvsa_core.report.content import RecordingExamples, Report, ReportRow, RetrievalExample
@@ -96,8 +97,15 @@ def results_table(rows: Sequence[ReportRow]) -> dict:
         others = [text for text in own.values() if text not in shared]
         cells.append((len(cells), comparison, others, sorted({footnotes.index(note) + 1 for note in remarks})))
     cells.sort(key=lambda cell: bool(cell[1].result and cell[1].result.protocol.rescoring))
-    sizes = sorted({row.result.protocol.gallery for row in rows if row.comparison.result})
-    return {"rows": cells, "shared": shared, "footnotes": footnotes, "with_papers": with_papers, "galleries": sizes}
+    protocols = [row.result.protocol for row in rows if row.comparison.result]
+    return {
+        "rows": cells,
+        "shared": shared,
+        "footnotes": footnotes,
+        "with_papers": with_papers,
+        "galleries": sorted({protocol.gallery for protocol in protocols}),
+        "synthetic": any(protocol.dataset == SYNTHETIC for protocol in protocols),
+    }
 
 
 @dataclass(frozen=True)

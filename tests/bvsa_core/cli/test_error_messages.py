@@ -30,7 +30,8 @@ METHODS = "choose one of atm, bravl, bvsa, mcdb, nice, samga, ubp, vanilla, or r
 GATES = "choose one of none, always, label_free, paper, code"
 FILES = "unknown kind of file; give one of .pt, .pth, .npy, .npz, .safetensors"
 GRIDS = (
-    "no such file, nor built in; choose one of main, ablation, c-sweep, fidelity, demo, demo-full, or give a YAML file"
+    "no such file, nor built in; choose one of main, records, ablation, c-sweep, fidelity, demo, demo-full, or give a"
+    " YAML file"
 )
 GRID_KEYS = (
     "methods, title, encoders, vision, vision_of_recorded, modalities, settings, subjects, seeds, resamples, run,"

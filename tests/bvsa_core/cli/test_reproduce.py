@@ -256,13 +256,19 @@ def test_repetitions_are_drawn_for_every_image_and_averaged(finished, small_data
 def test_built_in_grids_have_cells(name, small_data):
     grid, systems = read_grid(name)
     todo, skipped = cells(grid, systems, {"eeg": small_data}, {})
-    assert len({cell.folder for cell in todo}) == len(todo) == 2 * 3 * len(systems) * len(grid.settings)
+    assert len({cell.folder for cell in todo}) == len(todo) == 2 * grid.seeds * len(systems) * len(grid.settings)
     assert (skipped == ["MEG is skipped: no folder was given with --meg"]) == (name == "main")
     by_name = {cell.system: cell for cell in todo}
     if name == "ablation":
         assert not by_name["+ decouple"].config.method_options.dynamic
         assert by_name["+ dynamic"].config.method_options.dynamic
         assert {row.gate for row in by_name["+ dynamic"].rows} == {"none", "always", "label_free", "paper", "code"}
+    if name == "records":
+        assert by_name["LoRA + blur"].baseline == "LoRA" and by_name["ubp"].baseline == "vanilla"
+        differing = {"method", "method_options"}
+        for name, other in (("shallow", "shallow + blur"), ("LoRA", "LoRA + blur")):
+            one, two = (vars(by_name[each].config) for each in (name, other))
+            assert {key for key in one if one[key] != two[key]} - {"seed", "subject"} == differing
     if name == "main":
         assert {cell.config.encoder for cell in todo if cell.config.method == "nice"} == {"tsconv"}
 
@@ -271,7 +277,8 @@ def test_built_in_grids_have_cells(name, small_data):
 def test_published_grids_take_the_published_image_encoder_for_recorded_data(name, recorded):
     grid, systems = read_grid(name)
     todo, _ = cells(grid, systems, {"eeg": recorded}, {})
-    assert {cell.config.vision for cell in todo} == {"tiny" if name in ("demo", "demo-full") else "RN50"}
+    published = {"demo": "tiny", "demo-full": "tiny", "records": "ViT-B-32"}
+    assert {cell.config.vision for cell in todo} == {published.get(name, "RN50")}
 
 
 def test_the_toy_encoder_on_recorded_data_is_warned_of(recorded, small_data, tmp_path, capsys):
@@ -409,3 +416,14 @@ def test_a_plan_counts_what_the_grid_then_runs(grid, done, small_data, tmp_path,
     assert any(line.startswith("missing: weights of RN50; ") for line in nowhere)
     assert "10 of 10 cells left, 259 steps" in nowhere[2]
     assert any(line.startswith("  features of 16740 EEG images at ") for line in nowhere)
+
+
+def test_a_plan_counts_images_that_are_encoded_in_the_steps(small_data, tmp_path, succeed):
+    shown = succeed("reproduce", "records", "--plan", "--eeg", small_data, "--out", tmp_path / "new", *QUICK[:4])
+    images = len(Dataset(small_data).load("sub-01", "train").images)
+    for system in ("LoRA", "LoRA + blur", "learnt blur"):
+        line = (
+            f"EEG intra-subject, {system}, tiny: {2 * 2 * images} images blurred and encoded inside the steps, 3 passes"
+        )
+        assert line in shown and f"{system}, eeg_project, tiny: 4 of 4 cells left" in shown
+    assert "not timed" not in shown and "nothing is missing" not in shown

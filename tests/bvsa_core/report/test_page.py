@@ -134,6 +134,8 @@ def test_every_number_has_its_protocol_and_published_numbers_are_separate(page):
     )
     assert '66.7<span class="interval">' in first and "Chance: Top-1 33.3 %, Top-5 100 %" in page
     assert "do not compare them with published scores" in page
+    assert "blur helps here because blur was put in" in page
+    assert "What synthetic data tell" not in to_html(Report("", [report_row(dataset="THINGS-EEG2")]))
     assert "information: ours inductive, published uses labels" in page
 
 
