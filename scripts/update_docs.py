@@ -121,6 +121,7 @@ def presets() -> str:
             if kind.INTER_TRAINING:
                 training += f"; in the setting inter {text(kind.INTER_TRAINING)}"
             lines.append(f"| `{name}` | `{preset}` | {text(content.options)} | {training} |")
+            deviations += [f"- `{name}`, `{preset}`: {deviation}" for deviation in content.deviations or ()]
         deviations += [f"- `{name}`: {deviation}" for deviation in kind.DEVIATIONS]
     return "\n".join([*lines, "", *deviations])
 

@@ -79,12 +79,12 @@ def test_commands_and_flags():
 demo --augment --augment_once --average --bank --batch_size --betas --blur_lr --cache_dir --checkpoint_vision --chunk
     --concepts --data --decay --device --encoder --epochs --falloff --full --initial_std --learn_blur --lr --methods
     --mixup_alpha --no_lock --optimiser --out --overwrite --patience --precision --projector --projector_dim
-    --projector_shared --prompt --repetitions --resamples --schedule --seed --seeds --selection --setting
-    --shuffle_pairs --synthetic --synthetic.channels --synthetic.images_per_concept --synthetic.modality
-    --synthetic.samples --synthetic.seed --synthetic.signal_to_noise --synthetic.subjects --synthetic.test_concepts
-    --synthetic.test_repetitions --synthetic.train_concepts --synthetic.train_repetitions --target --target_layers
-    --target_levels --texts --validation --views --vision --vision_dropout --vision_lora --vision_lr --weight_decay
-    --weights
+    --projector_shared --prompt --repetitions --resamples --schedule --seed --seeds --select_epochs --select_layer
+    --selection --setting --shuffle_pairs --synthetic --synthetic.channels --synthetic.images_per_concept
+    --synthetic.modality --synthetic.samples --synthetic.seed --synthetic.signal_to_noise --synthetic.subjects
+    --synthetic.test_concepts --synthetic.test_repetitions --synthetic.train_concepts --synthetic.train_repetitions
+    --target --target_layers --target_levels --texts --validation --views --vision --vision_dropout --vision_lora
+    --vision_lr --weight_decay --weights
 data
 data download --mirror --no_lock --subjects FOLDER NAME
 data synthetic --channels --images_per_concept --modality --no_lock --samples --seed --signal_to_noise --subjects
@@ -104,19 +104,21 @@ train --allow_leak --augment --augment_once --average --bank --batch_size --beta
     --method_options.gamma --method_options.heads --method_options.kernel_size --method_options.scale
     --method_options.shift --method_options.unit_norm --mixup_alpha --no_lock --optimiser --out --overwrite --patience
     --precision --preset --projector --projector_dim --projector_shared --prompt --repetitions --schedule --seed
-    --selection --setting --shuffle_pairs --subject --target --target_layers --target_levels --texts --validation
-    --views --vision --vision_dropout --vision_lora --vision_lr --weight_decay --weights --window
+    --select_epochs --select_layer --selection --setting --shuffle_pairs --subject --target --target_layers
+    --target_levels --texts --validation --views --vision --vision_dropout --vision_lora --vision_lr --weight_decay
+    --weights --window
 evaluate --bank --brain --brain_text --class_centres --data --device --full --gate --image --json --reliability
     --rescoring --shuffle_texts --text --texts RUN
 reproduce --allow_leak --augment --augment_once --average --bank --batch_size --betas --blur_lr --cache_dir --channels
     --checkpoint_vision --chunk --concepts --config --decay --device --eeg --encoders --epochs --falloff --features
     --features_images --features_test --initial_std --learn_blur --lr --meg --methods --mixup_alpha --no_lock
     --optimiser --out --overwrite --patience --plan --precision --projector --projector_dim --projector_shared --prompt
-    --repetitions --resamples --schedule --scheduler --seeds --selection --shuffle_pairs --subjects --synthetic.channels
-    --synthetic.images_per_concept --synthetic.samples --synthetic.seed --synthetic.signal_to_noise --synthetic.subjects
-    --synthetic.test_concepts --synthetic.test_repetitions --synthetic.train_concepts --synthetic.train_repetitions
-    --target --target_layers --target_levels --texts --threads --validation --views --vision --vision_dropout
-    --vision_lora --vision_lr --weight_decay --weights --window --workers GRID
+    --repetitions --resamples --schedule --scheduler --seeds --select_epochs --select_layer --selection --shuffle_pairs
+    --subjects --synthetic.channels --synthetic.images_per_concept --synthetic.samples --synthetic.seed
+    --synthetic.signal_to_noise --synthetic.subjects --synthetic.test_concepts --synthetic.test_repetitions
+    --synthetic.train_concepts --synthetic.train_repetitions --target --target_layers --target_levels --texts --threads
+    --validation --views --vision --vision_dropout --vision_lora --vision_lr --weight_decay --weights --window --workers
+    GRID
 retrieve --bank --candidates --data --device --gallery --gallery_text --gate --index --index_type --out --page --probes
     --recordings --texts --top RUN
 report --bank --data --decoding --device --figures --out --resamples --title RUNS""",

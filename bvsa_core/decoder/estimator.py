@@ -30,7 +30,7 @@ from bvsa_core.methods import method_class
 from bvsa_core.retrieval.gates import INDUCTIVE, INFORMATION, gates
 from bvsa_core.retrieval.result import RetrievalResult, RunResult
 from bvsa_core.retrieval.scoring import Scoring, window_text
-from bvsa_core.training.config import GIVEN, RunConfig
+from bvsa_core.training.config import GIVEN, RunConfig, with_layer
 from bvsa_core.training.evaluation import Trained, evaluate
 from bvsa_core.training.run import result_of, train
 from bvsa_core.training.run_data import choose_device
@@ -85,6 +85,7 @@ class Decoder(
         epoch_: whose weights were kept, from 1.
         history_: metrics of every epoch; of a loaded decoder none.
         training_: what was trained on.
+        layers_: the `LayerSelection` of the target, if select_layer was given.
         reliability_: of the gate label_free, if there are texts.
         result_: the last `RunResult`, of one subject.
 
@@ -158,6 +159,9 @@ class Decoder(
         self.history_: list[dict[str, Any]] = []
         trained = train(data.config, data, self.history_.append)
         self.config_, self.epoch_, self.method_, self.shape_ = data.config, trained.epoch, trained.method, trained.shape
+        self.layers_ = trained.layers
+        if self.layers_:
+            self.config_, data = with_layer(data.config, self.layers_.chosen), data.with_target(self.layers_.chosen)
         self.training_ = data.training_set(len(trained.split))
         self.reliability_ = trained.learn_gate(data, GALLERY, config.seed) if trained.learns_gate else None
         self.result_: RunResult | None = None
@@ -197,7 +201,9 @@ class Decoder(
         (subject,) = data.recordings
         own = subject in self.training_.subjects
         config = replace(config, subject=subject, setting="intra" if own else "inter")
-        trained = Trained(self.method_, self.epoch_, self.shape_, self.training_.split().to(data.device), None)
+        trained = Trained(
+            self.method_, self.epoch_, self.shape_, self.training_.split().to(data.device), None, self.layers_
+        )
         gate = self._gate(gate, self.method_.default_gate)
         scoring = Scoring(gate, self.reliability_, alpha=self.method_.gate_alpha)
         result = result_of(trained, evaluate(trained, config, data, scoring), config)
@@ -277,7 +283,12 @@ class Decoder(
         target = None if state.features else config.vision
         layers = None if config.target == usual.target else config.target
         decoder = cls(config.method, target, layers, **given, **settings)
-        decoder.config_, decoder.epoch_, decoder.shape_ = config, state.epoch, state.shape
+        decoder.config_, decoder.epoch_, decoder.shape_, decoder.layers_ = (
+            config,
+            state.epoch,
+            state.shape,
+            state.layers,
+        )
         decoder.training_, decoder.reliability_ = state.training, state.reliability
         decoder.method_, decoder.history_, decoder.result_ = method.eval(), [], None
         return decoder
@@ -332,7 +343,7 @@ class Decoder(
     def _save_pretrained(self, save_directory: Path) -> None:
         """Write the files of the decoder; the mixin calls this."""
         features = self._fitted().shape_.embedding if self.training_.encoder == FeatureData.ENCODER else 0
-        about = self.config_, features, self.shape_, self.epoch_, self.reliability_, self.training_
+        about = self.config_, features, self.shape_, self.epoch_, self.reliability_, self.training_, self.layers_
         card = model_card(self.config_, self.training_, self.epoch_, self.result_, self._hub_mixin_info.model_card_data)
         files.write(save_directory, files.State(*about), self.method_, card)
 

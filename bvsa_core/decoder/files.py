@@ -27,6 +27,7 @@ from bvsa_core.io.text_files import read_json
 from bvsa_core.io.typed import build
 from bvsa_core.methods.base import Method
 from bvsa_core.retrieval.gates import Reliability
+from bvsa_core.retrieval.result import LayerSelection
 from bvsa_core.training.config import RunConfig, from_dict, to_dict
 from bvsa_core.training.run import build_method
 from bvsa_core.training.run_data import RunData
@@ -49,6 +50,7 @@ class State:
     epoch: int
     reliability: Reliability | None
     training: TrainingSet
+    layers: LayerSelection | None = None  # of the target, if it was chosen among them
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class _Saved:
     epoch: int
     reliability: Reliability | None
     training: dict[str, Any]
+    layers: LayerSelection | None = None
 
 
 def write(folder: Path, state: State, method: Method, card: str) -> None:
@@ -77,6 +80,7 @@ def write(folder: Path, state: State, method: Method, card: str) -> None:
         "epoch": state.epoch,
         "reliability": asdict(state.reliability) if state.reliability else None,
         "training": training,
+        "layers": asdict(state.layers) if state.layers else None,
     }
     weights = {name: value.detach().cpu().contiguous() for name, value in method.state_dict().items()}
     files = {WEIGHTS: safetensors.torch.save(weights), CARD: card.encode()}
@@ -112,4 +116,5 @@ def read(folder: Path, places: dict[str, Any]) -> tuple[State, Method]:
     except (RuntimeError, MemoryError) as error:  # of sizes that no memory holds, or other weights
         detail = str(error).splitlines()[-1].strip()
         raise UserError(f"{folder / WEIGHTS}: not the weights of {CONFIG} ({detail}); {_REMEDY}") from error
-    return State(config, saved.features, saved.shape, saved.epoch, saved.reliability, training), method
+    about = saved.features, saved.shape, saved.epoch, saved.reliability, training, saved.layers
+    return State(config, *about), method

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -191,6 +192,10 @@ class FeatureData(MemoryData):
     def encoder_name(self) -> str:
         """What tables call the features."""
         return self.ENCODER
+
+    def with_target(self, target: str) -> NoReturn:
+        """Refuse another target, which an image encoder has."""
+        raise UserError("target is an array of features; select_layer needs an image encoder")
 
     def _features_of(self, images: Sequence[str]) -> Tensor:
         return self.features[[self.rows[name] for name in images]]

@@ -78,6 +78,8 @@ def group_runs(folders: Sequence[RunFolder]) -> list[ReportRow]:
         config = folder.config()
         settings = flatten({name: value for name, value in to_dict(config).items() if name not in _NOT_A_SETTING})
         for result in _results(folder):
+            if result.layers:
+                settings["target"] = "chosen"  # the layer is another in every run
             key = json.dumps([settings, result.protocol.to_json()], sort_keys=True)
             groups.setdefault(key, []).append((folder, config, result))
     all_settings = [json.loads(key)[0] for key in groups]

@@ -41,6 +41,7 @@ class Preset:
 
     options: Mapping[str, Any] = field(default_factory=dict)  # fields of the method's Options
     training: Mapping[str, Any] = field(default_factory=dict)  # fields of RunConfig, over the method's TRAINING
+    deviations: tuple[str, ...] | None = None  # from the paper that this preset alone follows; default: DEVIATIONS
 
 
 class Projector(nn.Module):

@@ -130,7 +130,8 @@ class SAMGA(Contrastive):
         if self.epoch == self.coarse_epochs:
             optimiser.state.clear()
             for group, lr in zip(optimiser.param_groups, (self.options.fine_lr, 0.0)):
-                group["lr"] = lr  # of 0: the gradient stays part of the graph, which DDP takes to be the same all along
+                # At a rate of 0 the map stays part of the graph, which DDP takes to be the same all along.
+                group["lr"] = group["initial_lr"] = lr  # the second one is what a schedule starts from
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the loss of a batch."""

@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -36,6 +37,9 @@ def report_figures(report: Report) -> list[FigureSpec]:
     trainings = report.trainings()
     if any(run.metrics for runs in trainings.values() for run in runs):
         figures.append(_training(trainings, [report.rows_of_training(runs) for runs in trainings.values()]))
+    for name, runs in trainings.items():
+        if any(run.result.layers for run in runs):
+            figures.append(_layers(name, runs, report.rows_of_training(runs)))
     for name, runs in trainings.items():
         if shares := blur_shares(runs):
             figures.append(_levels(name, *shares))
@@ -220,6 +224,45 @@ def _training(trainings: dict[str, list[RunSummary]], rows: Sequence[Sequence[in
     ends = ", ".join(f"{name} {loss:.2f}" for name, loss in final.items())
     alt = f"Curves of the training loss over epochs. Loss of the last epoch: {ends or 'not recorded'}."
     return FigureSpec("training", "training", "Loss", caption, alt, draw)
+
+
+def _layers(name: str, runs: Sequence[RunSummary], rows: Sequence[int]) -> FigureSpec:
+    selections = [run.result.layers for run in runs if run.result.layers]
+    targets = [target for target in selections[0].top1 if all(target in each.top1 for each in selections)]
+    values = 100 * np.array([[each.top1[target] for target in targets] for each in selections])
+    chosen = Counter(each.chosen for each in selections)
+    labels = [target.removeprefix("layer:") for target in targets]
+
+    def draw() -> Figure:
+        figure, ((axes,),) = subplots(1, 1, 2.5)
+        x = np.arange(len(targets))
+        parts: list[Artist] = [*axes.plot(x, values.mean(0), marker="o", ms=3, **curve_style(0))]
+        if len(values) > 1:
+            parts.append(axes.fill_between(x, values.min(0), values.max(0), color=PALETTE[0], alpha=0.15, lw=0))
+        at = [targets.index(target) for target in chosen]
+        parts += axes.plot(at, values.mean(0)[at], "o", ms=8, mfc="none", color=PALETTE[1])
+        mark_rows(parts, rows)
+        axes.set_xticks(x, labels, rotation=45 if len(labels) > 16 else 0)
+        axes.set_xlabel("layer of the image encoder")
+        _percent_axis(axes, "Top-1 on held-out concepts / %")
+        return figure
+
+    several = len(selections) > 1
+    concepts, epochs = ({getattr(each, name) for each in selections} for name in ("concepts", "epochs"))
+    numbers = lambda of: " or ".join(map(str, sorted(of)))  # noqa: E731
+    caption = (
+        f"Top-1 accuracy on {numbers(concepts)} concepts held out of the training data, by the layer that recordings "
+        f"are aligned with, after {numbers(epochs)} epochs on the others{', mean over runs' if several else ''}. "
+        f"{'Band: from the lowest to the highest run. ' if several else ''}Circles: layers chosen as target; no test "
+        "recording was read."
+    )
+    best = int(values.mean(0).argmax())
+    often = ", ".join(f"{target} in {count} of {len(selections)} runs" for target, count in chosen.items())
+    alt = (
+        f"Curve of accuracy on held-out concepts over {len(targets)} layers. The highest is {values.mean(0)[best]:.1f} "
+        f"percent, of {targets[best]}. Chosen: {often if several else selections[0].chosen}."
+    )
+    return FigureSpec(f"layer-selection-{slug(name)}", "training", f"Choice of the layer, {name}", caption, alt, draw)
 
 
 def _by_scale(losses: dict[str, np.ndarray | None]) -> list[list[str]]:

@@ -30,6 +30,29 @@ REMEDY = "delete it, and train the run again"
 _ROUNDING = 1e-5  # of similarities, relative to the largest one; other devices sum in another order
 
 
+@dataclass(frozen=True)
+class LayerSelection:
+    """Which layer of the image encoder a run took as target, and how well each was retrieved on held-out concepts."""
+
+    chosen: str  # the best target; of equal ones, the first
+    top1: dict[str, float]  # by target, from the first layer to the output
+    concepts: int  # held out
+    epochs: int  # of the training that tried a target
+
+    @property
+    def source(self) -> str:
+        """What chose the layer, for the protocol."""
+        return f"{self.concepts} held-out concepts"
+
+    def problem(self) -> str | None:
+        """Return what contradicts itself."""
+        if not self.top1 or not all(0 <= each <= 1 for each in self.top1.values()):
+            return "top1 of layers must be fractions"
+        if self.top1.get(self.chosen) != max(self.top1.values()):
+            return f"the layer chosen is {self.chosen}, which is not the best"
+        return "concepts and epochs of layers must be at least 1" if min(self.concepts, self.epochs) < 1 else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
     """Ranks of the test images of one run, the protocol they were computed under, and the run they belong to."""
@@ -47,6 +70,7 @@ class RunResult:
     alpha: float = GATE_ALPHA  # of the gate paper
     samples: int = 0  # trained on
     held_out: int = 0  # samples
+    layers: LayerSelection | None = None  # of the target, if it was chosen among them
     shape: InputSpec | None = None
     axes: RecordingAxes | None = None  # channels and times trained on
     images: list[str] = field(default_factory=list)  # (N,) of the test set
@@ -134,6 +158,8 @@ class RunResult:
             return f"{len(self.ranks)} ranks of {len(self.images)} images"
         if self.protocol.gallery < 1 or min(self.epoch, self.samples, self.held_out) < 0:
             return "gallery must be at least 1; epoch, samples and held_out at least 0"
+        if self.layers and (problem := self.layers.problem()):
+            return problem
         if not 0 < self.alpha < 1:
             return f"alpha is {self.alpha:g}; it must be above 0 and below 1"
         if self.axes is not None and (problem := self.axes.problem()):

@@ -13,7 +13,7 @@ import pickle
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -27,8 +27,9 @@ from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import write_atomically
 from bvsa_core.methods.base import Method
 from bvsa_core.progress import Progress, no_progress
+from bvsa_core.retrieval.result import LayerSelection
 from bvsa_core.stopping import PREEMPTION, Stopped, handled
-from bvsa_core.training.config import RunConfig, to_dict
+from bvsa_core.training.config import RunConfig, to_dict, with_layer
 from bvsa_core.training.run_folder import RunFolder
 from bvsa_core.training.selection import Best
 
@@ -140,6 +141,18 @@ class Checkpointer:
         """Write the settings of the run, if it has a folder."""
         if self.folder is not None and self.processes.rank == 0:
             self.folder.begin(config)
+
+    def select_layer(self, config: RunConfig, choose: Callable[[], LayerSelection]) -> LayerSelection:
+        """Return the layer chosen for a run, which an earlier process may have done."""
+        folder = self.folder
+        known = self.processes.broadcast(lambda: None if folder is None else folder.selected_layer(config))
+        if known is not None:
+            return known
+        chosen = choose()
+        chosen = self.processes.broadcast(lambda: chosen)  # all train on the same layer
+        if folder is not None and self.processes.rank == 0:
+            folder.keep_layer(chosen, with_layer(config, chosen.chosen))
+        return chosen
 
     def resume(self, state: TrainingState) -> None:
         """Restore the state of a training that was stopped, if there is one."""

@@ -22,6 +22,7 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 SETTINGS = {"intra": "intra-subject", "inter": "inter-subject"}  # names in tables
 SELECTIONS = {"last": "last", "validation": "validation", "oracle": "oracle (upper bound, selected on test)"}
 LEARN_BLUR = ("off", "subject", "similarity")
+LAYER_CHOSEN = ", layer chosen on "  # continues the selection in the protocol
 LEARNING_RATES = {"intra": 1e-4, "inter": 1e-5}  # as UBP and BVSA publish them
 GIVEN = ("features", "features_test", "features_images")  # settings in place of an image encoder
 ADDED = {
@@ -41,6 +42,8 @@ ADDED = {
     "projector_shared",
     "target",
     "schedule",
+    "select_epochs",
+    "select_layer",
     "texts",
     "vision_dropout",
     "vision_lora",
@@ -146,9 +149,9 @@ class RunConfig(RunDataConfig):
     """One run: one method, one tested subject, one seed."""
 
     method: str = "bvsa"
-    """vanilla, nice, atm, bravl, ubp, mcdb or bvsa; each defaults to its authors' training."""
+    """vanilla, nice, atm, bravl, ubp, mcdb, bvsa or samga; each defaults to its authors' training."""
     preset: str = "corrected"
-    """Version of the method: 'corrected', 'paper' or 'code', as far as it has them."""
+    """Version of the method: 'corrected', 'paper' or 'code', as far as it has them; of vanilla also 'shallow'."""
     method_options: Any = None  # a dict or a dataclass
     encoder: str = "eeg_project"
     """Brain encoder: eeg_project, tsconv (NICE's), tsconv_ubp, atm, shallownet, deepnet, eegnet, perceptron, or
@@ -204,6 +207,11 @@ class RunConfig(RunDataConfig):
     selection needs them."""
     selection: Literal["last", "validation", "oracle"] = "last"
     """Which epoch's weights are kept: the last, the best on held-out concepts, or (an upper bound) on the test set."""
+    select_layer: bool = False
+    """Choose the target: the layer of the image encoder, or its output, with the best Top-1 on concepts held out of the
+    training data, of which validation images are shown, by default one in twenty. Then train on all concepts."""
+    select_epochs: int | None = None
+    """Epochs of the trainings that try a layer; default: those of the run."""
     seed: int = 0
     """Seed of initial weights, batches and held-out concepts."""
     precision: str = "32-true"
@@ -233,7 +241,7 @@ class RunConfig(RunDataConfig):
             if getattr(self, name) not in known:
                 raise UserError(unknown_name(name, getattr(self, name), known))
         self.lr = LEARNING_RATES[self.setting] if self.lr is None else self.lr
-        least = dict.fromkeys(("epochs", "batch_size", "repetitions", "chunk", "projector_dim"), 1)
+        least = dict.fromkeys(("epochs", "select_epochs", "batch_size", "repetitions", "chunk", "projector_dim"), 1)
         least |= dict.fromkeys(("patience", "validation", "weight_decay", "initial_std", "vision_lora"), 0)
         for name, minimum in least.items():
             if getattr(self, name) is not None and not getattr(self, name) >= minimum:
@@ -262,10 +270,23 @@ class RunConfig(RunDataConfig):
             self._check_learnt_blur()
         elif self.chunk is not None and not self.vision_lora:
             raise UserError("chunk bounds the memory of gradients of images; give vision_lora or learn_blur")
+        if self.select_layer:
+            self._check_select_layer()
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas are {self.betas}; each must be at least 0 and below 1")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed is {self.seed}; it must be at least 0 and below 2**32")
+
+    def _check_select_layer(self) -> None:
+        if self.target != OUTPUT:
+            remedy = "give --select_layer false, or leave target out"
+            raise UserError(f"target is {self.target}, and select_layer chooses one; {remedy}")
+        if methods.method_class(self.method).takes_parts:
+            raise UserError(f"select_layer chooses one layer, and method {self.method} takes several; leave it out")
+        if self.trains_on_test_features:
+            raise UserError("select_layer knows no test images, and the method trains on them; leave it out")
+        if self.vision_lora:
+            raise UserError("select_layer is for a frozen image encoder; name the layer with target instead")
 
     def _check_learnt_blur(self) -> None:
         if self.views != "online":
@@ -320,10 +341,13 @@ def deviations(config: RunConfig) -> list[str]:
 
     First the settings, then what is no setting.
     """
-    kind = methods.method_class(config.method)
+    kind, own = methods.method_class(config.method), preset_of(config.method, config.preset)
     blur = f"learns its blur (learn_blur {config.learn_blur}), in place of the method's levels"
-    others = [*([] if config.learn_blur == "off" else [blur]), *kind.DEVIATIONS]
     source = next((preset for preset in ("code", "paper") if preset in kind.PRESETS), None)
+    if own.deviations is not None:
+        source = config.preset
+    of_method = kind.DEVIATIONS if own.deviations is None else own.deviations
+    others = [*([] if config.learn_blur == "off" else [blur]), *of_method]
     if source is None:
         return others
     published = training_of(config.method, source, config.setting) | asdict(method_options(config.method, source))
@@ -334,6 +358,11 @@ def deviations(config: RunConfig) -> list[str]:
     origin = "the released code's" if source == "code" else "the paper's"
     settings = [f"settings, {origin} in brackets: {', '.join(differing)}"] if differing else []
     return [*settings, *others]
+
+
+def with_layer(config: RunConfig, target: str) -> RunConfig:
+    """Return the settings of a run whose layer has been chosen."""
+    return replace(config, target=target, select_layer=False)
 
 
 def relocated(config: RunConfig, data: Path | None = None, bank: Path | None = None) -> RunConfig:

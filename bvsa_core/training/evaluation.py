@@ -12,8 +12,9 @@ from bvsa_core.data.split import Split
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Method
 from bvsa_core.retrieval.gates import Reliability, learn_reliability, reliabilities
+from bvsa_core.retrieval.result import LayerSelection
 from bvsa_core.retrieval.scoring import Embeddings, Protocol, Scores, Scoring, ranks, score, similarity
-from bvsa_core.training.config import SELECTIONS, SETTINGS, RunConfig
+from bvsa_core.training.config import LAYER_CHOSEN, SELECTIONS, SETTINGS, RunConfig
 from bvsa_core.training.embedding import embed
 from bvsa_core.training.run_data import RunData
 
@@ -27,6 +28,7 @@ class Trained:
     shape: encoders.InputSpec
     split: Split
     held_out: Split | None
+    layers: LayerSelection | None = None  # of the target, if config.select_layer chose it
 
     @property
     def learns_gate(self) -> bool:
@@ -83,7 +85,8 @@ def evaluate(trained: Trained, config: RunConfig, run_data: RunData, scoring: Sc
     Raises:
         UserError: data are missing or do not fit the method.
     """
-    method = trained.method
+    method, layers = trained.method, trained.layers
+    run_data = run_data.with_target(layers.chosen) if layers else run_data
     test, leak = run_data.test_split(config, trained.split, trained.held_out)
     embeddings = embed(method, test, run_data, trained.split.subjects)
     scoring = scoring or Scoring(method.default_gate, alpha=method.gate_alpha)
@@ -93,11 +96,12 @@ def evaluate(trained: Trained, config: RunConfig, run_data: RunData, scoring: Sc
     rank = ranks(similarity(embeddings, scoring))
     protocol = Protocol(
         dataset=SYNTHETIC if test.source == SYNTHETIC else run_data.dataset.name,
-        selection=SELECTIONS[config.selection],
+        selection=SELECTIONS[config.selection] + (f"{LAYER_CHOSEN}{layers.source}" if layers else ""),
         gallery=len(test.images),
         channels=len(test.channels),
         repetitions=test.repetitions,
-        encoder=run_data.encoder_name + (f" with LoRA {config.vision_lora}" if config.vision_lora else ""),
+        encoder=(run_data.clip.name if layers else run_data.encoder_name)
+        + (f" with LoRA {config.vision_lora}" if config.vision_lora else ""),
         setting=SETTINGS[config.setting],
         modality=test.modality,
         sampling_rate=test.axes.sampling_rate,

@@ -1,9 +1,13 @@
 """One run, from its configuration to its result."""
 
+from __future__ import annotations
+
 import functools
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,8 +21,9 @@ from bvsa_core.progress import Progress, no_progress
 from bvsa_core.retrieval.result import RunResult
 from bvsa_core.training.augmentation import Augmentation
 from bvsa_core.training.checkpoint import Checkpointer
-from bvsa_core.training.config import RunConfig, deviations
+from bvsa_core.training.config import RunConfig, deviations, with_layer
 from bvsa_core.training.evaluation import Evaluation, Trained, evaluate, oracle
+from bvsa_core.training.layer_selection import select_layer
 from bvsa_core.training.logs import Log, no_log
 from bvsa_core.training.loop import fit, make_fabric
 from bvsa_core.training.run_data import RunData
@@ -26,6 +31,9 @@ from bvsa_core.training.run_folder import RunFolder
 from bvsa_core.training.selection import one_sample_per_concept_batches, validation_top1
 from bvsa_core.vision.layers import OUTPUT, parse_target
 from bvsa_core.vision.learnt_blur import LearntBlur
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 def run(
@@ -80,6 +88,7 @@ def result_of(trained: Trained, evaluation: Evaluation, config: RunConfig) -> Ru
         ranks=evaluation.ranks.tolist(),
         images=evaluation.images,
         features=_digests(config),
+        layers=trained.layers,
         learnt_blur=learnt.values(trained.split.subjects) if learnt else {},
     )
 
@@ -96,15 +105,49 @@ def train(
     Raises:
         UserError: data or options do not fit.
     """
-    from lightning_fabric import seed_everything  # takes a second to import
-
     checkpointer = checkpointer or Checkpointer()
     fabric = make_fabric(run_data.device, run_data.processes, config.precision)
-    split, validation = split_off_validation(run_data.split(run_data.training_subjects(config), "train"), config)
+    everything = run_data.split(run_data.training_subjects(config), "train")
+    split, validation = split_off_validation(everything, config)
     test, _ = run_data.test_split(config, split, validation)  # which raises if it is no test
     if methods.method_class(config.method).uses_texts:
         run_data.check_texts()
     run_data.prompts(test.images, test.concepts)  # which raises if one has no caption, before the training
+    begin, layers = functools.partial(checkpointer.begin, config), None
+    if config.select_layer:
+        trial = functools.partial(
+            _train, fabric=fabric, begin=begin, checkpointer=Checkpointer(processes=run_data.processes)
+        )
+        choose = functools.partial(select_layer, config, run_data, everything, trial, run_data.progress)
+        layers = checkpointer.select_layer(config, choose)
+        config, run_data = with_layer(config, layers.chosen), run_data.with_target(layers.chosen)
+        begin = functools.partial(checkpointer.begin, config)
+    trained = _train(config, run_data, split, fabric, begin, checkpointer, report, validation, test)
+    return replace(trained, layers=layers)
+
+
+def _train(
+    config: RunConfig,
+    run_data: RunData,
+    split: Split,
+    fabric: Fabric,
+    begin: Callable[[], None],
+    checkpointer: Checkpointer,
+    report: Log = no_log,
+    validation: Split | None = None,
+    test: Split | None = None,
+    every_layer: RunData | None = None,
+) -> Trained:
+    """Train a method on samples, see `train`.
+
+    Args:
+        begin: called when data and options have been checked, before anything else is written.
+        validation: held-out samples of the same images.
+        test: the test set, for methods that train on its features.
+        every_layer: data whose features are computed along with those of `run_data`, by one pass over the images.
+    """
+    from lightning_fabric import seed_everything  # takes a second to import
+
     _, channels, time = split.recordings.shape
     parts = run_data.part_widths()
     widths = parts[0], len(split.subjects), run_data.text_width(), tuple(parts)
@@ -114,10 +157,13 @@ def train(
     left_out = encoders.load_pretrained(method)
     if note := encoders.pretrained_note(method):
         run_data.progress("brain encoder", 1, 1, "; ".join([note, *left_out]))
+    if every_layer is not None and config.views == "banked":
+        levels = [*method.training_levels(), *method.gallery_feature_levels()]
+        every_layer.bank(split.images).fill(levels, run_data.progress, processes=run_data.processes)
     texts = run_data.texts(split.images, split.concepts)
     views = run_data.views(split.images, method.training_levels(), method)
     held_out = extra_metrics = unpaired = None
-    if config.trains_on_test_features:
+    if config.trains_on_test_features and test is not None:
         test_views = run_data.views(test.images, method.training_levels(), method)
         unpaired = test, test_views, run_data.texts(test.images, test.concepts)
     if validation is not None:
@@ -136,7 +182,7 @@ def train(
     if augment is not None and config.augment_once:
         seen, augment = replace(split, recordings=augment.whole(config.batch_size)), None
     prefetch = run_data.prefetch(split.images)
-    checkpointer.begin(config)
+    begin()
     seal = nullcontext() if config.selection == "oracle" else run_data.sealed()
     with seal, checkpointer.catch_signals():
         log = report, held_out, extra_metrics, checkpointer

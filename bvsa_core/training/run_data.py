@@ -1,9 +1,11 @@
 """Recordings, images and features that many runs share, each loaded once."""
 
+import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +30,8 @@ from bvsa_core.vision.multilevel import Fusion, TargetViews
 from bvsa_core.vision.pixels import Pixels
 from bvsa_core.vision.tuned import TunedVision
 from bvsa_core.vision.views import BankedViews, Falloff, Level, OnlineViews, Views
+
+Data = TypeVar("Data", bound="RunData")
 
 
 def choose_device(name: str) -> torch.device:
@@ -90,6 +94,15 @@ class RunData:
         train, test = (list(dict.fromkeys(images)) for images in parts)
         return read_given_features(self.config.feature_files(), self.config.features_images, train, test)
 
+    def with_target(self: Data, target: str) -> Data:
+        """Return the same data with another target; recordings, images and the image encoder are loaded once."""
+        other = copy.copy(self)
+        other.config = copy.copy(self.config)
+        other.config.target = target
+        other.clip = self.clip.with_layers(parse_target(target, lambda: self.clip.layer_count))
+        other._bank_of = functools.cache(lambda images: self.bank(images).with_encoder(other.clip))
+        return other
+
     def tuned_vision(self, config: RunConfig) -> TunedVision:
         """Return the image encoder with trainable updates, which a run trains with its method."""
         options = config.vision_lora, config.vision_dropout, config.checkpoint_vision
@@ -116,11 +129,11 @@ class RunData:
     @contextmanager
     def sealed(self) -> Iterator[None]:
         """Forbid reading the test set: training and selection must not know it."""
-        self._sealed = True
+        before, self._sealed = self._sealed, True
         try:
             yield
         finally:
-            self._sealed = False
+            self._sealed = before
 
     def split(
         self,

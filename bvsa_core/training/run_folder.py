@@ -6,6 +6,7 @@ RUN/weights.safetensors    encoder, scale, weights of fused targets, per-sample 
 RUN/embeddings.safetensors what retrieval compares: recordings, images and texts of the test set
 RUN/result.json            the scores, and checksums of the three files above; a run is complete when it is there
 RUN/resume.pt              the training state of a run that is not complete; see training.checkpoint
+RUN/layers.json            the layer that --select_layer chose, until it is in result.json
 """
 
 import hashlib
@@ -14,7 +15,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -38,17 +39,18 @@ from bvsa_core.io.atomic import (
 from bvsa_core.io.safe_readers import read_arrays
 from bvsa_core.io.text_files import flatten, parse_json, read_json, read_yaml
 from bvsa_core.io.typed import build
-from bvsa_core.retrieval.result import REMEDY, RunResult
+from bvsa_core.retrieval.result import REMEDY, LayerSelection, RunResult
 from bvsa_core.retrieval.scoring import Embeddings
-from bvsa_core.training.config import GIVEN, SELECTIONS, SETTINGS, RunConfig, from_dict, to_dict
+from bvsa_core.training.config import GIVEN, LAYER_CHOSEN, SELECTIONS, SETTINGS, RunConfig, from_dict, to_dict
 from bvsa_core.vision.learnt_blur import LearntValues
 
 ACTIVITY = "a run"  # what other processes report while the folder is locked
 NO_RUN = "train one with 'bvsa train --out'"
+SELECT_AGAIN = "delete it, and the layer is chosen again"
 WEIGHTS, EMBEDDINGS, METRICS = "weights.safetensors", "embeddings.safetensors", "metrics.jsonl"
 OUTPUTS = (  # of a run and of commands that work on it, the one that makes it complete first
-    "result.json", "scores.json", "resume.pt", WEIGHTS, EMBEDDINGS, METRICS, "retrieved.json", "page.html",
-    "tensorboard", "wandb",
+    "result.json", "scores.json", "resume.pt", "layers.json", WEIGHTS, EMBEDDINGS, METRICS, "retrieved.json",
+    "page.html", "tensorboard", "wandb",
 )  # fmt: skip
 PATHS = ("data", "bank", "cache_dir", *GIVEN, "texts", "concepts")  # settings that name a place
 _START = "# relative paths start in {}, seen from this file"
@@ -86,6 +88,7 @@ class RunFolder:
         self.path, self.overwrite = Path(path), overwrite
         self.settings = self.path / "run.yaml"
         self.resume = self.path / "resume.pt"  # the training state
+        self.layers = self.path / "layers.json"
 
     def is_complete(self, config: RunConfig) -> bool:
         """Return whether the folder holds the complete run of a configuration."""
@@ -105,7 +108,13 @@ class RunFolder:
 
     def differences(self, config: RunConfig) -> list[str]:
         """Return the settings in which the run there differs from a configuration, as "NAME OLD -> NEW"."""
-        return changes(_comparable(self.config()), _comparable(config))
+        own = self.config()
+        if config.select_layer and (self.layers.exists() or self._has_layers()):
+            own = replace(own, target=config.target, select_layer=True)
+        return changes(_comparable(own), _comparable(config))
+
+    def _has_layers(self) -> bool:
+        return (self.path / "result.json").is_file() and self.result().layers is not None
 
     def _is_replaced(self, config: RunConfig) -> bool:
         """Return whether the run there gives way to that of a configuration; a damaged one does, too."""
@@ -127,7 +136,7 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Lock the folder for a run."""
         with lock(self.path, activity=ACTIVITY):
-            for path in (self.settings, self.resume, self.path / METRICS):  # which are read to continue the run
+            for path in (self.settings, self.resume, self.layers, self.path / METRICS):  # read to continue the run
                 refuse_links(path)
             yield
 
@@ -140,6 +149,9 @@ class RunFolder:
             for name in OUTPUTS:
                 with os_errors_to_user_errors(self.path / name):
                     remove(self.path / name)
+        self._write_settings(config)
+
+    def _write_settings(self, config: RunConfig) -> None:
         text = yaml.safe_dump(to_dict(config), sort_keys=False)
         if not all(path.is_absolute() for path in _paths(config).values()):
             text = f"{_START.format(os.path.relpath(Path.cwd(), self.path.resolve()))}\n{text}"
@@ -166,8 +178,20 @@ class RunFolder:
             files[name] = hashlib.sha256(content).hexdigest()
         result = replace(result, files=files)
         write_atomically(self.path / "result.json", json.dumps(result.to_json(), indent=2).encode() + b"\n")
-        self.resume.unlink(missing_ok=True)
+        for path in (self.resume, self.layers):
+            path.unlink(missing_ok=True)
         return result
+
+    def selected_layer(self, config: RunConfig) -> LayerSelection | None:
+        """Read the layer that has been chosen for the run of a configuration; None if it has not."""
+        if not self.layers.exists() or self._is_replaced(config):
+            return None
+        return build(LayerSelection, read_json(self.layers, SELECT_AGAIN), str(self.layers), SELECT_AGAIN)
+
+    def keep_layer(self, selection: LayerSelection, config: RunConfig) -> None:
+        """Write the layer that has been chosen, and the settings of the run with it."""
+        write_atomically(self.layers, json.dumps(asdict(selection), indent=2).encode() + b"\n")
+        self._write_settings(config)
 
     def result(self) -> RunResult:
         """Read the result of a complete run."""
@@ -195,7 +219,7 @@ class RunFolder:
         config, protocol = self.config(), result.protocol
         names = ("method", "preset", "subject", "seed")
         pairs = {name: (getattr(result, name), getattr(config, name)) for name in names}
-        pairs["selection"] = protocol.selection, SELECTIONS[config.selection]
+        pairs["selection"] = protocol.selection.partition(LAYER_CHOSEN)[0], SELECTIONS[config.selection]
         pairs["setting"] = protocol.setting or SETTINGS[config.setting], SETTINGS[config.setting]
         for name, (own, of_settings) in pairs.items():
             if own != of_settings:

@@ -11,6 +11,7 @@ file carries the key and a checksum, which are verified when it is read. Any num
 machines, may fill a bank at once, and any of them may be killed.
 """
 
+import copy
 import hashlib
 import itertools
 import json
@@ -100,6 +101,12 @@ class FeatureBank:
             write_shared(path, lambda: write_atomically(path, json.dumps(about, indent=2).encode() + b"\n"))
         check_matches(self.folder, about, "name the folder it is in, where every bank has its own, or delete it")
         self._shards = Shards(self.folder, self.key, len(self.paths))
+
+    def with_encoder(self, clip: VisionEncoder) -> "FeatureBank":
+        """Return the same bank for other layers of its encoder; no image is read."""
+        other = copy.copy(self)
+        other.clip = clip
+        return other
 
     def missing(self, levels: Sequence[Level]) -> list[Level]:
         """Return the levels of which some part is not computed yet."""

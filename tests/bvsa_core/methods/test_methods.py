@@ -124,7 +124,7 @@ def test_options_of_samga_are_checked(option, value, bounds):
 @pytest.mark.parametrize(
     ("name", "preset", "known"),
     [
-        ("vanilla", "paper", "corrected, code"),
+        ("vanilla", "paper", "corrected, code, shallow"),
         ("nice", "paper", "corrected, code"),
         ("samga", "paper", "corrected, code"),
         ("atm", "paper", "corrected, code"),

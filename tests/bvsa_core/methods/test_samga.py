@@ -1,6 +1,7 @@
 """SAMGA beside plain PyTorch written from the description: router, MMD, and trainings in lock step."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -219,13 +220,15 @@ def test_another_second_stage_is_found(problem, monkeypatch, fault):
         train_in_lock_step(problem, "code")
 
 
-def test_the_second_stage_leaves_the_shared_map_alone(problem):
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_the_second_stage_leaves_the_shared_map_alone(problem, schedule):
     everything, features = problem
-    method, seen = make(config_of("code")), []
+    config, seen = replace(config_of("code"), schedule=schedule), []
+    method = make(config)
     views = lambda indices, gain, kernel_size: features[indices]  # noqa: E731
     keep = lambda metrics: seen.append({name: value.clone() for name, value in method.state_dict().items()})  # noqa: E731
     split = everything.take(torch.arange(SAMPLES))
-    fit(method, split, views, torch.zeros(SAMPLES, 16), config_of("code"), Fabric(accelerator="cpu"), keep)
+    fit(method, split, views, torch.zeros(SAMPLES, 16), config, Fabric(accelerator="cpu"), keep)
     start, end = seen[EPOCHS // 2 - 1], seen[-1]
     for name in start:
         frozen = name.startswith("shared_map") or name == "logit_scale"

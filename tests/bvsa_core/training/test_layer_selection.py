@@ -1,0 +1,138 @@
+"""The layer of the image encoder is chosen on held-out concepts, without the test set, before the training on all."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bvsa_core.errors import UserError
+from bvsa_core.experiments.report_data import group_runs
+from bvsa_core.report.content import Report
+from bvsa_core.report.result_figures import report_figures
+from bvsa_core.training import layer_selection
+from bvsa_core.training import run as run_module
+from bvsa_core.training.config import RunConfig, RunDataConfig
+from bvsa_core.training.evaluation import evaluate
+from bvsa_core.training.run import run, train
+from bvsa_core.training.run_data import RunData
+from bvsa_core.training.run_folder import RunFolder
+from bvsa_core.training.selection import validation_top1
+
+TARGETS = ["layer:0", "layer:1", "layer:2", "output"]
+
+
+def config_of(run_data: RunData, **changes) -> RunConfig:
+    chosen = {"data": run_data.config.data, "preset": "shallow", "epochs": 3, "select_epochs": 2, "batch_size": 32}
+    return RunConfig.of("vanilla", **{**chosen, "validation": 18, "lr": 1e-3, "projector_dim": 32, **changes})
+
+
+class OtherTest(RunData):
+    """The same data with other test recordings."""
+
+    def split(self, subjects, split, *rest):
+        chosen = super().split(subjects, split, *rest)
+        return replace(chosen, recordings=chosen.recordings.flip(0)) if split == "test" else chosen
+
+
+@pytest.fixture(scope="module")
+def trained(run_data):
+    return train(config_of(run_data), run_data)
+
+
+def test_the_curve_is_that_of_trainings_on_the_other_concepts(run_data, trained):
+    top1 = {}
+    for target in TARGETS:
+        config = config_of(run_data, target=target, select_layer=False, epochs=2)
+        own = RunData(RunDataConfig(data=run_data.config.data, target=target))
+        alone = train(config, own)
+        views = own.views(alone.split.images, alone.method.gallery_feature_levels())
+        texts = own.texts(alone.split.images, alone.split.concepts)
+        top1[target] = validation_top1(alone.method, alone.held_out, views, texts, alone.split.subjects)
+    assert list(trained.layers.top1) == TARGETS and trained.layers.top1 == top1
+    assert top1[trained.layers.chosen] == max(top1.values()) > min(top1.values())
+    assert (trained.layers.concepts, trained.layers.epochs) == (6, 2)
+
+
+def test_the_last_training_is_that_of_the_chosen_layer_on_all_concepts(run_data, trained):
+    config = config_of(run_data)
+    alone = replace(config, target=trained.layers.chosen, select_layer=False)
+    other = train(alone, RunData(RunDataConfig(data=run_data.config.data, target=alone.target)))
+    assert other.layers is None and len(trained.split) + len(trained.held_out) == 90
+    for name, value in other.method.state_dict().items():
+        assert torch.equal(trained.method.get_parameter(name), value), name
+    protocol = evaluate(trained, config, run_data).protocol
+    assert protocol.selection == "last, layer chosen on 6 held-out concepts" and protocol.encoder == "tiny"
+
+
+def test_the_test_set_is_not_read(run_data, trained, monkeypatch):
+    config = config_of(run_data)
+    assert train(config, OtherTest(RunDataConfig(data=run_data.config.data))).layers == trained.layers
+    original = layer_selection.validation_top1
+
+    def peek(*given):
+        run_data.split("sub-01", "test")
+        return original(*given)
+
+    monkeypatch.setattr(layer_selection, "validation_top1", peek)
+    with pytest.raises(RuntimeError, match="the test set is read before training has ended"):
+        train(config, run_data)
+
+
+def test_a_run_keeps_the_layer_and_its_curve(run_data, tmp_path, monkeypatch):
+    folder, config = RunFolder(tmp_path / "run"), config_of(run_data)
+
+    def stop(*given, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "evaluate", stop)  # killed after the training
+        with pytest.raises(KeyboardInterrupt):
+            run(config, run_data, folder)
+    chosen = json.loads(folder.layers.read_text())["chosen"]
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "select_layer", stop)  # it is not chosen again
+        result = run(config, run_data, folder)
+        assert run(config, run_data, folder) == result
+    assert result.layers.chosen == chosen == folder.config().target and not folder.config().select_layer
+    assert result == RunFolder(tmp_path / "run").verify() and not folder.layers.exists()
+    with pytest.raises(UserError, match="select_epochs 2 -> 1"):
+        run(replace(config, select_epochs=1), run_data, folder)
+    again = RunFolder(folder.path, overwrite=True)
+    assert run(replace(config, select_epochs=1), run_data, again).layers.epochs == 1
+
+
+def test_runs_of_other_layers_are_one_row_and_one_figure(run_data, tmp_path):
+    folders = [RunFolder(tmp_path / f"seed{seed}") for seed in range(3)]
+    results = [run(config_of(run_data, seed=seed, epochs=1), run_data, each) for seed, each in enumerate(folders)]
+    assert len({result.layers.chosen for result in results}) > 1, "take other seeds"
+    rows = group_runs(folders)
+    assert len(rows) == 1 and len(rows[0].runs) == 3
+    (figure,) = [each for each in report_figures(Report("", rows)) if each.name.startswith("layer-selection")]
+    highest = max(TARGETS, key=lambda target: sum(result.layers.top1[target] for result in results))
+    assert "6 concepts held out" in figure.caption and "2 epochs" in figure.caption
+    assert f"percent, of {highest}." in figure.alt and "in 1 of 3 runs" in figure.alt
+    (axes,) = figure.draw().axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1", "2", "output"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target": "layer:1"}, "target is layer:1, and select_layer chooses one; give --select_layer false"),
+        ({"vision_lora": 2}, "select_layer is for a frozen image encoder; name the layer with target instead"),
+        ({"select_epochs": 0}, "select_epochs is 0; it must be at least 1"),
+        ({"validation": 1}, "select_layer holds 1 images out, which are of one concept, and the choice takes two"),
+    ],
+)
+def test_what_cannot_be_chosen_is_reported(run_data, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        run(config_of(run_data, **changes), run_data, RunFolder(tmp_path / "run"))
+    assert not (tmp_path / "run" / "run.yaml").exists()
+
+
+def test_methods_that_take_several_layers_or_test_images_choose_none():
+    with pytest.raises(UserError, match="select_layer chooses one layer, and method samga takes several"):
+        RunConfig.of("samga", target="output", select_layer=True)
+    with pytest.raises(UserError, match="select_layer knows no test images, and the method trains on them"):
+        RunConfig.of("bravl", preset="code", select_layer=True)
