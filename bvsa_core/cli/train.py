@@ -61,8 +61,9 @@ def run(parsed: jsonargparse.Namespace) -> None:
                 results.append(run_one(own, run_data, folder, display, log))
     if processes.rank == 0:
         Console().print(to_rich(method_results(results)))
-        for result in filter(lambda each: each.layers, results):
-            say(f"{result.subject}: target {result.layers.chosen}, chosen on {result.layers.source}")
+        for result in results:
+            if layers := result.layers:
+                say(f"{result.subject}: target {layers.chosen}, chosen on {layers.source}")
         say(f"runs are in {parsed.out}")
 
 

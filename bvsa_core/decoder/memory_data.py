@@ -22,7 +22,7 @@ from bvsa_core.methods.base import Method
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.run_data import RunData
 from bvsa_core.vision.encoder import VisionEncoder
-from bvsa_core.vision.layers import OUTPUT, parse_target
+from bvsa_core.vision.layers import OUTPUT
 from bvsa_core.vision.loading import load_vision_encoder
 from bvsa_core.vision.multilevel import Fusion
 from bvsa_core.vision.tuned import TunedVision
@@ -113,10 +113,9 @@ class MemoryData(RunData):
         return _NamedImages(", ".join(dict.fromkeys(names)), self.images)
 
     @functools.cached_property
-    def clip(self) -> VisionEncoder:
+    def encoder(self) -> VisionEncoder:
         """The image encoder, kept for the next data."""
-        clip = _load_encoder(self.config.vision, self.config.weights, self.config.cache_dir, self.device)
-        return clip.with_layers(parse_target(self.config.target, lambda: clip.layer_count))
+        return _load_encoder(self.config.vision, self.config.weights, self.config.cache_dir, self.device)
 
     @functools.cached_property
     def samples(self) -> Split:

@@ -100,7 +100,7 @@ def evaluate(trained: Trained, config: RunConfig, run_data: RunData, scoring: Sc
         gallery=len(test.images),
         channels=len(test.channels),
         repetitions=test.repetitions,
-        encoder=(run_data.clip.name if layers else run_data.encoder_name)
+        encoder=(run_data.encoder.name if layers else run_data.encoder_name)
         + (f" with LoRA {config.vision_lora}" if config.vision_lora else ""),
         setting=SETTINGS[config.setting],
         modality=test.modality,

@@ -12,7 +12,7 @@ from bvsa_core.training.config import RunConfig
 from bvsa_core.training.evaluation import Trained
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.selection import one_sample_per_concept_batches, validation_top1
-from bvsa_core.vision.layers import LEARNED, OUTPUT
+from bvsa_core.vision.layers import OUTPUT
 
 
 def select_layer(
@@ -37,8 +37,9 @@ def select_layer(
         raise UserError(f"{problem}: hold out more with --validation")
     epochs = config.select_epochs or config.epochs
     trial = replace(config, select_layer=False, selection="last", validation=0, epochs=epochs)
-    every_layer = run_data.with_target(LEARNED)
-    targets = [*(f"layer:{layer}" for layer in range(every_layer.clip.layer_count)), OUTPUT]
+    parts = [*map(str, range(run_data.encoder.layer_count)), *([OUTPUT] if run_data.encoder.has_output else [])]
+    targets = [part if part == OUTPUT else f"layer:{part}" for part in parts]
+    every_layer = run_data.with_target(f"layers:[{','.join(parts)}]")
     top1: dict[str, float] = {}
     for number, target in enumerate(targets):
         progress("layers", number, len(targets), target)

@@ -79,14 +79,20 @@ class RunData:
 
     @functools.cached_property
     def clip(self) -> VisionEncoder:
-        """The image encoder, or features that are given in place of one."""
+        """The image encoder, or features that are given in place of one, with the layers of the target."""
+        parts = parse_target(self.config.target, lambda: self.encoder.layer_count)
+        given = self.config.features is not None and self.config.target == LEARNED
+        return self.encoder.with_layers(parts[1:] if given else parts)  # features have no output
+
+    @functools.cached_property
+    def encoder(self) -> VisionEncoder:
+        """The same, whatever the target."""
         if self.config.features is not None:
-            parts = parse_target(self.config.target, lambda: self._given.layer_count)
-            return self._given.with_layers(parts[1:] if self.config.target == LEARNED else parts)  # without an output
+            return self._given
         self.progress("image encoder", 0, 1, self.config.vision)
-        clip = load_vision_encoder(self.config.vision, self.config.weights, self.config.cache_dir, self.device)
+        encoder = load_vision_encoder(self.config.vision, self.config.weights, self.config.cache_dir, self.device)
         self.progress("image encoder", 1, 1, self.config.vision)
-        return clip.with_layers(parse_target(self.config.target, lambda: clip.layer_count))
+        return encoder
 
     @functools.cached_property
     def _given(self) -> GivenFeatures:
@@ -99,7 +105,8 @@ class RunData:
         other = copy.copy(self)
         other.config = copy.copy(self.config)
         other.config.target = target
-        other.clip = self.clip.with_layers(parse_target(target, lambda: self.clip.layer_count))
+        other.encoder = self.encoder
+        other.__dict__.pop("clip", None)  # of this target
         other._bank_of = functools.cache(lambda images: self.bank(images).with_encoder(other.clip))
         return other
 

@@ -46,6 +46,11 @@ class VisionEncoder:
         return len(self._layers().blocks)
 
     @property
+    def has_output(self) -> bool:
+        """Whether a feature can be its output, too."""
+        return True
+
+    @property
     def has_texts(self) -> bool:
         """Whether it encodes texts too, to the space of images."""
         return False

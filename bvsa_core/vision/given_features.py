@@ -56,6 +56,11 @@ class GivenFeatures(VisionEncoder):
         """Number of layers."""
         return self.features.shape[1]
 
+    @property
+    def has_output(self) -> bool:
+        """Whether there is a single layer, which is the output, too."""
+        return self.layer_count == 1
+
     def widths(self) -> list[int]:
         """Return the widths of the parts of a feature."""
         return [self.features.shape[2]] * len(self.layers)
@@ -65,7 +70,7 @@ class GivenFeatures(VisionEncoder):
         chosen = super().with_layers(layers)
         assert isinstance(chosen, GivenFeatures)
         known = f"they have {self.layer_count} layers; choose --target layer:L or layers:[0,1,...]"
-        if OUTPUT in chosen.layers and self.layer_count > 1:
+        if OUTPUT in chosen.layers and not self.has_output:
             raise UserError(f"{self.name}: no output, which the target names; {known}")
         if pooled := [part for part in chosen.layers if "." in part]:
             raise UserError(f"{self.name}: no tokens, which the target names with {pooled[0]}; {known}")
