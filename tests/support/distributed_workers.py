@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from bvsa_core import encoders, methods
 from bvsa_core.data.split import Split
 from bvsa_core.distributed.processes import ProcessGroup, init_processes
+from bvsa_core.methods.base import Projector
 from bvsa_core.retrieval.gallery import EmbeddingMatrix, Gallery
 from bvsa_core.retrieval.gates import Reliability
 from bvsa_core.retrieval.scoring import Scoring
@@ -65,6 +66,7 @@ class Problem:
         self.views = lambda indices, gain, kernel_size: features[indices] * (1 + gain[:, None])
         if method == "vanilla":
             self.method.fusion = Fusion([16], [Level(51, 0.5)])
+            self.method.image_map = Projector("linear", 16, 16)
             fixed = lambda indices, *_: texts[indices]  # noqa: E731
             self.views = TargetViews(self.method.image_targets, self.method.fusion.levels, self.views, fixed)
 
@@ -113,8 +115,8 @@ def gradients(path: str, method: str, seed: int) -> None:
     """Write the gradients of one batch without dropout."""
     with init_processes() as processes:
         problem = Problem(method, "eeg_project", processes, seed, dropout=False)
-        batch = make_batch(problem.method, problem.split, torch.arange(7), problem.views, problem.texts)
         module = problem.fabric.setup(problem.method)
+        batch = make_batch(problem.method, problem.split, torch.arange(7), problem.views, problem.texts)
         problem.fabric.backward(module(batch))
         values = [value.grad.tolist() for value in problem.method.parameters() if value.grad is not None]
         assert all(each == values for each in processes.gather(values))
