@@ -111,36 +111,39 @@ def load(name: str, weights: str | None, cache_dir: str | Path | None) -> Transf
     check_weights(name, weights, cache_dir)
     where = {"cache_dir": cache_dir, "trust_remote_code": False}
     where["local_files_only"] = weights_are_here(name, weights, cache_dir)
-    tokenizer, missing = None, set[str]()
+    shown = PREFIX + (Path(name).resolve().name if Path(name).is_dir() else name)
     try:
         with _quiet(transformers):
             config = transformers.AutoConfig.from_pretrained(name, **where)
-            processor = transformers.AutoImageProcessor.from_pretrained(name, **where)
+            preprocessing = _preprocessing(transformers.AutoImageProcessor.from_pretrained(name, **where))
             if weights == RANDOM:
                 with torch.random.fork_rng():
                     torch.manual_seed(0)
                     model = transformers.AutoModel.from_config(config, trust_remote_code=False)
+                shown, missing = f"{shown}/{RANDOM}", set[str]()
             else:
                 settings = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
                 model, loading = transformers.AutoModel.from_pretrained(name, config=config, **settings, **where)
                 missing = set(loading["missing_keys"]) | {str(each[0]) for each in loading["mismatched_keys"]}
+            if lacking := sorted(key for key in missing if not key.startswith("pooler.")):
+                raise ValueError(f"its files lack weights: {first_few(lacking)}")
+            tokenizer = None
             if hasattr(model, "get_image_features") and hasattr(model, "get_text_features"):
                 tokenizer = transformers.AutoTokenizer.from_pretrained(name, **where)
                 if tokenizer("dog").input_ids == tokenizer("cat").input_ids:  # made without its files
                     raise ValueError("its tokenizer knows no words")
+            elif model.main_input_name != "pixel_values":
+                raise ValueError(f"{type(model).__name__} takes {model.main_input_name}, not images alone")
+            encoder = TransformersEncoder(
+                model.eval(), *preprocessing, shown, tokenizer=tokenizer, has_pooling=not missing
+            )
+            if not encoder.layer_count:  # encodes an image
+                raise ValueError("it has no layers")
     except Exception as error:  # transformers wraps few of the errors of its readers
         detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         remedy = "give a repository or folder of a vision model with config, image processor and safetensors"
         raise UserError(f"vision encoder {PREFIX}{name} cannot be loaded ({detail}); {remedy}") from error
-    if tokenizer is None and model.main_input_name != "pixel_values":
-        problem = f"{type(model).__name__} takes {model.main_input_name}, not images alone"
-        raise UserError(f"vision encoder {PREFIX}{name}: {problem}; choose a vision model, or a CLIP or SigLIP")
-    if lacking := sorted(key for key in missing if not key.startswith("pooler.")):
-        raise UserError(f"vision encoder {PREFIX}{name}: its files lack weights ({first_few(lacking)}); get them again")
-    shown = PREFIX + (Path(name).resolve().name if Path(name).is_dir() else name)
-    shown += f"/{RANDOM}" if weights == RANDOM else ""
-    size, mean, std = _preprocessing(name, processor)
-    return TransformersEncoder(model, size, mean, std, shown, tokenizer=tokenizer, has_pooling=not missing)
+    return encoder
 
 
 def check_weights(name: str, weights: str | None = None, cache_dir: str | Path | None = None) -> None:
@@ -179,15 +182,15 @@ def _missing(name: str, weights: str | None, cache_dir: str | Path | None) -> li
     return missing if weights == RANDOM or any(map(is_here, WEIGHTS)) else [*missing, WEIGHTS[0]]
 
 
-def _preprocessing(name: str, processor: Any) -> tuple[int, tuple[float, float, float], tuple[float, float, float]]:
+def _preprocessing(processor: Any) -> tuple[int, tuple[float, float, float], tuple[float, float, float]]:
     """Return image size, mean and std of an image processor; it must scale square images by 1 / 255."""
     cropped = getattr(processor, "do_center_crop", False)
-    size = dict(processor.crop_size if cropped else processor.size)
+    size = dict((processor.crop_size if cropped else processor.size) or {})
     sides = {each for each in (size.get("height"), size.get("width"), size.get("shortest_edge")) if each}
     factor = processor.rescale_factor if processor.do_rescale else None
     if len(sides) != 1 or factor is None or abs(255 * factor - 1) > 1e-6:
         problem = f"its image processor makes images of {size} scaled by {factor}"
-        raise UserError(f"vision encoder {PREFIX}{name}: {problem}; only square ones scaled by 1/255 are supported")
+        raise ValueError(f"{problem}; only square ones scaled by 1/255 are supported")
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
     return sides.pop(), tuple(map(float, mean)), tuple(map(float, std))  # type: ignore[return-value]
 
