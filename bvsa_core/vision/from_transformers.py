@@ -142,6 +142,7 @@ def load(name: str, weights: str | None, cache_dir: str | Path | None) -> Transf
     except Exception as error:  # transformers wraps few of the errors of its readers
         detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         remedy = "give a repository or folder of a vision model with config, image processor and safetensors"
+        remedy += ", or features made elsewhere with --features"
         raise UserError(f"vision encoder {PREFIX}{name} cannot be loaded ({detail}); {remedy}") from error
     return encoder
 
