@@ -40,6 +40,7 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
 def run(parsed: jsonargparse.Namespace) -> None:
     """Run the command."""
     config = to_dataclass(RunConfig, parsed)
+    config.check_used()
     with init_processes() as processes, Display(quiet=processes.rank > 0) as display:
         run_data = RunData(replace(config, device=device_of_rank(config.device, processes)), display, processes)
         if processes.rank == 0:

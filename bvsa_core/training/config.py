@@ -49,6 +49,8 @@ ADDED = {
     "vision_lora",
     "vision_lr",
 }  # since 0.1, whose run.yaml is read too
+# Parts that any method can be given; its released code has those of its TRAINING alone.
+_RECIPE = ("target", "target_levels", "projector", "vision_lora", "augment")
 Settings = TypeVar("Settings")
 _REMEDY = "delete the folder, and train the run again"
 
@@ -251,6 +253,8 @@ class RunConfig(RunDataConfig):
         for name in self.augment:
             if name not in augmentation.NAMES:
                 raise UserError(unknown_name("augmentation", name, augmentation.NAMES))
+            if self.augment.count(name) > 1:
+                raise UserError(f"augment names {name} twice; it is applied once, so leave one out")
         if not 0 < self.mixup_alpha < math.inf:
             raise UserError(f"mixup_alpha is {self.mixup_alpha}; it must be positive and finite")
         for name in ("lr", "blur_lr", "vision_lr"):
@@ -294,6 +298,22 @@ class RunConfig(RunDataConfig):
             raise UserError(f"{problem}, and views are {self.views}; add --views online")
         if not methods.method_class(self.method).learns_blur:
             raise UserError(f"learn_blur: method {self.method} gives the blur no gradient; choose another method")
+
+    def check_used(self) -> None:
+        """Raise UserError for a setting of a part that is off, which would change nothing; grids may have some."""
+        parts = {
+            "projector": (self.projector != "none", ("projector_dim", "projector_shared")),
+            "learn_blur": (self.learn_blur != "off", ("blur_lr",)),
+            "vision_lora": (self.vision_lora > 0, ("vision_lr", "vision_dropout")),
+            "augment": (bool(self.augment), ("augment_once",)),
+            "augment with mixup": ("mixup" in self.augment, ("mixup_alpha",)),
+        }
+        usual = training_of(self.method, self.preset, self.setting)
+        for part, (is_on, names) in parts.items():
+            for name in names:
+                value = getattr(self, name)
+                if not is_on and value not in (getattr(RunConfig, name), usual.get(name)):
+                    raise UserError(f"{name} is {value}, and belongs to {part}, which is off; leave {name} out")
 
     @property
     def trains_on_test_features(self) -> bool:
@@ -350,7 +370,9 @@ def deviations(config: RunConfig) -> list[str]:
     others = [*([] if config.learn_blur == "off" else [blur]), *of_method]
     if source is None:
         return others
-    published = training_of(config.method, source, config.setting) | asdict(method_options(config.method, source))
+    usual = RunConfig()
+    published = {name: getattr(usual, name) for name in _RECIPE} | training_of(config.method, source, config.setting)
+    published |= asdict(method_options(config.method, source))
     ours = vars(config) | asdict(config.method_options)
     text = lambda value: json.dumps(value).replace('"', "")  # noqa: E731
     pairs = {name: (text(ours[name]), text(value)) for name, value in published.items()}

@@ -15,7 +15,7 @@ from bvsa_core import encoders, methods
 from bvsa_core.data.dataset import RecordingAxes
 from bvsa_core.data.split import Split, hold_out
 from bvsa_core.data.store import sha256_of
-from bvsa_core.errors import UserError, first_few
+from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Method, ProjectedEncoder, Projector
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.retrieval.result import RunResult
@@ -49,7 +49,7 @@ def run(
         Stopped: a signal, such as Ctrl-C, stopped the training; the same call continues.
     """
     processes = run_data.processes
-    if (finished := processes.broadcast(lambda: folder.finished_result(config))) is not None:
+    if (finished := processes.broadcast(lambda: _finished(folder, config))) is not None:
         return finished
 
     def report(metrics: dict) -> None:
@@ -190,8 +190,24 @@ def _train(
     return Trained(method, epoch, shape, split, validation)
 
 
+def _finished(folder: RunFolder, config: RunConfig) -> RunResult | None:
+    """Return the result of a complete run, whose features are still those of the files, as far as they are here."""
+    finished = folder.finished_result(config)
+    if finished is not None and (now := _digests(config)):
+        _check_features(folder, finished, {**finished.features, **now})
+    return finished
+
+
 def _digests(config: RunConfig) -> dict[str, str]:
-    return {path.name: sha256_of(path) for path in config.feature_files()}
+    """Return the SHA-256 of the files that are given in place of an image encoder, by the setting that names them."""
+    paths = {name: getattr(config, name) for name in ("features", "features_test", "features_images")}
+    return {name: sha256_of(path) for name, path in paths.items() if path is not None and path.is_file()}
+
+
+def _check_features(folder: RunFolder, result: RunResult, now: dict[str, str]) -> None:
+    if changed := [name for name in {**result.features, **now} if result.features.get(name) != now.get(name)]:
+        problem = f"{' and '.join(changed)}: not the files of the training"
+        raise UserError(f"{folder.path}: {problem}; bring them back, or delete the folder and train again")
 
 
 def split_off_validation(split: Split, config: RunConfig) -> tuple[Split, Split | None]:
@@ -296,11 +312,7 @@ def load_method(folder: RunFolder, run_data: RunData) -> Method:
     result = folder.result()
     if result.shape is None:
         raise UserError(f"{folder.path}: a run of an earlier version; train it again")
-    if (now := _digests(folder.config())) != result.features:
-        changed = first_few([name for name in {**result.features, **now} if result.features.get(name) != now.get(name)])
-        raise UserError(
-            f"{folder.path}: features {changed} are not those of the training; bring them back, or train again"
-        )
+    _check_features(folder, result, _digests(folder.config()))
     method = build_method(folder.config(), result.shape, result.samples, run_data, result.axes)
     folder.load_weights(method)
     return method.eval()

@@ -171,7 +171,7 @@ def _missing(name: str, weights: str | None, cache_dir: str | Path | None) -> li
     """Return the files that an encoder lacks on this machine."""
     from huggingface_hub import try_to_load_from_cache
 
-    if not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+    if not Path(name).is_dir() and (not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or re.search(r"--|\.\.", name)):
         raise UserError(f"vision encoder {PREFIX}{name}: no such folder, and no name OWNER/NAME of the hub; check it")
 
     def is_here(file: str) -> bool:

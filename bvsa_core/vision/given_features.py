@@ -165,16 +165,25 @@ def _read(path: Path) -> tuple[Any, list[str]]:
             raise UserError(f"{path}: {problem}; save those of one of them in a file of their own")
         if len({np.shape(vector) for vector in vectors}) != 1:
             raise UserError(f"{path}: has no features (one array, or a vector of the same width for every image)")
-        content = np.stack([np.asarray(vector, dtype=np.float32) for vector in vectors])
+        content = np.stack([_numbers(path, vector) for vector in vectors])
     return content, names
+
+
+def _numbers(path: Path, values: Any) -> np.ndarray:
+    """Return real numbers as float32."""
+    is_complex = values.is_complex() if isinstance(values, Tensor) else np.iscomplexobj(values)
+    try:
+        if is_complex:
+            raise TypeError("complex numbers")
+        # NumPy has no bfloat16.
+        return np.asarray(values.float() if isinstance(values, Tensor) else values, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: has no array of real numbers; give features (N, D) or (N, layers, D)") from error
 
 
 def _layers(path: Path, content: Any, images: int) -> Tensor:
     """Return features (N, layers, D) float32 of an array (N, D), (N, layers, D) or (concepts, images of each, D)."""
-    try:
-        array = torch.as_tensor(np.asarray(content, dtype=np.float32))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: has no array of numbers; give features (N, D) or (N, layers, D)") from error
+    array = torch.as_tensor(_numbers(path, content))
     shape = tuple(array.shape)
     if array.ndim in (3, 4) and len(array) != images == shape[0] * shape[1]:
         array = array.flatten(0, 1)

@@ -50,9 +50,9 @@ def resolve(parts: Sequence[str], layer_count: Callable[[], int], encoder: str) 
     """Return parts with layers counted from 0.
 
     Raises:
-        UserError: the encoder has no such layer.
+        UserError: the encoder has no such layer, or a layer is named twice, from 0 and from -1.
     """
-    resolved = []
+    resolved: list[str] = []
     for part in parts:
         if part != OUTPUT:
             (number, dot, pool), count = part.partition("."), layer_count()
@@ -60,6 +60,8 @@ def resolve(parts: Sequence[str], layer_count: Callable[[], int], encoder: str) 
                 known = f"it has {count}, from 0 or from -{count} to -1"
                 raise UserError(f"vision encoder {encoder} has no layer {number}; {known}")
             part = f"{int(number) % count}{dot}{pool}"
+        if part in resolved:
+            raise UserError(f"target names layer {part} of {encoder} twice, once from the end; leave one out")
         resolved.append(part)
     return tuple(resolved)
 

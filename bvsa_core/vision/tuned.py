@@ -39,7 +39,7 @@ class TunedVision(nn.Module):
         checkpoint_blocks: keep the inputs of blocks alone for the backward pass, which computes the rest again.
 
     Raises:
-        UserError: peft is missing, or the encoder has no linear maps that can be updated.
+        UserError: peft is missing, or the encoder has no linear maps that can be updated, or none of that rank.
     """
 
     def __init__(
@@ -55,6 +55,9 @@ class TunedVision(nn.Module):
         model = copy.deepcopy(encoder.model, {id(each): each for each in frozen})
         adapted = replace(encoder, model=model)
         targets = _linear_maps(adapted)
+        widest = min(min(model.get_submodule(name).weight.shape) for name in targets)
+        if rank > widest:
+            raise UserError(f"vision_lora is {rank}; linear maps of {encoder.name} have ranks of at most {widest}")
         options = {"r": rank, "lora_alpha": rank, "lora_dropout": dropout, "target_modules": targets}
         peft.inject_adapter_in_model(peft.LoraConfig(**options), model, adapter_name=ADAPTER)
         self._dropouts = [module for name, module in model.named_modules() if ".lora_dropout." in name]

@@ -135,6 +135,15 @@ MISTAKES = {
     "train --prompt {{object:>500000000}}": "prompt is '{{object:>500000000}}'; it must contain {{object}} or ...",
     "train --prompt {{object}}{{object.x}}": "prompt is '{{object}}{{object.x}}'; it must contain {{object}} or ...",
     "train --mixup_alpha 0": "mixup_alpha is 0.0; it must be positive and finite",
+    "train --augment noise,shift,noise": "augment names noise twice; it is applied once, so leave one out",
+    "train --projector_shared true": "projector_shared is True, and belongs to projector, which is off; leave"
+    " projector_shared out",
+    "train --projector_dim 64": "projector_dim is 64, and belongs to projector, which is off; leave projector_dim out",
+    "train --blur_lr 0.1": "blur_lr is 0.1, and belongs to learn_blur, which is off; leave blur_lr out",
+    "train --vision_lr 1e-3": "vision_lr is 0.001, and belongs to vision_lora, which is off; leave vision_lr out",
+    "train --vision_dropout 0.1": "vision_dropout is 0.1, and belongs to vision_lora, which is off; leave ...",
+    "train --augment_once true": "augment_once is True, and belongs to augment, which is off; leave augment_once out",
+    "train --mixup_alpha 0.5 --augment noise": "mixup_alpha is 0.5, and belongs to augment with mixup, ...",
     "train --seed -1": "seed is -1; it must be at least 0 and below 2**32",
     "train --method_options.c -1": "c is -1.0; it must be within [0, 0.5]",
     "train --method_options.shift 7": "kernel_size is 51 and shift 7; give an odd one and a smaller even one",
@@ -168,6 +177,9 @@ MISTAKES = {
     "train --data {d} --encoder deepnet": "encoder deepnet: needs at least 151 time points, not 100; choose a longer"
     " window",
     "train --data {d} --target_layers [99]": "vision encoder tiny has no layer 99; it has 3, from 0 or from -3 to -1",
+    "train --data {d} --target layers:[1,-2]": "target names layer 1 of tiny twice, once from the end; leave one out",
+    "train --data {d} --vision_lora 129": "vision_lora is 129; linear maps of tiny have ranks of at most 128",
+    "train --data {d} --vision hf:a--b/c": "vision encoder hf:a--b/c: no such folder, and no name OWNER/NAME ...",
     "train --weights openai": "weights are 'openai', but the vision encoder tiny has its own; choose another encoder"
     " with --vision",
     "train --data {d} --out {r} --seed 5 --method-options.c 0.1 --epochs 2 --batch-size 64": "{r}: holds a run with"

@@ -63,6 +63,16 @@ def test_as_published_only_what_is_no_setting_deviates(name):
     assert deviations(RunConfig.of(name))[0].startswith(f"settings, {whose} in brackets: ")
 
 
+def test_what_the_released_code_lacks_is_a_deviation():
+    parts = {"target": "layer:-1", "projector": "linear", "augment": "noise", "vision_lora": 2}
+    settings, *_ = deviations(RunConfig.of("vanilla", preset="code", **parts))
+    for text in ("target layer:-1 (output)", "projector linear (none)", "augment [noise] ([])", "vision_lora 2 (0)"):
+        assert text in settings
+    assert "projector_dim" not in settings
+    changed = deviations(RunConfig.of("samga", preset="code", augment=[]))[0]
+    assert changed.endswith("in brackets: augment [] ([smooth])")
+
+
 def test_prompts_name_the_concept_with_or_without_underscores():
     named = ["aircraft_carrier", "{object}"]
     prompts = lambda text: RunData(RunDataConfig(prompt=text)).prompts(["a.jpg", "b.jpg"], named)  # noqa: E731

@@ -122,7 +122,7 @@ def refused(folder, train, test, images):
         "others": (dict(zip(names, torch.tensor(train))), "no features of .* its first name is 'x/0'"),
         "ragged": ({"a": torch.ones(2), "b": torch.ones(3)}, "has no features"),
         "twice": ({"features": torch.tensor(train), "images": [images[0][0]] * len(train)}, "several rows"),
-        "text": ({"features": "none"}, "no array of numbers"),
+        "text": ({"features": "none"}, "no array of real numbers"),
         "width": (torch.tensor(train[:, :2]), "have shapes .*must be the same"),
     }
     for name, (content, message) in contents.items():
@@ -152,10 +152,8 @@ def test_a_run_needs_no_image_and_says_whose_features_it_has(data, images, array
     files = as_atm(tmp_path, *arrays, images)
     config, folder = settings(data, files), RunFolder(tmp_path / "run")
     result = run(config, RunData(config), folder)
-    assert result.protocol.encoder == "features of train.pt and test.pt" and set(result.features) == {
-        "train.pt",
-        "test.pt",
-    }
+    assert result.protocol.encoder == "features of train.pt and test.pt"
+    assert set(result.features) == {"features", "features_test"}
     assert not (data / "Image_feature").exists()
     path = str(tmp_path / "run")
     main(["retrieve", path, "--top", "2"])
@@ -165,8 +163,44 @@ def test_a_run_needs_no_image_and_says_whose_features_it_has(data, images, array
     again = evaluate(train(config, RunData(config)), config, RunData(config))
     assert again.ranks.tolist() == result.ranks
     torch.save({"img_features": torch.tensor(arrays[0] + 1)}, files[0])
-    with pytest.raises(UserError, match="features train.pt are not those of the training"):
-        load_method(folder, RunData(config))
+    for use in (lambda: load_method(folder, RunData(config)), lambda: run(config, RunData(config), folder)):
+        with pytest.raises(UserError, match="run: features: not the files of the training"):
+            use()
+
+
+def test_files_of_one_name_and_lists_of_names_are_told_apart(data, images, arrays, tmp_path):
+    for name, array in zip(("train", "test"), arrays):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "f.npy", array)
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join([*images[0], *images[1]]))
+    config = settings(data, [tmp_path / "train" / "f.npy", tmp_path / "test" / "f.npy"], features_images=names)
+    folder = RunFolder(tmp_path / "run")
+    result = run(config, RunData(config), folder)
+    assert run(config, RunData(config), folder) == result  # it is complete
+    for path, change in {
+        tmp_path / "train" / "f.npy": lambda path: np.save(path, arrays[0] + 1),
+        names: lambda path: path.write_text("\n".join([*images[0][::-1], *images[1]])),
+    }.items():
+        kept = path.read_bytes()
+        change(path)
+        setting = "features_images" if path == names else "features"
+        with pytest.raises(UserError, match=f"run: {setting}: not the files of the training"):
+            run(config, RunData(config), folder)
+        path.write_bytes(kept)
+
+
+def test_numbers_of_any_real_kind_are_read(images, arrays, tmp_path):
+    rows = torch.cat([*map(torch.tensor, arrays)])
+    names = [*images[0], *images[1]]
+    for number, content in enumerate(({"features": rows.bfloat16()}, dict(zip(names, rows.bfloat16())))):
+        torch.save(content, path := tmp_path / f"{number}.pt")
+        given = read_given_features([path], None, *images)
+        assert torch.equal(given.features[[given.rows[name] for name in names], 0], rows.bfloat16().float())
+    for number, content in enumerate(({"features": rows + 0j}, dict.fromkeys(names, "text"), rows.numpy() + 0j)):
+        torch.save(content, path := tmp_path / f"wrong{number}.pt")
+        with pytest.raises(UserError, match="no array of real numbers|not data"):
+            read_given_features([path], None, *images)
 
 
 @pytest.mark.parametrize("changes", [{"target": "layer:0"}, {"target": "layer:0", "projector": "linear"}])
