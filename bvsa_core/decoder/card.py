@@ -32,7 +32,7 @@ def model_card(
     """
     axes, data = training.axes, training.dataset
     synthetic = SYNTHETIC in data.split(", ")
-    toy = training.encoder == TINY and not synthetic
+    toy = training.encoder.partition(" ")[0] == TINY and not synthetic
     rate = f"{axes.sampling_rate:g} Hz" if axes.sampling_rate else "unknown"
     times = window_text(axes.window) if axes.window else f"{len(axes.times)} samples"
     rows = {

@@ -122,7 +122,7 @@ def scoring_text(protocol: Protocol) -> str:
 
 def is_toy(protocol: Protocol) -> bool:
     """Return whether the images of real data were encoded by the encoder that is shipped for synthetic ones."""
-    return protocol.encoder == "tiny" and protocol.dataset != "synthetic"
+    return (protocol.encoder or "").partition(" ")[0] == "tiny" and protocol.dataset != "synthetic"
 
 
 def recordings_text(protocol: Protocol) -> str:

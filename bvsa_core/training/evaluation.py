@@ -100,8 +100,7 @@ def evaluate(trained: Trained, config: RunConfig, run_data: RunData, scoring: Sc
         gallery=len(test.images),
         channels=len(test.channels),
         repetitions=test.repetitions,
-        encoder=(run_data.encoder.name if layers else run_data.encoder_name)
-        + (f" with LoRA {config.vision_lora}" if config.vision_lora else ""),
+        encoder=(run_data.encoder.name if layers else run_data.encoder_name) + _trained_on_images(config),
         setting=SETTINGS[config.setting],
         modality=test.modality,
         sampling_rate=test.axes.sampling_rate,
@@ -115,6 +114,17 @@ def evaluate(trained: Trained, config: RunConfig, run_data: RunData, scoring: Sc
         **scoring.protocol(),
     )
     return Evaluation(score(rank), protocol, rank, test.images, embeddings, scoring.reliability)
+
+
+def _trained_on_images(config: RunConfig) -> str:
+    """Return what of the image side is trained, to follow the name of the encoder; empty if nothing is."""
+    shared = " shared" if config.projector_shared else ""
+    parts = {
+        f"LoRA {config.vision_lora}": config.vision_lora,
+        f"projector {config.projector} {config.projector_dim}{shared}": config.projector != "none",
+    }
+    named = " and ".join(name for name, is_trained in parts.items() if is_trained)
+    return f" with {named}" if named else ""
 
 
 def oracle(trained: Trained, run_data: RunData, config: RunConfig) -> Callable[[], dict[str, float]]:

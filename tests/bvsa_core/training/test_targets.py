@@ -49,7 +49,8 @@ def data_of(run_data: RunData, **changes) -> RunData:
 def test_embeddings_are_maps_of_the_raw_layer_and_of_recordings(run_data, tmp_path, kind):
     data = data_of(run_data, target="layer:1")
     result = train_run(tmp_path / "run", data, method="ubp", **{**PROJECTED, "projector": kind})
-    assert result.protocol.encoder == "tiny layer:1"
+    maps = "" if kind == "none" else f" with projector {kind} 12"
+    assert result.protocol.encoder == f"tiny layer:1{maps}"
     weights, saved = (load_file(tmp_path / "run" / f"{name}.safetensors") for name in ("weights", "embeddings"))
     test = data.split("sub-01", "test")
     method = load_method(RunFolder(tmp_path / "run"), data)
