@@ -183,8 +183,12 @@ def _trainings(
         others = 1
         if setting == "inter":
             others = len(assumed.get(modality) or Dataset(folders[modality]).subjects) - 1
-        steps = math.ceil(data.samples * others / config.batch_size) * config.epochs
+        per_epoch = math.ceil(data.samples * others / config.batch_size)
+        steps = per_epoch * config.epochs
         label = f"{modality.upper()} {SETTINGS[setting]}, {', '.join(key[2:])}"
+        if config.select_layer:
+            tried = per_epoch * (config.select_epochs or config.epochs)
+            label += f" (and {tried} steps for every layer, not estimated)"
         if isinstance(result, str):
             rows.append(f"  {label}: {left} of {len(group)} cells left, {steps} steps each; not timed: {result}")
             continue

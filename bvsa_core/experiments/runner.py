@@ -14,6 +14,7 @@ from bvsa_core.experiments.cell import RunDataCache, is_complete, levels_of, run
 from bvsa_core.experiments.grid import Cell
 from bvsa_core.progress import Progress, no_progress
 from bvsa_core.training.config import RunDataConfig, to_dict
+from bvsa_core.training.layer_selection import candidates
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.run_folder import RunFolder
 from bvsa_core.vision.bank import ShardTask
@@ -107,11 +108,14 @@ def fill_banks(cells: Iterable[Cell], pool: TaskPool[RunDataCache]) -> None:
     for cell in cells:
         # Channels, window and averaging shape no feature.
         shaping = {**to_dict(cell.config), "channels": "all", "window": None, "average": True}
-        key = json.dumps([shaping[field.name] for field in fields(RunDataConfig)])
+        key = json.dumps([cell.config.select_layer, *(shaping[field.name] for field in fields(RunDataConfig))])
         groups.setdefault(key, []).append(cell)
     for group in groups.values():
         plain = replace(group[0].config, channels="all", window=None, average=True)
         run_data = pool.context.run_data(plain)
+        if plain.select_layer:
+            with suppress(UserError):
+                _, run_data = candidates(run_data)
         levels_by_images: dict[tuple, dict[Level, None]] = {}
         for config in (cell.config for cell in group):
             levels = levels_of(config.method, config.method_options) + [Level(*each) for each in config.target_levels]

@@ -15,6 +15,14 @@ from bvsa_core.training.selection import one_sample_per_concept_batches, validat
 from bvsa_core.vision.layers import OUTPUT
 
 
+def candidates(run_data: RunData) -> tuple[list[str], RunData]:
+    """Return the targets to choose from, the layers and the output, and data with all of them."""
+    encoder = run_data.encoder
+    parts = [*map(str, range(encoder.layer_count)), *([OUTPUT] if encoder.has_output else [])]
+    every_layer = run_data.with_target(f"layers:[{','.join(parts)}]")
+    return [part if part == OUTPUT else f"layer:{part}" for part in parts], every_layer
+
+
 def select_layer(
     config: RunConfig, run_data: RunData, split: Split, train: Callable[..., Trained], progress: Progress = no_progress
 ) -> LayerSelection:
@@ -37,9 +45,7 @@ def select_layer(
         raise UserError(f"{problem}: hold out more with --validation")
     epochs = config.select_epochs or config.epochs
     trial = replace(config, select_layer=False, selection="last", validation=0, epochs=epochs)
-    parts = [*map(str, range(run_data.encoder.layer_count)), *([OUTPUT] if run_data.encoder.has_output else [])]
-    targets = [part if part == OUTPUT else f"layer:{part}" for part in parts]
-    every_layer = run_data.with_target(f"layers:[{','.join(parts)}]")
+    targets, every_layer = candidates(run_data)
     top1: dict[str, float] = {}
     for number, target in enumerate(targets):
         progress("layers", number, len(targets), target)

@@ -270,6 +270,7 @@ def test_built_in_grids_have_cells(name, small_data):
             one, two = (vars(by_name[each].config) for each in (name, other))
             assert {key for key in one if one[key] != two[key]} - {"seed", "subject"} == differing
     if name == "main":
+        assert by_name["shallow"].config.select_layer and by_name["shallow"].config.projector == "linear"
         assert {cell.config.encoder for cell in todo if cell.config.method == "nice"} == {"tsconv"}
 
 
@@ -378,9 +379,9 @@ def test_the_four_settings_are_rows_of_one_table(small_data, tmp_path, succeed):
     about = json.loads((meg / "dataset.json").read_text())
     (meg / "dataset.json").write_text(json.dumps({**about, "modality": "MEG"}))
     quick = (*QUICK, "--seeds", 1, "--resamples", 0, "--bank", small_data / "Image_feature")  # of the same images
-    succeed("reproduce", "main", "--eeg", small_data, "--meg", meg, "--out", out, "--methods", "vanilla", *quick)
+    succeed("reproduce", "main", "--eeg", small_data, "--meg", meg, "--out", out, "--methods", "mcdb", *quick)
     records = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
-    ours = [record for record in records if record["system"] == "vanilla"]
+    ours = [record for record in records if record["system"] == "mcdb"]
     settings = [("eeg", "intra"), ("eeg", "inter"), ("meg", "intra"), ("meg", "inter")]
     assert [(record["modality"], record["setting"]) for record in ours] == settings
     assert all(record["data"] == "synthetic" and record["subjects"] == "2" for record in ours)
