@@ -157,7 +157,7 @@ def _train(
     left_out = encoders.load_pretrained(method)
     if note := encoders.pretrained_note(method):
         run_data.progress("brain encoder", 1, 1, "; ".join([note, *left_out]))
-    if every_layer is not None and config.views == "banked":
+    if every_layer is not None and config.views == "banked" and config.features is None:
         levels = [*method.training_levels(), *method.gallery_feature_levels()]
         every_layer.bank(split.images).fill(levels, run_data.progress, processes=run_data.processes)
     texts = run_data.texts(split.images, split.concepts)

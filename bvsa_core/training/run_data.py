@@ -106,7 +106,8 @@ class RunData:
         other.config = copy.copy(self.config)
         other.config.target = target
         other.encoder = self.encoder
-        other.__dict__.pop("clip", None)  # of this target
+        for name in ("clip", "_widths"):  # of this target
+            other.__dict__.pop(name, None)
         other._bank_of = functools.cache(lambda images: self.bank(images).with_encoder(other.clip))
         return other
 
@@ -299,7 +300,7 @@ class RunData:
         return FeatureBank(bank, self.clip if vision is None else vision.fingerprinted(), paths, self.falloff)
 
     def _find_leak(self, *shown: Shown) -> str | None:
-        given = self.clip if self.config.features is not None else None
+        given = self.encoder if self.config.features is not None else None  # a layer may not be chosen yet
         train, held_out, test = shown
         shared = given.shared if isinstance(given, GivenFeatures) else None
         return find_leak(self.dataset, train, held_out, test, shared)

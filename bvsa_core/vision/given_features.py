@@ -100,11 +100,10 @@ class GivenFeatures(VisionEncoder):
 
     def shared(self, known: set[str], others: set[str]) -> list[str]:
         """Return the images of `others` whose features are those of a known one."""
-        seen = {self._row(name) for name in known}
-        return sorted(name for name in others if self._row(name) in seen)
-
-    def _row(self, image: str) -> bytes:
-        return self.of([image]).numpy().tobytes()
+        every_layer = self.with_layers([str(layer) for layer in range(self.layer_count)])
+        row = lambda image: every_layer.of([image]).numpy().tobytes()  # noqa: E731
+        seen = {row(name) for name in known}
+        return sorted(name for name in others if row(name) in seen)
 
 
 def read_given_features(

@@ -3,8 +3,10 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.report_data import group_runs
@@ -18,6 +20,7 @@ from bvsa_core.training.run import run, train
 from bvsa_core.training.run_data import RunData
 from bvsa_core.training.run_folder import RunFolder
 from bvsa_core.training.selection import validation_top1
+from bvsa_core.vision.encoder import VisionEncoder
 
 TARGETS = ["layer:0", "layer:1", "layer:2", "output"]
 
@@ -136,3 +139,33 @@ def test_methods_that_take_several_layers_or_test_images_choose_none():
         RunConfig.of("samga", target="output", select_layer=True)
     with pytest.raises(UserError, match="select_layer knows no test images, and the method trains on them"):
         RunConfig.of("bravl", preset="code", select_layer=True)
+
+
+class Stages(nn.Module):
+    """An image encoder whose layers have 8, 12 and 16 dimensions, and its output 16."""
+
+    def __init__(self):
+        super().__init__()
+        self.stages = nn.Sequential(*(nn.Conv2d(one, other, 2, 2) for one, other in ((3, 8), (8, 12), (12, 16))))
+
+    def forward(self, images):
+        return self.stages(images).mean((2, 3))
+
+
+def test_data_that_other_runs_share_give_each_target_its_widths(run_data):
+    shared = RunData(RunDataConfig(data=run_data.config.data))
+    shared.encoder = VisionEncoder(Stages(), image_size=16, mean=(0.5,) * 3, std=(0.5,) * 3, name="stages").frozen()
+    assert shared.part_widths() == [16]  # as a run before, with the output as target, asks for
+    assert shared.with_target("layer:1").part_widths() == [12]
+    assert shared.with_target("layers:[output,0]").part_widths() == [16, 8] and shared.part_widths() == [16]
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_layer_of_given_features_is_chosen(run_data, tmp_path, layers):
+    images = [name for split in ("train", "test") for name in dict.fromkeys(run_data.split("sub-01", split).images)]
+    array = np.random.default_rng(0).standard_normal((len(images), layers, 8), dtype=np.float32)
+    torch.save({"features": torch.from_numpy(array), "images": images}, tmp_path / "features.pt")
+    config = config_of(run_data, features=tmp_path / "features.pt")
+    result = run(config, RunData(config), RunFolder(tmp_path / "run"))
+    others = ["output"] if layers == 1 else []
+    assert list(result.layers.top1) == [*(f"layer:{layer}" for layer in range(layers)), *others]
