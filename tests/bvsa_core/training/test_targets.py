@@ -283,3 +283,9 @@ def test_every_flag_survives_run_yaml(tmp_path: Path):
     since = ("projector", "projector_dim", "projector_shared", "target")
     older = {name: value for name, value in to_dict(RunConfig()).items() if name not in since}
     assert from_dict(older) == RunConfig() and RunDataConfig(target_layers=[0]).target == "layers:[output,0.tokens]"
+
+
+def test_data_of_another_target_have_its_widths(run_data):
+    data = data_of(run_data, target="layers:[output,0]")
+    assert data.part_widths() == [128, 128] and data.with_target("layer:1").part_widths() == [128]
+    assert data.with_target("layer:1").clip.layers == ("1",) and data.part_widths() == [128, 128]
