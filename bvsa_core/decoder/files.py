@@ -28,13 +28,13 @@ from bvsa_core.io.typed import build
 from bvsa_core.methods.base import Method
 from bvsa_core.retrieval.gates import Reliability
 from bvsa_core.retrieval.result import LayerSelection
-from bvsa_core.training.config import RunConfig, from_dict, to_dict
+from bvsa_core.training.config import GIVEN, RunConfig, from_dict, to_dict
 from bvsa_core.training.run import build_method
 from bvsa_core.training.run_data import RunData
 
 FORMAT = 1
 CONFIG, WEIGHTS, SEEN, CARD = "config.json", "model.safetensors", "seen.json", "README.md"
-PLACES = ("data", "bank", "cache_dir", "texts", "concepts", "device")  # settings of a machine, which are not saved
+PLACES = ("data", "bank", "cache_dir", *GIVEN, "texts", "concepts", "device")  # of a machine, and not saved
 _USUAL_PLACES = {name: getattr(RunConfig, name) for name in PLACES}
 _OF_IMAGES = ("concepts", "images")  # fields of TrainingSet in seen.json
 _REMEDY = "save the decoder again"

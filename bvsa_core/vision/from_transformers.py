@@ -114,6 +114,7 @@ def load(name: str, weights: str | None, cache_dir: str | Path | None) -> Transf
     shown = PREFIX + (Path(name).resolve().name if Path(name).is_dir() else name)
     try:
         with _quiet(transformers):
+            _check_config(transformers.PretrainedConfig.get_config_dict(name, **where)[0])
             config = transformers.AutoConfig.from_pretrained(name, **where)
             preprocessing = _preprocessing(transformers.AutoImageProcessor.from_pretrained(name, **where))
             if weights == RANDOM:
@@ -181,6 +182,15 @@ def _missing(name: str, weights: str | None, cache_dir: str | Path | None) -> li
 
     missing = [file for file in FILES if not is_here(file)]
     return missing if weights == RANDOM or any(map(is_here, WEIGHTS)) else [*missing, WEIGHTS[0]]
+
+
+def _check_config(config: dict[str, Any]) -> None:
+    """Refuse attention that is not of transformers itself: it may be code, which is fetched and run."""
+    for key, value in config.items():
+        if key.endswith("attn_implementation") and value not in (None, "eager", "sdpa"):
+            raise ValueError(f"its config.json asks for {key} {value!r}, which may be code; use sdpa or eager")
+        if isinstance(value, dict):
+            _check_config(value)
 
 
 def _preprocessing(processor: Any) -> tuple[int, tuple[float, float, float], tuple[float, float, float]]:

@@ -125,6 +125,15 @@ def test_files_that_lack_weights_or_would_run_something_are_refused(tmp_path):
         load_vision_encoder(f"hf:{tmp_path}", "random")
 
 
+def test_attention_from_elsewhere_is_not_fetched(tmp_path):
+    save(transformers.ViTConfig(**SMALL), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for own in ({"_attn_implementation": "somebody/code"}, {"vision_config": {"attn_implementation": "somebody/code"}}):
+        (tmp_path / "config.json").write_text(json.dumps(config | own))
+        with pytest.raises(UserError, match="attn_implementation 'somebody/code', which may be code"):
+            load_vision_encoder(f"hf:{tmp_path}")
+
+
 def test_weights_and_folders_that_do_not_fit_are_refused(tmp_path):
     save(transformers.ViTConfig(**SMALL), tmp_path)
     with pytest.raises(
