@@ -135,7 +135,8 @@ def comparisons(rows: Sequence[GridRow], labels: Sequence[str] | None = None) ->
             rescoring = row.joined.protocol.rescoring
             data = f"{row.comparison.data}{f', rescored by {rescoring}' if rescoring else ''}"
             groups.setdefault(data, {})[labels[number] if labels else row.label] = row
-    return {data: _compare(group) for data, group in groups.items()}
+    several = {data: group for data, group in groups.items() if len(group) > 1}
+    return {data: _compare(group) for data, group in (several or groups).items()}
 
 
 def _compare(rows: Mapping[str, GridRow]) -> list[Comparison] | str:
