@@ -90,20 +90,24 @@ class GivenFeatures(VisionEncoder):
 
     def of(self, images: Sequence[str]) -> Tensor:
         """Return the features (images, sum of widths) float32 of images by name."""
-        if missing := [name for name in images if name not in self.rows]:
-            raise UserError(
-                f"{self.name}: none of {len(missing)} image(s) ({first_few(missing)}); add them to the file"
-            )
-        chosen = self.features[[self.rows[name] for name in images]]
+        chosen = self.features[self._rows_of(images)]
         parts = [normalize(chosen[:, 0], dim=-1) if part == OUTPUT else chosen[:, int(part)] for part in self.layers]
         return torch.cat(parts, dim=1)
 
     def shared(self, known: set[str], others: set[str]) -> list[str]:
         """Return the images of `others` whose features are those of a known one."""
-        every_layer = self.with_layers([str(layer) for layer in range(self.layer_count)])
-        row = lambda image: every_layer.of([image]).numpy().tobytes()  # noqa: E731
-        seen = {row(name) for name in known}
-        return sorted(name for name in others if row(name) in seen)
+        known_digests, digests = (self._digests(sorted(names)) for names in (known, others))
+        seen = {*known_digests.values()}
+        return [name for name, digest in digests.items() if digest in seen]
+
+    def _digests(self, images: list[str]) -> dict[str, bytes]:
+        rows = (self.features[row].numpy().tobytes() for row in self._rows_of(images))
+        return {name: hashlib.sha256(row).digest() for name, row in zip(images, rows)}
+
+    def _rows_of(self, images: Sequence[str]) -> list[int]:
+        if missing := [name for name in images if name not in self.rows]:
+            raise UserError(f"{self.name}: none of {len(missing)} image(s) ({first_few(missing)}); add them")
+        return [self.rows[name] for name in images]
 
 
 def read_given_features(

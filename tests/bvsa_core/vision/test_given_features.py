@@ -139,6 +139,9 @@ def test_files_that_do_not_fit_are_refused(images, arrays, tmp_path):
     with pytest.raises(UserError, match="order of their names; say with --features_images"):
         read_given_features([tmp_path / "train.npy", tmp_path / "test.npy"], None, images[0][::-1], images[1])
     given = read_given_features([tmp_path / "train.npy", tmp_path / "test.npy"], None, *images)
+    for function in (lambda: given.of(["other"]), lambda: given.shared({images[0][0]}, {"other"})):
+        with pytest.raises(UserError, match="none of 1 image.s. .other.; add them"):
+            function()
     with pytest.raises(UserError, match="of no blur level, and the method sees images at 1 blur level"):
         given.views(images[0], [SHARP, Level(51, 0.0)], torch.device("cpu"))
 
