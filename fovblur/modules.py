@@ -6,20 +6,34 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
+from torch.nn.utils import parametrize
 
-from fovblur.foveated_blur.api import foveated_blur, gaussian_blur
+from fovblur.foveated_blur.api import foveated_blur, gaussian_blur, sigma_from_kernel_size
 
 
 class FoveatedBlur2d(nn.Module):
     """Blur images (..., C, H, W) with :func:`fovblur.foveated_blur`.
 
-    The arguments are those of the function. An ``nn.Parameter`` given as ``sigma`` or ``gain`` is learnt; any other
-    tensor becomes a buffer, which moves with the module.
+    The arguments are those of the function, and ``learnable``. An ``nn.Parameter`` given as ``sigma``, ``gain`` or
+    ``fixation`` is learnt as it is, and a step of the optimiser can lead out of its range; any other tensor becomes a
+    buffer, which moves with the module.
+
+    Args:
+        learnable: which of ``"sigma"``, ``"gain"`` and ``"fixation"`` are learnt without ever leaving their ranges,
+            from the value that is given: sigma as a softplus, gain as a sigmoid, fixation within a billion pixels. The
+            attributes have the values; the parameters are ``parametrizations.NAME.original``. Save the state_dict:
+            PyTorch does not pickle parametrised modules.
+
+    Raises:
+        ValueError: a name is unknown, or its start is missing or not within its range.
 
     Examples:
-        >>> blur = FoveatedBlur2d(kernel_size=5, gain=nn.Parameter(torch.tensor(0.5)))
+        >>> blur = FoveatedBlur2d(2.0, kernel_size=17, gain=0.5, learnable=("sigma", "gain"))
         >>> blur(torch.rand(2, 3, 16, 16)).shape
         torch.Size([2, 3, 16, 16])
+        >>> [name for name, _ in blur.named_parameters()]
+        ['parametrizations.sigma.original', 'parametrizations.gain.original']
     """
 
     sigma: float | Tensor | None
@@ -42,9 +56,20 @@ class FoveatedBlur2d(nn.Module):
         std: float | Sequence[float] | Tensor | None = None,
         out_dtype: torch.dtype | None = None,
         backend: str | None = None,
+        learnable: Sequence[str] = (),
     ):
         super().__init__()
-        _register(self, sigma=sigma, kernel_size=kernel_size, gain=gain, fixation=fixation, mean=mean, std=std)
+        if "sigma" in learnable and sigma is None and kernel_size is not None:
+            sigma = sigma_from_kernel_size(kernel_size)
+        starts = {"sigma": sigma, "gain": gain, "fixation": fixation}
+        for name in learnable:
+            if starts.get(name) is None:
+                known = "learnt are sigma, gain and fixation, each from a value that is given"
+                raise ValueError(f"learnable has {name!r}; {known}")
+            starts[name] = nn.Parameter(torch.as_tensor(starts[name], dtype=torch.get_default_dtype()).clone())
+        _register(self, **starts, kernel_size=kernel_size, mean=mean, std=std)
+        for name in learnable:
+            parametrize.register_parametrization(self, name, _RANGES[name]())
         self.decay, self.falloff, self.out_dtype, self.backend = decay, falloff, out_dtype, backend
 
     def forward(self, images: Tensor) -> Tensor:
@@ -66,6 +91,43 @@ class FoveatedBlur2d(nn.Module):
     def extra_repr(self) -> str:
         """Return the parameters that ``repr`` shows."""
         return _format(self, "sigma", "kernel_size", "gain", "decay", "falloff", "fixation")
+
+
+class _Sigma(nn.Module):
+    """Positive, by a softplus, and never larger than the op takes without a kernel size."""
+
+    def forward(self, original: Tensor) -> Tensor:
+        return softplus(original).clamp(max=8191.0)
+
+    def right_inverse(self, sigma: Tensor) -> Tensor:
+        if not ((sigma > 0) & (sigma <= 8191)).all():
+            raise ValueError(f"sigma is {sigma.tolist()}; it is learnt from above 0, where its gradient vanishes")
+        return sigma + torch.log(-torch.expm1(-sigma))
+
+
+class _Gain(nn.Module):
+    """Within [0, 1], by a sigmoid."""
+
+    def forward(self, original: Tensor) -> Tensor:
+        return original.sigmoid()
+
+    def right_inverse(self, gain: Tensor) -> Tensor:
+        if not ((gain > 0) & (gain < 1)).all():
+            raise ValueError(f"gain is {gain.tolist()}; it is learnt from between 0 and 1, which have no gradient")
+        return gain.logit()
+
+
+class _Fixation(nn.Module):
+    """As far from the image as the op takes."""
+
+    def forward(self, original: Tensor) -> Tensor:
+        return original.clamp(-1e9, 1e9)
+
+    def right_inverse(self, fixation: Tensor) -> Tensor:
+        return fixation
+
+
+_RANGES = {"sigma": _Sigma, "gain": _Gain, "fixation": _Fixation}
 
 
 class GaussianBlur2d(nn.Module):

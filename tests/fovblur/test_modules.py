@@ -41,6 +41,56 @@ def test_a_module_learns_sigma_and_gain(seed):
     assert module.sigma.item() == pytest.approx(3.0, abs=0.1) and module.gain.item() == pytest.approx(0.8, abs=0.03)
 
 
+def test_a_bounded_module_learns_all_three(seed):
+    images = torch.rand(6, 1, 24, 24)
+    target = fovblur.foveated_blur(images, 3.0, kernel_size=25, gain=0.8, fixation=(8, 14))
+    module = FoveatedBlur2d(
+        1.5, kernel_size=25, gain=0.3, fixation=(11.0, 11.0), learnable=("sigma", "gain", "fixation")
+    )
+    assert module.sigma.item() == pytest.approx(1.5) and module.gain.item() == pytest.approx(0.3)
+    bounded, fixation = (module.parametrizations[name].original for name in ("gain", "fixation"))
+    others = [module.parametrizations.sigma.original, bounded]
+    optimiser = torch.optim.Adam([{"params": others, "lr": 0.05}, {"params": [fixation], "lr": 0.2}])
+    for _ in range(300):
+        optimiser.zero_grad()
+        (module(images) - target).square().mean().backward()
+        optimiser.step()
+    assert module.sigma.item() == pytest.approx(3.0, abs=0.1) and module.gain.item() == pytest.approx(0.8, abs=0.03)
+    assert module.fixation.tolist() == pytest.approx([8, 14], abs=0.3)
+    again = FoveatedBlur2d(1.0, kernel_size=25, fixation=(0, 0), learnable=("sigma", "gain", "fixation"))
+    again.load_state_dict(module.state_dict())
+    assert torch.equal(again(images), module(images))
+
+
+def test_no_step_leads_a_bounded_module_out_of_its_ranges(seed):
+    images, starts = torch.rand(3, 1, 9, 9), {"sigma": torch.tensor([1.0, 2.0, 3.0]), "gain": 0.5, "fixation": (4, 4)}
+    module = FoveatedBlur2d(**starts, kernel_size=9, learnable=tuple(starts))
+    free = FoveatedBlur2d(kernel_size=9, gain=nn.Parameter(torch.tensor(0.5)))
+    for blur, steps in ((module, 4), (free, 1)):
+        optimiser = torch.optim.SGD(blur.parameters(), lr=1e12)
+        for _ in range(steps):
+            (torch.randn(images.shape) * blur(images)).sum().backward()
+            optimiser.step()
+    assert (module.sigma >= 0).all() and (module.sigma <= 8191).all() and 0 <= module.gain <= 1
+    with pytest.raises(ValueError, match=r"gain.* is .*; it must be within \[0, 1\]"):
+        free(images)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sigma": 0.0, "learnable": ["sigma"]}, "sigma is 0.0; it is learnt from above 0"),
+        ({"sigma": 1.0, "gain": 1.0, "learnable": ["gain"]}, "gain is 1.0; it is learnt from between 0 and 1"),
+        ({"sigma": 1.0, "learnable": ["fixation"]}, "learnable has 'fixation'; .* from a value that is given"),
+        ({"sigma": 1.0, "learnable": ["decay"]}, "learnable has 'decay'; learnt are sigma, gain and fixation"),
+    ],
+)
+def test_starts_of_learnt_parameters_must_be_within_their_ranges(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        FoveatedBlur2d(**arguments)
+    assert FoveatedBlur2d(kernel_size=51, learnable=["sigma"]).sigma.item() == pytest.approx(8.0)
+
+
 @pytest.mark.parametrize("shape", [(3, 20, 30), (2, 3, 20, 30), (2, 4, 3, 20, 30)], ids=str)
 @pytest.mark.parametrize("sizes", [([9, 9], [2.0, 2.0]), ([5, 9], [0.7, 2.5]), ([7, 7], None), (5, 1.1)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.int16, torch.int64, torch.bool], ids=str)
