@@ -279,6 +279,7 @@ class Decoder(
         config = state.config
         usual = RunConfig.of(config.method, preset=config.preset)
         changed = {name for name in SETTINGS if getattr(config, name) != getattr(usual, name)} - {*PLACES}
+        changed |= {"preset"} if config.preset != RunConfig.preset else set()
         given = {name: getattr(config, name) for name in SETTINGS if name in changed}
         target = None if state.features else config.vision
         layers = None if config.target == usual.target else config.target

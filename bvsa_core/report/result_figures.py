@@ -252,7 +252,8 @@ def _layers(name: str, runs: Sequence[RunSummary], rows: Sequence[int]) -> Figur
     numbers = lambda of: " or ".join(map(str, sorted(of)))  # noqa: E731
     caption = (
         f"Top-1 accuracy on {numbers(concepts)} concepts held out of the training data, by the layer that recordings "
-        f"are aligned with, after {numbers(epochs)} epochs on the others{', mean over runs' if several else ''}. "
+        f"are aligned with, after {numbers(epochs)} epoch{'' if epochs == {1} else 's'} on the others"
+        f"{', mean over runs' if several else ''}. "
         f"{'Band: from the lowest to the highest run. ' if several else ''}Circles: layers chosen as target; no test "
         "recording was read."
     )

@@ -44,7 +44,7 @@ def test_files_of_earlier_releases_are_read():
     }  # fmt: skip
     result = RunResult.from_json(content)
     assert result.scores.map == 0.75 and result.shape == InputSpec(17, 100, 128) and result.reliability is None
-    content["shape"] |= {"texts": 0, "parts": []}  # widths that later releases have
+    content["shape"] |= {"texts": 0, "parts": [], "layers": []}  # widths that later releases have
     assert content.items() <= {**result.to_json(), "reliability": None}.items()
     assert not result.files
 
