@@ -17,7 +17,7 @@ from bvsa_core.cli import COMMANDS, main
 from bvsa_core.cli.demo import in_words
 from bvsa_core.experiments.grid import read_grid
 from bvsa_core.synthetic.dataset import SyntheticConfig, plan_images
-from bvsa_core.vision import clip
+from bvsa_core.vision import downloads
 
 REPOSITORY = Path(__file__).parents[3]
 QUICK = ("--epochs", 2, "--batch_size", 64)
@@ -201,7 +201,7 @@ def test_weights_that_cannot_be_fetched_end_a_start_that_leaves_nothing(
     command, small_data, tmp_path, monkeypatch, fail
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(clip, "_unreachable", lambda address: "the hub cannot be reached")
+    monkeypatch.setattr(downloads, "unreachable", lambda address: "the hub cannot be reached")
     before = {path: path.stat().st_mtime_ns for path in small_data.rglob("*")}
     data = ["--data", small_data] if command in ("features", "train") else []
     flags = [*data, "--vision", "RN50", "--cache_dir", tmp_path / "cache"]
