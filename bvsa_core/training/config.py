@@ -372,6 +372,8 @@ def deviations(config: RunConfig) -> list[str]:
         return others
     usual = RunConfig()
     published = {name: getattr(usual, name) for name in _RECIPE} | training_of(config.method, source, config.setting)
+    if published.pop("select_layer", False):
+        del published["target"]  # chosen or given: a deviation of its own
     published |= asdict(method_options(config.method, source))
     ours = vars(config) | asdict(config.method_options)
     text = lambda value: json.dumps(value).replace('"', "")  # noqa: E731

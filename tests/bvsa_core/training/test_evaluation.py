@@ -69,6 +69,8 @@ def test_what_the_released_code_lacks_is_a_deviation():
     for text in ("target layer:-1 (output)", "projector linear (none)", "augment [noise] ([])", "vision_lora 2 (0)"):
         assert text in settings
     assert "projector_dim" not in settings
+    for layer in ({}, {"target": "layer:1", "select_layer": False}):
+        assert deviations(RunConfig.of("vanilla", preset="shallow", epochs=2, **layer))[0].endswith(": epochs 2 (50)")
     changed = deviations(RunConfig.of("samga", preset="code", augment=[]))[0]
     assert changed.endswith("in brackets: augment [] ([smooth])")
 
