@@ -38,6 +38,31 @@ class OtherTest(RunData):
         return replace(chosen, recordings=chosen.recordings.flip(0)) if split == "test" else chosen
 
 
+class Planted(RunData):
+    """The same data with recordings that are linear maps of the second layer of given features."""
+
+    def split(self, subjects, split, *rest):
+        chosen, (_, channels, time) = super().split(subjects, split, *rest), (0, 17, 100)
+        layer = self.with_target("layer:1").clip.of(chosen.images)[chosen.image_of]
+        to_recording = torch.randn(layer.shape[1], channels * time, generator=torch.Generator().manual_seed(0))
+        return replace(chosen, recordings=(layer @ to_recording).unflatten(1, (channels, time)))
+
+
+def test_the_layer_that_recordings_are_made_from_is_found(run_data, tmp_path):
+    splits = [run_data.split("sub-01", split).images for split in ("train", "test")]
+    names = [name for images in splits for name in dict.fromkeys(images)]
+    (tmp_path / "names.txt").write_text("\n".join(names) + "\n")
+    np.save(tmp_path / "three.npy", np.random.default_rng(0).normal(size=(len(names), 3, 8)).astype(np.float32))
+    places = {"features": tmp_path / "three.npy", "features_images": tmp_path / "names.txt"}
+    config = config_of(run_data, epochs=8, select_epochs=None, **places)
+    trained = train(config, Planted(RunDataConfig(data=run_data.config.data, **places)))
+    assert trained.layers.chosen == "layer:1" and list(trained.layers.top1) == TARGETS[:3]
+    others = [top1 for target, top1 in trained.layers.top1.items() if target != "layer:1"]
+    assert trained.layers.top1["layer:1"] > max(others) + 0.2  # chance: 1 of 6
+    scores = evaluate(trained, config, Planted(RunDataConfig(data=run_data.config.data, **places))).scores
+    assert scores.top1 > 0.5  # chance: 1 of 12
+
+
 @pytest.fixture(scope="module")
 def trained(run_data):
     return train(config_of(run_data), run_data)
