@@ -159,6 +159,7 @@ def test_a_decoder_keeps_the_updates(tiny_data, tmp_path):
     decoder = Decoder("vanilla", "tiny", **settings).fit(data)
     loaded = Decoder.load(decoder.save(tmp_path / "saved"), bank=tmp_path / "bank", device="cpu")
     assert loaded.evaluate(data).ranks == decoder.evaluate(data).ranks
+    assert loaded.result_.protocol.encoder == "tiny with LoRA 2"
     one, other = decoder.retrieve(data, top=3), loaded.retrieve(data, top=3)
     assert (one.rows == other.rows).all() and one.similarity == pytest.approx(other.similarity, abs=1e-6)
     loaded.method_.vision = None
