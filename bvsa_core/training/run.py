@@ -194,7 +194,7 @@ def _finished(folder: RunFolder, config: RunConfig) -> RunResult | None:
     """Return the result of a complete run, whose features are still those of the files, as far as they are here."""
     finished = folder.finished_result(config)
     if finished is not None and (now := _digests(config)):
-        _check_features(folder, finished, {**finished.features, **now})
+        _check_features(folder, config, finished, {**finished.features, **now})
     return finished
 
 
@@ -204,10 +204,13 @@ def _digests(config: RunConfig) -> dict[str, str]:
     return {name: sha256_of(path) for name, path in paths.items() if path is not None and path.is_file()}
 
 
-def _check_features(folder: RunFolder, result: RunResult, now: dict[str, str]) -> None:
-    if changed := [name for name in {**result.features, **now} if result.features.get(name) != now.get(name)]:
-        problem = f"{' and '.join(changed)}: not the files of the training"
-        raise UserError(f"{folder.path}: {problem}; bring them back, or delete the folder and train again")
+def _check_features(folder: RunFolder, config: RunConfig, result: RunResult, now: dict[str, str]) -> None:
+    for name in {**result.features, **now}:
+        if result.features.get(name) != now.get(name):
+            problem = (
+                f"{name} {getattr(config, name)} {'is not the file of the training' if name in now else 'is missing'}"
+            )
+            raise UserError(f"{folder.path}: {problem}; bring it back, or delete the folder and train again")
 
 
 def split_off_validation(split: Split, config: RunConfig) -> tuple[Split, Split | None]:
@@ -312,7 +315,8 @@ def load_method(folder: RunFolder, run_data: RunData) -> Method:
     result = folder.result()
     if result.shape is None:
         raise UserError(f"{folder.path}: a run of an earlier version; train it again")
-    _check_features(folder, result, _digests(folder.config()))
-    method = build_method(folder.config(), result.shape, result.samples, run_data, result.axes)
+    config = folder.config()
+    _check_features(folder, config, result, _digests(config))
+    method = build_method(config, result.shape, result.samples, run_data, result.axes)
     folder.load_weights(method)
     return method.eval()

@@ -167,8 +167,17 @@ def test_a_run_needs_no_image_and_says_whose_features_it_has(data, images, array
     assert again.ranks.tolist() == result.ranks
     torch.save({"img_features": torch.tensor(arrays[0] + 1)}, files[0])
     for use in (lambda: load_method(folder, RunData(config)), lambda: run(config, RunData(config), folder)):
-        with pytest.raises(UserError, match="run: features: not the files of the training"):
+        with pytest.raises(UserError, match=r"run: features \S+train.pt is not the file of the train"):
             use()
+
+
+def test_a_missing_file_is_named(data, images, arrays, tmp_path):
+    config, folder = settings(data, as_atm(tmp_path, *arrays, images)), RunFolder(tmp_path / "run")
+    result = run(config, RunData(config), folder)
+    config.features_test.unlink()
+    assert run(config, RunData(config), folder) == result  # which is complete without
+    with pytest.raises(UserError, match=r"run: features_test \S+ is missing; bring it back"):
+        load_method(folder, RunData(config))
 
 
 def test_files_of_one_name_and_lists_of_names_are_told_apart(data, images, arrays, tmp_path):
@@ -188,7 +197,7 @@ def test_files_of_one_name_and_lists_of_names_are_told_apart(data, images, array
         kept = path.read_bytes()
         change(path)
         setting = "features_images" if path == names else "features"
-        with pytest.raises(UserError, match=f"run: {setting}: not the files of the training"):
+        with pytest.raises(UserError, match=rf"run: {setting} \S+ is not the file of the training"):
             run(config, RunData(config), folder)
         path.write_bytes(kept)
 
