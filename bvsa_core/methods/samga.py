@@ -8,6 +8,9 @@ The router learns global weights, and in training adds a bias of the subject, wh
 are retrieved by the global weights. The first stage of a training mixes the contrastive loss with the maximum mean
 discrepancy (MMD) of the two sets of embeddings. In the second the shared map is frozen, the optimiser starts afresh
 with a smaller learning rate, and the loss is the contrastive one alone. Its scale is fixed.
+
+The preset `code` follows the released code: in the contrastive loss images are normalised and recordings are not, and
+the scale is softplus(ln(1 / 0.07)). `corrected` normalises both, at the scale 1 / 0.07.
 """
 
 from collections.abc import Sequence

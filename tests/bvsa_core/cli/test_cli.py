@@ -14,9 +14,11 @@ import yaml
 
 from bvsa_core import encoders, methods
 from bvsa_core.cli import COMMANDS, main
+from bvsa_core.cli.arguments import Parser, add_run_arguments, to_dataclass
 from bvsa_core.cli.demo import in_words
 from bvsa_core.experiments.grid import read_grid
 from bvsa_core.synthetic.dataset import SyntheticConfig, plan_images
+from bvsa_core.training.config import RunConfig
 from bvsa_core.vision import downloads
 
 REPOSITORY = Path(__file__).parents[3]
@@ -149,6 +151,18 @@ def test_flags_and_files_override_the_training_of_a_method(small_data, tmp_path,
     assert (again / "result.json").read_text() == (run / "result.json").read_text()
     assert main(["train", "--data", str(small_data), "--out", str(tmp_path / "other"), "--method", "nice"]) == 2
     assert "validation is 740; that leaves none of 90 training images, hold out fewer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("setting", ["intra", "inter"])
+def test_the_training_of_a_method_depends_on_the_setting(tmp_path, setting):
+    (tmp_path / "mine.yaml").write_text(f"method: samga\nsetting: {setting}\n")
+    for given in (["--method", "samga", "--setting", setting], ["--config", str(tmp_path / "mine.yaml")]):
+        parser = Parser(prog="bvsa train")
+        add_run_arguments(parser, given)
+        parsed = parser.parse_args(given)
+        expected = RunConfig.of("samga", setting=setting)
+        assert to_dataclass(RunConfig, parsed) == expected
+        assert parsed.encoder == {"intra": "eeg_project", "inter": "tsconv"}[setting]
 
 
 def test_setting_and_selection_are_saved_with_the_run(small_data, tmp_path, succeed):

@@ -207,6 +207,14 @@ def test_published_numbers():
     assert bravl.items() <= training_of("bravl").items() and method_options("bravl", "corrected").components == 100
     bravl |= {"optimiser": "adam", "encoder": "perceptron", "epochs": 500}
     assert training_of("bravl", "code") == bravl
+    intra = {"target": "learned", "batch_size": 512, "epochs": 60, "augment": ["smooth"], "augment_once": True}
+    inter = {"encoder": "tsconv", "channels": "all", "batch_size": 1024, "epochs": 50, "lr": 1e-4}
+    for preset in ("corrected", "code"):
+        assert training_of("samga", preset) == intra and training_of("samga", preset, "inter") == {**intra, **inter}
+    shallow = {"projector": "linear", "select_layer": True, "batch_size": 1024, "epochs": 50, "lr": 1e-4}
+    shallow |= {"optimiser": "adamw", "weight_decay": 1e-4, "encoder": "eeg_project", "channels": "standard"}
+    for setting in ("intra", "inter"):
+        assert shallow.items() <= vars(RunConfig.of("vanilla", preset="shallow", setting=setting)).items()
     rates = {(name, setting): RunConfig.of(name, preset="code", setting=setting).lr
              for name in ("vanilla", "ubp", "bvsa") for setting in ("intra", "inter")}  # fmt: skip
     assert rates == {each: 1e-5 if each in (("vanilla", "inter"), ("ubp", "inter")) else 1e-4 for each in rates}
