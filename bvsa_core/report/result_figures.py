@@ -49,9 +49,11 @@ def report_figures(report: Report) -> list[FigureSpec]:
     if report.retrievals and any(image.thumbnail for image in report.images):
         figures.append(retrieval_figure(report, report.retrievals[0]))
     for data, rows in report.rows_by_data.items():
-        if first_runs := {each.label: each for each in reversed(report.retrievals) if each.data == data}:
+        of_data = [each for each in report.retrievals if each.data == data]
+        of_data = [each for each in of_data if each.similarity.shape[1] > 1]  # with images to tell the right one from
+        if first_runs := {each.label: each for each in reversed(of_data)}:
             figures.append(similarity_figure(data, [*reversed(first_runs.values())][:MAX_MATRICES]))
-        if of_data := [each for each in report.retrievals if each.data == data]:
+        if of_data:
             figures.append(confidence_figure(data, of_data))
         if any(run.repetition_curve for row in rows for run in row.runs):
             figures.append(_repetitions(data, rows))

@@ -1,5 +1,7 @@
 """Figures of linear decoding and of confidence, and that no legend covers axes however many rows there are."""
 
+from dataclasses import replace
+
 import matplotlib
 import numpy as np
 import pytest
@@ -62,6 +64,14 @@ def test_confidence_orders_recordings_by_the_margin_of_the_best():
 
 def test_confidence_of_fewer_recordings_than_groups():
     assert confidence([retrieval(np.eye(3))])[:, 0].tolist() == [100.0] * 3
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_gallery_of_one_image_has_no_similarities_to_compare(images):
+    row = report_row("bvsa")
+    shown = replace(retrieval(np.eye(images), row.label), data=row.comparison.data)
+    names = [each.name.partition("-")[0] for each in report_figures(Report("title", [row], retrievals=[shown]))]
+    assert ("similarity" in names, "confidence" in names) == (images > 1,) * 2
 
 
 @pytest.mark.parametrize("rows", [1, 3, 14])
