@@ -83,7 +83,7 @@ class LinearEncoder:
     mean, std, device = (0.4, 0.5, 0.5), (0.2, 0.3, 0.3), torch.device("cpu")
 
     def __init__(self, pixels: int):
-        self.weight = torch.randn(3 * pixels, 6, dtype=torch.float64)
+        self.weight = torch.randn(3 * pixels, 6, dtype=torch.float64) / (3 * pixels) ** 0.5  # no tanh saturates
 
     def encode_images(self, images):
         return normalize((images.flatten(1) @ self.weight).tanh(), dim=-1)
@@ -97,7 +97,7 @@ def test_gradients_of_blur_encoder_and_loss_are_exact(kind, chunk, seed):
     samples, subjects = torch.arange(5), torch.tensor([0, 1, 1, 0, 1])
     blur = LearntBlur(kind, 5, 2, [Level(9, 0.5)], Level(9, 0.3, 1.0)).double()
     blur.z.copy_(torch.randn(len(blur.z)))
-    parameters = [torch.randn_like(each, requires_grad=True) for each in blur.parameters()]
+    parameters = [(torch.rand_like(each) - 0.5).requires_grad_() for each in blur.parameters()]  # no sigma near 0
 
     def loss(*values):
         gain, sigma = torch.func.functional_call(
