@@ -82,7 +82,8 @@ FOVBLUR_HD Real falloff(Falloff kind, Real decay, Real u) {
       return Real(1) - u * u;
     case Falloff::log: {
       const Real b = Real(0.58197670686932642438);  // 1 / (e - 1): the curve ends in 0
-      return Real(1) - ::log1p(u / b);
+      const Real acuity = Real(1) - ::log1p(u / b);
+      return acuity < Real(0) ? Real(0) : acuity;  // below 0, its rounded end would turn the sign of an infinity
     }
     default:
       return brachistochrone(u);

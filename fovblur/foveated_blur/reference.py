@@ -121,7 +121,7 @@ def falloff_curve(falloff: str, decay: float, u: Tensor) -> Tensor:
         return 1 - u**2
     if falloff == "log":
         b = 1 / (math.e - 1)
-        return math.log(b) + 1 - torch.log(u + b)
+        return (math.log(b) + 1 - torch.log(u + b)).clamp(min=0)  # below 0, it would turn the sign of an infinity
     return brachistochrone(u)
 
 

@@ -127,6 +127,7 @@ def _acuity(dy, dx, farthest, FALLOFF: tl.constexpr):
         f = 1.0 - u * u
     elif FALLOFF == "log":
         f = 1.0 - tl.log(u / 0.5819767068693265 + 1.0)  # 1 / (e - 1)
+        f = tl.where(f < 0.0, 0.0, f)  # below 0, its rounded end would turn the sign of an infinity
     else:
         target = u / 0.5729
         s = tl.exp(tl.log(tl.maximum(6.0 * target, 1e-30)) / 3.0)

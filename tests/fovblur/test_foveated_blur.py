@@ -134,6 +134,16 @@ def test_non_finite_pixels_spread_over_the_support_only(implementation, kernel_s
         assert ours[0, 0, 1:10, 2:11].isnan().all() and ours[0, 0, 10:50].isfinite().all()
 
 
+@pytest.mark.parametrize("falloff", FALLOFFS)
+def test_an_infinite_pixel_where_acuity_ends(implementation, falloff, seed):
+    """The corner's weight is 0 or a little more, never below, where it would turn the infinity's sign."""
+    for shape, dtype in (((60, 1), torch.float16), ((8, 13), torch.float32), ((22, 31), torch.float32)):
+        images = torch.rand(1, 1, *shape).to(dtype)
+        images[..., 0, 0] = float("inf")
+        ours = implementation.foveated_blur(images, 1.0, falloff=falloff, kernel_size=7)
+        assert ours[0, 0, 0, 0] == float("inf")
+
+
 def test_radius_beyond_what_a_block_holds(implementation, seed):
     kernel_size = 301 if implementation.backend == "triton" and not ON_GPU else 1201  # the interpreter is slow
     images = random_images((1, 1, 20, 23), torch.float32)
