@@ -38,7 +38,8 @@ COPY, PRODUCTS = "copy of the same bytes", "its cuBLAS products"
 CHECKED = 2  # samples that are compared
 ROW_SECONDS = 40
 # Largest error relative to the largest value, or in grey levels; gradients and similarities take twice as much.
-ERROR = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2, torch.uint8: 1.0, "tf32": 2e-3}
+ERROR = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2, torch.uint8: 1.0}
+TF32_ERROR = 2e-3
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,12 @@ class Blur:
     what: str = "forward"
     kernel_sizes: tuple[int, ...] = (51,)
     to_half: bool = False  # normalised
-    tf32: bool = False
     batch: int = 1024
     side: int = 224
 
     def __str__(self) -> str:
         name = str(self.dtype).removeprefix("torch.")
-        form = " to normalised float16" if self.to_half else " by tf32" if self.tf32 else ""
+        form = " to normalised float16" if self.to_half else ""
         sizes = " ".join(map(str, self.kernel_sizes))
         return f"{self.what}, {self.batch} x 3 x {self.side} x {self.side} {name}{form}, k {sizes}"
 
@@ -88,7 +88,6 @@ BLURS = [
     Blur(HALF),
     Blur(BYTE, to_half=True),
     Blur(SINGLE),
-    Blur(SINGLE, tf32=True),
     Blur(HALF, IMAGES),
     Blur(SINGLE, IMAGES),
     Blur(HALF, PARAMETERS),
@@ -99,7 +98,6 @@ BLURS = [
     Blur(HALF, kernel_sizes=(101,)),
     Blur(BYTE, to_half=True, kernel_sizes=(101,)),
     Blur(SINGLE, kernel_sizes=(101,)),
-    Blur(SINGLE, IMAGES, tf32=True),
     Blur(HALF, batch=64),
     Blur(SINGLE, batch=64, side=96, kernel_sizes=(21,)),
 ]
@@ -253,7 +251,8 @@ def measured(case: Blur | Similarity, provider: str, device: torch.device) -> di
 
 
 def call_of(case: Blur | Similarity, provider: str, device: torch.device) -> Call:
-    torch.set_float32_matmul_precision("high" if case.tf32 else "highest")
+    tf32 = isinstance(case, Similarity) and case.tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
     return blur_call(case, provider, device) if isinstance(case, Blur) else similarity_call(case, provider, device)
 
 
@@ -263,7 +262,7 @@ def blur_call(case: Blur, provider: str, device: torch.device) -> Call:
     images = images.mul(255).round().to(BYTE) if case.dtype == BYTE else images.to(case.dtype)
     sizes = bench_blur.kernel_sizes(case.batch, case.kernel_sizes, device)
     options = bench_blur.TO_HALF if case.to_half else {}
-    tolerance = ERROR["tf32" if case.tf32 else HALF if case.to_half else case.dtype]
+    tolerance = ERROR[HALF if case.to_half else case.dtype]
     if provider in PEERS:
         leaf = images.requires_grad_(case.what == IMAGES)
         blur = bench_blur.PEERS[provider](leaf, sizes)
@@ -327,7 +326,7 @@ def similarity_call(case: Similarity, provider: str, device: torch.device) -> Ca
     else:
         function = lambda: fovblur.enhanced_similarity(*embeddings, **given)  # noqa: E731
     error = lambda result: bench_similarity.error_of(of, result, embeddings, gate)  # noqa: E731
-    tolerance = ERROR["tf32" if case.tf32 else of.dtype] * 2
+    tolerance = 2 * (TF32_ERROR if case.tf32 else ERROR[of.dtype])
 
     def products() -> object:
         return brain_image @ image.T, brain_text @ text.T if of.gate else None

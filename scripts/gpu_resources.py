@@ -38,8 +38,8 @@ fill. Both are computed from registers (allocated to a warp by 256), shared memo
 for the driver), threads, and the architecture's limit of blocks. Shared memory is static + dynamic, the latter as the
 launch code requests it. Instructions are counted in the machine code, loops once; `matrix` is HMMA, or HGMMA of whole
 warp groups. Narrow loads and stores beside those of 16 bytes serve the border of images and unaligned inputs; common
-calls do not reach them. Eight uint8 pixels are LDG.64. `blur_direct` and `blur_parameter_gradient` read pixel by
-pixel, neighbouring threads neighbouring pixels.
+calls do not reach them. `blur_direct` and `blur_parameter_gradient` read pixel by pixel, neighbouring threads
+neighbouring pixels.
 
 Triton specialises kernels to their arguments: here normalised images with falloff `exp`, open gates, and inputs that
 are contiguous and aligned to 16 bytes. Other falloffs, strides and sizes compile kernels with the same tiles that are
@@ -58,8 +58,6 @@ Where few blocks share a multiprocessor, this is intended:
   a multiprocessor. What its warps share is read from shared memory where it is needed, so that nothing is spilled.
 - `parameter_products` has as many warps, and filters columns first, straight from the copied rows: filtered columns
   pass through shared memory and take no registers. For radii above 32 it does wide images in parts of their columns.
-- `blur_products_tf32` keeps taps and the filtered rows of 2 D + 1 chunks in registers, so that only pixels pass through
-  shared memory. Its operands take two registers each; three blocks would need 168.
 - `blur_direct` and `blur_parameter_gradient` take nearly all the shared memory that sm_86 has for large images: a wide
   ring of filtered rows means that few margins are read. sm_90 holds two such blocks.
 - `blur_split` keeps filtered rows in registers in two parts each, and in shared memory rows as they are and operands.

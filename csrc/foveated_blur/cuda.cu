@@ -10,7 +10,6 @@
 #include "cuda_pixels.cuh"
 #include "cuda_products.cuh"
 #include "cuda_products_gradient.cuh"
-#include "cuda_products_tf32.cuh"
 #include "cuda_split.cuh"
 #include "cuda_streamed.cuh"
 
@@ -181,32 +180,6 @@ __device__ void direct_region(const Pass& pass, const Taps& taps, const Region& 
   Stream(pass, walk, region).run(StoredOutput(pass, region));
 }
 
-union Tf32Memory {
-  ProductMemory products;
-  FilterMemory<kStripThreads, 1> direct;
-};
-
-// A strip by tf32 products, or directly if they cannot compute it (a radius beyond their reach, non-finite pixels).
-template <class Pass>
-__device__ void tf32_strip(const Pass& pass, const Taps& taps, const Tf32Strip& strip, Tf32Memory& shared) {
-  bool done = false;
-  if (taps.radius <= kTile * kTf32Reach) {
-    const float scale = stage_taps_tf32(taps, shared.products);
-    if (taps.radius <= kTile) {
-      done = filter_strip_tf32<1>(pass, strip, scale, shared.products);
-    } else if (taps.radius <= 2 * kTile) {
-      done = filter_strip_tf32<2>(pass, strip, scale, shared.products);
-    } else {
-      done = filter_strip_tf32<kTf32Reach>(pass, strip, scale, shared.products);
-    }
-  }
-  if (done) return;
-  __syncthreads();
-  const int end_column = min(strip.first_column + kStripColumns, strip.width);
-  direct_tiles(pass, taps, {strip.height, strip.width, strip.first_row, strip.end_row, strip.first_column, end_column},
-                shared.direct);
-}
-
 template <int kThreads, int kSubRuns>
 __device__ void parameter_sums_of_region(const ParameterSums& sums, const Taps& taps, const Region& region, float& of_sigma,
                                          float& of_gain, FilterMemory<kThreads, 2>& shared) {
@@ -301,18 +274,6 @@ __global__ void __launch_bounds__(kDirectThreads, 2)
     };
     store(gradients.grad_sigma, partial[0][0]);
     store(gradients.grad_gain, partial[1][0]);
-  });
-}
-
-template <class Destination>
-__global__ void __launch_bounds__(kStripThreads, Operand32::kBlocks)
-    blur_products_tf32(const BlurParams p, const Destination destination, const Tiling tiling) {
-  __shared__ Tf32Memory shared;
-  tiling.for_own_tiles([&](int64_t sample, int64_t channel, int row, int column, int64_t) {
-    const Taps taps = make_taps<kStripThreads>(p, sample, shared.products.partial);
-    const typename PassOf<Destination>::Type pass(p, destination, sample, channel, taps.radius == 0);
-    const int height = int(p.shape[2]), width = int(p.shape[3]);
-    tf32_strip(pass, taps, {height, width, row, min(row + tiling.tile_rows, height), column}, shared);
   });
 }
 
@@ -492,7 +453,7 @@ __global__ void __launch_bounds__(kMostStripThreads, 1)
 
 // ---- launches ----
 
-enum class Form { exact, products };
+enum class Form { direct, split_products, products };
 
 bool is_half(DType dtype) { return dtype == DType::float16 || dtype == DType::bfloat16; }
 
@@ -506,17 +467,13 @@ bool splits_float32() {
   return minor == 0 && (major == 8 || major == 9);
 }
 
-// Chooses the form by the types of source and result: products if they lose less than rounding to either type does, or if
-// PyTorch's matmul precision allows tf32. Only the device knows the radii; regions of radii beyond the reach of products are
-// filtered directly.
+// Chooses the form by the types of source and result: products of 16-bit operands if they lose less than rounding to either type
+// does, or if PyTorch's matmul precision allows as much. Only the device knows the radii; regions of radii beyond the reach of
+// products are filtered directly.
 Form choose_form(DType source, DType result, const BlurParams& p) {
-  const bool exact_enough = is_half(source) || (source == DType::uint8 && is_half(result));
-  return exact_enough || p.allow_tf32 ? Form::products : Form::exact;
-}
-
-// Whether the gradients of sigma and gain are computed by products, which are of 16-bit operands only.
-bool multiplies_sums(const BlurParams& p, DType grad) {
-  return p.images.dtype != DType::float32 && choose_form(p.images.dtype, grad, p) == Form::products;
+  const bool multiplies = is_half(source) || (source == DType::uint8 && (result != DType::float32 || p.allow_tf32));
+  if (multiplies) return Form::products;
+  return source == DType::float32 && splits_float32() ? Form::split_products : Form::direct;
 }
 
 // Calls each(strips, bytes of shared memory) to launch as many strips as a grid holds, until all are.
@@ -579,8 +536,9 @@ cudaError_t launch_walk(void (*kernel)(BlurParams, Destination, Tiling, int), co
 
 template <class Destination>
 cudaError_t launch_pass(const BlurParams& p, const Destination& destination, DType source, DType result, void* stream) {
-  if (choose_form(source, result, p) == Form::exact) {
-    if (source == DType::float32 && splits_float32()) return launch_split(p, destination, stream);
+  const Form form = choose_form(source, result, p);
+  if (form == Form::split_products) return launch_split(p, destination, stream);
+  if (form == Form::direct) {
     const Tiling tiling = exact_tiling(p.shape);
     if (int64_t(tiling.tile_rows) * tiling.tile_columns <= kSmallThreads * kLines * kRun)
       return launch_walk<kSmallThreads, 1>(blur_direct<kSmallThreads, Destination>, p, destination, tiling, stream);
@@ -589,15 +547,11 @@ cudaError_t launch_pass(const BlurParams& p, const Destination& destination, DTy
   if constexpr (std::is_same_v<Destination, Images>)  // a gradient is never uint8
     if (source == DType::uint8) return launch_products<uint8_t>(p, destination, stream);
   if (source == DType::float16) return launch_products<Half>(p, destination, stream);
-  if (source == DType::bfloat16) return launch_products<BFloat16>(p, destination, stream);
-  const int64_t columns = (p.shape[3] + kStripColumns - 1) / kStripColumns;
-  const bool few = p.shape[0] * p.shape[1] * columns < 512;  // cut strips, so that every multiprocessor has some
-  const Tiling tiling(p.shape, few ? 64 : 256, kStripColumns);
-  return launch(blur_products_tf32<Destination>, kStripThreads, tiling.tiles, 0, stream, p, destination, tiling);
+  return launch_products<BFloat16>(p, destination, stream);
 }
 
 cudaError_t launch_parameters(const BlurParams& p, const BlurGradients& gradients, void* stream) {
-  if (!multiplies_sums(p, gradients.grad.dtype))
+  if (choose_form(p.images.dtype, gradients.grad.dtype, p) != Form::products)
     return launch_walk<kDirectThreads, 2>(blur_parameter_gradient, p, gradients, exact_tiling(p.shape), stream);
   if (p.images.dtype == DType::uint8) return launch_parameter_products<uint8_t>(p, gradients, stream);
   if (p.images.dtype == DType::float16) return launch_parameter_products<Half>(p, gradients, stream);
@@ -632,7 +586,7 @@ const char* foveated_blur_backward_cuda(const BlurParams& p, const BlurGradients
 
 int64_t parameter_gradient_tiles(const BlurParams& p, DType grad) {
   if (is_empty(p.shape)) return 0;
-  if (!multiplies_sums(p, grad)) return exact_tiling(p.shape).tiles / p.shape[0];
+  if (choose_form(p.images.dtype, grad, p) != Form::products) return exact_tiling(p.shape).tiles / p.shape[0];
   if (p.images.dtype == DType::uint8) return Strips<SumMemory<uint8_t>>(p.shape).count / p.shape[0];
   return Strips<SumMemory<Half>>(p.shape).count / p.shape[0];
 }

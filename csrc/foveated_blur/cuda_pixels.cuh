@@ -15,8 +15,6 @@
 
 namespace fovblur {
 
-constexpr int kVector = 8;  // contiguous pixels read or written at a time
-
 __device__ inline float load_element(const Images& images, int64_t offset) {
   switch (images.dtype) {
     case DType::uint8:
@@ -46,43 +44,13 @@ __device__ inline void store_element(const Images& images, int64_t offset, float
   }
 }
 
-// Eight contiguous elements as one or two loads return them; unpacked at their use, so that no thread waits for a load earlier.
-template <class Element>
-struct alignas(sizeof(Element) * kVector < 16 ? sizeof(Element) * kVector : 16) Eight {
-  static constexpr int kAWord = 4 / int(sizeof(Element)), kBits = 8 * int(sizeof(Element));
-  using Bits = std::conditional_t<kBits == 8, uint8_t, std::conditional_t<kBits == 16, uint16_t, uint32_t>>;
-  uint32_t words[kVector / kAWord];
-
-  __device__ void clear() {
-#pragma unroll
-    for (int k = 0; k < kVector / kAWord; ++k) words[k] = 0;
-  }
-  __device__ void add(int k, Element x) { words[k / kAWord] |= uint32_t(bit_cast<Bits>(x)) << k % kAWord * kBits; }
-  __device__ float get(int k) const { return to_float(bit_cast<Element>(Bits(words[k / kAWord] >> k % kAWord * kBits))); }
-};
-
-template <class Element>
-__device__ void store_eight_of(void* data, int64_t offset, const float (&y)[kVector]) {
-  Eight<Element> eight;
-  eight.clear();
-#pragma unroll
-  for (int k = 0; k < kVector; ++k) eight.add(k, Convert<Element>::from(y[k]));
-  *reinterpret_cast<Eight<Element>*>(static_cast<Element*>(data) + offset) = eight;
-}
-
 // One plane of a batch of images.
 struct Plane {
   const Images& images;
   int64_t offset;
-  bool vectors;  // whether eight pixels from a column that is a multiple of eight can be read at a time
 
   __device__ Plane(const Images& images, int64_t sample, int64_t channel)
-      : images(images), offset(images.plane(sample, channel)) {
-    const int64_t bytes = images.dtype == DType::uint8 ? 1 : (images.dtype == DType::float32 ? 4 : 2);
-    const int64_t alignment = bytes * kVector < 16 ? bytes * kVector : 16;
-    vectors = images.strides[3] == 1 && (reinterpret_cast<uintptr_t>(images.data) + offset * bytes) % alignment == 0 &&
-              images.strides[2] * bytes % alignment == 0;
-  }
+      : images(images), offset(images.plane(sample, channel)) {}
 
   __device__ int64_t at(int i, int j) const { return offset + i * images.strides[2] + j * images.strides[3]; }
   __device__ float load(int i, int j) const { return load_element(images, at(i, j)); }
@@ -94,37 +62,6 @@ struct Plane {
            (reinterpret_cast<uintptr_t>(images.data) + offset * 4) % sizeof(float2) == 0;
   }
   __device__ float* floats(int i, int j) const { return static_cast<float*>(images.data) + at(i, j); }  // from (i, j) on
-
-  // Returns pixels (i, j..j+7) for j a multiple of eight, with the border reflected; Element is the images' type.
-  template <class Element>
-  __device__ Eight<Element> load_eight(int i, int j, int height, int width) const {
-    const Element* row = static_cast<const Element*>(images.data) + offset + reflect(i, height) * images.strides[2];
-    if (vectors && j >= 0 && j + kVector <= width) return *reinterpret_cast<const Eight<Element>*>(row + j);
-    Eight<Element> eight;
-    eight.clear();
-#pragma unroll
-    for (int k = 0; k < kVector; ++k) eight.add(k, row[reflect(j + k, width) * images.strides[3]]);
-    return eight;
-  }
-
-  // Stores the pixels of (i, j..j+7) inside the image, for j a multiple of eight.
-  __device__ void store_eight(int i, int j, int width, const float (&y)[kVector]) const {
-    if (vectors && j + kVector <= width) {
-      switch (images.dtype) {
-        case DType::uint8:
-          return store_eight_of<uint8_t>(images.data, at(i, j), y);
-        case DType::float16:
-          return store_eight_of<Half>(images.data, at(i, j), y);
-        case DType::bfloat16:
-          return store_eight_of<BFloat16>(images.data, at(i, j), y);
-        default:
-          return store_eight_of<float>(images.data, at(i, j), y);
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < kVector; ++k)
-      if (j + k < width) store(i, j + k, y[k]);
-  }
 };
 
 // Four neighbouring pixels of a row.
@@ -234,22 +171,6 @@ struct Weight {
       for (int h = 0; h < kRows; ++h)
 #pragma unroll
         for (int k = 0; k < kCount; ++k) acuities[h][k] = place == h * kCount + k ? acuity : acuities[h][k];
-    }
-  }
-
-  // Computes the weights of (i, j..), the border reflected. Rare cases share one copy of their code.
-  template <int kCount>
-  __device__ void of_run(int i, int j, int width, float (&weights)[kCount]) const {
-    if (kind == Falloff::exp && j >= 0 && j + kCount <= width) {
-#pragma unroll
-      for (int k = 0; k < kCount; ++k) weights[k] = exponential_at(i, j + k);
-      return;
-    }
-#pragma unroll 1
-    for (int k = 0; k < kCount; ++k) {
-      const float weight = at(i, reflect(j + k, width));
-#pragma unroll
-      for (int place = 0; place < kCount; ++place) weights[place] = place == k ? weight : weights[place];
     }
   }
 

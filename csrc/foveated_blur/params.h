@@ -37,7 +37,7 @@ struct BlurParams {
   const void* mean;
   const void* std;
   double scale;
-  bool allow_tf32;  // float32 images may be multiplied with 10 mantissa bits
+  bool allow_tf32;  // uint8 images may be multiplied in half precision for float32 results too
 };
 
 // Gradients of a call; null pointers: not needed. Those of sigma and gain are [B], contiguous.

@@ -97,9 +97,10 @@ def foveated_blur(
 
     Returns:
         (..., C, H, W) in ``out_dtype``, accumulated in float32 (float64 for float64 images). On GPUs half types and
-        uint8 are multiplied in half precision or tf32: by triton always, by cuda for uint8 only if the result is a half
-        type. If ``torch.set_float32_matmul_precision`` allows tf32, which it does not by default, cuda multiplies
-        float32 in tf32 and uint8 in half precision.
+        uint8 are multiplied in half precision (triton: bfloat16 in tf32), which moves a uint8 result by less than 0.38
+        of a level before it is rounded, so that it is within one level of the exact one. cuda multiplies uint8 exactly
+        if the result is float32, unless ``torch.set_float32_matmul_precision`` allows tf32, which it does not by
+        default.
 
     Raises:
         TypeError, ValueError: a wrong type, shape, device or range; the message names the argument. Values of CUDA

@@ -52,7 +52,7 @@ class Form:
     counted: Callable[[Card], int] | None = None
 
 
-def blur(name: str, source: torch.dtype, result: torch.dtype, size: int, what: str, tf32: bool = False) -> Form:
+def blur(name: str, source: torch.dtype, result: torch.dtype, size: int, what: str) -> Form:
     """Describe a blur of 1024 x 3 x 224 x 224; `what` is forward, images (their gradient) or parameters."""
     shape = (BATCH, CHANNELS, SIDE, SIDE)
 
@@ -78,7 +78,7 @@ def blur(name: str, source: torch.dtype, result: torch.dtype, size: int, what: s
     pixels = BATCH * CHANNELS * SIDE * SIDE
     moved = pixels * (source.itemsize + result.itemsize)
     label = {"forward": "blur", "images": "gradient of images", "parameters": "gradient of sigma and gain"}[what]
-    return Form(f"{label}, {name}, k {size}", call, pixels, moved, tf32)
+    return Form(f"{label}, {name}, k {size}", call, pixels, moved)
 
 
 def similarity(dtype: torch.dtype, name: str, k: int = 0, tf32: bool = False) -> Form:
@@ -108,14 +108,14 @@ def forms() -> list[Form]:
     u8, f16, bf16, f32 = torch.uint8, torch.float16, torch.bfloat16, torch.float32
     blurs = []
     for size in (51, 101):
-        for name, source, result, tf32 in (
-            ("float16", f16, f16, False), ("bfloat16", bf16, bf16, False), ("uint8 to float16", u8, f16, False),
-            ("uint8", u8, u8, False), ("float32", f32, f32, False), ("float32, tf32", f32, f32, True),
+        for name, source, result in (
+            ("float16", f16, f16), ("bfloat16", bf16, bf16), ("uint8 to float16", u8, f16), ("uint8", u8, u8),
+            ("float32", f32, f32),
         ):  # fmt: skip
-            blurs.append(blur(name, source, result, size, "forward", tf32))
+            blurs.append(blur(name, source, result, size, "forward"))
             if source != u8:
-                blurs.append(blur(name, source, result, size, "images", tf32))
-            if not tf32 and result != u8:
+                blurs.append(blur(name, source, result, size, "images"))
+            if result != u8:
                 blurs.append(blur(name, source, result, size, "parameters"))
     scores = [
         similarity(dtype, name, k, tf32)

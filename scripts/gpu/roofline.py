@@ -16,7 +16,7 @@ GPU = "RTX 3080"
 WHITEPAPER = "NVIDIA Ampere GA102 GPU Architecture, whitepaper, 2021"
 SOURCE = f"{WHITEPAPER}: GeForce RTX 3080 10 GB at boost clock, dense, float32 sums"
 BYTES_A_SECOND = 760e9
-RATES = {"float32": 29.8e12, "tf32": 29.8e12, "float16": 59.5e12}  # multiplications and additions a second
+RATES = {"float32": 29.8e12, "float16": 59.5e12}  # multiplications and additions a second
 
 BATCH, SIDE, KERNEL_SIZE = (1024, 3), 224, 51
 PIXELS = BATCH[0] * BATCH[1] * SIDE * SIDE
@@ -87,7 +87,6 @@ def described(estimate: Estimate) -> dict:
 
 ESTIMATES = (
     blur("float32, direct", "float32", 4, 4),
-    blur("float32, tf32 products", "tf32", 4, 4),
     blur("float16", "float16", 2, 2),
     blur("uint8 to normalised float16", "float16", 1, 2),
     similarity("similarity", 16_384, 16_384, 1024, 2 * 16_384 * 16_384),
@@ -105,7 +104,7 @@ def draw(path: Path) -> None:
 
     figure, axis = plt.subplots(figsize=(9, 5.2), layout="constrained")
     x = np.geomspace(5, 5000, 200)
-    roofs = {"float16 on tensor cores": "float16", "float32, and tf32 on tensor cores": "float32"}
+    roofs = {"float16 on tensor cores": "float16", "float32": "float32"}
     for (label, unit), colour in zip(roofs.items(), ("#1b6ca8", "#d1495b")):
         rate = RATES[unit]
         axis.plot(x, np.minimum(x * BYTES_A_SECOND, rate) / 1e12, color=colour, label=f"{label}: {rate / 1e12:.1f} T/s")

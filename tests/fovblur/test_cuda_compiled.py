@@ -9,7 +9,6 @@ RESIDENT = {
     "blur_direct<128": 2,
     "blur_direct<256": 1,
     "blur_products<": 1,  # 16 warps of 128 registers fill a multiprocessor
-    "blur_products_tf32": 2,
     "blur_split": 1,  # two on sm_80 and sm_90, for which it is
     "blur_parameter_gradient": 1,
     "parameter_products": 1,  # as blur_products
@@ -23,7 +22,7 @@ pytestmark = pytest.mark.skipif(not HAS_NVCC, reason=WITHOUT_NVCC)
 
 def test_kernels_do_not_spill_and_share_a_multiprocessor(gpu_resources):
     rows = of(gpu_resources, "cuda")
-    assert len(rows) == len(ARCHITECTURES) * (4 + 7 + 2 + 1 + 3 + 16 + 1)
+    assert len(rows) == len(ARCHITECTURES) * (4 + 5 + 2 + 1 + 3 + 16 + 1)
     for row in rows:
         (blocks,) = (blocks for name, blocks in RESIDENT.items() if row["kernel"].startswith(name))
         assert_fits(row, blocks)
@@ -37,8 +36,6 @@ def test_shared_memory_is_what_a_launch_asks_for(gpu_resources):
     similarity = 4 * 2 * 128 * 64 + 64 * 128 * 4 + 2 * 2 * 128 * 4 + 128 * 4 + 2 * 8 * 4 * 4
     for row in of(gpu_resources, "cuda", "similarity_scores"):
         assert (row["static_shared"], row["dynamic_shared"]) == (0, similarity), row
-    for row in of(gpu_resources, "cuda", "blur_products_tf32"):
-        assert row["dynamic_shared"] == 0 < row["static_shared"] <= DEFAULT_SHARED, row
     for row in of(gpu_resources, "cuda", "blur_products<") + of(gpu_resources, "cuda", "parameter_products"):
         assert row["static_shared"] == 0 < DEFAULT_SHARED < row["dynamic_shared"] <= SHARED_OF_A_BLOCK[86], row
     for row in of(gpu_resources, "cuda", "blur_direct<256") + of(gpu_resources, "cuda", "blur_parameter_gradient"):
@@ -54,15 +51,14 @@ def test_the_direct_form_copies_asynchronously_and_reads_wide(gpu_resources):
 
 def test_calls_launch_the_form_that_is_exact_enough(gpu_resources):
     launched = {row["kernel"]: set(row["calls"]) for row in of(gpu_resources, "cuda")}
-    direct, products = launched["blur_direct<256, Images>"], launched["blur_products_tf32<Images>"]
-    assert "blur, float32 to float32" in direct and "blur, float32 to float32, tf32" in products
-    assert "blur, uint8 to float32" in direct
-    split = {f"blur, float32 to {kind}, 9.0" for kind in ("float16", "bfloat16", "float32")}
-    assert launched["blur_split<Images>"] == split
+    direct, products = launched["blur_direct<256, Images>"], launched["blur_products<unsigned char, Images>"]
+    kinds = ("float16", "bfloat16", "float32")
+    assert direct == {"blur, uint8 to float32", *(f"blur, float32 to {kind}" for kind in kinds)}
+    assert {"blur, uint8 to uint8", "blur, uint8 to float16", "blur, uint8 to float32, tf32"} <= products
+    assert launched["blur_split<Images>"] == {f"blur, float32 to {kind}, 9.0" for kind in kinds}
     assert launched["blur_split<BlurGradients>"] == {"gradient of images, float32 to float32, 9.0"}
     assert "gradient of sigma and gain, float16 to float32" in launched["parameter_products<Half>"]
     assert "gradient of sigma and gain, uint8 to float32" in launched["blur_parameter_gradient"]
-    assert "blur, uint8 to float16" in launched["blur_products<unsigned char, Images>"]
     assert launched["similarity_scores<ExactProducts, true, Matrix>"] == {"similarity, float32"}
     assert launched["similarity_scores<ExactProducts, false, Matrix>"] == {"similarity, float32, strided"}
     assert launched["similarity_scores<MatrixProducts<float>, true, SliceBest>"] == {"top-k, float32, tf32"}
@@ -85,11 +81,6 @@ def test_the_blur_uses_tensor_cores_and_wide_loads(gpu_resources):
         # border with three as many. D is 2 or 4.
         assert used["HMMA"] == 2 * 2 * (5 + 9) * 2 * (1 + 3), row
         assert used["LDGSTS.128"] > 0 and used["LDSM"] > 0 and used["LDS.128"] > 0 and used["STG.64"] > 0, row
-    for row in of(gpu_resources, "cuda", "blur_products_tf32"):
-        used = row["instructions"]
-        # For D = 1, 2 and 4, all or three of the 2 D + 1 tiles of taps are unrolled, in four products of 16 x 8 each.
-        assert used["HMMA"] == 4 * ((3 + 3) + (5 + 5) + (3 + 9)), row
-        assert used["LDG.128"] > 0 and used["STG.128"] > 0, row
 
 
 def test_gradients_of_sigma_and_gain_share_operands(gpu_resources):

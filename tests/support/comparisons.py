@@ -46,6 +46,14 @@ def exact_parameter_gradients(grad: torch.Tensor, images: torch.Tensor, params: 
     return [totals.sigma, totals.gain]
 
 
+def uint8_error(backend: str, largest: float = 255) -> float:
+    """Return the largest error of a uint8 result, in levels: half a level of rounding, and what comes before it.
+
+    On GPUs taps are rounded to 11 bits in both passes, and rows between them; elsewhere the sums are float32's.
+    """
+    return 0.5 + (3 * 2**-11 * largest if backend in ("triton", "cuda") else 1e-3)
+
+
 def relative_error(ours: torch.Tensor, expected: torch.Tensor) -> float:
     if expected.numel() == 0:
         return 0.0
