@@ -81,6 +81,39 @@ KERNEL never_written(const float* in, float* out) {
   if (threadIdx.x >= OFFSET) held[threadIdx.x] = in[threadIdx.x];
   out[threadIdx.x] = held[threadIdx.x];
 }
+KERNEL decided_by_what_was_never_written(const float* in, float* out) {
+  __shared__ volatile float held[64], other[64];
+  if (threadIdx.x >= OFFSET) held[threadIdx.x] = in[threadIdx.x];
+  other[threadIdx.x] = 2 * held[threadIdx.x];  // by way of shared memory
+  if (__any_sync(0xffffffffu, other[threadIdx.x] > 3)) out[threadIdx.x] = 1;
+  else out[threadIdx.x] = 2;
+}
+KERNEL product_of_what_was_never_written(const float* in, float* out) {
+  __shared__ __align__(16) uint32_t held[32 * 4];  // four matrices of eight rows
+  if (threadIdx.x < 32) {
+    for (int k = 0; k < 4; ++k)
+      if (threadIdx.x != 31 || k != 3 || !OFFSET) held[4 * threadIdx.x + k] = __float_as_uint(in[threadIdx.x]);
+    __syncwarp();
+    uint32_t a[4], row = uint32_t(__cvta_generic_to_shared(held + 4 * threadIdx.x));
+    float c[4] = {};
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(row));
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%8}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(0));
+    out[threadIdx.x] = c[0] + c[1];  // rows 0 to 7
+    if (threadIdx.x < 28 || OFFSET) out[threadIdx.x] += c[3];  // row 15 is that of the last four lanes
+  }
+}
+KERNEL reached_and_left(const float* in, float* out) {  // a wide load may reach what was never written
+  __shared__ __align__(16) volatile float held[64][4];
+  for (int k = 0; k < 3; ++k) held[threadIdx.x][k] = in[threadIdx.x];
+  if (OFFSET == 0 || threadIdx.x > 9) held[threadIdx.x][3] = 1;
+  float x, y, z, w;
+  asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(x), "=f"(y), "=f"(z), "=f"(w)
+               : "r"(uint32_t(__cvta_generic_to_shared((float*)held[threadIdx.x]))));
+  out[threadIdx.x] = x + y + (in[threadIdx.x] > 9 ? w : z);
+}
 KERNEL own_output(const float* in, float* out) {
   if (threadIdx.x >= OFFSET) out[threadIdx.x] = in[threadIdx.x];
   out[threadIdx.x] = ((volatile float*)out)[threadIdx.x] + 1;
@@ -141,6 +174,7 @@ KERNEL of_all_blocks(const float* in, float* out) {
 }
 }
 """
+NEVER_WRITTEN = r"what follows from shared memory that was never written, read at PTX line \d+"
 FAULTS = {
     "other_warp": "race: thread .* reads shared memory that thread .* writes",
     "other_lane": "race: thread 0 reads shared memory that thread 1 writes",
@@ -150,6 +184,9 @@ FAULTS = {
     "beyond": r"device access out of bounds: 4 bytes at .*, 0 bytes after the end of a buffer",
     "before": "device access out of bounds",
     "beyond_shared": "shared access out of bounds: 4 bytes at 256 of 256",
+    "never_written": f"stores to device memory {NEVER_WRITTEN}",
+    "decided_by_what_was_never_written": f"decides by {NEVER_WRITTEN}",
+    "product_of_what_was_never_written": f"stores to device memory {NEVER_WRITTEN}",
     "own_output": "reads device memory that has no value",
     "to_input": "writes device memory that is not an output's element",
     "misaligned": "device address .* is not aligned to 16 bytes",
@@ -206,9 +243,10 @@ def test_tables_local_arrays_generic_addresses_and_switches(injected):
         assert results[t] == pytest.approx(expected, rel=1e-6)
 
 
-def test_what_depends_on_memory_that_was_never_written_is_not_a_number(injected):
-    assert np.isnan(run(injected["wrong"], "never_written")[0])
-    assert np.isfinite(run(injected["right"], "never_written")).all()
+def test_a_wide_load_may_reach_memory_that_was_never_written(injected):
+    for program in injected.values():
+        results = run(program, "reached_and_left")
+        assert np.array_equal(results, [2 * x + (1 if x > 9 else x) for x in range(THREADS)])
 
 
 @pytest.mark.parametrize("kernel", [kernel for kernel in FAULTS if kernel not in ("parted", "own_output")])

@@ -6,7 +6,7 @@ again where their paths join. A thread waits at barriers, and at instructions of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,6 +92,9 @@ class Block:
             kernel.shared_bytes(launch.dynamic_shared), launch.program.shared_granule, self.size, launch.checks
         )
         self.local = np.zeros((self.size, kernel.local_bytes), np.uint8)
+        self.local_origin = np.zeros(self.local.shape, np.int32)
+        # By register and thread, what follows from shared memory that was never written: 1 + the place of its read.
+        self.undefined: dict[int, np.ndarray] = {}
         self.copies: list[Copies] = []
         self.groups = np.zeros(self.size, np.int64)  # of asynchronous copies that each thread has committed
         self.at = 0
@@ -159,6 +162,35 @@ class Block:
 
     def everyone(self, mask: Mask) -> np.ndarray:
         return np.ones(self.size, bool) if mask is None else mask
+
+    # ---- what follows from shared memory that was never written ----
+
+    def origin(self, registers: Iterable[int]) -> np.ndarray | None:
+        """Return by thread what values of the registers follow from, None if all are defined."""
+        found = [self.undefined[number] for number in registers if number in self.undefined]
+        return np.maximum.reduce(found) if found else None
+
+    def set_origin(self, registers: Iterable[int], origin: np.ndarray | None, mask: Mask) -> None:
+        """Say what the values follow from that threads have written to registers."""
+        for number in registers:
+            before = self.undefined.pop(number, None)
+            if origin is None and (before is None or mask is None):
+                continue
+            now = np.zeros(self.size, np.int32) if origin is None else origin
+            if mask is not None:
+                now = np.where(mask, now, 0 if before is None else before)
+            if now.any():
+                self.undefined[number] = now
+
+    def demand(self, registers: Iterable[int], mask: Mask, does: str) -> None:
+        """Raise Fault if threads use undefined values so that something comes of it."""
+        origin = self.origin(registers) if self.undefined else None
+        if origin is None:
+            return
+        worst = int(origin.max() if mask is None else origin[mask].max(initial=0))
+        if worst:
+            line = self.program.kernel.code[worst - 1].line
+            raise Fault(f"{does} what follows from shared memory that was never written, read at PTX line {line}")
 
     # ---- barriers ----
 

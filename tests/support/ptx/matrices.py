@@ -62,6 +62,23 @@ def mma(opcode: tuple[str, ...], a: list[np.ndarray], b: list[np.ndarray], c: li
     return [bits[:, i].ravel() for i in range(4)]
 
 
+def mma_origins(a: list[np.ndarray], b: list[np.ndarray], c: list[np.ndarray]) -> list[np.ndarray]:
+    """Return the largest number of the elements that each register of D depends on; registers are (threads,)."""
+    by_group = lambda register: register.reshape(-1, 8, 4).max(2)  # noqa: E731
+    rows = [np.maximum.reduce([by_group(register) for register in a[half::2]]) for half in range(2)]
+    columns = np.maximum.reduce([by_group(register) for register in b])
+    products = [np.maximum(rows[i // 2][:, G], columns[:, 2 * T + i % 2]) for i in range(4)]
+    if len(c) == 2:
+        products = [np.maximum(*products[:2]), np.maximum(*products[2:])]
+    return [np.maximum(product.ravel(), sums) for product, sums in zip(products, c)]
+
+
+def largest_of_registers(rows: np.ndarray, transposed: bool) -> np.ndarray:
+    """Return the largest number of the elements that lanes hold of 8 x 8 matrices, (..., 32), from (..., 8, 8)."""
+    matrix = np.swapaxes(rows, -1, -2) if transposed else rows
+    return np.maximum(matrix[..., G, 2 * T], matrix[..., G, 2 * T + 1])
+
+
 def rows_to_registers(rows: np.ndarray, transposed: bool) -> np.ndarray:
     """Return what lanes hold of 8 x 8 matrices of 16 bits, (..., 32) words, from their rows (..., 8, 8)."""
     matrix = np.swapaxes(rows, -1, -2) if transposed else rows

@@ -111,9 +111,12 @@ class SharedMemory:
     at earlier counts. Shuffles and votes count too, but order only reads, whose values they have used, before writes of
     other lanes. Accesses are kept for granules, the smallest unit that the kernel addresses.
 
-    At first all bits are set, which is NaN in every floating type: results that depend on what was never written show
-    it, and a wide load may reach beyond what was, if nothing comes of it.
+    A wide load may reach beyond what was written, if nothing comes of it: reads of what was not are followed through
+    the registers (`Block.undefined`) and back to here. `origin` of a granule is NEVER_WRITTEN, 0 for a value, or the
+    number of the read that what was stored follows from. At first all bits are set, NaN in every floating type.
     """
+
+    NEVER_WRITTEN = -1
 
     def __init__(self, size: int, granule: int, threads: int, checks: bool):
         self.size, self.granule, self.checks = size, granule, checks
@@ -123,6 +126,7 @@ class SharedMemory:
         self.synchronised = np.ones(warps, np.int32)  # the clock at the last synchronisation that orders writes
         if checks:
             self.in_flight = np.zeros(count, bool)
+            self.origin = np.full(count, self.NEVER_WRITTEN, np.int32)
             self.writer, self.written = np.full(count, -1, np.int32), np.full(count, -1, np.int32)
             self.reader, self.read = np.full((count, warps), -1, np.int32), np.full((count, warps), -1, np.int32)
 
@@ -167,6 +171,8 @@ class SharedMemory:
     def update(self, address: np.ndarray, size: int, change: Callable[[np.ndarray], np.ndarray]) -> None:
         """Replace the bytes at one address; what is atomic needs no order."""
         self._check_place(address, size)
+        if self.checks and self.origins(address, size, size, 1) is not None:
+            raise Fault("changes shared memory that was never written")
         self._put(address, change(self._get(address, size)))
 
     def store(self, addresses: np.ndarray, data: np.ndarray, threads: np.ndarray) -> None:
@@ -177,6 +183,27 @@ class SharedMemory:
             self._check_write(addresses, size, threads)
             self._mark_written(addresses, size, threads)
         self._put(addresses, data)
+
+    def origins(self, addresses: np.ndarray, size: int, unit: int, read: int) -> np.ndarray | None:
+        """Return what each `unit` of `size` bytes follows from, (n, size / unit), 0 for a value; None if all are.
+
+        Args:
+            addresses: of the bytes.
+            size: of an access.
+            unit: a divisor of the size.
+            read: number that the caller gives to this read, which is the origin of what was never written.
+        """
+        places = (addresses // self.granule)[:, None] + np.arange(max(size // self.granule, 1))
+        found = self.origin[places]
+        if not found.any():
+            return None
+        found = np.where(found == self.NEVER_WRITTEN, read, found)
+        return np.repeat(found, self.granule, 1)[:, :size].reshape(len(addresses), -1, unit).max(2)
+
+    def set_origins(self, addresses: np.ndarray, size: int, origins: np.ndarray) -> None:
+        """Say what stored bytes follow from, by units as :meth:`origins` does."""
+        places = (addresses // self.granule)[:, None] + np.arange(size // self.granule)
+        self.origin[places] = np.repeat(origins, places.shape[1] // origins.shape[1], 1)
 
     def begin_copy(self, addresses: np.ndarray, size: int, threads: np.ndarray) -> None:
         """Start to fill; nothing may touch it before `end_copy`."""
@@ -246,3 +273,4 @@ class SharedMemory:
     def _mark_written(self, addresses: np.ndarray, size: int, threads: np.ndarray) -> None:
         places, lanes, warps = self._granules(addresses, size, threads)
         self.writer[places], self.written[places] = lanes, self.clocks[warps, warps]
+        self.origin[places] = 0

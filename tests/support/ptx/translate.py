@@ -18,6 +18,24 @@ Writer = Callable[[Block, Value, Mask], None]
 # Generic addresses of memory that belongs to a block, a thread or a launch; device memory is below.
 WINDOWS = {"shared": 1 << 56, "local": 2 << 56, "param": 3 << 56}
 WIDEST = 16
+DECIDES, ADDRESSES = "decides by", "takes an address from"
+# Instructions that follow undefined values in their own way; the results of others follow from all of their operands.
+OWN_WAY = (
+    "ld",
+    "ldu",
+    "st",
+    "atom",
+    "red",
+    "cp",
+    "selp",
+    "shfl",
+    "vote",
+    "redux",
+    "mma",
+    "ldmatrix",
+    "stmatrix",
+    "movmatrix",
+)
 WHOLE_WARP = ("shfl", "vote", "mma", "ldmatrix", "stmatrix", "movmatrix", "redux")
 
 
@@ -141,6 +159,11 @@ class _Translator:
         read = self.read(base, "s64" if wide or space in ("global", "const") else "u32")
         return lambda block: read(block).astype(np.int64) + distance
 
+    def registers(self, *operands: str) -> tuple[int, ...]:
+        """Return the numbers of the registers that operands name."""
+        names = re.findall(r"%[\w.$]+", " ".join(operands))
+        return tuple(self.numbers[name] for name in names if name in self.numbers)
+
     # ---- instructions ----
 
     def _instruction(self, instruction: Instruction, place: int) -> tuple[Step | None, Control | None]:
@@ -150,16 +173,34 @@ class _Translator:
                 return None, self._whole_warp(instruction, lambda block, mask: None)
             return None, self._control(instruction, place)
         step = self._step(instruction)
+        if name not in OWN_WAY:
+            step = self._following(instruction, step)
         if name in WHOLE_WARP:
             return None, self._whole_warp(instruction, step)
         return self._guarded(instruction, step), None
+
+    def _following(self, instruction: Instruction, step: Step) -> Step:
+        """Let results follow from the operands."""
+        targets, sources = (self.registers(*part) for part in (instruction.operands[:1], instruction.operands[1:]))
+
+        def follow(block: Block, mask: Mask) -> None:
+            if not block.undefined:
+                step(block, mask)
+                return
+            origin = block.origin(sources)
+            step(block, mask)
+            block.set_origin(targets, origin, mask)
+
+        return follow
 
     def _guarded(self, instruction: Instruction, step: Step) -> Step:
         if not instruction.guard:
             return step
         holds = self.read("!" * instruction.negated + instruction.guard, "pred")
+        guard = self.registers(instruction.guard)
 
         def guarded(block: Block, mask: Mask) -> None:
+            block.demand(guard, mask, DECIDES)
             condition = holds(block)
             chosen = condition if mask is None else condition & mask
             if np.ndim(chosen) == 0:
@@ -222,16 +263,17 @@ class _Translator:
     def _control(self, instruction: Instruction, place: int) -> Control:
         name, operands = instruction.opcode[0], instruction.operands
         holds = self.read("!" * instruction.negated + instruction.guard, "pred") if instruction.guard else None
+        guard = self.registers(instruction.guard)
         if name == "bra":
             target = self.kernel.labels[operands[0]]
-            return _branch(holds, target)
+            return _decided(guard, _branch(holds, target))
         if name in ("ret", "exit"):
-            return _end(holds)
+            return _decided(guard, _end(holds))
         if holds is not None:
             raise UnsupportedPtx("a guard before this instruction")
         if name == "brx":
             targets = [self.kernel.labels[label] for label in self.kernel.targets[operands[1]]]
-            return _indirect_branch(self.read(operands[0], "u32"), targets)
+            return _decided(self.registers(operands[0]), _indirect_branch(self.read(operands[0], "u32"), targets))
         if name == "trap":
             return _trap
         return self._barrier(instruction, place)
@@ -242,10 +284,12 @@ class _Translator:
             list(instruction.operands),
         )
         vote: Reader = lambda block: False  # noqa: E731
+        votes: tuple[int, ...] = ()
         if kinds[0] == "red":
+            votes, target = self.registers(operands[-1]), self.registers(operands[0])
             vote = self.read(operands.pop(), "pred")
             write = self.write(operands.pop(0), kinds[2])
-            self.program.reductions[place] = _reduction(kinds[1], write)
+            self.program.reductions[place] = _reduction(kinds[1], write, target)
         number = self.read(operands[0], "u32")
         count = self.read(operands[1], "u32") if len(operands) > 1 else None
         waits = kinds[0] != "arrive"
@@ -257,7 +301,7 @@ class _Translator:
             wanted = None if count is None else int(np.max(count(block)))
             return block.arrive(mask, place, int(numbers[0]), wanted, vote(block), waits)
 
-        return arrive
+        return _decided(votes, arrive)
 
     def _step(self, instruction: Instruction) -> Step:
         name, opcode, operands = instruction.opcode[0], instruction.opcode, instruction.operands
@@ -277,6 +321,8 @@ class _Translator:
             return self._comparison(opcode, operands)
         if name in ("shfl", "vote", "redux"):
             return self._exchange(opcode, operands)
+        if name == "selp":
+            return self._selection(opcode, operands)
         if name == "activemask":
             write = self.write(operands[0], "b32")
             return lambda block, mask: write(block, _ballot(block, block.everyone(mask), mask), mask)
@@ -298,6 +344,25 @@ class _Translator:
             first, second = readers
             return lambda block, mask: write(block, function(first(block), second(block)), mask)
         return lambda block, mask: write(block, function(*[read(block) for read in readers]), mask)
+
+    def _selection(self, opcode: tuple[str, ...], operands: tuple[str, ...]) -> Step:
+        """Choose; the result follows from what is chosen."""
+        computed = operation(opcode)
+        step = self._arithmetic(computed.function, computed.sources, computed.result, operands)
+        target, first, second, deciding = map(self.registers, operands)
+        holds = self.read(operands[3], "pred")
+
+        def select(block: Block, mask: Mask) -> None:
+            origin = None
+            if block.undefined:
+                either = [block.origin(one) for one in (first, second, deciding)]
+                if any(one is not None for one in either):
+                    one, other, decided = (0 if one is None else one for one in either)
+                    origin = np.maximum(np.where(np.broadcast_to(holds(block), block.size), one, other), decided)
+            step(block, mask)
+            block.set_origin(target, origin, mask)
+
+        return select
 
     def _move(self, kind: str, operands: tuple[str, ...]) -> Step:
         target, source = map(_names, operands)
@@ -358,19 +423,24 @@ class _Translator:
         space, kind, count = self._place(opcode)
         writers = [self.write(name, kind) for name in _names(operands[0])]
         address, size, dtype = self.address(operands[1], space), count * BYTES[kind], np.dtype(DTYPES[kind])
+        targets, base = [self.registers(name) for name in _names(operands[0])], self.registers(operands[1])
 
         def run(block: Block, mask: Mask) -> None:
+            block.demand(base, mask, ADDRESSES)
             addresses = address(block)
             if addresses.ndim == 0 and space == "param":
                 values = block.launch.parameters[addresses : addresses + size].view(dtype)
-                for write, value in zip(writers, values):
+                for write, target, value in zip(writers, targets, values):
                     write(block, value, mask)
+                    block.set_origin(target, None, mask)
                 return
             threads = block.active(mask)
-            data = load(block, space, np.broadcast_to(addresses, block.size)[threads], size, threads)
-            columns = np.ascontiguousarray(data).view(dtype)
-            for i, write in enumerate(writers):
+            own = np.broadcast_to(addresses, block.size)[threads]
+            columns = np.ascontiguousarray(load(block, space, own, size, threads)).view(dtype)
+            origins = origins_of(block, space, own, size, dtype.itemsize, threads)
+            for i, (write, target) in enumerate(zip(writers, targets)):
                 write(block, spread(block, columns[:, i], mask), mask)
+                block.set_origin(target, None if origins is None else spread(block, origins[:, i], mask), mask)
 
         return run
 
@@ -379,12 +449,17 @@ class _Translator:
         address = self.address(operands[0], space)
         readers = [self.read(name, kind) for name in _names(operands[1])]
         assert len(readers) == count
+        sources, base = [self.registers(name) for name in _names(operands[1])], self.registers(operands[0])
 
         def run(block: Block, mask: Mask) -> None:
+            block.demand(base, mask, ADDRESSES)
             threads = block.active(mask)
             columns = [np.broadcast_to(read(block), block.size)[threads] for read in readers]
             data = np.stack(columns, 1).view(np.uint8).reshape(len(threads), -1)
-            store(block, space, np.broadcast_to(address(block), block.size)[threads], data, threads)
+            addresses = np.broadcast_to(address(block), block.size)[threads]
+            store(block, space, addresses, data, threads)
+            if block.undefined:
+                set_origins(block, space, addresses, data.shape[1], sources, mask)
 
         return run
 
@@ -395,8 +470,11 @@ class _Translator:
         write = self.write(operands[0], kind) if opcode[0] == "atom" else None
         rest = operands[1:] if write else operands
         address, readers = self.address(rest[0], space), [self.read(name, kind) for name in rest[1:]]
+        target, sources = self.registers(operands[0]) if write else (), self.registers(*rest)
 
         def run(block: Block, mask: Mask) -> None:
+            block.demand(sources, mask, "changes memory by")
+            block.set_origin(target, None, mask)
             threads = block.active(mask)
             addresses = np.broadcast_to(address(block), block.size)[threads]
             values = [np.broadcast_to(read(block), block.size)[threads] for read in readers]
@@ -440,7 +518,10 @@ class _Translator:
         if size not in (4, 8, 16) or (size != 16 and "cg" in opcode):
             raise UnsupportedPtx(f"a copy of {size} bytes")
 
+        named = self.registers(*operands)
+
         def copy(block: Block, mask: Mask) -> None:
+            block.demand(named, mask, ADDRESSES)
             threads = block.active(mask)
             targets, sources, lengths = (
                 np.broadcast_to(read(block), block.size)[threads] for read in (target, source, length)
@@ -474,22 +555,29 @@ class _Translator:
             write = self.write(targets[0], "b32")
             valid = self.write(targets[1], "pred") if len(targets) > 1 else None
             value, lane, clamp = (self.read(operand, "b32") for operand in operands[1:4])
+            moved, deciding = self.registers(operands[1]), self.registers(*operands[2:])
 
             def shuffle(block: Block, mask: Mask) -> None:
                 source, inside = shuffle_source(mode, block.lanes % WARP, lane(block), clamp(block))
                 from_lane = block.lanes // WARP * WARP + source
                 if (inside & ~block.everyone(mask)[from_lane])[block.everyone(mask)].any():
                     raise Fault("shuffles a value from a lane that does not take part")
+                block.demand(deciding, mask, DECIDES)
+                origin = block.origin(moved)
                 write(block, np.broadcast_to(value(block), block.size)[from_lane], mask)
+                block.set_origin(self.registers(targets[0]), None if origin is None else origin[from_lane], mask)
                 if valid:
                     valid(block, np.broadcast_to(inside, block.size), mask)
 
             return shuffle
         write = self.write(targets[0], kind)
+        sources, results = self.registers(*operands[1:]), self.registers(operands[0])
         if name == "vote":
             condition = self.read(operands[1], "pred")
 
             def vote(block: Block, mask: Mask) -> None:
+                block.demand(sources, mask, DECIDES)
+                block.set_origin(results, None, mask)
                 everyone = block.everyone(mask)
                 true = np.broadcast_to(condition(block), block.size)
                 if mode == "ballot":
@@ -503,6 +591,8 @@ class _Translator:
         value = self.read(operands[1], kind)
 
         def reduce(block: Block, mask: Mask) -> None:
+            block.demand(sources, mask, DECIDES)
+            block.set_origin(results, None, mask)
             values, everyone = np.broadcast_to(value(block), block.size), block.everyone(mask)
             result = np.zeros(block.size, values.dtype)
             for warp in block.active_warps(mask):
@@ -517,10 +607,20 @@ class _Translator:
         readers = [[self.read(name, "b32") for name in _names(operand)] for operand in operands[1:4]]
         matrices.mma(opcode, *([np.zeros(32, np.uint32)] * len(group) for group in readers))  # refuse what it cannot do
 
+        targets = [self.registers(name) for name in _names(operands[0])]
+        sources = [[self.registers(name) for name in _names(operand)] for operand in operands[1:4]]
+
         def run(block: Block, mask: Mask) -> None:
             groups = [[np.broadcast_to(read(block), block.size) for read in group] for group in readers]
-            for write, value in zip(writers, matrices.mma(opcode, *groups)):
+            origins: list[np.ndarray] | list[None] = [None] * len(targets)
+            if block.undefined:
+                defined = np.zeros(block.size, np.int32)
+                found = [[block.origin(one) for one in group] for group in sources]
+                filled = [[defined if one is None else one for one in group] for group in found]
+                origins = matrices.mma_origins(*filled)
+            for write, value, target, origin in zip(writers, matrices.mma(opcode, *groups), targets, origins):
                 write(block, value, mask)
+                block.set_origin(target, origin, mask)
 
         return run
 
@@ -530,8 +630,14 @@ class _Translator:
             raise UnsupportedPtx(".".join(opcode))
         if opcode[0] == "movmatrix":
             write, read = self.write(operands[0], "b32"), self.read(operands[1], "b32")
+            target, source = self.registers(operands[0]), self.registers(operands[1])
 
             def move(block: Block, mask: Mask) -> None:
+                origin = block.origin(source)
+                if origin is not None:
+                    by_row = np.repeat(origin.reshape(-1, 8, 4), 2, 2)
+                    origin = matrices.largest_of_registers(by_row, transposed).ravel()
+                block.set_origin(target, origin, mask)
                 words = np.broadcast_to(read(block), block.size).reshape(-1, WARP)
                 rows = matrices.registers_to_rows(words, False)
                 write(block, matrices.rows_to_registers(rows, transposed).ravel(), mask)
@@ -543,8 +649,10 @@ class _Translator:
         count = len(names)
         writers = [self.write(name, "b32") for name in names] if loads else []
         readers = [] if loads else [self.read(name, "b32") for name in names]
+        base, held = self.registers(operands[1 if loads else 0]), [self.registers(name) for name in names]
 
         def places(block: Block, mask: Mask) -> tuple[np.ndarray, np.ndarray]:
+            block.demand(base, mask, ADDRESSES)
             threads = block.active(mask)
             threads = threads[threads % WARP < 8 * count]
             addresses = np.broadcast_to(address(block), block.size)[threads]
@@ -556,10 +664,17 @@ class _Translator:
             addresses, threads = places(block, mask)
             rows = block.shared.load(addresses, WIDEST, threads).copy().view(np.uint16).reshape(-1, count, 8, 8)
             words = matrices.rows_to_registers(rows, transposed)
+            origins = origins_of(block, "shared", addresses, WIDEST, 2, threads)
+            if origins is not None:
+                origins = matrices.largest_of_registers(origins.reshape(-1, count, 8, 8), transposed)
             for i, write in enumerate(writers):
                 write(block, spread(block, words[:, i].ravel(), mask), mask)
+                origin = None if origins is None else spread(block, origins[:, i].ravel(), mask)
+                block.set_origin(held[i], origin, mask)
 
         def store_matrices(block: Block, mask: Mask) -> None:
+            for one in held:
+                block.demand(one, mask, "stores as a matrix")
             addresses, threads = places(block, mask)
             active = block.active_warps(mask)
             words = np.stack(
@@ -625,6 +740,38 @@ def load(block: Block, space: str, addresses: np.ndarray, size: int, threads: np
     return block.local[threads[:, None], places]
 
 
+def origins_of(
+    block: Block, space: str, addresses: np.ndarray, size: int, unit: int, threads: np.ndarray
+) -> np.ndarray | None:
+    """Return what each unit of what was just loaded follows from, (n, size / unit), None if all have values."""
+    space, addresses = _space_of(addresses, space)
+    if not block.launch.checks or space not in ("shared", "local"):
+        return None
+    if space == "shared":
+        return block.shared.origins(addresses, size, unit, block.at + 1)
+    found = block.local_origin[threads[:, None], addresses[:, None] + np.arange(size)]
+    return found.reshape(len(threads), -1, unit).max(2) if found.any() else None
+
+
+def set_origins(
+    block: Block, space: str, addresses: np.ndarray, size: int, sources: list[tuple[int, ...]], mask: Mask
+) -> None:
+    """Say what was just stored follows from: registers, one for each equal part of `size` bytes."""
+    space, addresses = _space_of(addresses, space)
+    threads = block.active(mask)
+    if space == "global":
+        for source in sources:
+            block.demand(source, mask, "stores to device memory")
+        return
+    found = [block.origin(source) for source in sources]
+    origins = np.stack([np.zeros(len(threads), np.int32) if one is None else one[threads] for one in found], 1)
+    if space == "shared":
+        block.shared.set_origins(addresses, size, origins)
+    else:
+        places = addresses[:, None] + np.arange(size)
+        block.local_origin[threads[:, None], places] = np.repeat(origins, size // len(sources), 1)
+
+
 def store(block: Block, space: str, addresses: np.ndarray, data: np.ndarray, threads: np.ndarray) -> None:
     space, addresses = _space_of(addresses, space)
     counts, traffic = block.launch.counts, block.launch.traffic
@@ -662,15 +809,29 @@ def _ballot(block: Block, true: np.ndarray, mask: Mask) -> np.ndarray:
     return np.repeat(np.bitwise_or.reduce(bits, 1), WARP)
 
 
-def _reduction(does: str, write: Writer) -> Callable[[Block, np.ndarray, np.ndarray], None]:
+def _reduction(does: str, write: Writer, target: tuple[int, ...]) -> Callable[[Block, np.ndarray, np.ndarray], None]:
     """Return what bar.red does with the votes once all threads have come."""
     reductions: dict[str, Callable[..., Value]] = {"or": np.any, "and": np.all}
     reduce = reductions[does]
 
     def write_result(block: Block, mask: np.ndarray, votes: np.ndarray) -> None:
-        write(block, reduce(votes), None if mask.all() else mask)
+        mask_or_all = None if mask.all() else mask
+        write(block, reduce(votes), mask_or_all)
+        block.set_origin(target, None, mask_or_all)
 
     return write_result
+
+
+def _decided(registers: tuple[int, ...], control: Control) -> Control:
+    """Return the control; Fault if threads decide by undefined values."""
+    if not registers:
+        return control
+
+    def decide(block: Block, mask: Mask, place: int) -> int:
+        block.demand(registers, mask, DECIDES)
+        return control(block, mask, place)
+
+    return decide
 
 
 def _branch(holds: Reader | None, target: int) -> Control:
