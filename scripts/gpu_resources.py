@@ -63,6 +63,26 @@ Where few blocks share a multiprocessor, this is intended:
 - `blur_split` keeps filtered rows in registers in two parts each, and in shared memory rows as they are and operands.
   Two blocks of eight warps share a multiprocessor of sm_80 and sm_90, for which it is."""
 
+LIMITS = """\
+Worked out from the counts above, for 1024 x 3 x 224 x 224 and a kernel of 51 unless another is named; not built.
+
+- Gradients of sigma and gain of float32 on sm_80 and sm_90, as split products. For 256 pixels the 16-bit form takes 50
+  products: five tiles of taps, in two halves, by two filters of the columns and three of the rows. Split in three they
+  are 150 (1.2 ms on an A100, 0.4 ms on an H100). Operands, filtered columns and taps in two parts double its 199
+  wavefronts and splitting adds about 30: 430, or 1.7 and 1.1 ms, which would be the bound, since some 930 instructions
+  take 0.9 and 0.6 ms. The direct form takes 4.3 and 1.9 ms, the blur 0.9 and 0.6 ms. Whole rows need about 173 KB:
+  three stages of 32 rows of operands (89), filtered columns of one tile of rows (30), tiles of taps (20), pixels on
+  their way (29), tables (5). sm_90 has that. On sm_80 a block has 163 KB: strips of half the width filter the columns
+  of nine tiles for seven, which makes it 1.9 ms. So about 1.9 times the blur on an H100, and 2.1 times on an A100.
+- `blur_split` for radii above 32. Nine tiles of taps keep 72 registers of filtered rows in two parts, of 128 that two
+  blocks leave to a thread, and rows until they are finished, four tiles later, 116 KB of shared memory of 80. So those
+  radii take its direct form, which walks down the strip of the block. That is half an image of 224 columns, with its
+  margins, so that at a kernel of 101 it multiplies 1.13 times as often as `blur_direct`, which has whole rows.
+- `blur_direct` reads each float32 twice, for the filter and for the blend, and again the columns that the border
+  mirrors; for odd radii its warps start within a sector. Copies of 16 bytes would ask for the same sectors as warps
+  that start with one, 1.65 times the bytes in place of 1.74. That start made `blur_split` spill on sm_90, and saves no
+  time where issue is the bound."""
+
 UNITS = ("issue", "tensor", "FMA", "shared memory", "device memory")
 COST_COLUMNS = (
     "form", "machine instructions", "PTX", "mma", "fma", "mufu", "sectors / ideal", "wavefronts",
@@ -140,6 +160,7 @@ def markdown(resources: dict) -> str:
         parts += [f"### {card.name}, sm_{card.architecture}", table(COST_COLUMNS, map(cost_cells, rows))]
     if rows := list(triton_costs(resources["kernels"])):
         parts += ["### Triton's blurs, by machine instructions that are issued", table(TRITON_COLUMNS, rows)]
+    parts += ["## What limits the forms: estimates", LIMITS]
     parts += [
         f"## Limits of an {roofline.GPU}: an estimate",
         roofline_text(),
