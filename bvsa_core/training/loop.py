@@ -112,7 +112,9 @@ def fit(
             checkpointer.on_step_end(state, config.epochs, len(order))
         mean = (total / len(train)).item()
         if not mean < float("inf"):
-            raise UserError(f"the loss of epoch {epoch + 1} is {mean}; lower the learning rate (now {config.lr:g})")
+            rates = {"lr": True, "vision_lr": method.vision is not None, "blur_lr": method.learnt_blur is not None}
+            shown = " or ".join(f"{name} (now {getattr(config, name):g})" for name, used in rates.items() if used)
+            raise UserError(f"the loss of epoch {epoch + 1} is {mean}; lower the learning rate, {shown}")
         processes.broadcast_buffers(method)  # running statistics may differ where there is no SyncBatchNorm
         metrics = {"epoch": epoch + 1, "loss": mean, **blur_metrics(method, train)}
         if held_out is not None:

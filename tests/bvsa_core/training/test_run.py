@@ -225,7 +225,7 @@ def test_settings_that_cannot_run_are_refused(run_data, tmp_path):
     short = RunData(RunDataConfig(data=run_data.config.data, window=(0.0, 0.096)))
     for data, changes, message in (
         (run_data, {"subject": "sub-09"}, "no subject 'sub-09'; there are sub-01, sub-02"),
-        (run_data, {"method": "vanilla", "lr": 1e30}, "lower the learning rate"),
+        (run_data, {"method": "vanilla", "lr": 1e30}, r"lower the learning rate, lr \(now 1e\+30\)$"),
         (short, {"encoder": "tsconv"}, "needs at least 75 time points, not 25; choose a longer window"),
         (run_data, {"precision": "bf16"}, "unknown precision 'bf16'; choose one of 32-true, bf16-mixed"),
         (run_data, {"precision": "16-mixed"}, "precision 16-mixed is for GPUs; take bf16-mixed on the CPU"),

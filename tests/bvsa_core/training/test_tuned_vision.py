@@ -179,3 +179,9 @@ def test_settings_that_train_nothing_are_refused(run_data):
             RunConfig(**settings)
     with pytest.raises(UserError, match="target is an array of features; vision_lora trains an image encoder"):
         Decoder("vanilla", torch.eye(8).numpy(), vision_lora=2).fit(torch.randn(8, 4, 20).numpy(), range(8))
+
+
+def test_a_loss_that_is_not_finite_names_every_learning_rate(run_data):
+    shown = r"lower the learning rate, lr \(now \S+\) or vision_lr \(now 1e\+30\) or blur_lr \(now 0.02\)"
+    with pytest.raises(UserError, match=shown):
+        train(tuned_config(run_data, vision_lr=1e30, learn_blur="subject"), run_data)
