@@ -142,11 +142,11 @@ class Checkpointer:
         if self.folder is not None and self.processes.rank == 0:
             self.folder.begin(config)
 
-    def select_layer(self, config: RunConfig, choose: Callable[[], LayerSelection]) -> LayerSelection:
-        """Return the layer chosen for a run, which an earlier process may have done."""
+    def select_layer(self, config: RunConfig, choose: Callable[[], LayerSelection]) -> LayerSelection | None:
+        """Return the layer chosen for a run, which an earlier process may have done; None if none is to be chosen."""
         folder = self.folder
         known = self.processes.broadcast(lambda: None if folder is None else folder.selected_layer(config))
-        if known is not None:
+        if known is not None or not config.select_layer:
             return known
         chosen = choose()
         chosen = self.processes.broadcast(lambda: chosen)  # all train on the same layer

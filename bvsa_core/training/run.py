@@ -113,13 +113,13 @@ def train(
     if methods.method_class(config.method).uses_texts:
         run_data.check_texts()
     run_data.prompts(test.images, test.concepts)  # which raises if one has no caption, before the training
-    begin, layers = functools.partial(checkpointer.begin, config), None
-    if config.select_layer:
-        trial = functools.partial(
-            _train, fabric=fabric, begin=begin, checkpointer=Checkpointer(processes=run_data.processes)
-        )
-        choose = functools.partial(select_layer, config, run_data, everything, trial, run_data.progress)
-        layers = checkpointer.select_layer(config, choose)
+    begin = functools.partial(checkpointer.begin, config)
+    trial = functools.partial(
+        _train, fabric=fabric, begin=begin, checkpointer=Checkpointer(processes=run_data.processes)
+    )
+    choose = functools.partial(select_layer, config, run_data, everything, trial, run_data.progress)
+    layers = checkpointer.select_layer(config, choose)
+    if layers is not None:
         config, run_data = with_layer(config, layers.chosen), run_data.with_target(layers.chosen)
         begin = functools.partial(checkpointer.begin, config)
     trained = _train(config, run_data, split, fabric, begin, checkpointer, report, validation, test)

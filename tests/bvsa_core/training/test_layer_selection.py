@@ -1,6 +1,7 @@
 """The layer of the image encoder is chosen on held-out concepts, without the test set, before the training on all."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -90,7 +91,7 @@ def test_the_last_training_is_that_of_the_chosen_layer_on_all_concepts(run_data,
     for name, value in other.method.state_dict().items():
         assert torch.equal(trained.method.get_parameter(name), value), name
     protocol = evaluate(trained, config, run_data).protocol
-    assert protocol.selection == "last, layer chosen on 6 held-out concepts" and protocol.encoder == "tiny"
+    assert protocol.selection == "last, layer chosen on 6 held-out concepts" and "layer:" not in protocol.encoder
 
 
 def test_the_test_set_is_not_read(run_data, trained, monkeypatch):
@@ -119,9 +120,13 @@ def test_a_run_keeps_the_layer_and_its_curve(run_data, tmp_path, monkeypatch):
             run(config, run_data, folder)
     chosen = json.loads(folder.layers.read_text())["chosen"]
     with monkeypatch.context() as patch:
+        patch.setattr(run_module, "select_layer", stop)
+        shutil.copytree(folder.path, tmp_path / "copy")  # continued by its run.yaml
+        by_its_settings = run(folder.config(), run_data, RunFolder(tmp_path / "copy"))
+    with monkeypatch.context() as patch:
         patch.setattr(run_module, "select_layer", stop)  # it is not chosen again
         result = run(config, run_data, folder)
-        assert run(config, run_data, folder) == result
+        assert run(config, run_data, folder) == result == by_its_settings
     assert result.layers.chosen == chosen == folder.config().target and not folder.config().select_layer
     assert result == RunFolder(tmp_path / "run").verify() and not folder.layers.exists()
     with pytest.raises(UserError, match="select_epochs 2 -> 1"):
