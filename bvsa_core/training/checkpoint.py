@@ -62,6 +62,7 @@ class TrainingState:
         config: RunConfig,
     ):
         self.settings = {name: value for name, value in to_dict(config).items() if name not in PLACES}
+        self.settings |= {f"SHA-256 of {name}": digest for name, digest in config.feature_digests().items()}
         self.parts: dict[str, Any] = {"method": method, "optimiser": optimiser, "precision": fabric.strategy.precision}
         self.best, self.total, self.device = best, total, total.device
         self.epoch, self.batch = 0, 0  # the next ones

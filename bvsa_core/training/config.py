@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, get_type_hints
 
 from bvsa_core import encoders, methods
 from bvsa_core.data.dataset import DEMO_FOLDER
+from bvsa_core.data.store import sha256_of
 from bvsa_core.errors import UserError, first_few, unknown_name
 from bvsa_core.io.typed import build
 from bvsa_core.methods.base import PROJECTORS, Preset
@@ -138,6 +139,11 @@ class RunDataConfig:
     def feature_files(self) -> list[Path]:
         """Return the files of features that are given in place of an image encoder."""
         return [path for path in (self.features, self.features_test) if path is not None]
+
+    def feature_digests(self) -> dict[str, str]:
+        """Return the SHA-256 of files that are given in place of an image encoder, by the setting that names them."""
+        paths = {name: getattr(self, name) for name in ("features", "features_test", "features_images")}
+        return {name: sha256_of(path) for name, path in paths.items() if path is not None and path.is_file()}
 
     def _check_features(self) -> None:
         if self.features is not None and (self.vision != "tiny" or self.views == "online"):

@@ -14,7 +14,6 @@ import torch
 from bvsa_core import encoders, methods
 from bvsa_core.data.dataset import RecordingAxes
 from bvsa_core.data.split import Split, hold_out
-from bvsa_core.data.store import sha256_of
 from bvsa_core.errors import UserError
 from bvsa_core.methods.base import Method, ProjectedEncoder, Projector
 from bvsa_core.progress import Progress, no_progress
@@ -87,7 +86,7 @@ def result_of(trained: Trained, evaluation: Evaluation, config: RunConfig) -> Ru
         axes=trained.split.axes,
         ranks=evaluation.ranks.tolist(),
         images=evaluation.images,
-        features=_digests(config),
+        features=config.feature_digests(),
         layers=trained.layers,
         learnt_blur=learnt.values(trained.split.subjects) if learnt else {},
     )
@@ -193,15 +192,9 @@ def _train(
 def _finished(folder: RunFolder, config: RunConfig) -> RunResult | None:
     """Return the result of a complete run, whose features are still those of the files, as far as they are here."""
     finished = folder.finished_result(config)
-    if finished is not None and (now := _digests(config)):
+    if finished is not None and (now := config.feature_digests()):
         _check_features(folder, config, finished, {**finished.features, **now})
     return finished
-
-
-def _digests(config: RunConfig) -> dict[str, str]:
-    """Return the SHA-256 of the files that are given in place of an image encoder, by the setting that names them."""
-    paths = {name: getattr(config, name) for name in ("features", "features_test", "features_images")}
-    return {name: sha256_of(path) for name, path in paths.items() if path is not None and path.is_file()}
 
 
 def _check_features(folder: RunFolder, config: RunConfig, result: RunResult, now: dict[str, str]) -> None:
@@ -316,7 +309,7 @@ def load_method(folder: RunFolder, run_data: RunData) -> Method:
     if result.shape is None:
         raise UserError(f"{folder.path}: a run of an earlier version; train it again")
     config = folder.config()
-    _check_features(folder, config, result, _digests(config))
+    _check_features(folder, config, result, config.feature_digests())
     method = build_method(config, result.shape, result.samples, run_data, result.axes)
     folder.load_weights(method)
     return method.eval()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from command_output import error_of
 
 from bvsa_core import Dataset, RunConfig, RunData, RunFolder, UserError, evaluate, run, train
 from bvsa_core.cli import main
+from bvsa_core.training.checkpoint import Checkpointer, Stopped
 from bvsa_core.training.run import load_method
 from bvsa_core.vision.given_features import read_given_features
 from bvsa_core.vision.views import SHARP, Level
@@ -178,6 +180,25 @@ def test_a_missing_file_is_named(data, images, arrays, tmp_path):
     assert run(config, RunData(config), folder) == result  # which is complete without
     with pytest.raises(UserError, match=r"run: features_test \S+ is missing; bring it back"):
         load_method(folder, RunData(config))
+
+
+def test_a_run_does_not_continue_with_other_features(data, images, arrays, tmp_path, monkeypatch):
+    config, folder = settings(data, as_nice(tmp_path, *arrays, images)), RunFolder(tmp_path / "run")
+    whole = Checkpointer.on_step_end
+
+    def stop(self, *about) -> None:
+        self.stopping = signal.SIGINT
+        whole(self, *about)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Checkpointer, "on_step_end", stop)
+        run(config, RunData(config), folder)
+    kept = config.features.read_bytes()
+    np.save(config.features, np.load(config.features) + 1)
+    with pytest.raises(UserError, match=r"resume.pt: not the state of this run \(SHA-256 of features was"):
+        run(config, RunData(config), folder)
+    config.features.write_bytes(kept)
+    run(config, RunData(config), folder)
 
 
 def test_files_of_one_name_and_lists_of_names_are_told_apart(data, images, arrays, tmp_path):
