@@ -53,7 +53,7 @@ def add_arguments(parser: Parser, arguments: list[str]) -> None:
     parser.add_class_arguments(Workers)
     add_overwrite(parser)
     add_no_lock(parser)
-    add("--methods", type=str, nargs="+", help="only these methods or rows of the grid, by name")
+    add("--methods", type=str, nargs="+", help="only these rows of the grid, or all rows of a method, by name")
     add("--seeds", type=int | None, help="number of seeds of every method; default: the grid's")
     add("--subjects", type=str, nargs="+", help="only these subjects")
     vision = "image encoders; default: the grid's, which for published grids on recorded data is RN50"

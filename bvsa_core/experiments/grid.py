@@ -182,12 +182,17 @@ def _checked(kind: type, values: Any, source: str, skip: Iterable[str] = ()) -> 
 
 
 def systems_named(systems: Sequence[System], names: Sequence[str]) -> list[System]:
-    """Return the systems whose label or method is in `names`; a name that fits none is a UserError."""
-    known = sorted({name for system in systems for name in (system.label, system.method)})
+    """Return the systems with labels in `names`, and all of a method where no label is its name.
+
+    Raises:
+        UserError: a name fits none.
+    """
+    labels, of_methods = {system.label for system in systems}, {system.method for system in systems}
     for name in names:
-        if name not in known:
-            raise UserError(unknown_name("method of the grid", name, known))
-    return [system for system in systems if {system.label, system.method} & set(names)]
+        if name not in labels | of_methods:
+            raise UserError(unknown_name("method of the grid", name, sorted(labels | of_methods)))
+    wanted = set(names)
+    return [each for each in systems if each.label in wanted or each.method in wanted - labels]
 
 
 def cells(

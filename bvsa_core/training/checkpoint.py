@@ -146,7 +146,7 @@ class Checkpointer:
     def select_layer(self, config: RunConfig, choose: Callable[[], LayerSelection]) -> LayerSelection | None:
         """Return the layer chosen for a run, which an earlier process may have done; None if none is to be chosen."""
         folder = self.folder
-        known = self.processes.broadcast(lambda: None if folder is None else folder.selected_layer(config))
+        known = None if folder is None else self.processes.broadcast(lambda: folder.selected_layer(config))
         if known is not None or not config.select_layer:
             return known
         chosen = choose()

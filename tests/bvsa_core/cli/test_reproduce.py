@@ -18,7 +18,7 @@ from bvsa_core.cli import main, reproduce
 from bvsa_core.data.dataset import Dataset
 from bvsa_core.errors import UserError
 from bvsa_core.experiments import paper_results, results
-from bvsa_core.experiments.grid import BUILT_IN, cells, read_grid
+from bvsa_core.experiments.grid import BUILT_IN, cells, read_grid, systems_named
 from bvsa_core.experiments.repetitions import averaged, repetition_curves, steps
 from bvsa_core.retrieval.scoring import Scoring
 from bvsa_core.synthetic.dataset import SyntheticConfig
@@ -362,6 +362,16 @@ def test_a_bad_grid_is_refused(text, small_data, tmp_path, fail):
     (tmp_path / "mine.yaml").write_text(text)
     fail(WRONG[text], "reproduce", tmp_path / "mine.yaml", "--eeg", small_data, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_name_stands_for_its_row_or_for_all_rows_of_a_method():
+    _, main_systems = read_grid("main")
+    _, ablation = read_grid("ablation")
+    labels = lambda systems, names: [each.label for each in systems_named(systems, names)]  # noqa: E731
+    assert labels(main_systems, ["vanilla"]) == ["vanilla"]  # not shallow, whose method is vanilla
+    assert labels(main_systems, ["samga", "shallow"]) == ["shallow", "samga"]
+    rows = [each.label for each in ablation if each.method == "bvsa"]
+    assert len(rows) > 1 and "bvsa" not in rows and labels(ablation, ["bvsa"]) == rows
 
 
 def test_between_subjects_needs_two(small_data, tmp_path):
