@@ -10,6 +10,7 @@ from torch.nn.functional import softplus
 from torch.nn.utils import parametrize
 
 from fovblur.foveated_blur.api import foveated_blur, gaussian_blur, sigma_from_kernel_size
+from fovblur.foveated_blur.params import Values
 
 
 class FoveatedBlur2d(nn.Module):
@@ -36,31 +37,32 @@ class FoveatedBlur2d(nn.Module):
         ['parametrizations.sigma.original', 'parametrizations.gain.original']
     """
 
-    sigma: float | Tensor | None
-    kernel_size: int | Tensor | None
-    gain: float | Tensor
-    fixation: Sequence[float] | Tensor | None
-    mean: float | Sequence[float] | Tensor | None
-    std: float | Sequence[float] | Tensor | None
+    sigma: Values | None
+    kernel_size: Values | None
+    gain: Values
+    fixation: Values | None
+    mean: Values | None
+    std: Values | None
 
     def __init__(
         self,
-        sigma: float | Tensor | None = None,
+        sigma: Values | None = None,
         *,
-        kernel_size: int | Tensor | None = None,
-        gain: float | Tensor = 0.5,
+        kernel_size: Values | None = None,
+        gain: Values = 0.5,
         decay: float = 3.0,
         falloff: str = "exp",
-        fixation: Sequence[float] | Tensor | None = None,
-        mean: float | Sequence[float] | Tensor | None = None,
-        std: float | Sequence[float] | Tensor | None = None,
+        fixation: Values | None = None,
+        mean: Values | None = None,
+        std: Values | None = None,
         out_dtype: torch.dtype | None = None,
         backend: str | None = None,
-        learnable: Sequence[str] = (),
+        learnable: str | Sequence[str] = (),
     ):
         super().__init__()
+        learnable = (learnable,) if isinstance(learnable, str) else learnable
         if "sigma" in learnable and sigma is None and kernel_size is not None:
-            sigma = sigma_from_kernel_size(kernel_size)
+            sigma = sigma_from_kernel_size(torch.as_tensor(kernel_size))
         starts = {"sigma": sigma, "gain": gain, "fixation": fixation}
         for name in learnable:
             if starts.get(name) is None:
@@ -134,9 +136,9 @@ class GaussianBlur2d(nn.Module):
     """Blur images (..., C, H, W) with :func:`fovblur.gaussian_blur`.
 
     Args:
-        sigma: standard deviation in pixels, a number, (B,), or an ``nn.Parameter``, which is learnt. Default: computed
+        sigma: standard deviation in pixels, a number, (...), or an ``nn.Parameter``, which is learnt. Default: computed
             from ``kernel_size``.
-        kernel_size: odd width in pixels, an int or (B,). Default: computed from ``sigma``.
+        kernel_size: odd width in pixels, an int or (...). Default: computed from ``sigma``.
         backend: as for :func:`fovblur.foveated_blur`.
 
     Examples:
@@ -144,14 +146,14 @@ class GaussianBlur2d(nn.Module):
         torch.Size([2, 3, 16, 16])
     """
 
-    sigma: float | Tensor | None
-    kernel_size: int | Tensor | None
+    sigma: Values | None
+    kernel_size: Values | None
 
     def __init__(
         self,
-        sigma: float | Tensor | None = None,
+        sigma: Values | None = None,
         *,
-        kernel_size: int | Tensor | None = None,
+        kernel_size: Values | None = None,
         backend: str | None = None,
     ):
         super().__init__()

@@ -89,6 +89,8 @@ def test_starts_of_learnt_parameters_must_be_within_their_ranges(arguments, mess
     with pytest.raises(ValueError, match=message):
         FoveatedBlur2d(**arguments)
     assert FoveatedBlur2d(kernel_size=51, learnable=["sigma"]).sigma.item() == pytest.approx(8.0)
+    several = FoveatedBlur2d(kernel_size=[51, 57], learnable="sigma").sigma
+    torch.testing.assert_close(several, torch.tensor([8.0, 8.9]))
 
 
 @pytest.mark.parametrize("shape", [(3, 20, 30), (2, 3, 20, 30), (2, 4, 3, 20, 30)], ids=str)
