@@ -55,7 +55,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", type=torch.device)
     parser.add_argument("--vision", help="a model of open_clip, or tiny; default: RN50, or ViT-B-32 with --lora")
     parser.add_argument("--lora", type=int, help="train the image encoder by updates of this rank")
-    parser.add_argument("--chunk", type=int, help="images whose activations are kept at a time")
+    parser.add_argument(
+        "--chunk", type=int, help="images encoded at a time with a graph; it bounds the memory of activations"
+    )
     parser.add_argument("--checkpoint", action="store_true", help="keep the inputs of the encoder's blocks alone")
     parser.add_argument("--batch", default=1024, type=int)
     parser.add_argument("--steps", default=5, type=int)
@@ -83,7 +85,7 @@ def main() -> None:
 
 
 class _Pipeline:
-    """BVSA with its optimiser, an image encoder, and a batch whose images all have their own blur."""
+    """BVSA with its optimiser, an image encoder, and a batch with a blur for each image."""
 
     def __init__(self, device: torch.device, vision: str, batch: int):
         torch.manual_seed(0)
@@ -120,7 +122,7 @@ class _Pipeline:
 
 
 def measure(device: torch.device, vision: str, batch: int, steps: int, cap: int | None) -> Iterator[StepTiming]:
-    """Time the training steps of a batch whose images all have their own blur, then those with features of a bank."""
+    """Time the training steps of a batch with a blur for each image, then those with features of a bank."""
     made = _Pipeline(device, vision, batch)
     blur = made.blur_s(steps, device)
     step = functools.partial(made.step, torch.optim.AdamW(made.method.parameters()))

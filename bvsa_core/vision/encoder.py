@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from bvsa_core.errors import UserError
 from bvsa_core.vision.layers import OUTPUT, Layers, find_layers, resolve
 
 
@@ -69,8 +70,12 @@ class VisionEncoder:
         return torch.cat(self._encode(images), dim=-1)
 
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Encode texts to unit-norm features (B, D) float32, if `has_texts`."""
-        raise NotImplementedError
+        """Encode texts to unit-norm features (B, D) float32.
+
+        Raises:
+            UserError: the encoder has none; see `has_texts`.
+        """
+        raise UserError(f"image encoder {self.name} encodes no texts; choose one with a text encoder, such as RN50")
 
     @torch.no_grad()
     def widths(self) -> list[int]:

@@ -195,7 +195,7 @@ def test_losses_weights_and_scores_are_those_of_the_description(problem, preset)
     ],
     ids=str,
 )
-def test_another_rule_is_found(problem, fault):
+def test_lock_step_fails_for_another_rule(problem, fault):
     with pytest.raises(AssertionError, match="epoch|not close"):
         train_in_lock_step(problem, "code", **fault)
 
@@ -214,7 +214,7 @@ def keep_training(method: SAMGA, optimiser) -> None:
 
 
 @pytest.mark.parametrize("fault", [keep_moments, keep_training, lambda method, optimiser: None])
-def test_another_second_stage_is_found(problem, monkeypatch, fault):
+def test_lock_step_fails_for_another_second_stage(problem, monkeypatch, fault):
     monkeypatch.setattr(SAMGA, "start_epoch", fault)
     with pytest.raises(AssertionError, match="epoch|not close"):
         train_in_lock_step(problem, "code")

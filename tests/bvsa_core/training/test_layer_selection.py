@@ -49,7 +49,7 @@ class Planted(RunData):
         return replace(chosen, recordings=(layer @ to_recording).unflatten(1, (channels, time)))
 
 
-def test_the_layer_that_recordings_are_made_from_is_found(run_data, tmp_path):
+def test_selects_the_layer_that_recordings_are_made_from(run_data, tmp_path):
     splits = [run_data.split("sub-01", split).images for split in ("train", "test")]
     names = [name for images in splits for name in dict.fromkeys(images)]
     (tmp_path / "names.txt").write_text("\n".join(names) + "\n")

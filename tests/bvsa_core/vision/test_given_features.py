@@ -201,7 +201,7 @@ def test_a_run_does_not_continue_with_other_features(data, images, arrays, tmp_p
     run(config, RunData(config), folder)
 
 
-def test_files_of_one_name_and_lists_of_names_are_told_apart(data, images, arrays, tmp_path):
+def test_files_of_one_name_and_lists_of_names_have_checksums_of_their_own(data, images, arrays, tmp_path):
     for name, array in zip(("train", "test"), arrays):
         (tmp_path / name).mkdir()
         np.save(tmp_path / name / "f.npy", array)
@@ -256,7 +256,7 @@ def test_samga_takes_several_layers(target, data, images, arrays, tmp_path):
     assert len(evaluate(trained, config, RunData(config)).ranks) == len(images[1])
 
 
-def test_a_leak_of_equal_features_is_found(data, images, arrays, tmp_path):
+def test_equal_features_are_a_leak(data, images, arrays, tmp_path):
     test = np.concatenate([arrays[0][:1], arrays[1][1:]])
     config = settings(data, as_nice(tmp_path, arrays[0], test, images))
     with pytest.raises(UserError, match=rf"1 image.s. \({images[1][0]}\) of the test set"):

@@ -38,6 +38,8 @@ def test_a_registered_encoder_is_loaded_frozen_and_told_apart_by_its_weights(min
     assert other.name == "mine/7" and other.fingerprint != encoder.fingerprint
     assert weights_are_here("mine") and (image_size_of("mine"), embedding_width_of("mine")) == (32, 24)
     check_weights("mine")
+    with pytest.raises(UserError, match="image encoder mine encodes no texts; choose one with a text encoder"):
+        encoder.encode_texts(["a dog"])
 
 
 def test_it_trains_without_texts(mine, small_data, tmp_path):
