@@ -11,6 +11,9 @@ namespace fovblur {
 // How acuity falls from 1 at the fixation (u = 0) to its value at the farthest pixel (u = 1).
 enum class Falloff : int { exp = 0, linear = 1, quadratic = 2, log = 3, brachistochrone = 4 };
 
+// What lies beyond the image: as in NumPy's pad, reflect repeats no edge pixel, symmetric does.
+enum class Border : int { reflect = 0, symmetric = 1, replicate = 2, constant = 3, circular = 4 };
+
 #ifdef __CUDACC__
 // 2^x in one instruction, with an absolute error below 2e-7 for x <= 0.
 __device__ __forceinline__ float power_of_two(float x) {
@@ -136,6 +139,37 @@ FOVBLUR_HD Int reflect(Int i, Int n) {
   const Int period = 2 * last;
   i %= period;
   return i <= last ? i : period - i;
+}
+
+// The index in [0, n) of the pixel at position i, for any i, or -1 for the zeros of Border::constant.
+template <class Int>
+FOVBLUR_HD Int border_index(Border border, Int i, Int n) {
+  if (i >= 0 && i < n) return i;
+  switch (border) {
+    case Border::reflect:
+      return reflect(i, n);
+    case Border::symmetric: {
+      const Int folded = (i < 0 ? -1 - i : i) % (2 * n);
+      return folded < n ? folded : 2 * n - 1 - folded;
+    }
+    case Border::replicate:
+      return i < 0 ? 0 : n - 1;
+    case Border::circular: {
+      const Int wrapped = i % n;
+      return wrapped < 0 ? wrapped + n : wrapped;
+    }
+    default:
+      return -1;
+  }
+}
+
+// The taps of OpenCV's tables, for radii 1 to 4; it takes them for a Gaussian whose sigma is not given.
+constexpr int kMostTableRadius = 4;
+template <class Real>
+FOVBLUR_HD Real table_tap(int radius, int offset) {
+  const unsigned char table[kMostTableRadius][kMostTableRadius + 1] = {
+      {128, 64}, {96, 64, 16}, {72, 56, 28, 8}, {60, 51, 30, 13, 4}};  // over 256, from the middle on
+  return Real(table[radius - 1][offset < 0 ? -offset : offset]) / Real(256);
 }
 
 }  // namespace fovblur

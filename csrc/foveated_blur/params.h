@@ -24,15 +24,25 @@ struct PerSample {
   int64_t stride;
 };
 
+// A value for every pixel [B, H, W], of any strides, in elements of the type the blur accumulates in; stride 0 shares.
+struct Map {
+  const void* data;
+  int64_t strides[3];
+};
+
 struct BlurParams {
   int64_t shape[4];  // [B, C, H, W]
   Images images;
-  PerSample sigma;        // [B] pixels
-  PerSample kernel_size;  // [B] odd
-  PerSample gain;         // [B]
-  PerSample fixation;     // [B, 2] (y, x) pixels
+  PerSample sigma;        // [B] pixels, or [B, 2] (y, x) if per_axis
+  PerSample kernel_size;  // [B] odd, or [B, 2] if per_axis
+  bool per_axis;
+  bool tables;  // kernel sizes 3 to 9 take OpenCV's tables
+  Border border;
+  PerSample gain;      // [B]
+  PerSample fixation;  // [B, 2] (y, x) pixels
   Falloff falloff;
   double decay;
+  Map weight;  // in place of the falloff; data may be null
   // y -> (y * scale - mean[c]) / std[c]; null pointers: y is not normalised.
   const void* mean;
   const void* std;
@@ -40,7 +50,7 @@ struct BlurParams {
   bool allow_tf32;  // uint8 images may be multiplied in half precision for float32 results too
 };
 
-// Gradients of a call; null pointers: not needed. Those of sigma and gain are [B], contiguous.
+// Gradients of a call; null pointers: not needed. Those of sigma and gain are as sigma and gain, contiguous.
 struct BlurGradients {
   Images grad;         // of the result
   Images grad_images;  // data may be null

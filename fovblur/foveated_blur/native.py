@@ -10,7 +10,7 @@ from torch import Tensor
 from fovblur import backends
 from fovblur.dtypes import DTYPES
 from fovblur.foveated_blur.params import BlurGradients, BlurParams
-from fovblur.foveated_blur.validation import FALLOFFS
+from fovblur.foveated_blur.validation import BORDERS, FALLOFFS
 
 
 def cpu_forward(images: Tensor, out: Tensor, params: BlurParams) -> None:
@@ -73,10 +73,14 @@ def blur_params(module: ModuleType, images: Tensor, params: BlurParams):
         images=describe(module, images),
         sigma=per_sample(params.sigma),
         kernel_size=per_sample(params.kernel_size),
+        per_axis=params.sigma.ndim == 2,
+        tables=params.tables,
+        border=BORDERS.index(params.border),
         gain=per_sample(params.gain),
         fixation=per_sample(params.fixation),
         falloff=FALLOFFS.index(params.falloff),
         decay=params.decay,
+        weight=(0, (0, 0, 0)) if params.weight is None else (params.weight.data_ptr(), params.weight.stride()),
         mean=_address(params.mean),
         std=_address(params.std),
         scale=1 / 255 if images.dtype == torch.uint8 else 1.0,

@@ -14,19 +14,22 @@ Values: TypeAlias = float | Sequence[Any] | np.ndarray | Tensor  # a number, or 
 class BlurParams(NamedTuple):
     """Parameters of one call, on the images' device; floats in the dtype that the blur accumulates in."""
 
-    sigma: Tensor  # (B,) pixels
-    kernel_size: Tensor  # (B,) int32, odd
+    sigma: Tensor  # (B,) pixels, or (B, 2) along y and x, the last stride 1
+    kernel_size: Tensor  # of sigma's shape, int32, odd
     gain: Tensor  # (B,)
     fixation: Tensor  # (B, 2) (y, x) pixels, the last stride 1
     mean: Tensor | None  # (C,) contiguous; None with std None: the result is not normalised
     std: Tensor | None  # (C,)
     falloff: str
     decay: float
+    border: str = "reflect"
+    tables: bool = False  # kernel sizes 3 to 9 take OpenCV's tables
+    weight: Tensor | None = None  # (B, H, W), of any strides, in place of the falloff
 
 
 class BlurGradients(NamedTuple):
     """Tensors that a backward fills; None: not needed."""
 
     images: Tensor | None  # (B, C, H, W)
-    sigma: Tensor | None  # (B,)
+    sigma: Tensor | None  # as sigma
     gain: Tensor | None  # (B,)

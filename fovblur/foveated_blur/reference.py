@@ -24,7 +24,7 @@ def foveated_blur(
         out_dtype: dtype of the result.
         largest_size: the largest kernel size, where its value cannot be read, as in a tracer.
     """
-    sigma, kernel_size, gain, fixation, mean, std, falloff, decay = params
+    sigma, kernel_size, gain, fixation, mean, std, falloff, decay = params[:8]
     _, _, height, width = images.shape
     if images.numel() == 0:  # with gradients of 0
         return (images.to(sigma.dtype) + 0 * (sigma.sum() + gain.sum())).to(out_dtype)
@@ -149,7 +149,7 @@ def reference_forward(images: Tensor, out: Tensor, params: BlurParams) -> None:
 
 def reference_backward(grad: Tensor, images: Tensor, grads: BlurGradients, params: BlurParams) -> None:
     """Fill `grads` for the gradient (B, C, H, W) of the result."""
-    sigma, kernel_size, gain, fixation, _, std, falloff, decay = params
+    sigma, kernel_size, gain, fixation, _, std, falloff, decay = params[:8]
     grad_images, grad_sigma, grad_gain = grads
     _, _, height, width = images.shape
     x, grad = images.to(sigma.dtype), grad.to(sigma.dtype)

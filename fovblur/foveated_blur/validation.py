@@ -19,6 +19,7 @@ from fovblur.tracing import is_under_a_mode
 
 # In the order of csrc/foveated_blur/blur_math.h's enum Falloff, which is passed by index.
 FALLOFFS = ("exp", "linear", "quadratic", "log", "brachistochrone")
+BORDERS = ("reflect", "symmetric", "replicate", "constant", "circular")  # of enum Border, there too
 LARGEST_KERNEL_SIZE = 65535
 LARGEST_SIGMA = 9830.7  # just above sigma_from_kernel_size(LARGEST_KERNEL_SIZE)
 SMALLEST_STD = torch.finfo(torch.float32).tiny  # 1 / std of anything smaller would be infinite
