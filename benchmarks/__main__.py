@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks.figure import draw
-from benchmarks.harness import rows_of, table
+from benchmarks.harness import PACKAGES, rows_of, table, versions
 
 HERE = Path(__file__).parent
 SUITES = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
@@ -38,10 +38,13 @@ def main() -> int:
         if not report.exists() or not report.read_text():
             return int(code) or 1
         rows = rows_of(json.loads(report.read_text()), torch.device(chosen.device))
+    not_installed = [name for name in PACKAGES if name not in versions()]
     print(table(rows))
+    print(f"\nnot installed: {', '.join(not_installed) or 'none'}")
     if chosen.json:
         chosen.json.parent.mkdir(parents=True, exist_ok=True)
-        content = {"date": date.today().isoformat(), "device": chosen.device, "rows": [asdict(row) for row in rows]}
+        content = {"date": date.today().isoformat(), "device": chosen.device, "not_installed": not_installed}
+        content |= {"rows": [asdict(row) for row in rows]}
         chosen.json.write_text(json.dumps(content, indent=1) + "\n")
         draw(rows, chosen.json.with_suffix(".png"))
         print(f"\nwritten to {chosen.json} and {chosen.json.with_suffix('.png')}")

@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator
 from benchmarks.harness import Row
 
 BY_KERNEL_SIZE = re.compile(r"forward, (?P<what>16 x 3 x \d+ x \d+ float32), k (?P<k>\d+)")
-COLOURS = ("#1b6ca8", "#d1495b", "#edae49", "#66a182", "#7d5ba6", "#6c757d", "#2e4057")
+COLOURS = ("#1b6ca8", "#d1495b", "#edae49", "#66a182", "#7d5ba6", "#6c757d", "#2e4057", "#e377c2", "#17becf")
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

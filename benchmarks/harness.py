@@ -130,13 +130,28 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
+PACKAGES = (
+    "fovblur",
+    "torch",
+    "torchvision",
+    "triton",
+    "kornia",
+    "opencv-python-headless",
+    "pillow",
+    "nvidia-dali",
+    "scipy",
+    "faiss-cpu",
+    "numpy",
+)
+
+
 def versions() -> dict:
     """Return the versions of the packages that are timed and installed."""
-    packages = "fovblur torch torchvision triton kornia opencv-python-headless pillow scipy faiss-cpu numpy"
     installed = {"python": platform.python_version()}
-    for name in packages.split():
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            installed[name] = metadata.version(name)
+    for name in PACKAGES:
+        for distribution in (name, f"{name}-cuda120", f"{name}-cuda130"):
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                installed[name] = metadata.version(distribution)
     return installed
 
 

@@ -18,7 +18,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 TIMED = {  # of each suite: our provider, and the packages whose versions are named
-    "blur": ("cpu", ("torch", "torchvision", "kornia", "opencv-python-headless", "scipy")),
+    "blur": (
+        "cpu",
+        ("torch", "torchvision", "kornia", "opencv-python-headless", "pillow", "nvidia-dali", "scipy"),
+    ),
     "similarity": ("cpu", ("torch", "faiss-cpu")),
     "training": ("bvsa_core", ("torch",)),
 }
@@ -78,6 +81,8 @@ def features() -> str:
 def machine_of(kept: dict, packages: tuple[str, ...]) -> str:
     here, versions = kept["rows"][0]["machine"], kept["rows"][0]["versions"]
     about = ", ".join(f"{name} {versions[name]}" for name in packages if name in versions)
+    absent = ", ".join(name for name in packages if name in kept["not_installed"])
+    about += f"; not installed: {absent}" if absent else ""
     return f"{here['processor']}, {here['threads']} threads, {kept['date']}; {about}."
 
 

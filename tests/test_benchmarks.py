@@ -22,19 +22,25 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
 
 
 PROVIDERS = {
-    "blur": {"cpu", "torchvision loop", "kornia", "OpenCV 8-bit, as UBP", "scipy"},
+    "blur": {
+        "cpu", "torchvision loop", "kornia", "OpenCV 8-bit, as UBP", "OpenCV float32", "Pillow 8-bit", "scipy",
+        *(["DALI on the CPU"] if find_spec("nvidia") and find_spec("nvidia.dali") else []),
+    },
     "training": {"bvsa_core", "DataLoader of dicts"},
     "features": {"bvsa_core", "DataLoader, a pass a level"},
     "stacking": {"one after another", "stacked"},
     "similarity": {"cpu", "eager PyTorch", "eager, in chunks", *(["faiss IndexFlatIP"] if find_spec("faiss") else [])},
-}
+}  # fmt: skip
 
 
 def test_the_suites_write_rows_a_table_and_a_figure(tmp_path):
     select = "(96 and forward) or (200 and not compile) or z64 or (JPEGs and not levels)"
     done = run("benchmarks", "--device", "cpu", "--select", select, "--json", tmp_path / "rows.json")
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    kept = json.loads((tmp_path / "rows.json").read_text())
+    rows, absent = kept["rows"], kept["not_installed"]
+    assert ("nvidia-dali" in absent) == ("DALI on the CPU" not in PROVIDERS["blur"])
+    assert f"not installed: {', '.join(absent) or 'none'}" in done.stdout
     assert {suite: {row["provider"] for row in rows if row["suite"] == suite} for suite in PROVIDERS} == PROVIDERS
     for row in rows:
         assert set(row) == ROW and row["median_s"] > 0 and row["limit_s"] > 0
