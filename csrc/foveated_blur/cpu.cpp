@@ -1,4 +1,4 @@
-// Foveated Gaussian blur on the CPU: y = w x + (1 - w) A_h x A_w^T, with A banded and its border reflected.
+// Foveated Gaussian blur on the CPU: y = w x + (1 - w) A_h x A_w^T, with A banded and its border folded in.
 //
 // A thread takes a strip of rows of one sample. The strip is filtered down its columns, transposed, filtered again, and
 // transposed back while it is blended and stored. All intermediates stay in the core's L2 cache.
@@ -25,8 +25,8 @@ namespace {
 template <class T>
 void blur_strip(Strip<T> strip, const Images& out, const T* shared_acuity) {
   const BlurParams& p = strip.p;
-  const bool blends = strip.gain != T(0) && strip.radius > 0;
-  const T* acuity = blends ? strip.acuity(shared_acuity, strip.begin, strip.end) : nullptr;
+  const bool blends = strip.gain != T(0) && !strip.identity;
+  const T* const* acuity = blends ? strip.acuity(shared_acuity, strip.begin, strip.end) : nullptr;
   for (int64_t channel = 0; channel < p.shape[1]; ++channel) {
     const int64_t source = p.images.plane(strip.sample, channel), target = out.plane(strip.sample, channel);
     auto load = [&](int64_t i, T* row) {
@@ -36,7 +36,7 @@ void blur_strip(Strip<T> strip, const Images& out, const T* shared_acuity) {
     auto store = [&](int64_t i, T* y) {
       if (blends) {
         const T* x = staged + (i - strip.first) * strip.padded_width;
-        const T* f = acuity + (i - strip.begin) * strip.width;
+        const T* f = acuity[i - strip.begin];
         for (int64_t j = 0; j < strip.width; ++j) {
           const T w = strip.gain * f[j];
           const T blended = w * x[j] + (T(1) - w) * y[j];
@@ -65,33 +65,36 @@ void load_gradient(const BlurParams& p, const Images& grad, int64_t sample, int6
   for (int64_t j = 0; j < p.shape[3]; ++j) row[j] *= factor;
 }
 
-// Diagonal of E: under REFLECT_101 the blur is symmetric once border pixels count half, A^T = E A E^-1.
-inline double border_share(int64_t i, int64_t n) { return i == 0 || i == n - 1 ? 0.5 : 1.0; }
+// Diagonal of E in A^T = E A E^-1: under Border::reflect the blur is symmetric once border pixels count half, and under
+// symmetric, constant and circular borders it is symmetric. Replicate has none, and is not asked for its transpose.
+inline double border_share(Border border, int64_t i, int64_t n) {
+  return border == Border::reflect && (i == 0 || i == n - 1) ? 0.5 : 1.0;
+}
 
 template <class T>
 void image_gradient_strip(Strip<T> strip, const BlurGradients& gradients, const T* shared_acuity) {
   const BlurParams& p = strip.p;
-  const bool identity = strip.radius == 0;
-  const T* acuity = strip.acuity(shared_acuity, strip.first, strip.last);
+  const T* const* acuity = strip.acuity(shared_acuity, strip.first, strip.last);
+  const T share_of_ends = T(border_share(p.border, 0, strip.width));
   T* gradient = strip.ws.row.get(strip.width);
   for (int64_t channel = 0; channel < p.shape[1]; ++channel) {
     auto load = [&](int64_t i, T* row) {  // (1 - w) g / share
       load_gradient(p, gradients.grad, strip.sample, channel, i, row);
-      if (identity) return;
-      const T* f = acuity + (i - strip.first) * strip.width;
-      const T factor = T(1 / border_share(i, strip.height));
+      if (strip.identity) return;
+      const T* f = acuity[strip.place(i)];
+      const T factor = T(1 / border_share(p.border, i, strip.height));
       for (int64_t j = 0; j < strip.width; ++j) row[j] *= (T(1) - strip.gain * f[j]) * factor;
-      row[0] *= T(1 / border_share(0, strip.width));
-      if (strip.width > 1) row[strip.width - 1] *= T(2);
+      row[0] /= share_of_ends;
+      if (strip.width > 1) row[strip.width - 1] /= share_of_ends;
     };
     const Images& target = gradients.grad_images;
     auto store = [&](int64_t i, T* row) {  // share times the blurred, and w g
-      if (!identity) {
-        const T* f = acuity + (i - strip.first) * strip.width;
-        const T factor = T(border_share(i, strip.height));
+      if (!strip.identity) {
+        const T* f = acuity[strip.place(i)];
+        const T factor = T(border_share(p.border, i, strip.height));
         load_gradient(p, gradients.grad, strip.sample, channel, i, gradient);
-        row[0] *= T(border_share(0, strip.width));
-        if (strip.width > 1) row[strip.width - 1] *= T(0.5);
+        row[0] *= share_of_ends;
+        if (strip.width > 1) row[strip.width - 1] *= share_of_ends;
         for (int64_t j = 0; j < strip.width; ++j) row[j] = row[j] * factor + strip.gain * f[j] * gradient[j];
       }
       const int64_t offset = target.plane(strip.sample, channel) + i * target.strides[2];
@@ -101,52 +104,59 @@ void image_gradient_strip(Strip<T> strip, const BlurGradients& gradients, const 
   }
 }
 
-// What the strip's rows add to dL/dsigma = sum g (1 - w) (A' x A^T + A x A'^T) and to dL/dgain = sum g f (x - A x A^T).
+// What the strip's rows add to dL/dsigma = sum g (1 - w) (A' x A^T + A x A'^T), whose terms are those of y and x, and to
+// dL/dgain = sum g f (x - A x A^T). The sums of sigma are [1, height], or [2, height] if it is given per axis.
 template <class T>
 void parameter_gradient_strip(Strip<T> strip, const BlurGradients& gradients, const T* shared_acuity, double* of_sigma,
                               double* of_gain) {
   constexpr int64_t L = kLanes<T>;
-  if (strip.radius == 0) return;
+  if (strip.identity) return;
   const BlurParams& p = strip.p;
+  const int axes = p.per_axis ? 2 : 1;
   Workspace<T>& ws = strip.ws;
-  const T* acuity = strip.acuity(shared_acuity, strip.begin, strip.end);
+  const T* const* acuity = strip.acuity(shared_acuity, strip.begin, strip.end);
   T* gradient = ws.row.get(strip.width);
   T* group = nullptr;
-  T* group_slope = nullptr;
+  T* group_slope[2] = {};
   for (int64_t channel = 0; channel < p.shape[1]; ++channel) {
     const int64_t source = p.images.plane(strip.sample, channel);
     const T* staged = strip.stage([&](int64_t i, T* row) {
       load_row(p.images.dtype, p.images.data, source + i * p.images.strides[2], p.images.strides[3], strip.width, row);
     });
-    const T* turned = strip.down(staged, strip.taps, ws.turned);
-    const T* turned_slope = of_sigma ? strip.down(staged, strip.slopes, ws.turned_slope) : nullptr;
+    const T* turned = strip.down(staged, strip.taps[0], ws.turned);
+    const T* turned_slope = of_sigma ? strip.down(staged, strip.slopes[0], ws.turned_slope) : nullptr;
     strip.for_lane_groups([&](int vectors, int64_t lane) {
       if (of_gain) {
         group = ws.group.get(strip.padded_width * kVecs * L);
-        strip.along(turned, strip.taps, vectors, lane, false, group);
+        strip.along(turned, strip.taps[1], vectors, lane, false, group);
       }
       if (of_sigma) {
-        group_slope = ws.group_slope.get(strip.padded_width * kVecs * L);
-        strip.along(turned, strip.slopes, vectors, lane, false, group_slope);
-        strip.along(turned_slope, strip.taps, vectors, lane, true, group_slope);
+        for (int axis = 0; axis < axes; ++axis) group_slope[axis] = ws.group_slope[axis].get(strip.padded_width * kVecs * L);
+        strip.along(turned_slope, strip.taps[1], vectors, lane, false, group_slope[0]);
+        strip.along(turned, strip.slopes[1], vectors, lane, !p.per_axis, group_slope[axes - 1]);
       }
       for (int64_t v = 0; v < vectors * L; v += L) {
         const T* blurred = of_gain ? strip.turn_back(group, vectors * L, v, ws.block) : nullptr;
-        const T* slope = of_sigma ? strip.turn_back(group_slope, vectors * L, v, ws.block_slope) : nullptr;
+        const T* slope[2] = {};
+        for (int axis = 0; of_sigma && axis < axes; ++axis)
+          slope[axis] = strip.turn_back(group_slope[axis], vectors * L, v, ws.block_slope[axis]);
         for (int64_t k = 0; k < L && strip.begin + lane + v + k < strip.end; ++k) {
           const int64_t i = strip.begin + lane + v + k;
           const T* x = staged + (i - strip.first) * strip.padded_width;
-          const T* f = acuity + (i - strip.begin) * strip.width;
+          const T* f = acuity[i - strip.begin];
           load_gradient(p, gradients.grad, strip.sample, channel, i, gradient);
-          T sigma_sum = 0, gain_sum = 0;
-          if (of_gain)
+          if (of_gain) {
+            T sum = 0;
+            for (int64_t j = 0; j < strip.width; ++j) sum += gradient[j] * f[j] * (x[j] - blurred[k * strip.padded_width + j]);
+            of_gain[i] += double(sum);
+          }
+          for (int axis = 0; of_sigma && axis < axes; ++axis) {
+            if (strip.radius[axis] == 0) continue;  // the identity, whatever the pixels
+            T sum = 0;
             for (int64_t j = 0; j < strip.width; ++j)
-              gain_sum += gradient[j] * f[j] * (x[j] - blurred[k * strip.padded_width + j]);
-          if (of_sigma)
-            for (int64_t j = 0; j < strip.width; ++j)
-              sigma_sum += gradient[j] * (T(1) - strip.gain * f[j]) * slope[k * strip.padded_width + j];
-          if (of_gain) of_gain[i] += double(gain_sum);
-          if (of_sigma) of_sigma[i] += double(sigma_sum);
+              sum += gradient[j] * (T(1) - strip.gain * f[j]) * slope[axis][k * strip.padded_width + j];
+            of_sigma[axis * strip.height + i] += double(sum);
+          }
         }
       }
     });
@@ -172,7 +182,7 @@ struct Plan {
     strips = (height + strip - 1) / strip;
     tasks = batch * strips;
     threads = int(std::max<int64_t>(1, std::min<int64_t>(threads, batch * p.shape[1] * height * width / kThreadElements)));
-    if (foveated && p.fixation.stride == 0) {
+    if (foveated && !p.weight.data && p.fixation.stride == 0) {
       shared_acuity.reset(new T[size_t(height * width)]);
       acuity_map(p, 0, 0, height, shared_acuity.get());
     }
@@ -204,7 +214,8 @@ template <class T>
 void backward(const BlurParams& p, const BlurGradients& gradients, int threads) {
   T* grad_sigma = static_cast<T*>(gradients.grad_sigma);
   T* grad_gain = static_cast<T*>(gradients.grad_gain);
-  if (grad_sigma) std::fill_n(grad_sigma, p.shape[0], T(0));
+  const int64_t sigmas = p.shape[0] * (p.per_axis ? 2 : 1);
+  if (grad_sigma) std::fill_n(grad_sigma, sigmas, T(0));
   if (grad_gain) std::fill_n(grad_gain, p.shape[0], T(0));
   if (is_empty(p)) return;
   if (gradients.grad_images.data) advise_huge_pages(gradients.grad_images, p.shape);
@@ -212,20 +223,21 @@ void backward(const BlurParams& p, const BlurGradients& gradients, int threads) 
   const T* shared = plan.shared_acuity.get();
   // Sums of rows, which are added up in order, so that the result does not depend on the number of threads.
   const int64_t height = p.shape[2];
-  std::vector<double> of_sigma(grad_sigma ? size_t(p.shape[0] * height) : 0);
+  std::vector<double> of_sigma(grad_sigma ? size_t(sigmas * height) : 0);
   std::vector<double> of_gain(grad_gain ? size_t(p.shape[0] * height) : 0);
   plan.run(p, grad_sigma != nullptr, [&](Strip<T> strip, int64_t) {
     if (gradients.grad_images.data) image_gradient_strip(strip, gradients, shared);
     const size_t first_row = size_t(strip.sample * height);
     if (grad_sigma || grad_gain)
-      parameter_gradient_strip(strip, gradients, shared, grad_sigma ? &of_sigma[first_row] : nullptr,
+      parameter_gradient_strip(strip, gradients, shared, grad_sigma ? &of_sigma[(p.per_axis ? 2 : 1) * first_row] : nullptr,
                                grad_gain ? &of_gain[first_row] : nullptr);
   });
-  for (int64_t i = 0; i < p.shape[0]; ++i) {
-    const auto row = [&](const std::vector<double>& rows) { return rows.begin() + i * height; };
-    if (grad_sigma) grad_sigma[i] = T(std::accumulate(row(of_sigma), row(of_sigma) + height, 0.0));
-    if (grad_gain) grad_gain[i] = T(std::accumulate(row(of_gain), row(of_gain) + height, 0.0));
-  }
+  const auto add_up = [&](const std::vector<double>& rows, int64_t count, T* totals) {
+    for (int64_t i = 0; totals && i < count; ++i)
+      totals[i] = T(std::accumulate(rows.begin() + i * height, rows.begin() + (i + 1) * height, 0.0));
+  };
+  add_up(of_sigma, sigmas, grad_sigma);
+  add_up(of_gain, p.shape[0], grad_gain);
 }
 
 }  // namespace
