@@ -4,7 +4,8 @@ from types import ModuleType
 
 from fovblur.backends import available_backends
 from fovblur.enhanced_similarity.api import enhanced_similarity, enhanced_topk
-from fovblur.foveated_blur.api import foveated_blur, gaussian_blur, kernel_size_from_sigma, sigma_from_kernel_size
+from fovblur.foveated_blur.api import foveated_blur, gaussian_blur
+from fovblur.foveated_blur.sizes import kernel_size_from_sigma, sigma_from_kernel_size
 
 __all__ = [
     "available_backends",

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.nn.utils import parametrize
 
-from fovblur.foveated_blur.api import foveated_blur, gaussian_blur, sigma_from_kernel_size
+from fovblur.foveated_blur.api import foveated_blur, gaussian_blur
 from fovblur.foveated_blur.params import Values
+from fovblur.foveated_blur.sizes import sigma_from_kernel_size
 
 
 class FoveatedBlur2d(nn.Module):

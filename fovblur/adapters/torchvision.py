@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fovblur.adapters._anisotropic import gaussian_blur_separately
-from fovblur.foveated_blur.api import sigma_from_kernel_size
+from fovblur.foveated_blur.sizes import sigma_from_kernel_size
 from fovblur.image_types import blur_image, is_image
 
 

@@ -16,14 +16,18 @@ from fovblur.foveated_blur.op import foveated_blur_backward_op, foveated_blur_op
 from fovblur.foveated_blur.params import BlurParams
 from fovblur.tracing import is_transformed
 
-_DIFFERENTIABLE = (0, 1, 3, 4, 5, 6)  # images, sigma, gain, fixation, mean, std
+# The tensors of the op, by name; all but the kernel size are differentiable. Its options follow: falloff, decay, border
+# and tables.
+_TENSORS = ("images", "sigma", "kernel_size", "gain", "fixation", "mean", "std", "weight")
+_OPTIONS = 4
 
 
 def setup_context(ctx, inputs, output) -> None:
     """Keep what the gradients need."""
-    images, sigma, kernel_size, gain, fixation, mean, std, ctx.falloff, ctx.decay, ctx.out_dtype, ctx.backend = inputs
-    kept = output if ctx.needs_input_grad[6] else None
-    _keep(ctx, images, sigma, kernel_size, gain, fixation, mean, std, kept)
+    *tensors, ctx.out_dtype, ctx.backend = inputs
+    ctx.options = tuple(tensors[-_OPTIONS:])
+    kept = output if ctx.needs_input_grad[_TENSORS.index("std")] else None
+    _keep(ctx, *tensors[:-_OPTIONS], kept)
 
 
 def _keep(ctx, *tensors: Tensor | None) -> None:
@@ -44,25 +48,29 @@ def _kept(ctx) -> list[Tensor | None]:
 def backward(ctx, grad):
     """Return the gradients of all arguments of the op."""
     *saved, output = _kept(ctx)
-    images, sigma, kernel_size, gain, fixation, _, std = saved
-    needs = [ctx.needs_input_grad[i] for i in _DIFFERENTIABLE]
-    grads = _differentiable_backward(grad, *saved, ctx.falloff, ctx.decay, ctx.backend, needs[:3])
-    grad_images, grad_sigma, grad_gain = (g if needed else None for g, needed in zip(grads, needs))
-    grad_fixation = grad_mean = grad_std = None
-    if any(needs[3:]):
-        scaled = grad.to(sigma.dtype) if std is None else grad / std[:, None, None]
-        if needs[4]:
-            grad_mean = -scaled.sum((0, 2, 3))
-        if needs[5]:
-            grad_std = -(scaled * output).sum((0, 2, 3))
-        if needs[3]:
-            x = images.to(sigma.dtype)
-            unscaled = None, None, ctx.falloff, ctx.decay, sigma.dtype, ctx.backend
-            blurred = differentiable_blur(x, sigma, kernel_size, torch.zeros_like(gain), fixation, *unscaled)
-            scale = 255 if std is not None and images.dtype == torch.uint8 else 1
-            grad_weight = gain[:, None, None] * (scaled * (x - blurred) / scale).sum(1)
-            grad_fixation = _gradient_of_fixation(grad_weight, fixation, ctx.falloff, ctx.decay)
-    return grad_images, grad_sigma, None, grad_gain, grad_fixation, grad_mean, grad_std, None, None, None, None
+    images, sigma, kernel_size, gain, fixation, _, std, weight = saved
+    needed = dict(zip(_TENSORS, ctx.needs_input_grad))
+    of_op = [needed[name] for name in ("images", "sigma", "gain")]
+    grads = dict.fromkeys(_TENSORS)
+    computed = _differentiable_backward(grad, *saved, *ctx.options, ctx.backend, of_op)
+    for name, value in zip(("images", "sigma", "gain"), computed):
+        grads[name] = value if needed[name] else None
+    scaled = grad.to(sigma.dtype) if std is None else grad / std[:, None, None]
+    if needed["mean"]:
+        grads["mean"] = -scaled.sum((0, 2, 3))
+    if needed["std"]:
+        grads["std"] = -(scaled * output).sum((0, 2, 3))
+    if needed["fixation"] or needed["weight"]:
+        x = images.to(sigma.dtype)
+        options = None, None, None, *ctx.options, sigma.dtype, ctx.backend
+        blurred = differentiable_blur(x, sigma, kernel_size, torch.zeros_like(gain), fixation, *options)
+        scale = 255 if std is not None and images.dtype == torch.uint8 else 1
+        of_map = gain[:, None, None] * (scaled * (x - blurred) / scale).sum(1)
+        if needed["weight"]:
+            grads["weight"] = of_map
+        elif weight is None:
+            grads["fixation"] = _gradient_of_fixation(of_map, fixation, *ctx.options[:2])
+    return *grads.values(), *[None] * (_OPTIONS + 2)
 
 
 def _gradient_of_fixation(grad: Tensor, fixation: Tensor, falloff: str, decay: float) -> Tensor:
@@ -79,8 +87,9 @@ foveated_blur_op.register_autograd(backward, setup_context=setup_context)
 
 
 def _setup_second_context(ctx, inputs, output) -> None:
-    *tensors, ctx.falloff, ctx.decay, ctx.backend, ctx.needs = inputs
-    _keep(ctx, *tensors)
+    *tensors, ctx.backend, ctx.needs = inputs
+    ctx.options = tuple(tensors[-_OPTIONS:])
+    _keep(ctx, *tensors[:-_OPTIONS])
 
 
 def _second_backward(ctx, *directions):
@@ -89,18 +98,18 @@ def _second_backward(ctx, *directions):
     The gradient of images is linear in that of the result and does not depend on images, so that its own gradients are
     calls of both ops; all others go through the reference.
     """
-    grad, images, sigma, kernel_size, gain, fixation, mean, std = _kept(ctx)
+    grad, images, sigma, kernel_size, gain, fixation, mean, std, weight = _kept(ctx)
     zero_mean = None if mean is None else torch.zeros_like(mean)
-    needed = dict(zip(("grad", "images", "sigma", "size", "gain", "fixation", "mean", "std"), ctx.needs_input_grad))
+    needed = dict(zip(("grad", *_TENSORS), ctx.needs_input_grad))
     grads = dict.fromkeys(needed)
-    if any(ctx.needs[1:]) or needed["fixation"] or needed["std"]:
-        at = _inputs(grad, images, sigma, gain, fixation, std, needed)
+    if any(ctx.needs[1:]) or needed["fixation"] or needed["std"] or needed["weight"]:
+        at = _inputs(grad, images, sigma, gain, fixation, std, weight, needed)
         along = {
             name: value
             for name, value, need in zip(("images", "sigma", "gain"), directions, ctx.needs)
             if need and value is not None
         }
-        params = BlurParams(sigma, kernel_size, gain, fixation, zero_mean, std, ctx.falloff, ctx.decay)
+        params = BlurParams(sigma, kernel_size, gain, fixation, zero_mean, std, *ctx.options, weight)
 
         def product(at):
             given = {"images": images, "sigma": sigma, "gain": gain}
@@ -110,7 +119,7 @@ def _second_backward(ctx, *directions):
 
         grads |= torch.func.grad(product)(at) if along and at else {}
     elif directions[0] is not None:
-        options = fixation, zero_mean, std, ctx.falloff, ctx.decay
+        options = fixation, zero_mean, std, weight, *ctx.options
         if needed["grad"]:
             blur = (*options, directions[0].dtype, ctx.backend)
             grads["grad"] = differentiable_blur(directions[0], sigma, kernel_size, gain, *blur)
@@ -119,12 +128,13 @@ def _second_backward(ctx, *directions):
             blur = (*options, ctx.backend, needs)
             _, *of = _differentiable_backward(grad, directions[0], sigma, kernel_size, gain, *blur)
             grads["sigma"], grads["gain"] = (value if need else None for value, need in zip(of, needs[1:]))
-    return *grads.values(), None, None, None, None
+    return *grads.values(), *[None] * (_OPTIONS + 2)
 
 
-def _inputs(grad, images, sigma, gain, fixation, std, chosen) -> dict[str, Tensor]:
+def _inputs(grad, images, sigma, gain, fixation, std, weight, chosen) -> dict[str, Tensor]:
     """Return the inputs of the backward op that are chosen, by name; integers have no derivatives."""
     known = {"grad": grad, "images": images, "sigma": sigma, "gain": gain, "fixation": fixation, "std": std}
+    known["weight"] = weight
     return {name: value for name, value in known.items() if chosen[name] and value.is_floating_point()}
 
 
@@ -143,14 +153,16 @@ def _merged(count: int, value: Tensor | None, dim: int | None) -> Tensor | None:
 
 
 @foveated_blur_op.register_vmap
-def _(info, dims, images, sigma, kernel_size, gain, fixation, mean, std, falloff, decay, out_dtype, backend):
+def _(info, dims, images, sigma, kernel_size, gain, fixation, mean, std, weight, *options):
+    *options, out_dtype, backend = options
     per_sample = (images, sigma, kernel_size, gain, fixation)
     merged = [_merged(info.batch_size, *each) for each in zip(per_sample, dims)]
+    weight = _merged(info.batch_size, weight, dims[7])
     if dims[5] is None and dims[6] is None:
-        blurred = foveated_blur_op(*merged, mean, std, falloff, decay, out_dtype, backend)
+        blurred = foveated_blur_op(*merged, mean, std, weight, *options, out_dtype, backend)
         return blurred.unflatten(0, (info.batch_size, -1)), 0
     computed = merged[1].dtype
-    blurred = foveated_blur_op(*merged, None, None, falloff, decay, computed, backend)
+    blurred = foveated_blur_op(*merged, None, None, weight, *options, computed, backend)
     blurred = blurred.unflatten(0, (info.batch_size, -1)) / (255 if images.dtype == torch.uint8 else 1)
     mean, std = (
         (value.expand(info.batch_size, -1) if dim is None else value.movedim(dim, 0))[:, None, :, None, None]
@@ -160,7 +172,8 @@ def _(info, dims, images, sigma, kernel_size, gain, fixation, mean, std, falloff
 
 
 @foveated_blur_backward_op.register_vmap
-def _(info, dims, grad, images, sigma, kernel_size, gain, fixation, mean, std, falloff, decay, backend, needs):
+def _(info, dims, grad, images, sigma, kernel_size, gain, fixation, mean, std, weight, *options):
+    *options, backend, needs = options
     per_sample = (grad, images, sigma, kernel_size, gain, fixation)
     merged = [_merged(info.batch_size, *each) for each in zip(per_sample, dims)]
     if std is not None and dims[7] is not None:  # a std of each: the gradient is divided by it beforehand
@@ -168,7 +181,8 @@ def _(info, dims, grad, images, sigma, kernel_size, gain, fixation, mean, std, f
         merged[0] = (merged[0].unflatten(0, (info.batch_size, -1)) / divisors).flatten(0, 1)
         std = torch.ones_like(std.select(dims[7], 0))
     mean = None if std is None else torch.zeros_like(std)
-    grads = foveated_blur_backward_op(*merged, mean, std, falloff, decay, backend, needs)
+    weight = _merged(info.batch_size, weight, dims[8])
+    grads = foveated_blur_backward_op(*merged, mean, std, weight, *options, backend, needs)
     shaped = (
         each.unflatten(0, (info.batch_size, -1)) if need else each.expand(info.batch_size, 0)
         for each, need in zip(grads, needs)
@@ -192,21 +206,20 @@ class Blur(torch.autograd.Function):
     @staticmethod
     def jvp(ctx, of_images, of_sigma, _of_size, of_gain, *rest):
         """Return the blurred tangent of the images, and the derivatives along the parameters by the reference."""
-        images, sigma, kernel_size, gain, fixation, mean, std, _ = _kept(ctx)
+        images, sigma, kernel_size, gain, fixation, mean, std, weight, _ = _kept(ctx)
         tangent = None
         if of_images is not None:
             zero = None if mean is None else torch.zeros_like(mean)
-            options = fixation, zero, std, ctx.falloff, ctx.decay, of_images.dtype, ctx.backend
+            options = fixation, zero, std, weight, *ctx.options, of_images.dtype, ctx.backend
             tangent = differentiable_blur(of_images, sigma, kernel_size, gain, *options)
-        parameters = {"sigma": sigma, "gain": gain, "fixation": fixation, "mean": mean, "std": std}
-        along = dict(zip(parameters, (of_sigma, of_gain, *rest[:3])))
+        parameters = {"sigma": sigma, "gain": gain, "fixation": fixation, "mean": mean, "std": std, "weight": weight}
+        along = dict(zip(parameters, (of_sigma, of_gain, *rest[:4])))
         along = {name: value for name, value in along.items() if value is not None}
         if along:
 
             def blur(changed):
-                all_of = {**parameters, **changed}
-                params = BlurParams(kernel_size=kernel_size, falloff=ctx.falloff, decay=ctx.decay, **all_of)
-                return reference.foveated_blur(images, params, sigma.dtype)
+                params = BlurParams(sigma, kernel_size, gain, fixation, mean, std, *ctx.options, weight)
+                return reference.foveated_blur(images, params._replace(**changed), sigma.dtype)
 
             change = derivative_along(blur, {name: parameters[name] for name in along}, along)
             tangent = change if tangent is None else tangent.to(change.dtype) + change
@@ -234,14 +247,14 @@ class BlurBackward(torch.autograd.Function):
         return *_second_backward(ctx, *grads), None, None
 
     @staticmethod
-    def jvp(ctx, of_grad, of_images, of_sigma, _of_size, of_gain, of_fixation, _of_mean, of_std, *_):
+    def jvp(ctx, *of_inputs):
         """Return the derivatives of the gradients, by the reference."""
-        grad, images, sigma, kernel_size, gain, fixation, mean, std = _kept(ctx)
-        tangents = {"grad": of_grad, "images": of_images, "sigma": of_sigma, "gain": of_gain}
-        tangents |= {"fixation": of_fixation, "std": of_std}
-        at = _inputs(grad, images, sigma, gain, fixation, std, {k: v is not None for k, v in tangents.items()})
+        grad, images, sigma, kernel_size, gain, fixation, mean, std, weight = _kept(ctx)
+        tangents = dict(zip(("grad", *_TENSORS), of_inputs))
+        given = {name: tangent is not None for name, tangent in tangents.items()}
+        at = _inputs(grad, images, sigma, gain, fixation, std, weight, given)
         zero_mean = None if mean is None else torch.zeros_like(mean)
-        params = BlurParams(sigma, kernel_size, gain, fixation, zero_mean, std, ctx.falloff, ctx.decay)
+        params = BlurParams(sigma, kernel_size, gain, fixation, zero_mean, std, *ctx.options, weight)
 
         def gradients(at):
             start = {"images": images, "sigma": sigma, "gain": gain}

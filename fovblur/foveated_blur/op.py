@@ -13,6 +13,7 @@ from torch import Tensor
 from fovblur import backends
 from fovblur.foveated_blur import native, reference, validation
 from fovblur.foveated_blur.params import BlurGradients, BlurParams
+from fovblur.foveated_blur.replicate import image_gradient_under_replicate
 
 
 @torch.library.custom_op("fovblur::foveated_blur", mutates_args=())
@@ -24,24 +25,59 @@ def foveated_blur_op(
     fixation: Tensor,
     mean: Tensor | None,
     std: Tensor | None,
+    weight: Tensor | None,
     falloff: str,
     decay: float,
+    border: str,
+    tables: bool,
     out_dtype: torch.dtype,
     backend: str,
 ) -> Tensor:
     """Blur images (B, C, H, W); the parameters are those of BlurParams, and backend "" stands for None."""
-    params = BlurParams(sigma, kernel_size, gain, fixation, mean, std, falloff, decay)
-    validation.check_values(params, images)
-    forward, _ = _functions(backends.resolve(backend or None, "foveated_blur", images.device, images.dtype))
+    params = BlurParams(sigma, kernel_size, gain, fixation, mean, std, falloff, decay, border, tables, weight)
     out = torch.empty_like(images, dtype=out_dtype)
-    if out.numel() > 0:
-        forward(images, out, params)
+    _blur(images, out, params, backend)
     return out
 
 
 @foveated_blur_op.register_fake
-def _(images, sigma, kernel_size, gain, fixation, mean, std, falloff, decay, out_dtype, backend):
+def _(images, *parameters):
+    *_, out_dtype, _ = parameters
     return torch.empty_like(images, dtype=out_dtype)
+
+
+@torch.library.custom_op("fovblur::foveated_blur_out", mutates_args=("out",))
+def foveated_blur_out_op(
+    images: Tensor,
+    sigma: Tensor,
+    kernel_size: Tensor,
+    gain: Tensor,
+    fixation: Tensor,
+    mean: Tensor | None,
+    std: Tensor | None,
+    weight: Tensor | None,
+    falloff: str,
+    decay: float,
+    border: str,
+    tables: bool,
+    backend: str,
+    out: Tensor,
+) -> None:
+    """Blur images (B, C, H, W) into `out`, whose dtype is that of the result."""
+    params = BlurParams(sigma, kernel_size, gain, fixation, mean, std, falloff, decay, border, tables, weight)
+    _blur(images, out, params, backend)
+
+
+def _blur(images: Tensor, out: Tensor, params: BlurParams, backend: str) -> None:
+    validation.check_values(params, images)
+    forward, _ = _functions(backends.resolve(backend or None, "foveated_blur", images.device, images.dtype))
+    if out.numel() > 0:
+        forward(images, out, params)
+
+
+@foveated_blur_out_op.register_fake
+def _(*_arguments):
+    return None
 
 
 @torch.library.custom_op("fovblur::foveated_blur_backward", mutates_args=())
@@ -54,28 +90,36 @@ def foveated_blur_backward_op(
     fixation: Tensor,
     mean: Tensor | None,
     std: Tensor | None,
+    weight: Tensor | None,
     falloff: str,
     decay: float,
+    border: str,
+    tables: bool,
     backend: str,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of images, sigma and gain; those that are not needed are empty."""
-    _, backward = _functions(backends.resolve(backend or None, "foveated_blur", images.device, images.dtype))
+    forward, backward = _functions(backends.resolve(backend or None, "foveated_blur", images.device, images.dtype))
     grads = _empty_gradients(images, sigma, gain, needs)
     if images.numel() == 0:
         for each in grads:
             each.zero_()
     elif any(needs):
-        params = BlurParams(sigma, kernel_size, gain, fixation, mean, std, falloff, decay)
+        params = BlurParams(sigma, kernel_size, gain, fixation, mean, std, falloff, decay, border, tables, weight)
         needed = BlurGradients(*(grad if need else None for grad, need in zip(grads, needs)))
-        backward(grad, images, needed, params)
+        if border == "replicate" and needed.images is not None:
+            image_gradient_under_replicate(forward, grad, needed.images, params)
+            needed = needed._replace(images=None)
+        if any(each is not None for each in needed):
+            backward(grad, images, needed, params)
         if needs[1]:  # taps beside the middle one vanish there, and sigma^-3 overflows
             grads[1].masked_fill_((sigma >= 0) & (sigma < reference.SHARP_SIGMA), 0)
     return grads
 
 
 @foveated_blur_backward_op.register_fake
-def _(grad, images, sigma, kernel_size, gain, fixation, mean, std, falloff, decay, backend, needs):
+def _(grad, images, sigma, kernel_size, gain, *others):
+    *_, needs = others
     return _empty_gradients(images, sigma, gain, needs)
 
 

@@ -11,6 +11,12 @@ from torch import Tensor
 from fovblur.foveated_blur.params import BlurGradients, BlurParams
 
 SHARP_SIGMA = 0.025  # pixels; below it, exp(-1 / (2 sigma^2)) is 0 in float64
+OPENCV_TABLES = (
+    (64, 128, 64),
+    (16, 64, 96, 64, 16),
+    (8, 28, 56, 72, 56, 28, 8),
+    (4, 13, 30, 51, 60, 51, 30, 13, 4),
+)  # over 256
 
 
 def foveated_blur(
@@ -24,16 +30,15 @@ def foveated_blur(
         out_dtype: dtype of the result.
         largest_size: the largest kernel size, where its value cannot be read, as in a tracer.
     """
-    sigma, kernel_size, gain, fixation, mean, std, falloff, decay = params[:8]
-    _, _, height, width = images.shape
+    sigma, gain, mean, std = params.sigma, params.gain, params.mean, params.std
     if images.numel() == 0:  # with gradients of 0
         return (images.to(sigma.dtype) + 0 * (sigma.sum() + gain.sum())).to(out_dtype)
     x = images.to(sigma.dtype)
-    weight = (gain[:, None, None] * acuity(falloff, decay, fixation, height, width))[:, None]
-    blurred = gaussian(x, gaussian_taps(sigma, kernel_size, largest_size))
+    weight = (gain[:, None, None] * sharpness(params, *images.shape[-2:]))[:, None]
+    blurred = gaussian(x, taps_of_axes(params, largest_size), params.border)
     blended = weight * x + (1 - weight) * blurred
     blended = torch.where((weight == 0) & ~x.isfinite(), blurred, blended)  # 0 * inf is not NaN here
-    y = torch.where(is_sharp(sigma, kernel_size), x, blended)
+    y = torch.where(is_sharp(params), x, blended)
     if mean is not None and std is not None:
         scale = 255.0 if images.dtype == torch.uint8 else 1.0
         y = (y / scale - mean[:, None, None]) / std[:, None, None]
@@ -42,9 +47,10 @@ def foveated_blur(
     return y.to(out_dtype)
 
 
-def is_sharp(sigma: Tensor, kernel_size: Tensor) -> Tensor:
+def is_sharp(params: BlurParams) -> Tensor:
     """Return which samples are not blurred, (B, 1, 1, 1)."""
-    return ((sigma == 0) | (kernel_size == 1))[:, None, None, None]
+    sharp = (params.sigma == 0) | (params.kernel_size == 1)
+    return (sharp.all(1) if sharp.ndim == 2 else sharp)[:, None, None, None]
 
 
 class Taps(NamedTuple):
@@ -54,40 +60,75 @@ class Taps(NamedTuple):
     inside: Tensor  # (B, 2 radius + 1) those of the sample's own radius; the others touch no pixel
 
 
-def gaussian_taps(sigma: Tensor, kernel_size: Tensor, largest_size: int | None = None) -> Taps:
+def axes(parameter: Tensor) -> tuple[Tensor, Tensor]:
+    """Return sigma or the kernel size along y and along x, each (B,)."""
+    return (parameter[:, 0], parameter[:, 1]) if parameter.ndim == 2 else (parameter, parameter)
+
+
+def taps_of_axes(params: BlurParams, largest_size: int | None = None) -> tuple[Taps, Taps]:
+    """Return the weights along y and along x."""
+    sizes = zip(axes(params.sigma), axes(params.kernel_size))
+    along_y, along_x = (gaussian_taps(*each, largest_size, params.tables) for each in sizes)
+    return along_y, along_x
+
+
+def gaussian_taps(sigma: Tensor, kernel_size: Tensor, largest_size: int | None = None, tables: bool = False) -> Taps:
     """Return the weights of Gaussians, which sum to 1; those of a negative or NaN sigma are NaN."""
     radius = (int(kernel_size.max()) if largest_size is None else largest_size) // 2
     offsets = torch.arange(-radius, radius + 1, device=sigma.device)
-    inside = offsets.abs() <= kernel_size[:, None] // 2
+    own_radius = torch.where(sigma == 0, 0, kernel_size // 2)[:, None]
+    inside = offsets.abs() <= own_radius
     valid = torch.where(sigma >= 0, sigma.clamp(min=SHARP_SIGMA), torch.nan)
     values = torch.exp(-0.5 * (offsets / valid[:, None]) ** 2)
     values = values.clamp(min=torch.finfo(torch.float32).tiny)  # an infinite pixel stays so: 0 * inf would be NaN
     values = torch.where(inside, values, 0)
-    return Taps(values / values.sum(dim=1, keepdim=True), inside)
+    values = values / values.sum(dim=1, keepdim=True)
+    for table in OPENCV_TABLES if tables else ():
+        of_radius = len(table) // 2
+        there = [table[i + of_radius] / 256 if abs(i) <= of_radius else 0.0 for i in range(-radius, radius + 1)]
+        values = torch.where(own_radius == of_radius, values.new_tensor(there), values)
+    return Taps(values, inside)
 
 
-def gaussian(x: Tensor, taps: Taps) -> Tensor:
-    """Blur (B, C, H, W) with separable Gaussians, border REFLECT_101."""
-    return correlate(correlate(x, taps, -2), taps, -1)
+def gaussian(x: Tensor, taps: tuple[Taps, Taps], border: str) -> Tensor:
+    """Blur (B, C, H, W) with Gaussians along y and along x."""
+    return correlate(correlate(x, taps[0], -2, border), taps[1], -1, border)
 
 
-def correlate(x: Tensor, taps: Taps, dim: int) -> Tensor:
-    """Return the weighted sum of the neighbours along one dimension of (B, C, H, W), border REFLECT_101."""
+def correlate(x: Tensor, taps: Taps, dim: int, border: str) -> Tensor:
+    """Return the weighted sum of the neighbours along one dimension of (B, C, H, W)."""
     n, count = x.shape[dim], taps.values.shape[1]
-    padded = x.index_select(dim, reflected_indices(n, count // 2, x.device))
+    if border == "constant":  # index -1 is a pixel of 0 behind the last
+        x = torch.cat([x, torch.zeros_like(x.narrow(dim, 0, 1))], dim)
+    padded = x.index_select(dim, border_indices(n, count // 2, border, x.device))
     weights, inside = (each[:, :, None, None, None] for each in taps)
-    result = torch.zeros_like(x)
+    result = torch.zeros_like(x.narrow(dim, 0, n))
     for t in range(count):
         result = result + torch.where(inside[:, t], weights[:, t] * padded.narrow(dim, t, n), 0)
     return result
 
 
-def reflected_indices(n: int, radius: int, device: torch.device) -> Tensor:
-    """Return the pixel, of n, at each position from -radius to n - 1 + radius under REFLECT_101."""
-    if n == 1:
-        return torch.zeros(2 * radius + 1, dtype=torch.int64, device=device)
-    folded = torch.arange(-radius, n + radius, device=device).remainder(2 * n - 2)
+def border_indices(n: int, radius: int, border: str, device: torch.device) -> Tensor:
+    """Return the pixel, of n, at each position from -radius to n - 1 + radius; n stands for a pixel of 0."""
+    positions = torch.arange(-radius, n + radius, device=device)
+    if border == "replicate" or (n == 1 and border != "constant"):
+        return positions.clamp(0, n - 1)
+    if border == "constant":
+        return torch.where((positions >= 0) & (positions < n), positions, n)
+    if border == "circular":
+        return positions.remainder(n)
+    if border == "symmetric":
+        folded = positions.remainder(2 * n)
+        return torch.minimum(folded, 2 * n - 1 - folded)
+    folded = positions.remainder(2 * n - 2)
     return torch.minimum(folded, 2 * n - 2 - folded)
+
+
+def sharpness(params: BlurParams, height: int, width: int) -> Tensor:
+    """Return the weight map of a call, or acuity around its fixation, (B, H, W)."""
+    if params.weight is not None:
+        return params.weight
+    return acuity(params.falloff, params.decay, params.fixation, height, width)
 
 
 def acuity(falloff: str, decay: float, fixation: Tensor, height: int, width: int) -> Tensor:
@@ -148,33 +189,37 @@ def reference_forward(images: Tensor, out: Tensor, params: BlurParams) -> None:
 
 
 def reference_backward(grad: Tensor, images: Tensor, grads: BlurGradients, params: BlurParams) -> None:
-    """Fill `grads` for the gradient (B, C, H, W) of the result."""
-    sigma, kernel_size, gain, fixation, _, std, falloff, decay = params[:8]
+    """Fill `grads` for the gradient (B, C, H, W) of the result; that of images not under the border replicate."""
+    sigma, gain, std, border = params.sigma, params.gain, params.std, params.border
     grad_images, grad_sigma, grad_gain = grads
-    _, _, height, width = images.shape
     x, grad = images.to(sigma.dtype), grad.to(sigma.dtype)
     if std is not None:
         grad = grad / (std[:, None, None] * (255.0 if images.dtype == torch.uint8 else 1.0))
-    f = acuity(falloff, decay, fixation, height, width)[:, None]
-    taps, sharp = gaussian_taps(sigma, kernel_size), is_sharp(sigma, kernel_size)
+    f = sharpness(params, *images.shape[-2:])[:, None]
+    taps, sharp = taps_of_axes(params), is_sharp(params)
     through_blur = (1 - gain[:, None, None, None] * f) * grad
     if grad_images is not None:
-        grad_images.copy_(torch.where(sharp, grad, grad - through_blur + gaussian_adjoint(through_blur, taps)))
+        grad_images.copy_(torch.where(sharp, grad, grad - through_blur + gaussian_adjoint(through_blur, taps, border)))
     if grad_sigma is not None:
-        products = through_blur * gaussian_derivative(x, sigma, taps)
-        grad_sigma.copy_(torch.where(sharp, 0, products).sum((1, 2, 3)))
+        slopes = tuple(slopes_of(own, each) for own, each in zip(axes(sigma), taps))
+        along_y = correlate(correlate(x, slopes[0], -2, border), taps[1], -1, border)
+        along_x = correlate(correlate(x, taps[0], -2, border), slopes[1], -1, border)
+        sums = [torch.where(sharp, 0, through_blur * each).sum((1, 2, 3)) for each in (along_y, along_x)]
+        grad_sigma.copy_(torch.stack(sums, 1) if sigma.ndim == 2 else sums[0] + sums[1])
     if grad_gain is not None:
-        grad_gain.copy_(torch.where(sharp, 0, grad * f * (x - gaussian(x, taps))).sum((1, 2, 3)))
+        grad_gain.copy_(torch.where(sharp, 0, grad * f * (x - gaussian(x, taps, border))).sum((1, 2, 3)))
 
 
-def gaussian_adjoint(x: Tensor, taps: Taps) -> Tensor:
-    """Apply the transpose of :func:`gaussian`.
+def gaussian_adjoint(x: Tensor, taps: tuple[Taps, Taps], border: str) -> Tensor:
+    """Apply the transpose of :func:`gaussian` under any border but replicate.
 
-    Under REFLECT_101 an inner pixel appears twice as often as a border pixel, so that the blur is symmetric once border
-    pixels count half: A^T = E A E^-1 with E = diag(1/2, 1, ..., 1, 1/2).
+    The blur is symmetric, except under the border reflect, where an inner pixel appears twice as often as a border
+    pixel. There it is symmetric once border pixels count half: A^T = E A E^-1 with E = diag(1/2, 1, ..., 1, 1/2).
     """
+    if border != "reflect":
+        return gaussian(x, taps, border)
     share = border_share(x.shape[-2], x)[:, None] * border_share(x.shape[-1], x)
-    return share * gaussian(x / share, taps)
+    return share * gaussian(x / share, taps, border)
 
 
 def border_share(n: int, like: Tensor) -> Tensor:
@@ -184,10 +229,9 @@ def border_share(n: int, like: Tensor) -> Tensor:
     return share
 
 
-def gaussian_derivative(x: Tensor, sigma: Tensor, taps: Taps) -> Tensor:
-    """Return the derivative of :func:`gaussian` in sigma, whose taps are t_i (i^2 - sum_j t_j j^2) / sigma^3."""
+def slopes_of(sigma: Tensor, taps: Taps) -> Taps:
+    """Return the derivatives of Gaussian taps in sigma, t_i (i^2 - sum_j t_j j^2) / sigma^3."""
     radius = taps.values.shape[1] // 2
-    squares = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device) ** 2
+    squares = torch.arange(-radius, radius + 1, dtype=sigma.dtype, device=sigma.device) ** 2
     slopes = taps.values * (squares - (taps.values * squares).sum(1, keepdim=True)) / sigma[:, None] ** 3
-    derivative = Taps(torch.where(sigma[:, None] < SHARP_SIGMA, 0, slopes), taps.inside)
-    return correlate(correlate(x, taps, -2), derivative, -1) + correlate(correlate(x, derivative, -2), taps, -1)
+    return Taps(torch.where(sigma[:, None] < SHARP_SIGMA, 0, slopes), taps.inside)

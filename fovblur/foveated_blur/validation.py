@@ -32,6 +32,7 @@ _RANGES = {
     ),
     "gain": ("within [0, 1]", lambda v: (v >= 0) & (v <= 1)),
     "fixation": ("finite (y, x) pixels", lambda v: abs(v) <= 1e9),
+    "weight": ("within [0, 1]", lambda v: (v >= 0) & (v <= 1)),
     "mean": ("finite", lambda v: abs(v) <= 3e38),
     "std": (
         f"finite and at least {SMALLEST_STD:.2g} in size",
@@ -45,7 +46,9 @@ _constants: dict[tuple, Tensor] = {}
 def check_images(images: Tensor) -> None:
     """Raise TypeError or ValueError unless images is a dense tensor (..., C, H, W) of a supported dtype."""
     if not isinstance(images, Tensor):
-        raise TypeError(f"images is a {type(images).__name__}; pass a torch.Tensor of shape (..., C, H, W)")
+        raise TypeError(
+            f"images is a {type(images).__name__}; pass a torch.Tensor of shape (..., C, H, W), or a list of images"
+        )
     if images.ndim < 3:
         hint = "; add the dimension of channels with images[None]" if images.ndim == 2 else ""
         raise ValueError(f"images has shape {tuple(images.shape)}; it must be (..., C, H, W){hint}")
@@ -73,13 +76,84 @@ def per_sample(name: str, value: Values, images: Tensor, dtype: torch.dtype) -> 
         value = _from_host(name, value, images, "a number, or numbers")
     if isinstance(value, Tensor):
         _check_tensor(name, value, images, integer=dtype == torch.int32)
-        if dtype == torch.int32 and value.dtype not in _FIT_INT32:  # otherwise 2^32 + 3 would become 3
-            limits = torch.iinfo(torch.int32)
-            value = value.to(torch.int64).clamp(limits.min, limits.max)
         wanted = f"a number or {tuple(leading)}, one for each image"
-        return _expand(name, value.to(dtype), leading, wanted).reshape(math.prod(leading))
+        return _expand(name, _as_dtype(value, dtype), leading, wanted).reshape(math.prod(leading))
     number = _check_number(name, value, integer=dtype == torch.int32)
     return constant((number,), dtype, images).expand(math.prod(leading))
+
+
+def per_axis(name: str, value: Values, images: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return sigma or the kernel size as one value an image, flat, or as pairs (images, 2), along y and x.
+
+    Pairs are a tuple of two numbers, or a tensor or nested lists of one dimension more than the leading ones.
+    """
+    leading = images.shape[:-3]
+    count = math.prod(leading)
+    if isinstance(value, tuple) and len(value) == 2 and not any(isinstance(each, (Sequence, Tensor)) for each in value):
+        pair = tuple(_check_number(name, each, integer=dtype == torch.int32) for each in value)
+        return constant(pair, dtype, images).expand(count, 2)
+    if isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str):
+        value = _from_host(name, value, images, "a number, a tuple (y, x), or numbers or pairs (y, x)")
+    if not isinstance(value, Tensor) or value.ndim != len(leading) + 1 or value.shape[-1] != 2:
+        return per_sample(name, value, images, dtype)
+    _check_tensor(name, value, images, integer=dtype == torch.int32)
+    pairs = (*leading, 2)
+    return _expand(name, _as_dtype(value, dtype).contiguous(), pairs, f"{tuple(leading)} or {pairs}").reshape(count, 2)
+
+
+def weight(value: Values, images: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a map (H, W) or maps of every image, with or without a channel of 1, as a tensor (images, H, W)."""
+    *leading, _, height, width = images.shape
+    if not isinstance(value, (Tensor, np.ndarray)):
+        raise TypeError(f"weight is a {type(value).__name__}; it must be a tensor or an array (H, W) or (..., H, W)")
+    if isinstance(value, np.ndarray):
+        value = _from_host("weight", value, images, "a map (H, W)")
+    if value.dtype == torch.bool:
+        value = value.to(dtype)
+    _check_tensor("weight", value, images, integer=False)
+    if value.ndim == len(leading) + 3 and value.shape[-3] == 1:
+        value = value.squeeze(-3)
+    maps = (*leading, height, width)
+    wanted = f"({height}, {width}), {maps} or {(*leading, 1, height, width)}"
+    if value.shape[-2:] != (height, width):  # expanding 1 to many pixels would hide a mistake
+        raise ValueError(f"weight has shape {tuple(value.shape)}; it must be {wanted}")
+    return _expand("weight", value.to(dtype), maps, wanted).reshape(math.prod(leading), height, width)
+
+
+def check_border(value: str) -> None:
+    """Raise ValueError for an unknown border."""
+    if value not in BORDERS:
+        raise ValueError(f"border is {value!r}; it must be one of {', '.join(BORDERS)}")
+
+
+def check_rule(value: str | None) -> None:
+    """Raise ValueError for an unknown rule."""
+    if value not in (None, "opencv"):
+        raise ValueError(f"rule is {value!r}; it must be None or 'opencv'")
+
+
+def check_out(out: Tensor, images: Tensor, out_dtype: torch.dtype) -> None:
+    """Raise TypeError or ValueError unless the result can be written to `out`."""
+    if not isinstance(out, Tensor):
+        raise TypeError(f"out is a {type(out).__name__}; pass a tensor of the images' shape")
+    if out.shape != images.shape:
+        raise ValueError(f"out has shape {tuple(out.shape)}; it must be {tuple(images.shape)}, as images")
+    if out.dtype != out_dtype or out.device != images.device:
+        raise ValueError(f"out is {out.dtype} on {out.device}; the result is {out_dtype} on {images.device}")
+    if any(stride == 0 and size > 1 for stride, size in zip(out.stride(), out.shape)) or _overlap(out, images):
+        raise ValueError("out shares memory with images or within itself; pass a tensor with memory of its own")
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Return whether the memory that two tensors span overlaps."""
+    if one.numel() == 0 or other.numel() == 0 or torch.compiler.is_compiling():
+        return False
+    starts = one.data_ptr(), other.data_ptr()
+    spans = [
+        each.element_size() * (1 + sum(stride * (size - 1) for stride, size in zip(each.stride(), each.shape)))
+        for each in (one, other)
+    ]
+    return starts[0] < starts[1] + spans[1] and starts[1] < starts[0] + spans[0]
 
 
 def per_channel(name: str, value: Values, images: Tensor, dtype: torch.dtype) -> Tensor:
@@ -101,22 +175,31 @@ def per_channel(name: str, value: Values, images: Tensor, dtype: torch.dtype) ->
 
 
 def fixation(value: Values, images: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return two numbers (y, x), or pairs for every image, as a tensor (images, 2); its last stride is 1."""
+    """Return two numbers (y, x), or pairs for every image, as (images, 2), whose last stride is 1.
+
+    Several pairs for every image, (..., F, 2), become (images, F, 2).
+    """
     leading = images.shape[:-3]
     batch = math.prod(leading)
     pairs = (*leading, 2)
+    wanted = f"(2,) or {pairs}, as (y, x) pixels, or (..., F, 2)"
     if isinstance(value, np.ndarray) or (
         isinstance(value, Sequence) and any(isinstance(each, (Sequence, np.ndarray)) for each in value)
     ):
         value = _from_host("fixation", value, images, "two numbers (y, x), or pairs")
     if isinstance(value, Tensor):
         _check_tensor("fixation", value, images, integer=False)
-        wanted = f"(2,) or {pairs}, as (y, x) pixels"
         if value.shape[-1:] != (2,):
             raise ValueError(f"fixation has shape {tuple(value.shape)}; it must be {wanted}")
-        return _expand("fixation", value.to(dtype).contiguous(), pairs, wanted).reshape(batch, 2)
+        value = value.to(dtype).contiguous()
+        if value.ndim != len(leading) + 2:
+            return _expand("fixation", value, pairs, wanted).reshape(batch, 2)
+        if value.shape[-2] == 0:
+            raise ValueError(f"fixation has shape {tuple(value.shape)}, with no fixation; it must be {wanted}")
+        several = (*leading, *value.shape[-2:])
+        return _expand("fixation", value, several, wanted).reshape(batch, *value.shape[-2:])
     if not isinstance(value, Sequence) or len(value) != 2:
-        raise TypeError(f"fixation is {value!r}; it must be two numbers (y, x) or a tensor of shape (2,) or {pairs}")
+        raise TypeError(f"fixation is {value!r}; it must be two numbers (y, x) or a tensor of shape {wanted}")
     pair = tuple(_check_number("fixation", each, integer=False) for each in value)
     return constant(pair, dtype, images).expand(batch, 2)
 
@@ -130,6 +213,13 @@ def _from_host(name: str, value: Sequence | np.ndarray, images: Tensor, wanted: 
     if not torch.compiler.is_compiling():
         _check_range(name, tensor)
     return tensor.to(images.device)
+
+
+def _as_dtype(value: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype == torch.int32 and value.dtype not in _FIT_INT32:  # otherwise 2^32 + 3 would become 3
+        limits = torch.iinfo(torch.int32)
+        value = value.to(torch.int64).clamp(limits.min, limits.max)
+    return value.to(dtype)
 
 
 def _expand(name: str, value: Tensor, shape: Sequence[int], wanted: str) -> Tensor:
@@ -174,13 +264,19 @@ def check_values(params: BlurParams, images: Tensor) -> None:
     for name, value in params._asdict().items():
         if not isinstance(value, Tensor) or value.device.type != "cpu":
             continue
-        _check_range(name, value)
+        _check_range(name, value[:1] if value.stride(0) == 0 else value)
     fixation = params.fixation
     if fixation.device.type == "cpu" and min(images.shape[-2:]) > 2 and fixation.numel() > 0:
         if ((fixation > 0) & (fixation < 1)).all():
             y, x = fixation[0].tolist()
             problem = f"fixation ({y:g}, {x:g}) is in pixels, (y, x), and next to the corner"
             warnings.warn(f"{problem}; multiply fractions of the image by (H - 1, W - 1)", stacklevel=2)
+
+
+def check_known(name: str, value: Tensor) -> None:
+    """Check the range of a tensor in CPU memory, unless it is that of a tracer or a transform."""
+    if value.device.type == "cpu" and not torch.compiler.is_compiling() and not is_under_a_mode():
+        _check_range(name, value)
 
 
 def _check_range(name: str, value: Tensor) -> None:

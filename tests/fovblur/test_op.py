@@ -19,7 +19,7 @@ def op_arguments(dtype: torch.dtype, requires_grad: bool = False) -> tuple:
     mean, std = torch.tensor([0.5, 0.4, 0.3], dtype=real), torch.tensor([0.2, 0.3, 0.4], dtype=real)
     out_dtype = torch.float32 if dtype == torch.uint8 else dtype
     kernel_size = torch.tensor([9, 25], dtype=torch.int32)
-    return images, sigma, kernel_size, gain, fixation, mean, std, "exp", 3.0, out_dtype, "auto"
+    return images, sigma, kernel_size, gain, fixation, mean, std, None, "exp", 3.0, "reflect", False, out_dtype, "auto"
 
 
 @pytest.mark.parametrize("dtype", IMAGE_DTYPES, ids=str)

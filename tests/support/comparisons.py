@@ -33,7 +33,8 @@ def edges(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 
 def followed_by_gradients(images: torch.Tensor, sigma: torch.Tensor, kernel_size: torch.Tensor) -> torch.Tensor:
     """Return what a blur takes away from images, at most 1; as a gradient, terms of sigma and gain do not cancel."""
-    blurred = reference.gaussian(images.double(), reference.gaussian_taps(sigma.double(), kernel_size))
+    taps = reference.gaussian_taps(sigma.double(), kernel_size)
+    blurred = reference.gaussian(images.double(), (taps, taps), "reflect")
     taken = images.double() - blurred
     return taken / taken.abs().amax((1, 2, 3), keepdim=True)
 
