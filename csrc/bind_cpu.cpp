@@ -9,6 +9,8 @@
 #include "enhanced_similarity/cpu.h"
 #include "foveated_blur/bind.h"
 #include "foveated_blur/cpu.h"
+#include "retinal_blur/bind.h"
+#include "retinal_blur/cpu.h"
 
 namespace py = pybind11;
 
@@ -20,11 +22,13 @@ struct Variant {
   void (*foveated_blur_backward)(const fovblur::BlurParams&, const fovblur::BlurGradients&, int threads);
   void (*enhanced_similarity)(const fovblur::SimilarityParams&, void* out, int threads);
   void (*enhanced_topk)(const fovblur::SimilarityParams&, const fovblur::TopK&, int threads);
+  void (*blend_levels)(const fovblur::LevelParams&, const fovblur::Images& out, int threads);
 };
 
 #define FOVBLUR_ENTRIES(variant)                                                       \
   #variant, fovblur::variant::foveated_blur, fovblur::variant::foveated_blur_backward, \
-  fovblur::variant::enhanced_similarity, fovblur::variant::enhanced_topk
+  fovblur::variant::enhanced_similarity, fovblur::variant::enhanced_topk,              \
+  fovblur::variant::blend_levels
 
 // Best first.
 std::vector<Variant> supported_variants() {
@@ -64,6 +68,7 @@ void use_variant(const std::string& name) {
 PYBIND11_MODULE(_cpu, m) {
   fovblur::bind_blur(m);
   fovblur::bind_similarity(m);
+  fovblur::bind_levels(m);
   m.attr("build_info") = FOVBLUR_BUILD_INFO;
   m.def("variants", variant_names, "Variants this processor can run, best first.");
   m.def("variant", [] { return std::string(in_use->name); }, "The variant in use.");
@@ -92,4 +97,10 @@ PYBIND11_MODULE(_cpu, m) {
         in_use->enhanced_topk(params, best, threads);
       },
       py::arg("params"), py::arg("best"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "blend_levels",
+      [](const fovblur::LevelParams& params, const fovblur::Images& out, int threads) {
+        in_use->blend_levels(params, out, threads);
+      },
+      py::arg("params"), py::arg("out"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
 }

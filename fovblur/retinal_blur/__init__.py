@@ -1,0 +1,1 @@
+"""Blur that grows with eccentricity, as acuity falls in the human eye."""
