@@ -1,8 +1,8 @@
 """The model of the retina: how the width of the blur follows from eccentricity, and the levels that stand for it.
 
 The contrast threshold of a grating grows with its frequency f and with eccentricity e, as
-CT(f, e) = CT0 exp(alpha f (e + e2) / e2) (Geisler and Perry, Proc. SPIE 3299, 1998). Where it reaches 1, nothing finer is
-visible at any contrast.
+CT(f, e) = CT0 exp(alpha f (e + e2) / e2) (Geisler and Perry, Proc. SPIE 3299, 1998). Where it reaches 1, nothing finer
+is visible at any contrast.
 """
 
 from __future__ import annotations
