@@ -96,6 +96,8 @@ def foveated_blur(
         >>> [blurred.shape[-1] for blurred in foveated_blur([images[0], images[1, :, :, :20]], (2.0, 0.5))]
         [32, 20]
     """
+    if weight is not None and fixation is not None:
+        raise ValueError("weight stands in place of the falloff around a fixation; give one of the two")
     arguments = call.Arguments(
         sigma, kernel_size, gain, decay, falloff, fixation, weight, mean, std, border, rule, out_dtype, backend
     )

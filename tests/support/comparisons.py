@@ -80,6 +80,22 @@ def gradients(implementation, images, sigma, kernel_size, gain, grad, **options)
     return tuple(x.cpu() for x in torch.autograd.grad(y, leaves, to_device(grad.to(y.dtype), device)))
 
 
+def option_gradients(implementation, images, sigma, gain, grad, **options):
+    """Return the gradients of images, sigma and gain under options, and those of the float64 reference."""
+    double = lambda x: x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x  # noqa: E731
+    results = []
+    for device, convert, backend in (
+        (implementation.device, lambda x: x, implementation.backend),
+        (torch.device("cpu"), double, "reference"),
+    ):
+        move = lambda x: convert(x).to(device) if isinstance(x, torch.Tensor) else x  # noqa: E731, B023
+        leaves = [move(x).detach().requires_grad_() for x in (images, sigma, gain)]
+        moved = {name: move(value) for name, value in options.items()}
+        y = fovblur.foveated_blur(leaves[0], leaves[1], gain=leaves[2], backend=backend, **moved)
+        results.append([x.cpu() for x in torch.autograd.grad(y, leaves, move(grad).to(y.dtype))])
+    return tuple(results)
+
+
 def assert_close(ours, expected, tolerance, grad):
     """Compare image gradients relative to the largest; those of parameters, whose terms cancel, to sum |grad|.
 

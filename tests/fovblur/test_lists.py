@@ -1,0 +1,101 @@
+"""Lists of images of different sizes, and results written where the caller says."""
+
+import pytest
+import torch
+
+import fovblur
+
+SIZES = [(8, 9), (20, 5), (1, 1), (33, 40)]
+
+
+@pytest.fixture
+def images(seed) -> list[torch.Tensor]:
+    return [torch.rand(3, *size) for size in SIZES]
+
+
+@pytest.mark.parametrize("options", [{}, {"border": "circular"}, {"mean": [0.1, 0.2, 0.3], "std": 0.5}], ids=str)
+def test_a_list_gives_a_list(implementation, images, options):
+    sigma, gain = [0.5, 1.0, 2.0, 3.0], [0.1, 0.2, 0.3, 0.4]
+    on_device = [image.to(implementation.device) for image in images]
+    blurred = fovblur.foveated_blur(on_device, sigma, gain=gain, backend=implementation.backend, **options)
+    assert isinstance(blurred, list)
+    for index, image in enumerate(images):
+        alone = implementation.foveated_blur(image, sigma[index], gain=gain[index], **options)
+        torch.testing.assert_close(blurred[index].cpu(), alone, rtol=1e-5, atol=1e-5)
+
+
+def test_parameters_of_the_images_of_a_list(images):
+    fixation = torch.rand(4, 2) * 8
+    weights = [torch.rand(image.shape[1:]) for image in images]
+    blurred = fovblur.foveated_blur(images, torch.rand(4, 2), fixation=fixation)
+    assert [each.shape for each in blurred] == [each.shape for each in images]
+    blurred = fovblur.foveated_blur(images, 2.0, weight=weights)
+    assert torch.equal(blurred[3], fovblur.foveated_blur(images[3], 2.0, weight=weights[3]))
+    several = fovblur.foveated_blur(images, 2.0, fixation=torch.rand(4, 5, 2) * 8)
+    assert several[1].shape == images[1].shape
+    one_for_all = fovblur.gaussian_blur(images, (1.0, 2.0))
+    assert torch.equal(one_for_all[3], fovblur.gaussian_blur(images[3], (1.0, 2.0)))
+    assert fovblur.gaussian_blur([], 1.0) == []
+
+
+def test_lists_learn(images):
+    sigma = torch.tensor([0.5, 1.0, 2.0, 3.0], requires_grad=True)
+    leaves = [image.clone().requires_grad_() for image in images]
+    sum(each.square().sum() for each in fovblur.gaussian_blur(leaves, sigma)).backward()
+    whole = [sigma.grad.clone(), leaves[3].grad.clone()]
+    alone, image = torch.tensor(3.0, requires_grad=True), images[3].clone().requires_grad_()
+    fovblur.gaussian_blur(image, alone).square().sum().backward()
+    torch.testing.assert_close(whole, [torch.tensor([*sigma.grad[:3], alone.grad]), image.grad])
+
+
+def test_images_of_a_list_must_agree(images):
+    with pytest.raises(ValueError, match=r"images\[1\] is torch.float64 on cpu with 3 channels and images\[0\]"):
+        fovblur.gaussian_blur([images[0], images[1].double()], 1.0)
+    with pytest.raises(ValueError, match=r"images\[1\] has shape \(1, 3, 8, 9\); images of a list must be"):
+        fovblur.gaussian_blur([images[0], images[0][None]], 1.0)
+    with pytest.raises(TypeError, match=r"images\[1\] is a str"):
+        fovblur.gaussian_blur([images[0], "image"], 1.0)
+    with pytest.raises(ValueError, match=r"sigma has shape \(3,\); it must be a number or \(4,\)"):
+        fovblur.gaussian_blur(images, [1.0, 2.0, 3.0])
+    with pytest.raises(TypeError, match="weight must be a list of 4 maps"):
+        fovblur.foveated_blur(images, 1.0, weight=torch.rand(8, 9))
+    with pytest.raises(TypeError, match="out is for a tensor"):
+        fovblur.gaussian_blur(images, 1.0, out=images[0])
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 9), (2, 3, 8, 9), (2, 2, 3, 8, 9)])
+def test_out_holds_the_result(implementation, shape, seed):
+    images = torch.rand(shape).to(implementation.device)
+    expected = fovblur.foveated_blur(images, 2.0, backend=implementation.backend)
+    for out in (torch.empty_like(images), torch.empty(*shape, 2).to(images.device)[..., 0]):
+        result = fovblur.foveated_blur(images, 2.0, out=out, backend=implementation.backend)
+        assert result is out and torch.equal(out, expected)
+    frames = torch.empty(shape[1:] + shape[:1]).movedim(-1, 0).to(images.device)
+    assert torch.equal(fovblur.foveated_blur(images, 2.0, out=frames, backend=implementation.backend), expected)
+
+
+def test_out_chooses_the_dtype(seed):
+    images = (torch.rand(1, 3, 8, 9) * 255).to(torch.uint8)
+    out = torch.empty(1, 3, 8, 9)
+    fovblur.foveated_blur(images, 2.0, out=out)
+    assert torch.equal(out, fovblur.foveated_blur(images, 2.0, out_dtype=torch.float32))
+
+
+def test_a_wrong_out(seed):
+    images = torch.rand(2, 3, 8, 9)
+    for out, error, message in (
+        ([], TypeError, "out is a list"),
+        (torch.empty(2, 3, 9, 8), ValueError, r"out has shape \(2, 3, 9, 8\); it must be \(2, 3, 8, 9\)"),
+        (images, ValueError, "out shares memory"),
+        (images.new_empty(1, 3, 8, 9).expand(2, 3, 8, 9), ValueError, "out shares memory"),
+        (torch.empty(2, 3, 8, 9, dtype=torch.int32), TypeError, "out_dtype is torch.int32"),
+        (torch.empty(2, 3, 8, 9, device="meta"), ValueError, "out is torch.float32 on meta"),
+    ):
+        with pytest.raises(error, match=message):
+            fovblur.gaussian_blur(images, 1.0, out=out)
+    with pytest.raises(ValueError, match="out is torch.float32 on cpu; the result is torch.float16"):
+        fovblur.foveated_blur(images, 1.0, out=torch.empty_like(images), out_dtype=torch.float16)
+    with pytest.raises(RuntimeError, match="out has no gradient"):
+        fovblur.gaussian_blur(images.requires_grad_(), 1.0, out=torch.empty(2, 3, 8, 9))
+    with torch.no_grad():
+        fovblur.gaussian_blur(images, 1.0, out=torch.empty(2, 3, 8, 9))
