@@ -40,8 +40,8 @@ struct Gaussians {
   explicit Gaussians(const LevelParams& p) {
     for (int k = 0; k < p.levels; ++k) {
       radius.push_back(gaussian_radius(p.sigma[k], p.kernel_size[k]));
-      taps.emplace_back(size_t(2 * radius[k] + 1));
-      make_taps<T>(p.sigma[k], radius[k], taps[k].data(), nullptr);
+      taps.emplace_back(size_t(2 * radius[size_t(k)] + 1));
+      make_taps<T>(p.sigma[k], radius[size_t(k)], false, taps[size_t(k)].data(), nullptr);
     }
   }
 };
