@@ -17,9 +17,9 @@ from fovblur.foveated_blur.sizes import sigma_from_kernel_size
 class FoveatedBlur2d(nn.Module):
     """Blur images (..., C, H, W) with :func:`fovblur.foveated_blur`.
 
-    The arguments are those of the function, and ``learnable``. An ``nn.Parameter`` given as ``sigma``, ``gain`` or
-    ``fixation`` is learnt as it is, and a step of the optimiser can lead out of its range; any other tensor becomes a
-    buffer, which moves with the module.
+    The arguments are those of the function, and ``learnable``. An ``nn.Parameter`` given as ``sigma``, ``gain``,
+    ``fixation`` or ``weight`` is learnt as it is, and a step of the optimiser can lead out of its range; any other
+    tensor becomes a buffer, which moves with the module.
 
     Args:
         learnable: which of ``"sigma"``, ``"gain"`` and ``"fixation"`` are learnt without ever leaving their ranges,
@@ -42,6 +42,7 @@ class FoveatedBlur2d(nn.Module):
     kernel_size: Values | None
     gain: Values
     fixation: Values | None
+    weight: Values | None
     mean: Values | None
     std: Values | None
 
@@ -54,8 +55,11 @@ class FoveatedBlur2d(nn.Module):
         decay: float = 3.0,
         falloff: str = "exp",
         fixation: Values | None = None,
+        weight: Values | None = None,
         mean: Values | None = None,
         std: Values | None = None,
+        border: str = "reflect",
+        rule: str | None = None,
         out_dtype: torch.dtype | None = None,
         backend: str | None = None,
         learnable: str | Sequence[str] = (),
@@ -70,10 +74,11 @@ class FoveatedBlur2d(nn.Module):
                 known = "learnt are sigma, gain and fixation, each from a value that is given"
                 raise ValueError(f"learnable has {name!r}; {known}")
             starts[name] = nn.Parameter(torch.as_tensor(starts[name], dtype=torch.get_default_dtype()).clone())
-        _register(self, **starts, kernel_size=kernel_size, mean=mean, std=std)
+        _register(self, **starts, kernel_size=kernel_size, weight=weight, mean=mean, std=std)
         for name in learnable:
             parametrize.register_parametrization(self, name, _RANGES[name]())
-        self.decay, self.falloff, self.out_dtype, self.backend = decay, falloff, out_dtype, backend
+        self.decay, self.falloff, self.border, self.rule = decay, falloff, border, rule
+        self.out_dtype, self.backend = out_dtype, backend
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the blurred images (..., C, H, W)."""
@@ -85,15 +90,18 @@ class FoveatedBlur2d(nn.Module):
             decay=self.decay,
             falloff=self.falloff,
             fixation=self.fixation,
+            weight=self.weight,
             mean=self.mean,
             std=self.std,
+            border=self.border,
+            rule=self.rule,
             out_dtype=self.out_dtype,
             backend=self.backend,
         )
 
     def extra_repr(self) -> str:
         """Return the parameters that ``repr`` shows."""
-        return _format(self, "sigma", "kernel_size", "gain", "decay", "falloff", "fixation")
+        return _format(self, "sigma", "kernel_size", "gain", "decay", "falloff", "fixation", "weight", "border", "rule")
 
 
 class _Sigma(nn.Module):
@@ -137,9 +145,11 @@ class GaussianBlur2d(nn.Module):
     """Blur images (..., C, H, W) with :func:`fovblur.gaussian_blur`.
 
     Args:
-        sigma: standard deviation in pixels, a number, (...), or an ``nn.Parameter``, which is learnt. Default: computed
-            from ``kernel_size``.
-        kernel_size: odd width in pixels, an int or (...). Default: computed from ``sigma``.
+        sigma: standard deviation in pixels, a number, (...), a tuple (y, x), (..., 2), or an ``nn.Parameter``, which
+            is learnt. Default: computed from ``kernel_size``.
+        kernel_size: odd width in pixels, an int, (...), a tuple (y, x) or (..., 2). Default: computed from ``sigma``.
+        border: as for :func:`fovblur.foveated_blur`.
+        rule: as for :func:`fovblur.foveated_blur`.
         backend: as for :func:`fovblur.foveated_blur`.
 
     Examples:
@@ -155,19 +165,28 @@ class GaussianBlur2d(nn.Module):
         sigma: Values | None = None,
         *,
         kernel_size: Values | None = None,
+        border: str = "reflect",
+        rule: str | None = None,
         backend: str | None = None,
     ):
         super().__init__()
         _register(self, sigma=sigma, kernel_size=kernel_size)
-        self.backend = backend
+        self.border, self.rule, self.backend = border, rule, backend
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the blurred images (..., C, H, W)."""
-        return gaussian_blur(images, self.sigma, kernel_size=self.kernel_size, backend=self.backend)
+        return gaussian_blur(
+            images,
+            self.sigma,
+            kernel_size=self.kernel_size,
+            border=self.border,
+            rule=self.rule,
+            backend=self.backend,
+        )
 
     def extra_repr(self) -> str:
         """Return the parameters that ``repr`` shows."""
-        return _format(self, "sigma", "kernel_size")
+        return _format(self, "sigma", "kernel_size", "border", "rule")
 
 
 def _register(module: nn.Module, **values: object) -> None:

@@ -30,12 +30,13 @@ class FoveatedBlur(v2.Transform):
     is blurred, alpha too. Other tv_tensors, such as boxes, masks and key points, are returned unchanged.
 
     Args:
-        sigma: standard deviation in pixels; all arguments are numbers, as for the function.
-        kernel_size: odd width in pixels.
+        sigma: standard deviation in pixels, a number or (y, x); the other arguments are numbers, as for the function.
+        kernel_size: odd width in pixels, an int or (y, x).
         gain: weight of the sharp image at the fixation.
         decay: rate of the "exp" falloff.
         falloff: curve of acuity.
         fixation: (y, x) in pixels.
+        border: what lies beyond the image.
 
     Examples:
         >>> FoveatedBlur(kernel_size=5)(torch.rand(3, 16, 16)).shape
@@ -44,17 +45,18 @@ class FoveatedBlur(v2.Transform):
 
     def __init__(
         self,
-        sigma: float | None = None,
+        sigma: float | tuple[float, float] | None = None,
         *,
-        kernel_size: int | None = None,
+        kernel_size: int | tuple[int, int] | None = None,
         gain: float = 0.5,
         decay: float = 3.0,
         falloff: str = "exp",
         fixation: Sequence[float] | None = None,
+        border: str = "reflect",
     ):
         super().__init__()
         self.sigma, self.kernel_size, self.gain = sigma, kernel_size, gain
-        self.decay, self.falloff, self.fixation = decay, falloff, fixation
+        self.decay, self.falloff, self.fixation, self.border = decay, falloff, fixation, border
         self.blur(torch.zeros(1, 1, 1, 1), {})  # raises now what the function would raise later
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -71,6 +73,7 @@ class FoveatedBlur(v2.Transform):
             decay=self.decay,
             falloff=self.falloff,
             fixation=self.fixation,
+            border=self.border,
         )
 
 
@@ -85,6 +88,7 @@ class RandomFoveatedBlur(FoveatedBlur):
         fixation: None for the centre, "uniform" for a random pixel position.
         decay: rate of the "exp" falloff.
         falloff: curve of acuity.
+        border: what lies beyond the image.
 
     Examples:
         >>> RandomFoveatedBlur((0.5, 8.0), fixation="uniform")(torch.rand(4, 3, 16, 16)).shape
@@ -99,13 +103,14 @@ class RandomFoveatedBlur(FoveatedBlur):
         decay: float = 3.0,
         falloff: str = "exp",
         fixation: str | None = None,
+        border: str = "reflect",
     ):
         for name, (low, high), largest in (("sigma", sigma, 1e3), ("gain", gain, 1.0)):
             if not 0 <= low <= high <= largest:
                 raise ValueError(f"{name} is ({low}, {high}); it must be (least, largest) within [0, {largest:g}]")
         if fixation not in (None, "uniform"):
             raise ValueError(f"fixation is {fixation!r}; it must be None or 'uniform'")
-        super().__init__(sigma[1], gain=gain[1], decay=decay, falloff=falloff)
+        super().__init__(sigma[1], gain=gain[1], decay=decay, falloff=falloff, border=border)
         self.sigma_range, self.gain_range, self.random_fixation = tuple(sigma), tuple(gain), fixation == "uniform"
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
@@ -138,4 +143,5 @@ class RandomFoveatedBlur(FoveatedBlur):
             decay=self.decay,
             falloff=self.falloff,
             fixation=drawn[:, 2:] * extent if self.random_fixation else None,
+            border=self.border,
         )

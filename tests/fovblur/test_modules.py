@@ -25,8 +25,19 @@ def test_modules_equal_the_functions(seed):
     expected = fovblur.foveated_blur(images, sigma, gain=gain, fixation=(3, 4), falloff="linear", mean=0.5, std=0.2)
     assert torch.equal(module(images), expected)
     assert torch.equal(GaussianBlur2d(kernel_size=5)(images), fovblur.gaussian_blur(images, kernel_size=5))
-    assert repr(GaussianBlur2d(2.0, kernel_size=5)) == "GaussianBlur2d(sigma=2.0, kernel_size=5)"
+    assert repr(GaussianBlur2d(2.0, kernel_size=5)) == "GaussianBlur2d(sigma=2.0, kernel_size=5, border=reflect)"
     assert "sigma=tensor(3,)" in repr(module) and set(module.state_dict()) == {"sigma", "gain"}
+
+
+def test_modules_take_borders_axes_rules_and_maps(seed):
+    images, weight = torch.rand(2, 3, 8, 9), torch.rand(8, 9)
+    options = {"kernel_size": (5, 7), "border": "circular", "rule": "opencv"}
+    assert torch.equal(GaussianBlur2d(**options)(images), fovblur.gaussian_blur(images, **options))
+    module = FoveatedBlur2d(**options, weight=weight)
+    assert torch.equal(module(images), fovblur.foveated_blur(images, weight=weight, **options))
+    assert set(module.state_dict()) == {"weight"}
+    transform = FoveatedBlur((1.0, 2.0), border="replicate")
+    assert torch.equal(transform(images[0]), fovblur.foveated_blur(images[0], (1.0, 2.0), border="replicate"))
 
 
 def test_a_module_learns_sigma_and_gain(seed):

@@ -58,10 +58,13 @@ def test_maps_and_fixations_are_learnt(implementation, seed):
     weight = torch.rand(2, 9, 10, device=implementation.device, requires_grad=True)
     fixation = torch.rand(2, 3, 2, device=implementation.device) * 8
     fixation.requires_grad_()
+
+    def loss(backend: str, **learnt) -> torch.Tensor:
+        return fovblur.foveated_blur(images, backend=backend, **options, **learnt).square().sum()
+
     for name, leaf in (("weight", weight), ("fixation", fixation)):
-        of = lambda backend, x: fovblur.foveated_blur(images, backend=backend, **{**options, name: x}).square().sum()  # noqa: E731
-        (ours,) = torch.autograd.grad(of(implementation.backend, leaf), leaf)
-        (expected,) = torch.autograd.grad(of("reference", leaf), leaf)
+        (ours,) = torch.autograd.grad(loss(implementation.backend, **{name: leaf}), leaf)
+        (expected,) = torch.autograd.grad(loss("reference", **{name: leaf}), leaf)
         assert relative_error(ours, expected.double()) < 1e-4
 
 
