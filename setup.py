@@ -22,7 +22,6 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
 OPS = ("foveated_blur", "enhanced_similarity", "retinal_blur")
-CUDA_OPS = tuple(op for op in OPS if (CSRC / op / "cuda.cu").exists())
 DEFAULT_CUDA_ARCHITECTURES = "8.0;8.6;8.9;9.0+PTX"
 
 # Variants of the CPU kernels: (name, bytes of a vector register, compiler flags).
@@ -206,7 +205,10 @@ class BuildKernels(build_ext):
         flags = ["-std=c++17", "-O3", "--threads=0", "-Xcompiler=-fPIC,-fvisibility=hidden"]
         flags += gencode_flags(architectures)
         objects = [
-            *(ninja.compile(str(nvcc), flags, CSRC / op / "cuda.cu", f"{op}.o") for op in CUDA_OPS),
+            *(
+                ninja.compile(str(nvcc), flags, source, f"{source.parent.name}_{source.stem}.o")
+                for source in sorted(CSRC.glob("*/cuda*.cu"))
+            ),
             ninja.compile(self.cxx, self.bind_flags(), CSRC / "bind_cuda.cpp", "bind_cuda.o"),
         ]
         linker = [str(nvcc), "-shared", "-cudart=static", "-ccbin", self.cxx]

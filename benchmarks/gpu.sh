@@ -43,7 +43,7 @@ device() { step device 20 nvidia-smi; }
 build() { step build 170 bash -c load_or_compile; }
 native() {
   local options=(-std=c++17 -O2 -lineinfo "-arch=sm_${capability/./}" -Icsrc)
-  step native 170 nvcc "${options[@]}" -o "$work/native" benchmarks/gpu_native/*.cu csrc/*/cuda.cu
+  step native 170 nvcc "${options[@]}" -o "$work/native" benchmarks/gpu_native/*.cu csrc/*/cuda*.cu
 }
 blur-cuda() { rows 60; }
 blur-triton() { rows 100; } # which compiles

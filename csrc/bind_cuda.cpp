@@ -33,6 +33,16 @@ PYBIND11_MODULE(_cuda, m) {
       },
       py::arg("params"), py::arg("gradients"), py::arg("stream"), "Launch on a cudaStream_t of the current device.");
   m.def(
+      "foveated_blur_list",
+      [](const fovblur::BlurParams& params, uintptr_t images, int64_t tiles, int out_dtype, uintptr_t stream) {
+        check(fovblur::foveated_blur_list_cuda(params, reinterpret_cast<const fovblur::ListedImage*>(images), tiles,
+                                               fovblur::DType(out_dtype), reinterpret_cast<void*>(stream)));
+      },
+      py::arg("params"), py::arg("images"), py::arg("tiles"), py::arg("out_dtype"), py::arg("stream"),
+      "Launch on a cudaStream_t of the current device; images is an array of ListedImage in its memory.");
+  m.def("tiles_of_an_image", &fovblur::tiles_of_an_image, py::arg("channels"), py::arg("height"), py::arg("width"),
+        "Tiles that foveated_blur_list cuts an image into.");
+  m.def(
       "parameter_gradient_tiles",
       [](const fovblur::BlurParams& params, const fovblur::Images& grad) {
         return fovblur::parameter_gradient_tiles(params, grad.dtype);

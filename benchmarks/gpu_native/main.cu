@@ -2,7 +2,7 @@
 // and initcheck of compute-sanitizer: PyTorch is left out because its caching allocator hides accesses beyond a tensor.
 // Buffers have exactly the size of their content, and only the kernels write the scratch buffers.
 //
-//     nvcc -std=c++17 -O2 -lineinfo -arch=sm_90 -Icsrc -o native benchmarks/gpu_native/*.cu csrc/*/cuda.cu
+//     nvcc -std=c++17 -O2 -lineinfo -arch=sm_90 -Icsrc -o native benchmarks/gpu_native/*.cu csrc/*/cuda*.cu
 //     compute-sanitizer --tool memcheck --error-exitcode 1 ./native
 //
 // `native N` leaves out the cases of more than N pixels or scores. Prints a line for each wrong result; exits with 1 if there

@@ -163,13 +163,13 @@ FOVBLUR_HD Int border_index(Border border, Int i, Int n) {
   }
 }
 
-// The taps of OpenCV's tables, for radii 1 to 4; it takes them for a Gaussian whose sigma is not given.
+// The taps of OpenCV's tables, for radii 1 to 4; it takes them for a Gaussian whose sigma is not given. A table is a number
+// here, a byte for each tap from the middle on, over 256: an array would lie in a GPU's local memory.
 constexpr int kMostTableRadius = 4;
 template <class Real>
 FOVBLUR_HD Real table_tap(int radius, int offset) {
-  const unsigned char table[kMostTableRadius][kMostTableRadius + 1] = {
-      {128, 64}, {96, 64, 16}, {72, 56, 28, 8}, {60, 51, 30, 13, 4}};  // over 256, from the middle on
-  return Real(table[radius - 1][offset < 0 ? -offset : offset]) / Real(256);
+  const uint64_t taps = radius == 1 ? 0x4080 : radius == 2 ? 0x104060 : radius == 3 ? 0x081c3848 : 0x040d1e333cull;
+  return Real(int(taps >> 8 * (offset < 0 ? -offset : offset) & 0xff)) / Real(256);
 }
 
 }  // namespace fovblur

@@ -62,8 +62,8 @@ __device__ void add_rows(const float* weights, const float* filtered, float (&su
 }
 
 // The same for any values and any radius: the first row lies `distance` below the run's first output.
-template <int kStride, bool kSlope>
-__device__ void add_rows_carefully(const Taps& taps, int distance, const float* filtered, float (&sums)[kRun]) {
+template <int kStride, bool kSlope, class SomeTaps>
+__device__ void add_rows_carefully(const SomeTaps& taps, int distance, const float* filtered, float (&sums)[kRun]) {
 #pragma unroll 1
   for (int s = 0; s < kRun; ++s) {
     const float x = filtered[s * kStride];

@@ -39,13 +39,12 @@ __device__ void block_sum(float first, float second, float (&partial)[2][kThread
   __syncthreads();
 }
 
-// Returns the sample's taps; all threads of the block take part.
+// Returns the taps of a Gaussian; all threads of the block take part.
 template <int kThreads>
-__device__ Taps make_taps(const BlurParams& p, int64_t sample, float (&partial)[2][kThreads]) {
+__device__ Taps make_taps(float sigma, int kernel_size, float (&partial)[2][kThreads]) {
   Taps taps;
-  const float sigma = per_sample(p.sigma, sample);
   taps.sigma = sigma >= 0.0f ? sigma : NAN;  // a bad value on the device shows in the result
-  taps.radius = gaussian_radius(sigma, static_cast<const int32_t*>(p.kernel_size.data)[sample * p.kernel_size.stride]);
+  taps.radius = gaussian_radius(sigma, kernel_size);
   float sum = 0.0f, moment = 0.0f;
   for (int t = 1 + int(threadIdx.x); t <= taps.radius; t += kThreads) {
     const float weight = 2.0f * gaussian_window(t, taps.sigma);
@@ -57,6 +56,16 @@ __device__ Taps make_taps(const BlurParams& p, int64_t sample, float (&partial)[
   taps.moment = partial[1][0] * taps.inverse_sum;
   taps.inverse_cube = 1.0f / (taps.sigma * taps.sigma * taps.sigma);
   return taps;
+}
+
+__device__ inline int kernel_size_of(const BlurParams& p, int64_t sample, int axis = 0) {
+  return static_cast<const int32_t*>(p.kernel_size.data)[sample * p.kernel_size.stride + axis];
+}
+
+// Those of a sample.
+template <int kThreads>
+__device__ Taps make_taps(const BlurParams& p, int64_t sample, float (&partial)[2][kThreads]) {
+  return make_taps<kThreads>(per_sample(p.sigma, sample), kernel_size_of(p, sample), partial);
 }
 
 }  // namespace fovblur

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -40,9 +41,51 @@ def cuda_backward(grad: Tensor, images: Tensor, grads: BlurGradients, params: Bl
         launch_backward(backends.load_native("cuda"), stream, grad, images, grads, params)
 
 
+def cuda_forward_list(
+    images: Sequence[Tensor],
+    out: Sequence[Tensor],
+    params: BlurParams,
+    weights: Sequence[Tensor] | None = None,
+) -> None:
+    """Blur images (C, H, W) of any sizes into `out` in one launch, on the current stream of their device.
+
+    Args:
+        images: One or more, of one dtype and any strides.
+        out: As images, of one dtype.
+        params: of the images; without a weight.
+        weights: Maps (H, W) of the images, float32, in place of the falloff.
+    """
+    device = images[0].device
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream(device).cuda_stream
+        launch_forward_list(backends.load_native("cuda"), stream, images, out, params, weights)
+
+
 def launch_forward(module: ModuleType, stream: int, images: Tensor, out: Tensor, params: BlurParams) -> None:
     """Launch the blur on a cudaStream_t of the current device."""
     module.foveated_blur(blur_params(module, images, params), describe(module, out), stream)
+
+
+def launch_forward_list(
+    module: ModuleType,
+    stream: int,
+    images: Sequence[Tensor],
+    out: Sequence[Tensor],
+    params: BlurParams,
+    weights: Sequence[Tensor] | None = None,
+) -> None:
+    """Launch the blur of a list on a cudaStream_t of the current device, by a table of what csrc calls ListedImage."""
+    maps = [(0, 0, 0)] * len(images) if weights is None else [(each.data_ptr(), *each.stride()) for each in weights]
+    table, tiles = [], 0
+    for image, result, weight in zip(images, out, maps, strict=True):
+        described = (image.data_ptr(), *image.stride(), result.data_ptr(), *result.stride())
+        table.append((*described, *image.shape, *weight, tiles))
+        tiles += module.tiles_of_an_image(*image.shape)
+    on_host = torch.tensor(table, dtype=torch.int64)
+    on_device = on_host.pin_memory().to("cuda", non_blocking=True) if images[0].is_cuda else on_host
+    largest = (max(image.shape[axis] for image in images) for axis in range(3))
+    native = blur_params(module, images[0][None], params, (len(images), *largest))
+    module.foveated_blur_list(native, on_device.data_ptr(), tiles, DTYPES.index(out[0].dtype), stream)
 
 
 def launch_backward(
@@ -52,12 +95,12 @@ def launch_backward(
     native = blur_params(module, images, params)
     tiles = module.parameter_gradient_tiles(native, describe(module, grad))
     totals = (grads.sigma, grads.gain)
-    partial = [None if total is None else total.new_empty(len(total), tiles) for total in totals]
+    partial = [None if total is None else total.new_empty(*total.shape, tiles) for total in totals]
     gradients = blur_gradients(module, grad, BlurGradients(grads.images, *partial))
     module.foveated_blur_backward(native, gradients, stream)
     for total, part in zip(totals, partial):
         if total is not None and part is not None:
-            torch.sum(part, dim=1, out=total)
+            torch.sum(part, dim=-1, out=total)
 
 
 def describe(module: ModuleType, images: Tensor):
@@ -65,11 +108,14 @@ def describe(module: ModuleType, images: Tensor):
     return module.Images(images.data_ptr(), DTYPES.index(images.dtype), images.stride())
 
 
-def blur_params(module: ModuleType, images: Tensor, params: BlurParams):
-    """Return the struct that both modules take. It borrows the tensors' memory: they must outlive the call."""
+def blur_params(module: ModuleType, images: Tensor, params: BlurParams, shape: tuple[int, ...] | None = None):
+    """Return the struct that both modules take. It borrows the tensors' memory: they must outlive the call.
+
+    The shape is that of the images, if it is not given.
+    """
     per_sample = lambda tensor: (tensor.data_ptr(), tensor.stride(0))  # noqa: E731
     return module.BlurParams(
-        shape=tuple(images.shape),
+        shape=tuple(shape or images.shape),
         images=describe(module, images),
         sigma=per_sample(params.sigma),
         kernel_size=per_sample(params.kernel_size),

@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
 RUNTIME = ROOT / "tests" / "support" / "ptx" / "runtime.cpp"  # hands launches over, and needs no GPU
-OPS = ("foveated_blur", "enhanced_similarity")
+SOURCES = sorted(CSRC.glob("*/cuda*.cu"))
 
 
 def nvcc() -> str | None:
@@ -44,9 +44,10 @@ def kernels(architectures: tuple[int, ...]) -> list[dict]:
         RuntimeError: a compiler failed, or a kernel was compiled that no call launches, or the other way round.
     """
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
-        objects = {op: Path(folder) / f"{op}.o" for op in OPS}
-        used = [row for rows in pool.map(lambda op: compile_op(op, objects[op], architectures), OPS) for row in rows]
-        launches = launches_of(list(objects.values()), Path(folder) / "launches")
+        objects = [Path(folder) / f"{source.parent.name}_{source.stem}.o" for source in SOURCES]
+        compiled = pool.map(lambda source, target: compile_source(source, target, architectures), SOURCES, objects)
+        used = [row for rows in compiled for row in rows]
+        launches = launches_of(objects, Path(folder) / "launches")
     launched = {launch["kernel"] for launch in launches}
     if launched != {row["name"] for row in used}:
         raise RuntimeError(f"compiled and launched kernels differ in {launched ^ {row['name'] for row in used}}")
@@ -66,8 +67,8 @@ def kernels(architectures: tuple[int, ...]) -> list[dict]:
     ]
 
 
-def compile_op(op: str, target: Path, architectures: tuple[int, ...]) -> list[dict]:
-    """Return registers, spills, static shared memory and instructions of every kernel of an op, also by source line."""
+def compile_source(source: Path, target: Path, architectures: tuple[int, ...]) -> list[dict]:
+    """Return registers, spills, shared memory and instructions of all kernels of a source, also by its lines."""
     gencode = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in architectures]
     command = [
         nvcc(),
@@ -77,7 +78,7 @@ def compile_op(op: str, target: Path, architectures: tuple[int, ...]) -> list[di
         *gencode,
         "-Xptxas=-v",
         "-c",
-        str(CSRC / op / "cuda.cu"),
+        str(source),
         "-o",
         str(target),
     ]

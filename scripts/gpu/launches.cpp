@@ -67,6 +67,19 @@ void blur(int source, int result, int64_t side, bool tf32) {
   check(fovblur::foveated_blur_backward_cuda(p, gradients, nullptr));
 }
 
+void blur_with_options() {
+  fovblur::BlurParams p = {{1024, 3, 224, 224}, images_of(3, 224)};
+  p.border = fovblur::Border::symmetric;
+  call = "blur, options";
+  check(fovblur::foveated_blur_cuda(p, images_of(3, 224), nullptr));
+  call = "blur of a list";
+  check(fovblur::foveated_blur_list_cuda(p, static_cast<const fovblur::ListedImage*>(kData), 1024, DType::float32, nullptr));
+  call = "gradient of images, options";
+  check(fovblur::foveated_blur_backward_cuda(p, {images_of(3, 224), images_of(3, 224), nullptr, nullptr}, nullptr));
+  call = "gradient of sigma and gain, options";
+  check(fovblur::foveated_blur_backward_cuda(p, {images_of(3, 224), {}, kData, kData}, nullptr));
+}
+
 void similarity(int type, bool tf32, bool strided) {
   const fovblur::Embeddings rows = {kData, 1024, strided ? 2 : 1};
   const fovblur::Gate open = {nullptr, 0};
@@ -84,6 +97,7 @@ void similarity(int type, bool tf32, bool strided) {
 
 int main() {
   ptx_on_launch(print_launch);
+  blur_with_options();
   for (int tf32 = 0; tf32 < 2; ++tf32) {
     for (int source = 0; source < 4; ++source)
       for (int result = 0; result < 4; ++result)

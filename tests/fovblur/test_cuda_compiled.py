@@ -12,6 +12,8 @@ RESIDENT = {
     "blur_split": 1,  # two on sm_80 and sm_90, for which it is
     "blur_parameter_gradient": 1,
     "parameter_products": 1,  # as blur_products
+    "blur_any": 2,
+    "parameter_gradient_any": 1,
     "similarity_scores": 1,
     "merge_slices": 8,
 }
@@ -22,7 +24,7 @@ pytestmark = pytest.mark.skipif(not HAS_NVCC, reason=WITHOUT_NVCC)
 
 def test_kernels_do_not_spill_and_share_a_multiprocessor(gpu_resources):
     rows = of(gpu_resources, "cuda")
-    assert len(rows) == len(ARCHITECTURES) * (4 + 5 + 2 + 1 + 3 + 16 + 1)
+    assert len(rows) == len(ARCHITECTURES) * (4 + 5 + 2 + 1 + 3 + 3 + 16 + 1)
     for row in rows:
         (blocks,) = (blocks for name, blocks in RESIDENT.items() if row["kernel"].startswith(name))
         assert_fits(row, blocks)
@@ -59,6 +61,9 @@ def test_calls_launch_the_form_that_is_exact_enough(gpu_resources):
     assert launched["blur_split<BlurGradients>"] == {"gradient of images, float32 to float32, 9.0"}
     assert "gradient of sigma and gain, float16 to float32" in launched["parameter_products<Half>"]
     assert "gradient of sigma and gain, uint8 to float32" in launched["blur_parameter_gradient"]
+    assert launched["blur_any<false>"] == {"blur, options", "blur of a list"}
+    assert launched["blur_any<true>"] == {"gradient of images, options"}
+    assert launched["parameter_gradient_any"] == {"gradient of sigma and gain, options"}
     assert launched["similarity_scores<ExactProducts, true, Matrix>"] == {"similarity, float32"}
     assert launched["similarity_scores<ExactProducts, false, Matrix>"] == {"similarity, float32, strided"}
     assert launched["similarity_scores<MatrixProducts<float>, true, SliceBest>"] == {"top-k, float32, tf32"}

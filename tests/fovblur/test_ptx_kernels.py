@@ -11,7 +11,7 @@ from ptx import device as ptx_device
 from ptx.device import Device
 from ptx.interpreter import Interpreter
 from ptx.memory import Fault
-from ptx_cases import BFLOAT16, CASES, FLOAT, HALF, LAYOUTS, UINT8, Blur, Similarity, serve
+from ptx_cases import BFLOAT16, CASES, FLOAT, HALF, LAYOUTS, UINT8, Blur, Options, Similarity, serve
 
 from fovblur.foveated_blur.params import BlurGradients, BlurParams
 
@@ -25,7 +25,7 @@ def module(tmp_path_factory):
     return ptx_device.build(tmp_path_factory.mktemp("ptx"))
 
 
-def placed_on(number: int, case: Blur | Similarity) -> list[str]:
+def placed_on(number: int, case: Blur | Options | Similarity) -> list[str]:
     """Return the cards for a case: both where the host code may choose by the card, else each in turn."""
     both = isinstance(case, Blur) and case.source == FLOAT
     return list(CARDS) if both else [list(CARDS)[number % 2]]
@@ -152,24 +152,24 @@ MUTATIONS = {
 def test_faults_injected_into_the_kernels_are_detected(module, name, monkeypatch, tmp_path, seed):
     pattern, replacement = MUTATIONS[name]
     found = []
-    for op, case in (
-        ("foveated_blur", Blur((1, 1, 70, 96), (51,), HALF, HALF, gradients=False)),
-        ("foveated_blur", Blur((1, 1, 70, 96), (51,), FLOAT, FLOAT, gradients=False)),
-        ("enhanced_similarity", Similarity((20, 140, 200, 40), HALF)),
+    for source, case in (
+        ("foveated_blur-cuda", Blur((1, 1, 70, 96), (51,), HALF, HALF, gradients=False)),
+        ("foveated_blur-cuda", Blur((1, 1, 70, 96), (51,), FLOAT, FLOAT, gradients=False)),
+        ("enhanced_similarity-cuda", Similarity((20, 140, 200, 40), HALF)),
     ):
         device = Device(module, ptx_device.RTX_3080)
         serve(device, monkeypatch)
         device.choose_blocks = lambda called: ()
         case.run()
-        right = device.interpreters[list(ptx_device.OPS).index(op)].module.kernels
-        mutated = tmp_path / f"{op}.ptx"
-        mutated.write_text(re.sub(pattern, replacement, (module.parent / f"cuda-{op}-86.ptx").read_text()))
+        right = device.interpreters[list(ptx_device.SOURCES).index(source)].module.kernels
+        mutated = tmp_path / f"{source}.ptx"
+        mutated.write_text(re.sub(pattern, replacement, (module.parent / f"{source}-86.ptx").read_text()))
         device.interpreters = (Interpreter(mutated),)
         wrong = device.interpreters[0].module.kernels
         if all(right[called.kernel].code == wrong[called.kernel].code for called in device.launches):
-            continue  # no such instruction in the kernels of this op
+            continue  # no such instruction in these kernels
         device.choose_blocks = lambda called: None
         with pytest.raises((Fault, AssertionError)):
             case.check(case.run())
-        found.append(op)
+        found.append(source)
     assert found

@@ -70,7 +70,10 @@ def run_cuda_on_host(monkeypatch, tmp_path_factory, thread_order: int = 1) -> No
     module = cuda_on_host.build(tmp_path_factory.getbasetemp())
     ctypes.CDLL(module.__file__).set_fovblur_thread_order(thread_order)
 
-    for source, names in ((native, ("forward", "backward")), (native_similarity, ("similarity", "topk"))):
+    for source, names in (
+        (native, ("forward", "backward", "forward_list")),
+        (native_similarity, ("similarity", "topk")),
+    ):
         for name in names:
             launch = functools.partial(getattr(source, f"launch_{name}"), module, 0)
             monkeypatch.setattr(source, f"cuda_{name}", launch)

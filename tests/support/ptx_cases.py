@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import comparisons
+import dense_blur
 import pytest
 import similarity_under_test
 import torch
@@ -13,6 +15,8 @@ from torch import Tensor
 
 import fovblur
 from fovblur import backends
+from fovblur.foveated_blur import native
+from fovblur.foveated_blur.params import BlurGradients
 
 UINT8, HALF, BFLOAT16, FLOAT = torch.uint8, torch.float16, torch.bfloat16, torch.float32
 # Error of a result relative to the largest value, by the coarsest of the types.
@@ -93,6 +97,50 @@ class Blur:
 
 
 @dataclass(frozen=True)
+class Options:
+    """A blur with options that the fastest forms do not take, its gradients, and that of its images as a list."""
+
+    shape: tuple[int, int, int, int]
+    kernel_size: tuple[int, ...]  # of which each axis of a sample takes one
+    border: str
+    per_axis: bool = True
+    tables: bool = False
+    mapped: bool = False
+    source: torch.dtype = FLOAT
+
+    def __str__(self) -> str:
+        flags = [name for name in ("per_axis", "tables", "mapped") if getattr(self, name)]
+        sizes = "x".join(map(str, self.shape)), "k" + "+".join(map(str, self.kernel_size))
+        return "-".join([str(self.source).removeprefix("torch."), *sizes, self.border, *flags])
+
+    def run(self) -> list[Tensor]:
+        """Return results and gradients of the CUDA kernels, each beside those of dense matrices."""
+        batch, _, height, width = self.shape
+        images, grad = comparisons.random_images(self.shape, self.source), torch.rand(self.shape) - 0.3
+        weight = torch.rand(batch, height, width) if self.mapped else None
+        params = dense_blur.random_params(
+            batch, self.kernel_size, self.per_axis, border=self.border, tables=self.tables, weight=weight
+        )
+        out, listed = torch.empty(self.shape), torch.empty(self.shape)
+        of_images = None if self.border == "replicate" or self.source == UINT8 else torch.empty(self.shape)
+        grads = BlurGradients(of_images, torch.empty_like(params.sigma), torch.empty_like(params.gain))
+        native.cuda_forward(images, out, params)
+        native.cuda_backward(grad, images, grads, params)
+        native.cuda_forward_list(
+            list(images), list(listed), params._replace(weight=None), None if weight is None else list(weight)
+        )
+        expected = dense_blur.blur(images, params)
+        pairs = [(out, expected), (listed, expected), *zip(grads, dense_blur.gradients(grad, images, params))]
+        return [x for one, other in pairs if one is not None for x in (one, other)]
+
+    def check(self, results: list[Tensor]) -> None:
+        terms = math.prod(self.shape[1:])  # of the gradients of sigma and gain, which cancel
+        for one, other in zip(results[::2], results[1::2]):
+            scale = other.abs().max().item() if one.ndim == 4 else 0.3 * terms
+            assert (one - other).abs().max() <= 1e-5 * scale
+
+
+@dataclass(frozen=True)
 class Similarity:
     """A matrix and its top-k."""
 
@@ -165,6 +213,11 @@ CASES = [
     Blur((2, 2, 7, 5), (51, 3), FLOAT, HALF, layout="flipped-storage", falloff="brachistochrone"),
     Blur((1, 1, 40, 70), (101,), FLOAT, FLOAT, layout="padded", non_finite=True),
     Blur((1, 1, 1, 1), (51,), FLOAT, FLOAT),
+    Options((1, 1, 30, 75), (3, 21), "symmetric"),
+    Options((2, 1, 20, 30), (7, 51), "circular", per_axis=False, mapped=True),
+    Options((1, 1, 12, 60), (5, 9), "replicate", tables=True),
+    Options((1, 1, 9, 40), (9, 1001), "reflect", source=UINT8),
+    Options((1, 1, 9, 40), (3, 1101), "constant", mapped=True),
     # the similarity
     Similarity((70, 140, 40, 24), HALF, k=130),
     Similarity((9, 140, 64, 16), HALF, k=64),

@@ -24,7 +24,7 @@ def build(directory: Path) -> ModuleType:
     sources = {
         CSRC / "bind_cuda.cpp": [],
         HERE / "order.cpp": [],
-        **dict.fromkeys(sorted(CSRC.glob("*/cuda.cu")), checked),
+        **dict.fromkeys(sorted(CSRC.glob("*/cuda*.cu")), checked),
     }
     objects = {str(directory / f"{source.parent.name}_{source.stem}.o"): source for source in sources}
     commands = [

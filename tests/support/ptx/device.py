@@ -30,7 +30,7 @@ from .module import Kernel
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
-OPS = ("foveated_blur", "enhanced_similarity")
+SOURCES = {f"{source.parent.name}-{source.stem}": source for source in sorted(CSRC.glob("*/cuda*.cu"))}
 ARCHITECTURES = (86, 90)
 OnLaunch = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint), ctypes.POINTER(ctypes.c_uint), ctypes.c_size_t,
@@ -84,7 +84,7 @@ def nvcc() -> str | None:
 
 @functools.cache
 def build(directory: Path) -> Path:
-    """Compile fovblur._cuda with a runtime that hands launches over; cuda-OP-SM.ptx is left beside it."""
+    """Compile fovblur._cuda with a runtime that hands launches over; SOURCE-SM.ptx is left beside it."""
     import pybind11
 
     target = directory / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
@@ -95,19 +95,19 @@ def build(directory: Path) -> Path:
         [*host, "-c", str(source), "-o", str(directory / f"{source.stem}.o")]
         for source in (CSRC / "bind_cuda.cpp", HERE / "runtime.cpp")
     ]
-    for op in OPS:
-        (directory / op).mkdir(parents=True)
-        kept = ["-lineinfo", "--keep", "--keep-dir", str(directory / op)]
-        commands.append([*host, *kept, *virtual, "-c", str(CSRC / op / "cuda.cu"), "-o", str(directory / f"{op}.o")])
+    for name, source in SOURCES.items():
+        (directory / name).mkdir(parents=True)
+        kept = ["-lineinfo", "--keep", "--keep-dir", str(directory / name)]
+        commands.append([*host, *kept, *virtual, "-c", str(source), "-o", str(directory / f"{name}.o")])
     with ThreadPoolExecutor() as pool:
         list(pool.map(functools.partial(subprocess.run, check=True), commands))
     objects = map(str, sorted(directory.glob("*.o")))
     linked = ["-shared", "-cudart=none", "-Xlinker", "-Bsymbolic", *objects, "-o", str(target)]
     subprocess.run([str(nvcc()), *linked], check=True)
-    for op in OPS:
+    for name, source in SOURCES.items():
         for sm in ARCHITECTURES:
-            shutil.copy(directory / op / f"cuda.compute_{sm}.ptx", directory / f"cuda-{op}-{sm}.ptx")
-        shutil.rmtree(directory / op)
+            shutil.copy(directory / name / f"{source.stem}.compute_{sm}.ptx", directory / f"{name}-{sm}.ptx")
+        shutil.rmtree(directory / name)
     return target
 
 
@@ -123,7 +123,7 @@ def load(target: Path) -> ModuleType:
 
 @functools.cache
 def interpreters(directory: Path, architecture: int) -> tuple[Interpreter, ...]:
-    return tuple(Interpreter(directory / f"cuda-{op}-{architecture}.ptx") for op in OPS)
+    return tuple(Interpreter(directory / f"{name}-{architecture}.ptx") for name in SOURCES)
 
 
 class Device:
@@ -163,6 +163,10 @@ class Device:
         with self._memory((grad, images, *_tensors(params)), _tensors(grads)):
             native.launch_backward(self.module, 0, grad, images, grads, params)
 
+    def forward_list(self, images: Sequence[Tensor], out: Sequence[Tensor], params, weights=None) -> None:
+        with self._memory((*images, *_tensors(params), *(weights or ())), out):
+            native.launch_forward_list(self.module, 0, images, out, params, weights)
+
     def similarity(self, out: Tensor, inputs) -> None:
         with self._memory(_tensors(inputs), (out,)):
             native_similarity.launch_similarity(self.module, 0, out, inputs)
@@ -175,6 +179,7 @@ class Device:
         """Let backend="cuda" serve CPU tensors by this device."""
         monkeypatch.setattr(native, "cuda_forward", self.forward)
         monkeypatch.setattr(native, "cuda_backward", self.backward)
+        monkeypatch.setattr(native, "cuda_forward_list", self.forward_list)
         monkeypatch.setattr(native_similarity, "cuda_similarity", self.similarity)
         monkeypatch.setattr(native_similarity, "cuda_topk", self.topk)
 
