@@ -51,6 +51,7 @@ SLOW = (
     "fovblur/test_large.py",
     "fovblur/test_properties.py",
     "fovblur/test_ptx_kernels.py",
+    "fovblur/test_sharding.py",
     "fovblur/test_similarity_properties.py",
     "fovblur/test_similarity_triton.py",
     "fovblur/test_triton_compiled.py",

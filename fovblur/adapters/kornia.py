@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from fovblur.adapters._anisotropic import gaussian_blur_separately
+from fovblur.foveated_blur.api import gaussian_blur
+from fovblur.foveated_blur.params import Values
+
+BORDERS = ("reflect", "replicate", "constant", "circular")
 
 
 def gaussian_blur2d(
@@ -20,34 +22,34 @@ def gaussian_blur2d(
     Args:
         input: (B, C, H, W).
         kernel_size: odd width, or (along y, along x).
-        sigma: standard deviations in pixels, (along y, along x), or a tensor (B, 2) of them.
-        border_type: only "reflect" is supported, in any case.
+        sigma: standard deviations in pixels, (along y, along x), or a tensor (B, 2) or (1, 2) of them.
+        border_type: "reflect", "replicate", "constant" or "circular", in any case.
         separable: accepted for compatibility; it does not change the result.
 
     Returns:
-        (B, C, H, W), float32 for integers, in the memory format of input. Differentiable in input and sigma.
+        (B, C, H, W), float32 for integers, in the memory format of input. Differentiable in input and sigma. Images may
+        be smaller than the radius, unlike kornia's.
 
     Raises:
-        ValueError: an unsupported border_type, or a wrong shape of sigma.
+        ValueError: an unknown border_type, or a wrong shape of sigma.
 
     Examples:
+        >>> import torch
         >>> gaussian_blur2d(torch.rand(2, 3, 8, 8), (3, 3), torch.tensor([[1.0, 1.0], [2.0, 2.0]])).shape
         torch.Size([2, 3, 8, 8])
     """
-    if border_type.lower() != "reflect":
-        raise ValueError(f"border_type is {border_type!r}; only 'reflect' is supported")
+    border = border_type.lower()
+    if border not in BORDERS:
+        raise ValueError(f"border_type is {border_type!r}; it must be one of {', '.join(BORDERS)}")
     input = input if input.is_floating_point() else input.float()
-    kernel_y, kernel_x = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+    size: Values = kernel_size
+    if not isinstance(kernel_size, int):
+        size = kernel_size[0] if kernel_size[0] == kernel_size[1] else tuple(kernel_size)
+    deviation: Values = sigma
     if not isinstance(sigma, Tensor):
-        same = kernel_y == kernel_x and sigma[0] == sigma[1]
-        return gaussian_blur_separately(input, sigma[0], sigma[1], kernel_y, kernel_x, same)
-    if sigma.ndim != 2 or sigma.shape[1] != 2 or sigma.shape[0] not in (1, len(input)):
+        deviation = float(sigma[0]) if sigma[0] == sigma[1] else (float(sigma[0]), float(sigma[1]))
+    elif sigma.ndim != 2 or sigma.shape[1] != 2 or sigma.shape[0] not in (1, len(input)):
         raise ValueError(f"sigma has shape {tuple(sigma.shape)}; it must be ({len(input)}, 2), along y and along x")
-    sigma_y, sigma_x = sigma.expand(len(input), 2).unbind(1)
-    same = (
-        kernel_y == kernel_x
-        and not torch.compiler.is_compiling()
-        and torch.equal(sigma_y, sigma_x)
-        and not sigma.requires_grad
-    )
-    return gaussian_blur_separately(input, sigma_y, sigma_x, kernel_y, kernel_x, same)
+    elif sigma.stride(1) == 0:  # one for both axes, as RandomGaussianBlur has them
+        deviation = sigma[:, 0]
+    return gaussian_blur(input, deviation, kernel_size=size, border=border)

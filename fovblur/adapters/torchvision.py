@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fovblur.adapters._anisotropic import gaussian_blur_separately
+from fovblur.foveated_blur import api
 from fovblur.foveated_blur.sizes import sigma_from_kernel_size
 from fovblur.image_types import blur_image, is_image
 
@@ -38,8 +38,9 @@ def gaussian_blur(inpt: Any, kernel_size: int | Sequence[int], sigma: float | Se
     sigma_x, sigma_y = _pair("sigma", sigma)
     if not is_image(inpt):
         raise TypeError(f"inpt is a {type(inpt).__name__}; it must be a tensor, a tv_tensors.Image or Video, or PIL's")
-    same = kernel_x == kernel_y and sigma_x == sigma_y
-    return blur_image(inpt, lambda images: gaussian_blur_separately(images, sigma_y, sigma_x, kernel_y, kernel_x, same))
+    kernel = kernel_x if kernel_x == kernel_y else (kernel_y, kernel_x)
+    sigmas = sigma_x if sigma_x == sigma_y else (sigma_y, sigma_x)
+    return blur_image(inpt, lambda images: api.gaussian_blur(images, sigmas, kernel_size=kernel))
 
 
 def _pair(name: str, value):

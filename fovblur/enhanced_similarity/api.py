@@ -8,6 +8,7 @@ from fovblur import backends
 from fovblur.enhanced_similarity import reference, validation
 from fovblur.enhanced_similarity.op import enhanced_similarity_op, enhanced_topk_op
 from fovblur.enhanced_similarity.params import Inputs
+from fovblur.sharding import by_sample
 from fovblur.tracing import is_transformed
 
 
@@ -49,7 +50,8 @@ def enhanced_similarity(
 
     Differentiable, any number of times, in the four embeddings and the gates, in forward mode too. Transforms of
     ``torch.func`` and forward mode use the reference, which is composed of PyTorch's own matrix products, so that
-    tracing and ONNX work with ``backend="reference"``, too.
+    tracing and ONNX work with ``backend="reference"``, too. Where the recordings are a DTensor that is sharded over N,
+    every process computes its rows.
 
     Examples:
         >>> import torch
@@ -62,10 +64,14 @@ def enhanced_similarity(
     row_gate = validation.gate("row_gate", row_gate, "brain_image", brain_image)
     column_gate = validation.gate("column_gate", column_gate, "image", image)
     backends.check_name(backend)
-    inputs = Inputs(brain_image, image, brain_text, text, row_gate, column_gate)
-    if backends.is_reference(backend) or is_transformed():
-        return reference.enhanced_similarity(inputs).to(brain_image.dtype)
-    return enhanced_similarity_op(*inputs, backend or "")
+
+    def similarity(brain_image, brain_text, row_gate, image, text, column_gate):
+        inputs = Inputs(brain_image, image, brain_text, text, row_gate, column_gate)
+        if backends.is_reference(backend) or is_transformed():
+            return reference.enhanced_similarity(inputs).to(brain_image.dtype)
+        return enhanced_similarity_op(*inputs, backend or "")
+
+    return by_sample(similarity, brain_image, (brain_text, row_gate), (image, text, column_gate))
 
 
 def enhanced_topk(
@@ -115,5 +121,9 @@ def enhanced_topk(
     row_gate = validation.gate("row_gate", row_gate, "brain_image", brain_image)
     column_gate = validation.gate("column_gate", column_gate, "image", image)
     backends.check_name(backend)
-    tensors = (brain_image, image, brain_text, text, row_gate, column_gate)
-    return enhanced_topk_op(*(None if tensor is None else tensor.detach() for tensor in tensors), k, backend or "")
+
+    def topk(brain_image, brain_text, row_gate, image, text, column_gate):
+        tensors = (brain_image, image, brain_text, text, row_gate, column_gate)
+        return enhanced_topk_op(*(None if tensor is None else tensor.detach() for tensor in tensors), k, backend or "")
+
+    return by_sample(topk, brain_image, (brain_text, row_gate), (image, text, column_gate))

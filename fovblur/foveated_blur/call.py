@@ -6,7 +6,7 @@ import functools
 import math
 import numbers
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,10 @@ from fovblur.foveated_blur.autograd import differentiable_blur
 from fovblur.foveated_blur.op import foveated_blur_out_op
 from fovblur.foveated_blur.params import BlurParams, Values
 from fovblur.foveated_blur.sizes import kernel_size_from_sigma, opencv_kernel_size, sigma_from_kernel_size
+from fovblur.sharding import by_sample
 from fovblur.tracing import is_transformed, is_under_a_mode
+
+PER_IMAGE, SHARED = ("sigma", "kernel_size", "gain", "fixation", "weight"), ("mean", "std")  # fields of BlurParams
 
 
 class Arguments(NamedTuple):
@@ -52,11 +55,19 @@ def blur(images: Tensor, arguments: Arguments, out: Tensor | None = None) -> Ten
     out_dtype = validation.out_dtype(given, images, arguments.normalises)
     if out is not None:
         validation.check_out(out, images, out_dtype)
-    params = with_weight(params, arguments.weight, images)
+    if arguments.weight is not None:
+        params = params._replace(weight=validation.weight(arguments.weight, images, params.sigma.dtype))
     flat = images if images.ndim == 4 else images.reshape(math.prod(shape[:-3]), *shape[-3:])
     if out is not None:
         return _blur_into(out, flat, params, arguments.backend)
-    blurred = blur_batch(flat, params, out_dtype, arguments.backend, _largest_size(arguments, images.dtype))
+    largest_size = _largest_size(arguments, images.dtype)
+
+    def blur_local(images: Tensor, *tensors: Tensor | None) -> Tensor:
+        own: dict[str, Any] = dict(zip((*PER_IMAGE, *SHARED), tensors))
+        return blur_batch(images, params._replace(**own), out_dtype, arguments.backend, largest_size)
+
+    along, whole = ([getattr(params, name) for name in names] for names in (PER_IMAGE, SHARED))
+    blurred = by_sample(blur_local, flat, along, whole)
     return blurred if len(shape) == 4 else blurred.reshape(shape)
 
 
@@ -95,13 +106,11 @@ def params_of(images: Tensor, arguments: Arguments) -> BlurParams:
     return BlurParams(sigmas, sizes, gain, fixation, means, stds, arguments.falloff, decay, arguments.border, tables)
 
 
-def with_weight(params: BlurParams, weight: Values | None, images: Tensor) -> BlurParams:
-    """Return parameters with a weight map, where one is given or made by several fixations."""
-    if weight is not None:
-        return params._replace(weight=validation.weight(weight, images, params.sigma.dtype))
-    if params.fixation.ndim == 2:
-        return params
+def with_one_fixation(params: BlurParams, images: Tensor) -> BlurParams:
+    """Return parameters with the largest acuity of several fixations (B, F, 2) as a weight map."""
     fixations = params.fixation
+    if fixations.ndim == 2:
+        return params
     validation.check_known("fixation", fixations)
     maps = (reference.acuity(params.falloff, params.decay, each, *images.shape[-2:]) for each in fixations.unbind(1))
     return params._replace(weight=functools.reduce(torch.maximum, maps), fixation=fixations[:, 0].contiguous())
@@ -115,6 +124,7 @@ def blur_batch(
     largest_size: int | None = None,
 ) -> Tensor:
     """Blur images (B, C, H, W) by the op, or by the reference's plain operations if it is asked for by name."""
+    params = with_one_fixation(params, images)
     if not backends.is_reference(backend):
         *tensors, falloff, decay, border, tables, weight = params
         return differentiable_blur(images, *tensors, weight, falloff, decay, border, tables, out_dtype, backend or "")
@@ -125,6 +135,7 @@ def blur_batch(
 
 def _blur_into(out: Tensor, images: Tensor, params: BlurParams, backend: str | None) -> Tensor:
     """Blur images (B, C, H, W) into `out`, of any leading dimensions."""
+    params = with_one_fixation(params, images)
     *tensors, falloff, decay, border, tables, weight = params
     learnt = any(each is not None and each.requires_grad for each in (out, images, *tensors, weight))
     if is_transformed() or (torch.is_grad_enabled() and learnt):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fovblur.foveated_blur import validation
-from fovblur.foveated_blur.call import Arguments, blur_batch, params_of, with_weight
+from fovblur.foveated_blur.call import Arguments, blur_batch, params_of
 from fovblur.foveated_blur.params import BlurParams, Values
 
 
@@ -26,7 +26,9 @@ def blur_list(images: Sequence[Tensor], arguments: Arguments) -> list[Tensor]:
     weights = _weights(arguments.weight, count)
     blurred = []
     for index, (image, weight) in enumerate(zip(images, weights)):
-        own = with_weight(_of_image(params, index), weight, image[None])
+        own = _of_image(params, index)
+        if weight is not None:
+            own = own._replace(weight=validation.weight(weight, image[None], own.sigma.dtype))
         blurred.append(blur_batch(image[None], own, out_dtype, arguments.backend)[0])
     return blurred
 
