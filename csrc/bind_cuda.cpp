@@ -6,6 +6,8 @@
 #include "enhanced_similarity/cuda.h"
 #include "foveated_blur/bind.h"
 #include "foveated_blur/cuda.h"
+#include "retinal_blur/bind.h"
+#include "retinal_blur/cuda.h"
 
 namespace py = pybind11;
 
@@ -19,6 +21,7 @@ void check(const char* error) {
 
 PYBIND11_MODULE(_cuda, m) {
   fovblur::bind_blur(m);
+  fovblur::bind_levels(m);
   fovblur::bind_similarity(m);
   m.def(
       "foveated_blur",
@@ -48,6 +51,12 @@ PYBIND11_MODULE(_cuda, m) {
         return fovblur::parameter_gradient_tiles(params, grad.dtype);
       },
       py::arg("params"), py::arg("grad"), "Partial sums of a sample's parameter gradients that foveated_blur_backward writes.");
+  m.def(
+      "blend_levels",
+      [](const fovblur::LevelParams& params, const fovblur::Images& out, uintptr_t stream) {
+        check(fovblur::blend_levels_cuda(params, out, reinterpret_cast<void*>(stream)));
+      },
+      py::arg("params"), py::arg("out"), py::arg("stream"), "Launch on a cudaStream_t of the current device.");
   m.def(
       "enhanced_similarity",
       [](const fovblur::SimilarityParams& params, uintptr_t out, int out_dtype, uintptr_t stream) {

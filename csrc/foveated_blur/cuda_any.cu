@@ -35,8 +35,6 @@ struct Place {
   int height, width, row, column;
 };
 
-__host__ __device__ inline int64_t tiles_along(int64_t n, int tile) { return (n + tile - 1) / tile; }
-
 __device__ inline Images sample_of(const Images& images, int64_t sample) {
   Images one = images;
   one.data = static_cast<char*>(images.data) + sample * images.strides[0] * size_of(images.dtype);
@@ -97,12 +95,6 @@ __device__ void begin_tile(const BlurParams& p, const Batch& batch, int64_t tile
                                             p.tables, shared.filter.partial));
   }
 }
-
-// The image as it is.
-struct Unprepared {
-  static constexpr bool kPrepares = false;
-  Plane source;
-};
 
 // The gradient through the blur: (1 - w) g. Under Border::reflect A^T = E A E^-1; under the others A is symmetric.
 struct ThroughBlur {

@@ -11,6 +11,7 @@ constexpr int kAnyThreads = 256;
 constexpr int kAnySubRuns = 2;
 using AnyShape = Shape<kAnyThreads>;
 constexpr int kAnyRows = 4 * kRun * kAnySubRuns, kAnyColumns = AnyShape::kColumns;  // of a tile
+FOVBLUR_HD int64_t tiles_along(int64_t n, int tile) { return (n + tile - 1) / tile; }
 
 // The kernel along one axis: a Gaussian, or one of OpenCV's tables, which has no slope.
 struct AxisTaps : Taps {
@@ -95,6 +96,12 @@ __device__ bool stage_column(const Input& input, int column, const int* rows, fl
   }
   return finite;
 }
+
+// The image as it is.
+struct Unprepared {
+  static constexpr bool kPrepares = false;
+  Plane source;
+};
 
 // Filters the tile that starts at (first_row, first_column) of a plane: sums[0] gets the thread's blurred pixels, and with
 // kSlopes sums[1] and sums[2] the derivatives in sigma along y and x; kAnySubRuns runs of eight rows, 32 rows apart, of one

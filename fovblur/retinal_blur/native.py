@@ -19,6 +19,18 @@ def cpu_forward(images: Tensor, out: Tensor, params: LevelParams) -> None:
     module.blend_levels(level_params(module, images, params), describe(module, out), torch.get_num_threads())
 
 
+def cuda_forward(images: Tensor, out: Tensor, params: LevelParams) -> None:
+    """Blend images into `out` on the current stream of their device."""
+    with torch.cuda.device(images.device):
+        stream = torch.cuda.current_stream(images.device).cuda_stream
+        launch_forward(backends.load_native("cuda"), stream, images, out, params)
+
+
+def launch_forward(module: ModuleType, stream: int, images: Tensor, out: Tensor, params: LevelParams) -> None:
+    """Launch the blend on a cudaStream_t of the current device."""
+    module.blend_levels(level_params(module, images, params), describe(module, out), stream)
+
+
 def level_params(module: ModuleType, images: Tensor, params: LevelParams):
     """Return the struct that both modules take. It borrows the tensors' memory: they must outlive the call."""
     return module.LevelParams(

@@ -9,6 +9,7 @@
 
 #include "enhanced_similarity/cuda.h"
 #include "foveated_blur/cuda.h"
+#include "retinal_blur/cuda.h"
 
 extern "C" {
 void ptx_on_launch(int (*function)(const char* kernel, const unsigned* grid, const unsigned* block, size_t shared, void**));
@@ -80,6 +81,12 @@ void blur_with_options() {
   check(fovblur::foveated_blur_backward_cuda(p, {images_of(3, 224), {}, kData, kData}, nullptr));
 }
 
+void levels() {
+  const fovblur::LevelParams p = {{1024, 3, 224, 224}, images_of(3, 224), {kData, {}}, fovblur::Border::reflect, 2};
+  call = "levels, float32";
+  check(fovblur::blend_levels_cuda(p, images_of(3, 224), nullptr));
+}
+
 void similarity(int type, bool tf32, bool strided) {
   const fovblur::Embeddings rows = {kData, 1024, strided ? 2 : 1};
   const fovblur::Gate open = {nullptr, 0};
@@ -98,6 +105,7 @@ void similarity(int type, bool tf32, bool strided) {
 int main() {
   ptx_on_launch(print_launch);
   blur_with_options();
+  levels();
   for (int tf32 = 0; tf32 < 2; ++tf32) {
     for (int source = 0; source < 4; ++source)
       for (int result = 0; result < 4; ++result)

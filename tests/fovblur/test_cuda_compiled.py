@@ -14,6 +14,7 @@ RESIDENT = {
     "parameter_products": 1,  # as blur_products
     "blur_any": 2,
     "parameter_gradient_any": 1,
+    "blend_levels": 2,
     "similarity_scores": 1,
     "merge_slices": 8,
 }
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.skipif(not HAS_NVCC, reason=WITHOUT_NVCC)
 
 def test_kernels_do_not_spill_and_share_a_multiprocessor(gpu_resources):
     rows = of(gpu_resources, "cuda")
-    assert len(rows) == len(ARCHITECTURES) * (4 + 5 + 2 + 1 + 3 + 3 + 16 + 1)
+    assert len(rows) == len(ARCHITECTURES) * (4 + 5 + 2 + 1 + 3 + 3 + 1 + 16 + 1)
     for row in rows:
         (blocks,) = (blocks for name, blocks in RESIDENT.items() if row["kernel"].startswith(name))
         assert_fits(row, blocks)

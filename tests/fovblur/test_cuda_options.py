@@ -11,6 +11,8 @@ from fovblur.dtypes import DTYPES
 from fovblur.foveated_blur import native
 from fovblur.foveated_blur.params import BlurGradients, BlurParams
 from fovblur.foveated_blur.validation import BORDERS
+from fovblur.retinal_blur import native as native_retina
+from fovblur.retinal_blur.params import LevelParams
 
 pytestmark = pytest.mark.parametrize("implementation", ["cuda"], indirect=True)
 
@@ -154,3 +156,38 @@ def test_threads_may_take_turns_in_any_order(implementation, monkeypatch, tmp_pa
     call = lambda: [forward(implementation, images, params), *backward(implementation, grad, images, params)]  # noqa: E731
     for one, other in zip(*in_both_orders(call, monkeypatch, tmp_path_factory)):
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+# ---- the blend of Gaussian levels ----
+
+SIGMAS, KERNEL_SIZES = (0.0, 0.8, 1.7, 4.0, 9.0), (1, 7, 13, 33, 73)
+
+
+def blend(implementation, images, params: LevelParams) -> torch.Tensor:
+    device = implementation.device
+    out = torch.full(images.shape, torch.nan, device=device)
+    its_params = params._replace(level=to_device(params.level, device))
+    native_retina.cuda_forward(to_device(images, device), out, its_params)
+    return out.cpu()
+
+
+@pytest.mark.parametrize("dtype", [x for x in DTYPES if x != torch.float64], ids=str)
+@pytest.mark.parametrize("border", BORDERS)
+def test_levels_of_every_border_and_type(implementation, border, dtype, seed):
+    images = random_images((2, 2, 70, 40), dtype).transpose(2, 3)
+    distance = torch.hypot(torch.arange(40.0)[:, None] - 10, torch.arange(70.0) - 20)
+    level = torch.stack([distance / distance.max() * 4, torch.rand(40, 70) + 1])  # whole tiles of levels 1 and 2
+    params = LevelParams(level, SIGMAS, KERNEL_SIZES, border)
+    assert relative_error(blend(implementation, images, params), dense_blur.blend_of_levels(images, params)) < 1e-5
+
+
+def test_a_level_without_weight_does_not_count(implementation):
+    """An infinite pixel reaches as far as the levels that pixels around it blend."""
+    images = torch.rand(1, 1, 30, 150)
+    images[..., 15, 30] = torch.inf
+    level = torch.full((1, 30, 150), 2.0)
+    level[..., 100:] = 3.5  # in a tile that the pixel does not reach
+    result = blend(implementation, images, LevelParams(level, SIGMAS, KERNEL_SIZES, "constant"))
+    reached = torch.zeros(30, 150, dtype=torch.bool)
+    reached[9:22, 24:37] = True
+    assert torch.equal(~result[0, 0].isfinite(), reached)

@@ -11,7 +11,7 @@ from ptx import device as ptx_device
 from ptx.device import Device
 from ptx.interpreter import Interpreter
 from ptx.memory import Fault
-from ptx_cases import BFLOAT16, CASES, FLOAT, HALF, LAYOUTS, UINT8, Blur, Options, Similarity, serve
+from ptx_cases import BFLOAT16, CASES, FLOAT, HALF, LAYOUTS, UINT8, Blur, Levels, Options, Similarity, serve
 
 from fovblur.foveated_blur.params import BlurGradients, BlurParams
 
@@ -25,7 +25,7 @@ def module(tmp_path_factory):
     return ptx_device.build(tmp_path_factory.mktemp("ptx"))
 
 
-def placed_on(number: int, case: Blur | Options | Similarity) -> list[str]:
+def placed_on(number: int, case: Blur | Options | Levels | Similarity) -> list[str]:
     """Return the cards for a case: both where the host code may choose by the card, else each in turn."""
     both = isinstance(case, Blur) and case.source == FLOAT
     return list(CARDS) if both else [list(CARDS)[number % 2]]

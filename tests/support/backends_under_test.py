@@ -15,6 +15,7 @@ import fovblur
 from fovblur import backends
 from fovblur.enhanced_similarity import native as native_similarity
 from fovblur.foveated_blur import native
+from fovblur.retinal_blur import native as native_retina
 
 T = TypeVar("T")
 ON_GPU = torch.cuda.is_available()
@@ -70,10 +71,12 @@ def run_cuda_on_host(monkeypatch, tmp_path_factory, thread_order: int = 1) -> No
     module = cuda_on_host.build(tmp_path_factory.getbasetemp())
     ctypes.CDLL(module.__file__).set_fovblur_thread_order(thread_order)
 
-    for source, names in (
-        (native, ("forward", "backward", "forward_list")),
-        (native_similarity, ("similarity", "topk")),
-    ):
+    functions = {
+        native: ("forward", "backward", "forward_list"),
+        native_similarity: ("similarity", "topk"),
+        native_retina: ("forward",),
+    }
+    for source, names in functions.items():
         for name in names:
             launch = functools.partial(getattr(source, f"launch_{name}"), module, 0)
             monkeypatch.setattr(source, f"cuda_{name}", launch)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fovblur.foveated_blur import reference
 from fovblur.foveated_blur.params import BlurParams
+from fovblur.retinal_blur.params import LevelParams
 
 MODES = {
     "reflect": "reflect", "symmetric": "symmetric", "replicate": "edge", "constant": "constant", "circular": "wrap",
@@ -56,6 +57,16 @@ def blur(images: Tensor, params: BlurParams) -> Tensor:
         w = params.gain[i].double() * weight[i].double()
         results.append(w * image + (1 - w) * (sides[0] @ image @ sides[1].T))
     return torch.stack(results)
+
+
+def blend_of_levels(images: Tensor, params: LevelParams) -> Tensor:
+    """Return the sum of the blurs of all levels, each weighted by max(0, 1 - |level - k|)."""
+    total = torch.zeros_like(images, dtype=torch.float64)
+    for k, (sigma, size) in enumerate(zip(params.sigmas, params.kernel_sizes)):
+        along_y, along_x = (matrix(taps(torch.tensor(sigma), size, False), n, params.border) for n in images.shape[-2:])
+        weight = (1 - (params.level.double() - k).abs()).clamp(min=0)[:, None]
+        total += weight * (along_y @ images.double() @ along_x.T)
+    return total
 
 
 def gradients(grad: Tensor, images: Tensor, params: BlurParams) -> tuple[Tensor, ...]:

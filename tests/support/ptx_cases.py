@@ -17,6 +17,8 @@ import fovblur
 from fovblur import backends
 from fovblur.foveated_blur import native
 from fovblur.foveated_blur.params import BlurGradients
+from fovblur.retinal_blur import native as native_retina
+from fovblur.retinal_blur.params import LevelParams
 
 UINT8, HALF, BFLOAT16, FLOAT = torch.uint8, torch.float16, torch.bfloat16, torch.float32
 # Error of a result relative to the largest value, by the coarsest of the types.
@@ -141,6 +143,28 @@ class Options:
 
 
 @dataclass(frozen=True)
+class Levels:
+    """A blend of Gaussian levels."""
+
+    shape: tuple[int, int, int, int]
+    border: str
+
+    def __str__(self) -> str:
+        return "levels-" + "x".join(map(str, self.shape)) + f"-{self.border}"
+
+    def run(self) -> list[Tensor]:
+        batch, _, height, width = self.shape
+        level = 1 + 2 * torch.rand(batch, height, width)  # no pixel is that of level 0
+        images, out = torch.rand(self.shape), torch.empty(self.shape)
+        params = LevelParams(level, (0.0, 1.0, 2.5, 6.0), (1, 9, 17, 37), self.border)
+        native_retina.cuda_forward(images, out, params)
+        return [out, dense_blur.blend_of_levels(images, params)]
+
+    def check(self, results: list[Tensor]) -> None:
+        assert comparisons.relative_error(*results) < 1e-5
+
+
+@dataclass(frozen=True)
 class Similarity:
     """A matrix and its top-k."""
 
@@ -218,6 +242,7 @@ CASES = [
     Options((1, 1, 12, 60), (5, 9), "replicate", tables=True),
     Options((1, 1, 9, 40), (9, 1001), "reflect", source=UINT8),
     Options((1, 1, 9, 40), (3, 1101), "constant", mapped=True),
+    Levels((1, 1, 20, 70), "symmetric"),
     # the similarity
     Similarity((70, 140, 40, 24), HALF, k=130),
     Similarity((9, 140, 64, 16), HALF, k=64),

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fovblur.enhanced_similarity import native as native_similarity
 from fovblur.foveated_blur import native
+from fovblur.retinal_blur import native as native_retina
 
 from .counts import Counts
 from .interpreter import Interpreter
@@ -167,6 +168,10 @@ class Device:
         with self._memory((*images, *_tensors(params), *(weights or ())), out):
             native.launch_forward_list(self.module, 0, images, out, params, weights)
 
+    def levels(self, images: Tensor, out: Tensor, params) -> None:
+        with self._memory((images, *_tensors(params)), (out,)):
+            native_retina.launch_forward(self.module, 0, images, out, params)
+
     def similarity(self, out: Tensor, inputs) -> None:
         with self._memory(_tensors(inputs), (out,)):
             native_similarity.launch_similarity(self.module, 0, out, inputs)
@@ -180,6 +185,7 @@ class Device:
         monkeypatch.setattr(native, "cuda_forward", self.forward)
         monkeypatch.setattr(native, "cuda_backward", self.backward)
         monkeypatch.setattr(native, "cuda_forward_list", self.forward_list)
+        monkeypatch.setattr(native_retina, "cuda_forward", self.levels)
         monkeypatch.setattr(native_similarity, "cuda_similarity", self.similarity)
         monkeypatch.setattr(native_similarity, "cuda_topk", self.topk)
 
