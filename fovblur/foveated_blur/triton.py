@@ -16,9 +16,6 @@ by tile, with the band made anew for each product.
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -28,28 +25,29 @@ from torch import Tensor
 
 from fovblur import backends
 from fovblur.foveated_blur.params import BlurGradients, BlurParams
+from fovblur.foveated_blur.triton_general import blur_general, general_parameter_gradients, is_general
+from fovblur.foveated_blur.triton_parts import (
+    SLOPE,
+    SUPPORT,
+    TAP,
+    TILE_PRODUCTS,
+    acuity_at,
+    as_float32,
+    border_share,
+    check_grid,
+    converted,
+    launching_on,
+    load_pixels,
+    place_of_program,
+    read_fovea,
+    read_gaussian,
+    scale_of,
+    store_pixels,
+    tap_sums,
+    window,
+)
 
-# bfloat16 pixels are exact in tf32; float32 takes three tf32 products, accurate to 1e-6.
-_TILE_PRODUCTS = {torch.bfloat16: (tl.float32, "tf32"), torch.float32: (tl.float32, "tf32x3")}
 _ENOUGH_PROGRAMS = 512  # for every multiprocessor to have some
-_LARGEST_GRID = 2**31 - 1
-# Triton 3.6 fails to compile these products for the warp groups of sm_90. The variable leaves them to single warps.
-WITHOUT_WARP_GROUPS = {} if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8) else {"DISABLE_MMA_V3": "1"}
-_TAP, _SLOPE, _SUPPORT = (tl.constexpr(kind) for kind in range(3))  # kinds of window
-
-
-@triton.jit
-def _window(offset, sigma, radius, moment, KIND: tl.constexpr):
-    """Return the unnormalised Gaussian at integer offsets, its slope in sigma, or 1; always 0 beyond the radius."""
-    inside = tl.abs(offset) <= radius
-    if KIND == _SUPPORT:
-        value = tl.where(inside, 1.0, 0.0)
-    else:
-        x = offset.to(tl.float32)
-        value = tl.where(inside, tl.exp2(x * x * (-0.7213475204444817 / (sigma * sigma))), 0.0)  # log2(e) / 2
-        if KIND == _SLOPE:
-            value *= (x * x - moment) / (sigma * sigma * sigma)
-    return value
 
 
 @triton.jit
@@ -67,80 +65,10 @@ def _band(i, p, n, sigma, radius, moment, KIND: tl.constexpr):
     for m in range(-wraps, wraps + 1):
         shift = m * period
         if (first + shift <= highest) & (last + shift >= lowest):
-            total += _window(p + shift - i, sigma, radius, moment, KIND)
+            total += window(p + shift - i, sigma, radius, moment, KIND)
         if (shift - last <= highest) & (shift - first >= lowest):
-            total += tl.where(mirrors, _window(shift - p - i, sigma, radius, moment, KIND), 0.0)
+            total += tl.where(mirrors, window(shift - p - i, sigma, radius, moment, KIND), 0.0)
     return total
-
-
-@triton.jit
-def _sums(sigma, radius, OPERAND: tl.constexpr):
-    """Return the sums of the taps, rounded as operands so that a constant image stays constant, and of taps i^2."""
-    t = tl.arange(0, 64)
-    total = 0.0
-    moment = 0.0
-    for start in range(0, radius + 1, 64):
-        tap = _window(start + t, sigma, radius, 0.0, _TAP)
-        total += tl.sum(tap.to(OPERAND).to(tl.float32))
-        moment += tl.sum(tap * (start + t) * (start + t))
-    return 2.0 * total - 1.0, 2.0 * moment
-
-
-@triton.jit
-def _load(plane, i, j, stride_h, stride_w, height, width):
-    """Load pixels [i, j] of a plane as float32, 0 outside it."""
-    where = i.to(tl.int64)[:, None] * stride_h + j.to(tl.int64)[None, :] * stride_w
-    return tl.load(plane + where, mask=(i < height)[:, None] & (j < width)[None, :], other=0).to(tl.float32)
-
-
-@triton.jit
-def _converted(y, plane):
-    """Return values in the type of a plane, rounded and clamped for uint8."""
-    if plane.dtype.element_ty == tl.uint8:
-        y = tl.where(y > 0.0, tl.minimum(y, 255.0), 0.0)  # NaN becomes 0
-        y = ((y + 12582912.0) - 12582912.0).to(tl.int32)  # 1.5 * 2^23: rounds to nearest, ties to even
-    return y.to(plane.dtype.element_ty)
-
-
-@triton.jit
-def _store(plane, i, j, stride_h, stride_w, height, width, y):
-    """Store pixels [i, j] of a plane."""
-    where = i.to(tl.int64)[:, None] * stride_h + j.to(tl.int64)[None, :] * stride_w
-    tl.store(plane + where, _converted(y, plane), mask=(i < height)[:, None] & (j < width)[None, :])
-
-
-@triton.jit
-def _one_minus_cos(s):
-    half = tl.sin(s * 0.5)
-    return 2.0 * half * half
-
-
-@triton.jit
-def _acuity(dy, dx, farthest, FALLOFF: tl.constexpr):
-    """Return f(min(1, d / D)) at distances from the fixation, broadcast, that are multiplied by the unit of _fovea."""
-    u = tl.minimum(tl.sqrt(dy * dy + dx * dx), farthest)
-    if FALLOFF == "exp":
-        return tl.exp2(-u)
-    if FALLOFF == "linear":
-        f = 1.0 - u
-    elif FALLOFF == "quadratic":
-        f = 1.0 - u * u
-    elif FALLOFF == "log":
-        f = 1.0 - tl.log(u / 0.5819767068693265 + 1.0)  # 1 / (e - 1)
-        f = tl.where(f < 0.0, 0.0, f)  # below 0, its rounded end would turn the sign of an infinity
-    else:
-        target = u / 0.5729
-        s = tl.exp(tl.log(tl.maximum(6.0 * target, 1e-30)) / 3.0)
-        for _ in range(5):  # Newton on s - sin s = target; near 0 the start is exact and the difference cancels
-            s -= tl.where(s > 0.1, (s - tl.sin(s) - target) / tl.maximum(_one_minus_cos(s), 1e-6), 0.0)
-        f = 1.0 - 0.5729 * _one_minus_cos(s)
-    return f
-
-
-@triton.jit
-def _border_share(i, n):
-    """Return the diagonal of E: 1/2 for the border pixels, else 1."""
-    return tl.where((i == 0) | (i == n - 1), 0.5, 1.0)
 
 
 @triton.jit
@@ -153,11 +81,11 @@ def _count_of_sign(plane, i, j, p_first, p_end, q_first, q_end, stride_h, stride
         along = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
         for q_start in range(q_first, q_end, DEPTH):
             q = q_start + tl.arange(0, DEPTH)
-            x = _load(plane, p, q, stride_h, stride_w, height, width)
+            x = load_pixels(plane, p, q, stride_h, stride_w, height, width)
             bad = tl.where((x == (float("-inf") if NEGATIVE else float("inf"))) | (x != x), 1.0, 0.0)
-            support = _band(j[None, :], q[:, None], width, 1.0, radius_w, 0.0, _SUPPORT)
+            support = _band(j[None, :], q[:, None], width, 1.0, radius_w, 0.0, SUPPORT)
             along += tl.dot(bad, tl.minimum(support, 1.0), input_precision="tf32")
-        support = _band(i[:, None], p[None, :], height, 1.0, radius_h, 0.0, _SUPPORT)
+        support = _band(i[:, None], p[None, :], height, 1.0, radius_h, 0.0, SUPPORT)
         count += tl.dot(tl.minimum(support, 1.0), tl.minimum(along, 1.0), input_precision="tf32")
     return count
 
@@ -174,39 +102,13 @@ def _spread_non_finite(y, plane, i, j, p_first, p_end, q_first, q_end, stride_h,
 
 
 @triton.jit
-def _gaussian(sigma_of, kernel_size_of, sample, sigma_b, kernel_size_b, height, width):
-    """Return a sample's sigma and its radius: of the kernel, along y, and along x."""
-    sigma = tl.load(sigma_of + sample * sigma_b)
-    # A negative or NaN sigma, which is not checked on a GPU, becomes NaN taps at a radius of 1.
-    radius = tl.where(sigma > 0.0, tl.load(kernel_size_of + sample * kernel_size_b) // 2, tl.where(sigma == 0.0, 0, 1))
-    sigma = tl.where(sigma > 0.0, sigma, tl.where(sigma == 0.0, 1.0, float("nan")))
-    radius_h = tl.where(height == 1, 0, radius)  # along a side of one pixel the blur is the identity
-    radius_w = tl.where(width == 1, 0, radius)
-    return sigma, radius, radius_h, radius_w
-
-
-@triton.jit
-def _fovea(gain_of, fixation_of, sample, gain_b, fixation_b, height, width, decay, FALLOFF: tl.constexpr):
-    """Return a sample's gain, the y and x of its fixation, the unit of distances, and the distance D in that unit."""
-    fixation = fixation_of + sample * fixation_b
-    cy, cx = tl.load(fixation), tl.load(fixation + 1)
-    reach_y, reach_x = height - 1 - cy, width - 1 - cx
-    is_default = (cy == (height // 2).to(tl.float32)) & (cx == (width // 2).to(tl.float32))
-    reach_y = tl.where(is_default, reach_y, tl.maximum(tl.abs(cy), tl.abs(reach_y)))
-    reach_x = tl.where(is_default, reach_x, tl.maximum(tl.abs(cx), tl.abs(reach_x)))
-    farthest = decay * 1.4426950408889634 if FALLOFF == "exp" else 1.0  # log2(e): exp(-decay u) is a power of 2
-    unit = farthest / tl.maximum(tl.sqrt(reach_y * reach_y + reach_x * reach_x), 1e-30)
-    return tl.load(gain_of + sample * gain_b), cy, cx, unit, farthest
-
-
-@triton.jit
 def _blurred_tile(plane, i, j, first_row, first_column, sigma, radius_h, radius_w, gain, cy, cx, unit, farthest,
                   stride_h, stride_w, height, width, ADJOINT: tl.constexpr, FALLOFF: tl.constexpr,
                   OPERAND: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
     """Return one tile of A_h x A_w^T, or with ADJOINT of E^-1 A_h^T (1 - w) g A_w E^-1, for any radius and pixels."""
     DEPTH: tl.constexpr = TILE // 2
-    sum_h, _ = _sums(sigma, radius_h, OPERAND)
-    sum_w, _ = _sums(sigma, radius_w, OPERAND)
+    sum_h, _ = tap_sums(sigma, radius_h, OPERAND)
+    sum_w, _ = tap_sums(sigma, radius_w, OPERAND)
     p_first, p_end = tl.maximum(first_row - radius_h, 0), tl.minimum(first_row + TILE + radius_h, height)
     # Steps of DEPTH are aligned to the left border so that pixels are read several at a time; taps beyond the radius
     # are 0.
@@ -219,31 +121,22 @@ def _blurred_tile(plane, i, j, first_row, first_column, sigma, radius_h, radius_
         along = tl.zeros((TILE, TILE), dtype=tl.float32)  # rows p of the image, filtered along x
         for q_start in range(q_first, q_end, DEPTH):
             q = q_start + tl.arange(0, DEPTH)
-            x = _load(plane, p, q, stride_h, stride_w, height, width)
+            x = load_pixels(plane, p, q, stride_h, stride_w, height, width)
             if ADJOINT:
                 dy, dx = (p.to(tl.float32) - cy)[:, None] * unit, (q.to(tl.float32) - cx)[None, :] * unit
-                x *= 1.0 - gain * _acuity(dy, dx, farthest, FALLOFF)
-                x /= _border_share(p, height)[:, None] * _border_share(q, width)[None, :]
+                x *= 1.0 - gain * acuity_at(dy, dx, farthest, FALLOFF)
+                x /= border_share(p, height)[:, None] * border_share(q, width)[None, :]
             finite = tl.abs(x) < float("inf")
             bad = tl.maximum(bad, tl.max(tl.where(finite, 0.0, 1.0)))
-            across = _band(j[None, :], q[:, None], width, sigma, radius_w, 0.0, _TAP).to(OPERAND)
+            across = _band(j[None, :], q[:, None], width, sigma, radius_w, 0.0, TAP).to(OPERAND)
             along = tl.dot(tl.where(finite, x, 0.0).to(OPERAND), across, along, input_precision=PRECISION)
-        down = _band(i[:, None], p[None, :], height, sigma, radius_h, 0.0, _TAP).to(OPERAND)
+        down = _band(i[:, None], p[None, :], height, sigma, radius_h, 0.0, TAP).to(OPERAND)
         y = tl.dot(down, (along / sum_w).to(OPERAND), y, input_precision=PRECISION)
     y /= sum_h
     if bad > 0.0:
         y = _spread_non_finite(y, plane, i, j, p_first, p_end, q_first, q_end, stride_h, stride_w, height, width,
                                radius_h, radius_w, TILE, TILE, DEPTH)  # fmt: skip
     return y
-
-
-@triton.jit
-def _place(groups, segments, strips):
-    """Return the program's strip, segment of rows, group of channels, and sample."""
-    program = tl.program_id(0).to(tl.int64)
-    strip, rest = (program % strips).to(tl.int32), program // strips
-    segment, rest = (rest % segments).to(tl.int32), rest // segments
-    return strip, segment, (rest % groups).to(tl.int32), rest // groups
 
 
 @triton.jit
@@ -261,7 +154,7 @@ def _pixel_factor(plane, first_row, end_row, first_column, stride_h, stride_w, h
                   HALO: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
     """Return the power of 2 that brings the largest of some pixels of a strip to [1, 2); its inverse is normal."""
     i = first_row + tl.arange(0, HALO) * tl.cdiv(end_row - first_row, HALO)
-    some = tl.abs(_load(plane, i, first_column + tl.arange(0, COLUMNS), stride_h, stride_w, height, width))
+    some = tl.abs(load_pixels(plane, i, first_column + tl.arange(0, COLUMNS), stride_h, stride_w, height, width))
     magnitude = tl.max(some)
     exponent = tl.maximum(tl.minimum(magnitude.to(tl.int32, bitcast=True) >> 23, 230), 24)
     return tl.where(magnitude > 0.0, ((254 - exponent) << 23).to(tl.float32, bitcast=True), 1.0)
@@ -291,7 +184,7 @@ def _half_taps(sigma, radius, HALO: tl.constexpr, OPERAND: tl.constexpr, SPLIT: 
     """Return 1 / the sum of the taps, by which they are multiplied, the sum of the products' taps, and the moment."""
     t = tl.arange(0, 2 * HALO)
     times = tl.where(t == 0, 1.0, 2.0)
-    taps = _window(t, sigma, radius, 0.0, _TAP)
+    taps = window(t, sigma, radius, 0.0, TAP)
     inverse = 1.0 / tl.sum(times * taps)
     return inverse, tl.sum(times * _kept(taps * inverse, OPERAND, SPLIT)), tl.sum(2.0 * taps * t * t) * inverse
 
@@ -301,12 +194,12 @@ def _across(j, q, near_border, width, sigma, radius, inverse, moment, KIND: tl.c
             OPERAND: tl.constexpr, SPLIT: tl.constexpr):  # fmt: skip
     """Return A_w[j, q], or with ADJOINT A_w[q, j], for a radius below the width."""
     j, q = j[:, None], q[None, :]
-    taps = _window(q - j, sigma, radius, moment, KIND)
+    taps = window(q - j, sigma, radius, moment, KIND)
     if near_border:
         pixel = j if ADJOINT else q
         last = width - 1
-        taps += tl.where(pixel > 0, _window(q + j, sigma, radius, moment, KIND), 0.0)
-        taps += tl.where(pixel < last, _window(2 * last - q - j, sigma, radius, moment, KIND), 0.0)
+        taps += tl.where(pixel > 0, window(q + j, sigma, radius, moment, KIND), 0.0)
+        taps += tl.where(pixel < last, window(2 * last - q - j, sigma, radius, moment, KIND), 0.0)
     return _parts(taps * inverse, OPERAND, SPLIT)
 
 
@@ -315,7 +208,7 @@ def _down(shift, sigma, radius, inverse, moment, KIND: tl.constexpr, ROWS: tl.co
           SPLIT: tl.constexpr):  # fmt: skip
     """Return A_h[i, p] as [p, i], for chunks of rows p that begin `shift` rows below those of the outputs i."""
     rows = tl.arange(0, ROWS)
-    taps = _window(rows[:, None] + shift - rows[None, :], sigma, radius, moment, KIND)
+    taps = window(rows[:, None] + shift - rows[None, :], sigma, radius, moment, KIND)
     return _parts(taps * inverse, OPERAND, SPLIT)
 
 
@@ -346,7 +239,7 @@ def _chunk(plane, q, i, sharp, gain, cy, cx, unit, farthest, stride_h, stride_w,
         x = x.to(OPERAND)
     if ADJOINT:
         dy, dx = (i.to(tl.float32) - cy)[None, :] * unit, (q.to(tl.float32) - cx)[:, None] * unit
-        x *= (1.0 - sharp - gain * _acuity(dy, dx, farthest, FALLOFF)).to(x.dtype)
+        x *= (1.0 - sharp - gain * acuity_at(dy, dx, farthest, FALLOFF)).to(x.dtype)
     return _parts(x, OPERAND, SPLIT)
 
 
@@ -375,15 +268,15 @@ def _blur_strip(
     across = ()  # tiles of A_w for the parts of a chunk of pixels, from left to right
     for k in tl.static_range(1 + 2 * HALO // COLUMNS):
         q = first_column - HALO + k * COLUMNS + columns
-        tile = _across(j, q, near_border, width, sigma, radius_w, inverse_w, 0.0, _TAP, ADJOINT, OPERAND, SPLIT)
+        tile = _across(j, q, near_border, width, sigma, radius_w, inverse_w, 0.0, TAP, ADJOINT, OPERAND, SPLIT)
         across += (tile,)
     # Tiles of A_h for the chunks of outputs that a chunk of pixels meets, lowest first; the sums of all but the first
     # outputs, which that chunk completes, go on to the next chunk.
     zeros = tl.zeros((COLUMNS, ROWS), dtype=tl.float32)
-    downs = (_down(HALO, sigma, radius_h, inverse_h, 0.0, _TAP, ROWS, OPERAND, SPLIT),)
+    downs = (_down(HALO, sigma, radius_h, inverse_h, 0.0, TAP, ROWS, OPERAND, SPLIT),)
     sums = (zeros,)
     for k in tl.static_range(1, 2 * HALO // ROWS + 1):
-        tile = _down(HALO - k * ROWS, sigma, radius_h, inverse_h, 0.0, _TAP, ROWS, OPERAND, SPLIT)
+        tile = _down(HALO - k * ROWS, sigma, radius_h, inverse_h, 0.0, TAP, ROWS, OPERAND, SPLIT)
         downs += (tile,)
         if k > 1:
             sums += (zeros,)
@@ -422,18 +315,18 @@ def _blur_strip(
                 largest = tl.maximum(largest, tl.max(tl.abs(x), 1))
             if ADJOINT:
                 y *= tl.where((rows == -done) | (rows == height - 1 - done), 0.5 * factor, factor)[None, :]
-                weight = sharp + gain * _acuity((dy + done * unit)[None, :], dx, farthest, FALLOFF)
+                weight = sharp + gain * acuity_at((dy + done * unit)[None, :], dx, farthest, FALLOFF)
                 y = weight * x + y
             else:
                 y = y * factor - x
-                y = x + (1.0 - sharp - gain * _acuity((dy + done * unit)[None, :], dx, farthest, FALLOFF)) * y
+                y = x + (1.0 - sharp - gain * acuity_at((dy + done * unit)[None, :], dx, farthest, FALLOFF)) * y
             if NORMALISE:
                 std = 1.0 / tl.load(std_of + channel)
                 y *= scale * std
                 if not ADJOINT:
                     y -= tl.load(mean_of + channel) * std
             to = (target + channel * out_c + to_columns) + i.to(tl.int64)[None, :] * out_h
-            tl.store(to, _converted(y, target), mask=inside)
+            tl.store(to, converted(y, target), mask=inside)
         ends = done + ROWS >= end_row
         channel = tl.where(ends, channel + 1, channel)
         row = tl.where(ends, first_row - HALO, row + ROWS)
@@ -456,16 +349,16 @@ def _blur_kernel(
 
     With ADJOINT the strip is one of w g + A_h^T (1 - w) g A_w.
     """
-    strip, segment, group, sample = _place(groups, segments, strips)
+    strip, segment, group, sample = place_of_program(groups, segments, strips)
     source += sample * in_b
     target += sample * out_b
     first_column, first_row = strip * COLUMNS, segment * segment_rows
     end_row = tl.minimum(first_row + segment_rows, height)
     first_channel = (group * group_channels).to(tl.int64)
     end_channel = tl.minimum(first_channel + group_channels, channels)
-    sigma, radius, radius_h, radius_w = _gaussian(sigma_of, kernel_size_of, sample, sigma_b, kernel_size_b,
+    sigma, radius, radius_h, radius_w = read_gaussian(sigma_of, kernel_size_of, sample, sigma_b, kernel_size_b,
                                                   height, width)  # fmt: skip
-    gain, cy, cx, unit, farthest = _fovea(gain_of, fixation_of, sample, gain_b, fixation_b, height, width, decay,
+    gain, cy, cx, unit, farthest = read_fovea(gain_of, fixation_of, sample, gain_b, fixation_b, height, width, decay,
                                           FALLOFF)  # fmt: skip
 
     fits = (radius_h < tl.maximum(height - 1, 1)) & (radius_w < width)
@@ -494,11 +387,11 @@ def _blur_kernel(
                                       farthest, in_h, in_w, height, width, ADJOINT, FALLOFF,
                                       tl.float32 if SPLIT else OPERAND, "tf32x3" if SPLIT else "ieee",
                                       TILE)  # fmt: skip
-                    x = _load(from_plane, i, j, in_h, in_w, height, width)
+                    x = load_pixels(from_plane, i, j, in_h, in_w, height, width)
                     dy, dx = (i.to(tl.float32) - cy)[:, None] * unit, (j.to(tl.float32) - cx)[None, :] * unit
-                    weight = gain * _acuity(dy, dx, farthest, FALLOFF)
+                    weight = gain * acuity_at(dy, dx, farthest, FALLOFF)
                     if ADJOINT:
-                        y = weight * x + _border_share(i, height)[:, None] * _border_share(j, width)[None, :] * y
+                        y = weight * x + border_share(i, height)[:, None] * border_share(j, width)[None, :] * y
                     else:
                         y = tl.where(weight == 0.0, y, weight * x + (1.0 - weight) * y)
                     y = tl.where(radius == 0, x, y)
@@ -507,7 +400,7 @@ def _blur_kernel(
                             y = y * scale / tl.load(std_of + channel)
                         else:
                             y = (y * scale - tl.load(mean_of + channel)) / tl.load(std_of + channel)
-                    _store(to_plane, i, j, out_h, out_w, end_row, width, y)
+                    store_pixels(to_plane, i, j, out_h, out_w, end_row, width, y)
 
 
 @triton.jit
@@ -517,8 +410,8 @@ def _gradient_tile(grad, images, std, first_row, first_column, end_row, end_colu
                    TILE: tl.constexpr):  # fmt: skip
     """Return the sums of one tile of a plane, for any radius and pixels."""
     DEPTH: tl.constexpr = TILE // 2
-    sum_h, moment_h = _sums(sigma, radius_h, OPERAND)
-    sum_w, moment_w = _sums(sigma, radius_w, OPERAND)
+    sum_h, moment_h = tap_sums(sigma, radius_h, OPERAND)
+    sum_w, moment_w = tap_sums(sigma, radius_w, OPERAND)
     moment_h /= sum_h
     moment_w /= sum_w
     i, j = first_row + tl.arange(0, TILE), first_column + tl.arange(0, TILE)
@@ -535,23 +428,23 @@ def _gradient_tile(grad, images, std, first_row, first_column, end_row, end_colu
         along_slope = tl.zeros((TILE, TILE), dtype=tl.float32)
         for q_start in range(q_first, q_end, DEPTH):
             q = q_start + tl.arange(0, DEPTH)
-            x = _load(images, p, q, in_h, in_w, height, width).to(OPERAND)
-            across = _band(j[None, :], q[:, None], width, sigma, radius_w, 0.0, _TAP).to(OPERAND)
-            across_slope = _band(j[None, :], q[:, None], width, sigma, radius_w, moment_w, _SLOPE).to(OPERAND)
+            x = load_pixels(images, p, q, in_h, in_w, height, width).to(OPERAND)
+            across = _band(j[None, :], q[:, None], width, sigma, radius_w, 0.0, TAP).to(OPERAND)
+            across_slope = _band(j[None, :], q[:, None], width, sigma, radius_w, moment_w, SLOPE).to(OPERAND)
             along = tl.dot(x, across, along, input_precision=PRECISION)
             along_slope = tl.dot(x, across_slope, along_slope, input_precision=PRECISION)
         along = (along / sum_w).to(OPERAND)
         along_slope = (along_slope / sum_w).to(OPERAND)
-        down = _band(i[:, None], p[None, :], height, sigma, radius_h, 0.0, _TAP).to(OPERAND)
-        down_slope = _band(i[:, None], p[None, :], height, sigma, radius_h, moment_h, _SLOPE).to(OPERAND)
+        down = _band(i[:, None], p[None, :], height, sigma, radius_h, 0.0, TAP).to(OPERAND)
+        down_slope = _band(i[:, None], p[None, :], height, sigma, radius_h, moment_h, SLOPE).to(OPERAND)
         y = tl.dot(down, along, y, input_precision=PRECISION)
         slope = tl.dot(down_slope, along, slope, input_precision=PRECISION)
         slope = tl.dot(down, along_slope, slope, input_precision=PRECISION)
-    g = _load(grad, i, j, grad_h, grad_w, height, width) * std
-    acuity = _acuity(
+    g = load_pixels(grad, i, j, grad_h, grad_w, height, width) * std
+    acuity = acuity_at(
         (i.to(tl.float32) - cy)[:, None] * unit, (j.to(tl.float32) - cx)[None, :] * unit, farthest, FALLOFF
     )
-    x = _load(images, i, j, in_h, in_w, height, width)
+    x = load_pixels(images, i, j, in_h, in_w, height, width)
     inside = (i < end_row)[:, None] & (j < end_column)[None, :]
     of_sigma = tl.sum(tl.where(inside, g * (1.0 - gain * acuity) * slope / sum_h, 0.0))
     return of_sigma, tl.sum(tl.where(inside, g * acuity * (x - y / sum_h), 0.0))
@@ -575,16 +468,16 @@ def _gradient_strip(
     across, across_slope = (), ()
     for k in tl.static_range(1 + 2 * HALO // COLUMNS):
         q = first_column - HALO + k * COLUMNS + columns
-        tile = _across(j, q, near_border, width, sigma, radius_w, inverse_w, 0.0, _TAP, False, OPERAND, False)
+        tile = _across(j, q, near_border, width, sigma, radius_w, inverse_w, 0.0, TAP, False, OPERAND, False)
         across += (tile,)
-        tile = _across(j, q, near_border, width, sigma, radius_w, inverse_w, moment_w, _SLOPE, False, OPERAND, False)
+        tile = _across(j, q, near_border, width, sigma, radius_w, inverse_w, moment_w, SLOPE, False, OPERAND, False)
         across_slope += (tile,)
     zeros = tl.zeros((COLUMNS, ROWS), dtype=tl.float32)
     downs, downs_slope, sums, sums_slope = (), (), (), ()
     for k in tl.static_range(2 * HALO // ROWS + 1):
-        tile = _down(HALO - k * ROWS, sigma, radius_h, inverse_h, 0.0, _TAP, ROWS, OPERAND, False)
+        tile = _down(HALO - k * ROWS, sigma, radius_h, inverse_h, 0.0, TAP, ROWS, OPERAND, False)
         downs += (tile,)
-        tile = _down(HALO - k * ROWS, sigma, radius_h, inverse_h, moment_h, _SLOPE, ROWS, OPERAND, False)
+        tile = _down(HALO - k * ROWS, sigma, radius_h, inverse_h, moment_h, SLOPE, ROWS, OPERAND, False)
         downs_slope += (tile,)
         if k > 0:
             sums += (zeros,)
@@ -629,7 +522,7 @@ def _gradient_strip(
             if NORMALISE:
                 g *= scale / tl.load(std_of + channel)
             largest = tl.maximum(largest, tl.abs(x))
-            acuity = _acuity((dy + done * unit)[None, :], dx, farthest, FALLOFF)
+            acuity = acuity_at((dy + done * unit)[None, :], dx, farthest, FALLOFF)
             of_sigma += (g - gain * acuity * g) * slope
             of_gain += acuity * g * (x - y * factor)
         ends = done + ROWS >= end_row
@@ -650,16 +543,16 @@ def _parameter_gradient_kernel(
     COLUMNS: tl.constexpr, HALO: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Sum part of a strip of dL/dsigma = sum g (1 - w) (A' x A^T + A x A'^T), dL/dgain = sum g f (x - A x A^T)."""
-    strip, segment, group, sample = _place(groups, segments, strips)
+    strip, segment, group, sample = place_of_program(groups, segments, strips)
     images += sample * in_b
     grad += sample * grad_b
     first_column, first_row = strip * COLUMNS, segment * segment_rows
     end_column, end_row = tl.minimum(first_column + COLUMNS, width), tl.minimum(first_row + segment_rows, height)
     first_channel = (group * group_channels).to(tl.int64)
     end_channel = tl.minimum(first_channel + group_channels, channels)
-    sigma, _, radius_h, radius_w = _gaussian(sigma_of, kernel_size_of, sample, sigma_b, kernel_size_b,
+    sigma, _, radius_h, radius_w = read_gaussian(sigma_of, kernel_size_of, sample, sigma_b, kernel_size_b,
                                              height, width)  # fmt: skip
-    gain, cy, cx, unit, farthest = _fovea(gain_of, fixation_of, sample, gain_b, fixation_b, height, width, decay,
+    gain, cy, cx, unit, farthest = read_fovea(gain_of, fixation_of, sample, gain_b, fixation_b, height, width, decay,
                                           FALLOFF)  # fmt: skip
 
     is_blurred = (radius_h > 0) | (radius_w > 0) | (sigma != sigma)
@@ -714,7 +607,7 @@ def launch_configuration(dtype: torch.dtype, adjoint: bool) -> dict:
 
 def parameter_gradient_configuration(dtype: torch.dtype) -> dict:
     """Return the same for the gradients of sigma and gain; operand and precision are those of single tiles."""
-    operand, precision = _TILE_PRODUCTS.get(dtype, (tl.float16, "ieee"))
+    operand, precision = TILE_PRODUCTS.get(dtype, (tl.float16, "ieee"))
     return {
         "OPERAND": operand, "PRECISION": precision, "COLUMNS": 64, "HALO": 32, "ROWS": 16, "TILE": 32, "num_warps": 4,
     }  # fmt: skip
@@ -722,24 +615,30 @@ def parameter_gradient_configuration(dtype: torch.dtype) -> dict:
 
 def triton_forward(images: Tensor, out: Tensor, params: BlurParams) -> None:
     """Blur images into `out`, both (B, C, H, W) of any strides."""
-    _blur(images, out, False, params)
+    (blur_general if is_general(params) else _blur)(images, out, False, params)
 
 
 def triton_backward(grad: Tensor, images: Tensor, grads: BlurGradients, params: BlurParams) -> None:
     """Fill `grads` for the gradient of the result."""
+    general = is_general(params)
     if grads.images is not None:
-        _blur(grad, grads.images, True, params)
+        (blur_general if general else _blur)(grad, grads.images, True, params)
     if grads.sigma is None and grads.gain is None:
         return
+    (general_parameter_gradients if general else _parameter_gradients)(grad, images, grads, params)
+
+
+def _parameter_gradients(grad: Tensor, images: Tensor, grads: BlurGradients, params: BlurParams) -> None:
+    """Fill the gradients of sigma and gain."""
     batch, channels, height, width = images.shape
     configuration = parameter_gradient_configuration(images.dtype)
     grid = _grid(images.shape, configuration["COLUMNS"], configuration["ROWS"])
     sigma, kernel_size, gain, fixation, _, std, falloff, decay = params[:8]
     of_sigma, of_gain = (sigma.new_empty(batch, grid.programs // batch) for _ in range(2))
-    with _launching_on(images):
+    with launching_on(images):
         _parameter_gradient_kernel[(grid.programs,)](
             grad, images, of_sigma, of_gain, sigma, kernel_size, gain, fixation, sigma if std is None else std,
-            _float32(decay), _scale(images.dtype), channels, height, width,
+            as_float32(decay), scale_of(images.dtype), channels, height, width,
             grid.group_channels, grid.segment_rows, grid.groups, grid.segments, grid.strips,
             *grad.stride(), *images.stride(), *_sample_strides(params),
             FALLOFF=falloff, NORMALISE=std is not None, **configuration,
@@ -755,21 +654,15 @@ def _blur(source: Tensor, target: Tensor, adjoint: bool, params: BlurParams) -> 
     configuration = launch_configuration(source.dtype, adjoint)
     grid = _grid(source.shape, configuration["COLUMNS"], configuration["ROWS"])
     sigma, kernel_size, gain, fixation, mean, std, falloff, decay = params[:8]
-    with _launching_on(source):
+    with launching_on(source):
         _blur_kernel[(grid.programs,)](
             source, target, sigma, kernel_size, gain, fixation,
             sigma if mean is None else mean, sigma if std is None else std,  # a missing one is not read
-            _float32(decay), _scale(source.dtype), channels, height, width,
+            as_float32(decay), scale_of(source.dtype), channels, height, width,
             grid.group_channels, grid.segment_rows, grid.groups, grid.segments, grid.strips,
             *source.stride(), *target.stride(), *_sample_strides(params),
             ADJOINT=adjoint, FALLOFF=falloff, NORMALISE=mean is not None, **configuration,
         )  # fmt: skip
-
-
-def _float32(number: float) -> float:
-    """Return a positive number within the normal float32 range, or 0: Triton may take others as float64."""
-    limits = torch.finfo(torch.float32)
-    return min(number, limits.max) if number >= limits.tiny else 0.0
 
 
 def _sample_strides(params: BlurParams) -> tuple[int, ...]:
@@ -798,26 +691,5 @@ def _grid(shape: torch.Size, columns: int, rows: int) -> _Grid:
             segment_rows = 2 * rows
     groups, segments = triton.cdiv(channels, group_channels), triton.cdiv(height, segment_rows)
     programs = batch * groups * segments * strips
-    if programs > _LARGEST_GRID:
-        raise ValueError(f"images of shape {tuple(shape)} need {programs} blocks; split the batch to stay below 2^31")
+    check_grid(shape, programs)
     return _Grid(strips, segments, groups, segment_rows, group_channels, programs)
-
-
-@contextlib.contextmanager
-def _launching_on(images: Tensor) -> Iterator[None]:
-    """Make the images' device the current one, with the settings that compilation needs."""
-    before = {name: os.environ.get(name) for name in WITHOUT_WARP_GROUPS}
-    os.environ.update(WITHOUT_WARP_GROUPS)
-    try:
-        with torch.cuda.device(images.device if images.is_cuda else -1):
-            yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _scale(dtype: torch.dtype) -> float:
-    return 1 / 255 if dtype == torch.uint8 else 1.0

@@ -30,6 +30,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: E402
 from fovblur.enhanced_similarity import triton as similarity  # noqa: E402
 from fovblur.enhanced_similarity.params import Inputs  # noqa: E402
 from fovblur.foveated_blur import triton as blur  # noqa: E402
+from fovblur.foveated_blur import triton_parts as parts  # noqa: E402
 from fovblur.foveated_blur.params import BlurGradients, BlurParams  # noqa: E402
 
 TYPES = {
@@ -148,7 +149,7 @@ def compiled(launch: Launch) -> dict:
     constants, options = dict(launch.constants), dict(launch.options)
     attributes = {(place,): [["tt.divisibility", 16]] for place in launch.aligned}
     source = ASTSource(kernel, dict(launch.signature), constants, attributes)
-    with mock.patch.dict(os.environ, blur.WITHOUT_WARP_GROUPS if launch.module == blur.__name__ else {}):
+    with mock.patch.dict(os.environ, parts.WITHOUT_WARP_GROUPS if launch.module == blur.__name__ else {}):
         result = triton.compile(source, target=GPUTarget("cuda", launch.architecture, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(result.asm["cubin"])

@@ -1,0 +1,411 @@
+"""The blur for any border, a sigma for each axis, OpenCV's tables, and weights of one's own, in Triton.
+
+A program makes one tile of one plane as two small products, A_h X A_w^T. Here X is read at positions beyond the border
+too, so that A holds the taps by their distance alone. Positions are read as far as the border's pattern goes before it
+repeats; taps beyond are added to those of the position that repeats them, so that a radius may exceed the image.
+"""
+
+# A result of a kernel's helper may be one of several types.
+# mypy: disable-error-code="assignment, misc"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fovblur.foveated_blur.params import BlurGradients, BlurParams
+from fovblur.foveated_blur.triton_parts import (
+    SLOPE,
+    SUPPORT,
+    TAP,
+    TILE_PRODUCTS,
+    acuity_at,
+    as_float32,
+    border_share,
+    check_grid,
+    launching_on,
+    load_pixels,
+    place_of_program,
+    read_axis,
+    read_fovea,
+    scale_of,
+    store_pixels,
+    tap_sums,
+    window,
+)
+
+
+def is_general(params: BlurParams) -> bool:
+    """Return whether a call takes options that only these kernels serve."""
+    return params.border != "reflect" or params.sigma.ndim == 2 or params.tables or params.weight is not None
+
+
+@triton.jit
+def _has_table(radius):
+    return (radius >= 1) & (radius <= 4)
+
+
+@triton.jit
+def _taps(offset, sigma, radius, moment, KIND: tl.constexpr, TABLES: tl.constexpr):
+    """Return a window, or 256 times the taps of OpenCV's table."""
+    taps = window(offset, sigma, radius, moment, KIND)
+    if TABLES and KIND == TAP:
+        t = tl.abs(offset)
+        first = tl.where(radius == 1, 128.0, tl.where(radius == 2, 96.0, tl.where(radius == 3, 72.0, 60.0)))
+        second = tl.where(radius <= 2, 64.0, tl.where(radius == 3, 56.0, 51.0))
+        third = tl.where(radius == 1, 0.0, tl.where(radius == 2, 16.0, tl.where(radius == 3, 28.0, 30.0)))
+        fourth = tl.where(radius <= 2, 0.0, tl.where(radius == 3, 8.0, 13.0))
+        fifth = tl.where(radius == 4, 4.0, 0.0)
+        table = tl.where(t == 2, third, tl.where(t == 3, fourth, tl.where(t == 4, fifth, 0.0)))
+        table = tl.where(t == 0, first, tl.where(t == 1, second, table))
+        taps = tl.where(_has_table(radius), table, taps)
+    return taps
+
+
+@triton.jit
+def _sums(sigma, radius, OPERAND: tl.constexpr, TABLES: tl.constexpr):
+    """Return the sum of the taps and their second moment."""
+    total, moment = tap_sums(sigma, radius, OPERAND)
+    if TABLES:
+        total = tl.where(_has_table(radius), 256.0, total)
+    return total, moment / total
+
+
+@triton.jit
+def _reach(n, BORDER: tl.constexpr):
+    """Return how many positions on either side of n pixels are read: the period of the border's pattern."""
+    if BORDER == "reflect":
+        reach = 2 * n - 2
+    elif BORDER == "symmetric":
+        reach = 2 * n
+    elif BORDER == "constant":
+        reach = n * 0
+    else:
+        reach = n
+    return reach
+
+
+@triton.jit
+def _pixel_at(p, n, BORDER: tl.constexpr):
+    """Return the pixel, of n, at positions p within reach."""
+    if BORDER == "reflect":
+        p = tl.abs(p)
+        p = tl.where(p < n, p, tl.abs(2 * n - 2 - p))
+    elif BORDER == "symmetric":
+        p = tl.where(p < 0, -1 - p, p)
+        p = tl.where(p < n, p, tl.where(p < 2 * n, 2 * n - 1 - p, p - 2 * n))
+    elif BORDER == "replicate":
+        p = tl.minimum(tl.maximum(p, 0), n - 1)
+    elif BORDER == "circular":
+        p = tl.where(p < 0, p + n, tl.where(p < n, p, p - n))
+    return p
+
+
+@triton.jit
+def _within_reach(p, n, BORDER: tl.constexpr):
+    reach = _reach(n, BORDER)
+    return (p >= -reach) & (p < n + reach)
+
+
+@triton.jit
+def _band(i, p, n, sigma, radius, moment, KIND: tl.constexpr, BORDER: tl.constexpr, TABLES: tl.constexpr):
+    """Return the taps of outputs i on positions p of n pixels, with those on the positions that repeat p."""
+    taps = _taps(p - i, sigma, radius, moment, KIND, TABLES)
+    if BORDER != "constant":
+        period = tl.maximum(_reach(n, BORDER), 1)
+        outwards = tl.where(p < 0, -period, period)
+        is_outside = (p < 0) | (p >= n)
+        for m in range(1, (radius - 1) // period + 1):
+            repeated = _taps(p + m * outwards - i, sigma, radius, moment, KIND, TABLES)
+            taps += tl.where(is_outside, repeated, 0.0)
+    return taps
+
+
+@triton.jit
+def _span(first, radius, n, BORDER: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr):
+    """Return the first position, a multiple of STEP from the border, and the last that the outputs of a tile read."""
+    reach = _reach(n, BORDER)
+    start = tl.maximum(first - tl.cdiv(radius, STEP) * STEP, -tl.cdiv(reach, STEP) * STEP)
+    return start, tl.minimum(tl.minimum(first + TILE, n) + radius, n + reach)
+
+
+@triton.jit
+def _read(plane, p, q_start, stride_h, stride_w, height, width, BORDER: tl.constexpr, DEPTH: tl.constexpr):
+    """Return the pixels at positions [p, q_start + 0 .. DEPTH - 1] as float32, 0 beyond the reach."""
+    rows = plane + _pixel_at(p, height, BORDER).to(tl.int64)[:, None] * stride_h
+    row_inside = _within_reach(p, height, BORDER)[:, None]
+    q = q_start + tl.arange(0, DEPTH)
+    if (q_start >= 0) & (q_start + DEPTH <= width):  # several pixels at a time
+        x = tl.load(rows + q.to(tl.int64)[None, :] * stride_w, mask=row_inside, other=0)
+    else:
+        inside = row_inside & _within_reach(q, width, BORDER)[None, :]
+        x = tl.load(rows + _pixel_at(q, width, BORDER).to(tl.int64)[None, :] * stride_w, mask=inside, other=0)
+    return x.to(tl.float32)
+
+
+@triton.jit
+def _weight_at(i, j, weight_of, gain, cy, cx, unit, farthest, weight_h, weight_w, height, width,
+               FALLOFF: tl.constexpr):  # fmt: skip
+    """Return f at pixels [i, j]: from a map if there is no falloff."""
+    if FALLOFF == "":
+        return load_pixels(weight_of, i, j, weight_h, weight_w, height, width)
+    else:
+        dy, dx = (i.to(tl.float32) - cy)[:, None] * unit, (j.to(tl.float32) - cx)[None, :] * unit
+        return acuity_at(dy, dx, farthest, FALLOFF)
+
+
+@triton.jit
+def filtered_tile(
+    plane, weight_of, first_row, first_column, sigma_h, sigma_w, radius_h, radius_w, gain, cy, cx, unit, farthest,
+    stride_h, stride_w, weight_h, weight_w, height, width,
+    ADJOINT: tl.constexpr, SLOPES: tl.constexpr, BORDER: tl.constexpr, TABLES: tl.constexpr, FALLOFF: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Return one tile of A_h x A_w^T, its derivatives in sigma along y and x, and 1 if a non-finite pixel was met.
+
+    With ADJOINT the tile is one of A_h^T (1 - w) g A_w; without SLOPES the derivatives are 0. In outputs whose support
+    holds a NaN or infinite pixel, the tile has it and the derivatives do not.
+    """
+    DEPTH: tl.constexpr = TILE // 2
+    SHARED_EDGES: tl.constexpr = ADJOINT and BORDER == "reflect"  # A^T = E A E^-1; for other borders A^T = A
+    i, j = first_row + tl.arange(0, TILE), first_column + tl.arange(0, TILE)
+    sum_h, moment_h = _sums(sigma_h, radius_h, OPERAND, TABLES)
+    sum_w, moment_w = _sums(sigma_w, radius_w, OPERAND, TABLES)
+    p_start, p_end = _span(first_row, radius_h, height, BORDER, TILE, DEPTH)
+    q_start, q_end = _span(first_column, radius_w, width, BORDER, TILE, DEPTH)
+    y = tl.zeros((TILE, TILE), dtype=tl.float32)
+    slope_h, slope_w = y, y
+    bad = 0.0
+    for row in range(p_start, p_end, TILE):
+        p = row + tl.arange(0, TILE)
+        along = tl.zeros((TILE, TILE), dtype=tl.float32)  # rows p, filtered along x
+        along_slope = along
+        for column in range(q_start, q_end, DEPTH):
+            q = column + tl.arange(0, DEPTH)
+            x = _read(plane, p, column, stride_h, stride_w, height, width, BORDER, DEPTH)
+            if ADJOINT:
+                x *= 1.0 - gain * _weight_at(_pixel_at(p, height, BORDER), _pixel_at(q, width, BORDER), weight_of,
+                                             gain, cy, cx, unit, farthest, weight_h, weight_w, height, width,
+                                             FALLOFF)  # fmt: skip
+            finite = tl.abs(x) < float("inf")
+            bad = tl.maximum(bad, tl.max(tl.where(finite, 0.0, 1.0)))
+            x = tl.where(finite, x, 0.0).to(OPERAND)
+            across = _band(j[None, :], q[:, None], width, sigma_w, radius_w, 0.0, TAP, BORDER, TABLES)
+            if SHARED_EDGES:
+                across /= border_share(_pixel_at(q, width, BORDER), width)[:, None]
+            along = tl.dot(x, across.to(OPERAND), along, input_precision=PRECISION)
+            if SLOPES:
+                across = _band(j[None, :], q[:, None], width, sigma_w, radius_w, moment_w, SLOPE, BORDER, TABLES)
+                along_slope = tl.dot(x, across.to(OPERAND), along_slope, input_precision=PRECISION)
+        if SHARED_EDGES:
+            along *= border_share(j, width)[None, :]
+        along = (along / sum_w).to(OPERAND)
+        down = _band(i[:, None], p[None, :], height, sigma_h, radius_h, 0.0, TAP, BORDER, TABLES)
+        if SHARED_EDGES:
+            down /= border_share(_pixel_at(p, height, BORDER), height)[None, :]
+        y = tl.dot(down.to(OPERAND), along, y, input_precision=PRECISION)
+        if SLOPES:
+            along_slope = (along_slope / sum_w).to(OPERAND)
+            slope_w = tl.dot(down.to(OPERAND), along_slope, slope_w, input_precision=PRECISION)
+            down = _band(i[:, None], p[None, :], height, sigma_h, radius_h, moment_h, SLOPE, BORDER, TABLES)
+            slope_h = tl.dot(down.to(OPERAND), along, slope_h, input_precision=PRECISION)
+    y /= sum_h
+    if SHARED_EDGES:
+        y *= border_share(i, height)[:, None]
+    if bad > 0.0:
+        above = _meets(plane, i, j, float("inf"), p_start, p_end, q_start, q_end, stride_h, stride_w, height, width,
+                       radius_h, radius_w, BORDER, TILE, DEPTH)  # fmt: skip
+        below = _meets(plane, i, j, float("-inf"), p_start, p_end, q_start, q_end, stride_h, stride_w, height, width,
+                       radius_h, radius_w, BORDER, TILE, DEPTH)  # fmt: skip
+        y = tl.where(above & below, float("nan"), tl.where(above, float("inf"), tl.where(below, float("-inf"), y)))
+    return y, slope_h / sum_h, slope_w / sum_h, bad
+
+
+@triton.jit
+def _meets(plane, i, j, infinity, p_start, p_end, q_start, q_end, stride_h, stride_w, height, width, radius_h, radius_w,
+           BORDER: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
+    """Return whether the support of each output of a tile holds a NaN or an infinity of one sign."""
+    count = tl.zeros((TILE, TILE), dtype=tl.float32)
+    for row in range(p_start, p_end, TILE):
+        p = row + tl.arange(0, TILE)
+        along = tl.zeros((TILE, TILE), dtype=tl.float32)
+        for column in range(q_start, q_end, DEPTH):
+            q = column + tl.arange(0, DEPTH)
+            x = _read(plane, p, column, stride_h, stride_w, height, width, BORDER, DEPTH)
+            support = _band(j[None, :], q[:, None], width, 1.0, radius_w, 0.0, SUPPORT, BORDER, False)
+            is_bad = tl.where((x == infinity) | (x != x), 1.0, 0.0)
+            along += tl.dot(is_bad, tl.minimum(support, 1.0), input_precision="tf32")
+        support = _band(i[:, None], p[None, :], height, 1.0, radius_h, 0.0, SUPPORT, BORDER, False)
+        count += tl.dot(tl.minimum(support, 1.0), tl.minimum(along, 1.0), input_precision="tf32")
+    return count > 0.0
+
+
+@triton.jit
+def _radius_along(radius, n, BORDER: tl.constexpr):
+    """Return the radius along a side of n pixels: 0 along a single pixel, unless zeros surround it."""
+    return radius if BORDER == "constant" else tl.where(n == 1, 0, radius)
+
+
+@triton.jit
+def _general_blur_kernel(
+    source, target, sigma_of, kernel_size_of, gain_of, fixation_of, weight_of, mean_of, std_of,
+    decay, scale, channels, height, width, tile_rows, tile_columns,
+    in_b, in_c, in_h, in_w, out_b, out_c, out_h, out_w,
+    sigma_b, sigma_a, kernel_size_b, kernel_size_a, gain_b, fixation_b, weight_b, weight_h, weight_w,
+    ADJOINT: tl.constexpr, BORDER: tl.constexpr, TABLES: tl.constexpr, FALLOFF: tl.constexpr,
+    NORMALISE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Compute one tile of y = w x + (1 - w) A_h x A_w^T, normalised, or with ADJOINT of w g + A_h^T (1 - w) g A_w."""
+    tile_column, tile_row, channel, sample = place_of_program(channels, tile_rows, tile_columns)
+    first_row, first_column = tile_row * TILE, tile_column * TILE
+    source += sample * in_b + channel.to(tl.int64) * in_c
+    target += sample * out_b + channel.to(tl.int64) * out_c
+    weight_of += sample * weight_b
+    sigma_of += sample * sigma_b
+    kernel_size_of += sample * kernel_size_b
+    sigma_h, kernel_radius_h = read_axis(sigma_of, kernel_size_of)
+    sigma_w, kernel_radius_w = read_axis(sigma_of + sigma_a, kernel_size_of + kernel_size_a)
+    radius_h = _radius_along(kernel_radius_h, height, BORDER)
+    radius_w = _radius_along(kernel_radius_w, width, BORDER)
+    gain, cy, cx, unit, farthest = read_fovea(gain_of, fixation_of, sample, gain_b, fixation_b, height, width, decay,
+                                              FALLOFF)  # fmt: skip
+    y, _, _, _ = filtered_tile(
+        source, weight_of, first_row, first_column, sigma_h, sigma_w, radius_h, radius_w, gain, cy, cx, unit, farthest,
+        in_h, in_w, weight_h, weight_w, height, width,
+        ADJOINT, False, BORDER, TABLES, FALLOFF, OPERAND, PRECISION, TILE)  # fmt: skip
+    i, j = first_row + tl.arange(0, TILE), first_column + tl.arange(0, TILE)
+    x = load_pixels(source, i, j, in_h, in_w, height, width)
+    weight = gain * _weight_at(i, j, weight_of, gain, cy, cx, unit, farthest, weight_h, weight_w, height, width,
+                               FALLOFF)  # fmt: skip
+    if ADJOINT:
+        y = weight * x + y
+    else:
+        y = tl.where(weight == 0.0, y, weight * x + (1.0 - weight) * y)
+    y = tl.where((kernel_radius_h == 0) & (kernel_radius_w == 0), x, y)
+    if NORMALISE:
+        if ADJOINT:
+            y = y * scale / tl.load(std_of + channel)
+        else:
+            y = (y * scale - tl.load(mean_of + channel)) / tl.load(std_of + channel)
+    store_pixels(target, i, j, out_h, out_w, height, width, y)
+
+
+@triton.jit
+def _general_gradient_kernel(
+    grad, images, of_sigma, of_gain, sigma_of, kernel_size_of, gain_of, fixation_of, weight_of, std_of,
+    decay, scale, channels, height, width, tile_rows, tile_columns,
+    grad_b, grad_c, grad_h, grad_w, in_b, in_c, in_h, in_w,
+    sigma_b, sigma_a, kernel_size_b, kernel_size_a, gain_b, fixation_b, weight_b, weight_h, weight_w,
+    BORDER: tl.constexpr, TABLES: tl.constexpr, FALLOFF: tl.constexpr, NORMALISE: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Sum a tile of dL/dsigma_h = sum g (1 - w) A_h' x A_w^T, of sigma_w, and dL/dgain = sum g f (x - A_h x A_w^T)."""
+    tile_column, tile_row, channel, sample = place_of_program(channels, tile_rows, tile_columns)
+    first_row, first_column = tile_row * TILE, tile_column * TILE
+    images += sample * in_b + channel.to(tl.int64) * in_c
+    grad += sample * grad_b + channel.to(tl.int64) * grad_c
+    weight_of += sample * weight_b
+    sigma_of += sample * sigma_b
+    kernel_size_of += sample * kernel_size_b
+    sigma_h, radius_h = read_axis(sigma_of, kernel_size_of)
+    sigma_w, radius_w = read_axis(sigma_of + sigma_a, kernel_size_of + kernel_size_a)
+    radius_h = _radius_along(radius_h, height, BORDER)
+    radius_w = _radius_along(radius_w, width, BORDER)
+    gain, cy, cx, unit, farthest = read_fovea(gain_of, fixation_of, sample, gain_b, fixation_b, height, width, decay,
+                                              FALLOFF)  # fmt: skip
+    sigma_h_sum, sigma_w_sum, gain_sum = 0.0, 0.0, 0.0
+    if (radius_h > 0) | (radius_w > 0) | (sigma_h != sigma_h) | (sigma_w != sigma_w):
+        y, slope_h, slope_w, bad = filtered_tile(
+            images, weight_of, first_row, first_column, sigma_h, sigma_w, radius_h, radius_w,
+            gain, cy, cx, unit, farthest, in_h, in_w, weight_h, weight_w, height, width,
+            False, True, BORDER, TABLES, FALLOFF, OPERAND, PRECISION, TILE)  # fmt: skip
+        i, j = first_row + tl.arange(0, TILE), first_column + tl.arange(0, TILE)
+        inside = (i < height)[:, None] & (j < width)[None, :]
+        g = load_pixels(grad, i, j, grad_h, grad_w, height, width)
+        if NORMALISE:
+            g *= scale / tl.load(std_of + channel)
+        x = load_pixels(images, i, j, in_h, in_w, height, width)
+        f = _weight_at(i, j, weight_of, gain, cy, cx, unit, farthest, weight_h, weight_w, height, width,
+                       FALLOFF)  # fmt: skip
+        through = tl.where(inside, g * (1.0 - gain * f), 0.0)
+        not_finite = tl.where(bad > 0.0, float("nan"), 0.0)
+        sigma_h_sum = tl.sum(through * slope_h) + not_finite
+        sigma_w_sum = tl.sum(through * slope_w) + not_finite
+        gain_sum = tl.sum(tl.where(inside, g * f * (x - y), 0.0)) + not_finite
+    program = tl.program_id(0).to(tl.int64)
+    tl.store(of_sigma + 2 * program, sigma_h_sum)
+    tl.store(of_sigma + 2 * program + 1, sigma_w_sum)
+    tl.store(of_gain + program, gain_sum)
+
+
+def general_configuration(dtype: torch.dtype) -> dict:
+    """Return compile-time constants and warps for images of one dtype."""
+    operand, precision = TILE_PRODUCTS.get(dtype, (tl.float16, "ieee"))
+    return {"OPERAND": operand, "PRECISION": precision, "TILE": 32, "num_warps": 4}
+
+
+def blur_general(source: Tensor, target: Tensor, adjoint: bool, params: BlurParams) -> None:
+    """Blur images, or apply the adjoint to gradients; not under the border replicate, whose blur is not symmetric."""
+    configuration = general_configuration(source.dtype)
+    programs, tiles = _tiles(source.shape, configuration["TILE"])
+    with launching_on(source):
+        _general_blur_kernel[(programs,)](
+            source, target, *_tensors(params), params.sigma if params.mean is None else params.mean,
+            params.sigma if params.std is None else params.std,  # a missing one is not read
+            as_float32(params.decay), scale_of(source.dtype), *source.shape[1:], *tiles,
+            *source.stride(), *target.stride(), *_strides(params),
+            ADJOINT=adjoint, **_options(params), **configuration,
+        )  # fmt: skip
+
+
+def general_parameter_gradients(grad: Tensor, images: Tensor, grads: BlurGradients, params: BlurParams) -> None:
+    """Fill the gradients of sigma and gain."""
+    batch = len(images)
+    configuration = general_configuration(images.dtype)
+    programs, tiles = _tiles(images.shape, configuration["TILE"])
+    of_sigma, of_gain = (
+        params.sigma.new_empty(batch, programs // batch, 2),
+        params.gain.new_empty(batch, programs // batch),
+    )
+    with launching_on(images):
+        _general_gradient_kernel[(programs,)](
+            grad, images, of_sigma, of_gain, *_tensors(params), params.sigma if params.std is None else params.std,
+            as_float32(params.decay), scale_of(images.dtype), *images.shape[1:], *tiles,
+            *grad.stride(), *images.stride(), *_strides(params),
+            **_options(params), **configuration,
+        )  # fmt: skip
+    if grads.sigma is not None:
+        torch.sum(of_sigma, dim=1 if grads.sigma.ndim == 2 else (1, 2), out=grads.sigma)
+    if grads.gain is not None:
+        torch.sum(of_gain, dim=1, out=grads.gain)
+
+
+def _tiles(shape: torch.Size, tile: int) -> tuple[int, tuple[int, int]]:
+    """Return the number of programs, one for each tile, and how many tiles a plane has along y and x."""
+    batch, channels, height, width = shape
+    tiles = triton.cdiv(height, tile), triton.cdiv(width, tile)
+    programs = batch * channels * tiles[0] * tiles[1]
+    check_grid(shape, programs)
+    return programs, tiles
+
+
+def _tensors(params: BlurParams) -> tuple[Tensor, ...]:
+    """Return the parameters of a sample; a missing map is not read."""
+    weight = params.sigma if params.weight is None else params.weight
+    return params.sigma, params.kernel_size, params.gain, params.fixation, weight
+
+
+def _strides(params: BlurParams) -> tuple[int, ...]:
+    """Return the strides of sigma and kernel size from sample to sample and axis to axis, and those of the others."""
+    axis = 1 if params.sigma.ndim == 2 else 0
+    sigma, kernel_size = params.sigma.stride(0), params.kernel_size.stride(0)
+    weight = (0, 0, 0) if params.weight is None else params.weight.stride()
+    return sigma, axis, kernel_size, axis, params.gain.stride(0), params.fixation.stride(0), *weight
+
+
+def _options(params: BlurParams) -> dict:
+    falloff = params.falloff if params.weight is None else ""
+    normalise = params.std is not None
+    return {"BORDER": params.border, "TABLES": params.tables, "FALLOFF": falloff, "NORMALISE": normalise}
