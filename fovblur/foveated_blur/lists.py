@@ -1,14 +1,17 @@
-"""Lists of images of different sizes, blurred in one call."""
+"""Lists of images of different sizes, blurred in one call: by one launch of cuda, unless gradients are needed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from fovblur.foveated_blur import validation
-from fovblur.foveated_blur.call import Arguments, blur_batch, params_of
-from fovblur.foveated_blur.params import BlurParams, Values
+from fovblur import backends
+from fovblur.foveated_blur import native, validation
+from fovblur.foveated_blur.call import Arguments, blur_batch, params_of, with_one_fixation
+from fovblur.foveated_blur.params import BlurParams
+from fovblur.tracing import is_transformed, is_under_a_mode
 
 
 def blur_list(images: Sequence[Tensor], arguments: Arguments) -> list[Tensor]:
@@ -23,13 +26,48 @@ def blur_list(images: Sequence[Tensor], arguments: Arguments) -> list[Tensor]:
         arguments = arguments._replace(fixation=centres)
     params = params_of(like, arguments)
     out_dtype = validation.out_dtype(arguments.out_dtype, like, arguments.normalises)
-    weights = _weights(arguments.weight, count)
-    blurred = []
-    for index, (image, weight) in enumerate(zip(images, weights)):
-        own = _of_image(params, index)
-        if weight is not None:
-            own = own._replace(weight=validation.weight(weight, image[None], own.sigma.dtype))
-        blurred.append(blur_batch(image[None], own, out_dtype, arguments.backend)[0])
+    own = [_of_image(params, index) for index in range(count)]
+    if arguments.weight is not None:
+        own = _with_weights(own, arguments.weight, images)
+    if not _is_recorded([*images, *params, *(each.weight for each in own)]):
+        backend = backends.resolve(arguments.backend, "foveated_blur", like.device, like.dtype)
+        if backend == "cuda":
+            own = [with_one_fixation(each, image[None]) for each, image in zip(own, images)]
+            return _blur_at_once(images, params, own, out_dtype)
+    blurred = (blur_batch(image[None], each, out_dtype, arguments.backend) for image, each in zip(images, own))
+    return [each[0] for each in blurred]
+
+
+def _is_recorded(inputs: Sequence[object]) -> bool:
+    """Return whether a call is differentiated or traced, which needs the op."""
+    if torch.compiler.is_compiling() or is_transformed() or is_under_a_mode():
+        return True
+    return torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in inputs)
+
+
+def _blur_at_once(
+    images: Sequence[Tensor], params: BlurParams, own: Sequence[BlurParams], out_dtype: torch.dtype
+) -> list[Tensor]:
+    """Blur a list by one launch of the CUDA kernels; images without a pixel are left out."""
+    blurred = [torch.empty_like(image, dtype=out_dtype) for image in images]
+    there = [index for index, image in enumerate(images) if image.numel() > 0]
+    params = params._replace(fixation=torch.cat([each.fixation for each in own]))
+    if len(there) < len(images):
+        params = params._replace(
+            sigma=params.sigma[there],
+            kernel_size=params.kernel_size[there],
+            gain=params.gain[there],
+            fixation=params.fixation[there],
+        )
+    weights = [each.weight[0] for each in own if each.weight is not None]
+    if there:
+        validation.check_values(params, images[0])
+        native.cuda_forward_list(
+            [images[index] for index in there],
+            [blurred[index] for index in there],
+            params,
+            [weights[index] for index in there] if weights else None,
+        )
     return blurred
 
 
@@ -39,12 +77,11 @@ def _of_image(params: BlurParams, index: int) -> BlurParams:
     return params._replace(**chosen)
 
 
-def _weights(weight: object, count: int) -> Sequence[Values | None]:
-    if weight is None:
-        return [None] * count
-    if not isinstance(weight, Sequence) or len(weight) != count:
-        raise TypeError(f"weight must be a list of {count} maps, one for each image of the list")
-    return weight
+def _with_weights(own: Sequence[BlurParams], weight: object, images: Sequence[Tensor]) -> list[BlurParams]:
+    if not isinstance(weight, Sequence) or len(weight) != len(images):
+        raise TypeError(f"weight must be a list of {len(images)} maps, one for each image of the list")
+    maps = [validation.weight(each, image[None], own[0].sigma.dtype) for each, image in zip(weight, images)]
+    return [params._replace(weight=each) for params, each in zip(own, maps)]
 
 
 def _check(images: Sequence[Tensor]) -> None:

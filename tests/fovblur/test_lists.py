@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from backends_under_test import run_cuda_on_host
 
 import fovblur
+from fovblur.foveated_blur import native
 
-SIZES = [(8, 9), (20, 5), (1, 1), (33, 40)]
+SIZES = [(8, 9), (20, 5), (1, 1), (33, 40), (0, 4)]
 
 
 @pytest.fixture
@@ -15,7 +17,7 @@ def images(seed) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("options", [{}, {"border": "circular"}, {"mean": [0.1, 0.2, 0.3], "std": 0.5}], ids=str)
 def test_a_list_gives_a_list(implementation, images, options):
-    sigma, gain = [0.5, 1.0, 2.0, 3.0], [0.1, 0.2, 0.3, 0.4]
+    sigma, gain = [0.5, 1.0, 2.0, 3.0, 1.0], [0.1, 0.2, 0.3, 0.4, 0.5]
     on_device = [image.to(implementation.device) for image in images]
     blurred = fovblur.foveated_blur(on_device, sigma, gain=gain, backend=implementation.backend, **options)
     assert isinstance(blurred, list)
@@ -24,14 +26,27 @@ def test_a_list_gives_a_list(implementation, images, options):
         torch.testing.assert_close(blurred[index].cpu(), alone, rtol=1e-5, atol=1e-5)
 
 
-def test_parameters_of_the_images_of_a_list(images):
-    fixation = torch.rand(4, 2) * 8
+def test_cuda_blurs_a_list_by_one_launch(images, monkeypatch, tmp_path_factory):
+    run_cuda_on_host(monkeypatch, tmp_path_factory)
+    calls = []
+    launch = native.cuda_forward_list
+    monkeypatch.setattr(native, "cuda_forward_list", lambda *inputs: calls.append(len(inputs[0])) or launch(*inputs))
     weights = [torch.rand(image.shape[1:]) for image in images]
-    blurred = fovblur.foveated_blur(images, torch.rand(4, 2), fixation=fixation)
+    for options in ({"fixation": torch.rand(5, 2) * 8}, {"fixation": torch.rand(5, 3, 2) * 8}, {"weight": weights}):
+        blurred = fovblur.foveated_blur(images, 2.0, backend="cuda", **options)
+        expected = fovblur.foveated_blur(images, 2.0, backend="reference", **options)
+        torch.testing.assert_close(blurred, expected, rtol=1e-5, atol=1e-5)
+    assert calls == [4, 4, 4]  # the image without a pixel is left out
+
+
+def test_parameters_of_the_images_of_a_list(images):
+    fixation = torch.rand(5, 2) * 8
+    weights = [torch.rand(image.shape[1:]) for image in images]
+    blurred = fovblur.foveated_blur(images, torch.rand(5, 2), fixation=fixation)
     assert [each.shape for each in blurred] == [each.shape for each in images]
     blurred = fovblur.foveated_blur(images, 2.0, weight=weights)
     assert torch.equal(blurred[3], fovblur.foveated_blur(images[3], 2.0, weight=weights[3]))
-    several = fovblur.foveated_blur(images, 2.0, fixation=torch.rand(4, 5, 2) * 8)
+    several = fovblur.foveated_blur(images, 2.0, fixation=torch.rand(5, 4, 2) * 8)
     assert several[1].shape == images[1].shape
     one_for_all = fovblur.gaussian_blur(images, (1.0, 2.0))
     assert torch.equal(one_for_all[3], fovblur.gaussian_blur(images[3], (1.0, 2.0)))
@@ -39,13 +54,13 @@ def test_parameters_of_the_images_of_a_list(images):
 
 
 def test_lists_learn(images):
-    sigma = torch.tensor([0.5, 1.0, 2.0, 3.0], requires_grad=True)
+    sigma = torch.tensor([0.5, 1.0, 2.0, 3.0, 1.0], requires_grad=True)
     leaves = [image.clone().requires_grad_() for image in images]
     sum(each.square().sum() for each in fovblur.gaussian_blur(leaves, sigma)).backward()
     whole = [sigma.grad.clone(), leaves[3].grad.clone()]
     alone, image = torch.tensor(3.0, requires_grad=True), images[3].clone().requires_grad_()
     fovblur.gaussian_blur(image, alone).square().sum().backward()
-    torch.testing.assert_close(whole, [torch.tensor([*sigma.grad[:3], alone.grad]), image.grad])
+    torch.testing.assert_close(whole, [torch.tensor([*sigma.grad[:3], alone.grad, 0.0]), image.grad])
 
 
 def test_images_of_a_list_must_agree(images):
@@ -55,9 +70,9 @@ def test_images_of_a_list_must_agree(images):
         fovblur.gaussian_blur([images[0], images[0][None]], 1.0)
     with pytest.raises(TypeError, match=r"images\[1\] is a str"):
         fovblur.gaussian_blur([images[0], "image"], 1.0)
-    with pytest.raises(ValueError, match=r"sigma has shape \(3,\); it must be a number or \(4,\)"):
+    with pytest.raises(ValueError, match=r"sigma has shape \(3,\); it must be a number or \(5,\)"):
         fovblur.gaussian_blur(images, [1.0, 2.0, 3.0])
-    with pytest.raises(TypeError, match="weight must be a list of 4 maps"):
+    with pytest.raises(TypeError, match="weight must be a list of 5 maps"):
         fovblur.foveated_blur(images, 1.0, weight=torch.rand(8, 9))
     with pytest.raises(TypeError, match="out is for a tensor"):
         fovblur.gaussian_blur(images, 1.0, out=images[0])
