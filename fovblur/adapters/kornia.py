@@ -31,6 +31,7 @@ def gaussian_blur2d(
         be smaller than the radius, unlike kornia's.
 
     Raises:
+        TypeError: input is no tensor.
         ValueError: an unknown border_type, or a wrong shape of sigma.
 
     Examples:
@@ -38,6 +39,8 @@ def gaussian_blur2d(
         >>> gaussian_blur2d(torch.rand(2, 3, 8, 8), (3, 3), torch.tensor([[1.0, 1.0], [2.0, 2.0]])).shape
         torch.Size([2, 3, 8, 8])
     """
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input is a {type(input).__name__}; it must be a torch.Tensor of shape (B, C, H, W)")
     border = border_type.lower()
     if border not in BORDERS:
         raise ValueError(f"border_type is {border_type!r}; it must be one of {', '.join(BORDERS)}")

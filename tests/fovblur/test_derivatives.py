@@ -1,5 +1,7 @@
 """Derivatives of the compiled backends of any order and mode are those of the reference, which is plain PyTorch."""
 
+import functools
+
 import pytest
 import torch
 from comparisons import relative_error
@@ -7,6 +9,7 @@ from torch import func
 from torch.autograd import forward_ad
 
 import fovblur
+from fovblur.foveated_blur.validation import BORDERS
 
 DOUBLE = torch.float64
 SIGMA = torch.tensor([0.7, 1.6], dtype=DOUBLE)
@@ -67,9 +70,19 @@ TRANSFORMS = {
 }
 
 
+OPTIONS = {
+    "defaults": {},
+    "sizes of axes": {"kernel_size": (3, 7), "border": "symmetric"},
+    "a map": {"weight": torch.linspace(0, 1, 42, dtype=DOUBLE).reshape(6, 7), "fixation": None, "border": "replicate"},
+    "fixations": {"fixation": [[[1.0, 2.25], [4.5, 5.0]]] * 2, "border": "circular"},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_transforms_of_torch_func(name, images):
-    ours, expected = (TRANSFORMS[name](blur_of(backend), images) for backend in ("cpu", "reference"))
+def test_transforms_of_torch_func(name, options, images):
+    blurs = [functools.partial(blur_of(backend), **OPTIONS[options]) for backend in ("cpu", "reference")]
+    ours, expected = (TRANSFORMS[name](blur, images) for blur in blurs)
     assert expected.any() and relative_error(ours, expected) < (1e-5 if name == "vmap of uint8" else 1e-12)
 
 
@@ -84,6 +97,32 @@ def test_first_and_second_derivatives_of_every_parameter(falloff, seed):
         return fovblur.foveated_blur(images, sigma, falloff=falloff, backend="cpu", **options)
 
     assert torch.autograd.gradcheck(blur, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(blur, inputs, fast_mode=True)
+
+
+OF_AXES = torch.tensor([[0.7, 1.6], [2.0, 0.9]], dtype=DOUBLE)
+LEARNT = {  # in addition to the images and the gain
+    "axes": {"sigma": OF_AXES},
+    "a map": {"sigma": SIGMA, "weight": torch.linspace(0.1, 0.9, 20, dtype=DOUBLE).reshape(5, 4)},
+    "axes and maps": {"sigma": OF_AXES, "weight": torch.linspace(0.1, 0.9, 40, dtype=DOUBLE).reshape(2, 1, 5, 4)},
+    "fixations": {"sigma": SIGMA, "fixation": torch.tensor([[[1.3, 0.25], [3.2, 2.6]]] * 2, dtype=DOUBLE)},
+    "tables": {},
+}
+
+
+@pytest.mark.parametrize("name", LEARNT)
+@pytest.mark.parametrize("border", BORDERS)
+def test_derivatives_of_every_option(border, name, seed):
+    """Tables have no derivative of sigma; forward mode and batches of gradients are looked at, too."""
+    learnt = {"images": torch.rand(2, 2, 5, 4, dtype=DOUBLE), "gain": torch.tensor([0.4, 0.9], dtype=DOUBLE)}
+    learnt |= LEARNT[name]
+    sizes = {"kernel_size": (5, 3), "rule": "opencv"} if name == "tables" else {"kernel_size": torch.tensor([5, 13])}
+
+    def blur(*values):
+        return fovblur.foveated_blur(**dict(zip(learnt, values)), **sizes, border=border, std=0.5, backend="cpu")
+
+    inputs = [value.clone().requires_grad_() for value in learnt.values()]
+    assert torch.autograd.gradcheck(blur, inputs, fast_mode=True, check_forward_ad=True, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(blur, inputs, fast_mode=True)
 
 

@@ -184,6 +184,8 @@ def test_adapters_refuse_unsupported_arguments():
         gaussian_blur2d(torch.rand(1, 1, 8, 8), 3, (1.0, 1.0), "mirror")
     with pytest.raises(ValueError, match=r"sigma has shape \(3, 2\); it must be \(1, 2\)"):
         gaussian_blur2d(torch.rand(1, 1, 8, 8), 3, torch.rand(3, 2))
+    with pytest.raises(TypeError, match="input is a int; it must be a torch.Tensor"):
+        gaussian_blur2d(1, 3, (1.0, 1.0))
     with pytest.raises(TypeError, match="inpt is a str"):
         gaussian_blur("image.png", 3)
     with pytest.raises(ValueError, match=r"inpt has shape \(8, 8\)"):

@@ -6,7 +6,7 @@ from backends_under_test import IMAGE_DTYPES
 
 import fovblur
 from fovblur.foveated_blur import validation
-from fovblur.foveated_blur.op import foveated_blur_backward_op, foveated_blur_op
+from fovblur.foveated_blur.op import foveated_blur_backward_op, foveated_blur_op, foveated_blur_out_op
 
 
 def op_arguments(dtype: torch.dtype, requires_grad: bool = False) -> tuple:
@@ -32,6 +32,50 @@ def test_opcheck_of_the_backward(seed):
     images, *parameters, _, backend = op_arguments(torch.float32)
     for needs in ([True, True, True], [True, False, False]):
         torch.library.opcheck(foveated_blur_backward_op, (torch.rand_like(images), images, *parameters, backend, needs))
+
+
+MAPS = torch.linspace(0, 1, 180).reshape(2, 9, 10)
+OPTIONS = {  # of the op: sizes along y and x, a weight map, the border and whether tables are taken
+    "axes": (True, None, "symmetric", False),
+    "tables": (True, None, "constant", True),
+    "map": (False, MAPS, "circular", False),
+    "one map for all": (False, MAPS[:1].expand(2, -1, -1), "replicate", False),
+    "axes and turned maps": (True, MAPS.mT.contiguous().mT, "replicate", False),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_opcheck_of_options(options, seed):
+    per_axis, weight, border, tables = OPTIONS[options]
+    images, sigma, size, gain, fixation, mean, std, *_ = op_arguments(torch.float32)
+    if per_axis:
+        sigma, size = torch.stack([sigma, 2 * sigma], 1), torch.stack([size, size - 4], 1)
+    parameters = sigma, size, gain, fixation, mean, std, weight, "exp", 3.0, border, tables
+    torch.library.opcheck(foveated_blur_op, (images, *parameters, torch.float32, "auto"))
+    torch.library.opcheck(foveated_blur_out_op, (images, *parameters, "auto", torch.empty_like(images)))
+    leaves = [each.clone().requires_grad_() for each in (images, sigma)]
+    torch.library.opcheck(foveated_blur_op, (leaves[0], leaves[1], *parameters[1:], torch.float32, "auto"))
+    torch.library.opcheck(foveated_blur_backward_op, (images, images, *parameters, "auto", [True, True, False]))
+
+
+def test_options_compile_whole_and_are_exported(seed):
+    fixations = torch.tensor([[[2.0, 3.0], [7.0, 9.0]]])
+
+    class Blur(torch.nn.Module):
+        def forward(self, images, sigma, weight):
+            replicated = fovblur.foveated_blur(images, sigma, border="replicate", weight=weight)
+            tables = fovblur.gaussian_blur(images, kernel_size=(5, 9), border="constant", rule="opencv")
+            return replicated + tables + fovblur.foveated_blur(images, 2.0, fixation=fixations, border="circular")
+
+    inputs = torch.rand(2, 3, 9, 10, requires_grad=True), torch.rand(2, 2, requires_grad=True), torch.rand(9, 10)
+    expected = Blur()(*inputs)
+    compiled = torch.compile(Blur(), fullgraph=True, backend="aot_eager")(*inputs)
+    torch.testing.assert_close(compiled, expected)
+    exported = torch.export.export(Blur(), inputs).module()(*inputs)
+    torch.testing.assert_close(exported, expected)
+    found, wanted = (torch.autograd.grad(each.square().sum(), inputs[:2]) for each in (compiled, expected))
+    for one, other in zip(found, wanted):
+        torch.testing.assert_close(one, other)
 
 
 def test_compiles_whole_with_a_dynamic_batch_and_changing_parameters(seed):

@@ -15,6 +15,8 @@ OPTIONS = [
     {"sigma": 1.5, "kernel_size": 5},
     {"sigma": 0.8, "gain": 0.2},
     {"kernel_size": 7, "fixation": (1.0, 2.0), "gain": 1.0, "mean": (0.1, 0.2), "std": 0.5},
+    {"sigma": (1.5, 0.7), "kernel_size": (5, 9), "border": "circular"},
+    {"kernel_size": (5, 3), "rule": "opencv", "border": "constant", "fixation": [[(1.0, 2.0), (4.0, 4.0)]]},
 ]
 
 
