@@ -165,10 +165,12 @@ class BuildKernels(build_ext):
         # Without predictive commoning, taps are broadcast by loads, which take no slot of the multipliers.
         common = "-std=c++17 -O3 -fPIC -pthread -fvisibility=hidden -fno-math-errno -fno-trapping-math"
         common = [*common.split(), "-fno-predictive-commoning"]
-        objects = []
-        for op in OPS:
-            for name, vector_bytes, flags in CPU_VARIANTS:
-                variant = [*flags, f"-DFOVBLUR_VARIANT={name}", f"-DFOVBLUR_VECTOR_BYTES={vector_bytes}"]
+        shared = ("thread_pool", "scratch")
+        objects = [ninja.compile(self.cxx, common, CSRC / "common" / f"{name}.cpp", f"{name}.o") for name in shared]
+        # The baseline first: of a function that several objects hold, the linker takes the first.
+        for name, vector_bytes, flags in CPU_VARIANTS:
+            variant = [*flags, f"-DFOVBLUR_VARIANT={name}", f"-DFOVBLUR_VECTOR_BYTES={vector_bytes}"]
+            for op in OPS:
                 objects.append(ninja.compile(self.cxx, common + variant, CSRC / op / "cpu.cpp", f"{op}_{name}.o"))
         flags = [*self.bind_flags(), f"-I{directory}"]
         objects.append(ninja.compile(self.cxx, flags, CSRC / "bind_cpu.cpp", "bind_cpu.o"))

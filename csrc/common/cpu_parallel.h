@@ -4,39 +4,38 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <cstdlib>
 #include <exception>
-#include <memory>
 #include <mutex>
-#include <new>
-#include <system_error>
-#include <thread>
-#include <vector>
+
+#include "scratch.h"
+#include "thread_pool.h"
 
 namespace fovblur {
 namespace FOVBLUR_VARIANT {
 
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// Uninitialised, cache-line aligned scratch memory that grows and is reused by later tasks.
+// Uninitialised, cache-line aligned scratch memory that grows and is reused by later tasks and calls.
 template <class T>
 class Scratch {
  public:
+  Scratch() = default;
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { give_block(block_); }
+
   T* get(int64_t count) {
-    if (count > capacity_) {
-      data_.reset(static_cast<T*>(std::aligned_alloc(64, size_t(round_up(count * int64_t(sizeof(T)), 64)))));
-      if (!data_) throw std::bad_alloc();
-      capacity_ = count;
+    const int64_t bytes = count * int64_t(sizeof(T));
+    if (bytes > block_.bytes) {
+      const Block larger = take_block(bytes);
+      give_block(block_);
+      block_ = larger;
     }
-    return data_.get();
+    return static_cast<T*>(block_.data);
   }
 
  private:
-  struct Free {
-    void operator()(T* p) const { std::free(p); }
-  };
-  std::unique_ptr<T, Free> data_;
-  int64_t capacity_ = 0;
+  Block block_;
 };
 
 // Calls body(task, workspace) for every task; the first exception of any thread is rethrown here.
@@ -55,13 +54,8 @@ void parallel_for(int64_t tasks, int threads, const Body& body) {
       if (!failure) failure = std::current_exception();
     }
   };
-  std::vector<std::thread> helpers;
-  try {
-    for (int i = 1; i < int(std::min<int64_t>(threads, tasks)); ++i) helpers.emplace_back(work);
-  } catch (const std::system_error&) {  // no more threads available: the existing ones do the work
-  }
-  work();
-  for (std::thread& helper : helpers) helper.join();
+  const auto call = [](void* context) { (*static_cast<decltype(work)*>(context))(); };
+  run_on_threads(int(std::min<int64_t>(threads, tasks)), call, &work);
   if (failure) std::rethrow_exception(failure);
 }
 

@@ -8,7 +8,6 @@
 #include "cpu.h"
 
 #include <algorithm>
-#include <memory>
 #include <numeric>
 #include <vector>
 
@@ -170,7 +169,8 @@ template <class T>
 struct Plan {
   int64_t strips, strip, tasks;
   int threads;
-  std::unique_ptr<T[]> shared_acuity;
+  Scratch<T> acuity;
+  T* shared_acuity = nullptr;
 
   Plan(const BlurParams& p, int available_threads, bool foveated) : threads(available_threads) {
     const int64_t batch = p.shape[0], height = p.shape[2], width = p.shape[3];
@@ -183,8 +183,8 @@ struct Plan {
     tasks = batch * strips;
     threads = int(std::max<int64_t>(1, std::min<int64_t>(threads, batch * p.shape[1] * height * width / kThreadElements)));
     if (foveated && !p.weight.data && p.fixation.stride == 0) {
-      shared_acuity.reset(new T[size_t(height * width)]);
-      acuity_map(p, 0, 0, height, shared_acuity.get());
+      shared_acuity = acuity.get(height * width);
+      acuity_map(p, 0, 0, height, shared_acuity);
     }
   }
 
@@ -207,7 +207,7 @@ void forward(const BlurParams& p, const Images& out, int threads) {
   bool foveated = false;
   for (int64_t i = 0; i < p.shape[0] && !foveated; ++i) foveated = value_of<T>(p.gain, i) != T(0);
   const Plan<T> plan(p, threads, foveated);
-  plan.run(p, false, [&](Strip<T> strip, int64_t) { blur_strip(strip, out, plan.shared_acuity.get()); });
+  plan.run(p, false, [&](Strip<T> strip, int64_t) { blur_strip(strip, out, plan.shared_acuity); });
 }
 
 template <class T>
@@ -220,7 +220,7 @@ void backward(const BlurParams& p, const BlurGradients& gradients, int threads) 
   if (is_empty(p)) return;
   if (gradients.grad_images.data) advise_huge_pages(gradients.grad_images, p.shape);
   const Plan<T> plan(p, threads, true);
-  const T* shared = plan.shared_acuity.get();
+  const T* shared = plan.shared_acuity;
   // Sums of rows, which are added up in order, so that the result does not depend on the number of threads.
   const int64_t height = p.shape[2];
   std::vector<double> of_sigma(grad_sigma ? size_t(sigmas * height) : 0);
