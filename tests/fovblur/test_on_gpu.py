@@ -6,6 +6,7 @@ from gpu_streams import GPU_ONLY, TWO_GPUS_ONLY, captured, on_late_inputs, score
 from similarity_under_test import random_embeddings
 
 import fovblur
+from fovblur.foveated_blur.validation import BORDERS
 
 pytestmark = GPU_ONLY
 
@@ -115,3 +116,75 @@ def test_every_kernel_on_awkward_shapes(backend, dtype, seed):
             out = fovblur.foveated_blur(leaf, sigma, **options, backend=backend)
             out.float().sum().backward()
             assert out.isfinite().all() and sigma.grad.isfinite().all() and gain.grad.isfinite().all()
+
+
+# ---- options: borders, axes, maps, tables, lists ----
+
+OPTIONS = {
+    "axes": {"sigma": [[4.0, 0.7]]},
+    "map": {"sigma": [3.0], "weight": torch.rand(3, 45, 70, generator=torch.Generator().manual_seed(5))},
+    "fixations": {"sigma": [3.0], "fixation": [[[3.0, 4.0], [30.0, 60.0]]] * 3},
+    "tables": {"kernel_size": [3, 9, 21], "rule": "opencv"},
+    "wide": {"sigma": [40.0], "kernel_size": 1201},
+}
+
+
+@pytest.mark.parametrize("border", BORDERS)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_agree_with_the_reference(backend, border, name, seed):
+    images, grad = torch.rand(3, 2, 45, 70), torch.rand(3, 2, 45, 70) - 0.3
+    results = []
+    for to, its_backend in (("cuda", torch.float32), backend), (("cpu", torch.float64), "reference"):
+        leaves = {"images": images, "gain": torch.full((3,), 0.4)}
+        options = {"border": border, **OPTIONS[name]}
+        if "sigma" in options:
+            leaves["sigma"] = torch.tensor(options["sigma"]).expand(3, *(2,) * (name == "axes"))
+        options |= {key: leaf.to(*to).requires_grad_() for key, leaf in leaves.items()}
+        if "weight" in options:
+            options["weight"] = options["weight"].to(*to)
+        out = fovblur.foveated_blur(**options, backend=its_backend)
+        results.append([out, *torch.autograd.grad(out, [options[key] for key in leaves], grad.to(*to))])
+    for one, other in zip(*results):
+        scale = other.abs().max() if one.ndim == 4 else grad.abs().sum() / len(grad)
+        assert (one.cpu().double() - other).abs().max() < 1e-4 * scale
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32], ids=str)
+def test_a_list_of_images_is_one_launch(dtype, mapped, seed):
+    images = [torch.rand(3, h, w, device="cuda").mul(255).to(dtype) for h, w in ((20, 30), (200, 90), (1, 1), (64, 65))]
+    options = {"kernel_size": [3, 51, 9, 21], "border": "symmetric", "backend": "cuda"}
+    maps = [torch.rand(image.shape[1:], device="cuda") for image in images]
+    call = lambda: fovblur.foveated_blur(images, weight=maps if mapped else None, **options)  # noqa: E731
+    call()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        blurred = call()
+        torch.cuda.synchronize()
+    assert sum(event.count for event in profile.key_averages() if "blur_any" in event.key) == 1
+    options |= {"backend": "reference"}
+    double = [image.cpu() if dtype == torch.uint8 else image.cpu().double() for image in images]
+    expected = fovblur.foveated_blur(double, weight=[each.cpu() for each in maps] if mapped else None, **options)
+    for one, other in zip(blurred, expected):
+        error = {torch.uint8: 1.0, torch.float16: 0.2, torch.float32: 1e-3}[dtype]
+        torch.testing.assert_close(one.cpu().double(), other.double(), rtol=0, atol=error)
+
+
+def test_a_list_is_blurred_on_the_current_stream(seed):
+    images = [torch.rand(3, h, 40, device="cuda") for h in (20, 70)]
+    call = lambda *images: tuple(fovblur.gaussian_blur(list(images), 3.0, border="circular", backend="cuda"))  # noqa: E731
+    expected = call(*images)
+    results = on_late_inputs(call, [torch.ones_like(x) for x in images], images)
+    assert all(torch.equal(one, other) for one, other in zip(results, expected))
+
+
+@pytest.mark.parametrize("border", BORDERS)
+def test_a_graph_with_options_replays_on_changed_input(backend, border, seed):
+    random_inputs = lambda: [torch.rand(2, 3, 50, 60), torch.rand(2, 50, 60), 1 + torch.rand(2, 2)]  # noqa: E731
+    inputs = [x.cuda() for x in random_inputs()]
+    options = {"kernel_size": (9, 21), "border": border, "backend": backend}
+    call = lambda images, weight, sigma: fovblur.foveated_blur(images, sigma, weight=weight, **options)  # noqa: E731
+    graph, result = captured(lambda: call(*inputs))
+    for old, new in zip(inputs, random_inputs()):
+        old.copy_(new)
+    graph.replay()
+    assert torch.equal(result, call(*inputs))
