@@ -55,6 +55,7 @@ SLOW = (
     "fovblur/test_similarity_properties.py",
     "fovblur/test_similarity_triton.py",
     "fovblur/test_triton_compiled.py",
+    "fovblur/test_triton_options.py",
     "test_benchmarks.py",
     "test_build.py",
     "test_gpu_run.py",

@@ -48,6 +48,15 @@ def _has_table(radius):
 
 
 @triton.jit
+def _depends(radius, TABLES: tl.constexpr):
+    """Return whether the taps depend on sigma."""
+    depends = radius > 0
+    if TABLES:
+        depends = depends & ~_has_table(radius)
+    return depends
+
+
+@triton.jit
 def _taps(offset, sigma, radius, moment, KIND: tl.constexpr, TABLES: tl.constexpr):
     """Return a window, or 256 times the taps of OpenCV's table."""
     taps = window(offset, sigma, radius, moment, KIND)
@@ -243,7 +252,7 @@ def _meets(plane, i, j, infinity, p_start, p_end, q_start, q_end, stride_h, stri
 
 
 @triton.jit
-def _radius_along(radius, n, BORDER: tl.constexpr):
+def radius_along(radius, n, BORDER: tl.constexpr):
     """Return the radius along a side of n pixels: 0 along a single pixel, unless zeros surround it."""
     return radius if BORDER == "constant" else tl.where(n == 1, 0, radius)
 
@@ -267,8 +276,8 @@ def _general_blur_kernel(
     kernel_size_of += sample * kernel_size_b
     sigma_h, kernel_radius_h = read_axis(sigma_of, kernel_size_of)
     sigma_w, kernel_radius_w = read_axis(sigma_of + sigma_a, kernel_size_of + kernel_size_a)
-    radius_h = _radius_along(kernel_radius_h, height, BORDER)
-    radius_w = _radius_along(kernel_radius_w, width, BORDER)
+    radius_h = radius_along(kernel_radius_h, height, BORDER)
+    radius_w = radius_along(kernel_radius_w, width, BORDER)
     gain, cy, cx, unit, farthest = read_fovea(gain_of, fixation_of, sample, gain_b, fixation_b, height, width, decay,
                                               FALLOFF)  # fmt: skip
     y, _, _, _ = filtered_tile(
@@ -311,8 +320,8 @@ def _general_gradient_kernel(
     kernel_size_of += sample * kernel_size_b
     sigma_h, radius_h = read_axis(sigma_of, kernel_size_of)
     sigma_w, radius_w = read_axis(sigma_of + sigma_a, kernel_size_of + kernel_size_a)
-    radius_h = _radius_along(radius_h, height, BORDER)
-    radius_w = _radius_along(radius_w, width, BORDER)
+    radius_h = radius_along(radius_h, height, BORDER)
+    radius_w = radius_along(radius_w, width, BORDER)
     gain, cy, cx, unit, farthest = read_fovea(gain_of, fixation_of, sample, gain_b, fixation_b, height, width, decay,
                                               FALLOFF)  # fmt: skip
     sigma_h_sum, sigma_w_sum, gain_sum = 0.0, 0.0, 0.0
@@ -331,8 +340,8 @@ def _general_gradient_kernel(
                        FALLOFF)  # fmt: skip
         through = tl.where(inside, g * (1.0 - gain * f), 0.0)
         not_finite = tl.where(bad > 0.0, float("nan"), 0.0)
-        sigma_h_sum = tl.sum(through * slope_h) + not_finite
-        sigma_w_sum = tl.sum(through * slope_w) + not_finite
+        sigma_h_sum = tl.where(_depends(radius_h, TABLES), tl.sum(through * slope_h) + not_finite, 0.0)
+        sigma_w_sum = tl.where(_depends(radius_w, TABLES), tl.sum(through * slope_w) + not_finite, 0.0)
         gain_sum = tl.sum(tl.where(inside, g * f * (x - y), 0.0)) + not_finite
     program = tl.program_id(0).to(tl.int64)
     tl.store(of_sigma + 2 * program, sigma_h_sum)
@@ -349,7 +358,7 @@ def general_configuration(dtype: torch.dtype) -> dict:
 def blur_general(source: Tensor, target: Tensor, adjoint: bool, params: BlurParams) -> None:
     """Blur images, or apply the adjoint to gradients; not under the border replicate, whose blur is not symmetric."""
     configuration = general_configuration(source.dtype)
-    programs, tiles = _tiles(source.shape, configuration["TILE"])
+    programs, tiles = tiles_of(source.shape, configuration["TILE"])
     with launching_on(source):
         _general_blur_kernel[(programs,)](
             source, target, *_tensors(params), params.sigma if params.mean is None else params.mean,
@@ -364,7 +373,7 @@ def general_parameter_gradients(grad: Tensor, images: Tensor, grads: BlurGradien
     """Fill the gradients of sigma and gain."""
     batch = len(images)
     configuration = general_configuration(images.dtype)
-    programs, tiles = _tiles(images.shape, configuration["TILE"])
+    programs, tiles = tiles_of(images.shape, configuration["TILE"])
     of_sigma, of_gain = (
         params.sigma.new_empty(batch, programs // batch, 2),
         params.gain.new_empty(batch, programs // batch),
@@ -382,7 +391,7 @@ def general_parameter_gradients(grad: Tensor, images: Tensor, grads: BlurGradien
         torch.sum(of_gain, dim=1, out=grads.gain)
 
 
-def _tiles(shape: torch.Size, tile: int) -> tuple[int, tuple[int, int]]:
+def tiles_of(shape: torch.Size, tile: int) -> tuple[int, tuple[int, int]]:
     """Return the number of programs, one for each tile, and how many tiles a plane has along y and x."""
     batch, channels, height, width = shape
     tiles = triton.cdiv(height, tile), triton.cdiv(width, tile)

@@ -110,7 +110,8 @@ def read_axis(sigma_of, kernel_size_of):
     sigma = tl.load(sigma_of)
     # A negative or NaN sigma, which is not checked on a GPU, becomes NaN taps at a radius of 1.
     radius = tl.where(sigma > 0.0, tl.load(kernel_size_of) // 2, tl.where(sigma == 0.0, 0, 1))
-    return tl.where(sigma > 0.0, sigma, tl.where(sigma == 0.0, 1.0, float("nan"))), radius
+    # At 0.02 all taps but one are 0. Far below it the square of sigma is 0 too, and the taps would be NaN.
+    return tl.where(sigma > 0.02, sigma, tl.where(sigma >= 0.0, 0.02, float("nan"))), radius
 
 
 @triton.jit
