@@ -45,7 +45,8 @@ Triton specialises kernels to their arguments: here normalised images with fallo
 are contiguous and aligned to 16 bytes. Other falloffs, strides and sizes compile kernels with the same tiles that are
 not in the table. Its `similarity` and `topk` load by descriptors on sm_90 (four stages, steps of 128 bytes a row) and
 by pointers elsewhere, and for rows that descriptors do not take. A tile with a cut column is stored one number at a
-time.
+time. `general_blur`, `general_gradient` and `blend` serve borders, axes, tables and weight maps, and the retinal blur;
+here with the border `symmetric`, a sigma for each axis and a map, for float16 and float32.
 
 Where few blocks share a multiprocessor, this is intended:
 

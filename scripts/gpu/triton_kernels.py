@@ -30,13 +30,17 @@ from triton.tools.tensor_descriptor import TensorDescriptor  # noqa: E402
 from fovblur.enhanced_similarity import triton as similarity  # noqa: E402
 from fovblur.enhanced_similarity.params import Inputs  # noqa: E402
 from fovblur.foveated_blur import triton as blur  # noqa: E402
+from fovblur.foveated_blur import triton_general as general  # noqa: E402
 from fovblur.foveated_blur import triton_parts as parts  # noqa: E402
 from fovblur.foveated_blur.params import BlurGradients, BlurParams  # noqa: E402
+from fovblur.retinal_blur import triton as retina  # noqa: E402
+from fovblur.retinal_blur.params import LevelParams  # noqa: E402
 
 TYPES = {
     torch.uint8: "u8", torch.int32: "i32", torch.int64: "i64",
     torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32",
 }  # fmt: skip
+MODULES = (blur, general, retina, similarity)
 OPTIONS = ("num_warps", "num_stages")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -95,7 +99,7 @@ def specialised(value: object, parameter) -> tuple[str, bool]:
 def record(architecture: int, calls: Iterable[Callable[[], None]]) -> list[Launch]:
     """Return the configurations that the calls would launch on an architecture."""
     launches: list[Launch] = []
-    kernels = [(module, name) for module in (blur, similarity) for name in vars(module) if name.endswith("_kernel")]
+    kernels = [(module, name) for module in MODULES for name in vars(module) if name.endswith("_kernel")]
     with ExitStack() as stack:
         for module, name in kernels:
             stack.enter_context(mock.patch.object(module, name, Recorder(module, name, launches, architecture)))
@@ -115,6 +119,21 @@ def blur_calls() -> Iterator[Callable[[], None]]:
         yield functools.partial(blur.triton_forward, images, out, params)
         grads = BlurGradients(None if source == torch.uint8 else images, torch.empty(2), torch.empty(2))
         yield functools.partial(blur.triton_backward, out, images, grads, params)
+
+
+def option_calls() -> Iterator[Callable[[], None]]:
+    """Yield forward and backward with another border, a sigma for each axis and a weight map; and a blend of levels."""
+    pairs, gain, weight = torch.ones(2, 2), torch.ones(2), torch.ones(2, 224, 224)
+    normalisation = (torch.ones(3), torch.ones(3), "exp", 3.0)
+    params = BlurParams(pairs, pairs.int(), gain, pairs, *normalisation, border="symmetric", weight=weight)
+    levels = LevelParams(weight, (0.0, 1.0, 2.0), (1, 9, 17), "reflect")
+    for dtype in (torch.float16, torch.float32):
+        images = torch.empty(2, 3, 224, 224, dtype=dtype)
+        yield functools.partial(general.blur_general, images, images, False, params)
+        yield functools.partial(general.blur_general, images, images, True, params)
+        grads = BlurGradients(None, torch.empty(2, 2), torch.empty(2))
+        yield functools.partial(general.general_parameter_gradients, images, images, grads, params)
+        yield functools.partial(retina.triton_forward, images, images, levels)
 
 
 def similarity_calls() -> Iterator[Callable[[], None]]:
@@ -145,11 +164,11 @@ def at_precision(precision: str, function: Callable, *arguments: object) -> Call
 
 def compiled(launch: Launch) -> dict:
     """Return registers, spills, shared memory and instructions of one configuration."""
-    kernel = getattr({blur.__name__: blur, similarity.__name__: similarity}[launch.module], launch.kernel)
+    kernel = getattr({module.__name__: module for module in MODULES}[launch.module], launch.kernel)
     constants, options = dict(launch.constants), dict(launch.options)
     attributes = {(place,): [["tt.divisibility", 16]] for place in launch.aligned}
     source = ASTSource(kernel, dict(launch.signature), constants, attributes)
-    with mock.patch.dict(os.environ, parts.WITHOUT_WARP_GROUPS if launch.module == blur.__name__ else {}):
+    with mock.patch.dict(os.environ, parts.WITHOUT_WARP_GROUPS if launch.module != similarity.__name__ else {}):
         result = triton.compile(source, target=GPUTarget("cuda", launch.architecture, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(result.asm["cubin"])
@@ -206,7 +225,7 @@ def names_of(launch: Launch) -> dict[str, str]:
     precision = ", three float16 products" if constants.get("SPLIT") else precision
     adjoint = ", adjoint" if constants.get("ADJOINT") else ""
     sizes = ("COLUMNS", "BLOCK", "ROWS", "BLOCK_N", "BLOCK_M", "DEPTH", "KEPT")
-    tile = [f"{size} {constants[size]}" for size in sizes if size in constants]
+    tile = [f"{size} {constants[size]}" for size in sizes if size in constants] or [f"TILE {constants['TILE']}"]
     tile += [f"{value} {option.removeprefix('num_')}" for option, value in options.items()]
     return {"kernel": f"{name}{adjoint}, {pointers}{precision}", "configuration": ", ".join(tile)}
 
@@ -219,6 +238,8 @@ def bytes_of(mix: dict[str, int], instruction: str) -> int:
 
 def kernels(architectures: tuple[int, ...]) -> Callable[[], list[dict]]:
     """Start to compile, and return a function that waits for the rows of all launched configurations."""
-    launches = [launch for sm in architectures for launch in record(sm, (*blur_calls(), *similarity_calls()))]
+    launches = [
+        launch for sm in architectures for launch in record(sm, (*blur_calls(), *option_calls(), *similarity_calls()))
+    ]
     pool = multiprocessing.get_context("fork").Pool(os.cpu_count())
     return pool.map_async(compiled, launches, chunksize=1).get
