@@ -140,9 +140,12 @@ def _blur_into(out: Tensor, images: Tensor, params: BlurParams, backend: str | N
     learnt = any(each is not None and each.requires_grad for each in (out, images, *tensors, weight))
     if is_transformed() or (torch.is_grad_enabled() and learnt):
         raise RuntimeError("out has no gradient; call without out, or under torch.no_grad()")
-    target = out.reshape(images.shape)
+    joined = all(
+        out.stride(i) == out.stride(i + 1) * out.shape[i + 1] for i in range(out.ndim - 4)
+    )  # leading dimensions
+    target = out.reshape(images.shape) if joined else images.new_empty(images.shape, dtype=out.dtype)
     foveated_blur_out_op(images, *tensors, weight, falloff, decay, border, tables, backend or "", target)
-    if target.data_ptr() != out.data_ptr():
+    if not joined:
         out.copy_(target.reshape(out.shape))
     return out
 

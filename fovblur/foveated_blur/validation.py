@@ -146,7 +146,7 @@ def check_out(out: Tensor, images: Tensor, out_dtype: torch.dtype) -> None:
 
 def _overlap(one: Tensor, other: Tensor) -> bool:
     """Return whether the memory that two tensors span overlaps."""
-    if one.numel() == 0 or other.numel() == 0 or torch.compiler.is_compiling():
+    if one.numel() == 0 or other.numel() == 0 or torch.compiler.is_compiling() or is_under_a_mode():
         return False
     starts = one.data_ptr(), other.data_ptr()
     spans = [

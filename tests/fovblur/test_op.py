@@ -94,6 +94,27 @@ def test_compiles_whole_with_a_dynamic_batch_and_changing_parameters(seed):
         assert images.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("shape", [(4, 3, 8, 9), (2, 2, 3, 8, 9)], ids=str)
+@pytest.mark.parametrize("turned", [False, True])
+def test_out_compiles_whole(shape, turned, seed):
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def blur(images, out):
+        return 2 * fovblur.gaussian_blur(images, 1.0, out=out)
+
+    images, out = torch.rand(shape), torch.full(shape, torch.nan)
+    out = out.transpose(0, 1).contiguous().transpose(0, 1) if turned else out
+    doubled, expected = blur(images, out), fovblur.gaussian_blur(images, 1.0)
+    assert torch.equal(out, expected) and torch.equal(doubled, 2 * expected)
+
+
+def test_out_under_a_mode_or_a_transform():
+    with torch._subclasses.FakeTensorMode():
+        images, out = torch.empty(2, 3, 8, 9), torch.empty(2, 3, 8, 9)
+        assert fovblur.gaussian_blur(images, 1.0, out=out) is out
+    with pytest.raises(RuntimeError, match="out has no gradient"):
+        torch.func.vmap(lambda image: fovblur.gaussian_blur(image, 1.0, out=image))(torch.rand(2, 3, 8, 9))
+
+
 def test_bad_values_raise_in_a_compiled_function_too():
     compiled = torch.compile(lambda *inputs: fovblur.gaussian_blur(*inputs), backend="eager", fullgraph=True)
     with pytest.raises(ValueError, match=r"sigma\[1\] is -1"):
