@@ -6,6 +6,7 @@ from fovblur.backends import available_backends
 from fovblur.enhanced_similarity.api import enhanced_similarity, enhanced_topk
 from fovblur.foveated_blur.api import foveated_blur, gaussian_blur
 from fovblur.foveated_blur.sizes import kernel_size_from_sigma, sigma_from_kernel_size
+from fovblur.retinal_blur.api import retinal_blur
 
 __all__ = [
     "available_backends",
@@ -14,6 +15,7 @@ __all__ = [
     "foveated_blur",
     "gaussian_blur",
     "kernel_size_from_sigma",
+    "retinal_blur",
     "sigma_from_kernel_size",
 ]
 

@@ -15,7 +15,7 @@ import torch
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 OPS = ("foveated_blur", "enhanced_similarity", "retinal_blur")
-KERNELS = {"retinal_blur": ("cpu",)}  # of an op that not every backend has
+KERNELS = {"retinal_blur": ("cpu", "cuda")}  # of an op that not every backend has
 ENVIRONMENT_VARIABLE = "FOVBLUR_BACKEND"
 # Major compute capabilities on which "auto" prefers Triton, by op and dtype; elsewhere it prefers the CUDA kernels. An
 # estimate from counted instructions, not a measurement: on sm_90 only Triton multiplies by whole warp groups.

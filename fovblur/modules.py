@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn.utils import parametrize
 from fovblur.foveated_blur.api import foveated_blur, gaussian_blur
 from fovblur.foveated_blur.params import Values
 from fovblur.foveated_blur.sizes import sigma_from_kernel_size
+from fovblur.retinal_blur.api import retinal_blur
 
 
 class FoveatedBlur2d(nn.Module):
@@ -187,6 +189,37 @@ class GaussianBlur2d(nn.Module):
     def extra_repr(self) -> str:
         """Return the parameters that ``repr`` shows."""
         return _format(self, "sigma", "kernel_size", "border", "rule")
+
+
+class RetinalBlur2d(nn.Module):
+    """Blur images (..., C, H, W) with :func:`fovblur.retinal_blur`, whose arguments are those of the module.
+
+    Args:
+        pixels_per_degree: pixels in a degree of visual angle at the fixation.
+        fixation: (y, x) in pixels, or an ``nn.Parameter``, which is learnt. Default: (H // 2, W // 2).
+        options: the other keyword arguments of the function.
+
+    Examples:
+        >>> RetinalBlur2d(4.0)(torch.rand(2, 3, 48, 64)).shape
+        torch.Size([2, 3, 48, 64])
+    """
+
+    fixation: Values | None
+
+    def __init__(self, pixels_per_degree: float, *, fixation: Values | None = None, **options: Any):
+        super().__init__()
+        _register(self, fixation=fixation)
+        self.pixels_per_degree, self.options = pixels_per_degree, options
+        self(torch.zeros(1, 1, 1, 1))  # raises now what the function would raise later
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the blurred images (..., C, H, W)."""
+        return retinal_blur(images, self.fixation, pixels_per_degree=self.pixels_per_degree, **self.options)
+
+    def extra_repr(self) -> str:
+        """Return the parameters that ``repr`` shows."""
+        options = (f"{name}={value}" for name, value in self.options.items())
+        return ", ".join([_format(self, "pixels_per_degree", "fixation"), *options])
 
 
 def _register(module: nn.Module, **values: object) -> None:

@@ -7,6 +7,7 @@ A test fails where a page says anything else. The sources are kept by the runs t
     headline, speed  benchmarks/results/{blur,similarity,training}_cpu.json, by python -m benchmarks
     features         benchmarks/results/features_cpu.json, likewise
     presets          what the methods in bvsa_core/methods declare
+    retinal_error    scripts/retinal_error.py, anew
 """
 
 from __future__ import annotations
@@ -113,6 +114,12 @@ def speed_summary() -> str:
     return speed_of(RESULTS / "blur_cpu.json", *TIMED["blur"], cases=SUMMARY["blur"])
 
 
+def retinal_error() -> str:
+    import retinal_error as script  # beside this file
+
+    return script.table()
+
+
 def presets() -> str:
     from bvsa_core import methods
 
@@ -137,6 +144,7 @@ PAGES = {
     "docs/command.md": {"demo": demo},
     "docs/data.md": {"tiny": tiny},
     "docs/methods.md": {"presets": presets},
+    "docs/op.md": {"retinal_error": retinal_error},
 }
 
 

@@ -36,12 +36,18 @@ enhanced_similarity(brain_image: 'Tensor', image: 'Tensor', brain_text: 'Tensor'
 enhanced_topk(brain_image: 'Tensor', image: 'Tensor', brain_text: 'Tensor', text: 'Tensor', k: 'int', *, row_gate:
     'Tensor | None' = None, column_gate: 'Tensor | None' = None, backend: 'str | None' = None) -> 'tuple[Tensor,
     Tensor]'
-foveated_blur(images: 'Tensor', sigma: 'Values | None' = None, *, kernel_size: 'Values | None' = None, gain: 'Values' =
-    0.5, decay: 'float' = 3.0, falloff: 'str' = 'exp', fixation: 'Values | None' = None, mean: 'Values | None' = None,
-    std: 'Values | None' = None, out_dtype: 'torch.dtype | None' = None, backend: 'str | None' = None) -> 'Tensor'
-gaussian_blur(images: 'Tensor', sigma: 'Values | None' = None, *, kernel_size: 'Values | None' = None, backend: 'str |
-    None' = None) -> 'Tensor'
+foveated_blur(images: 'Images', sigma: 'Values | None' = None, *, kernel_size: 'Values | None' = None, gain: 'Values' =
+    0.5, decay: 'float' = 3.0, falloff: 'str' = 'exp', fixation: 'Values | None' = None, weight: 'Values |
+    Sequence[Values] | None' = None, mean: 'Values | None' = None, std: 'Values | None' = None, border: 'str' =
+    'reflect', rule: 'str | None' = None, out_dtype: 'torch.dtype | None' = None, out: 'Tensor | None' = None, backend:
+    'str | None' = None) -> 'Images'
+gaussian_blur(images: 'Images', sigma: 'Values | None' = None, *, kernel_size: 'Values | None' = None, border: 'str' =
+    'reflect', rule: 'str | None' = None, out: 'Tensor | None' = None, backend: 'str | None' = None) -> 'Images'
 kernel_size_from_sigma(sigma)
+retinal_blur(images: 'Tensor', fixation: 'Values | None' = None, *, pixels_per_degree: 'float', viewing_distance: 'float
+    | None' = None, half_resolution: 'float' = 2.3, frequency_decay: 'float' = 0.106, contrast_threshold: 'float' =
+    0.015625, levels: 'int' = 12, border: 'str' = 'reflect', out_dtype: 'torch.dtype | None' = None, backend: 'str |
+    None' = None) -> 'Tensor'
 sigma_from_kernel_size(k)
 Batch Contrastive Dataset Decoder EmbeddingMatrix Embeddings Evaluation Gallery InputSpec Level Method Protocol Queries
     Recordings RetrievalResult RunConfig RunData RunDataConfig RunFolder RunResult Scores Scoring Split SyntheticConfig
@@ -50,7 +56,8 @@ Batch Contrastive Dataset Decoder EmbeddingMatrix Embeddings Evaluation Gallery 
     similarity symmetric_contrastive to_mne train write_subject
 atm bravl bvsa mcdb nice samga ubp vanilla
 atm deepnet eeg_project eegnet perceptron shallownet tsconv tsconv_ubp
-fovblur::enhanced_similarity fovblur::enhanced_topk fovblur::foveated_blur fovblur::foveated_blur_backward""",
+fovblur::enhanced_similarity fovblur::enhanced_topk fovblur::foveated_blur fovblur::foveated_blur_backward
+    fovblur::foveated_blur_out fovblur::retinal_blur""",
     )
 
 

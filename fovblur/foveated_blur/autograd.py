@@ -272,6 +272,16 @@ def differentiable_blur(*arguments) -> Tensor:
     return Blur.apply(*arguments) if is_transformed() else foveated_blur_op(*arguments)
 
 
+def transposed_gaussian(grad: Tensor, sigma: float, kernel_size: int, border: str, backend: str) -> Tensor:
+    """Apply the transpose of one Gaussian blur to (B, C, H, W): the gradient of images, for that of the result."""
+    batch, at = len(grad), grad.device
+    sigmas = torch.full((), sigma, dtype=grad.dtype, device=at).expand(batch)
+    sizes = torch.full((), kernel_size, dtype=torch.int32, device=at).expand(batch)
+    gain, fixation = torch.zeros_like(sigmas), torch.zeros(1, 2, dtype=grad.dtype, device=at).expand(batch, 2)
+    options = None, None, None, "exp", 0.0, border, False, backend, [True, False, False]
+    return _differentiable_backward(grad, grad, sigmas, sizes, gain, fixation, *options)[0]
+
+
 def _differentiable_backward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
     if is_transformed():
         return BlurBackward.apply(*arguments[:-1], *arguments[-1])

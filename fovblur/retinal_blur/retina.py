@@ -18,6 +18,7 @@ from fovblur.foveated_blur.reference import length
 from fovblur.foveated_blur.validation import constant
 
 HALF_AMPLITUDE = math.log(2) / (2 * math.pi**2)  # (sigma f)^2 of a Gaussian that halves the amplitude of frequency f
+LARGEST_SIGMA = 8191.0  # pixels, whose kernel size is the largest of all
 NYQUIST_PERIOD = 2.0  # pixels in a cycle of the finest grating that a display shows
 _AXIS_NYQUIST = math.pi**2 / 2  # a Gaussian of variance v leaves exp(-v * this) of that grating
 _KNEE = 2 / _AXIS_NYQUIST
@@ -60,13 +61,16 @@ class Levels(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def levels_of(retina: Retina, farthest: float, count: int) -> Levels:
-    """Return `count` levels for pixels up to `farthest` from the fixation, spaced for an even error of their blend.
+def levels_of(retina: Retina, height: int, width: int, count: int) -> Levels:
+    """Return `count` levels for fixations within an image, spaced for an even error of their blend.
 
     At a squared frequency u, a blend of two Gaussians of variances v and v + d misses one between them by about u^2
     exp(-u v) d^2 / 8. The spacing below makes the largest such error, up to the display's finest grating, even.
     """
-    least, largest = retina.variance(0.0), retina.variance(farthest)
+    least, largest = retina.variance(0.0), retina.variance(math.hypot(height - 1, width - 1))
+    if largest > LARGEST_SIGMA**2:
+        asked = f"a sigma of {math.sqrt(largest):.4g} pixels at the corner, of at most {LARGEST_SIGMA:g}"
+        raise ValueError(f"pixels_per_degree is {retina.pixels_per_degree:g}; it asks for {asked}")
     start, end = _spacing(least), _spacing(largest)
     sigmas = [sigma_of_variance(_spaced(start + (end - start) * k / (count - 1))) for k in range(count)]
     sizes = [2 * math.floor(4 * sigma + 0.5) + 1 for sigma in sigmas]
@@ -106,12 +110,14 @@ def sigma_of_variance(variance: float) -> float:
     return high
 
 
-def level_map(variance: Tensor, levels: Levels) -> Tensor:
-    """Return where variances lie between those of the levels, from 0 to their number - 1."""
+def level_map(variance: Tensor, levels: Levels) -> tuple[Tensor, Tensor]:
+    """Return where variances lie between those of the levels, from 0 to their number - 1, and the slope of that."""
     at = constant(levels.variances, variance.dtype, variance)
-    lower = torch.bucketize(variance.detach(), at[1:-1], right=True)
-    step = at.diff().clamp(min=torch.finfo(at.dtype).tiny)
-    return lower + ((variance - at[lower]) / step[lower]).clamp(0, 1)
+    step = at.diff()
+    slope = torch.where(step > 0, 1 / step, 0)  # levels are alike where nothing is blurred
+    lower = torch.bucketize(variance.detach().contiguous(), at[1:-1], right=True)
+    share = (variance - at[lower]) * slope[lower]
+    return lower + share.clamp(0, 1), torch.where(share <= 1, slope[lower], 0)
 
 
 def distance_to_fixation(fixation: Tensor, height: int, width: int) -> Tensor:

@@ -49,6 +49,7 @@ class Implementation:
 
     foveated_blur = functools.partialmethod(_call, fovblur.foveated_blur)
     gaussian_blur = functools.partialmethod(_call, fovblur.gaussian_blur)
+    retinal_blur = functools.partialmethod(_call, fovblur.retinal_blur)
     matrix = functools.partialmethod(_call, fovblur.enhanced_similarity)
     topk = functools.partialmethod(_call, fovblur.enhanced_topk)
 

@@ -63,7 +63,8 @@ def blend_of_levels(images: Tensor, params: LevelParams) -> Tensor:
     """Return the sum of the blurs of all levels, each weighted by max(0, 1 - |level - k|)."""
     total = torch.zeros_like(images, dtype=torch.float64)
     for k, (sigma, size) in enumerate(zip(params.sigmas, params.kernel_sizes)):
-        along_y, along_x = (matrix(taps(torch.tensor(sigma), size, False), n, params.border) for n in images.shape[-2:])
+        weights = taps(torch.tensor(sigma, dtype=torch.float64), size, False)
+        along_y, along_x = (matrix(weights, n, params.border) for n in images.shape[-2:])
         weight = (1 - (params.level.double() - k).abs()).clamp(min=0)[:, None]
         total += weight * (along_y @ images.double() @ along_x.T)
     return total
