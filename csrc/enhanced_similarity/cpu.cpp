@@ -34,8 +34,8 @@ class Recordings {
       : p_(params), first_(first), count_(std::min(kBlocks * kBlock, params.recordings - first)) {
     image_.get(blocks() * Panel<T>::size(p_.image_width));
     text_.get(blocks() * Panel<T>::size(p_.text_width));
-    parallel_for<Scratch<T>>(blocks(), threads, [&](int64_t block, Scratch<T>& row) {
-      T* space = row.get(std::max<int64_t>(1, std::max(p_.image_width, p_.text_width)));
+    parallel_for<Scratch<T>>(blocks(), threads, [&](int64_t block, Scratch<T>& rows) {
+      T* space = rows.get(Panel<T>::packing_space(std::max(p_.image_width, p_.text_width)));
       image_panel(block).pack(p_.dtype, p_.brain_image, first_of(block), space);
       T* gates = gates_ + block * kBlock;
       for (int64_t q = 0; q < kBlock; ++q) gates[q] = q < count_of(block) ? value_of<T>(p_.row_gate, first_of(block) + q) : T(0);

@@ -9,6 +9,7 @@
 
 #include "../common/cpu_parallel.h"
 #include "../common/cpu_rows.h"
+#include "../common/cpu_transpose.h"
 #include "params.h"
 
 namespace fovblur {
@@ -100,13 +101,26 @@ class Panel {
 
   static int64_t size(int64_t width) { return width * kBlock; }
 
-  void pack(DType dtype, const Embeddings& source, int64_t first, T* row) const {
-    std::fill_n(data_, size(width_), T(0));
-    for (int64_t q = 0; q < count_; ++q) {
-      load_row(dtype, source.data, (first + q) * source.row_stride, source.column_stride, width_, row);
-      const int64_t group = q / kGroup<T>, lanes = vectors(group) * kLanes<T>;
+  static int64_t packing_space(int64_t width) { return kLanes<T> * row_stride(width); }
+
+  // Packs recordings [first, first + count) through memory for packing_space(width) elements.
+  void pack(DType dtype, const Embeddings& source, int64_t first, T* rows) const {
+    constexpr int64_t L = kLanes<T>;
+    const int64_t stride = row_stride(width_);
+    for (int64_t q = 0; q < count_; q += L) {
+      for (int64_t k = 0; k < L; ++k) {
+        T* row = rows + k * stride;
+        if (q + k < count_)
+          load_row(dtype, source.data, (first + q + k) * source.row_stride, source.column_stride, width_, row);
+        else
+          std::fill_n(row, width_, T(0));
+      }
+      const int64_t group = q / kGroup<T>, lanes = vectors(group) * L;
       T* target = data_ + group * kGroup<T> * width_ + q % kGroup<T>;
-      for (int64_t d = 0; d < width_; ++d) target[d * lanes] = row[d];
+      int64_t d = 0;
+      for (; d + L <= width_; d += L) transpose_block(rows + d, stride, target + d * lanes, lanes);
+      for (; d < width_; ++d)
+        for (int64_t k = 0; k < L; ++k) target[d * lanes + k] = rows[k * stride + d];
     }
   }
 
@@ -136,6 +150,9 @@ class Panel {
   }
 
  private:
+  // Not a power of two, so that a column of the rows is in different sets of the cache.
+  static int64_t row_stride(int64_t width) { return round_up(width, kLanes<T>) + kLanes<T>; }
+
   int vectors(int64_t group) const {
     const int64_t lanes = std::min<int64_t>(kGroup<T>, count_ - group * kGroup<T>);
     return int((lanes + kLanes<T> - 1) / kLanes<T>);

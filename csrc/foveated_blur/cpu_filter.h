@@ -1,11 +1,11 @@
-// The arithmetic of the CPU blur: filtering down the columns of a matrix, which are SIMD lanes, and transposing matrices.
+// The arithmetic of the CPU blur: filtering down the columns of a matrix, which are SIMD lanes.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
-#include <utility>
 
 #include "../common/cpu_rows.h"
+#include "../common/cpu_transpose.h"
 
 namespace fovblur {
 namespace FOVBLUR_VARIANT {
@@ -75,37 +75,6 @@ void filter_columns(int vectors, const T* const* rows, int64_t count, int64_t la
     default:
       return filter_columns<T, kVecs>(rows, count, lane, taps, radius, add, out);
   }
-}
-
-template <class V, size_t... I>
-inline V interleave_low(V a, V b, std::index_sequence<I...>) {
-  return __builtin_shufflevector(a, b, (I % 2 ? sizeof...(I) + I / 2 : I / 2)...);
-}
-template <class V, size_t... I>
-inline V interleave_high(V a, V b, std::index_sequence<I...>) {
-  return __builtin_shufflevector(a, b, (sizeof...(I) / 2 + (I % 2 ? sizeof...(I) + I / 2 : I / 2))...);
-}
-
-// Transpose a square block of lanes x lanes elements: log2(lanes) rounds of perfect shuffles.
-template <class T>
-inline void transpose_block(const T* in, int64_t in_stride, T* out, int64_t out_stride) {
-  constexpr int L = kLanes<T>;
-  constexpr auto lanes = std::make_index_sequence<L>();
-  Vec<T> a[L], b[L];
-#pragma GCC unroll 16
-  for (int i = 0; i < L; ++i) a[i] = *reinterpret_cast<const Vec<T>*>(in + i * in_stride);
-#pragma GCC unroll 4
-  for (int round = 1; round < L; round *= 2) {
-#pragma GCC unroll 8
-    for (int i = 0; i < L / 2; ++i) {
-      b[2 * i] = interleave_low(a[i], a[i + L / 2], lanes);
-      b[2 * i + 1] = interleave_high(a[i], a[i + L / 2], lanes);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < L; ++i) a[i] = b[i];
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < L; ++i) *reinterpret_cast<Vec<T>*>(out + i * out_stride) = a[i];
 }
 
 }  // namespace FOVBLUR_VARIANT
