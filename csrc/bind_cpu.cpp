@@ -19,16 +19,17 @@ namespace {
 struct Variant {
   const char* name;
   void (*foveated_blur)(const fovblur::BlurParams&, const fovblur::Images& out, int threads);
+  void (*foveated_blur_list)(const fovblur::BlurParams&, const fovblur::ListedImage*, fovblur::DType result, int threads);
   void (*foveated_blur_backward)(const fovblur::BlurParams&, const fovblur::BlurGradients&, int threads);
   void (*enhanced_similarity)(const fovblur::SimilarityParams&, void* out, int threads);
   void (*enhanced_topk)(const fovblur::SimilarityParams&, const fovblur::TopK&, int threads);
   void (*blend_levels)(const fovblur::LevelParams&, const fovblur::Images& out, int threads);
 };
 
-#define FOVBLUR_ENTRIES(variant)                                                       \
-  #variant, fovblur::variant::foveated_blur, fovblur::variant::foveated_blur_backward, \
-  fovblur::variant::enhanced_similarity, fovblur::variant::enhanced_topk,              \
-  fovblur::variant::blend_levels
+#define FOVBLUR_ENTRIES(variant)                                                   \
+  #variant, fovblur::variant::foveated_blur, fovblur::variant::foveated_blur_list, \
+  fovblur::variant::foveated_blur_backward, fovblur::variant::enhanced_similarity, \
+  fovblur::variant::enhanced_topk, fovblur::variant::blend_levels
 
 // Best first.
 std::vector<Variant> supported_variants() {
@@ -79,6 +80,14 @@ PYBIND11_MODULE(_cpu, m) {
         in_use->foveated_blur(params, out, threads);
       },
       py::arg("params"), py::arg("out"), py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "foveated_blur_list",
+      [](const fovblur::BlurParams& params, uintptr_t images, int out_dtype, int threads) {
+        in_use->foveated_blur_list(params, reinterpret_cast<const fovblur::ListedImage*>(images), fovblur::DType(out_dtype),
+                                   threads);
+      },
+      py::arg("params"), py::arg("images"), py::arg("out_dtype"), py::arg("threads"),
+      py::call_guard<py::gil_scoped_release>(), "Blur a list; images is the address of an array of ListedImage.");
   m.def(
       "foveated_blur_backward",
       [](const fovblur::BlurParams& params, const fovblur::BlurGradients& gradients, int threads) {

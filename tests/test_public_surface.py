@@ -57,7 +57,7 @@ Batch Contrastive Dataset Decoder EmbeddingMatrix Embeddings Evaluation Gallery 
 atm bravl bvsa mcdb nice samga ubp vanilla
 atm deepnet eeg_project eegnet perceptron shallownet tsconv tsconv_ubp
 fovblur::enhanced_similarity fovblur::enhanced_topk fovblur::foveated_blur fovblur::foveated_blur_backward
-    fovblur::foveated_blur_out fovblur::retinal_blur""",
+    fovblur::foveated_blur_list fovblur::foveated_blur_out fovblur::retinal_blur""",
     )
 
 

@@ -164,50 +164,108 @@ void parameter_gradient_strip(Strip<T> strip, const BlurGradients& gradients, co
 
 // ---- the batch ----
 
-// The batch cut into strips, and the acuity map if all samples share it.
-template <class T>
-struct Plan {
-  int64_t strips, strip, tasks;
-  int threads;
-  Scratch<T> acuity;
-  T* shared_acuity = nullptr;
+// How the samples of a call are cut: a strip has as many rows as a core's cache holds, and fewer where that gives too few
+// strips for the threads.
+struct Strips {
+  int64_t rows, of_a_sample;
 
-  Plan(const BlurParams& p, int available_threads, bool foveated) : threads(available_threads) {
-    const int64_t batch = p.shape[0], height = p.shape[2], width = p.shape[3];
-    // A strip has as many rows of a sample as a core's cache holds, and fewer if threads would idle.
-    constexpr int64_t kStripElements = 64 * 1024, kThreadElements = 32 * 1024;
-    const int64_t strips_wanted = (2 * threads + batch - 1) / batch;
-    const int64_t strip_rows = std::min(kStripElements / width, (height + strips_wanted - 1) / strips_wanted);
-    strip = std::min(height, round_up(std::max<int64_t>(1, strip_rows), 16));
-    strips = (height + strip - 1) / strip;
-    tasks = batch * strips;
-    threads = int(std::max<int64_t>(1, std::min<int64_t>(threads, batch * p.shape[1] * height * width / kThreadElements)));
-    if (foveated && !p.weight.data && p.fixation.stride == 0) {
-      shared_acuity = acuity.get(height * width);
-      acuity_map(p, 0, 0, height, shared_acuity);
-    }
+  Strips(const BlurParams& p, int64_t wanted) {
+    constexpr int64_t kStripElements = 64 * 1024;
+    const int64_t height = p.shape[2];
+    const int64_t most = std::min(kStripElements / p.shape[3], (height + wanted - 1) / wanted);
+    rows = std::min(height, round_up(std::max<int64_t>(1, most), 16));
+    of_a_sample = (height + rows - 1) / rows;
   }
 
-  // Calls body(strip, task) for every strip.
-  template <class Body>
-  void run(const BlurParams& p, bool with_slopes, const Body& body) const {
-    parallel_for<Workspace<T>>(tasks, threads, [&](int64_t task, Workspace<T>& workspace) {
-      const int64_t begin = task % strips * strip;
-      body(Strip<T>(p, workspace, task / strips, begin, std::min(p.shape[2], begin + strip), with_slopes), task);
-    });
+  template <class T>
+  Strip<T> make(const BlurParams& p, int64_t task, bool with_slopes, Workspace<T>& workspace) const {
+    const int64_t begin = task % of_a_sample * rows;
+    return {p, workspace, task / of_a_sample, begin, std::min(p.shape[2], begin + rows), with_slopes};
   }
 };
 
-bool is_empty(const BlurParams& p) { return p.shape[0] * p.shape[1] * p.shape[2] * p.shape[3] == 0; }
+// Strips for each of `samples`, so that no thread idles.
+int64_t strips_wanted(int64_t samples, int threads) { return (2 * threads + samples - 1) / samples; }
+
+// Threads that are worth their start.
+int useful_threads(int64_t elements, int threads) {
+  constexpr int64_t kThreadElements = 32 * 1024;
+  return int(std::max<int64_t>(1, std::min<int64_t>(threads, elements / kThreadElements)));
+}
+
+int64_t elements_of(const BlurParams& p) { return p.shape[0] * p.shape[1] * p.shape[2] * p.shape[3]; }
+
+// Returns the acuity that all samples share, or null if each has its own.
+template <class T>
+const T* acuity_of_all(const BlurParams& p, Scratch<T>& scratch) {
+  if (p.weight.data || p.fixation.stride != 0) return nullptr;
+  T* map = scratch.get(p.shape[2] * p.shape[3]);
+  acuity_map(p, 0, 0, p.shape[2], map);
+  return map;
+}
 
 template <class T>
 void forward(const BlurParams& p, const Images& out, int threads) {
-  if (is_empty(p)) return;
+  if (elements_of(p) == 0) return;
   advise_huge_pages(out, p.shape);
   bool foveated = false;
   for (int64_t i = 0; i < p.shape[0] && !foveated; ++i) foveated = value_of<T>(p.gain, i) != T(0);
-  const Plan<T> plan(p, threads, foveated);
-  plan.run(p, false, [&](Strip<T> strip, int64_t) { blur_strip(strip, out, plan.shared_acuity); });
+  Scratch<T> scratch;  // for a batch; that of one sample is made by its strips, on all threads
+  const T* acuity = foveated && p.shape[0] > 1 ? acuity_of_all(p, scratch) : nullptr;
+  const Strips strips(p, strips_wanted(p.shape[0], threads));
+  const auto body = [&](int64_t task, Workspace<T>& workspace) {
+    blur_strip(strips.make(p, task, false, workspace), out, acuity);
+  };
+  parallel_for<Workspace<T>>(p.shape[0] * strips.of_a_sample, useful_threads(elements_of(p), threads), body);
+}
+
+// The call that blurs one image of a list, by the parameters of sample `index`.
+template <class T>
+BlurParams call_of(const BlurParams& p, const ListedImage& image, int64_t index) {
+  const auto own = [&](const PerSample& parameter, size_t element) {
+    return PerSample{static_cast<const char*>(parameter.data) + size_t(index * parameter.stride) * element, 0};
+  };
+  BlurParams call = p;
+  const int64_t shape[4] = {1, image.channels, image.height, image.width};
+  std::copy_n(shape, 4, call.shape);
+  call.images.data = const_cast<void*>(image.data);
+  call.images.strides[0] = 0;
+  std::copy_n(image.strides, 3, call.images.strides + 1);
+  call.sigma = own(p.sigma, sizeof(T));
+  call.kernel_size = own(p.kernel_size, sizeof(int32_t));
+  call.gain = own(p.gain, sizeof(T));
+  call.fixation = own(p.fixation, sizeof(T));
+  call.weight = {image.weight, {0, image.weight_strides[0], image.weight_strides[1]}};
+  return call;
+}
+
+template <class T>
+void forward_list(const BlurParams& p, const ListedImage* images, DType result, int threads) {
+  struct Listed {
+    BlurParams call;
+    Images out;
+    Strips strips;
+    int64_t first_task;
+  };
+  std::vector<Listed> list;
+  int64_t tasks = 0, elements = 0;
+  for (int64_t i = 0; i < p.shape[0]; ++i) {
+    const ListedImage& image = images[i];
+    const BlurParams call = call_of<T>(p, image, i);
+    if (elements_of(call) == 0) continue;
+    const Images out{image.target, result, {0, image.target_strides[0], image.target_strides[1], image.target_strides[2]}};
+    advise_huge_pages(out, call.shape);
+    list.push_back({call, out, Strips(call, strips_wanted(p.shape[0], threads)), tasks});
+    tasks += list.back().strips.of_a_sample;
+    elements += elements_of(call);
+  }
+  const auto body = [&](int64_t task, Workspace<T>& workspace) {
+    const auto comes_before = [](int64_t task, const Listed& listed) { return task < listed.first_task; };
+    const Listed& listed = *(std::upper_bound(list.begin(), list.end(), task, comes_before) - 1);
+    const T* shared_acuity = nullptr;
+    blur_strip(listed.strips.make(listed.call, task - listed.first_task, false, workspace), listed.out, shared_acuity);
+  };
+  parallel_for<Workspace<T>>(tasks, useful_threads(elements, threads), body);
 }
 
 template <class T>
@@ -217,21 +275,24 @@ void backward(const BlurParams& p, const BlurGradients& gradients, int threads) 
   const int64_t sigmas = p.shape[0] * (p.per_axis ? 2 : 1);
   if (grad_sigma) std::fill_n(grad_sigma, sigmas, T(0));
   if (grad_gain) std::fill_n(grad_gain, p.shape[0], T(0));
-  if (is_empty(p)) return;
+  if (elements_of(p) == 0) return;
   if (gradients.grad_images.data) advise_huge_pages(gradients.grad_images, p.shape);
-  const Plan<T> plan(p, threads, true);
-  const T* shared = plan.shared_acuity;
+  Scratch<T> scratch;
+  const T* shared = acuity_of_all(p, scratch);
+  const Strips strips(p, strips_wanted(p.shape[0], threads));
   // Sums of rows, which are added up in order, so that the result does not depend on the number of threads.
   const int64_t height = p.shape[2];
   std::vector<double> of_sigma(grad_sigma ? size_t(sigmas * height) : 0);
   std::vector<double> of_gain(grad_gain ? size_t(p.shape[0] * height) : 0);
-  plan.run(p, grad_sigma != nullptr, [&](Strip<T> strip, int64_t) {
+  const auto body = [&](int64_t task, Workspace<T>& workspace) {
+    const Strip<T> strip = strips.make(p, task, grad_sigma != nullptr, workspace);
     if (gradients.grad_images.data) image_gradient_strip(strip, gradients, shared);
     const size_t first_row = size_t(strip.sample * height);
     if (grad_sigma || grad_gain)
       parameter_gradient_strip(strip, gradients, shared, grad_sigma ? &of_sigma[(p.per_axis ? 2 : 1) * first_row] : nullptr,
                                grad_gain ? &of_gain[first_row] : nullptr);
-  });
+  };
+  parallel_for<Workspace<T>>(p.shape[0] * strips.of_a_sample, useful_threads(elements_of(p), threads), body);
   const auto add_up = [&](const std::vector<double>& rows, int64_t count, T* totals) {
     for (int64_t i = 0; totals && i < count; ++i)
       totals[i] = T(std::accumulate(rows.begin() + i * height, rows.begin() + (i + 1) * height, 0.0));
@@ -247,6 +308,13 @@ void foveated_blur(const BlurParams& params, const Images& out, int threads) {
     forward<double>(params, out, threads);
   else
     forward<float>(params, out, threads);
+}
+
+void foveated_blur_list(const BlurParams& params, const ListedImage* images, DType result, int threads) {
+  if (params.images.dtype == DType::float64)
+    forward_list<double>(params, images, result, threads);
+  else
+    forward_list<float>(params, images, result, threads);
 }
 
 void foveated_blur_backward(const BlurParams& params, const BlurGradients& gradients, int threads) {

@@ -5,10 +5,12 @@
 
 namespace fovblur {
 
-#define FOVBLUR_DECLARE_VARIANT(variant)                                                              \
-  namespace variant {                                                                                 \
-  void foveated_blur(const BlurParams& params, const Images& out, int threads);                       \
-  void foveated_blur_backward(const BlurParams& params, const BlurGradients& gradients, int threads); \
+// A list takes the parameters of its images from params, whose shape holds their number, and whose images have their type.
+#define FOVBLUR_DECLARE_VARIANT(variant)                                                                           \
+  namespace variant {                                                                                              \
+  void foveated_blur(const BlurParams& params, const Images& out, int threads);                                    \
+  void foveated_blur_list(const BlurParams& params, const ListedImage* images, DType result, int threads);         \
+  void foveated_blur_backward(const BlurParams& params, const BlurGradients& gradients, int threads);              \
   }
 
 FOVBLUR_DECLARE_VARIANT(baseline)

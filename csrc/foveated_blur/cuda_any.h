@@ -5,18 +5,6 @@
 
 namespace fovblur {
 
-// An image [C, H, W] of a list, whose strides are in elements, in device memory.
-struct ListedImage {
-  const void* data;
-  int64_t strides[3];
-  void* target;  // of the result
-  int64_t target_strides[3];
-  int64_t channels, height, width;
-  const void* weight;  // a map [H, W] in place of the falloff; may be null
-  int64_t weight_strides[2];
-  int64_t first_tile;  // the tiles of the images before it
-};
-
 // Whether a call has options that the other forms do not take.
 inline bool takes_any_form(const BlurParams& p) {
   return p.per_axis || p.tables || p.weight.data || p.border != Border::reflect;

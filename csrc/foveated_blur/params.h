@@ -30,6 +30,18 @@ struct Map {
   int64_t strides[3];
 };
 
+// An image [C, H, W] of a list, whose strides are in elements.
+struct ListedImage {
+  const void* data;
+  int64_t strides[3];
+  void* target;  // of the result
+  int64_t target_strides[3];
+  int64_t channels, height, width;
+  const void* weight;  // a map [H, W] in place of the falloff; may be null
+  int64_t weight_strides[2];
+  int64_t first_tile;  // of CUDA: the tiles of the images before it
+};
+
 struct BlurParams {
   int64_t shape[4];  // [B, C, H, W]
   Images images;

@@ -1,4 +1,4 @@
-"""Lists of images of different sizes, blurred in one call: by one launch of cuda, unless gradients are needed."""
+"""Lists of images of different sizes: one call of an op, or one for each image if gradients are needed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from fovblur import backends
-from fovblur.foveated_blur import native, validation
+from fovblur.foveated_blur import validation
 from fovblur.foveated_blur.call import Arguments, blur_batch, params_of, with_one_fixation
+from fovblur.foveated_blur.op import foveated_blur_list_op
 from fovblur.foveated_blur.params import BlurParams
-from fovblur.tracing import is_transformed, is_under_a_mode
+from fovblur.tracing import is_transformed
 
 
 def blur_list(images: Sequence[Tensor], arguments: Arguments) -> list[Tensor]:
@@ -26,62 +27,32 @@ def blur_list(images: Sequence[Tensor], arguments: Arguments) -> list[Tensor]:
         arguments = arguments._replace(fixation=centres)
     params = params_of(like, arguments)
     out_dtype = validation.out_dtype(arguments.out_dtype, like, arguments.normalises)
-    own = [_of_image(params, index) for index in range(count)]
-    if arguments.weight is not None:
-        own = _with_weights(own, arguments.weight, images)
-    if not _is_recorded([*images, *params, *(each.weight for each in own)]):
-        backend = backends.resolve(arguments.backend, "foveated_blur", like.device, like.dtype)
-        if backend == "cuda":
-            own = [with_one_fixation(each, image[None]) for each, image in zip(own, images)]
-            return _blur_at_once(images, params, own, out_dtype)
-    blurred = (blur_batch(image[None], each, out_dtype, arguments.backend) for image, each in zip(images, own))
-    return [each[0] for each in blurred]
+    weights = _weights(arguments.weight, images, params)
+    if backends.is_reference(arguments.backend) or _is_differentiated(images, params, weights):
+        own = (params.of_image(index, weights[index] if weights else None) for index in range(count))
+        return [blur_batch(image[None], each, out_dtype, arguments.backend)[0] for image, each in zip(images, own)]
+    if params.fixation.ndim == 3:
+        own = (with_one_fixation(params.of_image(index), image[None]) for index, image in enumerate(images))
+        weights = [each.weight[0] for each in own if each.weight is not None]
+        params = params._replace(fixation=params.fixation[:, 0].contiguous())
+    *tensors, falloff, decay, border, tables, _ = params
+    backend = arguments.backend or ""
+    return foveated_blur_list_op(images, *tensors, weights, falloff, decay, border, tables, out_dtype, backend)
 
 
-def _is_recorded(inputs: Sequence[object]) -> bool:
-    """Return whether a call is differentiated or traced, which needs the op."""
-    if torch.compiler.is_compiling() or is_transformed() or is_under_a_mode():
-        return True
-    return torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in inputs)
+def _is_differentiated(images: Sequence[Tensor], params: BlurParams, weights: Sequence[Tensor]) -> bool:
+    """Return whether the call may have derivatives, or is one of many under vmap."""
+    tensors = (each for each in (*images, *params, *weights) if isinstance(each, Tensor))
+    return is_transformed() or (torch.is_grad_enabled() and any(each.requires_grad for each in tensors))
 
 
-def _blur_at_once(
-    images: Sequence[Tensor], params: BlurParams, own: Sequence[BlurParams], out_dtype: torch.dtype
-) -> list[Tensor]:
-    """Blur a list by one launch of the CUDA kernels; images without a pixel are left out."""
-    blurred = [torch.empty_like(image, dtype=out_dtype) for image in images]
-    there = [index for index, image in enumerate(images) if image.numel() > 0]
-    params = params._replace(fixation=torch.cat([each.fixation for each in own]))
-    if len(there) < len(images):
-        params = params._replace(
-            sigma=params.sigma[there],
-            kernel_size=params.kernel_size[there],
-            gain=params.gain[there],
-            fixation=params.fixation[there],
-        )
-    weights = [each.weight[0] for each in own if each.weight is not None]
-    if there:
-        validation.check_values(params, images[0])
-        native.cuda_forward_list(
-            [images[index] for index in there],
-            [blurred[index] for index in there],
-            params,
-            [weights[index] for index in there] if weights else None,
-        )
-    return blurred
-
-
-def _of_image(params: BlurParams, index: int) -> BlurParams:
-    """Return the parameters of one image."""
-    chosen = {name: getattr(params, name)[index : index + 1] for name in ("sigma", "kernel_size", "gain", "fixation")}
-    return params._replace(**chosen)
-
-
-def _with_weights(own: Sequence[BlurParams], weight: object, images: Sequence[Tensor]) -> list[BlurParams]:
+def _weights(weight: object, images: Sequence[Tensor], params: BlurParams) -> list[Tensor]:
+    """Return the maps (H, W) that are given, one for each image, or none."""
+    if weight is None:
+        return []
     if not isinstance(weight, Sequence) or len(weight) != len(images):
         raise TypeError(f"weight must be a list of {len(images)} maps, one for each image of the list")
-    maps = [validation.weight(each, image[None], own[0].sigma.dtype) for each, image in zip(weight, images)]
-    return [params._replace(weight=each) for params, each in zip(own, maps)]
+    return [validation.weight(own, image[None], params.sigma.dtype)[0] for own, image in zip(weight, images)]
 
 
 def _check(images: Sequence[Tensor]) -> None:

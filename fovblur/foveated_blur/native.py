@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 import torch
@@ -25,6 +26,19 @@ def cpu_backward(grad: Tensor, images: Tensor, grads: BlurGradients, params: Blu
     module = backends.load_native("cpu")
     gradients = blur_gradients(module, grad, grads)
     module.foveated_blur_backward(blur_params(module, images, params), gradients, torch.get_num_threads())
+
+
+def cpu_forward_list(
+    images: Sequence[Tensor],
+    out: Sequence[Tensor],
+    params: BlurParams,
+    weights: Sequence[Tensor] | None = None,
+) -> None:
+    """Blur images (C, H, W) of any sizes into `out` at once; the arguments are those of :func:`cuda_forward_list`."""
+    module = backends.load_native("cpu")
+    table = _table(images, out, weights, [0] * len(images))
+    native = blur_params(module, images[0][None], params, (len(images), *images[0].shape))
+    module.foveated_blur_list(native, table.data_ptr(), DTYPES.index(out[0].dtype), torch.get_num_threads())
 
 
 def cuda_forward(images: Tensor, out: Tensor, params: BlurParams) -> None:
@@ -74,18 +88,25 @@ def launch_forward_list(
     params: BlurParams,
     weights: Sequence[Tensor] | None = None,
 ) -> None:
-    """Launch the blur of a list on a cudaStream_t of the current device, by a table of what csrc calls ListedImage."""
-    maps = [(0, 0, 0)] * len(images) if weights is None else [(each.data_ptr(), *each.stride()) for each in weights]
-    table, tiles = [], 0
-    for image, result, weight in zip(images, out, maps, strict=True):
-        described = (image.data_ptr(), *image.stride(), result.data_ptr(), *result.stride())
-        table.append((*described, *image.shape, *weight, tiles))
-        tiles += module.tiles_of_an_image(*image.shape)
-    on_host = torch.tensor(table, dtype=torch.int64)
+    """Launch the blur of a list on a cudaStream_t of the current device, by a table of descriptors."""
+    tiles = [module.tiles_of_an_image(*image.shape) for image in images]
+    on_host = _table(images, out, weights, itertools.accumulate(tiles[:-1], initial=0))
     on_device = on_host.pin_memory().to("cuda", non_blocking=True) if images[0].is_cuda else on_host
     largest = (max(image.shape[axis] for image in images) for axis in range(3))
     native = blur_params(module, images[0][None], params, (len(images), *largest))
-    module.foveated_blur_list(native, on_device.data_ptr(), tiles, DTYPES.index(out[0].dtype), stream)
+    module.foveated_blur_list(native, on_device.data_ptr(), sum(tiles), DTYPES.index(out[0].dtype), stream)
+
+
+def _table(
+    images: Sequence[Tensor], out: Sequence[Tensor], weights: Sequence[Tensor] | None, first_tiles: Iterable[int]
+) -> Tensor:
+    """Return rows of what csrc calls ListedImage, in the host's memory."""
+    maps = [(0, 0, 0)] * len(images) if weights is None else [(each.data_ptr(), *each.stride()) for each in weights]
+    rows = [
+        (image.data_ptr(), *image.stride(), result.data_ptr(), *result.stride(), *image.shape, *weight, tile)
+        for image, result, weight, tile in zip(images, out, maps, first_tiles, strict=True)
+    ]
+    return torch.tensor(rows, dtype=torch.int64)
 
 
 def launch_backward(

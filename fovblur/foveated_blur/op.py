@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -78,6 +78,47 @@ def _blur(images: Tensor, out: Tensor, params: BlurParams, backend: str) -> None
 @foveated_blur_out_op.register_fake
 def _(*_arguments):
     return None
+
+
+@torch.library.custom_op("fovblur::foveated_blur_list", mutates_args=())
+def foveated_blur_list_op(
+    images: Sequence[Tensor],
+    sigma: Tensor,
+    kernel_size: Tensor,
+    gain: Tensor,
+    fixation: Tensor,
+    mean: Tensor | None,
+    std: Tensor | None,
+    weights: Sequence[Tensor],
+    falloff: str,
+    decay: float,
+    border: str,
+    tables: bool,
+    out_dtype: torch.dtype,
+    backend: str,
+) -> list[Tensor]:
+    """Blur images (C, H, W) of any sizes, one or more, with maps (H, W) or with none; it has no derivatives."""
+    params = BlurParams(sigma, kernel_size, gain, fixation, mean, std, falloff, decay, border, tables)
+    validation.check_values(params, images[0])
+    for weight in weights:
+        validation.check_known("weight", weight)
+    out = [torch.empty_like(image, dtype=out_dtype) for image in images]
+    chosen = backends.resolve(backend or None, "foveated_blur", images[0].device, images[0].dtype)
+    if chosen in ("cpu", "cuda"):
+        forward_list = native.cpu_forward_list if chosen == "cpu" else native.cuda_forward_list
+        forward_list(images, out, params, weights or None)
+        return out
+    for index, (image, result) in enumerate(zip(images, out)):
+        own = params.of_image(index, weights[index] if weights else None)
+        if image.numel() > 0:
+            _functions(chosen)[0](image[None], result[None], own)
+    return out
+
+
+@foveated_blur_list_op.register_fake
+def _(images, *parameters):
+    *_, out_dtype, _ = parameters
+    return [torch.empty_like(image, dtype=out_dtype) for image in images]
 
 
 @torch.library.custom_op("fovblur::foveated_blur_backward", mutates_args=())

@@ -26,6 +26,11 @@ class BlurParams(NamedTuple):
     tables: bool = False  # kernel sizes 3 to 9 take OpenCV's tables
     weight: Tensor | None = None  # (B, H, W), of any strides, in place of the falloff
 
+    def of_image(self, index: int, weight: Tensor | None = None) -> BlurParams:
+        """Return the parameters of a batch of one image, with a map (H, W) if one is given."""
+        own = {name: getattr(self, name)[index : index + 1] for name in ("sigma", "kernel_size", "gain", "fixation")}
+        return self._replace(weight=None if weight is None else weight[None], **own)
+
 
 class BlurGradients(NamedTuple):
     """Tensors that a backward fills; None: not needed."""

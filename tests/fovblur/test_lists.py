@@ -36,7 +36,7 @@ def test_cuda_blurs_a_list_by_one_launch(images, monkeypatch, tmp_path_factory):
         blurred = fovblur.foveated_blur(images, 2.0, backend="cuda", **options)
         expected = fovblur.foveated_blur(images, 2.0, backend="reference", **options)
         torch.testing.assert_close(blurred, expected, rtol=1e-5, atol=1e-5)
-    assert calls == [4, 4, 4]  # the image without a pixel is left out
+    assert calls == [5, 5, 5]
 
 
 def test_parameters_of_the_images_of_a_list(images):
@@ -114,3 +114,68 @@ def test_a_wrong_out(seed):
         fovblur.gaussian_blur(images.requires_grad_(), 1.0, out=torch.empty(2, 3, 8, 9))
     with torch.no_grad():
         fovblur.gaussian_blur(images, 1.0, out=torch.empty(2, 3, 8, 9))
+
+
+@pytest.mark.parametrize("options", [{}, {"border": "constant", "mean": 0.2, "std": 3.0}, {"rule": "opencv"}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.float64], ids=str)
+def test_a_list_at_once_is_its_images_one_by_one(implementation, dtype, options, seed):
+    """Without gradients a list is one call of a backend: images of any strides, of no pixels, wide and narrow."""
+    if not implementation.serves(dtype) or implementation.backend == "triton":  # which takes them one by one
+        return
+    shapes = [(5, 7), (1, 9), (0, 4), (4, 6)] if implementation.emulated else [(40, 33), (1, 50), (0, 4), (150, 20)]
+    images = [(torch.rand(2, *shape) * 200).to(dtype) for shape in shapes]
+    images[3] = images[3].mT.contiguous().mT
+    sigma = None if "rule" in options else torch.rand(4, 2) * 4
+    sizes = torch.tensor([3, 9, 7, 11]) if sigma is None else None
+    gain = torch.linspace(0, 1, 4)
+    computed = torch.float64 if dtype == torch.float64 else torch.float32
+    weights = [torch.rand(width, height, dtype=computed).mT for height, width in shapes]
+    fixation = 2 + torch.rand(4, 3, 2) * 30
+    for name, values in (("fixation", fixation), ("fixation", fixation[:, 0]), ("weight", weights)):
+        on_device = {"images": images, "weight": weights}
+        on_device = {key: [each.to(implementation.device) for each in value] for key, value in on_device.items()}
+        of_list = {"gain": gain, "backend": implementation.backend, **options}
+        of_list |= {name: on_device["weight"] if name == "weight" else values}
+        blurred = fovblur.foveated_blur(on_device["images"], sigma, kernel_size=sizes, **of_list)
+        for i, image in enumerate(images):
+            own = {"sigma": None if sigma is None else sigma[i : i + 1], "gain": gain[i].item(), **options}
+            own |= {"kernel_size": None if sizes is None else int(sizes[i]), name: values[i][None]}
+            alone = implementation.foveated_blur(image[None], **own)[0]
+            assert blurred[i].dtype == alone.dtype
+            relative = {torch.uint8: 1 / 200, torch.float16: 2e-3}.get(alone.dtype, 1e-5)
+            torch.testing.assert_close(blurred[i].cpu(), alone, rtol=0, atol=200 * relative)
+
+
+def test_a_list_is_the_same_for_any_number_of_threads(seed):
+    images = [torch.rand(3, 30 + 11 * i, 180 - 9 * i) for i in range(9)]
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        results.append(fovblur.foveated_blur(images, kernel_size=51))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+def test_lists_under_compile_and_vmap(images):
+    blur = lambda a, b: fovblur.foveated_blur([a, b], (1.0, 2.0), gain=0.3)  # noqa: E731
+    expected = blur(images[0], images[3])
+    torch.testing.assert_close(torch.compile(blur, backend="eager", fullgraph=True)(images[0], images[3]), expected)
+    mapped = torch.vmap(blur)(*(torch.stack([image, 2 * image]) for image in (images[0], images[3])))
+    torch.testing.assert_close([each[1] for each in mapped], [2 * each for each in expected])
+    jvp = torch.func.jvp(blur, (images[0], images[3]), (images[0], images[3]))[1]
+    torch.testing.assert_close(list(jvp), expected)
+
+
+def test_the_op_of_lists(images):
+    params = [torch.rand(4), torch.full((4,), 5, dtype=torch.int32), torch.rand(4), 1 + torch.rand(4, 2), None, None]
+    weights = [torch.rand(image.shape[1:]) for image in images]
+    for maps in ([], weights):
+        arguments = (images, *params, maps, "exp", 3.0, "reflect", False, torch.float16, "cpu")
+        torch.library.opcheck(torch.ops.fovblur.foveated_blur_list, arguments)
+
+
+def test_maps_of_a_list_are_checked(images):
+    weights = [torch.rand(image.shape[1:]) for image in images]
+    weights[2] += torch.nan
+    with pytest.raises(ValueError, match="weight.* is nan"):
+        fovblur.foveated_blur(images, 1.0, weight=weights)
