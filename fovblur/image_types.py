@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -46,7 +47,7 @@ def _blur_tensor(inpt: Tensor, blur: Callable[[Tensor], Tensor]) -> Tensor:
     if inpt.ndim < 3:
         raise ValueError(f"inpt has shape {tuple(inpt.shape)}; it must be (..., C, H, W)")
     images = inpt.as_subclass(Tensor)
-    images = images.reshape(-1, *images.shape[-3:])
+    images = images.reshape(math.prod(images.shape[:-3]), *images.shape[-3:])
     if images.dtype in DTYPES:
         blurred = blur(images)
     else:

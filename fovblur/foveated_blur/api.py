@@ -87,7 +87,7 @@ def foveated_blur(
 
     A NaN pixel makes the blur's support NaN and nothing else. Differentiable in images, sigma, gain, fixation, weight,
     mean and std, any number of times, in forward mode too, and under ``torch.func.vmap``. The reference is composed of
-    PyTorch's own operations, so that tracing and ONNX work with it, too.
+    PyTorch's own operations, so that tracing and ONNX work with it, too. The batch of a DTensor stays sharded.
 
     Examples:
         >>> images = torch.rand(2, 3, 32, 32)

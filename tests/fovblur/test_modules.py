@@ -114,6 +114,12 @@ def test_torchvision_adapter_equals_torchvision(shape, sizes, dtype, seed):
     assert (ours.double() - expected.double()).abs().max() <= (1e-5 if dtype == torch.float32 else 1)
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 8, 8), (3, 0, 8), (0, 8, 8)], ids=str)
+def test_torchvision_adapter_takes_images_without_elements(shape):
+    images = torch.empty(shape)
+    assert gaussian_blur(images, 3).shape == F.gaussian_blur(images, 3).shape == shape
+
+
 def test_torchvision_adapter_rounds_uint8_once_where_the_axes_differ(seed):
     images = (torch.rand(3, 20, 30) * 255).to(torch.uint8)
     exact = fovblur.foveated_blur(images.double(), (2.5, 0.7), kernel_size=(9, 5), gain=0)
