@@ -15,7 +15,6 @@ import torch
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 OPS = ("foveated_blur", "enhanced_similarity", "retinal_blur")
-KERNELS = {"retinal_blur": ("cpu", "cuda")}  # of an op that not every backend has
 ENVIRONMENT_VARIABLE = "FOVBLUR_BACKEND"
 # Major compute capabilities on which "auto" prefers Triton, by op and dtype; elsewhere it prefers the CUDA kernels. An
 # estimate from counted instructions, not a measurement: on sm_90 only Triton multiplies by whole warp groups.
@@ -170,8 +169,6 @@ def resolve(requested: str | None, op: str, device: torch.device, dtype: torch.d
         return _fastest(op, device, dtype)
     if (reason := unavailable_reason_for(name, device, dtype)) is not None:
         raise RuntimeError(f"backend {name!r} cannot run: {reason}")
-    if name != "reference" and name not in KERNELS.get(op, NAMES):
-        raise RuntimeError(f"backend {name!r} has no kernel of {op}; choose reference or {', '.join(KERNELS[op])}")
     return name
 
 
@@ -182,9 +179,6 @@ def _fastest(op: str, device: torch.device, dtype: torch.dtype) -> str:
     elif device.type == "cuda" and dtype != torch.float64:
         order = ["triton", "cuda"] if _triton_first(op, device, dtype) else ["cuda", "triton"]
     else:
-        return "reference"
-    order = [name for name in order if name in KERNELS.get(op, NAMES)]
-    if not order:
         return "reference"
     reasons = {name: unavailable_reason_for(name, device, dtype) for name in order}
     for name, reason in reasons.items():

@@ -59,4 +59,9 @@ def level_params(
 
 
 def _function(backend: str) -> Callable[..., None]:
+    """Return a backend's forward. Triton is imported only when it is used."""
+    if backend == "triton":
+        from fovblur.retinal_blur import triton
+
+        return triton.triton_forward
     return {"reference": reference.reference_forward, "cpu": native.cpu_forward, "cuda": native.cuda_forward}[backend]
