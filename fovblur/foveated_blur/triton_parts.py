@@ -129,7 +129,7 @@ def read_fovea(gain_of, fixation_of, sample, gain_b, fixation_b, height, width, 
     fixation = fixation_of + sample * fixation_b
     cy, cx = tl.load(fixation), tl.load(fixation + 1)
     reach_y, reach_x = height - 1 - cy, width - 1 - cx
-    is_default = (cy == (height // 2).to(tl.float32)) & (cx == (width // 2).to(tl.float32))
+    is_default = (cy == 1.0 * (height // 2)) & (cx == 1.0 * (width // 2))
     reach_y = tl.where(is_default, reach_y, tl.maximum(tl.abs(cy), tl.abs(reach_y)))
     reach_x = tl.where(is_default, reach_x, tl.maximum(tl.abs(cx), tl.abs(reach_x)))
     farthest = decay * 1.4426950408889634 if FALLOFF == "exp" else 1.0  # log2(e): exp(-decay u) is a power of 2

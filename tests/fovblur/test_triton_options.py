@@ -1,5 +1,10 @@
 """Triton's kernels of borders, axes, tables and weight maps, beyond what every backend is tested for."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import dense_blur
 import pytest
 import torch
@@ -116,3 +121,10 @@ def test_a_sigma_whose_square_is_0_is_the_identity(border, seed):
     images, params = torch.rand(1, 1, 6, 7), dense_blur.random_params(1, (5,), per_axis=False, border=border)
     ours = forward(images, params._replace(sigma=torch.tensor([1e-30])))
     torch.testing.assert_close(ours, images, rtol=1e-6, atol=0)
+
+
+def test_types_of_every_option_are_those_of_the_compiler():
+    script = Path(__file__).parents[1] / "support" / "triton_types.py"
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and int(done.stdout) > 100, done.stderr
