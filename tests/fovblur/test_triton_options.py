@@ -15,6 +15,8 @@ from gpu_streams import to_device
 from fovblur.foveated_blur import triton
 from fovblur.foveated_blur.params import BlurGradients, BlurParams
 from fovblur.foveated_blur.validation import BORDERS
+from fovblur.retinal_blur import triton as retina
+from fovblur.retinal_blur.params import LevelParams
 
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 MAPS = {
@@ -121,6 +123,23 @@ def test_a_sigma_whose_square_is_0_is_the_identity(border, seed):
     images, params = torch.rand(1, 1, 6, 7), dense_blur.random_params(1, (5,), per_axis=False, border=border)
     ours = forward(images, params._replace(sigma=torch.tensor([1e-30])))
     torch.testing.assert_close(ours, images, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("border", BORDERS)
+def test_blend_of_levels(border, seed):
+    """Tiles have weight for some of the levels; a pixel that is not finite reaches where a level that has it counts."""
+    images, level = torch.rand(2, 1, 34, 9), torch.rand(2, 34, 9)
+    level[0, 20:] += 1.9
+    level[1, :16] = 0.0
+    params = LevelParams(level, (0.0, 0.8, 1.7, 4.0), (1, 7, 13, 33), border)
+    expected = dense_blur.blend_of_levels(images, params)
+    images[1, 0, 16, 4] = torch.inf
+    expected[1, 0, 16:20, 1:8] = torch.inf
+    level[0, 3, 3] = expected[0, 0, 3, 3] = torch.nan
+    out = torch.zeros_like(images, device=DEVICE)
+    on_device = LevelParams(to_device(level, DEVICE), *params[1:])
+    retina.triton_forward(to_device(images, DEVICE), out, on_device)
+    torch.testing.assert_close(out.cpu(), expected.float(), rtol=2e-6, atol=0, equal_nan=True)
 
 
 def test_types_of_every_option_are_those_of_the_compiler():
