@@ -1,8 +1,6 @@
-"""The CPU kernels' borders, axes, tables and weight maps against dense matrices that SciPy makes."""
+"""The CPU kernels' borders, axes, tables and weight maps, in every variant, against dense matrices."""
 
-from typing import NamedTuple
-
-import cv2
+import dense_blur
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -11,7 +9,7 @@ from backends_under_test import CPU_VARIANTS, IMAGE_DTYPES
 from comparisons import LAYOUTS, random_images, relative_error
 
 from fovblur import backends
-from fovblur.foveated_blur import native, reference
+from fovblur.foveated_blur import native
 from fovblur.foveated_blur.params import BlurGradients, BlurParams
 from fovblur.foveated_blur.validation import BORDERS
 
@@ -43,72 +41,6 @@ def make_params(batch, shape, dtype=torch.float32, *, border="reflect", per_axis
     return BlurParams(sigma, kernel_size, gain, fixation, None, None, "exp", 3.0, border, tables, weight)
 
 
-class Axis(NamedTuple):
-    """The blur along one axis as matrices in float64."""
-
-    blur: np.ndarray
-    slope: np.ndarray  # its derivative in sigma
-
-
-def axis_of(n: int, sigma: float, size: int, border: str, tables: bool) -> Axis:
-    """Filter the identity by SciPy; the derivative in sigma is a central difference of the exact Gaussian."""
-    if sigma == 0 or size == 1:
-        return Axis(np.eye(n), np.zeros((n, n)))
-    offsets = np.arange(-(size // 2), size // 2 + 1)
-
-    def matrix(sigma):
-        taps = np.exp(-0.5 * (offsets / sigma) ** 2)
-        taps /= taps.sum()
-        if tables and size <= 9:
-            taps = cv2.getGaussianKernel(size, 0, cv2.CV_64F)[:, 0]
-            if size == 9:
-                taps = np.array([4, 13, 30, 51, 60, 51, 30, 13, 4]) / 256
-        return scipy.ndimage.correlate1d(np.eye(n), taps, axis=0, mode=SCIPY_MODES[border])
-
-    step = 1e-3 * sigma
-    near, far = (matrix(sigma + k * step) - matrix(sigma - k * step) for k in (1, 2))
-    return Axis(matrix(sigma), (8 * near - far) / (12 * step))
-
-
-def axes_of(params: BlurParams, sample: int, shape) -> tuple[Axis, Axis]:
-    sigma, size = (each[sample].expand(2).tolist() for each in (params.sigma, params.kernel_size))
-    return tuple(axis_of(shape[a], sigma[a], size[a], params.border, params.tables) for a in range(2))
-
-
-def falloff_or_weight(params: BlurParams, shape) -> np.ndarray:
-    if params.weight is not None:
-        return params.weight.double().numpy()
-    return reference.acuity("exp", 3.0, params.fixation.double(), *shape).numpy()
-
-
-def exact_forward(images: torch.Tensor, params: BlurParams) -> torch.Tensor:
-    shape, f = images.shape[2:], falloff_or_weight(params, images.shape[2:])
-    results = []
-    for i, x in enumerate(images.double().numpy()):
-        y, x_axis = axes_of(params, i, shape)
-        w = float(params.gain[i]) * f[i]
-        if (params.sigma[i] * (params.kernel_size[i] - 1) == 0).all():
-            w = np.ones_like(w)
-        results.append(w * x + (1 - w) * (y.blur @ x @ x_axis.blur.T))
-    return torch.from_numpy(np.stack(results))
-
-
-def exact_backward(grad: torch.Tensor, images: torch.Tensor, params: BlurParams) -> list[torch.Tensor]:
-    """Return the gradients of images, sigma and gain by transposed matrices."""
-    f = falloff_or_weight(params, images.shape[2:])
-    of_images, of_sigma, of_gain = [], [], []
-    for i, (g, x) in enumerate(zip(grad.double().numpy(), images.double().numpy())):
-        y, x_axis = axes_of(params, i, images.shape[2:])
-        w = float(params.gain[i]) * f[i]
-        through = (1 - w) * g
-        of_images.append(g - through + y.blur.T @ through @ x_axis.blur)
-        along = [y.slope @ x @ x_axis.blur.T, y.blur @ x @ x_axis.slope.T]
-        of_sigma.append([(through * each).sum() for each in along])
-        of_gain.append((g * f[i] * (x - y.blur @ x @ x_axis.blur.T)).sum())
-    of_sigma = np.array(of_sigma) if params.sigma.ndim == 2 else np.sum(of_sigma, axis=1)
-    return [torch.from_numpy(np.array(each)) for each in (of_images, of_sigma, of_gain)]
-
-
 def forward(images: torch.Tensor, params: BlurParams) -> torch.Tensor:
     out = torch.full_like(images, 77)
     native.cpu_forward(images, out, params)
@@ -125,7 +57,7 @@ def backward(grad: torch.Tensor, images: torch.Tensor, params: BlurParams) -> li
 
 def assert_gradients_match(images: torch.Tensor, params: BlurParams, worst: float) -> None:
     grad = torch.randn(images.shape, dtype=images.dtype)
-    for ours, expected in zip(backward(grad, images, params), exact_backward(grad, images, params)):
+    for ours, expected in zip(backward(grad, images, params), dense_blur.gradients(grad, images, params)):
         if ours is not None:
             assert (ours.double() - expected).abs().max() <= worst * expected.abs().max().clamp(min=1)
 
@@ -138,7 +70,7 @@ def test_borders_and_axes(dtype, border, per_axis, seed):
     for shape in SHAPES:
         images = random_images((3, 2, *shape), dtype)
         params = make_params(3, shape, computed, border=border, per_axis=per_axis)
-        ours, expected = forward(images, params), exact_forward(images, params)
+        ours, expected = forward(images, params), dense_blur.blur(images, params)
         if dtype == torch.uint8:
             assert (ours.double() - expected).abs().max() <= 0.501
         else:
@@ -161,7 +93,7 @@ def test_strips_and_threads(border, shape, seed):
     images = torch.randn(4, 3, *shape)
     params = make_params(4, shape, border=border, per_axis=True)
     grad = torch.randn_like(images)
-    expected = [exact_forward(images, params), *exact_backward(grad, images, params)]
+    expected = [dense_blur.blur(images, params), *dense_blur.gradients(grad, images, params)]
     results = []
     for threads in (7, 2, 1):
         torch.set_num_threads(threads)
@@ -179,15 +111,15 @@ def test_opencvs_tables(border, seed):
     sigma = 0.3 * ((sizes.double() - 1) * 0.5 - 1) + 0.8
     params = make_params(7, (14, 12), torch.float64, border=border, tables=True)
     params = params._replace(sigma=sigma, kernel_size=sizes)
-    assert relative_error(forward(images, params), exact_forward(images, params)) < 1e-12
+    assert relative_error(forward(images, params), dense_blur.blur(images, params)) < 1e-12
     per_axis = params._replace(
         sigma=torch.stack([sigma, sigma.flip(0)], 1), kernel_size=torch.stack([sizes, sizes.flip(0)], 1)
     )
-    assert relative_error(forward(images, per_axis), exact_forward(images, per_axis)) < 1e-12
+    assert relative_error(forward(images, per_axis), dense_blur.blur(images, per_axis)) < 1e-12
     for each in (params, per_axis):
         grad = torch.randn_like(images)
         of_images, of_sigma, of_gain = backward(grad, images, each)
-        expected = exact_backward(grad, images, each)
+        expected = dense_blur.gradients(grad, images, each)
         assert of_images is None or relative_error(of_images, expected[0]) < 1e-12
         assert relative_error(of_gain, expected[2]) < 1e-10
         in_table = (each.kernel_size <= 9).to(torch.bool)
@@ -211,7 +143,7 @@ def test_weight_maps(border, layout, seed):
         images = torch.randn(3, 2, *shape, dtype=dtype)
         weight = WEIGHT_LAYOUTS[layout](torch.rand(3, *shape, dtype=dtype))
         params = make_params(3, shape, dtype, border=border, per_axis=True, weight=weight)
-        assert relative_error(forward(images, params), exact_forward(images, params)) < RELATIVE_ERROR[dtype]
+        assert relative_error(forward(images, params), dense_blur.blur(images, params)) < RELATIVE_ERROR[dtype]
         assert_gradients_match(images, params, 2e-4 if dtype == torch.float32 else 1e-8)
 
 
@@ -219,7 +151,7 @@ def test_weight_maps(border, layout, seed):
 def test_images_of_any_layout(layout, seed):
     images = LAYOUTS[layout](torch.randn(4, 3, 30, 90))
     params = make_params(len(images), images.shape[2:], border="circular", per_axis=True)
-    assert relative_error(forward(images, params), exact_forward(images, params)) < 1e-5
+    assert relative_error(forward(images, params), dense_blur.blur(images, params)) < 1e-5
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
