@@ -195,13 +195,33 @@ double rounding(DType dtype, bool tf32) {
   return dtype == DType::float32 && tf32 ? 2e-3 : errors[int(dtype)];
 }
 
+// Blurs the images of a batch as a list.
+void blur_list(const fovblur::BlurParams& p, const fovblur::Images& out) {
+  auto at = [](const fovblur::Images& images, int64_t sample) {
+    return static_cast<char*>(images.data) + sample * images.strides[0] * fovblur::size_of(images.dtype);
+  };
+  std::vector<fovblur::ListedImage> images;
+  const int64_t tiles = fovblur::tiles_of_an_image(p.shape[1], p.shape[2], p.shape[3]);
+  for (int64_t b = 0; b < p.shape[0]; ++b)
+    images.push_back({at(p.images, b), {p.images.strides[1], p.images.strides[2], p.images.strides[3]},
+                      at(out, b), {out.strides[1], out.strides[2], out.strides[3]}, p.shape[1], p.shape[2], p.shape[3],
+                      static_cast<const float*>(p.weight.data) + b * p.weight.strides[0],
+                      {p.weight.strides[1], p.weight.strides[2]}, b * tiles});
+  const Numbers<fovblur::ListedImage> table(images);
+  fovblur::BlurParams of_list = p;
+  of_list.weight = {};
+  check(fovblur::foveated_blur_list_cuda(of_list, static_cast<const fovblur::ListedImage*>(table.data()),
+                                         p.shape[0] * tiles, out.dtype, nullptr));
+}
+
+// With `mapped` the falloff is given as a map, which takes the form for all options; the images are a list, too.
 void blur(DType source, DType result, const int64_t (&shape)[4], Layout layout, fovblur::Falloff falloff, bool normalise,
-          bool tf32, int first_size) {
+          bool tf32, int first_size, bool mapped = false) {
   const auto [batch, channels, height, width] = shape;
   const int64_t plane = height * width;
   if (batch * channels * plane > most) return;
   now = std::string(name_of(source)) + " to " + name_of(result) + (tf32 ? ", tf32" : "") + ", layout " +
-        std::to_string(int(layout)) + ", falloff " + std::to_string(int(falloff)) + (normalise ? ", normalised" : "");
+        std::to_string(int(layout)) + ", falloff " + std::to_string(int(falloff)) + (normalise ? ", normalised" : "") + (mapped ? ", mapped" : "");
   for (int64_t side : shape) now += " " + std::to_string(side);
 
   constexpr int kSizes[] = {51, 3, 101, 9, 27, 201};
@@ -230,7 +250,16 @@ void blur(DType source, DType result, const int64_t (&shape)[4], Layout layout, 
   p.gain = gain.per_sample(1), p.fixation = fixation.per_sample(2);
   p.falloff = falloff, p.decay = 3, p.scale = scale, p.allow_tf32 = tf32;
   p.mean = normalise ? means.data() : nullptr, p.std = normalise ? stds.data() : nullptr;
+  std::vector<float> acuities;
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t k = 0; k < plane; ++k)
+      acuities.push_back(float(oracle::acuity(falloff, 3, double(k / width), double(k % width), fixations[2 * b],
+                                              fixations[2 * b + 1], double(height), double(width))));
+  const Numbers<float> map(acuities);
+  if (mapped) p.weight = {map.data(), {plane, width, 1}};
   check(fovblur::foveated_blur_cuda(p, out.images(), nullptr));
+  Tensor listed(result, shape, dense);
+  if (mapped) blur_list(p, listed.images());
 
   const bool has_gradient = result != DType::uint8, has_image_gradient = has_gradient && source != DType::uint8;
   const int64_t tiles = has_gradient ? fovblur::parameter_gradient_tiles(p, result) : 0;
@@ -277,6 +306,7 @@ void blur(DType source, DType result, const int64_t (&shape)[4], Layout layout, 
   const double tolerance = std::max(rounding(result, tf32), rounding(source, tf32));
   const bool rounds = result == DType::uint8;  // to a whole level
   expect("result", difference(out.values(), expected), rounds ? 0.65 : std::max(tolerance, 1e-5) * range);
+  if (mapped) expect("result of a list", difference(listed.values(), out.values()), 0);
   if (!has_gradient) return;
   if (has_image_gradient)
     expect("gradient of images", difference(grad_images.values(), expected_grad), 2 * tolerance * largest(expected_grad));
@@ -291,13 +321,14 @@ void blur(DType source, DType result, const int64_t (&shape)[4], Layout layout, 
   }
 }
 
+constexpr DType kTypes[][2] = {{DType::uint8, DType::uint8},       {DType::uint8, DType::float16},
+                               {DType::uint8, DType::float32},     {DType::float16, DType::float16},
+                               {DType::bfloat16, DType::bfloat16}, {DType::float32, DType::float32},
+                               {DType::float32, DType::float16}};
+constexpr int64_t kShapes[][4] = {{1, 1, 1, 1}, {4, 2, 5, 7}, {1, 1, 1, 70}, {4, 1, 37, 53}, {1, 3, 64, 64}, {2, 1, 70, 129},
+                                  {1, 2, 224, 224}};
+
 void blurs() {
-  constexpr DType kTypes[][2] = {{DType::uint8, DType::uint8},       {DType::uint8, DType::float16},
-                                 {DType::uint8, DType::float32},     {DType::float16, DType::float16},
-                                 {DType::bfloat16, DType::bfloat16}, {DType::float32, DType::float32},
-                                 {DType::float32, DType::float16}};
-  constexpr int64_t kShapes[][4] = {{1, 1, 1, 1}, {4, 2, 5, 7}, {1, 1, 1, 70}, {4, 1, 37, 53}, {1, 3, 64, 64}, {2, 1, 70, 129},
-                                    {1, 2, 224, 224}};
   int turn = 0;
   for (const auto& shape : kShapes)
     for (const auto& types : kTypes)
@@ -309,6 +340,16 @@ void blurs() {
           blur(types[0], types[1], shape, layout, fovblur::Falloff(turn % 5), normalise, true, turn);
         ++turn;
       }
+}
+
+void mapped_blurs() {
+  int turn = 0;
+  for (const auto& shape : kShapes)
+    for (const auto& types : kTypes) {
+      const bool normalise = types[1] != DType::uint8 && turn % 2;
+      blur(types[0], types[1], shape, kLayouts[turn % 5], fovblur::Falloff(turn % 5), normalise, false, turn, true);
+      ++turn;
+    }
 }
 
 // ---- the similarity ----
@@ -390,6 +431,7 @@ int main(int count, char** arguments) {
   if (count > 1) most = std::atoll(arguments[1]);
   blurs();
   similarities();
+  mapped_blurs();
   std::printf("%d results, %d wrong\n", cases, wrong);
   return wrong > 0 || cases == 0;
 }

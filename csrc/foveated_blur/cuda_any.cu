@@ -69,7 +69,7 @@ __device__ inline Place place_of(const BlurParams& p, const Batch& batch, int64_
   }
   const int64_t columns = tiles_along(width, kAnyColumns), of_plane = tiles_along(height, kAnyRows) * columns;
   const int64_t within = tile - first_tile, of_its_plane = within % of_plane;
-  const AnyWeight weight{Weight(p, sample, float(height), float(width)), map, {map_strides[0], map_strides[1]}};
+  const AnyWeight weight{Weight(p, sample, height, width), map, {map_strides[0], map_strides[1]}};
   return {source, other, weight, sample, within / of_plane, within, int(height), int(width),
           int(of_its_plane / columns) * kAnyRows, int(of_its_plane % columns) * kAnyColumns};
 }

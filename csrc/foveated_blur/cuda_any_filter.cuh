@@ -139,6 +139,7 @@ __device__ void filter_any_tile(const Input& input, Border border, int height, i
                             shared.staged + staged_row * S::kStagedStride + staged_column) && finite;
       finite = !__syncthreads_or(!finite);
       const float* x = shared.staged + run_row * S::kStagedStride + run_column;
+      if (chunk + run_row >= rows_end) continue;
       if (finite && held) {
 #pragma unroll
         for (int kernel = 0; kernel < kKernels; ++kernel)

@@ -134,11 +134,11 @@ struct Weight {
   float gain, cy, cx;
   // Eccentricity at the farthest pixel, and that of one pixel of distance: in halvings of acuity for the falloff exp.
   float most, rate;
-  __device__ Weight(const BlurParams& p, int64_t sample) : Weight(p, sample, float(p.shape[2]), float(p.shape[3])) {}
-  __device__ Weight(const BlurParams& p, int64_t sample, float height, float width)
+  __device__ Weight(const BlurParams& p, int64_t sample) : Weight(p, sample, p.shape[2], p.shape[3]) {}
+  __device__ Weight(const BlurParams& p, int64_t sample, int64_t height, int64_t width)
       : kind(p.falloff), gain(per_sample(p.gain, sample)), cy(per_sample(p.fixation, sample, 0)),
         cx(per_sample(p.fixation, sample, 1)), most(p.falloff == Falloff::exp ? float(p.decay) * 1.44269504f : 1.0f) {
-    const float distance = falloff_distance(cy, cx, height, width);
+    const float distance = falloff_distance(cy, cx, float(height), float(width));
     rate = distance > 0.0f ? most / distance : FLT_MAX;  // of a 1 x 1 image
   }
   __device__ float acuity(int i, int j) const {

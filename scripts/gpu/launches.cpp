@@ -104,8 +104,6 @@ void similarity(int type, bool tf32, bool strided) {
 
 int main() {
   ptx_on_launch(print_launch);
-  blur_with_options();
-  levels();
   for (int tf32 = 0; tf32 < 2; ++tf32) {
     for (int source = 0; source < 4; ++source)
       for (int result = 0; result < 4; ++result)
@@ -118,4 +116,6 @@ int main() {
     for (int type = 1; type < 4; ++type)
       for (int strided = 0; strided < 2; ++strided) similarity(type, tf32, strided);
   }
+  blur_with_options();
+  levels();
 }
