@@ -27,18 +27,22 @@ constexpr int64_t kStripRows = 48;  // whole groups of lanes in every variant
 
 template <class T>
 struct BlendWorkspace {
-  Scratch<T> level, least, most, staged, sum, turned, group, block, zeros;
+  Scratch<T> level, variance, least, most, staged, sum, turned, group, block, zeros;
   Scratch<const T*> rows;
 };
 
-// The taps of all levels.
+// The taps of all levels, and their variances with the inverses of the steps between them.
 template <class T>
 struct Gaussians {
+  std::vector<T> variance, slope;
   std::vector<int64_t> radius;
   std::vector<std::vector<T>> taps;
 
   explicit Gaussians(const LevelParams& p) {
     for (int k = 0; k < p.levels; ++k) {
+      const double step = k + 1 < p.levels ? p.variance[k + 1] - p.variance[k] : 0.0;
+      variance.push_back(T(p.variance[k]));
+      slope.push_back(step > 0 ? T(1 / step) : T(0));
       radius.push_back(gaussian_radius(p.sigma[k], p.kernel_size[k]));
       taps.emplace_back(size_t(2 * radius[size_t(k)] + 1));
       make_taps<T>(p.sigma[k], radius[size_t(k)], false, taps[size_t(k)].data(), nullptr);
@@ -94,7 +98,9 @@ struct BlendStrip {
     for (int64_t i = 0; i < count(); ++i) {
       T* row = map + i * width;
       const int64_t offset = sample * p.level.strides[0] + (rows.begin + i) * p.level.strides[1];
-      load_row(dtype, p.level.data, offset, p.level.strides[2], width, row);
+      T* loaded = p.has_variances ? ws.variance.get(width) : row;
+      load_row(dtype, p.level.data, offset, p.level.strides[2], width, loaded);
+      if (p.has_variances) place_variances(loaded, row);
       for (int64_t j = 0; j < width; ++j) low[j] = row[j] < low[j] ? row[j] : low[j];
       for (int64_t j = 0; j < width; ++j) high[j] = row[j] > high[j] ? row[j] : high[j];
     }
@@ -102,6 +108,18 @@ struct BlendStrip {
     lowest = int(std::min(last, *std::min_element(low, low + width)));
     highest = int(std::min(last, std::ceil(*std::max_element(high, high + width))));
     level = map, least = low, most = high;
+  }
+
+  // Places a row of variances between those of the levels: the number of the level below, and the share of the next.
+  void place_variances(const T* variance, T* level) const {
+    std::fill_n(level, width, T(0));
+    for (size_t k = 0; k + 1 < size_t(p.levels); ++k) {
+      const T start = gaussians.variance[k], slope = gaussians.slope[k];
+      for (int64_t j = 0; j < width; ++j) {
+        const T share = (variance[j] - start) * slope;
+        level[j] += share < T(0) ? T(0) : (share > T(1) ? T(1) : share);  // NaN stays
+      }
+    }
   }
 
   bool counts(int k, int64_t column) const { return least[column] < T(k + 1) && most[column] > T(k - 1); }

@@ -20,6 +20,8 @@ struct LevelParams {
   int levels;  // from 2 to kMostLevels
   double sigma[kMostLevels];
   int32_t kernel_size[kMostLevels];
+  bool has_variances;  // CPU: the level map holds variances, which lie between those of the levels
+  double variance[kMostLevels];
 };
 
 // The level k, at most levels - 2, whose weight is 1 - a at a value of the level map; a = value - k is NaN for NaN.

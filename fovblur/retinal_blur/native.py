@@ -40,4 +40,5 @@ def level_params(module: ModuleType, images: Tensor, params: LevelParams):
         border=BORDERS.index(params.border),
         sigma=params.sigmas,
         kernel_size=params.kernel_sizes,
+        variance=params.variances,
     )

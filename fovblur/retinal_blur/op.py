@@ -35,10 +35,15 @@ def retinal_blur_op(
     The Gaussians are chosen by the numbers of the retina, here and not before, as tracers have symbols for sizes.
     """
     retina = Retina(pixels_per_degree, viewing_distance, half_resolution, frequency_decay, contrast_threshold)
-    forward = _function(backends.resolve(backend or None, "retinal_blur", images.device, images.dtype))
+    backend = backends.resolve(backend or None, "retinal_blur", images.device, images.dtype)
     out = torch.empty_like(images, dtype=out_dtype)
     if out.numel() > 0:
-        forward(images, out, level_params(images, variance, retina, levels, border)[0])
+        if backend == "cpu":  # whose kernel places variances between levels faster than PyTorch does
+            variances, sigmas, kernel_sizes = levels_of(retina, *images.shape[-2:], levels)
+            params = LevelParams(variance, sigmas, kernel_sizes, border, variances)
+        else:
+            params, _ = level_params(images, variance, retina, levels, border)
+        _function(backend)(images, out, params)
     return out
 
 

@@ -16,3 +16,4 @@ class LevelParams(NamedTuple):
     sigmas: tuple[float, ...]  # of the levels, in pixels, increasing; 0 is the identity
     kernel_sizes: tuple[int, ...]  # of the levels, odd
     border: str
+    variances: tuple[float, ...] = ()  # CPU: of the levels; then `level` holds variances, which lie between them

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fovblur.foveated_blur.reference import length
 from fovblur.foveated_blur.validation import constant
 
 HALF_AMPLITUDE = math.log(2) / (2 * math.pi**2)  # (sigma f)^2 of a Gaussian that halves the amplitude of frequency f
@@ -39,17 +38,18 @@ class Retina(NamedTuple):
         The display is itself a blur of the same kind, with a cutoff of half a cycle a pixel. Variances of successive
         Gaussians add up, so that its part is taken off; where the eye sees all that it shows, nothing is left.
         """
+        cycle = self.frequency_decay / (self.half_resolution * -math.log(self.contrast_threshold))  # degrees, at e + e2
+        scale = math.sqrt(HALF_AMPLITUDE) * cycle * self.pixels_per_degree
         if self.viewing_distance is None:
-            eccentricity, density = distance / self.pixels_per_degree, self.pixels_per_degree
+            root = distance * (scale / self.pixels_per_degree) + scale * self.half_resolution
         else:
             atan = torch.atan if isinstance(distance, Tensor) else math.atan
             tangent = distance / self.viewing_distance
             eccentricity = atan(tangent) * (180 / math.pi)
-            density = self.pixels_per_degree * (1 + tangent**2) ** 0.75  # the root of pixels a square degree
-        cycle = self.frequency_decay / (self.half_resolution * -math.log(self.contrast_threshold))  # degrees, at e + e2
-        period = density * cycle * (eccentricity + self.half_resolution)
-        beyond = period**2 - NYQUIST_PERIOD**2
-        return HALF_AMPLITUDE * (beyond.clamp(min=0) if isinstance(beyond, Tensor) else max(beyond, 0.0))
+            # where pixels per degree, the root of those per square degree, have grown
+            root = scale * (1 + tangent**2) ** 0.75 * (eccentricity + self.half_resolution)
+        beyond = root**2 - HALF_AMPLITUDE * NYQUIST_PERIOD**2
+        return beyond.clamp(min=0) if isinstance(beyond, Tensor) else max(beyond, 0.0)
 
 
 class Levels(NamedTuple):
@@ -124,5 +124,5 @@ def distance_to_fixation(fixation: Tensor, height: int, width: int) -> Tensor:
     """Return the distance of every pixel to the nearest fixation, (B, H, W), for fixations (B, F, 2)."""
     y = torch.arange(height, dtype=fixation.dtype, device=fixation.device)[:, None]
     x = torch.arange(width, dtype=fixation.dtype, device=fixation.device)
-    each = [length(y - at[:, 0, None, None], x - at[:, 1, None, None]) for at in fixation.unbind(1)]
-    return functools.reduce(torch.minimum, each)
+    each = [(y - at[:, 0, None, None]) ** 2 + (x - at[:, 1, None, None]) ** 2 for at in fixation.unbind(1)]
+    return functools.reduce(torch.minimum, each).clamp(min=torch.finfo(fixation.dtype).tiny).sqrt()  # of slope 0 at 0
