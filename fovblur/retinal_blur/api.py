@@ -15,6 +15,7 @@ from fovblur.retinal_blur import reference, validation
 from fovblur.retinal_blur.autograd import differentiable_blend
 from fovblur.retinal_blur.op import level_params
 from fovblur.retinal_blur.retina import Retina, distance_to_fixation
+from fovblur.sharding import by_sample
 
 
 def retinal_blur(
@@ -96,12 +97,15 @@ def retinal_blur(
     dtype = accumulation_dtype(images.dtype)
     fixations = blur_validation.fixation((height // 2, width // 2) if fixation is None else fixation, images, dtype)
     images = images if images.ndim == 4 else images.reshape(math.prod(shape[:-3]), *shape[-3:])
-    variance = _variance_map(fixations, model, images)
-    if backends.is_reference(backend):
-        params, _ = level_params(images, variance, model, levels, border)
-        blurred = reference.blend_levels(images, params, out_dtype)
-    else:
-        blurred = differentiable_blend(images, variance, model, levels, border, out_dtype, backend or "")
+
+    def blur_local(images: Tensor, fixations: Tensor) -> Tensor:
+        variance = _variance_map(fixations, model, images)
+        if backends.is_reference(backend):
+            params, _ = level_params(images, variance, model, levels, border)
+            return reference.blend_levels(images, params, out_dtype)
+        return differentiable_blend(images, variance, model, levels, border, out_dtype, backend or "")
+
+    blurred = by_sample(blur_local, images, (fixations,), ())
     return blurred if len(shape) == 4 else blurred.reshape(shape)
 
 

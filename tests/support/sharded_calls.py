@@ -86,6 +86,12 @@ def compare_fixations(mesh) -> None:
     )
 
 
+def compare_retina(mesh) -> None:
+    tensors = {"images": torch.rand(BATCH, *SIZES), "fixation": torch.rand(BATCH, 2) * 7}
+    blur = lambda **given: fovblur.retinal_blur(**given, pixels_per_degree=0.5)  # noqa: E731
+    compare(blur, mesh, tensors, dict.fromkeys(tensors, dt.Shard(0)))
+
+
 def compare_clips(mesh) -> None:
     images = torch.rand(4, 2, *SIZES)
     expected = fovblur.foveated_blur(images, 1.5, mean=0.5)
@@ -134,6 +140,7 @@ CASES = {
     "replicated images": lambda mesh: compare_blur(mesh, dt.Replicate(), dt.Replicate(), sharded=False),
     "sharded rows": lambda mesh: compare_blur(mesh, dt.Shard(2), dt.Replicate(), sharded=False),
     "several fixations": compare_fixations,
+    "retina": compare_retina,
     "clips": compare_clips,
     "fewer images than processes": compare_fewer_images_than_processes,
     "compiled": compare_compiled,
