@@ -65,7 +65,7 @@ void load_gradient(const BlurParams& p, const Images& grad, int64_t sample, int6
 }
 
 // Diagonal of E in A^T = E A E^-1: under Border::reflect the blur is symmetric once border pixels count half, and under
-// symmetric, constant and circular borders it is symmetric. Replicate has none, and is not asked for its transpose.
+// symmetric, constant and circular borders it is symmetric.
 inline double border_share(Border border, int64_t i, int64_t n) {
   return border == Border::reflect && (i == 0 || i == n - 1) ? 0.5 : 1.0;
 }
@@ -73,6 +73,7 @@ inline double border_share(Border border, int64_t i, int64_t n) {
 template <class T>
 void image_gradient_strip(Strip<T> strip, const BlurGradients& gradients, const T* shared_acuity) {
   const BlurParams& p = strip.p;
+  strip.transpose();
   const T* const* acuity = strip.acuity(shared_acuity, strip.first, strip.last);
   const T share_of_ends = T(border_share(p.border, 0, strip.width));
   T* gradient = strip.ws.row.get(strip.width);

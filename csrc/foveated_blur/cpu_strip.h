@@ -14,7 +14,7 @@ namespace FOVBLUR_VARIANT {
 
 template <class T>
 struct Workspace {
-  Scratch<T> taps, slopes, acuity, zeros, staged, turned, turned_slope, group, group_slope[2], block, block_slope[2], row;
+  Scratch<T> taps, slopes, end_taps, acuity, zeros, staged, turned, turned_slope, group, group_slope[2], block, block_slope[2], row;
   Scratch<const T*> rows, acuity_rows;
 };
 
@@ -74,15 +74,18 @@ struct Strip {
   int64_t sample, begin, end;
   int64_t height, width, count;
   int64_t radius[2];
+  Border border;
   bool identity;        // the sample is not blurred
   int64_t first, last;  // rows that the strip's outputs reach; under Border::circular they go on beyond the image's ends
   int64_t padded_width, padded_count;
   T gain;
   const T* taps[2];
   const T* slopes[2];
+  const T* end_taps[2] = {};  // of an axis' first pixel, then those of its last, where they differ from taps
 
   Strip(const BlurParams& p, Workspace<T>& ws, int64_t sample, int64_t begin, int64_t end, bool with_slopes)
       : p(p), ws(ws), sample(sample), begin(begin), end(end), height(p.shape[2]), width(p.shape[3]), count(end - begin) {
+    border = p.border;
     gain = value_of<T>(p.gain, sample);
     padded_width = round_up(width, L);
     padded_count = round_up(count, L);
@@ -104,12 +107,32 @@ struct Strip {
     if (!p.per_axis) taps[1] = taps[0], slopes[1] = slopes[0];
     first = begin - radius[0];
     last = end + radius[0];
-    if (p.border == Border::circular && last - first > height) {
+    if (border == Border::circular && last - first > height) {
       first = 0;
       last = height;
-    } else if (p.border != Border::circular) {
+    } else if (border != Border::circular) {
       first = std::max<int64_t>(0, first);
       last = std::min(height, last);
+    }
+  }
+
+  // Makes the blur its transpose, up to the E of Border::reflect. Under Border::replicate the first and the last pixel have
+  // all the weight that falls before and behind them, and those between what they have under Border::constant.
+  void transpose() {
+    if (border != Border::replicate) return;
+    border = Border::constant;
+    T* own = ws.end_taps.get(4 * (radius[0] + radius[1] + 1));
+    for (int axis = 0; axis < 2; ++axis) {
+      const int64_t r = radius[axis], size = 2 * r + 1;
+      if (r == 0) continue;
+      double sum = 0.0;
+      for (int64_t t = size - 1; t >= 0; --t) {  // tap t is that of pixel t - r, and there are none before the first
+        sum += double(taps[axis][t]);
+        own[t] = own[2 * size - 1 - t] = t >= r ? T(sum) : T(0);
+      }
+      if (p.shape[2 + axis] == 1) own[r] = own[size + r] = T(1);
+      end_taps[axis] = own;
+      own += 2 * size;
     }
   }
 
@@ -128,7 +151,7 @@ struct Strip {
     T* own = lies_ready ? nullptr : ws.acuity.get((to - from) * width);
     const T** rows = ws.acuity_rows.get(to - from);
     for (int64_t s = 0; s < to - from; ++s) {
-      const int64_t i = border_index(p.border, from + s, height);
+      const int64_t i = border_index(border, from + s, height);
       if (lies_ready) {
         rows[s] = weight ? weight + i * strides[1] : shared + i * width;
         continue;
@@ -149,7 +172,7 @@ struct Strip {
     T* staged = ws.staged.get((last - first) * padded_width);
     for (int64_t s = first; s < last; ++s) {
       T* row = staged + (s - first) * padded_width;
-      load(border_index(p.border, s, height), row);
+      load(border_index(border, s, height), row);
       std::fill(row + width, row + padded_width, T(0));
     }
     return staged;
@@ -157,10 +180,20 @@ struct Strip {
 
   // A row of zeros, which lies beyond the image under Border::constant, or null.
   const T* zeros(int64_t size) {
-    if (p.border != Border::constant) return nullptr;
+    if (border != Border::constant) return nullptr;
     T* row = ws.zeros.get(size);
     std::fill_n(row, size, T(0));
     return row;
+  }
+
+  // Filters down `rows`, whose outputs are the axis' first and last pixel where `from_start` and `to_end` say so.
+  void filter_axis(int axis, int vectors, const T* const* rows, int64_t outputs, int64_t lane, const T* weights,
+                   bool from_start, bool to_end, bool add, T* out) const {
+    const int64_t r = radius[axis], last = outputs - 1;
+    filter_columns(vectors, rows, outputs, lane, weights, r, add, out);
+    if (!end_taps[axis]) return;
+    if (from_start) filter_columns(vectors, rows, 1, lane, end_taps[axis], r, add, out);
+    if (to_end) filter_columns(vectors, rows + last, 1, lane, end_taps[axis] + 2 * r + 1, r, add, out + last * vectors * L);
   }
 
   // Filters the staged rows down their columns and transposes them: [padded_width, padded_count], a row for each image column.
@@ -168,7 +201,7 @@ struct Strip {
     const T** rows = ws.rows.get(count + 2 * radius[0]);
     const T* beyond = zeros(padded_width);
     for (int64_t s = 0; s < count + 2 * radius[0]; ++s) {
-      const int64_t i = border_index(p.border, begin - radius[0] + s, height);
+      const int64_t i = border_index(border, begin - radius[0] + s, height);
       rows[s] = i < 0 ? beyond : staged + place(i) * padded_width;
     }
     T* turned = scratch.get(padded_width * padded_count);
@@ -176,7 +209,7 @@ struct Strip {
     for (int64_t lane = 0; lane < padded_width; lane += kVecs * L) {
       const int vectors = int(std::min<int64_t>(kVecs, (padded_width - lane) / L));
       const int64_t stride = vectors * L;
-      filter_columns(vectors, rows, count, lane, weights, radius[0], false, group);
+      filter_axis(0, vectors, rows, count, lane, weights, begin == 0, end == height, false, group);
       std::fill(group + count * stride, group + padded_count * stride, T(0));
       for (int64_t i = 0; i < padded_count; i += L)
         for (int64_t v = 0; v < stride; v += L)
@@ -190,10 +223,10 @@ struct Strip {
     const T** rows = ws.rows.get(width + 2 * radius[1]);
     const T* beyond = zeros(padded_count);
     for (int64_t s = 0; s < width + 2 * radius[1]; ++s) {
-      const int64_t j = border_index(p.border, s - radius[1], width);
+      const int64_t j = border_index(border, s - radius[1], width);
       rows[s] = j < 0 ? beyond : turned + j * padded_count;
     }
-    filter_columns(vectors, rows, width, lane, weights, radius[1], add, group);
+    filter_axis(1, vectors, rows, width, lane, weights, true, true, add, group);
   }
 
   // Transposes one vector of lanes of a group back: [L, padded_width], a row for each image row.

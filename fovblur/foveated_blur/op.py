@@ -140,7 +140,8 @@ def foveated_blur_backward_op(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of images, sigma and gain; those that are not needed are empty."""
-    forward, backward = _functions(backends.resolve(backend or None, "foveated_blur", images.device, images.dtype))
+    chosen = backends.resolve(backend or None, "foveated_blur", images.device, images.dtype)
+    forward, backward = _functions(chosen)
     grads = _empty_gradients(images, sigma, gain, needs)
     if images.numel() == 0:
         for each in grads:
@@ -148,7 +149,7 @@ def foveated_blur_backward_op(
     elif any(needs):
         params = BlurParams(sigma, kernel_size, gain, fixation, mean, std, falloff, decay, border, tables, weight)
         needed = BlurGradients(*(grad if need else None for grad, need in zip(grads, needs)))
-        if border == "replicate" and needed.images is not None:
+        if border == "replicate" and needed.images is not None and chosen != "cpu":
             image_gradient_under_replicate(forward, grad, needed.images, params)
             needed = needed._replace(images=None)
         if any(each is not None for each in needed):

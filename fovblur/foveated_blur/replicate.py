@@ -1,5 +1,7 @@
 """The gradient of images under the border replicate, the only one whose blur is not symmetric up to a scaling.
 
+It serves the backends that have no kernel for it, which are all but the CPU's.
+
 Along one dimension, the first pixel also has all the weight that falls before it, and the last what falls behind it.
 So A differs from the blur C under the border constant, which is symmetric, in its first and last column alone:
 ``A^T g`` is ``C g`` except at the first and the last pixel, where it is ``<A e_0, g>`` and ``<A e_(n-1), g>``. In two
