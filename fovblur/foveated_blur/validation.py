@@ -265,12 +265,22 @@ def check_values(params: BlurParams, images: Tensor) -> None:
         if not isinstance(value, Tensor) or value.device.type != "cpu":
             continue
         _check_range(name, value[:1] if value.stride(0) == 0 else value)
-    fixation = params.fixation
-    if fixation.device.type == "cpu" and min(images.shape[-2:]) > 2 and fixation.numel() > 0:
-        if ((fixation > 0) & (fixation < 1)).all():
-            y, x = fixation[0].tolist()
-            problem = f"fixation ({y:g}, {x:g}) is in pixels, (y, x), and next to the corner"
-            warnings.warn(f"{problem}; multiply fractions of the image by (H - 1, W - 1)", stacklevel=2)
+    if params.fixation.device.type == "cpu":
+        _warn_of_fractions(params.fixation, images)
+
+
+def check_fixation(value: Tensor, images: Tensor) -> None:
+    """Check fixations (images, 2) or (images, F, 2) in CPU memory, unless a tracer or a transform has made them."""
+    check_known("fixation", value)
+    if value.device.type == "cpu" and not torch.compiler.is_compiling() and not is_under_a_mode():
+        _warn_of_fractions(value, images)
+
+
+def _warn_of_fractions(fixation: Tensor, images: Tensor) -> None:
+    if min(images.shape[-2:]) > 2 and fixation.numel() > 0 and ((fixation > 0) & (fixation < 1)).all():
+        y, x = fixation.reshape(-1, 2)[0].tolist()
+        problem = f"fixation ({y:g}, {x:g}) is in pixels, (y, x), and next to the corner"
+        warnings.warn(f"{problem}; multiply fractions of the image by (H - 1, W - 1)", stacklevel=3)
 
 
 def check_known(name: str, value: Tensor) -> None:

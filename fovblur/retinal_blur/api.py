@@ -70,7 +70,8 @@ def retinal_blur(
         RuntimeError: the requested backend cannot run; the message says why.
 
     A NaN pixel makes those pixels NaN whose two Gaussians reach it, and nothing else. Differentiable in images and
-    fixation, any number of times, in forward mode too, and under ``torch.func.vmap``.
+    fixation, any number of times, in forward mode too, and under ``torch.func.vmap``. The batch of a DTensor stays
+    sharded.
 
     Examples:
         >>> images = torch.rand(2, 3, 48, 64)
@@ -99,8 +100,9 @@ def retinal_blur(
     images = images if images.ndim == 4 else images.reshape(math.prod(shape[:-3]), *shape[-3:])
 
     def blur_local(images: Tensor, fixations: Tensor) -> Tensor:
+        blur_validation.check_fixation(fixations, images)
         variance = _variance_map(fixations, model, images)
-        if backends.is_reference(backend):
+        if backends.is_reference(backend) and not torch.compiler.is_dynamo_compiling():  # which has symbols for sizes
             params, _ = level_params(images, variance, model, levels, border)
             return reference.blend_levels(images, params, out_dtype)
         return differentiable_blend(images, variance, model, levels, border, out_dtype, backend or "")

@@ -194,6 +194,21 @@ def test_threads_give_the_same_bits(seed):
     assert torch.equal(*results)
 
 
+def test_the_module_is_the_function(seed):
+    images, at = torch.rand(2, 3, 20, 30), torch.nn.Parameter(torch.tensor([4.0, 7.0]))
+    module = fovblur.modules.RetinalBlur2d(60.0, fixation=at, half_resolution=0.02)
+    assert torch.equal(module(images), fovblur.retinal_blur(images, at, pixels_per_degree=60.0, half_resolution=0.02))
+    assert [name for name, _ in module.named_parameters()] == ["fixation"]
+    assert repr(module) == "RetinalBlur2d(pixels_per_degree=60.0, fixation=tensor(2,), half_resolution=0.02)"
+    with pytest.raises(ValueError, match="levels is 1"):
+        fovblur.modules.RetinalBlur2d(60.0, levels=1)
+
+
+def test_a_fixation_in_fractions_is_warned_of():
+    with pytest.warns(UserWarning, match="multiply fractions of the image"):
+        fovblur.retinal_blur(torch.rand(1, 3, 20, 30), (0.5, 0.5), **NEAR)
+
+
 # ---- derivatives and tracers ----
 
 
@@ -275,6 +290,7 @@ def test_the_reference_can_be_traced(seed):
         ({"levels": 12.0}, TypeError, "levels is a float; it must be an int"),
         ({"border": "wrap"}, ValueError, "border is 'wrap'"),
         ({"fixation": (1.0, 2.0, 3.0)}, TypeError, "fixation is"),
+        ({"fixation": torch.tensor([2.0, torch.nan])}, ValueError, "is nan; it must be finite"),
         ({"out_dtype": torch.uint8}, ValueError, "out_dtype uint8 is for uint8 images"),
     ],
 )
