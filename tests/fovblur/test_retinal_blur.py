@@ -96,17 +96,31 @@ def test_errors_are_those_of_the_docstring_and_fall_with_the_levels():
 # ---- the blend ----
 
 
+def dense_blend(images, fixation, border: str, eye: retina.Retina, count: int) -> torch.Tensor:
+    """Return the blend by dense matrices, for one fixation an image."""
+    height, width = images.shape[-2:]
+    y, x = torch.arange(height)[:, None], torch.arange(width)
+    distance = torch.hypot(y - fixation[:, :1, None].double(), x - fixation[:, 1:, None].double())
+    levels = retina.levels_of(eye, height, width, count)
+    place = torch.from_numpy(np.interp(eye.variance(distance), levels.variances, np.arange(count)))
+    return dense_blur.blend_of_levels(images, LevelParams(place, levels.sigmas, levels.kernel_sizes, border))
+
+
 @with_the_fast
 @pytest.mark.parametrize("border", BORDERS)
 def test_blend_is_that_of_dense_matrices(implementation, border, seed):
     images, fixation = torch.rand(2, 2, 52, 33), torch.tensor([[3.0, 30.0], [60.0, -2.0]])
     ours = implementation.retinal_blur(images, fixation, border=border, **NEAR)
-    y, x = torch.arange(52.0)[:, None], torch.arange(33.0)
-    distance = torch.hypot(y - fixation[:, :1, None], x - fixation[:, 1:, None]).double()
-    levels = retina.levels_of(retina.Retina(60.0, None, 0.02, 0.106, 1 / 64), 52, 33, 5)
-    variance = retina.Retina(60.0, None, 0.02, 0.106, 1 / 64).variance(distance)
-    place = torch.from_numpy(np.interp(variance, levels.variances, np.arange(5.0)))
-    expected = dense_blur.blend_of_levels(images, LevelParams(place, levels.sigmas, levels.kernel_sizes, border))
+    expected = dense_blend(images, fixation, border, EYE._replace(pixels_per_degree=60.0, half_resolution=0.02), 5)
+    assert relative_error(ours, expected) < 2e-6
+
+
+@on_the_cpu
+@pytest.mark.parametrize("border", BORDERS)
+def test_levels_with_weight_on_both_sides_of_the_fixation(implementation, border, seed):
+    images, fixation = torch.rand(2, 1, 60, 420), torch.tensor([[30.0, 200.0], [-5.0, 410.0]])
+    ours = implementation.retinal_blur(images, fixation, pixels_per_degree=40.0, half_resolution=0.3, border=border)
+    expected = dense_blend(images, fixation, border, EYE._replace(half_resolution=0.3), 12)
     assert relative_error(ours, expected) < 2e-6
 
 
