@@ -1,8 +1,5 @@
 """The blend of Gaussian levels in Triton: a program makes one tile of a plane from the levels with weight in it."""
 
-# A result of a kernel's helper may be one of several types.
-# mypy: disable-error-code="assignment, misc"
-
 from __future__ import annotations
 
 import torch
@@ -10,8 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fovblur.foveated_blur.triton_general import filtered_tile, general_configuration, radius_along, tiles_of
+from fovblur.foveated_blur.triton_general import general_configuration, tiles_of
 from fovblur.foveated_blur.triton_parts import launching_on, load_pixels, place_of_program, read_axis, store_pixels
+from fovblur.foveated_blur.triton_tile import filtered_tile, radius_along
 from fovblur.foveated_blur.validation import constant
 from fovblur.retinal_blur.params import LevelParams
 
