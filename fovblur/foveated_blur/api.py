@@ -78,7 +78,8 @@ def foveated_blur(
         GPUs half types and uint8 are multiplied in half precision (triton: bfloat16 in tf32), which moves a uint8
         result by less than 0.38 of a level before it is rounded, so that it is within one level of the exact one. cuda
         multiplies uint8 exactly if the result is float32, unless ``torch.set_float32_matmul_precision`` allows tf32,
-        which it does not by default.
+        which it does not by default; other borders, sigmas that differ by axis, maps, tables and lists of images it
+        always multiplies in float32.
 
     Raises:
         TypeError, ValueError: a wrong type, shape, device or range; the message names the argument. Values of CUDA

@@ -153,7 +153,12 @@ def test_threads_may_take_turns_in_any_order(implementation, monkeypatch, tmp_pa
     images, grad = torch.rand(2, 1, 70, 80), torch.rand(2, 1, 70, 80)
     images[1, 0, 3, 60] = torch.inf
     params = dense_blur.random_params(2, (9, 129), border="symmetric")
-    call = lambda: [forward(implementation, images, params), *backward(implementation, grad, images, params)]  # noqa: E731
+    levels = LevelParams(3 * torch.rand(2, 70, 80), (0.0, 1.0, 3.0, 9.0), (1, 9, 19, 73), "circular")
+
+    def call() -> list[torch.Tensor]:
+        blurred = forward(implementation, images, params)
+        return [blurred, *backward(implementation, grad, images, params), blend(implementation, images, levels)]
+
     for one, other in zip(*in_both_orders(call, monkeypatch, tmp_path_factory)):
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 

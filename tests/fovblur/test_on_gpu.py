@@ -188,3 +188,14 @@ def test_a_graph_with_options_replays_on_changed_input(backend, border, seed):
         old.copy_(new)
     graph.replay()
     assert torch.equal(result, call(*inputs))
+
+
+@pytest.mark.parametrize("border", BORDERS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_the_retinal_blur_agrees_with_the_reference(backend, dtype, border, seed):
+    images = torch.rand(2, 3, 90, 140).mul(255).to(dtype)
+    options = {"pixels_per_degree": 8.0, "border": border, "out_dtype": torch.float32}
+    fixation = torch.tensor([[10.0, 120.0], [45.0, 70.0]])
+    out = fovblur.retinal_blur(images.cuda(), fixation.cuda(), **options, backend=backend)
+    expected = fovblur.retinal_blur(images, fixation, **options, backend="reference")
+    torch.testing.assert_close(out.cpu(), expected, rtol=1e-4, atol=2e-2)
