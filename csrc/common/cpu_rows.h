@@ -8,6 +8,13 @@
 namespace fovblur {
 namespace FOVBLUR_VARIANT {
 
+// Vector registers of the processor: AVX-512 and NEON have 32, SSE and AVX 16.
+#if FOVBLUR_VECTOR_BYTES == 64 || defined(__aarch64__)
+#define FOVBLUR_VECTOR_REGISTERS 32
+#else
+#define FOVBLUR_VECTOR_REGISTERS 16
+#endif
+
 // Vectors as wide as the registers of this variant.
 template <class T>
 struct VecOf {

@@ -19,11 +19,7 @@ constexpr int kBlock = 64;       // recordings of a block
 constexpr int kTile = 48;        // images of a tile
 constexpr int kItems = 6;        // images of a step; kItems x kVecs accumulators
 constexpr int64_t kDepth = 256;  // columns of a step: a block's part fits the L2 cache, a lane group's the L1
-#if FOVBLUR_VECTOR_BYTES == 64
-constexpr int kVecs = 4;  // 24 accumulators of 32 registers
-#else
-constexpr int kVecs = 2;  // 12 accumulators of 16 registers
-#endif
+constexpr int kVecs = FOVBLUR_VECTOR_REGISTERS == 32 ? 4 : 2;
 template <class T>
 constexpr int kGroup = kVecs * kLanes<T>;  // lanes of a step
 constexpr int64_t kLine = 64;              // bytes of a cache line
@@ -81,7 +77,7 @@ void multiply_tile(int vectors, const T* panel, const T* items, int64_t item_str
   switch (vectors) {
     case 1:
       return multiply_tile<T, 1>(panel, items, item_stride, count, depth, add, out);
-#if FOVBLUR_VECTOR_BYTES == 64
+#if FOVBLUR_VECTOR_REGISTERS == 32
     case 2:
       return multiply_tile<T, 2>(panel, items, item_stride, count, depth, add, out);
     case 3:

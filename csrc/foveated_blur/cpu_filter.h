@@ -11,11 +11,8 @@ namespace fovblur {
 namespace FOVBLUR_VARIANT {
 
 // Accumulators of a block, kRows x kVecs vectors: as many as the register file holds.
-#if FOVBLUR_VECTOR_BYTES == 64
-constexpr int kRows = 8, kVecs = 3;  // of 32 registers
-#else
-constexpr int kRows = 4, kVecs = 3;  // of 16 registers
-#endif
+constexpr int kRows = FOVBLUR_VECTOR_REGISTERS == 32 ? 8 : 4;
+constexpr int kVecs = 3;
 
 // out[i][lanes] (+)= sum_t taps[t] * rows[i + t][lanes] for i in [0, R): R x V accumulators, every row loaded once.
 template <class T, int R, int V>
