@@ -78,6 +78,8 @@ def retinal_blur(
         >>> retinal_blur(images, (10.0, 20.0), pixels_per_degree=4.0).shape
         torch.Size([2, 3, 48, 64])
     """
+    if isinstance(images, list):
+        raise TypeError("images is a list; retinal_blur takes one tensor (..., C, H, W): call it for every image")
     blur_validation.check_images(images)
     levels = validation.levels(levels)
     distance = None if viewing_distance is None else validation.positive("viewing_distance", viewing_distance)
