@@ -105,7 +105,7 @@ def retinal_blur(
         blur_validation.check_fixation(fixations, images)
         variance = _variance_map(fixations, model, images)
         if backends.is_reference(backend) and not torch.compiler.is_dynamo_compiling():  # which has symbols for sizes
-            params, _ = level_params(images, variance, model, levels, border)
+            params = level_params(images, variance, model, levels, border)
             return reference.blend_levels(images, params, out_dtype)
         return differentiable_blend(images, variance, model, levels, border, out_dtype, backend or "")
 

@@ -42,7 +42,7 @@ def retinal_blur_op(
             variances, sigmas, kernel_sizes = levels_of(retina, *images.shape[-2:], levels)
             params = LevelParams(variance, sigmas, kernel_sizes, border, variances)
         else:
-            params, _ = level_params(images, variance, retina, levels, border)
+            params = level_params(images, variance, retina, levels, border)
         _function(backend)(images, out, params)
     return out
 
@@ -52,15 +52,12 @@ def _(images, variance, *options):
     return torch.empty_like(images, dtype=options[-2])
 
 
-def level_params(
-    images: Tensor, variance: Tensor, retina: Retina, levels: int, border: str
-) -> tuple[LevelParams, Tensor]:
-    """Return the Gaussians of a call and which of them every pixel blends, and the slope of the latter in variance."""
+def level_params(images: Tensor, variance: Tensor, retina: Retina, levels: int, border: str) -> LevelParams:
+    """Return the Gaussians of a call, and which of them every pixel blends."""
     height, width = map(int, images.shape[-2:])
     chosen = levels_of(retina, height, width, levels)
     own = variance[:1] if variance.stride(0) == 0 else variance  # a map that all samples share is made once
-    level, slope = (each.expand(variance.shape) for each in level_map(own, chosen))
-    return LevelParams(level, chosen.sigmas, chosen.kernel_sizes, border), slope
+    return LevelParams(level_map(own, chosen).expand(variance.shape), chosen.sigmas, chosen.kernel_sizes, border)
 
 
 def _function(backend: str) -> Callable[..., None]:

@@ -27,7 +27,7 @@ def blend_levels(images: Tensor, params: LevelParams, out_dtype: torch.dtype, bl
         blur = _blur_of(params.border)
     y = torch.zeros_like(x) + 0 * params.level[:, None]  # NaN where the level is
     for k, (sigma, kernel_size) in enumerate(zip(params.sigmas, params.kernel_sizes)):
-        counts, weight, _ = level_weight(params, k)
+        counts, weight = level_weight(params, k)
         blurred = x if kernel_size == 1 else blur(x, sigma, kernel_size)
         counts = counts & ((weight > 0) | blurred.isfinite())  # a weight of 0 times infinity is not NaN here
         y = y + weight * torch.where(counts, blurred, 0)
@@ -36,15 +36,13 @@ def blend_levels(images: Tensor, params: LevelParams, out_dtype: torch.dtype, bl
     return y.to(out_dtype)
 
 
-def level_weight(params: LevelParams, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return where level k is one of two that are blended, its weight there, and the weight's slope, (B, 1, H, W)."""
+def level_weight(params: LevelParams, k: int) -> tuple[Tensor, Tensor]:
+    """Return where level k is one of the two that are blended, and its weight there, (B, 1, H, W)."""
     level = params.level[:, None]
     lower = torch.where(level > 0, level.detach().floor(), 0).clamp(max=len(params.sigmas) - 2)
     share = level - lower
     is_lower, is_upper = lower == k, lower == k - 1
-    weight = torch.where(is_lower, 1 - share, torch.where(is_upper, share, 0))
-    slope = is_upper.to(level.dtype) - is_lower.to(level.dtype)
-    return is_lower | is_upper, weight, slope
+    return is_lower | is_upper, torch.where(is_lower, 1 - share, torch.where(is_upper, share, 0))
 
 
 def _blur_of(border: str) -> Blur:

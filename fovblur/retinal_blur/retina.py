@@ -110,14 +110,29 @@ def sigma_of_variance(variance: float) -> float:
     return high
 
 
-def level_map(variance: Tensor, levels: Levels) -> tuple[Tensor, Tensor]:
-    """Return where variances lie between those of the levels, from 0 to their number - 1, and the slope of that."""
+def level_map(variance: Tensor, levels: Levels) -> Tensor:
+    """Return where variances lie between those of the levels, from 0 to their number - 1."""
+    lower, at = _lower_level(variance, levels)
+    return lower + ((variance - at[lower]) * _slopes(at)[lower]).clamp(0, 1)
+
+
+def enclosing_levels(variance: Tensor, levels: Levels) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the variances of the two levels that every pixel blends, and the slope of its level in its variance."""
+    lower, at = _lower_level(variance, levels)
+    above = at[lower + 1]
+    return at[lower], above, torch.where(variance <= above, _slopes(at)[lower], 0)
+
+
+def _lower_level(variance: Tensor, levels: Levels) -> tuple[Tensor, Tensor]:
+    """Return the lower of the two levels that every pixel blends, and the variances of all levels."""
     at = constant(levels.variances, variance.dtype, variance)
-    step = at.diff()
-    slope = torch.where(step > 0, 1 / step, 0)  # levels are alike where nothing is blurred
-    lower = torch.bucketize(variance.detach().contiguous(), at[1:-1], right=True)
-    share = (variance - at[lower]) * slope[lower]
-    return lower + share.clamp(0, 1), torch.where(share <= 1, slope[lower], 0)
+    return torch.bucketize(variance.detach().contiguous(), at[1:-1], right=True), at
+
+
+def _slopes(variances: Tensor) -> Tensor:
+    """Return the slope of the level map between levels; levels are alike where nothing is blurred."""
+    step = variances.diff()
+    return torch.where(step > 0, 1 / step, 0)
 
 
 def distance_to_fixation(fixation: Tensor, height: int, width: int) -> Tensor:
