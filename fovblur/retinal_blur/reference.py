@@ -23,6 +23,8 @@ def blend_levels(images: Tensor, params: LevelParams, out_dtype: torch.dtype, bl
         blur: Gaussian of a level. Default: the reference.
     """
     x = images.to(params.level.dtype)
+    if images.numel() == 0:  # with gradients of 0
+        return (x + 0 * params.level.sum()).to(out_dtype)
     if blur is None:
         blur = _blur_of(params.border)
     y = torch.zeros_like(x) + 0 * params.level[:, None]  # NaN where the level is

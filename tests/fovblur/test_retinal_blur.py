@@ -194,7 +194,15 @@ def test_shapes_and_samples_do_not_mix(seed):
     for clip, at, ours in zip(clips, fixation, blurred):
         for frame, own in zip(clip, ours):
             assert torch.equal(fovblur.retinal_blur(frame, at[0], **NEAR), own)
-    assert fovblur.retinal_blur(torch.rand(0, 3, 8, 8), **NEAR).shape == (0, 3, 8, 8)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("shape", [(0, 3, 8, 8), (2, 0, 8, 8), (2, 3, 0, 8), (2, 3, 8, 0), (2, 3, 1, 1)])
+def test_empty_and_tiny_images_stay_what_they_are(shape, backend):
+    images, at = torch.rand(shape, requires_grad=True), torch.tensor([1.2, 3.3], requires_grad=True)
+    blurred = fovblur.retinal_blur(images, at, backend=backend, **NEAR)
+    blurred.sum().backward()
+    assert torch.equal(blurred, images) and at.grad.tolist() == [0, 0] and (images.grad == 1).all()
 
 
 def test_threads_give_the_same_bits(seed):
