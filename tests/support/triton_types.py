@@ -4,6 +4,7 @@ Run as a script, as the interpreter takes the place of the compiler in the tests
 """
 
 import functools
+import inspect
 import itertools
 import sys
 from collections.abc import Callable, Iterator
@@ -57,7 +58,15 @@ def check(launch: Launch) -> None:
     backend.load_dialects(context)
     options = backend.parse_options(dict(launch.options))
     source = ASTSource(kernel, dict(launch.signature), dict(launch.constants))
-    source.make_ir(TARGET, options, backend.get_codegen_implementation(options), backend.get_module_map(), context)
+    given = {
+        "target": TARGET,
+        "options": options,
+        "codegen_fns": backend.get_codegen_implementation(options),
+        "module_map": backend.get_module_map(),
+        "context": context,
+    }
+    taken = inspect.signature(source.make_ir).parameters  # Triton 3.4 takes no target
+    source.make_ir(**{name: value for name, value in given.items() if name in taken})
 
 
 if __name__ == "__main__":
