@@ -12,7 +12,7 @@ import fovblur
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc or limits memory as Linux does")
 
 START = """
-import multiprocessing, os, resource, sys, threading, time, torch
+import multiprocessing, os, resource, signal, sys, threading, time, torch
 from fovblur import enhanced_similarity, foveated_blur, gaussian_blur
 
 torch.manual_seed(0)
@@ -70,6 +70,7 @@ def test_forked_processes_have_threads_of_their_own():
         expected = results()
 
         def check(_=None):
+            signal.alarm(60)  # a child that hangs does not outlive the test
             return results() == expected
 
         stop = threading.Event()
