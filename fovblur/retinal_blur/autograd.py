@@ -55,7 +55,8 @@ def _backward(ctx, grad):
         params = level_params(images, variance, ctx.retina, ctx.levels, ctx.border)
         of_images = torch.zeros_like(grad)
         for k, (sigma, kernel_size) in enumerate(zip(params.sigmas, params.kernel_sizes)):
-            weighted = reference.level_weight(params, k)[1] * grad
+            weight = 1 - (params.level - k).abs()
+            weighted = weight.clamp(min=0)[:, None] * grad
             gaussian = sigma, kernel_size, ctx.border, ctx.backend
             of_images += weighted if kernel_size == 1 else transposed_gaussian(weighted, *gaussian)
         of_images = of_images.to(images.dtype)
