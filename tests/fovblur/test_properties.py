@@ -1,4 +1,4 @@
-"""Random calls: shapes, types, strides, sigmas, fixations, gains and non-finite pixels, against the reference."""
+"""Random calls: shapes, types, strides, every option and non-finite pixels, against the reference."""
 
 import torch
 from backends_under_test import IMAGE_DTYPES, exact
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fovblur
-from fovblur.foveated_blur.validation import FALLOFFS
+from fovblur.foveated_blur.validation import BORDERS, FALLOFFS
 
 RELATIVE_ERROR = dict(zip(IMAGE_DTYPES[1:], (2e-3, 1.2e-2, 1e-5, 1e-12)))
 
@@ -19,17 +19,26 @@ def calls(draw, largest_side: int):
     shape = (batch, draw(st.integers(1, 3)), draw(st.integers(1, largest_side)), draw(st.integers(1, largest_side)))
     dtype = draw(st.sampled_from(IMAGE_DTYPES))
     layout = draw(st.sampled_from(["contiguous", "channels_last", "sliced", "transposed", "expanded"]))
-    numbers = lambda low, high: st.lists(st.floats(low, high, width=32), min_size=batch, max_size=batch)  # noqa: E731
-    kernel_size = draw(st.none() | st.lists(st.integers(0, 70), min_size=batch, max_size=batch))
+    of_images = lambda each: st.lists(each, min_size=batch, max_size=batch)  # noqa: E731
+    numbers = lambda low, high: of_images(st.floats(low, high, width=32))  # noqa: E731
+    per_axis = draw(st.booleans())
+    along_axes = lambda each: of_images(st.tuples(each, each) if per_axis else each)  # noqa: E731
+    radius = draw(st.none() | along_axes(st.integers(0, 70)))
+    by_tables = radius is not None and draw(st.booleans())
     point = st.tuples(*[st.floats(-50, 90, width=32)] * 2)
-    fixation = draw(st.none() | st.lists(point, min_size=batch, max_size=batch))
+    several = st.integers(2, 3).flatmap(lambda count: of_images(st.lists(point, min_size=count, max_size=count)))
+    mapped = draw(st.booleans())
+    fixation = None if mapped else draw(st.none() | of_images(point) | several)
     options = {
-        "sigma": torch.tensor(draw(numbers(0, 60))),
-        "kernel_size": None if kernel_size is None else 2 * torch.tensor(kernel_size) + 1,
+        "sigma": None if by_tables else torch.tensor(draw(along_axes(st.floats(0, 60, width=32)))),
+        "kernel_size": None if radius is None else 2 * torch.tensor(radius) + 1,
+        "rule": "opencv" if by_tables else None,
         "gain": torch.tensor(draw(numbers(0, 1))),
         "decay": draw(st.floats(0, 20)),
         "falloff": draw(st.sampled_from(FALLOFFS)),
         "fixation": None if fixation is None else torch.tensor(fixation),
+        "weight": torch.tensor(draw(numbers(0, 1)))[:, None, None].expand(batch, *shape[2:]) if mapped else None,
+        "border": draw(st.just("reflect") | st.sampled_from(BORDERS)),
     }
     broken = draw(st.lists(st.sampled_from([float("nan"), float("inf"), float("-inf")]), max_size=2))
     return shape, dtype, layout, options, broken, draw(st.integers(0, 2**31))
