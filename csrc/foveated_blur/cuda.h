@@ -1,7 +1,7 @@
 // Launches the CUDA blur on `stream` of the current device. The functions return null or an error message.
 #pragma once
 
-#include "cuda_any.h"
+#include "cuda_general.h"
 #include "params.h"
 
 namespace fovblur {

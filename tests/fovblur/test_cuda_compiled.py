@@ -12,8 +12,8 @@ RESIDENT = {
     "blur_split": 1,  # two on sm_80 and sm_90, for which it is
     "blur_parameter_gradient": 1,
     "parameter_products": 1,  # as blur_products
-    "blur_any": 2,
-    "parameter_gradient_any": 1,
+    "blur_general": 2,
+    "parameter_gradient_general": 1,
     "blend_levels": 2,
     "similarity_scores": 1,
     "merge_slices": 8,
@@ -62,9 +62,9 @@ def test_calls_launch_the_form_that_is_exact_enough(gpu_resources):
     assert launched["blur_split<BlurGradients>"] == {"gradient of images, float32 to float32, 9.0"}
     assert "gradient of sigma and gain, float16 to float32" in launched["parameter_products<Half>"]
     assert "gradient of sigma and gain, uint8 to float32" in launched["blur_parameter_gradient"]
-    assert launched["blur_any<false>"] == {"blur, options", "blur of a list"}
-    assert launched["blur_any<true>"] == {"gradient of images, options"}
-    assert launched["parameter_gradient_any"] == {"gradient of sigma and gain, options"}
+    assert launched["blur_general<false>"] == {"blur, options", "blur of a list"}
+    assert launched["blur_general<true>"] == {"gradient of images, options"}
+    assert launched["parameter_gradient_general"] == {"gradient of sigma and gain, options"}
     assert launched["similarity_scores<ExactProducts, true, Matrix>"] == {"similarity, float32"}
     assert launched["similarity_scores<ExactProducts, false, Matrix>"] == {"similarity, float32, strided"}
     assert launched["similarity_scores<MatrixProducts<float>, true, SliceBest>"] == {"top-k, float32, tf32"}

@@ -6,12 +6,12 @@
 namespace fovblur {
 
 // Whether a call has options that the other forms do not take.
-inline bool takes_any_form(const BlurParams& p) {
+inline bool takes_general_form(const BlurParams& p) {
   return p.per_axis || p.tables || p.weight.data || p.border != Border::reflect;
 }
 
-const char* blur_in_any_form(const BlurParams& params, const Images& out, void* stream);
-const char* gradients_in_any_form(const BlurParams& params, const BlurGradients& gradients, void* stream);
+const char* blur_in_general_form(const BlurParams& params, const Images& out, void* stream);
+const char* gradients_in_general_form(const BlurParams& params, const BlurGradients& gradients, void* stream);
 int64_t tiles_of_a_sample(const BlurParams& params);  // each with a partial sum of the gradients of sigma and gain
 
 // Blurs `count` images in one launch. params.shape holds their number and largest sides, params.images their type.

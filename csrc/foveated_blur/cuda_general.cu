@@ -1,16 +1,16 @@
 // The blur with every option: other borders, a sigma along each axis, weight maps, OpenCV's tables, lists of images.
 
-#include "cuda_any.h"
+#include "cuda_general.h"
 
 #include "../common/async_copy.cuh"
 #include "../common/launch.cuh"
-#include "cuda_any_filter.cuh"
+#include "cuda_general_filter.cuh"
 
 namespace fovblur {
 namespace {
 
 // The weight of the sharp image: the falloff, or a map in place of it.
-struct AnyWeight {
+struct GeneralWeight {
   Weight falloff;
   const float* map;  // of the sample; may be null
   int64_t strides[2];
@@ -30,7 +30,7 @@ struct Batch {
 // A tile of a plane.
 struct Place {
   Images source, other;  // one sample
-  AnyWeight weight;
+  GeneralWeight weight;
   int64_t sample, channel, within;  // `within` counts the tiles of the sample
   int height, width, row, column;
 };
@@ -62,22 +62,22 @@ __device__ inline Place place_of(const BlurParams& p, const Batch& batch, int64_
     map = static_cast<const float*>(image.weight);
     map_strides[0] = image.weight_strides[0], map_strides[1] = image.weight_strides[1];
   } else {
-    const int64_t of_sample = channels * tiles_along(height, kAnyRows) * tiles_along(width, kAnyColumns);
+    const int64_t of_sample = channels * tiles_along(height, kGeneralRows) * tiles_along(width, kGeneralColumns);
     sample = tile / of_sample, first_tile = sample * of_sample;
     source = sample_of(batch.source, sample), other = sample_of(batch.other, sample);
     if (map) map += sample * p.weight.strides[0];
   }
-  const int64_t columns = tiles_along(width, kAnyColumns), of_plane = tiles_along(height, kAnyRows) * columns;
+  const int64_t columns = tiles_along(width, kGeneralColumns), of_plane = tiles_along(height, kGeneralRows) * columns;
   const int64_t within = tile - first_tile, of_its_plane = within % of_plane;
-  const AnyWeight weight{Weight(p, sample, height, width), map, {map_strides[0], map_strides[1]}};
+  const GeneralWeight weight{Weight(p, sample, height, width), map, {map_strides[0], map_strides[1]}};
   return {source, other, weight, sample, within / of_plane, within, int(height), int(width),
-          int(of_its_plane / columns) * kAnyRows, int(of_its_plane % columns) * kAnyColumns};
+          int(of_its_plane / columns) * kGeneralRows, int(of_its_plane % columns) * kGeneralColumns};
 }
 
 // What a block knows of its tile, in shared memory, since registers are short.
 template <bool kSlopes>
 struct BlockMemory {
-  AnyMemory<kSlopes> filter;
+  GeneralMemory<kSlopes> filter;
   Place place;
 };
 
@@ -110,15 +110,15 @@ struct ThroughBlur {
 
 // Writes the blur of batch.source to batch.other, or, with kAdjoint, the gradient of the images for that of the result.
 template <bool kAdjoint>
-__global__ void __launch_bounds__(kAnyThreads, 2) blur_any(const BlurParams p, const Batch batch) {
+__global__ void __launch_bounds__(kGeneralThreads, 2) blur_general(const BlurParams p, const Batch batch) {
   auto& shared = *reinterpret_cast<BlockMemory<false>*>(dynamic_shared);
   for (int64_t tile = blockIdx.x; tile < batch.tiles; tile += gridDim.x) {
     begin_tile(p, batch, tile, shared);
     const Place& place = shared.place;
     const Plane source(place.source, 0, place.channel), target(place.other, 0, place.channel);
-    float sums[1][kAnySubRuns][kRun] = {};
+    float sums[1][kGeneralSubRuns][kRun] = {};
     auto filter = [&](const auto& input) {
-      filter_any_tile<false>(input, p.border, place.height, place.width, place.row, place.column, shared.filter, sums);
+      filter_general_tile<false>(input, p.border, place.height, place.width, place.row, place.column, shared.filter, sums);
     };
     const bool reflects = p.border == Border::reflect;
     if constexpr (kAdjoint)
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kAnyThreads, 2) blur_any(const BlurParams p, c
     else
       filter(Unprepared{source});
     const bool identity = shared.filter.taps[0].radius == 0 && shared.filter.taps[1].radius == 0;
-    for_each_output<kAnyThreads>(
+    for_each_output<kGeneralThreads>(
         sums[0], place.height, place.width, place.row, place.column, shared.filter.filtered[0], [&](int i, int j, float y) {
           const float w = place.weight.at(i, j), x = source.load(i, j);
           const Normalisation normalisation(p, place.channel);
@@ -145,19 +145,19 @@ __global__ void __launch_bounds__(kAnyThreads, 2) blur_any(const BlurParams p, c
 
 // Writes each tile's part of the gradients of sigma, sum g (1 - w) (A' x), and gain, sum g f (x - A x); `of_sigma` is
 // [B, tiles of a sample], or [B, 2, tiles of a sample] if the axes differ. batch.other is the gradient of the result.
-__global__ void __launch_bounds__(kAnyThreads, 2)
-    parameter_gradient_any(const BlurParams p, const Batch batch, float* const of_sigma, float* const of_gain) {
+__global__ void __launch_bounds__(kGeneralThreads, 2)
+    parameter_gradient_general(const BlurParams p, const Batch batch, float* const of_sigma, float* const of_gain) {
   auto& shared = *reinterpret_cast<BlockMemory<true>*>(dynamic_shared);
   for (int64_t tile = blockIdx.x; tile < batch.tiles; tile += gridDim.x) {
     begin_tile(p, batch, tile, shared);
     const Place& place = shared.place;
     const Plane source(place.source, 0, place.channel), grad(place.other, 0, place.channel);
-    float sums[3][kAnySubRuns][kRun] = {};
-    filter_any_tile<true>(Unprepared{source}, p.border, place.height, place.width, place.row, place.column, shared.filter,
+    float sums[3][kGeneralSubRuns][kRun] = {};
+    filter_general_tile<true>(Unprepared{source}, p.border, place.height, place.width, place.row, place.column, shared.filter,
                           sums);
     float along_y = 0.0f, along_x = 0.0f, gain = 0.0f, unused = 0.0f;
-    auto each_output = [&](const float(&filtered)[kAnySubRuns][kRun], const auto& each) {
-      for_each_output<kAnyThreads>(filtered, place.height, place.width, place.row, place.column, shared.filter.filtered[0],
+    auto each_output = [&](const float(&filtered)[kGeneralSubRuns][kRun], const auto& each) {
+      for_each_output<kGeneralThreads>(filtered, place.height, place.width, place.row, place.column, shared.filter.filtered[0],
                                    each);
     };
     each_output(sums[0], [&](int i, int j, float y) {
@@ -165,9 +165,9 @@ __global__ void __launch_bounds__(kAnyThreads, 2)
     });
     each_output(sums[1], [&](int i, int j, float y) { along_y += grad.load(i, j) * (1.0f - place.weight.at(i, j)) * y; });
     each_output(sums[2], [&](int i, int j, float y) { along_x += grad.load(i, j) * (1.0f - place.weight.at(i, j)) * y; });
-    float(&partial)[2][kAnyThreads] = shared.filter.partial;
+    float(&partial)[2][kGeneralThreads] = shared.filter.partial;
     auto total = [&](float first, float second) {
-      block_sum<kAnyThreads>(first, second, partial);
+      block_sum<kGeneralThreads>(first, second, partial);
       return make_float2(partial[0][0], partial[1][0]);
     };
     const float2 of_axes = total(along_y, along_x);
@@ -190,11 +190,11 @@ __global__ void __launch_bounds__(kAnyThreads, 2)
 }
 
 template <bool kSlopes, class... Parameters, class... Arguments>
-cudaError_t launch_any(void (*kernel)(BlurParams, Batch, Parameters...), void* stream, const BlurParams& p, const Batch& batch,
-                       Arguments... arguments) {
+cudaError_t launch_general(void (*kernel)(BlurParams, Batch, Parameters...), void* stream, const BlurParams& p,
+                           const Batch& batch, Arguments... arguments) {
   constexpr int kBytes = int(sizeof(BlockMemory<kSlopes>));
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  return error != cudaSuccess ? error : launch(kernel, kAnyThreads, batch.tiles, kBytes, stream, p, batch, arguments...);
+  return error != cudaSuccess ? error : launch(kernel, kGeneralThreads, batch.tiles, kBytes, stream, p, batch, arguments...);
 }
 
 Batch batch_of(const BlurParams& p, const Images& source, const Images& other) {
@@ -204,27 +204,27 @@ Batch batch_of(const BlurParams& p, const Images& source, const Images& other) {
 }  // namespace
 
 int64_t tiles_of_an_image(int64_t channels, int64_t height, int64_t width) {
-  return channels * tiles_along(height, kAnyRows) * tiles_along(width, kAnyColumns);
+  return channels * tiles_along(height, kGeneralRows) * tiles_along(width, kGeneralColumns);
 }
 
 int64_t tiles_of_a_sample(const BlurParams& p) { return tiles_of_an_image(p.shape[1], p.shape[2], p.shape[3]); }
 
-const char* blur_in_any_form(const BlurParams& p, const Images& out, void* stream) {
-  return message(launch_any<false>(blur_any<false>, stream, p, batch_of(p, p.images, out)));
+const char* blur_in_general_form(const BlurParams& p, const Images& out, void* stream) {
+  return message(launch_general<false>(blur_general<false>, stream, p, batch_of(p, p.images, out)));
 }
 
 const char* blur_of_a_list(const BlurParams& p, const ListedImage* images, int64_t tiles, DType result, void* stream) {
   if (tiles == 0) return nullptr;
   const Batch batch = {p.images, {nullptr, result, {}}, images, p.shape[0], tiles};
-  return message(launch_any<false>(blur_any<false>, stream, p, batch));
+  return message(launch_general<false>(blur_general<false>, stream, p, batch));
 }
 
-const char* gradients_in_any_form(const BlurParams& p, const BlurGradients& gradients, void* stream) {
+const char* gradients_in_general_form(const BlurParams& p, const BlurGradients& gradients, void* stream) {
   cudaError_t error = cudaSuccess;
   if (gradients.grad_images.data)
-    error = launch_any<false>(blur_any<true>, stream, p, batch_of(p, gradients.grad, gradients.grad_images));
+    error = launch_general<false>(blur_general<true>, stream, p, batch_of(p, gradients.grad, gradients.grad_images));
   if (error == cudaSuccess && (gradients.grad_sigma || gradients.grad_gain))
-    error = launch_any<true>(parameter_gradient_any, stream, p, batch_of(p, p.images, gradients.grad),
+    error = launch_general<true>(parameter_gradient_general, stream, p, batch_of(p, p.images, gradients.grad),
                              static_cast<float*>(gradients.grad_sigma), static_cast<float*>(gradients.grad_gain));
   return message(error);
 }

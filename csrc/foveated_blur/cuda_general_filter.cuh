@@ -7,10 +7,10 @@
 
 namespace fovblur {
 
-constexpr int kAnyThreads = 256;
-constexpr int kAnySubRuns = 2;
-using AnyShape = Shape<kAnyThreads>;
-constexpr int kAnyRows = 4 * kRun * kAnySubRuns, kAnyColumns = AnyShape::kColumns;  // of a tile
+constexpr int kGeneralThreads = 256;
+constexpr int kGeneralSubRuns = 2;
+using GeneralShape = Shape<kGeneralThreads>;
+constexpr int kGeneralRows = 4 * kRun * kGeneralSubRuns, kGeneralColumns = GeneralShape::kColumns;  // of a tile
 FOVBLUR_HD int64_t tiles_along(int64_t n, int tile) { return (n + tile - 1) / tile; }
 
 // The kernel along one axis: a Gaussian, or one of OpenCV's tables, which has no slope.
@@ -25,26 +25,26 @@ struct AxisTaps : Taps {
 };
 
 // Returns the taps of a Gaussian, or of its table; all threads of the block take part.
-__device__ inline AxisTaps make_axis_taps(float sigma, int kernel_size, bool tables, float (&partial)[2][kAnyThreads]) {
-  const Taps gaussian = make_taps<kAnyThreads>(sigma, kernel_size, partial);
+__device__ inline AxisTaps make_axis_taps(float sigma, int kernel_size, bool tables, float (&partial)[2][kGeneralThreads]) {
+  const Taps gaussian = make_taps<kGeneralThreads>(sigma, kernel_size, partial);
   return {gaussian, tables && gaussian.radius <= kMostTableRadius};
 }
 
 // With kSlopes the derivatives in sigma are filtered beside the blur.
 template <bool kSlopes>
-struct AnyMemory {
+struct GeneralMemory {
   static constexpr int kKernels = kSlopes ? 2 : 1;  // the taps, and their slopes
-  alignas(16) float staged[kChunk * AnyShape::kStagedStride];
-  alignas(16) float filtered[kKernels][kChunk * AnyShape::kFilteredStride];
+  alignas(16) float staged[kChunk * GeneralShape::kStagedStride];
+  alignas(16) float filtered[kKernels][kChunk * GeneralShape::kFilteredStride];
   alignas(16) float weights[2][kKernels][kTapsHeld];  // of an axis: weights[axis][k][kMargin + radius + offset]
-  float partial[2][kAnyThreads];
+  float partial[2][kGeneralThreads];
   int rows[kChunk];  // of the plane, that are staged; -1: zeros
   AxisTaps taps[2];  // along y and x
 
   // Keeps the taps of an axis; all threads of the block take part, and a barrier follows.
   __device__ void hold(int axis, const AxisTaps& its_taps) {
     if (threadIdx.x == 0) taps[axis] = its_taps;
-    for (int k = int(threadIdx.x); k < kTapsHeld; k += kAnyThreads) {
+    for (int k = int(threadIdx.x); k < kTapsHeld; k += kGeneralThreads) {
       const int offset = k - kMargin - its_taps.radius;
       const bool inside = its_taps.reaches(offset);
       weights[axis][0][k] = inside ? its_taps.tap(offset) : 0.0f;
@@ -54,8 +54,8 @@ struct AnyMemory {
   __device__ bool holds_all() const { return 2 * (max(taps[0].radius, taps[1].radius) + kMargin) < kTapsHeld; }
 };
 
-constexpr int kStagedRows = kAnyThreads / AnyShape::kStagedColumns;  // that the threads of a block stage at a time
-static_assert(kAnyThreads % AnyShape::kStagedColumns == 0, "a thread stages one column");
+constexpr int kStagedRows = kGeneralThreads / GeneralShape::kStagedColumns;  // that the threads of a block stage at a time
+static_assert(kGeneralThreads % GeneralShape::kStagedColumns == 0, "a thread stages one column");
 
 template <class Element>
 __device__ void stage_column(const Plane& source, int column, const int* rows, float* staged) {
@@ -63,14 +63,14 @@ __device__ void stage_column(const Plane& source, int column, const int* rows, f
   const int64_t stride = source.images.strides[2];
 #pragma unroll 8
   for (int s = 0; s < kChunk; s += kStagedRows)
-    staged[s * AnyShape::kStagedStride] = rows[s] < 0 ? 0.0f : to_float(pixels[rows[s] * stride]);
+    staged[s * GeneralShape::kStagedStride] = rows[s] < 0 ? 0.0f : to_float(pixels[rows[s] * stride]);
 }
 
 // Stages the thread's part of a column of the plane, or zeros for column -1; returns whether all of it is finite.
 template <class Input>
 __device__ bool stage_column(const Input& input, int column, const int* rows, float* staged) {
   if (column < 0) {
-    for (int s = 0; s < kChunk; s += kStagedRows) staged[s * AnyShape::kStagedStride] = 0.0f;
+    for (int s = 0; s < kChunk; s += kStagedRows) staged[s * GeneralShape::kStagedStride] = 0.0f;
     return true;
   }
   switch (input.source.images.dtype) {
@@ -89,7 +89,7 @@ __device__ bool stage_column(const Input& input, int column, const int* rows, fl
   bool finite = true;
 #pragma unroll 1
   for (int s = 0; s < kChunk; s += kStagedRows) {
-    float& x = staged[s * AnyShape::kStagedStride];
+    float& x = staged[s * GeneralShape::kStagedStride];
     if constexpr (Input::kPrepares)
       if (rows[s] >= 0) x = input.prepare(rows[s], column, x);
     finite = finite && isfinite(x);
@@ -104,14 +104,14 @@ struct Unprepared {
 };
 
 // Filters the tile that starts at (first_row, first_column) of a plane: sums[0] gets the thread's blurred pixels, and with
-// kSlopes sums[1] and sums[2] the derivatives in sigma along y and x; kAnySubRuns runs of eight rows, 32 rows apart, of one
+// kSlopes sums[1] and sums[2] the derivatives in sigma along y and x; kGeneralSubRuns runs of eight rows, 32 rows apart, of one
 // column. `input` gives the plane as input.source, and may prepare its pixels. The taps are held before; starts and ends
 // without a barrier, but has one before it overwrites what it filters.
 template <bool kSlopes, class Input>
-__device__ void filter_any_tile(const Input& input, Border border, int height, int width, int first_row, int first_column,
-                                AnyMemory<kSlopes>& shared, float (&sums)[kSlopes ? 3 : 1][kAnySubRuns][kRun]) {
-  using S = AnyShape;
-  constexpr int kKernels = AnyMemory<kSlopes>::kKernels;
+__device__ void filter_general_tile(const Input& input, Border border, int height, int width, int first_row, int first_column,
+                                GeneralMemory<kSlopes>& shared, float (&sums)[kSlopes ? 3 : 1][kGeneralSubRuns][kRun]) {
+  using S = GeneralShape;
+  constexpr int kKernels = GeneralMemory<kSlopes>::kKernels;
   const int run_row = int(threadIdx.x) / 4 % kChunk;
   const int run_column = (int(threadIdx.x) % 4 + int(threadIdx.x) / (4 * kChunk) * 4) * kRun;
   const int column = int(threadIdx.x) % S::kColumns, run = int(threadIdx.x) / S::kColumns * kRun;
@@ -120,7 +120,7 @@ __device__ void filter_any_tile(const Input& input, Border border, int height, i
   __syncthreads();  // the taps are held
   const int radius_y = shared.taps[0].radius, radius_x = shared.taps[1].radius;
   const bool held = shared.holds_all();
-  const int rows_end = min(first_row + kAnyRows, height) + radius_y;
+  const int rows_end = min(first_row + kGeneralRows, height) + radius_y;
 #pragma unroll 1
   for (int chunk = first_row - radius_y; chunk < rows_end; chunk += kChunk) {
     float along[kKernels][kRun] = {};
@@ -166,7 +166,7 @@ __device__ void filter_any_tile(const Input& input, Border border, int height, i
     }
     __syncthreads();
 #pragma unroll
-    for (int sub = 0; sub < kAnySubRuns; ++sub) {
+    for (int sub = 0; sub < kGeneralSubRuns; ++sub) {
 #pragma unroll 1
       for (int s = 0; s < kChunk; s += kRun) {
         const int distance = chunk + s - (first_row + sub * 4 * kRun + run);
