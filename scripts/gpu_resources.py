@@ -61,9 +61,9 @@ Where few blocks share a multiprocessor, this is intended:
   pass through shared memory and take no registers. For radii above 32 it does wide images in parts of their columns.
 - `blur_direct` and `blur_parameter_gradient` take nearly all the shared memory that sm_86 has for large images: a wide
   ring of filtered rows means that few margins are read. sm_90 holds two such blocks.
-- `blur_general` and `parameter_gradient_general` take the options that the other forms do not: borders, a sigma for each axis,
-  weight maps, OpenCV's tables, and lists of images. They and `blend_levels`, the retinal blur, filter tiles of 64 x 64
-  in float32 whatever the type of the images.
+- `blur_general` and `parameter_gradient_general` take the options that the other forms do not: borders, a sigma for
+  each axis, weight maps, OpenCV's tables, and lists of images. They and `blend_levels`, the retinal blur, filter tiles
+  of 64 x 64 in float32 whatever the type of the images, so that margins are read and filtered more often.
 - `blur_split` keeps filtered rows in registers in two parts each, and in shared memory rows as they are and operands.
   Two blocks of eight warps share a multiprocessor of sm_80 and sm_90, for which it is."""
 

@@ -52,7 +52,7 @@ class Form:
     counted: Callable[[Card], int] | None = None
 
 
-def blur(name: str, source: torch.dtype, result: torch.dtype, size: int, what: str) -> Form:
+def blur(name: str, source: torch.dtype, result: torch.dtype, size: int, what: str, border: str = "reflect") -> Form:
     """Describe a blur of 1024 x 3 x 224 x 224; `what` is forward, images (their gradient) or parameters."""
     shape = (BATCH, CHANNELS, SIDE, SIDE)
 
@@ -66,7 +66,7 @@ def blur(name: str, source: torch.dtype, result: torch.dtype, size: int, what: s
         kernel_size = torch.full((BATCH,), size, dtype=torch.int32)
         normalised = source == torch.uint8 and result != torch.uint8
         mean, std = (torch.full((CHANNELS,), value) if normalised else None for value in (0.5, 0.25))
-        params = BlurParams(sigma, kernel_size, gain, fixation, mean, std, "exp", 3.0)
+        params = BlurParams(sigma, kernel_size, gain, fixation, mean, std, "exp", 3.0, border)
         images = batch(source)
         if what == "forward":
             device.forward(images, batch(result), params)
@@ -117,6 +117,10 @@ def forms() -> list[Form]:
                 blurs.append(blur(name, source, result, size, "images"))
             if result != u8:
                 blurs.append(blur(name, source, result, size, "parameters"))
+    blurs += [
+        blur("float32, symmetric border", f32, f32, 51, what, "symmetric")
+        for what in ("forward", "images", "parameters")
+    ]
     scores = [
         similarity(dtype, name, k, tf32)
         for k in (0, 10)
