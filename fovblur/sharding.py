@@ -9,9 +9,17 @@ from typing import Any
 from torch import Tensor
 
 
+def is_distributed(tensor: Tensor) -> bool:
+    """Return whether a tensor is a DTensor."""
+    if type(tensor) is Tensor:
+        return False
+    distributed = sys.modules.get("torch.distributed.tensor")  # which takes a second to import
+    return distributed is not None and isinstance(tensor, distributed.DTensor)
+
+
 def by_sample(
     function: Callable[..., Any],
-    first: Tensor,
+    first: Any,
     along: Sequence[Tensor | None],
     whole: Sequence[Tensor | None],
 ) -> Any:
@@ -25,9 +33,9 @@ def by_sample(
 
     Beside a DTensor, plain tensors are the same in all processes.
     """
-    distributed = sys.modules.get("torch.distributed.tensor")  # which takes a second to import
-    if distributed is None or not isinstance(first, distributed.DTensor):
+    if not is_distributed(first):
         return function(first, *along, *whole)
+    distributed = sys.modules["torch.distributed.tensor"]
     shard, replicate, mesh = distributed.Shard(0), distributed.Replicate(), first.device_mesh
     everywhere = [replicate] * mesh.ndim
     placements = [shard if each == shard else replicate for each in first.placements]

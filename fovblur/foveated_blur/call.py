@@ -18,7 +18,7 @@ from fovblur.foveated_blur.autograd import differentiable_blur
 from fovblur.foveated_blur.op import foveated_blur_out_op
 from fovblur.foveated_blur.params import BlurParams, Values
 from fovblur.foveated_blur.sizes import kernel_size_from_sigma, opencv_kernel_size, sigma_from_kernel_size
-from fovblur.sharding import by_sample
+from fovblur.sharding import by_sample, is_distributed
 from fovblur.tracing import is_transformed, is_under_a_mode
 
 PER_IMAGE, SHARED = ("sigma", "kernel_size", "gain", "fixation", "weight"), ("mean", "std")  # fields of BlurParams
@@ -61,6 +61,9 @@ def blur(images: Tensor, arguments: Arguments, out: Tensor | None = None) -> Ten
     if out is not None:
         return _blur_into(out, flat, params, arguments.backend)
     largest_size = _largest_size(arguments, images.dtype)
+    if not is_distributed(flat):
+        blurred = blur_batch(flat, params, out_dtype, arguments.backend, largest_size)
+        return blurred if len(shape) == 4 else blurred.reshape(shape)
 
     def blur_local(images: Tensor, *tensors: Tensor | None) -> Tensor:
         own: dict[str, Any] = dict(zip((*PER_IMAGE, *SHARED), tensors))
@@ -84,7 +87,7 @@ def params_of(images: Tensor, arguments: Arguments) -> BlurParams:
     if sigma is not None:
         sigmas = validation.per_axis("sigma", sigma, images, dtype)
         if kernel_size is None:
-            sizes = opencv_kernel_size(sigmas, images.dtype) if arguments.rule else kernel_size_from_sigma(sigmas)
+            sizes = _sizes_of(sigmas, arguments, images)
     elif kernel_size is not None:  # of sizes that can be served, so that an error names kernel_size
         sigmas = sigma_from_kernel_size(sizes.clamp(1, validation.LARGEST_KERNEL_SIZE).to(dtype))
     else:
@@ -104,6 +107,19 @@ def params_of(images: Tensor, arguments: Arguments) -> BlurParams:
     backends.check_name(arguments.backend)
     tables = arguments.rule == "opencv" and sigma is None
     return BlurParams(sigmas, sizes, gain, fixation, means, stds, arguments.falloff, decay, arguments.border, tables)
+
+
+def _sizes_of(sigmas: Tensor, arguments: Arguments, images: Tensor) -> Tensor:
+    """Return the kernel sizes of sigmas by the rule that is asked for; those of numbers are computed as numbers."""
+
+    def size_of(sigma):
+        return opencv_kernel_size(sigma, images.dtype) if arguments.rule else kernel_size_from_sigma(sigma)
+
+    sigma = arguments.sigma
+    if torch.compiler.is_compiling() or not isinstance(sigma, (numbers.Real, tuple)):
+        return size_of(sigmas)
+    sizes = tuple(map(size_of, sigma)) if isinstance(sigma, tuple) else size_of(sigma)
+    return validation.per_axis("kernel_size", sizes, images, torch.int32)
 
 
 def with_one_fixation(params: BlurParams, images: Tensor) -> BlurParams:

@@ -277,8 +277,10 @@ def check_fixation(value: Tensor, images: Tensor) -> None:
 
 
 def _warn_of_fractions(fixation: Tensor, images: Tensor) -> None:
-    if min(images.shape[-2:]) > 2 and fixation.numel() > 0 and ((fixation > 0) & (fixation < 1)).all():
-        y, x = fixation.reshape(-1, 2)[0].tolist()
+    if min(images.shape[-2:]) <= 2 or fixation.numel() == 0:
+        return
+    y, x = fixation.flatten(0, -2)[0].tolist()
+    if 0 < y < 1 and 0 < x < 1 and ((fixation > 0) & (fixation < 1)).all():
         problem = f"fixation ({y:g}, {x:g}) is in pixels, (y, x), and next to the corner"
         warnings.warn(f"{problem}; multiply fractions of the image by (H - 1, W - 1)", stacklevel=3)
 
@@ -291,6 +293,8 @@ def check_known(name: str, value: Tensor) -> None:
 
 def _check_range(name: str, value: Tensor) -> None:
     meaning, allowed = _RANGES[name]
+    if value.numel() == 1 and allowed(value.item()):  # many times faster than operations on tensors
+        return
     inside = allowed(value)
     if not inside.all():
         where = (~inside).nonzero()[0].tolist()
