@@ -265,7 +265,7 @@ def blur_call(case: Blur, provider: str, device: torch.device) -> Call:
     tolerance = ERROR[HALF if case.to_half else case.dtype]
     if provider in PEERS:
         leaf = images.requires_grad_(case.what == IMAGES)
-        blur = bench_blur.PEERS[provider](leaf, sizes)
+        blur = bench_blur.PEERS[provider].make(leaf, sizes)
     else:
         sigma = fovblur.sigma_from_kernel_size(sizes.float()).requires_grad_(case.what == PARAMETERS)
         gain = torch.full_like(sigma, bench_blur.GAIN, requires_grad=case.what == PARAMETERS)
