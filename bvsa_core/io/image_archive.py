@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from bvsa_core.errors import UserError
+from bvsa_core.io.zip_files import open_zip
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -23,7 +24,7 @@ class ArchivedImage:
 def open_archive(path: Path) -> zipfile.ZipFile:
     """Open a zip file, or raise a UserError."""
     try:
-        return zipfile.ZipFile(path)
+        return open_zip(path)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise UserError(f"{path}: damaged or cut off ({error}); fetch it again") from error
 

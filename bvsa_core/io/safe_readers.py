@@ -17,6 +17,7 @@ import safetensors.torch
 
 from bvsa_core.errors import UserError
 from bvsa_core.io import safe_pickle
+from bvsa_core.io.zip_files import open_zip
 
 READ_ERRORS = (  # what numpy, zipfile, pickle, torch and safetensors raise for damaged files
     OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, OverflowError, MemoryError, RuntimeError,
@@ -86,7 +87,7 @@ def _npy_header(stream: IO[bytes]) -> tuple[np.dtype, tuple[int, ...]]:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(path) as archive:
+    with open_zip(path) as archive:
         if min((part.header_offset for part in archive.infolist()), default=-1) != 0:
             raise ValueError("its table of contents does not list the start of the file")
         budget = safe_pickle.ByteBudget(path)
@@ -103,7 +104,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 def _read_pt(path: Path) -> Any:
     if not zipfile.is_zipfile(path):
         raise ValueError("not a zip archive, as torch.save has written since version 1.6")
-    with zipfile.ZipFile(path) as archive:
+    with open_zip(path) as archive:
         if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
             raise ValueError("compressed, which torch.save never does")
         pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import free_disk, make_folder
+from bvsa_core.io.zip_files import open_zip
 from bvsa_core.progress import Progress, no_progress
 
 _MAX_MEMBERS = 200_000
@@ -31,7 +32,7 @@ def unpack(archive: Path, folder: Path, progress: Progress = no_progress) -> dic
         UserError: the archive is damaged, unsafe, larger than the free disk, or differs from what the folder holds.
     """
     try:
-        with zipfile.ZipFile(archive) as opened:
+        with open_zip(archive) as opened:
             members = _members(opened, archive)
             sizes = {name: member.file_size for name, member in members.items()}
             if not folder.exists() and sum(sizes.values()) > (free := free_disk(archive.parent)):

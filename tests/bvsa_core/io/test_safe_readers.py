@@ -191,6 +191,14 @@ def test_a_large_array_of_a_pickled_npy_file_is_mapped_and_a_cut_one_refused(tmp
             read_arrays(tmp_path / "x.npy")
 
 
+def swallowed(folder: Path) -> bytes:
+    """Return an .npz file whose first entry has a comment that takes in the second."""
+    np.savez(folder / "two.npz", one=np.eye(2), two=np.eye(3))
+    content = bytearray((folder / "two.npz").read_bytes())
+    content[content.index(b"PK\1\2") + 32] = 207  # the low byte of the length of the comment
+    return bytes(content)
+
+
 def test_damaged_headers_and_wrong_sizes_are_refused(tmp_path):
     np.save(tmp_path / "x.npy", np.eye(4))
     content = (tmp_path / "x.npy").read_bytes()
@@ -206,6 +214,7 @@ def test_damaged_headers_and_wrong_sizes_are_refused(tmp_path):
         ("more.npy", content + b"x", "129 bytes of data where its header says 128"),
         ("giant.npy", giant, "128 bytes of data where its header says 128000000000"),
         ("giant.npz", (tmp_path / "x.npz").read_bytes(), "a.npy does not have the size that its header needs"),
+        ("fewer.npz", swallowed(tmp_path), "its table of contents lists 1 files of 2"),
         ("nothing.npz", archive[: end + 8] + bytes(8) + end.to_bytes(4, "little") + bytes(2), "its table of contents"),
     ):
         (tmp_path / name).write_bytes(damaged)
