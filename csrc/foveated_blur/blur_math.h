@@ -163,8 +163,8 @@ FOVBLUR_HD Int border_index(Border border, Int i, Int n) {
   }
 }
 
-// The taps of OpenCV's tables, for radii 1 to 4; it takes them for a Gaussian whose sigma is not given. A table is a number
-// here, a byte for each tap from the middle on, over 256: an array would lie in a GPU's local memory.
+// The taps of OpenCV's tables for kernels of 3 to 9 pixels, which it uses where no sigma is given. Each table is one
+// integer, with a byte for every tap from the middle on, in units of 1/256: an array would lie in a GPU's local memory.
 constexpr int kMostTableRadius = 4;
 template <class Real>
 FOVBLUR_HD Real table_tap(int radius, int offset) {

@@ -104,7 +104,7 @@ void image_gradient_strip(Strip<T> strip, const BlurGradients& gradients, const 
   }
 }
 
-// What the strip's rows add to dL/dsigma = sum g (1 - w) (A' x A^T + A x A'^T), whose terms are those of y and x, and to
+// Adds the strip's rows to dL/dsigma = sum g (1 - w) (A' x A^T + A x A'^T), the first term along y, the second along x, and to
 // dL/dgain = sum g f (x - A x A^T). The sums of sigma are [1, height], or [2, height] if it is given per axis.
 template <class T>
 void parameter_gradient_strip(Strip<T> strip, const BlurGradients& gradients, const T* shared_acuity, double* of_sigma,

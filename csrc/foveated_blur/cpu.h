@@ -5,7 +5,7 @@
 
 namespace fovblur {
 
-// A list takes the parameters of its images from params, whose shape holds their number, and whose images have their type.
+// For a list, params.shape[0] is the number of images and params.images.dtype their type; other fields are read as for a batch.
 #define FOVBLUR_DECLARE_VARIANT(variant)                                                                           \
   namespace variant {                                                                                              \
   void foveated_blur(const BlurParams& params, const Images& out, int threads);                                    \

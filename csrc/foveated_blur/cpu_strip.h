@@ -81,7 +81,7 @@ struct Strip {
   T gain;
   const T* taps[2];
   const T* slopes[2];
-  const T* end_taps[2] = {};  // of an axis' first pixel, then those of its last, where they differ from taps
+  const T* end_taps[2] = {};  // of the first pixel along an axis, then of the last; null: those of all others
 
   Strip(const BlurParams& p, Workspace<T>& ws, int64_t sample, int64_t begin, int64_t end, bool with_slopes)
       : p(p), ws(ws), sample(sample), begin(begin), end(end), height(p.shape[2]), width(p.shape[3]), count(end - begin) {
@@ -186,7 +186,8 @@ struct Strip {
     return row;
   }
 
-  // Filters down `rows`, whose outputs are the axis' first and last pixel where `from_start` and `to_end` say so.
+  // Filters down `rows`. With `from_start` the first output is the first pixel along the axis, with `to_end` the last is the
+  // last; both may have taps of their own.
   void filter_axis(int axis, int vectors, const T* const* rows, int64_t outputs, int64_t lane, const T* weights,
                    bool from_start, bool to_end, bool add, T* out) const {
     const int64_t r = radius[axis], last = outputs - 1;

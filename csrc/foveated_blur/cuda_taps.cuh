@@ -62,7 +62,7 @@ __device__ inline int kernel_size_of(const BlurParams& p, int64_t sample, int ax
   return static_cast<const int32_t*>(p.kernel_size.data)[sample * p.kernel_size.stride + axis];
 }
 
-// Those of a sample.
+// Returns the taps of a sample; all threads of the block take part.
 template <int kThreads>
 __device__ Taps make_taps(const BlurParams& p, int64_t sample, float (&partial)[2][kThreads]) {
   return make_taps<kThreads>(per_sample(p.sigma, sample), kernel_size_of(p, sample), partial);

@@ -30,7 +30,7 @@ struct Map {
   int64_t strides[3];
 };
 
-// An image [C, H, W] of a list, whose strides are in elements.
+// One image [C, H, W] of a list. Strides are in elements.
 struct ListedImage {
   const void* data;
   int64_t strides[3];

@@ -109,7 +109,7 @@ def _second_backward(ctx, *directions):
             for name, value, need in zip(("images", "sigma", "gain"), directions, ctx.needs)
             if need and value is not None
         }
-        params = BlurParams(sigma, kernel_size, gain, fixation, zero_mean, std, *ctx.options, weight)
+        params = BlurParams(sigma, kernel_size, gain, fixation, zero_mean, std, weight, *ctx.options)
 
         def product(at):
             given = {"images": images, "sigma": sigma, "gain": gain}
@@ -218,7 +218,7 @@ class Blur(torch.autograd.Function):
         if along:
 
             def blur(changed):
-                params = BlurParams(sigma, kernel_size, gain, fixation, mean, std, *ctx.options, weight)
+                params = BlurParams(sigma, kernel_size, gain, fixation, mean, std, weight, *ctx.options)
                 return reference.foveated_blur(images, params._replace(**changed), sigma.dtype)
 
             change = derivative_along(blur, {name: parameters[name] for name in along}, along)
@@ -254,7 +254,7 @@ class BlurBackward(torch.autograd.Function):
         given = {name: tangent is not None for name, tangent in tangents.items()}
         at = _inputs(grad, images, sigma, gain, fixation, std, weight, given)
         zero_mean = None if mean is None else torch.zeros_like(mean)
-        params = BlurParams(sigma, kernel_size, gain, fixation, zero_mean, std, *ctx.options, weight)
+        params = BlurParams(sigma, kernel_size, gain, fixation, zero_mean, std, weight, *ctx.options)
 
         def gradients(at):
             start = {"images": images, "sigma": sigma, "gain": gain}

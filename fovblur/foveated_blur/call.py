@@ -46,6 +46,10 @@ class Arguments(NamedTuple):
         """Return whether the result is (y - mean) / std."""
         return self.mean is not None or self.std is not None
 
+    def size_of(self, sigma, dtype: torch.dtype):
+        """Return the kernel size of a sigma by the rule that is asked for, for images of a dtype."""
+        return opencv_kernel_size(sigma, dtype) if self.rule else kernel_size_from_sigma(sigma)
+
 
 def blur(images: Tensor, arguments: Arguments, out: Tensor | None = None) -> Tensor:
     """Blur images (..., C, H, W) that are checked."""
@@ -106,19 +110,17 @@ def params_of(images: Tensor, arguments: Arguments) -> BlurParams:
         stds = validation.per_channel("std", 1.0 if arguments.std is None else arguments.std, images, dtype)
     backends.check_name(arguments.backend)
     tables = arguments.rule == "opencv" and sigma is None
-    return BlurParams(sigmas, sizes, gain, fixation, means, stds, arguments.falloff, decay, arguments.border, tables)
+    options = arguments.falloff, decay, arguments.border, tables
+    return BlurParams(sigmas, sizes, gain, fixation, means, stds, None, *options)
 
 
 def _sizes_of(sigmas: Tensor, arguments: Arguments, images: Tensor) -> Tensor:
-    """Return the kernel sizes of sigmas by the rule that is asked for; those of numbers are computed as numbers."""
-
-    def size_of(sigma):
-        return opencv_kernel_size(sigma, images.dtype) if arguments.rule else kernel_size_from_sigma(sigma)
-
-    sigma = arguments.sigma
+    """Return the kernel sizes of sigmas; those of numbers are computed as numbers, which is faster."""
+    sigma, dtype = arguments.sigma, images.dtype
     if torch.compiler.is_compiling() or not isinstance(sigma, (numbers.Real, tuple)):
-        return size_of(sigmas)
-    sizes = tuple(map(size_of, sigma)) if isinstance(sigma, tuple) else size_of(sigma)
+        return arguments.size_of(sigmas, dtype)
+    several = isinstance(sigma, tuple)
+    sizes = tuple(arguments.size_of(each, dtype) for each in sigma) if several else arguments.size_of(sigma, dtype)
     return validation.per_axis("kernel_size", sizes, images, torch.int32)
 
 
@@ -142,8 +144,7 @@ def blur_batch(
     """Blur images (B, C, H, W) by the op, or by the reference's plain operations if it is asked for by name."""
     params = with_one_fixation(params, images)
     if not backends.is_reference(backend):
-        *tensors, falloff, decay, border, tables, weight = params
-        return differentiable_blur(images, *tensors, weight, falloff, decay, border, tables, out_dtype, backend or "")
+        return differentiable_blur(images, *params, out_dtype, backend or "")
     if not torch.compiler.is_compiling() and not is_under_a_mode():
         validation.check_values(params, images)
     return reference.foveated_blur(images, params, out_dtype, largest_size)
@@ -152,15 +153,13 @@ def blur_batch(
 def _blur_into(out: Tensor, images: Tensor, params: BlurParams, backend: str | None) -> Tensor:
     """Blur images (B, C, H, W) into `out`, of any leading dimensions."""
     params = with_one_fixation(params, images)
-    *tensors, falloff, decay, border, tables, weight = params
-    learnt = any(each is not None and each.requires_grad for each in (out, images, *tensors, weight))
+    learnt = any(isinstance(each, Tensor) and each.requires_grad for each in (out, images, *params))
     if is_transformed() or (torch.is_grad_enabled() and learnt):
         raise RuntimeError("out has no gradient; call without out, or under torch.no_grad()")
-    joined = all(
-        out.stride(i) == out.stride(i + 1) * out.shape[i + 1] for i in range(out.ndim - 4)
-    )  # leading dimensions
+    leading = range(out.ndim - 4)
+    joined = all(out.stride(i) == out.stride(i + 1) * out.shape[i + 1] for i in leading)  # else no view is flat
     target = out.reshape(images.shape) if joined else images.new_empty(images.shape, dtype=out.dtype)
-    foveated_blur_out_op(images, *tensors, weight, falloff, decay, border, tables, backend or "", target)
+    foveated_blur_out_op(images, *params, backend or "", target)
     if not joined:
         out.copy_(target.reshape(out.shape))
     return out
@@ -174,6 +173,4 @@ def _largest_size(arguments: Arguments, dtype: torch.dtype) -> int | None:
     if not all(isinstance(each, numbers.Real) and math.isfinite(each) for each in numbers_given):
         return None
     largest = max(numbers_given)
-    if kernel_size is not None:
-        return int(largest)
-    return opencv_kernel_size(float(largest), dtype) if arguments.rule else kernel_size_from_sigma(float(largest))
+    return int(largest) if kernel_size is not None else arguments.size_of(float(largest), dtype)

@@ -35,9 +35,9 @@ def blur_list(images: Sequence[Tensor], arguments: Arguments) -> list[Tensor]:
         own = (with_one_fixation(params.of_image(index), image[None]) for index, image in enumerate(images))
         weights = [each.weight[0] for each in own if each.weight is not None]
         params = params._replace(fixation=params.fixation[:, 0].contiguous())
-    *tensors, falloff, decay, border, tables, _ = params
-    backend = arguments.backend or ""
-    return foveated_blur_list_op(images, *tensors, weights, falloff, decay, border, tables, out_dtype, backend)
+    *tensors, _, falloff, decay, border, tables = params
+    options = falloff, decay, border, tables, out_dtype, arguments.backend or ""
+    return foveated_blur_list_op(images, *tensors, weights, *options)
 
 
 def _is_differentiated(images: Sequence[Tensor], params: BlurParams, weights: Sequence[Tensor]) -> bool:

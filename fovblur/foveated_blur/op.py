@@ -34,7 +34,7 @@ def foveated_blur_op(
     backend: str,
 ) -> Tensor:
     """Blur images (B, C, H, W); the parameters are those of BlurParams, and backend "" stands for None."""
-    params = BlurParams(sigma, kernel_size, gain, fixation, mean, std, falloff, decay, border, tables, weight)
+    params = BlurParams(sigma, kernel_size, gain, fixation, mean, std, weight, falloff, decay, border, tables)
     out = torch.empty_like(images, dtype=out_dtype)
     _blur(images, out, params, backend)
     return out
@@ -64,7 +64,7 @@ def foveated_blur_out_op(
     out: Tensor,
 ) -> None:
     """Blur images (B, C, H, W) into `out`, whose dtype is that of the result."""
-    params = BlurParams(sigma, kernel_size, gain, fixation, mean, std, falloff, decay, border, tables, weight)
+    params = BlurParams(sigma, kernel_size, gain, fixation, mean, std, weight, falloff, decay, border, tables)
     _blur(images, out, params, backend)
 
 
@@ -98,7 +98,7 @@ def foveated_blur_list_op(
     backend: str,
 ) -> list[Tensor]:
     """Blur images (C, H, W) of any sizes, one or more, with maps (H, W) or with none; it has no derivatives."""
-    params = BlurParams(sigma, kernel_size, gain, fixation, mean, std, falloff, decay, border, tables)
+    params = BlurParams(sigma, kernel_size, gain, fixation, mean, std, None, falloff, decay, border, tables)
     validation.check_values(params, images[0])
     for weight in weights:
         validation.check_known("weight", weight)
@@ -147,7 +147,7 @@ def foveated_blur_backward_op(
         for each in grads:
             each.zero_()
     elif any(needs):
-        params = BlurParams(sigma, kernel_size, gain, fixation, mean, std, falloff, decay, border, tables, weight)
+        params = BlurParams(sigma, kernel_size, gain, fixation, mean, std, weight, falloff, decay, border, tables)
         needed = BlurGradients(*(grad if need else None for grad, need in zip(grads, needs)))
         if border == "replicate" and needed.images is not None and chosen != "cpu":
             image_gradient_under_replicate(forward, grad, needed.images, params)

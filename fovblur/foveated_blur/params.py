@@ -20,11 +20,11 @@ class BlurParams(NamedTuple):
     fixation: Tensor  # (B, 2) (y, x) pixels, the last stride 1
     mean: Tensor | None  # (C,) contiguous; None with std None: the result is not normalised
     std: Tensor | None  # (C,)
+    weight: Tensor | None  # (B, H, W), of any strides, in place of the falloff
     falloff: str
     decay: float
     border: str = "reflect"
     tables: bool = False  # kernel sizes 3 to 9 take OpenCV's tables
-    weight: Tensor | None = None  # (B, H, W), of any strides, in place of the falloff
 
     def of_image(self, index: int, weight: Tensor | None = None) -> BlurParams:
         """Return the parameters of a batch of one image, with a map (H, W) if one is given."""

@@ -633,7 +633,7 @@ def _parameter_gradients(grad: Tensor, images: Tensor, grads: BlurGradients, par
     batch, channels, height, width = images.shape
     configuration = parameter_gradient_configuration(images.dtype)
     grid = _grid(images.shape, configuration["COLUMNS"], configuration["ROWS"])
-    sigma, kernel_size, gain, fixation, _, std, falloff, decay = params[:8]
+    sigma, kernel_size, gain, fixation, _, std, _, falloff, decay, *_ = params
     of_sigma, of_gain = (sigma.new_empty(batch, grid.programs // batch) for _ in range(2))
     with launching_on(images):
         _parameter_gradient_kernel[(grid.programs,)](
@@ -653,7 +653,7 @@ def _blur(source: Tensor, target: Tensor, adjoint: bool, params: BlurParams) -> 
     _, channels, height, width = source.shape
     configuration = launch_configuration(source.dtype, adjoint)
     grid = _grid(source.shape, configuration["COLUMNS"], configuration["ROWS"])
-    sigma, kernel_size, gain, fixation, mean, std, falloff, decay = params[:8]
+    sigma, kernel_size, gain, fixation, mean, std, _, falloff, decay, *_ = params
     with launching_on(source):
         _blur_kernel[(grid.programs,)](
             source, target, sigma, kernel_size, gain, fixation,

@@ -66,7 +66,7 @@ def blur(name: str, source: torch.dtype, result: torch.dtype, size: int, what: s
         kernel_size = torch.full((BATCH,), size, dtype=torch.int32)
         normalised = source == torch.uint8 and result != torch.uint8
         mean, std = (torch.full((CHANNELS,), value) if normalised else None for value in (0.5, 0.25))
-        params = BlurParams(sigma, kernel_size, gain, fixation, mean, std, "exp", 3.0, border)
+        params = BlurParams(sigma, kernel_size, gain, fixation, mean, std, None, "exp", 3.0, border)
         images = batch(source)
         if what == "forward":
             device.forward(images, batch(result), params)

@@ -112,7 +112,7 @@ def record(architecture: int, calls: Iterable[Callable[[], None]]) -> list[Launc
 def blur_calls() -> Iterator[Callable[[], None]]:
     """Yield forward and backward of every type for normalised, contiguous images of 224 x 224."""
     sigma, size, gain, fixation = torch.ones(2), torch.ones(2, dtype=torch.int32), torch.ones(2), torch.ones(2, 2)
-    params = BlurParams(sigma, size, gain, fixation, torch.ones(3), torch.ones(3), "exp", 3.0)
+    params = BlurParams(sigma, size, gain, fixation, torch.ones(3), torch.ones(3), None, "exp", 3.0)
     for source in (torch.uint8, *FLOATS):
         result = torch.float16 if source == torch.uint8 else source
         images, out = (torch.empty(2, 3, 224, 224, dtype=dtype) for dtype in (source, result))
@@ -124,7 +124,7 @@ def blur_calls() -> Iterator[Callable[[], None]]:
 def option_calls() -> Iterator[Callable[[], None]]:
     """Yield forward and backward with another border, a sigma for each axis and a weight map; and a blend of levels."""
     pairs, gain, weight = torch.ones(2, 2), torch.ones(2), torch.ones(2, 224, 224)
-    normalisation = (torch.ones(3), torch.ones(3), "exp", 3.0)
+    normalisation = (torch.ones(3), torch.ones(3), None, "exp", 3.0)
     params = BlurParams(pairs, pairs.int(), gain, pairs, *normalisation, border="symmetric", weight=weight)
     levels = LevelParams(weight, (0.0, 1.0, 2.0), (1, 9, 17), "reflect")
     for dtype in (torch.float16, torch.float32):

@@ -1,5 +1,6 @@
 """Borders and axes of the blur in every backend: SciPy's filters, and gradients of the float64 reference."""
 
+import cv2
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -81,7 +82,6 @@ def test_a_bad_pixel_stays_within_the_support(implementation, border):
 
 @pytest.mark.parametrize("kernel_size", [3, 5, 7, 9, 11])
 def test_opencvs_rule_without_sigma(implementation, kernel_size, seed):
-    cv2 = pytest.importorskip("cv2")
     images = (torch.rand(1, 3, 20, 31) * 255).to(torch.uint8)
     theirs = cv2.GaussianBlur(images[0].permute(1, 2, 0).contiguous().numpy(), (kernel_size, kernel_size), 0)
     ours = implementation.gaussian_blur(images, kernel_size=kernel_size, rule="opencv")[0].permute(1, 2, 0)
@@ -95,7 +95,6 @@ def test_opencvs_rule_without_sigma(implementation, kernel_size, seed):
 @pytest.mark.parametrize("sigma", [0.3, 0.75, 1.0, 2.2, 5.1])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
 def test_opencvs_rule_without_kernel_size(dtype, sigma, seed):
-    cv2 = pytest.importorskip("cv2")
     images = (torch.rand(40, 50) * 255).to(dtype)
     theirs = cv2.GaussianBlur(images.numpy(), (0, 0), sigma)
     for given in (sigma, torch.tensor([sigma])):

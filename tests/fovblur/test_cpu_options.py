@@ -38,7 +38,7 @@ def make_params(batch, shape, dtype=torch.float32, *, border="reflect", per_axis
         sigma, kernel_size = sigma[:, 0].clone(), kernel_size[:, 0].clone()
     gain = torch.tensor([0.7, 1.0, 0.4], dtype=dtype)[rows]
     fixation = torch.tensor([[shape[0] / 3, shape[1] / 4]], dtype=dtype).expand(batch, 2)
-    return BlurParams(sigma, kernel_size, gain, fixation, None, None, "exp", 3.0, border, tables, weight)
+    return BlurParams(sigma, kernel_size, gain, fixation, None, None, weight, "exp", 3.0, border, tables)
 
 
 def forward(images: torch.Tensor, params: BlurParams) -> torch.Tensor:

@@ -90,7 +90,7 @@ def test_a_bad_sigma_on_the_device_is_nan(implementation):
     images, out = torch.rand(4, 1, 20, 30), torch.empty(4, 1, 20, 30)
     sigma, kernel_size = torch.tensor([float("nan"), -1.0, -3.0, 2.0]), torch.tensor([25, 25, 9, 9], dtype=torch.int32)
     tensors = [x.to(implementation.device) for x in (images, out, sigma, kernel_size, torch.ones(4), torch.ones(4, 2))]
-    native.cuda_forward(*tensors[:2], BlurParams(*tensors[2:], None, None, "exp", 3.0))
+    native.cuda_forward(*tensors[:2], BlurParams(*tensors[2:], None, None, None, "exp", 3.0))
     assert tensors[1][:3].isnan().all() and tensors[1][3].isfinite().all()
 
 

@@ -129,7 +129,7 @@ def test_gradients_of_sigma_and_gain(implementation, dtype, seed):
     y = fovblur.foveated_blur(images.to(implementation.device), leaves[0], gain=leaves[1], **options, backend="cuda")
     ours = torch.autograd.grad(y, leaves, grad.to(implementation.device))
     fixation, normalisation = torch.tensor([[35.0, 50.0]]).expand(5, 2), (torch.full((2,), 0.4), torch.full((2,), 0.25))
-    params = BlurParams(sigma, kernel_size, gain, fixation, *normalisation, "quadratic", 3.0)
+    params = BlurParams(sigma, kernel_size, gain, fixation, *normalisation, None, "quadratic", 3.0)
     for one, other in zip(ours, exact_parameter_gradients(grad, images, params)):
         assert ((one.cpu() - other) / other).abs().max() < 4 * ROUNDING[dtype]
 

@@ -61,7 +61,7 @@ def test_a_bad_sigma_gives_nan(module, sigma, source):
     """Checked on the device, because a check on the host would wait for it."""
     images, out = torch.ones(2, 1, 6, 10).to(source), torch.zeros(2, 1, 6, 10, dtype=HALF)
     per_sample = torch.tensor([sigma, 1.0]), torch.tensor([25, 25], dtype=torch.int32), torch.tensor([0.5, 0.5])
-    params = BlurParams(*per_sample, torch.tensor([[3.0, 5.0]]).expand(2, 2), None, None, "exp", 3.0)
+    params = BlurParams(*per_sample, torch.tensor([[3.0, 5.0]]).expand(2, 2), None, None, None, "exp", 3.0)
     Device(module, ptx_device.RTX_3080).forward(images, out, params)
     assert out[0].isnan().all() and out[1].isfinite().all()
 
@@ -107,7 +107,7 @@ def test_gradients_of_sigma_and_gain(module, case, seed):
     grad = LAYOUTS[case.layout](comparisons.followed_by_gradients(images, sigma, kernel_size).to(case.result))
     fixation = torch.rand(batch, 2) * torch.tensor(case.shape[2:])
     normalisation = torch.full((channels,), 0.45), 0.2 + 0.1 * torch.rand(channels)
-    params = BlurParams(sigma, kernel_size, torch.rand(batch), fixation, *normalisation, case.falloff, 3.0)
+    params = BlurParams(sigma, kernel_size, torch.rand(batch), fixation, *normalisation, None, case.falloff, 3.0)
     ours = BlurGradients(None, torch.empty(batch), torch.empty(batch))
     device = Device(module, ptx_device.RTX_3080)
     device.backward(grad, images, ours, params)
@@ -130,7 +130,7 @@ def test_gradients_of_sigma_and_gain(module, case, seed):
 def test_gradients_of_unusual_sigmas_stay_in_their_sample(module, source, sigma, expected):
     images, grad = comparisons.edges((2, 1, 30, 40), source), torch.ones(2, 1, 30, 40).to(HALF)
     per_sample = torch.tensor([sigma, 3.0]), torch.tensor([25, 25], dtype=torch.int32), torch.tensor([0.5, 0.5])
-    params = BlurParams(*per_sample, torch.tensor([[3.0, 5.0]]).expand(2, 2), None, None, "exp", 3.0)
+    params = BlurParams(*per_sample, torch.tensor([[3.0, 5.0]]).expand(2, 2), None, None, None, "exp", 3.0)
     ours = BlurGradients(None, torch.empty(2), torch.empty(2))
     Device(module, ptx_device.RTX_3080).backward(grad, images, ours, params)
     for one in ours[1:]:

@@ -67,7 +67,7 @@ def exact_gradients(images, sigma, kernel_size, gain, grad, std: float = 1.0):
     batch, channels, height, width = images.shape
     fixation = torch.tensor([[height // 2, width // 2]], dtype=torch.float64).expand(batch, 2)
     mean, std = torch.zeros(channels).double(), torch.full((channels,), std).double()
-    params = BlurParams(leaves[1], kernel_size, leaves[2], fixation, mean, std, "exp", 3.0)
+    params = BlurParams(leaves[1], kernel_size, leaves[2], fixation, mean, std, None, "exp", 3.0)
     y = reference.foveated_blur(leaves[0], params, torch.float64)
     return torch.autograd.grad(y, leaves, grad.double(), allow_unused=True, materialize_grads=True)
 

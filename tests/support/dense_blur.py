@@ -77,11 +77,10 @@ def gradients(grad: Tensor, images: Tensor, params: BlurParams) -> tuple[Tensor,
     return torch.autograd.grad(y, leaves, grad.double(), allow_unused=True, materialize_grads=True)
 
 
-def random_params(count: int, sizes: Sequence[int], per_axis: bool = True, **options) -> BlurParams:
+def random_params(count: int, sizes: Sequence[int], per_axis: bool = True, weight=None, **options) -> BlurParams:
     """Return parameters of a batch whose kernel sizes are among `sizes`."""
     shape = (count, 2) if per_axis else (count,)
     kernel_size = torch.tensor(sizes)[torch.randint(len(sizes), shape)].int()
     sigma = (0.4 + torch.rand(shape)) * kernel_size / 5
-    return BlurParams(
-        sigma, kernel_size, torch.rand(count), 20 * torch.rand(count, 2), None, None, "exp", 3.0, **options
-    )
+    gain, fixation = torch.rand(count), 20 * torch.rand(count, 2)
+    return BlurParams(sigma, kernel_size, gain, fixation, None, None, weight, "exp", 3.0, **options)

@@ -39,7 +39,7 @@ def calls() -> Iterator[Callable[[], None]]:
         shape, dtype = next(sides), next(dtypes)
         own = sigma if per_axis else gain
         weight = torch.ones(2, *shape) if mapped else None
-        params = BlurParams(own, own.int(), gain, sigma, *normalisation, next(falloffs), 3.0, border, tables, weight)
+        params = BlurParams(own, own.int(), gain, sigma, *normalisation, weight, next(falloffs), 3.0, border, tables)
         images = torch.empty(2, 3, *shape, dtype=dtype)
         out = images.float()
         yield functools.partial(blur.triton_forward, images, out, params)
