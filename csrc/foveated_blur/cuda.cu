@@ -572,14 +572,14 @@ const char* why_not(const int64_t (&shape)[4]) {
 const char* foveated_blur_cuda(const BlurParams& p, const Images& out, void* stream) {
   if (is_empty(p.shape)) return nullptr;
   if (const char* reason = why_not(p.shape)) return reason;
-  if (takes_general_form(p)) return blur_in_general_form(p, out, stream);
+  if (needs_general_form(p)) return blur_in_general_form(p, out, stream);
   return message(launch_pass(p, out, p.images.dtype, out.dtype, stream));
 }
 
 const char* foveated_blur_backward_cuda(const BlurParams& p, const BlurGradients& gradients, void* stream) {
   if (is_empty(p.shape)) return nullptr;
   if (const char* reason = why_not(p.shape)) return reason;
-  if (takes_general_form(p)) return gradients_in_general_form(p, gradients, stream);
+  if (needs_general_form(p)) return gradients_in_general_form(p, gradients, stream);
   cudaError_t error = cudaSuccess;
   if (gradients.grad_images.data)
     error = launch_pass(p, gradients, gradients.grad.dtype, gradients.grad_images.dtype, stream);
@@ -595,7 +595,7 @@ const char* foveated_blur_list_cuda(const BlurParams& p, const ListedImage* imag
 
 int64_t parameter_gradient_tiles(const BlurParams& p, DType grad) {
   if (is_empty(p.shape)) return 0;
-  if (takes_general_form(p)) return tiles_of_a_sample(p);
+  if (needs_general_form(p)) return tiles_of_a_sample(p);
   if (choose_form(p.images.dtype, grad, p) != Form::products) return exact_tiling(p.shape).tiles / p.shape[0];
   if (p.images.dtype == DType::uint8) return Strips<SumMemory<uint8_t>>(p.shape).count / p.shape[0];
   return Strips<SumMemory<Half>>(p.shape).count / p.shape[0];

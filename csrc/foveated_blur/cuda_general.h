@@ -6,7 +6,7 @@
 namespace fovblur {
 
 // Whether a call has options that the other forms do not take.
-inline bool takes_general_form(const BlurParams& p) {
+inline bool needs_general_form(const BlurParams& p) {
   return p.per_axis || p.tables || p.weight.data || p.border != Border::reflect;
 }
 

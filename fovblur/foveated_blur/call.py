@@ -124,7 +124,7 @@ def _sizes_of(sigmas: Tensor, arguments: Arguments, images: Tensor) -> Tensor:
     return validation.per_axis("kernel_size", sizes, images, torch.int32)
 
 
-def with_one_fixation(params: BlurParams, images: Tensor) -> BlurParams:
+def with_acuity_map(params: BlurParams, images: Tensor) -> BlurParams:
     """Return parameters with the largest acuity of several fixations (B, F, 2) as a weight map."""
     fixations = params.fixation
     if fixations.ndim == 2:
@@ -142,7 +142,7 @@ def blur_batch(
     largest_size: int | None = None,
 ) -> Tensor:
     """Blur images (B, C, H, W) by the op, or by the reference's plain operations if it is asked for by name."""
-    params = with_one_fixation(params, images)
+    params = with_acuity_map(params, images)
     if not backends.is_reference(backend):
         return differentiable_blur(images, *params, out_dtype, backend or "")
     if not torch.compiler.is_compiling() and not is_under_a_mode():
@@ -152,7 +152,7 @@ def blur_batch(
 
 def _blur_into(out: Tensor, images: Tensor, params: BlurParams, backend: str | None) -> Tensor:
     """Blur images (B, C, H, W) into `out`, of any leading dimensions."""
-    params = with_one_fixation(params, images)
+    params = with_acuity_map(params, images)
     learnt = any(isinstance(each, Tensor) and each.requires_grad for each in (out, images, *params))
     if is_transformed() or (torch.is_grad_enabled() and learnt):
         raise RuntimeError("out has no gradient; call without out, or under torch.no_grad()")
