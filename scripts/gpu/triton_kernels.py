@@ -124,8 +124,9 @@ def blur_calls() -> Iterator[Callable[[], None]]:
 def option_calls() -> Iterator[Callable[[], None]]:
     """Yield forward and backward with another border, a sigma for each axis and a weight map; and a blend of levels."""
     pairs, gain, weight = torch.ones(2, 2), torch.ones(2), torch.ones(2, 224, 224)
-    normalisation = (torch.ones(3), torch.ones(3), None, "exp", 3.0)
-    params = BlurParams(pairs, pairs.int(), gain, pairs, *normalisation, border="symmetric", weight=weight)
+    params = BlurParams(
+        pairs, pairs.int(), gain, pairs, torch.ones(3), torch.ones(3), weight, "exp", 3.0, border="symmetric"
+    )
     levels = LevelParams(weight, (0.0, 1.0, 2.0), (1, 9, 17), "reflect")
     for dtype in (torch.float16, torch.float32):
         images = torch.empty(2, 3, 224, 224, dtype=dtype)

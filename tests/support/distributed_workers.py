@@ -112,7 +112,8 @@ def losses(path: str, cases: list[dict], seed: int) -> None:
 
 
 def gradients(path: str, method: str, seed: int) -> None:
-    """Write the gradients of one batch without dropout."""
+    """Write the gradients of one batch without dropout, in float64: of float32, the order of sums would show."""
+    torch.set_default_dtype(torch.float64)
     with init_processes() as processes:
         problem = Problem(method, "eeg_project", processes, seed, dropout=False)
         module = problem.fabric.setup(problem.method)
