@@ -64,7 +64,7 @@ def blur(images: Tensor, arguments: Arguments, out: Tensor | None = None) -> Ten
     flat = images if images.ndim == 4 else images.reshape(math.prod(shape[:-3]), *shape[-3:])
     if out is not None:
         return _blur_into(out, flat, params, arguments.backend)
-    largest_size = _largest_size(arguments, images.dtype)
+    largest_size = largest_size_of(arguments, images.dtype)
     if not is_distributed(flat):
         blurred = blur_batch(flat, params, out_dtype, arguments.backend, largest_size)
         return blurred if len(shape) == 4 else blurred.reshape(shape)
@@ -165,12 +165,15 @@ def _blur_into(out: Tensor, images: Tensor, params: BlurParams, backend: str | N
     return out
 
 
-def _largest_size(arguments: Arguments, dtype: torch.dtype) -> int | None:
-    """Return the largest kernel size if it is known without reading a tensor."""
+def largest_size_of(arguments: Arguments, dtype: torch.dtype) -> int | None:
+    """Return the largest kernel size if the reference needs it and it is known without reading a tensor."""
+    if not backends.is_reference(arguments.backend):
+        return None
     sigma, kernel_size = arguments.sigma, arguments.kernel_size
     given = sigma if kernel_size is None else kernel_size
     numbers_given = given if isinstance(given, tuple) else (given,)
-    if not all(isinstance(each, numbers.Real) and math.isfinite(each) for each in numbers_given):
+    is_known = (isinstance(each, numbers.Real) and 0 <= float(each) < math.inf for each in numbers_given)
+    if not numbers_given or not all(is_known):
         return None
     largest = max(numbers_given)
     return int(largest) if kernel_size is not None else arguments.size_of(float(largest), dtype)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fovblur import backends
 from fovblur.foveated_blur import validation
-from fovblur.foveated_blur.call import Arguments, blur_batch, params_of, with_acuity_map
+from fovblur.foveated_blur.call import Arguments, blur_batch, largest_size_of, params_of, with_acuity_map
 from fovblur.foveated_blur.op import foveated_blur_list_op
 from fovblur.foveated_blur.params import BlurParams
 from fovblur.tracing import is_transformed
@@ -30,7 +30,8 @@ def blur_list(images: Sequence[Tensor], arguments: Arguments) -> list[Tensor]:
     weights = _weights(arguments.weight, images, params)
     if backends.is_reference(arguments.backend) or _is_differentiated(images, params, weights):
         own = (params.of_image(index, weights[index] if weights else None) for index in range(count))
-        return [blur_batch(image[None], each, out_dtype, arguments.backend)[0] for image, each in zip(images, own)]
+        how = out_dtype, arguments.backend, largest_size_of(arguments, like.dtype)
+        return [blur_batch(image[None], each, *how)[0] for image, each in zip(images, own)]
     if params.fixation.ndim == 3:
         own = (with_acuity_map(params.of_image(index), image[None]) for index, image in enumerate(images))
         weights = [each.weight[0] for each in own if each.weight is not None]

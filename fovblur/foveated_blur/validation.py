@@ -22,6 +22,7 @@ FALLOFFS = ("exp", "linear", "quadratic", "log", "brachistochrone")
 BORDERS = ("reflect", "symmetric", "replicate", "constant", "circular")  # of enum Border, there too
 LARGEST_KERNEL_SIZE = 65535
 LARGEST_SIGMA = 9830.7  # just above sigma_from_kernel_size(LARGEST_KERNEL_SIZE)
+LARGEST_DECAY = 3e38  # of float32; infinity times a distance of 0 would be NaN
 SMALLEST_STD = torch.finfo(torch.float32).tiny  # 1 / std of anything smaller would be infinite
 
 _RANGES = {
@@ -73,7 +74,7 @@ def per_sample(name: str, value: Values, images: Tensor, dtype: torch.dtype) -> 
     """Return a number, or values that broadcast to the leading dimensions of images, as one value an image, flat."""
     leading = images.shape[:-3]
     if isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str):
-        value = _from_host(name, value, images, "a number, or numbers")
+        value = _from_host(name, value, images, "a number, or numbers for every image")
     if isinstance(value, Tensor):
         _check_tensor(name, value, images, integer=dtype == torch.int32)
         wanted = f"a number or {tuple(leading)}, one for each image"
@@ -89,16 +90,23 @@ def per_axis(name: str, value: Values, images: Tensor, dtype: torch.dtype) -> Te
     """
     leading = images.shape[:-3]
     count = math.prod(leading)
-    if isinstance(value, tuple) and len(value) == 2 and not any(isinstance(each, (Sequence, Tensor)) for each in value):
+    if isinstance(value, tuple) and len(value) == 2 and not any(map(_has_several, value)):
+        if any(isinstance(each, Tensor) for each in value):
+            return torch.stack([per_sample(name, each, images, dtype) for each in value], 1)
         pair = tuple(_check_number(name, each, integer=dtype == torch.int32) for each in value)
         return constant(pair, dtype, images).expand(count, 2)
     if isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str):
-        value = _from_host(name, value, images, "a number, a tuple (y, x), or numbers or pairs (y, x)")
+        wanted = "a number, a tuple (y, x), or numbers or pairs (y, x) for every image"
+        value = _from_host(name, value, images, wanted)
     if not isinstance(value, Tensor) or value.ndim != len(leading) + 1 or value.shape[-1] != 2:
         return per_sample(name, value, images, dtype)
     _check_tensor(name, value, images, integer=dtype == torch.int32)
     pairs = (*leading, 2)
     return _expand(name, _as_dtype(value, dtype).contiguous(), pairs, f"{tuple(leading)} or {pairs}").reshape(count, 2)
+
+
+def _has_several(value: Values) -> bool:
+    return value.ndim > 0 if isinstance(value, Tensor) else isinstance(value, Sequence)
 
 
 def weight(value: Values, images: Tensor, dtype: torch.dtype) -> Tensor:
@@ -159,8 +167,10 @@ def _overlap(one: Tensor, other: Tensor) -> bool:
 def per_channel(name: str, value: Values, images: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a number, C numbers or a tensor (C,) as a contiguous tensor (C,) on the images' device."""
     channels = images.shape[-3]
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
+    if isinstance(value, np.ndarray) or (
+        isinstance(value, Sequence) and any(isinstance(each, (Sequence, Tensor)) for each in value)
+    ):
+        value = _from_host(name, value, images, f"a number or {channels} numbers, one for each channel")
     if isinstance(value, Tensor):
         _check_tensor(name, value, images, integer=False)
         if value.ndim > 1 or (value.ndim == 1 and value.shape[0] != channels):
@@ -184,9 +194,9 @@ def fixation(value: Values, images: Tensor, dtype: torch.dtype) -> Tensor:
     pairs = (*leading, 2)
     wanted = f"(2,) or {pairs}, as (y, x) pixels, or (..., F, 2)"
     if isinstance(value, np.ndarray) or (
-        isinstance(value, Sequence) and any(isinstance(each, (Sequence, np.ndarray)) for each in value)
+        isinstance(value, Sequence) and any(isinstance(each, (Sequence, np.ndarray, Tensor)) for each in value)
     ):
-        value = _from_host("fixation", value, images, "two numbers (y, x), or pairs")
+        value = _from_host("fixation", value, images, "two numbers (y, x), or pairs for every image")
     if isinstance(value, Tensor):
         _check_tensor("fixation", value, images, integer=False)
         if value.shape[-1:] != (2,):
@@ -206,13 +216,16 @@ def fixation(value: Values, images: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _from_host(name: str, value: Sequence | np.ndarray, images: Tensor, wanted: str) -> Tensor:
     """Return values in host memory, whose range is checked, as a tensor on the images' device."""
-    try:
-        tensor = torch.as_tensor(value)
+    try:  # NumPy keeps Python's floats as they are, and refuses tensors whose gradients would be lost
+        host = torch.as_tensor(np.array(value), device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} is {value!r}; it must be {wanted} for every image ({error})") from error
-    if not torch.compiler.is_compiling():
-        _check_range(name, tensor)
-    return tensor.to(images.device)
+        problem = f"{name} is {value!r}; it must be {wanted}, and tensors are joined by torch.stack"
+        raise TypeError(f"{problem} ({error})") from error
+    if host.dtype in (torch.uint16, torch.uint32, torch.uint64):  # which PyTorch cannot compare
+        host = host.to(torch.int64)
+    if not host.is_complex():
+        check_known(name, host)
+    return host.to(images.device)
 
 
 def _as_dtype(value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -233,8 +246,8 @@ def decay(value: float) -> float:
     """Return the decay rate as a float."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"decay is a {type(value).__name__}; it must be a number")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"decay is {value}; it must be finite and at least 0")
+    if not 0 <= value <= LARGEST_DECAY:
+        raise ValueError(f"decay is {value}; it must be finite and at least 0, and at most {LARGEST_DECAY:g}")
     return float(value)
 
 
@@ -310,15 +323,15 @@ def constant(values: tuple[float, ...], dtype: torch.dtype, images: Tensor) -> T
     if type(images) not in (Tensor, torch.nn.Parameter) or is_under_a_mode() or torch.jit.is_tracing():
         return torch.tensor(values, dtype=dtype, device=images.device)
     key = (values, dtype, images.device)
-    if key not in _constants:
+    made = _constants.get(key)  # another thread may clear them at any time
+    if made is None:
         if len(_constants) >= 4096:
             _constants.clear()
         with torch.inference_mode(False):
             made = torch.tensor(values, dtype=dtype, device=images.device)
-        if type(made) is not Tensor:  # under a mode of __torch_function__
-            return made
-        _constants[key] = made
-    return _constants[key]
+        if type(made) is Tensor:  # not under a mode of __torch_function__
+            _constants[key] = made
+    return made
 
 
 def _is_capturing(images: Tensor) -> bool:
