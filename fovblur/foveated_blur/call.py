@@ -153,7 +153,9 @@ def blur_batch(
 def _blur_into(out: Tensor, images: Tensor, params: BlurParams, backend: str | None) -> Tensor:
     """Blur images (B, C, H, W) into `out`, of any leading dimensions."""
     params = with_acuity_map(params, images)
-    learnt = any(isinstance(each, Tensor) and each.requires_grad for each in (out, images, *params))
+    inputs = [images, *(each for each in params if isinstance(each, Tensor))]
+    validation.check_memory_of_out(out, inputs)
+    learnt = any(each.requires_grad for each in (out, *inputs))
     if is_transformed() or (torch.is_grad_enabled() and learnt):
         raise RuntimeError("out has no gradient; call without out, or under torch.no_grad()")
     leading = range(out.ndim - 4)

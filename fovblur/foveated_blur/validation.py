@@ -50,6 +50,9 @@ def check_images(images: Tensor) -> None:
         raise TypeError(
             f"images is a {type(images).__name__}; pass a torch.Tensor of shape (..., C, H, W), or a list of images"
         )
+    if images.is_nested:
+        raise TypeError("images is a nested tensor; pass a list of images, list(images.unbind())")
+    check_dense("images", images)
     if images.ndim < 3:
         hint = "; add the dimension of channels with images[None]" if images.ndim == 2 else ""
         raise ValueError(f"images has shape {tuple(images.shape)}; it must be (..., C, H, W){hint}")
@@ -58,11 +61,15 @@ def check_images(images: Tensor) -> None:
         raise ValueError(f"images has shape {tuple(images.shape)}; it must be (C, H, W){hint}")
     if images.dtype not in DTYPES:
         raise TypeError(f"images is {images.dtype}; it must be one of {_names(DTYPES)}")
-    if images.is_sparse or images.is_quantized:
-        raise TypeError("images must be a dense tensor; pass images.to_dense() or images.dequantize()")
     if _has_channels_last(images) and not torch.compiler.is_compiling():
         problem = f"images of shape {tuple(images.shape)} are taken as (..., C, H, W), {images.shape[-1]} pixels wide"
         warnings.warn(f"{problem}; if they are (..., H, W, C), pass images.movedim(-1, -3)", stacklevel=3)
+
+
+def check_dense(name: str, value: Tensor) -> None:
+    """Raise TypeError for a sparse or quantized tensor."""
+    if value.layout != torch.strided or value.is_quantized:
+        raise TypeError(f"{name} must be a dense tensor; pass {name}.to_dense() or {name}.dequantize()")
 
 
 def _has_channels_last(images: Tensor) -> bool:
@@ -144,17 +151,35 @@ def check_out(out: Tensor, images: Tensor, out_dtype: torch.dtype) -> None:
     """Raise TypeError or ValueError unless the result can be written to `out`."""
     if not isinstance(out, Tensor):
         raise TypeError(f"out is a {type(out).__name__}; pass a tensor of the images' shape")
+    check_dense("out", out)
     if out.shape != images.shape:
         raise ValueError(f"out has shape {tuple(out.shape)}; it must be {tuple(images.shape)}, as images")
     if out.dtype != out_dtype or out.device != images.device:
         raise ValueError(f"out is {out.dtype} on {out.device}; the result is {out_dtype} on {images.device}")
-    if any(stride == 0 and size > 1 for stride, size in zip(out.stride(), out.shape)) or _overlap(out, images):
-        raise ValueError("out shares memory with images or within itself; pass a tensor with memory of its own")
+
+
+def check_memory_of_out(out: Tensor, inputs: Sequence[Tensor]) -> None:
+    """Raise ValueError unless `out` has memory of its own, which nothing that is read meanwhile shares."""
+    if torch.compiler.is_compiling() or is_under_a_mode():  # where tensors have no addresses
+        return
+    if _overlaps_itself(out) or any(_overlap(out, each) for each in inputs):
+        problem = "out shares memory with images, with a parameter or within itself"
+        raise ValueError(f"{problem}; pass a tensor with memory of its own")
+
+
+def _overlaps_itself(tensor: Tensor) -> bool:
+    """Return whether elements share memory; dimensions that are interleaved count as if they did."""
+    span = 0  # from the first to the last element, over the dimensions of smaller strides
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape)):
+        if size > 1 and stride <= span:
+            return True
+        span += stride * max(0, size - 1)
+    return False
 
 
 def _overlap(one: Tensor, other: Tensor) -> bool:
     """Return whether the memory that two tensors span overlaps."""
-    if one.numel() == 0 or other.numel() == 0 or torch.compiler.is_compiling() or is_under_a_mode():
+    if one.numel() == 0 or other.numel() == 0:
         return False
     starts = one.data_ptr(), other.data_ptr()
     spans = [
@@ -340,6 +365,7 @@ def _is_capturing(images: Tensor) -> bool:
 
 
 def _check_tensor(name: str, value: Tensor, images: Tensor, integer: bool) -> None:
+    check_dense(name, value)
     if value.device != images.device:
         raise ValueError(
             f"{name} is on {value.device} and images on {images.device}; move it with {name}.to(images.device)"

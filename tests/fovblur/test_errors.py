@@ -12,7 +12,15 @@ CASES = {
     TypeError: [
         (dict(images=np.zeros((1, 1, 4, 4))), "images is a ndarray; pass a torch.Tensor"),
         (dict(images=torch.zeros(1, 1, 4, 4, dtype=torch.int64)), "images is torch.int64; it must be one of uint8"),
-        (dict(images=torch.zeros(1, 1, 4, 4).to_sparse()), "dense tensor"),
+        (dict(images=torch.zeros(1, 1, 4, 4).to_sparse()), "images must be a dense tensor"),
+        (dict(images=torch.zeros(1, 1, 4, 4).to_sparse_csr()), "images must be a dense tensor"),
+        (
+            dict(images=torch.nested.nested_tensor([torch.zeros(1, 4, 4)])),
+            r"pass a list of images, list\(images.unbind",
+        ),
+        (dict(sigma=torch.ones(2).to_sparse()), "sigma must be a dense tensor; pass sigma.to_dense"),
+        (dict(mean=torch.ones(3).to_sparse()), "mean must be a dense tensor"),
+        (dict(weight=torch.ones(8, 8).to_sparse()), "weight must be a dense tensor"),
         (dict(sigma="8"), "sigma is '8' \\(str\\); it must be a number or a tensor"),
         (dict(sigma=True), "sigma is True"),
         (dict(sigma=[1.0, "8"]), r"sigma is \[1.0, '8'\]; it must be a number, a tuple \(y, x\), or numbers"),

@@ -1,5 +1,7 @@
 """Lists of images of different sizes, and results written where the caller says."""
 
+import math
+
 import pytest
 import torch
 from backends_under_test import run_cuda_on_host
@@ -89,6 +91,15 @@ def test_out_holds_the_result(implementation, shape, seed):
     assert torch.equal(fovblur.foveated_blur(images, 2.0, out=frames, backend=implementation.backend), expected)
 
 
+@pytest.mark.parametrize("name", ["weight", "sigma", "gain", "fixation", "mean", "std"])
+def test_out_that_a_parameter_is_read_from(name):
+    out = torch.ones(2, 3, 8, 9)
+    shape = {"weight": (2, 8, 9), "fixation": (2, 2), "mean": (3,), "std": (3,)}.get(name, (2,))
+    given = {"sigma": 1.0, name: out.flatten()[-math.prod(shape) :].view(shape)}
+    with pytest.raises(ValueError, match="out shares memory with images, with a parameter or within itself"):
+        fovblur.foveated_blur(torch.rand(2, 3, 8, 9), **given, out=out)
+
+
 def test_out_chooses_the_dtype(seed):
     images = (torch.rand(1, 3, 8, 9) * 255).to(torch.uint8)
     out = torch.empty(1, 3, 8, 9)
@@ -103,6 +114,9 @@ def test_a_wrong_out(seed):
         (torch.empty(2, 3, 9, 8), ValueError, r"out has shape \(2, 3, 9, 8\); it must be \(2, 3, 8, 9\)"),
         (images, ValueError, "out shares memory"),
         (images.new_empty(1, 3, 8, 9).expand(2, 3, 8, 9), ValueError, "out shares memory"),
+        (torch.empty(400).as_strided((2, 3, 8, 9), (72, 72, 9, 1)), ValueError, "out shares memory"),
+        (torch.empty(400).as_strided((2, 3, 8, 9), (144, 72, 8, 1)), ValueError, "out shares memory"),
+        (torch.empty(2, 3, 8, 9).to_sparse(), TypeError, "out must be a dense tensor"),
         (torch.empty(2, 3, 8, 9, dtype=torch.int32), TypeError, "out_dtype is torch.int32"),
         (torch.empty(2, 3, 8, 9, device="meta"), ValueError, "out is torch.float32 on meta"),
     ):
