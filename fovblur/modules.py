@@ -67,9 +67,11 @@ class FoveatedBlur2d(nn.Module):
         learnable: str | Sequence[str] = (),
     ):
         super().__init__()
-        learnable = (learnable,) if isinstance(learnable, str) else learnable
+        learnable = (learnable,) if isinstance(learnable, str) else tuple(dict.fromkeys(learnable))
         if "sigma" in learnable and sigma is None and kernel_size is not None:
-            sigma = sigma_from_kernel_size(torch.as_tensor(kernel_size))
+            of_size = sigma_from_kernel_size(torch.as_tensor(kernel_size))
+            sigma = of_size.unbind() if isinstance(kernel_size, tuple) else of_size
+        self.learns_pair = "sigma" in learnable and isinstance(sigma, tuple) and len(sigma) == 2
         starts = {"sigma": sigma, "gain": gain, "fixation": fixation}
         for name in learnable:
             if starts.get(name) is None:
@@ -84,9 +86,10 @@ class FoveatedBlur2d(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the blurred images (..., C, H, W)."""
+        sigma: Any = self.sigma
         return foveated_blur(
             images,
-            self.sigma,
+            sigma.unbind() if self.learns_pair else sigma,
             kernel_size=self.kernel_size,
             gain=self.gain,
             decay=self.decay,
@@ -106,14 +109,17 @@ class FoveatedBlur2d(nn.Module):
         return _format(self, "sigma", "kernel_size", "gain", "decay", "falloff", "fixation", "weight", "border", "rule")
 
 
+_LARGEST_SIGMA = 8160.0  # the largest in bfloat16 that the op takes without a kernel size
+
+
 class _Sigma(nn.Module):
-    """Positive, by a softplus, and never larger than the op takes without a kernel size."""
+    """Positive, by a softplus, and never larger than the op takes."""
 
     def forward(self, original: Tensor) -> Tensor:
-        return softplus(original).clamp(max=8191.0)
+        return softplus(original).clamp(max=_LARGEST_SIGMA)
 
     def right_inverse(self, sigma: Tensor) -> Tensor:
-        if not ((sigma > 0) & (sigma <= 8191)).all():
+        if not sigma.is_meta and not ((sigma > 0) & (sigma <= _LARGEST_SIGMA)).all():
             raise ValueError(f"sigma is {sigma.tolist()}; it is learnt from above 0, where its gradient vanishes")
         return sigma + torch.log(-torch.expm1(-sigma))
 
@@ -125,7 +131,7 @@ class _Gain(nn.Module):
         return original.sigmoid()
 
     def right_inverse(self, gain: Tensor) -> Tensor:
-        if not ((gain > 0) & (gain < 1)).all():
+        if not gain.is_meta and not ((gain > 0) & (gain < 1)).all():
             raise ValueError(f"gain is {gain.tolist()}; it is learnt from between 0 and 1, which have no gradient")
         return gain.logit()
 
@@ -134,7 +140,8 @@ class _Fixation(nn.Module):
     """As far from the image as the op takes."""
 
     def forward(self, original: Tensor) -> Tensor:
-        return original.clamp(-1e9, 1e9)
+        limit = min(1e9, torch.finfo(original.dtype).max)
+        return original.clamp(-limit, limit)
 
     def right_inverse(self, fixation: Tensor) -> Tensor:
         return fixation
@@ -210,7 +217,10 @@ class RetinalBlur2d(nn.Module):
         super().__init__()
         _register(self, fixation=fixation)
         self.pixels_per_degree, self.options = pixels_per_degree, options
-        self(torch.zeros(1, 1, 1, 1))  # raises now what the function would raise later
+        image = torch.empty(1, 1, 1, 1, device="meta")  # on which no backend must run; its dtype is not that of images
+        retinal_blur(
+            image, pixels_per_degree=pixels_per_degree, **{**options, "out_dtype": None}
+        )  # raises now, not later
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the blurred images (..., C, H, W)."""
@@ -237,7 +247,7 @@ def _format(module: nn.Module, *names: str) -> str:
     for name in names:
         value = getattr(module, name)
         if isinstance(value, Tensor):
-            value = f"{value.item():g}" if value.numel() == 1 else f"tensor{tuple(value.shape)}"
+            value = f"{value.item():g}" if value.numel() == 1 and not value.is_meta else f"tensor{tuple(value.shape)}"
         if value is not None:
             shown.append(f"{name}={value}")
     return ", ".join(shown)

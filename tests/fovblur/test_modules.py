@@ -87,6 +87,37 @@ def test_no_step_leads_a_bounded_module_out_of_its_ranges(seed):
         free(images)
 
 
+@pytest.mark.parametrize("given", [{"sigma": (2.0, 0.5)}, {"kernel_size": (9, 3)}], ids=str)
+@pytest.mark.parametrize("shape", [(3, 9, 8), (2, 3, 9, 8), (3, 3, 9, 8), (2, 4, 3, 9, 8)], ids=str)
+def test_a_pair_is_learnt_along_y_and_x(shape, given, seed):
+    images, module = torch.rand(shape), FoveatedBlur2d(**given, learnable="sigma")
+    blurred = module(images)
+    torch.testing.assert_close(blurred, fovblur.foveated_blur(images, **given))
+    blurred.square().sum().backward()
+    assert (module.parametrizations.sigma.original.grad != 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_learnt_parameters_of_half_types_stay_within_their_ranges(dtype, seed):
+    images = torch.rand(2, 3, 9, 8).to(dtype)
+    module = FoveatedBlur2d(2.0, fixation=(3.0, 4.0), learnable=("sigma", "gain", "fixation")).to(dtype)
+    torch.testing.assert_close(module(images), fovblur.foveated_blur(images, 2.0, fixation=(3.0, 4.0)))
+    with torch.no_grad():
+        module.parametrizations.sigma.original.fill_(20_000)
+        module.parametrizations.fixation.original.fill_(torch.inf)
+    assert module(images).isfinite().all()
+
+
+def test_modules_are_made_on_the_meta_device(seed):
+    with torch.device("meta"):
+        learnt = FoveatedBlur2d(2.0, gain=0.3, learnable=("sigma", "gain"))
+        assert "sigma=tensor()" in repr(learnt)
+    images, original = torch.rand(2, 3, 9, 8), FoveatedBlur2d(2.0, gain=0.3, learnable=("sigma", "gain"))
+    learnt = learnt.to_empty(device="cpu")
+    learnt.load_state_dict(original.state_dict())
+    assert torch.equal(learnt(images), original(images))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -102,6 +133,7 @@ def test_starts_of_learnt_parameters_must_be_within_their_ranges(arguments, mess
     assert FoveatedBlur2d(kernel_size=51, learnable=["sigma"]).sigma.item() == pytest.approx(8.0)
     several = FoveatedBlur2d(kernel_size=[51, 57], learnable="sigma").sigma
     torch.testing.assert_close(several, torch.tensor([8.0, 8.9]))
+    assert FoveatedBlur2d(2.0, learnable=["sigma", "sigma"]).sigma.item() == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("shape", [(3, 20, 30), (2, 3, 20, 30), (2, 4, 3, 20, 30)], ids=str)
@@ -112,6 +144,49 @@ def test_torchvision_adapter_equals_torchvision(shape, sizes, dtype, seed):
     expected, ours = (blur(images, *sizes) for blur in (F.gaussian_blur, gaussian_blur))
     assert ours.dtype == expected.dtype and ours.shape == expected.shape
     assert (ours.double() - expected.double()).abs().max() <= (1e-5 if dtype == torch.float32 else 1)
+
+
+def test_torchvision_adapter_takes_tensors_along_x_and_y(seed):
+    images, sigma = torch.rand(2, 3, 20, 30), [torch.tensor(2.0), torch.tensor(0.5)]
+    torch.testing.assert_close(gaussian_blur(images, 9, sigma), F.gaussian_blur(images, 9, [2.0, 0.5]))
+
+
+def test_integers_of_32_bits_are_blurred_exactly():
+    images = torch.full((3, 8, 9), 2**32 - 1).to(torch.uint32)
+    assert torch.equal(gaussian_blur(images, 5), images)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn], ids=str)
+def test_numbers_that_are_not_blurred_are_refused(dtype):
+    images = torch.rand(1, 3, 8, 9).to(dtype)
+    with pytest.raises(
+        TypeError, match=f"inpt is {dtype}; it must hold integers or booleans, or be one of uint8, float16"
+    ):
+        gaussian_blur(images, 5)
+    with pytest.raises(TypeError, match=f"images is {dtype}; it must be one of"):
+        gaussian_blur2d(images, 5, (1.0, 1.0))
+
+
+@pytest.mark.parametrize("value", ["35", None, np.array([3, 5])], ids=str)
+def test_adapters_name_what_is_no_size(value):
+    with pytest.raises(TypeError, match="kernel_size is .*; it must be one number or two, along x and along y"):
+        gaussian_blur(torch.rand(3, 8, 9), value)
+
+
+@pytest.mark.parametrize("value", [3.0, (1.0,), (1.0, 2.0, 3.0), ("a", "b")], ids=str)
+def test_random_blurs_take_a_least_and_a_largest(value):
+    for name in ("sigma", "gain"):
+        with pytest.raises(ValueError, match=rf"{name} is .*; it must be \(least, largest\) within"):
+            RandomFoveatedBlur(**{name: value})
+
+
+@pytest.mark.parametrize("value", [1.0, None, (1.0,), (1.0, 2.0, 3.0)], ids=str)
+def test_kornia_adapter_takes_two_numbers(value):
+    images, message = torch.rand(1, 3, 8, 9), r".* is .*; it must be two numbers, along y and along x"
+    with pytest.raises(ValueError, match=f"sigma{message}"):
+        gaussian_blur2d(images, 5, value)
+    with pytest.raises(ValueError, match=f"kernel_size{message}"):
+        gaussian_blur2d(images, value, (1.0, 1.0))
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 8, 8), (3, 0, 8), (0, 8, 8)], ids=str)

@@ -226,6 +226,16 @@ def test_the_module_is_the_function(seed):
         fovblur.modules.RetinalBlur2d(60.0, levels=1)
 
 
+def test_the_module_takes_what_one_image_of_float32_on_the_cpu_cannot(seed):
+    images = (torch.rand(2, 3, 20, 30) * 255).to(torch.uint8)
+    fixation, options = torch.rand(2, 2, 2) * 20, {"out_dtype": torch.uint8, "levels": 5}
+    module = fovblur.modules.RetinalBlur2d(4.0, fixation=fixation, **options)
+    assert torch.equal(module(images), fovblur.retinal_blur(images, fixation, pixels_per_degree=4.0, **options))
+    assert (
+        repr(fovblur.modules.RetinalBlur2d(4.0, backend="cuda")) == "RetinalBlur2d(pixels_per_degree=4.0, backend=cuda)"
+    )
+
+
 def test_a_fixation_in_fractions_is_warned_of():
     with pytest.warns(UserWarning, match="multiply fractions of the image"):
         fovblur.retinal_blur(torch.rand(1, 3, 20, 30), (0.5, 0.5), **NEAR)
