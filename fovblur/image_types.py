@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fovblur.dtypes import DTYPES
+from fovblur.dtypes import DTYPES, names
 
 # Modes of PIL that torchvision turns into tensors and back: each channel is blurred, alpha too.
 PIL_MODES = ("L", "LA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "I", "F")
@@ -32,6 +32,7 @@ def blur_image(inpt: Any, blur: Callable[[Tensor], Tensor]) -> Any:
     Other integer types are blurred in floating point and rounded.
 
     Raises:
+        TypeError: a tensor of complex numbers, or of a float type that PyTorch does not compute in.
         ValueError: a tensor of fewer than three dimensions, or a PIL image whose mode has no channels to blur.
     """
     if isinstance(inpt, Tensor):
@@ -50,8 +51,10 @@ def _blur_tensor(inpt: Tensor, blur: Callable[[Tensor], Tensor]) -> Tensor:
     images = images.reshape(math.prod(images.shape[:-3]), *images.shape[-3:])
     if images.dtype in DTYPES:
         blurred = blur(images)
+    elif images.is_complex() or images.is_floating_point():
+        raise TypeError(f"inpt is {images.dtype}; it must hold integers or booleans, or be one of {names(DTYPES)}")
     else:
-        exact = torch.float64 if images.dtype in (torch.int32, torch.int64) else torch.float32
+        exact = torch.float64 if images.dtype.itemsize > 2 else torch.float32
         blurred = blur(images.to(exact)).round().to(images.dtype)
     blurred = blurred.reshape(inpt.shape)
     tv_tensors = sys.modules.get("torchvision.tv_tensors")

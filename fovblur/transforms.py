@@ -105,9 +105,14 @@ class RandomFoveatedBlur(FoveatedBlur):
         fixation: str | None = None,
         border: str = "reflect",
     ):
-        for name, (low, high), largest in (("sigma", sigma, 1e3), ("gain", gain, 1.0)):
+        for name, value, largest in (("sigma", sigma, 1e3), ("gain", gain, 1.0)):
+            problem = f"{name} is {value}; it must be (least, largest) within [0, {largest:g}]"
+            try:
+                low, high = map(float, value)
+            except (TypeError, ValueError) as error:
+                raise ValueError(problem) from error
             if not 0 <= low <= high <= largest:
-                raise ValueError(f"{name} is ({low}, {high}); it must be (least, largest) within [0, {largest:g}]")
+                raise ValueError(problem)
         if fixation not in (None, "uniform"):
             raise ValueError(f"fixation is {fixation!r}; it must be None or 'uniform'")
         super().__init__(sigma[1], gain=gain[1], decay=decay, falloff=falloff, border=border)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numbers
+from typing import Any
+
 from torch import Tensor
 
 from fovblur.foveated_blur.api import gaussian_blur
@@ -31,8 +34,8 @@ def gaussian_blur2d(
         be smaller than the radius, unlike kornia's.
 
     Raises:
-        TypeError: input is no tensor.
-        ValueError: an unknown border_type, or a wrong shape of sigma.
+        TypeError: input is no tensor of real numbers.
+        ValueError: an unknown border_type, or a wrong shape of sigma or kernel_size.
 
     Examples:
         >>> import torch
@@ -44,15 +47,22 @@ def gaussian_blur2d(
     border = border_type.lower()
     if border not in BORDERS:
         raise ValueError(f"border_type is {border_type!r}; it must be one of {', '.join(BORDERS)}")
-    input = input if input.is_floating_point() else input.float()
-    size: Values = kernel_size
-    if not isinstance(kernel_size, int):
-        size = kernel_size[0] if kernel_size[0] == kernel_size[1] else tuple(kernel_size)
+    input = input if input.is_floating_point() or input.is_complex() else input.float()  # complex numbers are refused
+    size: Values = kernel_size if isinstance(kernel_size, numbers.Integral) else _pair("kernel_size", kernel_size)
     deviation: Values = sigma
     if not isinstance(sigma, Tensor):
-        deviation = float(sigma[0]) if sigma[0] == sigma[1] else (float(sigma[0]), float(sigma[1]))
+        deviation = _pair("sigma", sigma)
     elif sigma.ndim != 2 or sigma.shape[1] != 2 or sigma.shape[0] not in (1, len(input)):
         raise ValueError(f"sigma has shape {tuple(sigma.shape)}; it must be ({len(input)}, 2), along y and along x")
     elif sigma.stride(1) == 0:  # one for both axes, as RandomGaussianBlur has them
         deviation = sigma[:, 0]
     return gaussian_blur(input, deviation, kernel_size=size, border=border)
+
+
+def _pair(name: str, value: Any) -> Any:
+    """Return what is given along y and along x; one number, if both are the same."""
+    try:
+        along_y, along_x = value
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is {value!r}; it must be two numbers, along y and along x") from error
+    return along_y if isinstance(along_y, numbers.Real) and along_y == along_x else (along_y, along_x)

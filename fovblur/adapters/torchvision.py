@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
+
+from torch import Tensor
 
 from fovblur.foveated_blur import api
 from fovblur.foveated_blur.sizes import sigma_from_kernel_size
@@ -23,7 +26,7 @@ def gaussian_blur(inpt: Any, kernel_size: int | Sequence[int], sigma: float | Se
         torchvision's.
 
     Raises:
-        TypeError: inpt is no image.
+        TypeError: inpt is no image, or a size is no number.
         ValueError: a tensor has fewer than three dimensions, a PIL image's mode has no channels to blur, or a pair has
             not one or two values.
 
@@ -43,9 +46,11 @@ def gaussian_blur(inpt: Any, kernel_size: int | Sequence[int], sigma: float | Se
     return blur_image(inpt, lambda images: api.gaussian_blur(images, sigmas, kernel_size=kernel))
 
 
-def _pair(name: str, value):
-    if not isinstance(value, Sequence):
+def _pair(name: str, value: Any) -> Any:
+    if isinstance(value, numbers.Real) or (isinstance(value, Tensor) and value.ndim == 0):
         return value, value
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(f"{name} is {value!r}; it must be one number or two, along x and along y")
     if len(value) not in (1, 2):
         raise ValueError(f"{name} has {len(value)} values; it must be one number or two, along x and along y")
     return value[0], value[-1]
