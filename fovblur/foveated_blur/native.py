@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from fovblur import backends
 from fovblur.dtypes import DTYPES
-from fovblur.foveated_blur.params import BlurGradients, BlurParams
+from fovblur.foveated_blur.params import BlurGradients, BlurParams, listed_images
 from fovblur.foveated_blur.validation import BORDERS, FALLOFFS
 
 
@@ -36,7 +35,7 @@ def cpu_forward_list(
 ) -> None:
     """Blur images (C, H, W) of any sizes into `out` at once; the arguments are those of :func:`cuda_forward_list`."""
     module = backends.load_native("cpu")
-    table = _table(images, out, weights, [0] * len(images))
+    table = listed_images(images, out, weights)
     native = blur_params(module, images[0][None], params, (len(images), *images[0].shape))
     module.foveated_blur_list(native, table.data_ptr(), DTYPES.index(out[0].dtype), torch.get_num_threads())
 
@@ -90,23 +89,10 @@ def launch_forward_list(
 ) -> None:
     """Launch the blur of a list on a cudaStream_t of the current device, by a table of descriptors."""
     tiles = [module.tiles_of_an_image(*image.shape) for image in images]
-    on_host = _table(images, out, weights, itertools.accumulate(tiles[:-1], initial=0))
-    on_device = on_host.pin_memory().to("cuda", non_blocking=True) if images[0].is_cuda else on_host
+    table = listed_images(images, out, weights, tiles)
     largest = (max(image.shape[axis] for image in images) for axis in range(3))
     native = blur_params(module, images[0][None], params, (len(images), *largest))
-    module.foveated_blur_list(native, on_device.data_ptr(), sum(tiles), DTYPES.index(out[0].dtype), stream)
-
-
-def _table(
-    images: Sequence[Tensor], out: Sequence[Tensor], weights: Sequence[Tensor] | None, first_tiles: Iterable[int]
-) -> Tensor:
-    """Return rows of what csrc calls ListedImage, in the host's memory."""
-    maps = [(0, 0, 0)] * len(images) if weights is None else [(each.data_ptr(), *each.stride()) for each in weights]
-    rows = [
-        (image.data_ptr(), *image.stride(), result.data_ptr(), *result.stride(), *image.shape, *weight, tile)
-        for image, result, weight, tile in zip(images, out, maps, first_tiles, strict=True)
-    ]
-    return torch.tensor(rows, dtype=torch.int64)
+    module.foveated_blur_list(native, table.data_ptr(), sum(tiles), DTYPES.index(out[0].dtype), stream)
 
 
 def launch_backward(

@@ -104,14 +104,7 @@ def foveated_blur_list_op(
         validation.check_known("weight", weight)
     out = [torch.empty_like(image, dtype=out_dtype) for image in images]
     chosen = backends.resolve(backend or None, "foveated_blur", images[0].device, images[0].dtype)
-    if chosen in ("cpu", "cuda"):
-        forward_list = native.cpu_forward_list if chosen == "cpu" else native.cuda_forward_list
-        forward_list(images, out, params, weights or None)
-        return out
-    for index, (image, result) in enumerate(zip(images, out)):
-        own = params.of_image(index, weights[index] if weights else None)
-        if image.numel() > 0:
-            _functions(chosen)[0](image[None], result[None], own)
+    _list_function(chosen)(images, out, params, weights or None)
     return out
 
 
@@ -181,4 +174,17 @@ def _functions(backend: str) -> tuple[Callable[..., None], Callable[..., None]]:
     return {
         "cpu": (native.cpu_forward, native.cpu_backward),
         "cuda": (native.cuda_forward, native.cuda_backward),
+    }[backend]
+
+
+def _list_function(backend: str) -> Callable[..., None]:
+    """Return a backend's forward of lists."""
+    if backend == "triton":
+        from fovblur.foveated_blur import triton_general
+
+        return triton_general.triton_forward_list
+    return {
+        "cpu": native.cpu_forward_list,
+        "cuda": native.cuda_forward_list,
+        "reference": reference.reference_forward_list,
     }[backend]

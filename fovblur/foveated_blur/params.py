@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import torch
 from torch import Tensor
 
 Values: TypeAlias = float | Sequence[Any] | np.ndarray | Tensor  # a number, or numbers for every image or channel
@@ -38,3 +40,27 @@ class BlurGradients(NamedTuple):
     images: Tensor | None  # (B, C, H, W)
     sigma: Tensor | None  # as sigma
     gain: Tensor | None  # (B,)
+
+
+def listed_images(
+    images: Sequence[Tensor],
+    out: Sequence[Tensor],
+    weights: Sequence[Tensor] | None,
+    tiles: Sequence[int] | None = None,
+) -> Tensor:
+    """Return what the kernels read of a list, on its device: a row of int64 for each image, csrc's ListedImage.
+
+    Args:
+        images: One or more, (C, H, W).
+        out: The results.
+        weights: Maps (H, W), or None.
+        tiles: The number of tiles in each image, for kernels that make them.
+    """
+    maps = [(0, 0, 0)] * len(images) if weights is None else [(each.data_ptr(), *each.stride()) for each in weights]
+    first_tiles = itertools.accumulate(([0] * len(images) if tiles is None else tiles)[:-1], initial=0)
+    rows = [
+        (image.data_ptr(), *image.stride(), result.data_ptr(), *result.stride(), *image.shape, *weight, tile)
+        for image, result, weight, tile in zip(images, out, maps, first_tiles, strict=True)
+    ]
+    table = torch.tensor(rows, dtype=torch.int64)
+    return table.pin_memory().to(images[0].device, non_blocking=True) if images[0].is_cuda else table

@@ -691,5 +691,5 @@ def _grid(shape: torch.Size, columns: int, rows: int) -> _Grid:
             segment_rows = 2 * rows
     groups, segments = triton.cdiv(channels, group_channels), triton.cdiv(height, segment_rows)
     programs = batch * groups * segments * strips
-    check_grid(shape, programs)
+    check_grid(f"a batch of shape {tuple(shape)}", programs)
     return _Grid(strips, segments, groups, segment_rows, group_channels, programs)

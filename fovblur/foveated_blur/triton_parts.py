@@ -168,10 +168,15 @@ def launching_on(images: Tensor) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def check_grid(shape: torch.Size, programs: int) -> None:
-    """Raise ValueError if images of a shape need more programs than a grid can have."""
+def check_grid(images: str, programs: int) -> None:
+    """Raise ValueError if images, described in words, need more programs than a grid can have."""
     if programs > _LARGEST_GRID:
-        raise ValueError(f"images of shape {tuple(shape)} need {programs} blocks; split the batch to stay below 2^31")
+        raise ValueError(f"{images} needs {programs} blocks; split it to stay below 2^31")
+
+
+def element_type(dtype: torch.dtype) -> tl.dtype:
+    """Return Triton's name of a dtype."""
+    return getattr(tl, str(dtype).removeprefix("torch."))
 
 
 def scale_of(dtype: torch.dtype) -> float:

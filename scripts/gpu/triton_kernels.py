@@ -122,7 +122,7 @@ def blur_calls() -> Iterator[Callable[[], None]]:
 
 
 def option_calls() -> Iterator[Callable[[], None]]:
-    """Yield forward and backward with another border, a sigma for each axis and a weight map; and a blend of levels."""
+    """Yield forward, also of a list, and backward with the options; and a blend of levels."""
     pairs, gain, weight = torch.ones(2, 2), torch.ones(2), torch.ones(2, 224, 224)
     params = BlurParams(
         pairs, pairs.int(), gain, pairs, torch.ones(3), torch.ones(3), weight, "exp", 3.0, border="symmetric"
@@ -132,6 +132,7 @@ def option_calls() -> Iterator[Callable[[], None]]:
         images = torch.empty(2, 3, 224, 224, dtype=dtype)
         yield functools.partial(general.blur_general, images, images, False, params)
         yield functools.partial(general.blur_general, images, images, True, params)
+        yield functools.partial(general.triton_forward_list, images, images, params._replace(weight=None))
         grads = BlurGradients(None, torch.empty(2, 2), torch.empty(2))
         yield functools.partial(general.general_parameter_gradients, images, images, grads, params)
         yield functools.partial(retina.triton_forward, images, images, levels)
@@ -221,7 +222,8 @@ def names_of(launch: Launch) -> dict[str, str]:
     name = launch.kernel.removeprefix("_").removesuffix("_kernel")
     ends = [types.get(end, "") for end in ("source", "images", "grad", "target", "brain_image")]
     types_of = [re.match(r"\*(\w+)|tensordesc<(\w+)", end) for end in ends if end[:1] in ("*", "t")]
-    pointers = " and ".join(dict.fromkeys(match[1] or match[2] for match in types_of))
+    of_a_list = [str(constants[end]) for end in ("SOURCE", "TARGET") if end in constants]
+    pointers = " and ".join(dict.fromkeys([match[1] or match[2] for match in types_of] + of_a_list))
     precision = {"tf32": ", tf32", "tf32x3": ", three tf32 products"}.get(str(constants.get("PRECISION")), "")
     precision = ", three float16 products" if constants.get("SPLIT") else precision
     adjoint = ", adjoint" if constants.get("ADJOINT") else ""

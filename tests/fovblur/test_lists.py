@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from backends_under_test import run_cuda_on_host
+from backends_under_test import ON_GPU, run_cuda_on_host
 
 import fovblur
-from fovblur.foveated_blur import native
+from fovblur.foveated_blur import native, triton_general
 
 SIZES = [(8, 9), (20, 5), (1, 1), (33, 40), (0, 4)]
 
@@ -39,6 +39,17 @@ def test_cuda_blurs_a_list_by_one_launch(images, monkeypatch, tmp_path_factory):
         expected = fovblur.foveated_blur(images, 2.0, backend="reference", **options)
         torch.testing.assert_close(blurred, expected, rtol=1e-5, atol=1e-5)
     assert calls == [5, 5, 5]
+
+
+def test_triton_blurs_a_list_by_one_launch(images, monkeypatch):
+    calls = []
+    launch = triton_general.triton_forward_list
+    count = lambda *inputs: calls.append(len(inputs[0])) or launch(*inputs)  # noqa: E731
+    monkeypatch.setattr(triton_general, "triton_forward_list", count)
+    on_device = [image.to("cuda" if ON_GPU else "cpu") for image in (*images, images[4])]
+    fovblur.gaussian_blur(on_device, 2.0, backend="triton")
+    assert calls == [6]
+    assert fovblur.gaussian_blur(on_device[4:], 2.0, backend="triton")[1].shape == (3, 0, 4)
 
 
 def test_parameters_of_the_images_of_a_list(images):
@@ -134,7 +145,7 @@ def test_a_wrong_out(seed):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.float64], ids=str)
 def test_a_list_at_once_is_its_images_one_by_one(implementation, dtype, options, seed):
     """Without gradients a list is one call of a backend: images of any strides, of no pixels, wide and narrow."""
-    if not implementation.serves(dtype) or implementation.backend == "triton":  # which takes them one by one
+    if not implementation.serves(dtype):
         return
     shapes = [(5, 7), (1, 9), (0, 4), (4, 6)] if implementation.emulated else [(40, 33), (1, 50), (0, 4), (150, 20)]
     images = [(torch.rand(2, *shape) * 200).to(dtype) for shape in shapes]

@@ -20,6 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 
 from fovblur.foveated_blur import triton as blur
+from fovblur.foveated_blur import triton_general as general
 from fovblur.foveated_blur.params import BlurGradients, BlurParams
 from fovblur.foveated_blur.validation import BORDERS, FALLOFFS
 from fovblur.retinal_blur import triton as retina
@@ -45,6 +46,9 @@ def calls() -> Iterator[Callable[[], None]]:
         yield functools.partial(blur.triton_forward, images, out, params)
         grads = BlurGradients(None if dtype == torch.uint8 else images, torch.empty_like(own), torch.empty(2))
         yield functools.partial(blur.triton_backward, out, images, grads, params)
+        weights = None if weight is None else list(weight)
+        of_list = list(images), list(out), params._replace(weight=None), weights
+        yield functools.partial(general.triton_forward_list, *of_list)
     for border, shape in itertools.product(BORDERS, SIDES):
         images, level = torch.empty(1, 1, *shape, dtype=torch.float16), torch.empty(1, *shape)
         yield functools.partial(retina.triton_forward, images, images, LevelParams(level, (0.0, 1.0), (1, 9), border))
