@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# In the background of a shell SIGINT is ignored, and processes that the tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Test files, or tests by the start of their names, that `pytest -m "not slow"` leaves to CI; with them all tests of GPU
