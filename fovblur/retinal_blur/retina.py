@@ -49,7 +49,8 @@ class Retina(NamedTuple):
             # where pixels per degree, the root of those per square degree, have grown
             root = scale * (1 + tangent**2) ** 0.75 * (eccentricity + self.half_resolution)
         beyond = root**2 - HALF_AMPLITUDE * NYQUIST_PERIOD**2
-        return beyond.clamp(min=0) if isinstance(beyond, Tensor) else max(beyond, 0.0)
+        # More than any level has counts as the largest, and infinity times a slope of 0 would be NaN.
+        return beyond.clamp(0, LARGEST_SIGMA**2) if isinstance(beyond, Tensor) else max(beyond, 0.0)
 
 
 class Levels(NamedTuple):

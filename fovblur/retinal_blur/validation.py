@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 
 from fovblur.retinal_blur.params import MOST_LEVELS
 
 
-def positive(name: str, value: float, below: float = math.inf) -> float:
-    """Return a number above 0 as a float."""
+def positive(name: str, value: float, below: float = 1e9) -> float:
+    """Return a number as a float, above 0 by so much that the model neither overflows nor divides by 0."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} is a {type(value).__name__}; it must be a number")
-    if not 0 < value < below:
-        limit = "finite" if below == math.inf else f"below {below:g}"
-        raise ValueError(f"{name} is {value}; it must be above 0 and {limit}")
+    if not 1e-6 <= value < below:
+        raise ValueError(f"{name} is {value}; it must be at least 1e-6 and below {below:g}")
     return float(value)
 
 

@@ -236,6 +236,13 @@ def test_the_module_takes_what_one_image_of_float32_on_the_cpu_cannot(seed):
     )
 
 
+def test_the_farthest_fixation(implementation, seed):
+    """All levels of one pixel are alike, and the variance would be infinite at the distance of this fixation."""
+    images = torch.rand(1, 1, 1, 1).to(implementation.device)
+    least = {"pixels_per_degree": 1e-4, "half_resolution": 1e-4, "viewing_distance": 1e-4}
+    torch.testing.assert_close(implementation.retinal_blur(images, (1e9, 1e9), **least), images)
+
+
 def test_a_fixation_in_fractions_is_warned_of():
     with pytest.warns(UserWarning, match="multiply fractions of the image"):
         fovblur.retinal_blur(torch.rand(1, 3, 20, 30), (0.5, 0.5), **NEAR)
@@ -313,11 +320,13 @@ def test_the_reference_can_be_traced(seed):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"pixels_per_degree": 0}, ValueError, "pixels_per_degree is 0; it must be above 0 and finite"),
+        ({"pixels_per_degree": 0}, ValueError, "pixels_per_degree is 0; it must be at least 1e-6 and below 1e.09"),
         ({"pixels_per_degree": "40"}, TypeError, "pixels_per_degree is a str; it must be a number"),
-        ({"pixels_per_degree": 1e9}, ValueError, "pixels_per_degree is 1e.09; it asks for a sigma of"),
-        ({"viewing_distance": -1.0}, ValueError, "viewing_distance is -1.0; it must be above 0"),
-        ({"contrast_threshold": 1.0}, ValueError, "contrast_threshold is 1.0; it must be above 0 and below 1"),
+        ({"pixels_per_degree": 1e8}, ValueError, "pixels_per_degree is 1e.08; it asks for a sigma of"),
+        ({"viewing_distance": -1.0}, ValueError, "viewing_distance is -1.0; it must be at least 1e-6"),
+        ({"viewing_distance": 1e-200}, ValueError, "viewing_distance is 1e-200; it must be at least 1e-6"),
+        ({"frequency_decay": 1e300}, ValueError, "frequency_decay is 1e.300; it must be .* below 1e.09"),
+        ({"contrast_threshold": 1.0}, ValueError, "contrast_threshold is 1.0; it must be at least 1e-6 and below 1"),
         ({"levels": 1}, ValueError, "levels is 1; it must be from 2 to 32"),
         ({"levels": 12.0}, TypeError, "levels is a float; it must be an int"),
         ({"border": "wrap"}, ValueError, "border is 'wrap'"),
