@@ -179,9 +179,9 @@ def _overlaps_itself(tensor: Tensor) -> bool:
 
 def _overlap(one: Tensor, other: Tensor) -> bool:
     """Return whether the memory that two tensors span overlaps."""
-    if one.numel() == 0 or other.numel() == 0:
-        return False
     starts = one.data_ptr(), other.data_ptr()
+    if one.numel() == 0 or other.numel() == 0 or 0 in starts:  # subclasses that wrap other tensors have no address
+        return False
     spans = [
         each.element_size() * (1 + sum(stride * (size - 1) for stride, size in zip(each.stride(), each.shape)))
         for each in (one, other)

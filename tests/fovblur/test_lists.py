@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from backends_under_test import ON_GPU, run_cuda_on_host
+from torch.testing._internal.two_tensor import TwoTensor
 
 import fovblur
 from fovblur.foveated_blur import native, triton_general
@@ -109,6 +110,13 @@ def test_out_that_a_parameter_is_read_from(name):
     given = {"sigma": 1.0, name: out.flatten()[-math.prod(shape) :].view(shape)}
     with pytest.raises(ValueError, match="out shares memory with images, with a parameter or within itself"):
         fovblur.foveated_blur(torch.rand(2, 3, 8, 9), **given, out=out)
+
+
+def test_out_that_wraps_other_tensors(seed):
+    images, out = (TwoTensor(torch.rand(2, 3, 8, 9), torch.rand(2, 3, 8, 9)) for _ in range(2))
+    fovblur.gaussian_blur(images, 1.0, out=out)
+    for result, image in ((out.a, images.a), (out.b, images.b)):
+        assert torch.equal(result, fovblur.gaussian_blur(image, 1.0))
 
 
 def test_out_chooses_the_dtype(seed):
