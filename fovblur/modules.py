@@ -235,6 +235,9 @@ class RetinalBlur2d(nn.Module):
 def _register(module: nn.Module, **values: object) -> None:
     """Set attributes of a module; tensors that are not learnt become buffers, which move with it."""
     for name, value in values.items():
+        if isinstance(value, (tuple, list)) and any(isinstance(each, Tensor) for each in value):
+            problem = f"{name} is a {type(value).__name__} of tensors, which a module neither learns nor moves"
+            raise TypeError(f"{problem}; pass one tensor, or numbers, which learnable takes, too")
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
             module.register_buffer(name, value)
         else:

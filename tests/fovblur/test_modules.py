@@ -97,6 +97,14 @@ def test_a_pair_is_learnt_along_y_and_x(shape, given, seed):
     assert (module.parametrizations.sigma.original.grad != 0).all()
 
 
+@pytest.mark.parametrize("module", [FoveatedBlur2d, GaussianBlur2d])
+def test_modules_refuse_a_tuple_of_parameters_that_they_would_not_learn(module):
+    with pytest.raises(
+        TypeError, match="sigma is a tuple of tensors, which a module neither learns nor moves; pass one"
+    ):
+        module((nn.Parameter(torch.tensor(2.0)), 1.0))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_learnt_parameters_of_half_types_stay_within_their_ranges(dtype, seed):
     images = torch.rand(2, 3, 9, 8).to(dtype)
