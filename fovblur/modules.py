@@ -237,7 +237,7 @@ def _register(module: nn.Module, **values: object) -> None:
     for name, value in values.items():
         if isinstance(value, (tuple, list)) and any(isinstance(each, Tensor) for each in value):
             problem = f"{name} is a {type(value).__name__} of tensors, which a module neither learns nor moves"
-            raise TypeError(f"{problem}; pass one tensor, or numbers, which learnable takes, too")
+            raise TypeError(f"{problem}; pass one tensor, or numbers")
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
             module.register_buffer(name, value)
         else:

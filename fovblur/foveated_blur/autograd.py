@@ -152,6 +152,11 @@ def _merged(count: int, value: Tensor | None, dim: int | None) -> Tensor | None:
     return batched.flatten(0, 1)
 
 
+def _split(value: Tensor, count: int, images: Tensor, dim: int | None) -> Tensor:
+    """Return (count B, ...) as (count, B, ...), for images whose batched dimension is `dim`; count may be 0."""
+    return value.unflatten(0, (count, images.shape[1 if dim == 0 else 0]))
+
+
 @foveated_blur_op.register_vmap
 def _(info, dims, images, sigma, kernel_size, gain, fixation, mean, std, weight, *options):
     *options, out_dtype, backend = options
@@ -160,10 +165,10 @@ def _(info, dims, images, sigma, kernel_size, gain, fixation, mean, std, weight,
     weight = _merged(info.batch_size, weight, dims[7])
     if dims[5] is None and dims[6] is None:
         blurred = foveated_blur_op(*merged, mean, std, weight, *options, out_dtype, backend)
-        return blurred.unflatten(0, (info.batch_size, -1)), 0
+        return _split(blurred, info.batch_size, images, dims[0]), 0
     computed = merged[1].dtype
     blurred = foveated_blur_op(*merged, None, None, weight, *options, computed, backend)
-    blurred = blurred.unflatten(0, (info.batch_size, -1)) / (255 if images.dtype == torch.uint8 else 1)
+    blurred = _split(blurred, info.batch_size, images, dims[0]) / (255 if images.dtype == torch.uint8 else 1)
     mean, std = (
         (value.expand(info.batch_size, -1) if dim is None else value.movedim(dim, 0))[:, None, :, None, None]
         for value, dim in zip((mean, std), dims[5:7])
@@ -177,14 +182,15 @@ def _(info, dims, grad, images, sigma, kernel_size, gain, fixation, mean, std, w
     per_sample = (grad, images, sigma, kernel_size, gain, fixation)
     merged = [_merged(info.batch_size, *each) for each in zip(per_sample, dims)]
     if std is not None and dims[7] is not None:  # a std of each: the gradient is divided by it beforehand
-        divisors = std.movedim(dims[7], 0)[:, None, :, None, None]
-        merged[0] = (merged[0].unflatten(0, (info.batch_size, -1)) / divisors).flatten(0, 1)
-        std = torch.ones_like(std.select(dims[7], 0))
+        own = std.movedim(dims[7], 0)
+        divisors = own[:, None, :, None, None]
+        merged[0] = (_split(merged[0], info.batch_size, images, dims[1]) / divisors).flatten(0, 1)
+        std = own.new_ones(own.shape[1])
     mean = None if std is None else torch.zeros_like(std)
     weight = _merged(info.batch_size, weight, dims[8])
     grads = foveated_blur_backward_op(*merged, mean, std, weight, *options, backend, needs)
     shaped = (
-        each.unflatten(0, (info.batch_size, -1)) if need else each.expand(info.batch_size, 0)
+        _split(each, info.batch_size, images, dims[1]) if need else each.expand(info.batch_size, 0)
         for each, need in zip(grads, needs)
     )
     return tuple(shaped), (0, 0, 0)

@@ -86,6 +86,20 @@ def test_transforms_of_torch_func(name, options, images):
     assert expected.any() and relative_error(ours, expected) < (1e-5 if name == "vmap of uint8" else 1e-12)
 
 
+@pytest.mark.parametrize("count", [0, 3])
+@pytest.mark.parametrize("batch", [0, 2])
+def test_vmap_over_any_number_of_calls_and_images(count, batch):
+    images, sigmas, stds = torch.rand(batch, 2, 6, 7), torch.ones(count, batch), torch.ones(count, 2)
+
+    def blur(sigma, std):
+        return fovblur.gaussian_blur(images, sigma), fovblur.foveated_blur(images, sigma, std=std)
+
+    for blurred in func.vmap(blur)(sigmas, stds):
+        assert blurred.shape == (count, *images.shape)
+    gradients = func.vmap(func.grad(lambda *at: blur(*at)[1].sum(), (0, 1)))(sigmas, stds)
+    assert [each.shape for each in gradients] == [sigmas.shape, stds.shape]
+
+
 @pytest.mark.parametrize("falloff", ["exp", "quadratic", "brachistochrone"])
 def test_first_and_second_derivatives_of_every_parameter(falloff, seed):
     images, sigma, gain = torch.rand(2, 2, 5, 4, dtype=DOUBLE), SIGMA.clone(), torch.tensor([0.4, 0.9], dtype=DOUBLE)
