@@ -83,8 +83,8 @@ def _dispatch(arguments: list[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads of torch, imported next, sleep while they wait
     command = importlib.import_module(f"{__name__}.{name}")
     from bvsa_core.cli.arguments import Parser
-    from bvsa_core.cli.progress import Display
     from bvsa_core.io.atomic import NO_LOCK
+    from bvsa_core.progress import Display
 
     parser = Parser(prog=f"bvsa {name}", description=command.__doc__)
     command.add_arguments(parser, rest)

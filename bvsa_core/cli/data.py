@@ -10,7 +10,6 @@ import numpy as np
 
 from bvsa_core.cli.arguments import Parser, add_no_lock, to_dataclass
 from bvsa_core.cli.output import say
-from bvsa_core.cli.progress import Display
 from bvsa_core.data.dataset import Dataset, Recordings
 from bvsa_core.data.downloads.registry import published_datasets
 from bvsa_core.data.layouts import layouts, ubp
@@ -21,6 +20,7 @@ from bvsa_core.data.quality.reliability import quality
 from bvsa_core.data.stimulus_set import import_images
 from bvsa_core.data.store import SPLITS, read_header
 from bvsa_core.errors import CheckFailed, UserError
+from bvsa_core.progress import Display
 from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset
 
 _ONLY_RAW_EEG, _ONLY_MEG = {"sampling_rate", "whitening"}, {"sensors"}

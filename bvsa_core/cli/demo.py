@@ -13,7 +13,6 @@ from rich.console import Console
 
 from bvsa_core.cli.arguments import Parser, add_no_lock, add_overwrite, to_dataclass
 from bvsa_core.cli.output import say
-from bvsa_core.cli.progress import Display
 from bvsa_core.cli.provenance import origin
 from bvsa_core.cli.report import PAGE, write_page
 from bvsa_core.data.dataset import DEMO_FOLDER
@@ -26,6 +25,7 @@ from bvsa_core.experiments.report_data import build_report, group_runs
 from bvsa_core.experiments.runner import check_start, fill_banks, run_cells
 from bvsa_core.io.atomic import lock, write_atomically
 from bvsa_core.methods import method_class
+from bvsa_core.progress import Display
 from bvsa_core.report.tables import MethodResult, method_results, to_markdown, to_rich
 from bvsa_core.retrieval.result import RunResult, ranks_by_subject
 from bvsa_core.retrieval.statistics import crossed_bootstrap

@@ -13,10 +13,10 @@ from torch.nn.functional import normalize
 
 from bvsa_core.cli.arguments import Parser
 from bvsa_core.cli.output import say, write_file
-from bvsa_core.cli.progress import Display
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.repetitions import repetition_curves
 from bvsa_core.io.safe_readers import file_and_key, read_arrays
+from bvsa_core.progress import Display
 from bvsa_core.report.tables import method_results, statistics_lines, to_rich
 from bvsa_core.retrieval import rescoring
 from bvsa_core.retrieval.gallery import SHAPES, as_matrix, first_invalid_row

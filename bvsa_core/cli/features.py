@@ -11,11 +11,11 @@ import jsonargparse
 from bvsa_core import methods
 from bvsa_core.cli.arguments import Parser, to_dataclass
 from bvsa_core.cli.output import say
-from bvsa_core.cli.progress import Display
 from bvsa_core.distributed.tasks import TaskPool, Workers
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import RunDataCache, levels_of
 from bvsa_core.experiments.runner import fill_bank
+from bvsa_core.progress import Display
 from bvsa_core.training.config import GIVEN, RunDataConfig, method_options
 from bvsa_core.vision.loading import check_weights
 from bvsa_core.vision.views import Level

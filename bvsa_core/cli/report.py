@@ -11,12 +11,12 @@ import jsonargparse
 
 from bvsa_core.cli.arguments import Parser
 from bvsa_core.cli.output import say, write_file
-from bvsa_core.cli.progress import Display
 from bvsa_core.cli.provenance import origin
 from bvsa_core.errors import UserError
 from bvsa_core.experiments.cell import RunDataCache
 from bvsa_core.experiments.linear_decoding import decode_rows
 from bvsa_core.experiments.report_data import build_report, find_runs, group_runs, with_curves
+from bvsa_core.progress import Display
 from bvsa_core.report.content import Report
 from bvsa_core.training.config import relocated
 from bvsa_core.vision.downloads import stay_offline

@@ -17,7 +17,6 @@ from rich.console import Console
 
 from bvsa_core.cli.arguments import Parser, add_no_lock, add_overwrite, to_dataclass
 from bvsa_core.cli.output import say, warn_of_toy_encoder
-from bvsa_core.cli.progress import Display
 from bvsa_core.cli.provenance import origin
 from bvsa_core.cli.report import PAGE, write_page
 from bvsa_core.data.dataset import DEMO_FOLDER, Dataset
@@ -30,6 +29,7 @@ from bvsa_core.experiments.report_data import build_report, grid_rows
 from bvsa_core.experiments.results import GridRow, comparisons, load_complete, write
 from bvsa_core.experiments.runner import check_start, fill_banks, run_cells
 from bvsa_core.io.atomic import clean_stale, lock
+from bvsa_core.progress import Display
 from bvsa_core.report.comparison_table import to_rich
 from bvsa_core.report.content import Report
 from bvsa_core.synthetic.dataset import SyntheticConfig, make_dataset

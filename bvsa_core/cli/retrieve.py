@@ -16,7 +16,6 @@ from torch import Tensor
 from bvsa_core.cli.arguments import Parser
 from bvsa_core.cli.evaluate import read_array
 from bvsa_core.cli.output import say, write_file
-from bvsa_core.cli.progress import Display
 from bvsa_core.data.dataset import concept_of, read_recordings
 from bvsa_core.data.split import make_split
 from bvsa_core.distributed.processes import init_processes
@@ -24,6 +23,7 @@ from bvsa_core.errors import UserError
 from bvsa_core.experiments.thumbnails import THUMBNAIL, THUMBNAILS, jpeg
 from bvsa_core.io.image_file import SUFFIXES
 from bvsa_core.methods.base import Method
+from bvsa_core.progress import Display
 from bvsa_core.report.retrieval_page import FoundImage, FoundImages, RetrievalPage, to_html
 from bvsa_core.report.tables import rich_table
 from bvsa_core.retrieval.gallery import EmbeddingMatrix, Gallery, SideBySide, first_invalid_row, rows_of

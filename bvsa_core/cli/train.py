@@ -13,10 +13,10 @@ from rich.console import Console
 
 from bvsa_core.cli.arguments import Parser, add_no_lock, add_overwrite, add_run_arguments, to_dataclass
 from bvsa_core.cli.output import say, warn_of_toy_encoder
-from bvsa_core.cli.progress import Display
 from bvsa_core.distributed.processes import ProcessGroup, init_processes
 from bvsa_core.errors import UserError
 from bvsa_core.io.atomic import refuse_links
+from bvsa_core.progress import Display
 from bvsa_core.report.tables import method_results, to_rich
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.logs import logger

@@ -27,12 +27,13 @@ from bvsa_core.decoder.inputs import Images, by_subject, gallery_images, gather,
 from bvsa_core.decoder.memory_data import FeatureData, MemoryData, TrainingSet
 from bvsa_core.errors import UserError, unknown_name
 from bvsa_core.methods import method_class
+from bvsa_core.progress import Display, no_progress
 from bvsa_core.retrieval.gates import INDUCTIVE, INFORMATION, gates
 from bvsa_core.retrieval.result import RetrievalResult, RunResult
 from bvsa_core.retrieval.scoring import Scoring, window_text
 from bvsa_core.training.config import GIVEN, RunConfig, with_layer
 from bvsa_core.training.evaluation import Trained, evaluate
-from bvsa_core.training.run import result_of, train
+from bvsa_core.training.run import result_of, train, with_progress
 from bvsa_core.training.run_data import choose_device
 from bvsa_core.vision.clip import TINY
 from bvsa_core.vision.views import features_at
@@ -44,7 +45,7 @@ _ELSEWHERE = {  # settings of a run that a decoder has by another name
     **dict.fromkeys(GIVEN, "target, an array"),
 }
 SETTINGS = [each.name for each in fields(RunConfig) if each.name not in (*_ELSEWHERE, "method")]
-_OWN = ("method", "target", "layers")  # parameters that are no settings
+_OWN = ("method", "target", "layers", "verbose")  # parameters that are no settings
 GALLERY = 200  # images searched when the gate label_free is learnt, as in the published test sets
 
 
@@ -75,6 +76,7 @@ class Decoder(
             `images` then names by number.
         layers: of the image encoder, whose features are the target: what `bvsa train --target` takes, such as layer:2;
             default: the method's own, for most the output.
+        verbose: show the progress of `fit` on standard error.
         **settings: fields of `RunConfig`, such as epochs or preset; default: the method's published training. Without
             `channels`, the 17 standard ones of EEG are taken if all are there, and else all. `bank` names a folder in
             which features of images are kept; default: until the process ends.
@@ -106,17 +108,24 @@ class Decoder(
         (20, 3)
     """
 
-    def __init__(self, method: str = "bvsa", target: Any = "tiny", layers: str | None = None, **settings: Any):
-        self.method, self.target, self.layers = method, target, layers
+    def __init__(
+        self,
+        method: str = "bvsa",
+        target: Any = "tiny",
+        layers: str | None = None,
+        verbose: bool = False,
+        **settings: Any,
+    ):
+        self.method, self.target, self.layers, self.verbose = method, target, layers, verbose
         self._names: list[str] = []
         self._set(settings)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return method, target, layers and the settings that were given."""
+        """Return method, target, layers, verbose and the settings that were given."""
         return {name: getattr(self, name) for name in (*_OWN, *self._names)}
 
     def set_params(self, **params: Any) -> Decoder:
-        """Set method, target, layers or settings."""
+        """Set method, target, layers, verbose or settings."""
         for name in _OWN:
             setattr(self, name, params.pop(name, getattr(self, name)))
         self._set(params)
@@ -157,7 +166,9 @@ class Decoder(
             toy = f"{TINY} is a toy encoder for synthetic images, and {data.dataset.name} are not called synthetic"
             warnings.warn(f"target: {toy}; take a published one, such as RN50", stacklevel=2)
         self.history_: list[dict[str, Any]] = []
-        trained = train(data.config, data, self.history_.append)
+        with Display(quiet=not self.verbose) as data.progress:
+            trained = train(data.config, data, with_progress(self.history_.append, data.config, data.progress))
+        data.progress = no_progress
         self.config_, self.epoch_, self.method_, self.shape_ = data.config, trained.epoch, trained.method, trained.shape
         self.layers_ = trained.layers
         if self.layers_:

@@ -51,19 +51,29 @@ def run(
     if (finished := processes.broadcast(lambda: _finished(folder, config))) is not None:
         return finished
 
-    def report(metrics: dict) -> None:
+    def keep(metrics: dict) -> None:
         if processes.rank == 0:
             folder.add_metrics(metrics)
             log(metrics)
-        losses = {"loss": metrics["loss"], "validation": metrics.get("validation_loss")}
-        note = ", ".join(f"{name} {value:.4f}" for name, value in losses.items() if value is not None)
-        progress("epochs", metrics["epoch"], config.epochs, note)
 
+    report = with_progress(keep, config, progress)
     with folder.locked() if processes.rank == 0 else nullcontext():
         trained = train(config, run_data, report, Checkpointer(folder, processes, progress))
         evaluation = evaluate(trained, config, run_data)
         result = result_of(trained, evaluation, config)
         return processes.broadcast(lambda: folder.finish(trained.method, evaluation.embeddings, result))
+
+
+def with_progress(log: Log, config: RunConfig, progress: Progress) -> Log:
+    """Return a log of the metrics of every epoch that also reports epochs and losses."""
+
+    def report(metrics: dict) -> None:
+        log(metrics)
+        losses = {"loss": metrics["loss"], "validation": metrics.get("validation_loss")}
+        note = ", ".join(f"{name} {value:.4f}" for name, value in losses.items() if value is not None)
+        progress("epochs", metrics["epoch"], config.epochs, note)
+
+    return report
 
 
 def result_of(trained: Trained, evaluation: Evaluation, config: RunConfig) -> RunResult:

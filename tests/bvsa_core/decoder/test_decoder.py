@@ -81,6 +81,16 @@ def test_given_features_are_decoded_far_above_chance(toy, fitted):
     assert len(fitted.retrieve(toy.recordings[TEST]).gallery) == 52
 
 
+def test_progress_is_shown_on_request(toy, capsys):
+    decoder = Decoder(**{**SETTINGS, "epochs": 2}, target=toy.features, verbose=True)
+    decoder.fit(toy.recordings[TRAIN], range(40))
+    loss = decoder.history_[-1]["loss"]
+    shown = capsys.readouterr()
+    assert shown.err.splitlines()[-1].startswith(f"epochs 2/2, loss {loss:.4f}") and not shown.out
+    decoder.set_params(verbose=False).fit(toy.recordings[TRAIN], range(40))
+    assert capsys.readouterr() == ("", "")
+
+
 def test_similarities_are_products_of_embeddings_and_features(toy, fitted):
     embeddings = fitted.embed(toy.recordings[TEST])
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
@@ -205,7 +215,9 @@ def test_saved_and_loaded_it_is_the_same(toy, fitted, tmp_path):
         "config.json", "model.safetensors", "seen.json", "README.md"
     }  # fmt: skip
     np.testing.assert_array_equal(loaded.embed(toy.recordings), fitted.embed(toy.recordings))
-    assert loaded.get_params() == {**SETTINGS, "target": None, "layers": None, "channels": "all"}
+    assert loaded.get_params() == {
+        **SETTINGS, "target": None, "layers": None, "verbose": False, "channels": "all",
+    }  # fmt: skip
     with pytest.raises(UserError, match="loaded without features; give some by set_params"):
         loaded.score(toy.recordings[TEST], range(40, 52))
     loaded.set_params(target=toy.features)

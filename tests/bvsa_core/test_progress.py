@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import Task
 
 from bvsa_core.cli import main
-from bvsa_core.cli.progress import LINE_EVERY_S, Display, Rate
+from bvsa_core.progress import LINE_EVERY_S, Display, Rate
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def output(monkeypatch):
     def make(terminal: bool) -> io.StringIO:
         text = io.StringIO()
         console = Console(file=text, force_terminal=terminal, width=120, color_system=None)
-        monkeypatch.setattr("bvsa_core.cli.progress.Console", lambda stderr: console)
+        monkeypatch.setattr("bvsa_core.progress.Console", lambda stderr: console)
         return text
 
     return make
