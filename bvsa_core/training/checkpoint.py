@@ -143,16 +143,23 @@ class Checkpointer:
         if self.folder is not None and self.processes.rank == 0:
             self.folder.begin(config)
 
-    def select_layer(self, config: RunConfig, choose: Callable[[], LayerSelection]) -> LayerSelection | None:
-        """Return the layer chosen for a run, which an earlier process may have done; None if none is to be chosen."""
+    def select_layer(self, config: RunConfig, choose: Callable[..., LayerSelection]) -> LayerSelection | None:
+        """Return the layer chosen for a run, which an earlier process may have done; None if none is to be chosen.
+
+        Args:
+            config: of the run.
+            choose: called with the Top-1 of layers that have been tried, and with what keeps those of more.
+        """
         folder = self.folder
         known = None if folder is None else self.processes.broadcast(lambda: folder.selected_layer(config))
         if known is not None or not config.select_layer:
             return known
-        chosen = choose()
+        tried = {} if folder is None else self.processes.broadcast(lambda: folder.tried_layers(config))
+        written = folder if self.processes.rank == 0 else None
+        chosen = choose(tried, lambda top1: None if written is None else written.keep_tried_layers(top1))
         chosen = self.processes.broadcast(lambda: chosen)  # all train on the same layer
-        if folder is not None and self.processes.rank == 0:
-            folder.keep_layer(chosen, with_layer(config, chosen.chosen))
+        if written is not None:
+            written.keep_layer(chosen, with_layer(config, chosen.chosen))
         return chosen
 
     def resume(self, state: TrainingState) -> None:

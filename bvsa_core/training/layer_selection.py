@@ -1,12 +1,12 @@
 """The layer of the image encoder that recordings are aligned with, chosen on concepts held out of the training data."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from bvsa_core.data.split import Split, hold_out
 from bvsa_core.errors import UserError
-from bvsa_core.progress import Progress, no_progress
+from bvsa_core.progress import Progress
 from bvsa_core.retrieval.result import LayerSelection
 from bvsa_core.training.config import RunConfig
 from bvsa_core.training.evaluation import Trained
@@ -24,7 +24,13 @@ def candidates(run_data: RunData) -> tuple[list[str], RunData]:
 
 
 def select_layer(
-    config: RunConfig, run_data: RunData, split: Split, train: Callable[..., Trained], progress: Progress = no_progress
+    config: RunConfig,
+    run_data: RunData,
+    split: Split,
+    train: Callable[..., Trained],
+    progress: Progress,
+    tried: Mapping[str, float],
+    keep: Callable[[dict[str, float]], None],
 ) -> LayerSelection:
     """Train once for every layer and the output on a part of the concepts, and choose by the Top-1 on the others.
 
@@ -34,6 +40,8 @@ def select_layer(
         split: samples to train on, some of whose concepts are held out.
         train: trains a configuration on samples of some data; `every_layer` has all layers of the images.
         progress: reports the layers.
+        tried: Top-1 of targets that an earlier process has tried.
+        keep: called with the Top-1 of all targets so far, after each.
 
     Raises:
         UserError: a single concept would be held out.
@@ -46,15 +54,16 @@ def select_layer(
     epochs = config.select_epochs or config.epochs
     trial = replace(config, select_layer=False, selection="last", validation=0, epochs=epochs)
     targets, every_layer = candidates(run_data)
-    top1: dict[str, float] = {}
-    for number, target in enumerate(targets):
-        progress("layers", number, len(targets), target)
+    top1 = {target: tried[target] for target in targets if target in tried}
+    for target in (each for each in targets if each not in tried):
+        progress("layers", len(top1), len(targets), target)
         data = run_data.with_target(target)
         with run_data.sealed(), data.sealed():
             trained = train(replace(trial, target=target), data, rest, every_layer=every_layer)
             views = data.views(split.images, trained.method.gallery_feature_levels())
             texts = data.texts(split.images, split.concepts)
             top1[target] = validation_top1(trained.method, held_out, views, texts, split.subjects)
+        keep(top1)
     progress("layers", len(targets), len(targets))
     concepts = len({concept for _, concept in held_out.shown()})
     return LayerSelection(max(top1, key=lambda target: top1[target]), top1, concepts, epochs)

@@ -7,6 +7,7 @@ RUN/embeddings.safetensors what retrieval compares: recordings, images and texts
 RUN/result.json            the scores, and checksums of the three files above; a run is complete when it is there
 RUN/resume.pt              the training state of a run that is not complete; see training.checkpoint
 RUN/layers.json            the layer that --select_layer chose, until it is in result.json
+RUN/tried_layers.json      the Top-1 of the layers that it has tried, until it has chosen
 """
 
 import hashlib
@@ -49,8 +50,8 @@ NO_RUN = "train one with 'bvsa train --out'"
 SELECT_AGAIN = "delete it, and the layer is chosen again"
 WEIGHTS, EMBEDDINGS, METRICS = "weights.safetensors", "embeddings.safetensors", "metrics.jsonl"
 OUTPUTS = (  # of a run and of commands that work on it, the one that makes it complete first
-    "result.json", "scores.json", "resume.pt", "layers.json", WEIGHTS, EMBEDDINGS, METRICS, "retrieved.json",
-    "page.html", "tensorboard", "wandb",
+    "result.json", "scores.json", "resume.pt", "layers.json", "tried_layers.json", WEIGHTS, EMBEDDINGS, METRICS,
+    "retrieved.json", "page.html", "tensorboard", "wandb",
 )  # fmt: skip
 PATHS = ("data", "bank", "cache_dir", *GIVEN, "texts", "concepts")  # settings that name a place
 _START = "# relative paths start in {}, seen from this file"
@@ -88,7 +89,7 @@ class RunFolder:
         self.path, self.overwrite = Path(path), overwrite
         self.settings = self.path / "run.yaml"
         self.resume = self.path / "resume.pt"  # the training state
-        self.layers = self.path / "layers.json"
+        self.layers, self.tried = self.path / "layers.json", self.path / "tried_layers.json"
 
     def is_complete(self, config: RunConfig) -> bool:
         """Return whether the folder holds the complete run of a configuration."""
@@ -136,7 +137,8 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Lock the folder for a run."""
         with lock(self.path, activity=ACTIVITY):
-            for path in (self.settings, self.resume, self.layers, self.path / METRICS):  # read to continue the run
+            read = self.settings, self.resume, self.layers, self.tried, self.path / METRICS  # to continue the run
+            for path in read:
                 refuse_links(path)
             yield
 
@@ -192,6 +194,20 @@ class RunFolder:
         """Write the layer that has been chosen, and the settings of the run with it."""
         write_atomically(self.layers, json.dumps(asdict(selection), indent=2).encode() + b"\n")
         self._write_settings(config)
+        self.tried.unlink(missing_ok=True)
+
+    def tried_layers(self, config: RunConfig) -> dict[str, float]:
+        """Read the Top-1 by layer that a choice for a configuration had found when it was stopped."""
+        if not self.tried.exists() or self._is_replaced(config):
+            return {}
+        top1 = build(dict[str, float], read_json(self.tried, SELECT_AGAIN), str(self.tried), SELECT_AGAIN)
+        if not all(0 <= value <= 1 for value in top1.values()):
+            raise UserError(f"{self.tried}: Top-1 must be fractions; {SELECT_AGAIN}")
+        return top1
+
+    def keep_tried_layers(self, top1: dict[str, float]) -> None:
+        """Write the Top-1 of the layers that have been tried, from which a stopped choice continues."""
+        write_atomically(self.tried, json.dumps(top1, indent=2).encode() + b"\n")
 
     def result(self) -> RunResult:
         """Read the result of a complete run."""

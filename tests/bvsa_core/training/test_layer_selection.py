@@ -135,6 +135,34 @@ def test_a_run_keeps_the_layer_and_its_curve(run_data, tmp_path, monkeypatch):
     assert run(replace(config, select_epochs=1), run_data, again).layers.epochs == 1
 
 
+def test_a_stopped_choice_continues(run_data, trained, tmp_path, monkeypatch):
+    folder, config, tried = RunFolder(tmp_path / "run"), config_of(run_data), []
+    original = layer_selection.validation_top1
+
+    def stopped_at_the_third(*given):
+        tried.append(given)
+        if len(tried) == 3:
+            raise KeyboardInterrupt
+        return original(*given)
+
+    monkeypatch.setattr(layer_selection, "validation_top1", stopped_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, run_data, folder)
+    assert list(json.loads(folder.tried.read_text())) == TARGETS[:2]
+    assert run(config, run_data, folder).layers == trained.layers and len(tried) == 3 + 2
+    assert list(trained.layers.top1) == TARGETS and not folder.tried.exists()
+
+
+@pytest.mark.parametrize("content", ['{"layer:0": 2}', '{"layer:0": "x"}', "[]", '{"layer:0"'])
+def test_a_damaged_choice_is_one_line(run_data, tmp_path, content):
+    folder, config = RunFolder(tmp_path / "run"), config_of(run_data)
+    folder.path.mkdir()
+    folder.begin(config)
+    folder.tried.write_text(content)
+    with pytest.raises(UserError, match=r"tried_layers\.json.*delete it, and the layer is chosen again"):
+        run(config, run_data, folder)
+
+
 def test_runs_of_other_layers_are_one_row_and_one_figure(run_data, tmp_path):
     folders = [RunFolder(tmp_path / f"seed{seed}") for seed in range(3)]
     results = [run(config_of(run_data, seed=seed, epochs=1), run_data, each) for seed, each in enumerate(folders)]
