@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.nn.utils import parametrize
 
+from fovblur.dtypes import DTYPES
 from fovblur.foveated_blur.api import foveated_blur, gaussian_blur
 from fovblur.foveated_blur.params import Values
 from fovblur.foveated_blur.sizes import sigma_from_kernel_size
@@ -68,10 +69,11 @@ class FoveatedBlur2d(nn.Module):
     ):
         super().__init__()
         learnable = (learnable,) if isinstance(learnable, str) else tuple(dict.fromkeys(learnable))
+        given = kernel_size if sigma is None else sigma
         if "sigma" in learnable and sigma is None and kernel_size is not None:
-            of_size = sigma_from_kernel_size(torch.as_tensor(kernel_size))
-            sigma = of_size.unbind() if isinstance(kernel_size, tuple) else of_size
-        self.learns_pair = "sigma" in learnable and isinstance(sigma, tuple) and len(sigma) == 2
+            sigma = sigma_from_kernel_size(torch.as_tensor(kernel_size))
+        is_pair = isinstance(given, tuple) and len(given) == 2 and not any(isinstance(x, Sequence) for x in given)
+        self.learns_pair = "sigma" in learnable and is_pair
         starts = {"sigma": sigma, "gain": gain, "fixation": fixation}
         for name in learnable:
             if starts.get(name) is None:
@@ -120,7 +122,7 @@ class _Sigma(nn.Module):
 
     def right_inverse(self, sigma: Tensor) -> Tensor:
         if not sigma.is_meta and not ((sigma > 0) & (sigma <= _LARGEST_SIGMA)).all():
-            raise ValueError(f"sigma is {sigma.tolist()}; it is learnt from above 0, where its gradient vanishes")
+            raise ValueError(f"sigma is {sigma.tolist()}; it is learnt between 0 and {_LARGEST_SIGMA:g}")
         return sigma + torch.log(-torch.expm1(-sigma))
 
 
@@ -217,10 +219,10 @@ class RetinalBlur2d(nn.Module):
         super().__init__()
         _register(self, fixation=fixation)
         self.pixels_per_degree, self.options = pixels_per_degree, options
-        image = torch.empty(1, 1, 1, 1, device="meta")  # on which no backend must run; its dtype is not that of images
-        retinal_blur(
-            image, pixels_per_degree=pixels_per_degree, **{**options, "out_dtype": None}
-        )  # raises now, not later
+        # Raises now what the function would raise later, without running a backend.
+        dtype = options.get("out_dtype")
+        image = torch.empty(1, 1, 1, 1, dtype=dtype if dtype in DTYPES else torch.float32, device="meta")
+        retinal_blur(image, pixels_per_degree=pixels_per_degree, **options)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the blurred images (..., C, H, W)."""
@@ -235,9 +237,9 @@ class RetinalBlur2d(nn.Module):
 def _register(module: nn.Module, **values: object) -> None:
     """Set attributes of a module; tensors that are not learnt become buffers, which move with it."""
     for name, value in values.items():
-        if isinstance(value, (tuple, list)) and any(isinstance(each, Tensor) for each in value):
-            problem = f"{name} is a {type(value).__name__} of tensors, which a module neither learns nor moves"
-            raise TypeError(f"{problem}; pass one tensor, or numbers")
+        if isinstance(value, (tuple, list)) and any(isinstance(x, Tensor) and x.requires_grad for x in value):
+            problem = f"{name} is a {type(value).__name__} of tensors, which a module does not learn"
+            raise TypeError(f"{problem}; pass one tensor, or numbers, and name it in learnable")
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
             module.register_buffer(name, value)
         else:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -106,13 +108,13 @@ class RandomFoveatedBlur(FoveatedBlur):
         border: str = "reflect",
     ):
         for name, value, largest in (("sigma", sigma, 1e3), ("gain", gain, 1.0)):
-            problem = f"{name} is {value}; it must be (least, largest) within [0, {largest:g}]"
-            try:
-                low, high = map(float, value)
-            except (TypeError, ValueError) as error:
-                raise ValueError(problem) from error
-            if not 0 <= low <= high <= largest:
-                raise ValueError(problem)
+            is_pair = isinstance(value, (Sequence, np.ndarray)) and len(value) == 2
+            if (
+                not is_pair
+                or not all(isinstance(each, Real) for each in value)
+                or not 0 <= value[0] <= value[1] <= largest
+            ):
+                raise ValueError(f"{name} is {value!r}; it must be (least, largest) within [0, {largest:g}]")
         if fixation not in (None, "uniform"):
             raise ValueError(f"fixation is {fixation!r}; it must be None or 'uniform'")
         super().__init__(sigma[1], gain=gain[1], decay=decay, falloff=falloff, border=border)

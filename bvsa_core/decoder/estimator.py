@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,7 @@ class Decoder(
             toy = f"{TINY} is a toy encoder for synthetic images, and {data.dataset.name} are not called synthetic"
             warnings.warn(f"target: {toy}; take a published one, such as RN50", stacklevel=2)
         self.history_: list[dict[str, Any]] = []
-        with Display(quiet=not self.verbose) as data.progress:
+        with Display() if self.verbose else nullcontext(no_progress) as data.progress:
             trained = train(data.config, data, with_progress(self.history_.append, data.config, data.progress))
         data.progress = no_progress
         self.config_, self.epoch_, self.method_, self.shape_ = data.config, trained.epoch, trained.method, trained.shape

@@ -156,7 +156,8 @@ class Checkpointer:
             return known
         tried = {} if folder is None else self.processes.broadcast(lambda: folder.tried_layers(config))
         written = folder if self.processes.rank == 0 else None
-        chosen = choose(tried, lambda top1: None if written is None else written.keep_tried_layers(top1))
+        features = {} if written is None else config.feature_digests()
+        chosen = choose(tried, lambda top1: None if written is None else written.keep_tried_layers(top1, features))
         chosen = self.processes.broadcast(lambda: chosen)  # all train on the same layer
         if written is not None:
             written.keep_layer(chosen, with_layer(config, chosen.chosen))

@@ -59,6 +59,10 @@ ALTERED = "altered since the run ended (its checksum differs); delete its folder
 _LEVEL = re.compile(r"k\d+ gain \d+(\.\d+)?(e-\d+)?")
 
 
+class _TriedLayers(TypedDict):
+    top1: dict[str, float]
+
+
 class _EveryMetric(TypedDict):
     epoch: int
     loss: float
@@ -180,34 +184,49 @@ class RunFolder:
             files[name] = hashlib.sha256(content).hexdigest()
         result = replace(result, files=files)
         write_atomically(self.path / "result.json", json.dumps(result.to_json(), indent=2).encode() + b"\n")
-        for path in (self.resume, self.layers):
+        for path in (self.resume, self.layers, self.tried):
             path.unlink(missing_ok=True)
         return result
 
     def selected_layer(self, config: RunConfig) -> LayerSelection | None:
         """Read the layer that has been chosen for the run of a configuration; None if it has not."""
-        if not self.layers.exists() or self._is_replaced(config):
+        content = self._choice(self.layers, config)
+        return None if content is None else build(LayerSelection, content, str(self.layers), SELECT_AGAIN)
+
+    def _choice(self, path: Path, config: RunConfig) -> Any:
+        """Read a file about the choice of a layer for a configuration; None if there is none."""
+        if not path.exists() or self._is_replaced(config):
             return None
-        return build(LayerSelection, read_json(self.layers, SELECT_AGAIN), str(self.layers), SELECT_AGAIN)
+        content = read_json(path, SELECT_AGAIN)
+        if isinstance(content, dict) and content.get("features", {}) != config.feature_digests():
+            raise UserError(f"{path}: of other features than those of the run; {SELECT_AGAIN}")
+        return content
 
     def keep_layer(self, selection: LayerSelection, config: RunConfig) -> None:
         """Write the layer that has been chosen, and the settings of the run with it."""
-        write_atomically(self.layers, json.dumps(asdict(selection), indent=2).encode() + b"\n")
+        content = asdict(selection) | {"features": config.feature_digests()}
+        write_atomically(self.layers, json.dumps(content, indent=2).encode() + b"\n")
         self._write_settings(config)
         self.tried.unlink(missing_ok=True)
 
     def tried_layers(self, config: RunConfig) -> dict[str, float]:
         """Read the Top-1 by layer that a choice for a configuration had found when it was stopped."""
-        if not self.tried.exists() or self._is_replaced(config):
+        content = self._choice(self.tried, config)
+        if content is None:
             return {}
-        top1 = build(dict[str, float], read_json(self.tried, SELECT_AGAIN), str(self.tried), SELECT_AGAIN)
+        top1 = build(_TriedLayers, content, str(self.tried), SELECT_AGAIN)["top1"]
         if not all(0 <= value <= 1 for value in top1.values()):
-            raise UserError(f"{self.tried}: Top-1 must be fractions; {SELECT_AGAIN}")
+            raise UserError(f"{self.tried}: top1 must be fractions; {SELECT_AGAIN}")
         return top1
 
-    def keep_tried_layers(self, top1: dict[str, float]) -> None:
-        """Write the Top-1 of the layers that have been tried, from which a stopped choice continues."""
-        write_atomically(self.tried, json.dumps(top1, indent=2).encode() + b"\n")
+    def keep_tried_layers(self, top1: dict[str, float], features: dict[str, str]) -> None:
+        """Write the Top-1 of the layers that have been tried, from which a stopped choice continues.
+
+        Args:
+            top1: by layer.
+            features: the digests of features that are given.
+        """
+        write_atomically(self.tried, json.dumps({"top1": top1, "features": features}, indent=2).encode() + b"\n")
 
     def result(self) -> RunResult:
         """Read the result of a complete run."""

@@ -70,7 +70,8 @@ def foveated_blur(
             each side.
         out_dtype: dtype of the result. Default: that of ``out``, else that of the images. uint8 (rounded) only for
             uint8 images.
-        out: tensor that the result is written to, of the images' shape, with memory of its own; without gradients.
+        out: tensor that the result is written to, of the images' shape, without gradients. Between its first and last
+            element lie neither the images nor parameters.
         backend: ``"reference"``, ``"cpu"``, ``"triton"``, ``"cuda"`` or ``"auto"``. Default: the environment variable
             FOVBLUR_BACKEND, else ``"auto"``, the fastest that serves the images' device.
 

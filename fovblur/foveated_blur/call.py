@@ -117,10 +117,11 @@ def params_of(images: Tensor, arguments: Arguments) -> BlurParams:
 def _sizes_of(sigmas: Tensor, arguments: Arguments, images: Tensor) -> Tensor:
     """Return the kernel sizes of sigmas; those of numbers are computed as numbers, which is faster."""
     sigma, dtype = arguments.sigma, images.dtype
-    if torch.compiler.is_compiling() or not isinstance(sigma, (numbers.Real, tuple)):
-        return arguments.size_of(sigmas, dtype)
     several = isinstance(sigma, tuple)
-    sizes = tuple(arguments.size_of(each, dtype) for each in sigma) if several else arguments.size_of(sigma, dtype)
+    given = sigma if isinstance(sigma, tuple) else (sigma,)
+    if torch.compiler.is_compiling() or not all(isinstance(each, numbers.Real) for each in given):
+        return arguments.size_of(sigmas, dtype)
+    sizes = tuple(arguments.size_of(each, dtype) for each in given) if several else arguments.size_of(sigma, dtype)
     return validation.per_axis("kernel_size", sizes, images, torch.int32)
 
 
@@ -153,9 +154,9 @@ def blur_batch(
 def _blur_into(out: Tensor, images: Tensor, params: BlurParams, backend: str | None) -> Tensor:
     """Blur images (B, C, H, W) into `out`, of any leading dimensions."""
     params = with_acuity_map(params, images)
-    inputs = [images, *(each for each in params if isinstance(each, Tensor))]
+    inputs = {"images": images, **{name: each for name, each in params._asdict().items() if isinstance(each, Tensor)}}
     validation.check_memory_of_out(out, inputs)
-    learnt = any(each.requires_grad for each in (out, *inputs))
+    learnt = any(each.requires_grad for each in (out, *inputs.values()))
     if is_transformed() or (torch.is_grad_enabled() and learnt):
         raise RuntimeError("out has no gradient; call without out, or under torch.no_grad()")
     leading = range(out.ndim - 4)

@@ -104,7 +104,13 @@ def foveated_blur_list_op(
         validation.check_known("weight", weight)
     out = [torch.empty_like(image, dtype=out_dtype) for image in images]
     chosen = backends.resolve(backend or None, "foveated_blur", images[0].device, images[0].dtype)
-    _list_function(chosen)(images, out, params, weights or None)
+    if chosen == "reference" or (images[0].is_cuda and torch.cuda.is_current_stream_capturing()):
+        forward, _ = _functions(chosen)
+        for index, (image, result) in enumerate(zip(images, out)):
+            if image.numel() > 0:
+                forward(image[None], result[None], params.of_image(index, weights[index] if weights else None))
+    else:  # by a table that is copied from the host, which a CUDA graph would read again
+        _list_function(chosen)(images, out, params, weights or None)
     return out
 
 
@@ -178,13 +184,9 @@ def _functions(backend: str) -> tuple[Callable[..., None], Callable[..., None]]:
 
 
 def _list_function(backend: str) -> Callable[..., None]:
-    """Return a backend's forward of lists."""
+    """Return a compiled backend's forward of lists."""
     if backend == "triton":
         from fovblur.foveated_blur import triton_general
 
         return triton_general.triton_forward_list
-    return {
-        "cpu": native.cpu_forward_list,
-        "cuda": native.cuda_forward_list,
-        "reference": reference.reference_forward_list,
-    }[backend]
+    return {"cpu": native.cpu_forward_list, "cuda": native.cuda_forward_list}[backend]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -187,14 +186,6 @@ def brachistochrone(u: Tensor) -> Tensor:
 def reference_forward(images: Tensor, out: Tensor, params: BlurParams) -> None:
     """Blur images (B, C, H, W) into `out`."""
     out.copy_(foveated_blur(images, params, out.dtype))
-
-
-def reference_forward_list(
-    images: Sequence[Tensor], out: Sequence[Tensor], params: BlurParams, weights: Sequence[Tensor] | None = None
-) -> None:
-    """Blur images (C, H, W) into `out`, one by one."""
-    for index, (image, result) in enumerate(zip(images, out)):
-        reference_forward(image[None], result[None], params.of_image(index, weights[index] if weights else None))
 
 
 def reference_backward(grad: Tensor, images: Tensor, grads: BlurGradients, params: BlurParams) -> None:

@@ -5,6 +5,7 @@ A program makes one tile of one plane: of a batch, or of a list of images of dif
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -199,7 +200,8 @@ def triton_forward_list(
     """Blur images (C, H, W) of any sizes into `out` in one launch; the arguments are those of native's lists."""
     first = images[0]
     configuration = general_configuration(first.dtype)
-    tiles = [tiles_of((1, *image.shape), configuration["TILE"])[0] for image in images]
+    grids = (map(triton.cdiv, image.shape, (1, configuration["TILE"], configuration["TILE"])) for image in images)
+    tiles = [math.prod(grid) for grid in grids]
     check_grid(f"a list of {len(images)} images", sum(tiles))
     if sum(tiles) == 0:
         return
@@ -236,7 +238,7 @@ def general_parameter_gradients(grad: Tensor, images: Tensor, grads: BlurGradien
         torch.sum(of_gain, dim=1, out=grads.gain)
 
 
-def tiles_of(shape: Sequence[int], tile: int) -> tuple[int, tuple[int, int]]:
+def tiles_of(shape: torch.Size, tile: int) -> tuple[int, tuple[int, int]]:
     """Return the number of programs, one for each tile, and how many tiles a plane has along y and x."""
     batch, channels, height, width = shape
     tiles = triton.cdiv(height, tile), triton.cdiv(width, tile)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ FALLOFFS = ("exp", "linear", "quadratic", "log", "brachistochrone")
 BORDERS = ("reflect", "symmetric", "replicate", "constant", "circular")  # of enum Border, there too
 LARGEST_KERNEL_SIZE = 65535
 LARGEST_SIGMA = 9830.7  # just above sigma_from_kernel_size(LARGEST_KERNEL_SIZE)
-LARGEST_DECAY = 3e38  # of float32; infinity times a distance of 0 would be NaN
+LARGEST_DECAY = 2e38  # times log2(e) it is a float32; infinity times a distance of 0 would be NaN
 SMALLEST_STD = torch.finfo(torch.float32).tiny  # 1 / std of anything smaller would be infinite
 
 _RANGES = {
@@ -50,8 +50,6 @@ def check_images(images: Tensor) -> None:
         raise TypeError(
             f"images is a {type(images).__name__}; pass a torch.Tensor of shape (..., C, H, W), or a list of images"
         )
-    if images.is_nested:
-        raise TypeError("images is a nested tensor; pass a list of images, list(images.unbind())")
     check_dense("images", images)
     if images.ndim < 3:
         hint = "; add the dimension of channels with images[None]" if images.ndim == 2 else ""
@@ -67,7 +65,9 @@ def check_images(images: Tensor) -> None:
 
 
 def check_dense(name: str, value: Tensor) -> None:
-    """Raise TypeError for a sparse or quantized tensor."""
+    """Raise TypeError for a nested, sparse or quantized tensor."""
+    if value.is_nested:
+        raise TypeError(f"{name} is a nested tensor; pass a list, list({name}.unbind())")
     if value.layout != torch.strided or value.is_quantized:
         raise TypeError(f"{name} must be a dense tensor; pass {name}.to_dense() or {name}.dequantize()")
 
@@ -105,7 +105,8 @@ def per_axis(name: str, value: Values, images: Tensor, dtype: torch.dtype) -> Te
     if isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str):
         wanted = "a number, a tuple (y, x), or numbers or pairs (y, x) for every image"
         value = _from_host(name, value, images, wanted)
-    if not isinstance(value, Tensor) or value.ndim != len(leading) + 1 or value.shape[-1] != 2:
+    is_of_pairs = isinstance(value, Tensor) and not value.is_nested and value.ndim == len(leading) + 1
+    if not isinstance(value, Tensor) or not is_of_pairs or value.shape[-1] != 2:
         return per_sample(name, value, images, dtype)
     _check_tensor(name, value, images, integer=dtype == torch.int32)
     pairs = (*leading, 2)
@@ -158,12 +159,13 @@ def check_out(out: Tensor, images: Tensor, out_dtype: torch.dtype) -> None:
         raise ValueError(f"out is {out.dtype} on {out.device}; the result is {out_dtype} on {images.device}")
 
 
-def check_memory_of_out(out: Tensor, inputs: Sequence[Tensor]) -> None:
+def check_memory_of_out(out: Tensor, inputs: Mapping[str, Tensor]) -> None:
     """Raise ValueError unless `out` has memory of its own, which nothing that is read meanwhile shares."""
     if torch.compiler.is_compiling() or is_under_a_mode():  # where tensors have no addresses
         return
-    if _overlaps_itself(out) or any(_overlap(out, each) for each in inputs):
-        problem = "out shares memory with images, with a parameter or within itself"
+    shared = [name for name, each in inputs.items() if _overlap(out, each)]
+    if shared or _overlaps_itself(out):
+        problem = f"out shares memory with {shared[0]}" if shared else "elements of out share memory"
         raise ValueError(f"{problem}; pass a tensor with memory of its own")
 
 
@@ -178,7 +180,7 @@ def _overlaps_itself(tensor: Tensor) -> bool:
 
 
 def _overlap(one: Tensor, other: Tensor) -> bool:
-    """Return whether the memory that two tensors span overlaps."""
+    """Return whether the memory that two tensors span, from the first element to the last, overlaps."""
     starts = one.data_ptr(), other.data_ptr()
     if one.numel() == 0 or other.numel() == 0 or 0 in starts:  # subclasses that wrap other tensors have no address
         return False
@@ -192,6 +194,8 @@ def _overlap(one: Tensor, other: Tensor) -> bool:
 def per_channel(name: str, value: Values, images: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a number, C numbers or a tensor (C,) as a contiguous tensor (C,) on the images' device."""
     channels = images.shape[-3]
+    if isinstance(value, np.ndarray) and value.ndim <= 1 and not torch.compiler.is_compiling():
+        value = value.tolist()  # numbers, whose tensor is kept
     if isinstance(value, np.ndarray) or (
         isinstance(value, Sequence) and any(isinstance(each, (Sequence, Tensor)) for each in value)
     ):
@@ -244,11 +248,11 @@ def _from_host(name: str, value: Sequence | np.ndarray, images: Tensor, wanted: 
     try:  # NumPy keeps Python's floats as they are, and refuses tensors whose gradients would be lost
         host = torch.as_tensor(np.array(value), device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
-        problem = f"{name} is {value!r}; it must be {wanted}, and tensors are joined by torch.stack"
-        raise TypeError(f"{problem} ({error})") from error
+        remedy = "; join tensors with torch.stack" if "tensor(" in repr(value) else ""
+        raise TypeError(f"{name} is {value!r}; it must be {wanted} ({error}){remedy}") from error
     if host.dtype in (torch.uint16, torch.uint32, torch.uint64):  # which PyTorch cannot compare
         host = host.to(torch.int64)
-    if not host.is_complex():
+    if not host.is_complex() and host.dtype != torch.bool:  # which are refused by name
         check_known(name, host)
     return host.to(images.device)
 

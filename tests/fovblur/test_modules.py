@@ -99,10 +99,28 @@ def test_a_pair_is_learnt_along_y_and_x(shape, given, seed):
 
 @pytest.mark.parametrize("module", [FoveatedBlur2d, GaussianBlur2d])
 def test_modules_refuse_a_tuple_of_parameters_that_they_would_not_learn(module):
-    with pytest.raises(
-        TypeError, match="sigma is a tuple of tensors, which a module neither learns nor moves; pass one"
-    ):
+    with pytest.raises(TypeError, match="sigma is a tuple of tensors, which a module does not learn; pass one"):
         module((nn.Parameter(torch.tensor(2.0)), 1.0))
+    images = torch.rand(2, 3, 9, 8)
+    torch.testing.assert_close(module((torch.tensor(2.0), 1.0))(images), module((2.0, 1.0))(images))
+
+
+def test_modules_take_a_map_for_each_image_of_a_list(seed):
+    images, maps = [torch.rand(3, 9, 8), torch.rand(3, 5, 12)], [torch.rand(9, 8), torch.rand(5, 12)]
+    blurred = FoveatedBlur2d(2.0, weight=maps)(images)
+    torch.testing.assert_close(blurred, fovblur.foveated_blur(images, 2.0, weight=maps))
+
+
+@pytest.mark.parametrize("given", [{"sigma": ((2.0, 0.5), (1.0, 3.0))}, {"kernel_size": ((9, 3), (5, 7))}], ids=str)
+def test_pairs_of_every_image_are_learnt(given, seed):
+    images, module = torch.rand(2, 3, 9, 8), FoveatedBlur2d(**given, learnable="sigma")
+    torch.testing.assert_close(module(images), fovblur.foveated_blur(images, **given))
+
+
+def test_the_range_of_a_learnt_sigma():
+    assert FoveatedBlur2d(8160.0, kernel_size=3, learnable="sigma").sigma == 8160
+    with pytest.raises(ValueError, match="sigma is 8170.0; it is learnt between 0 and 8160"):
+        FoveatedBlur2d(8170.0, learnable="sigma")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -129,7 +147,7 @@ def test_modules_are_made_on_the_meta_device(seed):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"sigma": 0.0, "learnable": ["sigma"]}, "sigma is 0.0; it is learnt from above 0"),
+        ({"sigma": 0.0, "learnable": ["sigma"]}, "sigma is 0.0; it is learnt between 0 and 8160"),
         ({"sigma": 1.0, "gain": 1.0, "learnable": ["gain"]}, "gain is 1.0; it is learnt from between 0 and 1"),
         ({"sigma": 1.0, "learnable": ["fixation"]}, "learnable has 'fixation'; .* from a value that is given"),
         ({"sigma": 1.0, "learnable": ["decay"]}, "learnable has 'decay'; learnt are sigma, gain and fixation"),
@@ -181,7 +199,7 @@ def test_adapters_name_what_is_no_size(value):
         gaussian_blur(torch.rand(3, 8, 9), value)
 
 
-@pytest.mark.parametrize("value", [3.0, (1.0,), (1.0, 2.0, 3.0), ("a", "b")], ids=str)
+@pytest.mark.parametrize("value", [3.0, (1.0,), (1.0, 2.0, 3.0), ("a", "b"), ("1", "2"), {1.0, 2.0}], ids=str)
 def test_random_blurs_take_a_least_and_a_largest(value):
     for name in ("sigma", "gain"):
         with pytest.raises(ValueError, match=rf"{name} is .*; it must be \(least, largest\) within"):

@@ -151,16 +151,17 @@ def test_options_agree_with_the_reference(backend, border, name, seed):
 
 @pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32], ids=str)
-def test_a_list_of_images_is_one_launch(dtype, mapped, seed):
+def test_a_list_of_images_is_one_launch(backend, dtype, mapped, seed):
     images = [torch.rand(3, h, w, device="cuda").mul(255).to(dtype) for h, w in ((20, 30), (200, 90), (1, 1), (64, 65))]
-    options = {"kernel_size": [3, 51, 9, 21], "border": "symmetric", "backend": "cuda"}
+    options = {"kernel_size": [3, 51, 9, 21], "border": "symmetric", "backend": backend}
     maps = [torch.rand(image.shape[1:], device="cuda") for image in images]
     call = lambda: fovblur.foveated_blur(images, weight=maps if mapped else None, **options)  # noqa: E731
     call()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         blurred = call()
         torch.cuda.synchronize()
-    assert sum(event.count for event in profile.key_averages() if "blur_general" in event.key) == 1
+    kernel = "blur_general" if backend == "cuda" else "_list_blur_kernel"
+    assert sum(event.count for event in profile.key_averages() if kernel in event.key) == 1
     options |= {"backend": "reference"}
     double = [image.cpu() if dtype == torch.uint8 else image.cpu().double() for image in images]
     expected = fovblur.foveated_blur(double, weight=[each.cpu() for each in maps] if mapped else None, **options)
@@ -169,12 +170,26 @@ def test_a_list_of_images_is_one_launch(dtype, mapped, seed):
         torch.testing.assert_close(one.cpu().double(), other.double(), rtol=0, atol=error)
 
 
-def test_a_list_is_blurred_on_the_current_stream(seed):
+def test_a_list_is_blurred_on_the_current_stream(backend, seed):
     images = [torch.rand(3, h, 40, device="cuda") for h in (20, 70)]
-    call = lambda *images: tuple(fovblur.gaussian_blur(list(images), 3.0, border="circular", backend="cuda"))  # noqa: E731
+    call = lambda *images: tuple(fovblur.gaussian_blur(list(images), 3.0, border="circular", backend=backend))  # noqa: E731
     expected = call(*images)
     results = on_late_inputs(call, [torch.ones_like(x) for x in images], images)
     assert all(torch.equal(one, other) for one, other in zip(results, expected))
+
+
+def test_a_graph_of_a_list_replays_on_changed_input(backend, seed):
+    images = [torch.rand(3, h, 40, device="cuda") for h in (20, 70)]
+    fixation = torch.rand(2, 2, device="cuda") * 20
+    call = lambda: fovblur.foveated_blur(images, kernel_size=9, fixation=fixation, backend=backend)  # noqa: E731
+    for index, image in enumerate(images):  # a graph has a launch for each image; compile those kernels before
+        fovblur.foveated_blur(image, kernel_size=9, fixation=fixation[index], backend=backend)
+    graph, result = captured(call)
+    for each in (*images, fixation):
+        each.copy_(torch.rand_like(each))
+    graph.replay()
+    for one, other in zip(result, call()):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("border", BORDERS)

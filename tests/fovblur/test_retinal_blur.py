@@ -224,6 +224,10 @@ def test_the_module_is_the_function(seed):
     assert repr(module) == "RetinalBlur2d(pixels_per_degree=60.0, fixation=tensor(2,), half_resolution=0.02)"
     with pytest.raises(ValueError, match="levels is 1"):
         fovblur.modules.RetinalBlur2d(60.0, levels=1)
+    with pytest.raises(TypeError, match="out_dtype is torch.int32"):
+        fovblur.modules.RetinalBlur2d(60.0, out_dtype=torch.int32)
+    for dtype in (torch.uint8, torch.float16, torch.float64):
+        fovblur.modules.RetinalBlur2d(60.0, out_dtype=dtype)
 
 
 def test_the_module_takes_what_one_image_of_float32_on_the_cpu_cannot(seed):

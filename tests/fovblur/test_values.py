@@ -59,8 +59,31 @@ def test_a_tuple_of_tensors_is_y_and_x():
 )
 def test_a_list_does_not_lose_gradients(given):
     (name,) = given
-    with pytest.raises(TypeError, match=rf"{name} is .*; it must be .*, and tensors are joined by torch.stack"):
+    with pytest.raises(TypeError, match=rf"{name} is .*; it must be .*, .*; join tensors with torch.stack"):
         fovblur.foveated_blur(IMAGES, 1.0, **given)
+
+
+@pytest.mark.parametrize("name", ["sigma", "gain", "fixation", "mean"])
+def test_what_is_no_number_is_named(name):
+    for value in (np.array([True, False, True]), torch.nested.nested_tensor([torch.ones(1), torch.ones(2)])):
+        with pytest.raises(TypeError, match=f"{name} (is|must)"):
+            fovblur.foveated_blur(IMAGES, **{"sigma": 1.0, name: value})
+    with pytest.raises(TypeError, match=f"^{name} is") as raised:
+        fovblur.foveated_blur(IMAGES, **{"sigma": 1.0, name: ["x", "y"]})
+    assert "stack" not in str(raised.value)
+
+
+def test_pairs_of_every_image_in_sequences():
+    expected = fovblur.gaussian_blur(IMAGES, torch.tensor([[2.0, 1.0], [0.5, 3.0]]))
+    for pairs in (((2.0, 1.0), (0.5, 3.0)), ([2.0, 1.0], [0.5, 3.0]), [[2.0, 1.0], [0.5, 3.0]]):
+        assert torch.equal(fovblur.gaussian_blur(IMAGES, pairs), expected)
+
+
+def test_the_largest_decay_keeps_the_fixation_sharp(implementation):
+    images = torch.rand(1, 1, 9, 8)
+    blurred = implementation.foveated_blur(images, 2.0, gain=1.0, decay=validation.LARGEST_DECAY)
+    torch.testing.assert_close(blurred[0, 0, 4, 4], images[0, 0, 4, 4])
+    assert (blurred != images).any()
 
 
 def test_lists_of_tensors():
@@ -113,6 +136,11 @@ def test_constants_that_another_thread_clears(monkeypatch):
 
         def __contains__(self, key):
             found = super().__contains__(key)
+            self.clear()
+            return found
+
+        def get(self, key):
+            found = super().get(key)
             self.clear()
             return found
 

@@ -148,19 +148,23 @@ def test_a_stopped_choice_continues(run_data, trained, tmp_path, monkeypatch):
     monkeypatch.setattr(layer_selection, "validation_top1", stopped_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         run(config, run_data, folder)
-    assert list(json.loads(folder.tried.read_text())) == TARGETS[:2]
+    assert list(json.loads(folder.tried.read_text())["top1"]) == TARGETS[:2]
     assert run(config, run_data, folder).layers == trained.layers and len(tried) == 3 + 2
     assert list(trained.layers.top1) == TARGETS and not folder.tried.exists()
 
 
-@pytest.mark.parametrize("content", ['{"layer:0": 2}', '{"layer:0": "x"}', "[]", '{"layer:0"'])
+@pytest.mark.parametrize(
+    "content",
+    ['{"top1": {"output": 2}}', '{"top1": {"output": "x"}}', "{}", "[]", '{"top1"', '{"features": {"features": "0"}}'],
+)
 def test_a_damaged_choice_is_one_line(run_data, tmp_path, content):
     folder, config = RunFolder(tmp_path / "run"), config_of(run_data)
     folder.path.mkdir()
     folder.begin(config)
-    folder.tried.write_text(content)
-    with pytest.raises(UserError, match=r"tried_layers\.json.*delete it, and the layer is chosen again"):
-        run(config, run_data, folder)
+    for path in (folder.tried, folder.layers):
+        path.write_text(content)
+        with pytest.raises(UserError, match=rf"{path.name}.*delete it, and the layer is chosen again"):
+            run(config, run_data, folder)
 
 
 def test_runs_of_other_layers_are_one_row_and_one_figure(run_data, tmp_path):
