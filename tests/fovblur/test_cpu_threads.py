@@ -1,5 +1,6 @@
 """The threads and the scratch memory of the CPU kernels, which are kept between calls. Scripts run in new processes."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -26,9 +27,9 @@ threads = lambda: sorted(os.listdir("/proc/self/task"))
 """
 
 
-def run(script: str) -> None:
+def run(script: str, **variables: str) -> None:
     command = [sys.executable, "-c", START + textwrap.dedent(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **variables})
     assert done.returncode == 0, done.stderr
 
 
@@ -125,7 +126,7 @@ def test_memory_is_kept_within_a_bound_and_its_lack_is_an_error():
         before = mib(1)
         foveated_blur(wide, 8.0, backend="cpu")
         grown = mib(1) - before
-        assert grown < 4 * 8 + 16, grown
+        assert grown < 4 * 8, grown
 
         expected = gaussian_blur(wide, 8.0, backend="cpu")
         limits = resource.getrlimit(resource.RLIMIT_AS)
@@ -138,4 +139,4 @@ def test_memory_is_kept_within_a_bound_and_its_lack_is_an_error():
             raise AssertionError("memory was not short")
         resource.setrlimit(resource.RLIMIT_AS, limits)
         assert torch.equal(gaussian_blur(wide, 8.0, backend="cpu"), expected)
-    """)
+    """, MALLOC_MMAP_THRESHOLD_=str(2**20))  # glibc, too, then keeps no large block  # fmt: skip
