@@ -14,6 +14,7 @@ from fovblur.dtypes import DTYPES
 from fovblur.foveated_blur.api import foveated_blur, gaussian_blur
 from fovblur.foveated_blur.params import Values
 from fovblur.foveated_blur.sizes import sigma_from_kernel_size
+from fovblur.foveated_blur.validation import is_pair
 from fovblur.retinal_blur.api import retinal_blur
 
 
@@ -72,8 +73,7 @@ class FoveatedBlur2d(nn.Module):
         given = kernel_size if sigma is None else sigma
         if "sigma" in learnable and sigma is None and kernel_size is not None:
             sigma = sigma_from_kernel_size(torch.as_tensor(kernel_size))
-        is_pair = isinstance(given, tuple) and len(given) == 2 and not any(isinstance(x, Sequence) for x in given)
-        self.learns_pair = "sigma" in learnable and is_pair
+        self.learns_pair = "sigma" in learnable and is_pair(given)
         starts = {"sigma": sigma, "gain": gain, "fixation": fixation}
         for name in learnable:
             if starts.get(name) is None:

@@ -108,12 +108,9 @@ class RandomFoveatedBlur(FoveatedBlur):
         border: str = "reflect",
     ):
         for name, value, largest in (("sigma", sigma, 1e3), ("gain", gain, 1.0)):
-            is_pair = isinstance(value, (Sequence, np.ndarray)) and len(value) == 2
-            if (
-                not is_pair
-                or not all(isinstance(each, Real) for each in value)
-                or not 0 <= value[0] <= value[1] <= largest
-            ):
+            ends = tuple(value) if isinstance(value, (Sequence, np.ndarray)) else ()
+            is_pair = len(ends) == 2 and all(isinstance(each, Real) for each in ends)
+            if not is_pair or not 0 <= ends[0] <= ends[1] <= largest:
                 raise ValueError(f"{name} is {value!r}; it must be (least, largest) within [0, {largest:g}]")
         if fixation not in (None, "uniform"):
             raise ValueError(f"fixation is {fixation!r}; it must be None or 'uniform'")

@@ -148,7 +148,7 @@ class Checkpointer:
 
         Args:
             config: of the run.
-            choose: called with the Top-1 of layers that have been tried, and with what keeps those of more.
+            choose: called with the Top-1 of the layers tried before, and a function that saves it after every layer.
         """
         folder = self.folder
         known = None if folder is None else self.processes.broadcast(lambda: folder.selected_layer(config))

@@ -199,7 +199,7 @@ class RunFolder:
             return None
         content = read_json(path, SELECT_AGAIN)
         if isinstance(content, dict) and content.get("features", {}) != config.feature_digests():
-            raise UserError(f"{path}: of other features than those of the run; {SELECT_AGAIN}")
+            raise UserError(f"{path}: written for other features than those of this run; {SELECT_AGAIN}")
         return content
 
     def keep_layer(self, selection: LayerSelection, config: RunConfig) -> None:

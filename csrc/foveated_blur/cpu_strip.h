@@ -81,7 +81,7 @@ struct Strip {
   T gain;
   const T* taps[2];
   const T* slopes[2];
-  const T* end_taps[2] = {};  // of the first pixel along an axis, then of the last; null: those of all others
+  const T* end_taps[2] = {};  // taps of the first and last pixel along an axis, if they have their own; else null
 
   Strip(const BlurParams& p, Workspace<T>& ws, int64_t sample, int64_t begin, int64_t end, bool with_slopes)
       : p(p), ws(ws), sample(sample), begin(begin), end(end), height(p.shape[2]), width(p.shape[3]), count(end - begin) {

@@ -31,7 +31,7 @@ __device__ FilterMemory<kThreads, kFilters>& filter_memory() {
   return *reinterpret_cast<FilterMemory<kThreads, kFilters>*>(dynamic_shared);
 }
 
-// The direct form of a region, tile by tile, for radii whose ring does not fit and where 16-bit products fail.
+// Filters a region directly, tile by tile: if shared memory cannot hold the rows of a radius, or products cannot be used.
 template <int kThreads, class Pass>
 __device__ void direct_tiles(const Pass& pass, const Taps& taps, const Region& region, FilterMemory<kThreads, 1>& shared) {
   hold_taps(taps, shared);

@@ -1,4 +1,4 @@
-// How blocks share the planes: tiles of the direct form, and strips of products, whose width is what fits into shared memory.
+// How planes are divided among blocks: into tiles for the direct form, and for products into strips that fit shared memory.
 #pragma once
 
 #include <algorithm>
@@ -37,7 +37,7 @@ struct Tiling {
 
 constexpr int kBlockBytes = 99 * 1024;  // of shared memory, that a block can have on sm_86
 
-// Threads of a block whose warps make up to 16 tiles of columns, and bytes of the direct form that such a block falls back to.
+// Threads of a block for a strip of so many tiles, and the shared memory that the direct form needs with these threads.
 constexpr int threads_of_products(int columns) {
   return columns <= kMostStripThreads / 64 ? kMostStripThreads / 2 : kMostStripThreads;
 }

@@ -39,11 +39,11 @@ def foveated_blur(
     any radius. From UBP (CVPR 2025), which BVSA (CVPR 2026) follows.
 
     Args:
-        images: (..., C, H, W) uint8, float16, bfloat16, float32 or float64, in any memory format, which is kept
-            unless leading dimensions can only be joined by a copy: one image, a batch (B, C, H, W), clips
-            (B, T, C, H, W). Parameters of every image broadcast to the leading
-            dimensions; they are tensors, or lists and arrays, which every call copies to the images' device. Or a list
-            of N images (C, H, W) of one dtype and any sizes, whose leading dimension is then (N,).
+        images: (..., C, H, W) uint8, float16, bfloat16, float32 or float64: one image, a batch (B, C, H, W), clips
+            (B, T, C, H, W). The memory format is kept, unless leading dimensions can only be joined by a copy.
+            Parameters of every image broadcast to the leading dimensions; they are tensors, or lists and arrays, which
+            every call copies to the images' device. Or a list of N images (C, H, W) of one dtype and any sizes, whose
+            leading dimension is then (N,).
         sigma: standard deviation of the Gaussian in pixels, a number or (...), at most 9830.7, or 8191 without a
             ``kernel_size``; 0 is the identity. A tuple (y, x), or (..., 2), has one for each axis. Default: computed
             from ``kernel_size`` by :func:`sigma_from_kernel_size`.

@@ -153,7 +153,7 @@ def _merged(count: int, value: Tensor | None, dim: int | None) -> Tensor | None:
 
 
 def _split(value: Tensor, count: int, images: Tensor, dim: int | None) -> Tensor:
-    """Return (count B, ...) as (count, B, ...), for images whose batched dimension is `dim`; count may be 0."""
+    """Return a value (count * B, ...) as (count, B, ...). `dim` is the dimension of images that vmap maps over."""
     return value.unflatten(0, (count, images.shape[1 if dim == 0 else 0]))
 
 

@@ -115,14 +115,13 @@ def params_of(images: Tensor, arguments: Arguments) -> BlurParams:
 
 
 def _sizes_of(sigmas: Tensor, arguments: Arguments, images: Tensor) -> Tensor:
-    """Return the kernel sizes of sigmas; those of numbers are computed as numbers, which is faster."""
+    """Return the kernel sizes of sigmas, without tensor operations if sigma is given as numbers: that is faster."""
     sigma, dtype = arguments.sigma, images.dtype
-    several = isinstance(sigma, tuple)
     given = sigma if isinstance(sigma, tuple) else (sigma,)
     if torch.compiler.is_compiling() or not all(isinstance(each, numbers.Real) for each in given):
         return arguments.size_of(sigmas, dtype)
-    sizes = tuple(arguments.size_of(each, dtype) for each in given) if several else arguments.size_of(sigma, dtype)
-    return validation.per_axis("kernel_size", sizes, images, torch.int32)
+    sizes = tuple(arguments.size_of(each, dtype) for each in given)
+    return validation.per_axis("kernel_size", sizes if isinstance(sigma, tuple) else sizes[0], images, torch.int32)
 
 
 def with_acuity_map(params: BlurParams, images: Tensor) -> BlurParams:

@@ -104,12 +104,13 @@ def foveated_blur_list_op(
         validation.check_known("weight", weight)
     out = [torch.empty_like(image, dtype=out_dtype) for image in images]
     chosen = backends.resolve(backend or None, "foveated_blur", images[0].device, images[0].dtype)
+    # A CUDA graph cannot repeat the copy of the table that a launch for the whole list reads.
     if chosen == "reference" or (images[0].is_cuda and torch.cuda.is_current_stream_capturing()):
         forward, _ = _functions(chosen)
         for index, (image, result) in enumerate(zip(images, out)):
             if image.numel() > 0:
                 forward(image[None], result[None], params.of_image(index, weights[index] if weights else None))
-    else:  # by a table that is copied from the host, which a CUDA graph would read again
+    else:
         _list_function(chosen)(images, out, params, weights or None)
     return out
 

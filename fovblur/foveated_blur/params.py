@@ -48,7 +48,10 @@ def listed_images(
     weights: Sequence[Tensor] | None,
     tiles: Sequence[int] | None = None,
 ) -> Tensor:
-    """Return what the kernels read of a list, on its device: a row of int64 for each image, csrc's ListedImage.
+    """Return what the kernels read of a list, on its device: a row of 15 int64 for each image, csrc's ListedImage.
+
+    The fields of a row are the image's address (0) and strides (1 to 3), those of the result (4, 5 to 7), channels,
+    height and width (8 to 10), address and strides of the map (11, 12 and 13), and the tiles of earlier images (14).
 
     Args:
         images: One or more, (C, H, W).

@@ -105,10 +105,10 @@ def _list_blur_kernel(
     BORDER: tl.constexpr, TABLES: tl.constexpr, FALLOFF: tl.constexpr,
     NORMALISE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Compute one tile of a list of images, described by the rows of listed_images."""
+    """Compute one tile of a list of images. `table` is that of listed_images, whose docstring numbers the fields."""
     program = tl.program_id(0).to(tl.int64)
     sample, last = program * 0, program * 0 + count - 1
-    while sample < last:  # of these images, the last whose tiles start no later
+    while sample < last:  # binary search for the last image whose first tile is not after this one
         middle = (sample + last + 1) // 2
         is_later = tl.load(table + middle * FIELDS + (FIELDS - 1)) > program
         sample, last = tl.where(is_later, sample, middle), tl.where(is_later, middle - 1, last)
@@ -197,7 +197,7 @@ def blur_general(source: Tensor, target: Tensor, adjoint: bool, params: BlurPara
 def triton_forward_list(
     images: Sequence[Tensor], out: Sequence[Tensor], params: BlurParams, weights: Sequence[Tensor] | None = None
 ) -> None:
-    """Blur images (C, H, W) of any sizes into `out` in one launch; the arguments are those of native's lists."""
+    """Blur images (C, H, W) of any sizes into `out` in one launch; arguments as of native.cuda_forward_list."""
     first = images[0]
     configuration = general_configuration(first.dtype)
     grids = (map(triton.cdiv, image.shape, (1, configuration["TILE"], configuration["TILE"])) for image in images)

@@ -6,7 +6,7 @@ import math
 import numbers
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -97,7 +97,7 @@ def per_axis(name: str, value: Values, images: Tensor, dtype: torch.dtype) -> Te
     """
     leading = images.shape[:-3]
     count = math.prod(leading)
-    if isinstance(value, tuple) and len(value) == 2 and not any(map(_has_several, value)):
+    if is_pair(value):
         if any(isinstance(each, Tensor) for each in value):
             return torch.stack([per_sample(name, each, images, dtype) for each in value], 1)
         pair = tuple(_check_number(name, each, integer=dtype == torch.int32) for each in value)
@@ -113,8 +113,10 @@ def per_axis(name: str, value: Values, images: Tensor, dtype: torch.dtype) -> Te
     return _expand(name, _as_dtype(value, dtype).contiguous(), pairs, f"{tuple(leading)} or {pairs}").reshape(count, 2)
 
 
-def _has_several(value: Values) -> bool:
-    return value.ndim > 0 if isinstance(value, Tensor) else isinstance(value, Sequence)
+def is_pair(value: object) -> TypeGuard[tuple[Any, Any]]:
+    """Return whether a value is a tuple of two numbers, along y and along x."""
+    has_several = lambda each: each.ndim > 0 if isinstance(each, Tensor) else isinstance(each, Sequence)  # noqa: E731
+    return isinstance(value, tuple) and len(value) == 2 and not any(map(has_several, value))
 
 
 def weight(value: Values, images: Tensor, dtype: torch.dtype) -> Tensor:

@@ -8,7 +8,7 @@ from fovblur.retinal_blur.params import MOST_LEVELS
 
 
 def positive(name: str, value: float, below: float = 1e9) -> float:
-    """Return a number as a float, above 0 by so much that the model neither overflows nor divides by 0."""
+    """Return a number as a float, in a range where the model neither overflows nor divides by 0."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} is a {type(value).__name__}; it must be a number")
     if not 1e-6 <= value < below:
