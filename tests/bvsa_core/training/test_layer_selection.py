@@ -155,7 +155,7 @@ def test_a_stopped_choice_continues(run_data, trained, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "content",
-    ['{"top1": {"output": 2}}', '{"top1": {"output": "x"}}', "{}", "[]", '{"top1"', '{"features": {"features": "0"}}'],
+    ['{"top1": {"output": 2}}', '{"top1": {"output": "x"}}', "{}", "[]", '{"top1"'],
 )
 def test_a_damaged_choice_is_one_line(run_data, tmp_path, content):
     folder, config = RunFolder(tmp_path / "run"), config_of(run_data)
@@ -164,6 +164,17 @@ def test_a_damaged_choice_is_one_line(run_data, tmp_path, content):
     for path in (folder.tried, folder.layers):
         path.write_text(content)
         with pytest.raises(UserError, match=rf"{path.name}.*delete it, and the layer is chosen again"):
+            run(config, run_data, folder)
+
+
+def test_a_choice_with_other_features_is_not_continued(run_data, tmp_path):
+    folder, config = RunFolder(tmp_path / "run"), config_of(run_data)
+    folder.path.mkdir()
+    folder.begin(config)
+    selection = {"chosen": "output", "top1": {"output": 0.5}, "concepts": 2, "epochs": 1}
+    for path in (folder.tried, folder.layers):
+        path.write_text(json.dumps(selection | {"features": {"features": "0"}}))
+        with pytest.raises(UserError, match=rf"{path.name}: written for other features .*; delete it"):
             run(config, run_data, folder)
 
 
